@@ -1,0 +1,73 @@
+"""What can go wrong, each as a class of its own.
+
+Every error that a caller can cause or must handle is a :class:`PharoxError`.
+An error carries the data it is about as attributes, and where a driver raised
+first, that exception is chained. A class's docstring says what to do next.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class PharoxError(Exception):
+    """Base of every error of pharox.
+
+    Parameters
+    ----------
+    message:
+        One sentence for a person.
+    data:
+        What the error is about; each item becomes an attribute.
+    """
+
+    def __init__(self, message: str = "", **data: Any) -> None:
+        super().__init__(message)
+        self.data = data
+        self.__dict__.update(data)
+
+
+class PoolNotFoundError(PharoxError):
+    """No pool has this id. Register it with ``storage.save_pool``."""
+
+
+class ProxyNotFoundError(PharoxError):
+    """No proxy has this id; it may have been removed since it was read."""
+
+
+class ProxyUnavailableError(PharoxError):
+    """The proxy cannot be leased now: at capacity, or not healthy. Ask the manager for another."""
+
+
+class ConsumerNotFoundError(PharoxError):
+    """No consumer has this name. Kept for adapters that do not register consumers on first use."""
+
+
+class InvalidLeaseError(PharoxError, ValueError):
+    """A lease was asked for with parameters that make no sense. Correct the call."""
+
+
+class InvalidInputError(PharoxError, ValueError):
+    """A value cannot be stored, such as text with a NUL in it. Correct the value."""
+
+
+class ConflictError(PharoxError):
+    """What is to be saved contradicts what is registered, such as two pools of one name."""
+
+
+class SchemaError(PharoxError):
+    """The database lacks pharox's tables, or has those of another version.
+
+    Run ``pharox db upgrade``, or call ``storage.upgrade_schema()``.
+    """
+
+
+class SecretKeyError(PharoxError):
+    """Credentials cannot be encrypted or read without the right key.
+
+    Set ``PHAROX_SECRET_KEY`` to the key that the ledger was filled with.
+    """
+
+
+class DatabaseUnavailableError(PharoxError):
+    """No database could be reached. Check ``PHAROX_DATABASE_URL`` and the server."""

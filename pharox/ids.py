@@ -1,0 +1,35 @@
+"""Identifiers: time-ordered for leases, derived for imported proxies.
+
+A lease id is a UUID of version 7 (RFC 9562, section 5.7): ids made one after
+the other lie side by side in an index, so the cost of a lease does not grow
+with the leases of last year.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from uuid import UUID, uuid5
+
+NIL = UUID(int=0)
+"""Stands for "no pool" in an event that has none, such as a miss in an unknown pool."""
+
+
+def uuid7() -> UUID:
+    """Return a new time-ordered UUID: 48 bits of Unix milliseconds, 74 random bits."""
+    millis = time.time_ns() // 1_000_000
+    tail = int.from_bytes(os.urandom(10), "big")
+    value = (millis << 80) | tail
+    value = (value & ~(0xF << 76)) | (0x7 << 76)
+    value = (value & ~(0x3 << 62)) | (0x2 << 62)
+    return UUID(int=value)
+
+
+def imported_proxy_id(pool_id: UUID, protocol: str, host: str, port: int, user: str) -> UUID:
+    """Return the id of an imported proxy, the same for the same identity every time."""
+    return uuid5(pool_id, "\x00".join((protocol, host.lower(), str(port), user)))
+
+
+def health_record_id(proxy_id: UUID, position: int) -> UUID:
+    """Return the id of a health record: derived, as the log knows it by its position."""
+    return uuid5(proxy_id, str(position))

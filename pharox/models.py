@@ -1,0 +1,483 @@
+"""The nouns of leasing, with the names and defaults of pharox 0.11.0.
+
+Pydantic models, validated when they are made: a moment has a time zone and is
+kept in UTC, text is text that any storage can hold, a password is a secret.
+What differs from 0.11.0 is told in ``docs/switching.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Self
+from urllib.parse import quote
+from uuid import UUID, uuid4
+
+from pydantic import (
+    AfterValidator,
+    AnyHttpUrl,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    IPvAnyAddress,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
+
+from .errors import InvalidInputError, InvalidLeaseError
+from .geo import same_coordinate, within_radius
+
+MAX_DURATION_S = 100 * 365 * 86_400
+"""The longest lease: a hundred years, which every storage's calendar can hold."""
+
+
+def utc_now() -> datetime:
+    """Return this machine's idea of now, in UTC."""
+    return datetime.now(UTC)
+
+
+def _in_utc(moment: datetime) -> datetime:
+    return moment.astimezone(UTC)
+
+
+def check_text(value: str) -> str:
+    """Return ``value`` if every storage can hold it.
+
+    Raises
+    ------
+    InvalidInputError
+        If it has a NUL or an unpaired surrogate; a ``ValueError`` too, so that
+        pydantic reports it with the field's name.
+    """
+    if "\x00" in value:
+        raise InvalidInputError("text cannot contain a NUL character", value=value)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError("text cannot contain an unpaired surrogate") from error
+    return value
+
+
+def check_name(value: str, what: str) -> str:
+    """Return a pool's or a consumer's name if it is one, else raise :class:`InvalidInputError`."""
+    if not isinstance(value, str) or not value.strip():
+        raise InvalidInputError(f"a {what} name cannot be empty", name=value)
+    return check_text(value)
+
+
+def check_duration(duration_seconds: float) -> float:
+    """Return a lease's duration if it is one, else raise :class:`InvalidLeaseError`."""
+    if isinstance(duration_seconds, bool) or not isinstance(duration_seconds, int | float):
+        raise InvalidLeaseError("duration_seconds must be a number", duration=duration_seconds)
+    if math.isnan(duration_seconds) or not 0 < duration_seconds <= MAX_DURATION_S:
+        raise InvalidLeaseError(
+            f"duration_seconds must be greater than zero and at most {MAX_DURATION_S}",
+            duration=duration_seconds,
+        )
+    return duration_seconds
+
+
+def check_aware(moment: datetime) -> datetime:
+    """Return a moment that has a time zone, else raise :class:`InvalidInputError`."""
+    if moment.tzinfo is None:
+        raise InvalidInputError("a moment needs a time zone; this datetime has none", value=moment)
+    return moment
+
+
+UtcDatetime = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+Text = Annotated[str, AfterValidator(check_text)]
+Name = Annotated[str, AfterValidator(lambda value: check_name(value, "pool or consumer"))]
+Latitude = Annotated[float, Field(ge=-90, le=90, allow_inf_nan=False)]
+Longitude = Annotated[float, Field(ge=-180, le=180, allow_inf_nan=False)]
+Asn = Annotated[int, Field(ge=0, le=2**32 - 1)]
+MaxConcurrency = Annotated[int, Field(gt=0, le=2**31 - 1)]
+
+
+class ProxyStatus(StrEnum):
+    """What is known of a proxy's health. Only a person sets and lifts BANNED."""
+
+    ACTIVE = "active"
+    INACTIVE = "inactive"
+    SLOW = "slow"
+    BANNED = "banned"
+
+
+class LeaseStatus(StrEnum):
+    """Where a lease is in its life: held, given back, or run out."""
+
+    ACTIVE = "active"
+    RELEASED = "released"
+    EXPIRED = "expired"
+
+
+class ProxyProtocol(StrEnum):
+    """The protocol that a proxy speaks to its clients."""
+
+    HTTP = "http"
+    HTTPS = "https"
+    SOCKS4 = "socks4"
+    SOCKS5 = "socks5"
+
+
+class SelectorStrategy(StrEnum):
+    """The order in which free proxies are offered. ``docs/leasing.md`` defines each."""
+
+    FIRST_AVAILABLE = "first_available"
+    LEAST_USED = "least_used"
+    ROUND_ROBIN = "round_robin"
+    LOWEST_LATENCY = "lowest_latency"
+
+
+class MissReason(StrEnum):
+    """Why an acquisition found nothing."""
+
+    UNKNOWN_POOL = "unknown_pool"
+    EMPTY_POOL = "empty_pool"
+    NO_MATCH = "no_match"
+    NONE_HEALTHY = "none_healthy"
+    AT_CAPACITY = "at_capacity"
+
+
+class ProxyCredentials(BaseModel):
+    """What a proxy asks of its clients. Neither part shows in a repr."""
+
+    user: Text = Field(repr=False)
+    password: SecretStr
+
+    @field_validator("user")
+    @classmethod
+    def _user_not_blank(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("cannot be empty")
+        return value
+
+    @field_validator("password")
+    @classmethod
+    def _password_not_blank(cls, value: SecretStr) -> SecretStr:
+        if not value.get_secret_value().strip():
+            raise ValueError("cannot be empty")
+        check_text(value.get_secret_value())
+        return value
+
+
+def _check_host(host: Any) -> Any:
+    if isinstance(host, str):
+        check_text(host)
+        if not host or any(c.isspace() or c in "/@?#[]" or not c.isprintable() for c in host):
+            raise ValueError("a host is a name or an address, without spaces or any of / @ ? # [ ]")
+    return host
+
+
+class Proxy(BaseModel):
+    """A network proxy and what is known of it.
+
+    ``current_leases`` is the ledger's to say: whatever a caller puts there is
+    ignored when the proxy is saved.
+    """
+
+    id: UUID = Field(default_factory=uuid4)
+    host: Annotated[IPvAnyAddress | str, AfterValidator(_check_host)]
+    port: int = Field(gt=0, le=65535)
+    protocol: ProxyProtocol
+    pool_id: UUID
+    status: ProxyStatus = ProxyStatus.INACTIVE
+    checked_at: UtcDatetime = Field(default_factory=utc_now)
+    credentials: ProxyCredentials | None = None
+    source: Text | None = None
+    country: Text | None = None
+    city: Text | None = None
+    latitude: Latitude | None = None
+    longitude: Longitude | None = None
+    isp: Text | None = None
+    asn: Asn | None = None
+    max_concurrency: MaxConcurrency | None = Field(
+        default=None, description="How many leases at once; None for any number."
+    )
+    current_leases: int = Field(default=0, ge=0, description="Active leases, kept by the storage.")
+
+    @property
+    def url(self) -> str:
+        """The proxy's URL, secrets included, quoted so that a client sends them unchanged."""
+        auth = ""
+        if self.credentials:
+            user = quote(self.credentials.user, safe="")
+            password = quote(self.credentials.password.get_secret_value(), safe="")
+            auth = f"{user}:{password}@"
+        host = str(self.host)
+        if ":" in host:
+            host = f"[{host}]"
+        return f"{self.protocol.value}://{auth}{host}:{self.port}"
+
+
+class ProxyPool(BaseModel):
+    """A named set of proxies.
+
+    With ``lease_slow`` its SLOW proxies may be leased too, each after every
+    ACTIVE one.
+    """
+
+    id: UUID = Field(default_factory=uuid4)
+    name: Name
+    description: Text | None = None
+    lease_slow: bool = False
+
+
+class Lease(BaseModel):
+    """The right of one consumer to use one proxy until ``expires_at``.
+
+    ``fencing_token`` is the log position of the event that granted the lease:
+    of two leases on one proxy the later has the greater token.
+    """
+
+    id: UUID = Field(default_factory=uuid4)
+    proxy_id: UUID
+    consumer_id: UUID
+    pool_id: UUID | None = None
+    pool_name: str | None = None
+    consumer_name: str | None = None
+    status: LeaseStatus = LeaseStatus.ACTIVE
+    acquired_at: UtcDatetime = Field(default_factory=utc_now)
+    expires_at: UtcDatetime
+    released_at: UtcDatetime | None = None
+    fencing_token: int | None = None
+
+    @property
+    def duration_ms(self) -> int | None:
+        """Milliseconds from acquisition to release or expiry; None while the lease is held."""
+        if self.released_at is None:
+            return None
+        return max(0, int((self.released_at - self.acquired_at).total_seconds() * 1000))
+
+
+class Consumer(BaseModel):
+    """Whoever leases proxies: a worker, a job, a tenant."""
+
+    id: UUID = Field(default_factory=uuid4)
+    name: Name
+
+
+class HealthCheckResult(BaseModel):
+    """What one health check of one proxy found."""
+
+    proxy_id: UUID
+    status: ProxyStatus
+    latency_ms: int = Field(ge=0, le=2**31 - 1)
+    protocol: ProxyProtocol
+    attempts: int = Field(default=1, ge=1)
+    status_code: int | None = None
+    checked_at: UtcDatetime = Field(default_factory=utc_now)
+    error_message: Text | None = None
+
+
+class ProxyHealthRecord(BaseModel):
+    """One health check as it stands in the log."""
+
+    id: UUID = Field(default_factory=uuid4)
+    proxy_id: UUID
+    checked_at: UtcDatetime = Field(default_factory=utc_now)
+    reachable: bool
+    latency_ms: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    protocol: ProxyProtocol
+    status_before: ProxyStatus | None = None
+    status_after: ProxyStatus
+    error: Text | None = None
+
+
+class ProxyFilters(BaseModel):
+    """Which proxies will do.
+
+    :meth:`matches` is the meaning. It is two-valued: a proxy without a country
+    is simply not in "AR", so ``none_of=[ProxyFilters(country="AR")]`` lets it
+    pass. All conditions of one object must hold together.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    source: Text | None = None
+    country: Text | None = None
+    city: Text | None = None
+    isp: Text | None = None
+    asn: Asn | None = None
+    latitude: Latitude | None = None
+    longitude: Longitude | None = None
+    radius_km: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    all_of: list[ProxyFilters] | None = None
+    any_of: list[ProxyFilters] | None = None
+    none_of: list[ProxyFilters] | None = None
+    predicate: Callable[[Proxy], bool] | None = Field(default=None, repr=False)
+
+    @field_validator("all_of", "any_of", "none_of", mode="before")
+    @classmethod
+    def _drop_absent_children(cls, children: Any) -> Any:
+        """An empty list asks for nothing, as in 0.11.0."""
+        if children is None:
+            return None
+        return [child for child in children if child is not None] or None
+
+    @model_validator(mode="after")
+    def _geo_is_complete(self) -> Self:
+        if (self.latitude is None) != (self.longitude is None):
+            raise ValueError("latitude and longitude must be provided together")
+        if self.radius_km is not None and self.latitude is None:
+            raise ValueError("latitude and longitude must be provided when radius_km is set")
+        return self
+
+    def matches(self, proxy: Proxy) -> bool:
+        """Tell whether the proxy meets every condition."""
+        return (
+            self._matches_attributes(proxy)
+            and self._matches_location(proxy)
+            and (self.predicate is None or bool(self.predicate(proxy)))
+            and all(child.matches(proxy) for child in self.all_of or ())
+            and (not self.any_of or any(child.matches(proxy) for child in self.any_of))
+            and not any(child.matches(proxy) for child in self.none_of or ())
+        )
+
+    def requires_python(self) -> bool:
+        """Tell whether a predicate stands anywhere in the tree."""
+        return self.predicate is not None or any(
+            child.requires_python() for child in self.children()
+        )
+
+    def children(self) -> Iterator[ProxyFilters]:
+        """Yield the filters directly below this one."""
+        for group in (self.all_of, self.any_of, self.none_of):
+            yield from group or ()
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the filters as an event keeps them: all but the predicates, which are code."""
+        own = self.model_dump(
+            mode="json", exclude_none=True, exclude={"predicate", "all_of", "any_of", "none_of"}
+        )
+        for group in ("all_of", "any_of", "none_of"):
+            if children := getattr(self, group):
+                own[group] = [child.recorded() for child in children]
+        return own
+
+    def _matches_attributes(self, proxy: Proxy) -> bool:
+        return (
+            (not self.source or proxy.source == self.source)
+            and (not self.country or proxy.country == self.country)
+            and (not self.city or proxy.city == self.city)
+            and (not self.isp or proxy.isp == self.isp)
+            and (self.asn is None or proxy.asn == self.asn)
+        )
+
+    def _matches_location(self, proxy: Proxy) -> bool:
+        if self.latitude is None or self.longitude is None:
+            return True
+        if proxy.latitude is None or proxy.longitude is None:
+            return False
+        if self.radius_km is None:
+            return same_coordinate(proxy.latitude, self.latitude) and same_coordinate(
+                proxy.longitude, self.longitude
+            )
+        return within_radius(
+            self.latitude, self.longitude, proxy.latitude, proxy.longitude, self.radius_km
+        )
+
+
+class HealthCheckOptions(BaseModel):
+    """How to probe a proxy."""
+
+    target_url: AnyHttpUrl = Field(
+        default_factory=lambda: AnyHttpUrl("https://httpbin.org/ip"),
+        description="What to fetch through the proxy.",
+    )
+    timeout: float = Field(default=5.0, gt=0, description="Seconds for one attempt.")
+    attempts: int = Field(default=1, ge=1, le=5)
+    expected_status_codes: list[int] = Field(default_factory=lambda: [200])
+    slow_threshold_ms: int = Field(default=2000, ge=0)
+    allow_redirects: bool = True
+    headers: dict[str, str] = Field(default_factory=dict)
+
+
+class PoolStatsSnapshot(BaseModel):
+    """A pool in numbers at one moment.
+
+    ``available_proxies`` are ACTIVE and below their capacity, ``leased_proxies``
+    have at least one active lease, ``total_leases`` counts the active leases.
+    """
+
+    pool_name: str
+    total_proxies: int = Field(ge=0, default=0)
+    active_proxies: int = Field(ge=0, default=0)
+    available_proxies: int = Field(ge=0, default=0)
+    leased_proxies: int = Field(ge=0, default=0)
+    total_leases: int = Field(ge=0, default=0)
+    collected_at: UtcDatetime = Field(default_factory=utc_now)
+
+
+class AcquireEventPayload(BaseModel):
+    """What an acquire callback is told of one attempt.
+
+    ``lease`` is None for a miss, and ``miss_reason`` then says why. The
+    duration covers expiry, search and commit, in milliseconds by this
+    machine's clock.
+    """
+
+    lease: Lease | None
+    pool_name: str
+    consumer_name: str
+    filters: ProxyFilters | None = None
+    selector: SelectorStrategy = SelectorStrategy.FIRST_AVAILABLE
+    started_at: UtcDatetime
+    completed_at: UtcDatetime
+    duration_ms: int = Field(ge=0)
+    pool_stats: PoolStatsSnapshot | None = None
+    miss_reason: MissReason | None = None
+
+
+class ReleaseEventPayload(BaseModel):
+    """What a release callback is told of one release, as the ledger recorded it."""
+
+    lease: Lease
+    pool_name: str | None = None
+    released_at: UtcDatetime = Field(default_factory=utc_now)
+    lease_duration_ms: int | None = Field(default=None, ge=0)
+    pool_stats: PoolStatsSnapshot | None = None
+    reason: str | None = None
+
+
+class ExpireEventPayload(BaseModel):
+    """What an expire callback is told of one lease that ran out."""
+
+    lease: Lease
+    pool_name: str | None = None
+    expired_at: UtcDatetime
+    lease_duration_ms: int | None = Field(default=None, ge=0)
+    pool_stats: PoolStatsSnapshot | None = None
+
+
+@dataclass
+class RetryConfig:
+    """How often to ask for a proxy, and how long to wait in between, in seconds."""
+
+    max_attempts: int = 3
+    backoff_seconds: float = 0.5
+    backoff_multiplier: float = 2.0
+    max_backoff_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1:
+            raise ValueError("max_attempts must be at least 1.")
+        if not (math.isfinite(self.backoff_seconds) and self.backoff_seconds >= 0):
+            raise ValueError("backoff_seconds must be non-negative.")
+        if not (math.isfinite(self.backoff_multiplier) and self.backoff_multiplier >= 1):
+            raise ValueError("backoff_multiplier must be at least 1.")
+        if self.max_backoff_seconds is not None and not (
+            math.isfinite(self.max_backoff_seconds) and self.max_backoff_seconds > 0
+        ):
+            raise ValueError("max_backoff_seconds must be positive when provided.")
+
+    def delays(self) -> Iterator[float]:
+        """Yield the pause after each attempt but the last, in seconds."""
+        delay, cap = self.backoff_seconds, self.max_backoff_seconds
+        for _ in range(self.max_attempts - 1):
+            yield delay if cap is None else min(delay, cap)
+            delay = min(delay * self.backoff_multiplier, 1e9)

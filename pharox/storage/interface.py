@@ -1,0 +1,293 @@
+"""What a storage adapter does.
+
+The abstract methods are those of 0.11.0, so an adapter written for it works
+unchanged. The manager itself calls three more: :meth:`IStorage.acquire_lease`,
+:meth:`IStorage.return_lease` and :meth:`IStorage.expire_leases`. Here they are
+written with the abstract ones; an adapter that can decide in one go overrides
+them, as both of ours do.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from ..models import (
+    HealthCheckResult,
+    Lease,
+    LeaseStatus,
+    MissReason,
+    PoolStatsSnapshot,
+    Proxy,
+    ProxyFilters,
+    ProxyHealthRecord,
+    ProxyPool,
+    SelectorStrategy,
+)
+
+logger = logging.getLogger("pharox")
+
+
+@dataclass(frozen=True, slots=True)
+class AcquireRequest:
+    """What a consumer asks for. ``duration_seconds`` is the lease's length."""
+
+    pool_name: str
+    consumer_name: str
+    duration_seconds: float = 300
+    filters: ProxyFilters | None = None
+    selector: SelectorStrategy = SelectorStrategy.FIRST_AVAILABLE
+    with_stats: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """A lease that this call ended, as recorded, and the pool's statistics if asked for."""
+
+    lease: Lease
+    stats: PoolStatsSnapshot | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Acquisition:
+    """What an acquisition came to.
+
+    ``lease`` is None for a miss. ``expired`` are the leases that ran out and
+    were taken back on the way.
+    """
+
+    lease: Lease | None
+    miss_reason: MissReason | None = None
+    stats: PoolStatsSnapshot | None = None
+    expired: Sequence[Ending] = field(default=())
+
+
+class IStorage(ABC):
+    """Keeps pools, proxies, consumers, leases and health, and decides who gets what."""
+
+    @abstractmethod
+    def find_available_proxy(
+        self,
+        pool_name: str,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+    ) -> Proxy | None:
+        """Return the proxy that the selector offers next, without leasing it.
+
+        ROUND_ROBIN moves its cursor by this alone.
+
+        Parameters
+        ----------
+        pool_name:
+            The pool's unique name; an unknown one offers nothing.
+        filters:
+            What the proxy must match.
+        selector:
+            The order of offering; FIRST_AVAILABLE if None.
+        """
+
+    @abstractmethod
+    def create_lease(self, proxy: Proxy, consumer_name: str, duration_seconds: int) -> Lease:
+        """Lease this very proxy.
+
+        Parameters
+        ----------
+        proxy:
+            Only its id counts.
+        consumer_name:
+            Who leases; registered on first use.
+        duration_seconds:
+            The lease's length in seconds.
+
+        Raises
+        ------
+        InvalidLeaseError
+            If the duration makes no sense.
+        ProxyNotFoundError
+            If there is no such proxy (any more).
+        ProxyUnavailableError
+            If it is at capacity or not healthy.
+        """
+
+    @abstractmethod
+    def ensure_consumer(self, consumer_name: str) -> UUID:
+        """Return the consumer's id, registering the name if it is new."""
+
+    @abstractmethod
+    def release_lease(self, lease: Lease) -> None:
+        """End a lease. Only its id counts; one that has ended already stays as it is."""
+
+    @abstractmethod
+    def cleanup_expired_leases(self) -> int:
+        """Take back every proxy whose lease has run out, and return how many leases did."""
+
+    @abstractmethod
+    def apply_health_check_result(self, result: HealthCheckResult) -> Proxy | None:
+        """Record a health check and return the proxy as it then stands; None if unknown.
+
+        A result older than the newest one is recorded and changes nothing, and
+        no result lifts a ban.
+        """
+
+    @abstractmethod
+    def get_last_health_result(self, proxy_id: UUID) -> HealthCheckResult | None:
+        """Return the newest health check of a proxy, or None if there was none."""
+
+    @abstractmethod
+    def get_pool_stats(self, pool_name: str) -> PoolStatsSnapshot | None:
+        """Return a pool in numbers, or None if there is no such pool."""
+
+    @abstractmethod
+    def add_proxies_bulk(self, proxies: Sequence[Proxy]) -> int:
+        """Register many proxies at once: all of them or, on an error, none.
+
+        Those whose id is registered already are left as they are.
+
+        Returns
+        -------
+        int
+            How many were new.
+
+        Raises
+        ------
+        PoolNotFoundError
+            If any proxy's pool does not exist.
+        """
+
+    @abstractmethod
+    def save_pool(self, pool: ProxyPool) -> None:
+        """Register a pool, or change the one of this id."""
+
+    @abstractmethod
+    def get_pool(self, pool_id: str) -> ProxyPool:
+        """Return a pool by the text of its id; raises :class:`PoolNotFoundError`."""
+
+    @abstractmethod
+    def list_pools(self) -> Sequence[ProxyPool]:
+        """Return all pools, by name."""
+
+    @abstractmethod
+    def delete_pool(self, pool_id: str) -> None:
+        """Remove a pool, its proxies and their leases; raises :class:`PoolNotFoundError`."""
+
+    @abstractmethod
+    def save_proxy(self, proxy: Proxy) -> None:
+        """Register a proxy, or change the one of this id; its leases stay as they are.
+
+        Raises
+        ------
+        PoolNotFoundError
+            If the proxy's pool does not exist.
+        """
+
+    @abstractmethod
+    def get_proxy(self, proxy_id: str) -> Proxy:
+        """Return a proxy by the text of its id; raises :class:`ProxyNotFoundError`."""
+
+    @abstractmethod
+    def list_proxies(self, pool_id: str) -> Sequence[Proxy]:
+        """Return a pool's proxies, by id; raises :class:`PoolNotFoundError`."""
+
+    @abstractmethod
+    def delete_proxy(self, proxy_id: str) -> None:
+        """Remove a proxy and release its leases; raises :class:`ProxyNotFoundError`."""
+
+    @abstractmethod
+    def get_lease(self, lease_id: str) -> Lease | None:
+        """Return a lease by the text of its id, or None."""
+
+    @abstractmethod
+    def list_leases(self, consumer_id: str | None = None) -> Sequence[Lease]:
+        """Return leases, oldest first, of one consumer (the text of its id) or of all."""
+
+    @abstractmethod
+    def save_health_record(self, record: ProxyHealthRecord) -> None:
+        """Record an observation made elsewhere; it does not change the proxy's status."""
+
+    @abstractmethod
+    def list_health_records(self, proxy_id: UUID, limit: int = 100) -> Sequence[ProxyHealthRecord]:
+        """Return the newest health checks of a proxy, newest first."""
+
+    def acquire_lease(self, request: AcquireRequest) -> Acquisition:
+        """Find a proxy and lease it.
+
+        This default asks :meth:`find_available_proxy` and :meth:`create_lease`
+        in turn, so between the two another caller can be quicker; an adapter
+        that cannot decide in one go pays for that with
+        :class:`ProxyUnavailableError`.
+        """
+        self.ensure_consumer(request.consumer_name)
+        self.cleanup_expired_leases()
+        proxy = self.find_available_proxy(request.pool_name, request.filters, request.selector)
+        lease = proxy and self.create_lease(
+            proxy,
+            request.consumer_name,
+            request.duration_seconds,  # type: ignore[arg-type]
+        )
+        stats = self.get_pool_stats(request.pool_name) if request.with_stats else None
+        return Acquisition(lease=lease or None, stats=stats)
+
+    def return_lease(
+        self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
+    ) -> Ending | None:
+        """Release a lease and tell how it ended, or return None if it had ended before.
+
+        ``lease`` ends with the recorded status and ``released_at`` either way.
+        """
+        recorded = self.get_lease(str(lease.id))
+        was_active = recorded is not None and recorded.status is LeaseStatus.ACTIVE
+        if was_active:
+            self.release_lease(lease)
+            recorded = self.get_lease(str(lease.id))
+        if recorded is not None:
+            copy_ending(recorded, lease)
+        if not was_active or recorded is None:
+            return None
+        wanted = with_stats and recorded.pool_name
+        stats = self.get_pool_stats(recorded.pool_name or "") if wanted else None
+        return Ending(lease=lease, stats=stats, reason=reason)
+
+    def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[Ending]]:
+        """Take back what has run out; return how many leases did, and those it can tell of."""
+        return self.cleanup_expired_leases(), ()
+
+
+def copy_ending(recorded: Lease, lease: Lease) -> None:
+    """Give a caller's lease the status and ``released_at`` that are recorded."""
+    lease.status = recorded.status
+    lease.released_at = recorded.released_at
+
+
+def log_late_release(lease: Lease, recorded: Lease | None) -> None:
+    """Warn that a release came too late to do anything."""
+    why = "is unknown" if recorded is None else f"has ended already ({recorded.status.value})"
+    logger.warning(
+        "pharox.release.ignored: lease %s %s",
+        lease.id,
+        why,
+        extra={"lease_id": str(lease.id), "status": recorded and recorded.status.value},
+    )
+
+
+def result_of_record(record: ProxyHealthRecord) -> HealthCheckResult:
+    """Return an observation as the result it was made from."""
+    return HealthCheckResult(
+        proxy_id=record.proxy_id,
+        status=record.status_after,
+        latency_ms=record.latency_ms or 0,
+        protocol=record.protocol,
+        checked_at=record.checked_at,
+        error_message=record.error,
+    )
+
+
+def id_from_text(text: str | UUID) -> UUID | None:
+    """Return the UUID that a text spells, or None: nothing has such an id then."""
+    try:
+        return text if isinstance(text, UUID) else UUID(text)
+    except (ValueError, AttributeError, TypeError):
+        return None

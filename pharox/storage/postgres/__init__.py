@@ -1,0 +1,5 @@
+"""The ledger on PostgreSQL."""
+
+from .adapter import PostgresStorage
+
+__all__ = ["PostgresStorage"]

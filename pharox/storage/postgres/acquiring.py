@@ -1,0 +1,304 @@
+"""Decide a lease in one statement.
+
+    rule ──> candidate (locked) ──> LeaseAcquired appended ──> folded ──> what came of it
+
+``rule`` is the pool's row, and there is none (so nothing happens) while an
+expired lease of the pool waits to be taken back: the caller does that first
+and asks again. The second pass, which waits for locked proxies, appends
+``AcquireMissed`` when it finds none; but only if nothing was free in its
+snapshot either. If something was, another caller was quicker and may have
+freed its own proxy since, so the only honest answer is to look again.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import (
+    CTE,
+    Boolean,
+    ColumnElement,
+    Double,
+    Integer,
+    Select,
+    Text,
+    Uuid,
+    and_,
+    case,
+    cast,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+    true,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from projections import ALL, SELECTOR_CURSORS
+from projections.consumers import consumers
+from projections.leases import leases
+from projections.pools import pools
+from projections.selector_cursors import selector_cursors
+
+from ...models import MissReason, SelectorStrategy
+from .appending import append, counted, event_row, fold_into, json_object, state
+from .candidates import ORDERS, candidate, highest_rank, leasable, matching, next_turn
+from .filtering import Shape, condition
+from .reading import a, d, proxy_rows
+from .sql import POOL_ID, Statement, compiled, now, parameter, word
+
+_ONE = literal_column("1")
+
+
+def _exists(rows: Any) -> ColumnElement[bool]:
+    return select(_ONE).select_from(rows).exists()
+
+
+def _pool_rule() -> tuple[CTE, CTE, CTE, CTE]:
+    """Return the pool, the consumer, what is due, and the rule that lets a lease be decided."""
+    pool = (
+        select(pools.c.name, pools.c.lease_slow)
+        .where(pools.c.id == POOL_ID, pools.c.name == parameter("pool_name"))
+        .cte("pool")
+        .prefix_with("MATERIALIZED")
+    )
+    consumer = (
+        select(consumers.c.id)
+        .where(consumers.c.name == parameter("consumer"))
+        .cte("consumer")
+        .prefix_with("MATERIALIZED")
+    )
+    due = (
+        select(_ONE)
+        .where(
+            parameter("expire_first", Boolean),
+            leases.c.pool_id == POOL_ID,
+            leases.c.status == word("active"),
+            leases.c.expires_at <= now,
+        )
+        .limit(_ONE)
+        .cte("due")
+        .prefix_with("MATERIALIZED")
+    )
+    rule = (
+        select(pool.c.name, pool.c.lease_slow, consumer.c.id.label("consumer_id"))
+        .select_from(pool.join(consumer, true()))
+        .where(~_exists(due))
+        .cte("rule")
+        .prefix_with("MATERIALIZED")
+    )
+    return pool, consumer, due, rule
+
+
+def _granted(choice: CTE, rule: CTE) -> CTE:
+    expires_at = now + parameter("duration", Double) * literal_column("interval '1 second'")
+    facts = json_object(
+        before=state(choice.c.status, choice.c.current_leases, choice.c.max_concurrency),
+        after=state(choice.c.status, choice.c.current_leases + 1, choice.c.max_concurrency),
+        consumer_id=rule.c.consumer_id,
+        pool_name=rule.c.name,
+        expires_at=expires_at,
+    )
+    row = event_row(
+        "LeaseAcquired",
+        proxy_id=choice.c.proxy_id,
+        lease_id=parameter("lease_id", Uuid),
+        consumer=parameter("consumer"),
+        data=parameter("details", JSONB).concat(facts),
+    )
+    return append(select(*row).select_from(choice.join(rule, true())))
+
+
+def _missed(choice: CTE, rule: CTE, shape: Shape | None) -> CTE:
+    """Append the miss, if nothing was free in this statement's snapshot either."""
+    match = matching(shape, (_ONE,))
+    healthy = case(
+        (rule.c.lease_slow, a.c.status.in_([word("active"), word("slow")])),
+        else_=a.c.status == word("active"),
+    )
+    reason = case(
+        (~matching(None, (_ONE,)).exists(), word(MissReason.EMPTY_POOL)),
+        (~match.exists(), word(MissReason.NO_MATCH)),
+        (~match.where(healthy).correlate(rule).exists(), word(MissReason.NONE_HEALTHY)),
+        else_=word(MissReason.AT_CAPACITY),
+    )
+    row = event_row(
+        "AcquireMissed",
+        consumer=parameter("consumer"),
+        data=parameter("details", JSONB).concat(json_object(pool_name=rule.c.name, reason=reason)),
+    )
+    free = leasable(shape, highest_rank(rule)).with_only_columns(_ONE)
+    return append(
+        select(*row).select_from(rule).where(~_exists(choice), ~free.exists()), "missed"
+    )
+
+
+def _result(
+    rule_parts: tuple[CTE, CTE, CTE, CTE],
+    appended: CTE,
+    missed: CTE | None,
+    stats: Select[Any] | None,
+) -> Select[Any]:
+    pool, consumer, due, _ = rule_parts
+    one = select(_ONE.label("one")).subquery("one")
+    source = one.outerjoin(appended, true())
+    miss_columns: tuple[ColumnElement[Any], ...]
+    if missed is None:
+        miss_columns = (cast(null(), Text).label("miss"),)
+    else:
+        source = source.outerjoin(missed, true())
+        miss_columns = (missed.c.data["reason"].astext.label("miss"),)
+    counts: tuple[ColumnElement[Any], ...] = ()
+    if stats is not None:
+        read_back = stats.subquery("counts")
+        counts, source = tuple(read_back.c), source.outerjoin(read_back, true())
+    return select(
+        _exists(pool).label("pool_known"),
+        _exists(consumer).label("consumer_known"),
+        _exists(due).label("due"),
+        appended.c.position,
+        appended.c.proxy_id,
+        appended.c.recorded_at,
+        cast(appended.c.data["expires_at"].astext, leases.c.expires_at.type).label("expires_at"),
+        cast(appended.c.data["consumer_id"].astext, Uuid).label("consumer_id"),
+        *miss_columns,
+        *counts,
+    ).select_from(source)
+
+
+@lru_cache(maxsize=512)
+def acquire_statement(
+    schema: str,
+    selector: SelectorStrategy,
+    shape: Shape | None,
+    *,
+    wait: bool,
+    with_stats: bool,
+    among: bool = False,
+) -> Statement:
+    """Return the statement that leases a proxy, or with ``wait`` records the miss.
+
+    With ``among`` the choice is between the proxies of that parameter, and the
+    caller records the miss.
+    """
+    parts = _pool_rule()
+    rule = parts[3]
+    choice = candidate(selector, None if among else shape, rule, wait=wait, among=among)
+    appended = _granted(choice, rule)
+    missed = _missed(choice, rule, shape) if wait and not among else None
+    return _acquiring(schema, parts, appended, missed, selector, with_stats=with_stats)
+
+
+@lru_cache(maxsize=16)
+def lease_one_statement(schema: str) -> Statement:
+    """Return the statement that leases the proxy ``proxy_id`` if it may be leased."""
+    parts = _pool_rule()
+    rule = parts[3]
+    choice = (
+        leasable(None, highest_rank(rule))
+        .where(a.c.proxy_id == parameter("proxy_id", Uuid))
+        .with_for_update(of=a)
+        .cte("candidate")
+    )
+    return _acquiring(schema, parts, _granted(choice, rule), None, None, with_stats=False)
+
+
+def _acquiring(
+    schema: str,
+    parts: tuple[CTE, CTE, CTE, CTE],
+    appended: CTE,
+    missed: CTE | None,
+    selector: SelectorStrategy | None,
+    *,
+    with_stats: bool,
+) -> Statement:
+    types = {"LeaseAcquired"}
+    turns = selector is SelectorStrategy.ROUND_ROBIN
+    among = [p for p in ALL if turns or p is not SELECTOR_CURSORS]
+    updated, stats = counted(appended, types)
+    result = _result(parts, appended, missed, stats if with_stats else None)
+    result = fold_into(result, appended, types, among, already=[updated] if with_stats else [])
+    return compiled(result, schema)
+
+
+@lru_cache(maxsize=64)
+def record_miss_statement(schema: str) -> Statement:
+    """Return the statement that records a miss whose reason the caller knows."""
+    row = event_row(
+        "AcquireMissed", consumer=parameter("consumer"), data=parameter("details", JSONB)
+    )
+    return compiled(select(append(select(*row)).c.position), schema)
+
+
+@lru_cache(maxsize=256)
+def page_statement(
+    schema: str, selector: SelectorStrategy, shape: Shape | None, *, by_id: bool
+) -> Statement:
+    """Return the query of one page of proxies for Python to judge.
+
+    In the selector's order it pages through the free ones. ``by_id`` it pages
+    through all, by key: a proxy that is there throughout is in one of the pages.
+    """
+    rule = select(pools.c.lease_slow).where(pools.c.id == POOL_ID).cte("rule")
+    highest = highest_rank(rule)
+    healthy = or_(
+        a.c.status == word("active"),
+        and_(a.c.status == word("slow"), highest == literal_column("1")),
+    )
+    leasable_now = func.coalesce(a.c.lease_rank <= highest, False)
+    page = (
+        proxy_rows()
+        .add_columns(leasable_now.label("leasable"), healthy.label("healthy"))
+        .where(a.c.pool_id == POOL_ID, condition(shape, d))
+    )
+    page = page.limit(parameter("page_size", Integer))
+    if by_id:
+        page = page.where(a.c.proxy_id > parameter("after_id", Uuid)).order_by(a.c.proxy_id)
+    else:
+        page = page.where(a.c.lease_rank <= highest).order_by(*_order(selector))
+        page = page.offset(parameter("offset", Integer))
+    return compiled(page, schema)
+
+
+def _order(selector: SelectorStrategy) -> tuple[ColumnElement[Any], ...]:
+    if selector is not SelectorStrategy.ROUND_ROBIN:
+        return ORDERS[selector]
+    turn = (
+        select(selector_cursors.c.proxy_id)
+        .where(selector_cursors.c.pool_id == POOL_ID)
+        .scalar_subquery()
+    )
+    wrapped = func.coalesce(a.c.proxy_id <= turn, False)
+    return (a.c.lease_rank, wrapped, a.c.proxy_id)
+
+
+@lru_cache(maxsize=256)
+def find_statement(schema: str, selector: SelectorStrategy, shape: Shape | None) -> Statement:
+    """Return the query of the proxy that a selector offers; round-robin's turn moves on."""
+    rule = select(pools.c.lease_slow).where(pools.c.id == POOL_ID).cte("rule")
+    if selector is not SelectorStrategy.ROUND_ROBIN:
+        highest = highest_rank(rule)
+        found = proxy_rows().where(
+            a.c.pool_id == POOL_ID, a.c.lease_rank <= highest, condition(shape, d)
+        )
+        return compiled(found.order_by(*ORDERS[selector]).limit(_ONE), schema)
+    return _offering(schema, next_turn(shape, rule))
+
+
+@lru_cache(maxsize=16)
+def offer_statement(schema: str) -> Statement:
+    """Return the statement that offers the proxy ``proxy_id`` and moves round-robin's turn to it."""
+    choice = select(a.c.proxy_id).where(
+        a.c.pool_id == POOL_ID, a.c.proxy_id == parameter("proxy_id", Uuid)
+    )
+    return _offering(schema, choice.cte("candidate"))
+
+
+def _offering(schema: str, choice: CTE) -> Statement:
+    data = json_object(selector=word(SelectorStrategy.ROUND_ROBIN))
+    row = event_row("CursorMoved", proxy_id=choice.c.proxy_id, data=data)
+    appended = append(select(*row).select_from(choice))
+    found = proxy_rows().where(a.c.pool_id == POOL_ID, a.c.proxy_id == appended.c.proxy_id)
+    return compiled(fold_into(found, appended, {"CursorMoved"}), schema)

@@ -1,0 +1,394 @@
+"""PostgresStorage: the ledger itself.
+
+Each method is one command; what a command asks the database stands in the
+modules beside this one. The storage keeps no state but the engine, so any
+number of threads and processes can share a ledger, and it survives a fork as
+far as its engine does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import dict_row
+from sqlalchemy import select
+from sqlalchemy.engine import Engine
+
+import projections
+from pharox.log import event_from_row, events
+from projections import Drift
+
+from ...errors import (
+    PoolNotFoundError,
+    ProxyNotFoundError,
+)
+from ...events import Event
+from ...ids import NIL
+from ...models import (
+    Consumer,
+    HealthCheckResult,
+    Lease,
+    PoolStatsSnapshot,
+    Proxy,
+    ProxyFilters,
+    ProxyHealthRecord,
+    ProxyPool,
+    ProxyStatus,
+    SelectorStrategy,
+    check_aware,
+    check_duration,
+    check_name,
+)
+from ...settings import Settings
+from ..interface import (
+    Acquisition,
+    AcquireRequest,
+    Ending,
+    IStorage,
+    copy_ending,
+    id_from_text,
+    log_late_release,
+    result_of_record,
+)
+from . import reading
+from . import schema as migrations
+from .commands import Commands
+from .driver import Driver, Program
+from .sql import Query, compiled, parameter
+from .vault import Vault
+
+T = TypeVar("T")
+_PAGE = 1000
+
+
+class PostgresStorage(IStorage):
+    """The ledger in one schema of a PostgreSQL database, version 14 or later.
+
+    Parameters
+    ----------
+    engine:
+        An engine of SQLAlchemy with the psycopg driver
+        (``postgresql+psycopg://``). Its pool bounds the connections.
+    schema:
+        Where all tables are. :meth:`upgrade_schema` creates it.
+    secret_keys:
+        Fernet keys for proxies' credentials, the encrypting one first;
+        if None, those of ``PHAROX_SECRET_KEY``.
+
+    Raises
+    ------
+    SecretKeyError
+        If a key is none.
+
+    Notes
+    -----
+    Every method raises :class:`SchemaError` when the schema is missing or of
+    another version, and :class:`DatabaseUnavailableError` when there is no
+    database to be reached.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        schema: str = "pharox",
+        secret_keys: Sequence[str] | None = None,
+    ) -> None:
+        if engine.dialect.driver != "psycopg":
+            raise ValueError(
+                f"the engine uses the driver {engine.dialect.driver!r}; "
+                "make it with a postgresql+psycopg:// URL"
+            )
+        self.engine = engine
+        self.schema = schema
+        keys = Settings().secret_keys() if secret_keys is None else secret_keys
+        self._commands = Commands(schema, Vault(keys))
+        self._driver = Driver(engine)
+        self._checked = False
+
+    def __repr__(self) -> str:
+        return f"PostgresStorage({self.engine.url!r}, schema={self.schema!r})"
+
+    # The schema
+
+    def upgrade_schema(self) -> None:
+        """Create the schema or bring it up to date; safe from many processes at once."""
+        migrations.upgrade(self.engine, self.schema)
+
+    def schema_version(self) -> str | None:
+        """Return the schema's version, or None if the database has none."""
+        with self._driver.connection() as connection:
+            return migrations.current_version(connection, self.schema)
+
+    def close(self) -> None:
+        """Close the engine's idle connections."""
+        self.engine.dispose()
+
+    # Leasing
+
+    def acquire_lease(self, request: AcquireRequest) -> Acquisition:
+        """Lease a proxy, or record why none was to be had: one statement, one commit."""
+        check_duration(request.duration_seconds)
+        check_name(request.pool_name, "pool")
+        check_name(request.consumer_name, "consumer")
+        return self._run(self._commands.acquire(request))
+
+    def return_lease(  # noqa: D102
+        self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
+    ) -> Ending | None:
+        released, recorded, _ = self._run(
+            self._commands.release(lease, reason, with_stats=with_stats)
+        )
+        if released is None:
+            log_late_release(lease, recorded)
+            if recorded is not None:
+                copy_ending(recorded, lease)
+            return None
+        copy_ending(released.lease, lease)
+        return Ending(lease, released.stats, reason)
+
+    def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[Ending]]:  # noqa: D102
+        expired = self._run(self._commands.expire(with_stats=with_stats))
+        return len(expired), expired
+
+    def find_available_proxy(  # noqa: D102
+        self,
+        pool_name: str,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+    ) -> Proxy | None:
+        check_name(pool_name, "pool")
+        strategy = selector or SelectorStrategy.FIRST_AVAILABLE
+        return self._run(self._commands.find(pool_name, strategy, filters))
+
+    def create_lease(self, proxy: Proxy, consumer_name: str, duration_seconds: int) -> Lease:  # noqa: D102
+        check_duration(duration_seconds)
+        check_name(consumer_name, "consumer")
+        return self._run(self._commands.lease_one(proxy.id, consumer_name, duration_seconds))
+
+    def release_lease(self, lease: Lease) -> None:  # noqa: D102
+        self.return_lease(lease)
+
+    def cleanup_expired_leases(self) -> int:  # noqa: D102
+        return self.expire_leases()[0]
+
+    def get_lease(self, lease_id: str) -> Lease | None:  # noqa: D102
+        uuid = id_from_text(lease_id)
+        return None if uuid is None else self._run(self._commands.lease(uuid))
+
+    def list_leases(self, consumer_id: str | None = None) -> Sequence[Lease]:  # noqa: D102
+        uuid = None
+        if consumer_id is not None and (uuid := id_from_text(consumer_id)) is None:
+            return []
+        rows = self._rows(reading.leases_statement, consumer_id=uuid)
+        return [reading.lease_from_row(row) for row in rows]
+
+    def prune_leases(self, ended_before: datetime) -> int:
+        """Forget the leases that ended before a moment, in the read model only.
+
+        The log keeps every one of them, and a ``LeasesPruned`` beside them. What
+        ended in the last minute stays in any case.
+
+        Returns
+        -------
+        int
+            How many leases were forgotten.
+
+        Raises
+        ------
+        InvalidInputError
+            If the moment has no time zone.
+        """
+        return self._run(self._commands.prune(check_aware(ended_before)))
+
+    # Consumers, pools and proxies
+
+    def ensure_consumer(self, consumer_name: str) -> UUID:  # noqa: D102
+        return self._run(self._commands.ensure_consumer(check_name(consumer_name, "consumer")))
+
+    def add_consumer(self, consumer: Consumer) -> Consumer:
+        """Register a consumer and return it, with the id it has if its name was known."""
+        uuid = self._run(self._commands.ensure_consumer(consumer.name, consumer.id))
+        return Consumer(id=uuid, name=consumer.name)
+
+    def save_pool(self, pool: ProxyPool) -> None:  # noqa: D102
+        self._run(self._commands.save_pool(pool))
+
+    def add_pool(self, pool: ProxyPool) -> None:
+        """Register a pool, or change the one of this id."""
+        self.save_pool(pool)
+
+    def get_pool(self, pool_id: str) -> ProxyPool:  # noqa: D102
+        rows = self._rows(reading.pool_statement, pool_id=id_from_text(pool_id) or NIL)
+        if not rows:
+            raise PoolNotFoundError(f"Pool {pool_id!r} not found.", pool_id=pool_id)
+        return reading.pool_from_row(rows[0])
+
+    def get_pool_by_name(self, name: str) -> ProxyPool | None:
+        """Return the pool of this name, or None."""
+        rows = self._rows(reading.pool_by_name_statement, name=check_name(name, "pool"))
+        return reading.pool_from_row(rows[0]) if rows else None
+
+    def list_pools(self) -> Sequence[ProxyPool]:  # noqa: D102
+        return [reading.pool_from_row(row) for row in self._rows(reading.pools_statement)]
+
+    def delete_pool(self, pool_id: str) -> None:  # noqa: D102
+        self._run(self._commands.delete_pool(id_from_text(pool_id) or NIL))
+
+    def save_proxy(self, proxy: Proxy) -> None:  # noqa: D102
+        self._run(self._commands.save_proxies([proxy], change=True))
+
+    def add_proxy(self, proxy: Proxy) -> None:
+        """Register a proxy, or change the one of this id."""
+        self.save_proxy(proxy)
+
+    def add_proxies_bulk(self, proxies: Sequence[Proxy]) -> int:  # noqa: D102
+        return self._run(self._commands.save_proxies(proxies, change=False)) if proxies else 0
+
+    def import_proxies(self, pool_id: UUID, proxies: Sequence[Proxy]) -> int:
+        """Register the proxies whose identity the pool does not know, and return how many.
+
+        A proxy's identity is its pool, protocol, host, port and user. It gets an
+        id made of these, so two imports at once register it once.
+        """
+        return self._run(self._commands.import_proxies(pool_id, proxies)) if proxies else 0
+
+    def get_proxy(self, proxy_id: str) -> Proxy:  # noqa: D102
+        uuid = id_from_text(proxy_id)
+        proxy = None if uuid is None else self.get_proxy_by_id(uuid)
+        if proxy is None:
+            raise ProxyNotFoundError(f"Proxy {proxy_id!r} not found.", proxy_id=proxy_id)
+        return proxy
+
+    def get_proxy_by_id(self, proxy_id: UUID) -> Proxy | None:
+        """Return a proxy, or None."""
+        rows = self._rows(reading.proxy_statement, proxy_id=proxy_id)
+        return reading.proxy_from_row(rows[0], self._commands.vault) if rows else None
+
+    def list_proxies(self, pool_id: str) -> Sequence[Proxy]:  # noqa: D102
+        pool = self.get_pool(pool_id)
+        return list(self.iter_proxies(pool.id))
+
+    def iter_proxies(self, pool_id: UUID, *, with_credentials: bool = True) -> Iterator[Proxy]:
+        """Yield a pool's proxies by id, a page at a time, however many there are."""
+        vault = self._commands.vault if with_credentials else None
+        after = NIL
+        while True:
+            rows = self._rows(
+                reading.proxies_statement, pool_id=pool_id, after_id=after, limit=_PAGE
+            )
+            for row in rows:
+                yield reading.proxy_from_row(row, vault)
+            if len(rows) < _PAGE:
+                return
+            after = rows[-1]["id"]
+
+    def delete_proxy(self, proxy_id: str) -> None:  # noqa: D102
+        self._run(self._commands.delete_proxy(id_from_text(proxy_id) or NIL))
+
+    def get_pool_stats(self, pool_name: str) -> PoolStatsSnapshot | None:  # noqa: D102
+        rows = self._rows(reading.stats_statement, name=check_name(pool_name, "pool"))
+        if not rows:
+            return None
+        return reading.stats_from_row(pool_name, rows[0], rows[0]["collected_at"])
+
+    def list_pool_stats(self) -> Sequence[PoolStatsSnapshot]:
+        """Return every pool in numbers, by name."""
+        return [
+            reading.stats_from_row(row["name"], row, row["collected_at"])
+            for row in self._rows(reading.stats_statement, name=None)
+        ]
+
+    # Health
+
+    def apply_health_check_result(self, result: HealthCheckResult) -> Proxy | None:  # noqa: D102
+        reachable = result.status in (ProxyStatus.ACTIVE, ProxyStatus.SLOW)
+        program = self._commands.record_health(result, reachable=reachable, decides=True)
+        return self._run(program)
+
+    def get_last_health_result(self, proxy_id: UUID) -> HealthCheckResult | None:  # noqa: D102
+        rows = self._rows(reading.last_health_statement, proxy_id=proxy_id)
+        return reading.health_from_row(rows[0]) if rows else None
+
+    def save_health_record(self, record: ProxyHealthRecord) -> None:  # noqa: D102
+        result = result_of_record(record)
+        program = self._commands.record_health(result, reachable=record.reachable, decides=False)
+        if self._run(program) is None:
+            raise ProxyNotFoundError(
+                f"Proxy {record.proxy_id} not found.", proxy_id=record.proxy_id
+            )
+
+    def list_health_records(  # noqa: D102
+        self, proxy_id: UUID, limit: int = 100
+    ) -> Sequence[ProxyHealthRecord]:
+        rows = self._rows(reading.health_records_statement, proxy_id=proxy_id, limit=limit)
+        return [reading.record_from_row(row) for row in rows]
+
+    # The log
+
+    def events(self, *, after: int = 0) -> Iterator[Event]:
+        """Yield the log in the order of positions, as one snapshot shows it.
+
+        Parameters
+        ----------
+        after:
+            Yield only events of later positions.
+        """
+        self._check_schema()
+        with self._driver.connection() as connection, connection.transaction():
+            yield from self._read_log(connection, after)
+
+    def verify(self) -> list[Drift]:
+        """Fold the whole log in Python and return every row of a read model that differs.
+
+        Log and read models are read from one snapshot; nobody waits for it.
+        """
+        self._check_schema()
+        with self._driver.connection() as connection, connection.transaction():
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            folded = projections.fold(self._read_log(connection, 0), projections.ALL)
+            cursor = psycopg.RawCursor(connection, row_factory=dict_row)
+            live = {}
+            for projection in projections.ALL:
+                statement = compiled(projection.live(), self.schema)
+                rows = cursor.execute(statement.text, statement.arguments({}, 0)).fetchall()
+                live[projection.name] = projection.load(rows)
+        return list(projections.drifts(live, folded))
+
+    def _read_log(
+        self, connection: psycopg.Connection[Any], after: int
+    ) -> Iterator[Event]:
+        query = (
+            select(events)
+            .where(events.c.position > parameter("after", events.c.position.type))
+            .order_by(events.c.position)
+        )
+        statement = compiled(query, self.schema)
+        with psycopg.RawServerCursor(
+            connection, "pharox_log", row_factory=dict_row
+        ) as cursor:
+            cursor.itersize = 2000
+            cursor.execute(statement.text, statement.arguments({"after": after}, 0))
+            for row in cursor:
+                yield event_from_row(row)
+
+    # Parts
+
+    def _run(self, program: Program[T]) -> T:
+        self._check_schema()
+        return self._driver.run(program)
+
+    def _rows(self, statement: Any, **values: Any) -> list[dict[str, Any]]:
+        def program() -> Program[list[dict[str, Any]]]:
+            return (yield Query(statement(self.schema), values))  # type: ignore[no-any-return]
+
+        return self._run(program())
+
+    def _check_schema(self) -> None:
+        if not self._checked:
+            migrations.check_version(self.schema_version(), self.schema)
+            self._checked = True

@@ -1,0 +1,575 @@
+"""The commands as programs: what to ask the database, and what to make of its answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+
+from ...attribution import current_attribution
+from ...errors import (
+    ConflictError,
+    PoolNotFoundError,
+    ProxyNotFoundError,
+    ProxyUnavailableError,
+)
+from ...ids import NIL, uuid7
+from ...models import (
+    HealthCheckResult,
+    Lease,
+    LeaseStatus,
+    MissReason,
+    PoolStatsSnapshot,
+    Proxy,
+    ProxyFilters,
+    ProxyPool,
+    ProxyStatus,
+    SelectorStrategy,
+    utc_now,
+)
+from ..interface import Acquisition, AcquireRequest, Ending
+from . import acquiring, ending, filtering, health, reading, registering
+from .driver import Program, Rows
+from .sql import Query
+from .vault import Vault
+
+BATCH = 1000
+"""How many proxies one statement registers."""
+
+_FIRST_PAGE, _LARGEST_PAGE = 500, 8000
+
+
+def request_details(request: AcquireRequest) -> dict[str, Any]:
+    """Return what an acquisition's event keeps of the request."""
+    details: dict[str, Any] = {"selector": request.selector.value}
+    if request.filters is not None:
+        details["filters"] = request.filters.recorded()
+        details["predicate"] = request.filters.requires_python()
+    return details
+
+
+class Commands:
+    """Every command of one schema. Remembers the ids of pools it has met, nothing else."""
+
+    def __init__(self, schema: str, vault: Vault) -> None:
+        self.schema = schema
+        self.vault = vault
+        self._pool_ids: dict[str, UUID] = {}
+
+    # Leasing
+
+    def acquire(self, request: AcquireRequest) -> Program[Acquisition]:
+        """Lease a proxy, or record why none was to be had."""
+        shape = filtering.shape_of(request.filters)
+        details = request_details(request)
+        values: dict[str, Any] = {
+            **filtering.values_of(request.filters),
+            **_attribution(),
+            "pool_name": request.pool_name,
+            "consumer": request.consumer_name,
+            "duration": request.duration_seconds,
+            "details": json.dumps(details),
+            "expire_first": True,
+        }
+        expired: list[Ending] = []
+        wait = False
+        while True:
+            pool_id = yield from self._pool_id(request.pool_name)
+            if pool_id is None:
+                details |= {"pool_name": request.pool_name, "reason": MissReason.UNKNOWN_POOL}
+                yield from self._record_miss(NIL, details, values)
+                return Acquisition(None, MissReason.UNKNOWN_POOL, None, expired)
+            values |= {"pool_id": pool_id, "lease_id": uuid7()}
+            if request.filters is not None and details["predicate"]:
+                row, reason = yield from self._search(request, shape, details, values)
+            else:
+                statement = acquiring.acquire_statement(
+                    self.schema,
+                    request.selector,
+                    shape,
+                    wait=wait,
+                    with_stats=request.with_stats,
+                )
+                (row,) = yield Query(statement, values)
+                reason = row["miss"] and MissReason(row["miss"])
+            if row["position"] is not None:
+                stats = _stats_of(row, request.pool_name, row["recorded_at"])
+                return Acquisition(_granted_lease(row, values), None, stats, expired)
+            if reason is not None:
+                stats = _stats_of(row, request.pool_name, utc_now())
+                return Acquisition(None, reason, stats, expired)
+            settled = yield from self._settle(row, values, expired, with_stats=request.with_stats)
+            wait = wait or settled
+
+    def lease_one(self, proxy_id: UUID, consumer: str, duration: float) -> Program[Lease]:
+        """Lease this very proxy."""
+        row = yield from self._standing(proxy_id)
+        values: dict[str, Any] = {
+            **_attribution(),
+            "pool_id": row["pool_id"],
+            "pool_name": row["pool_name"],
+            "proxy_id": proxy_id,
+            "consumer": consumer,
+            "duration": duration,
+            "details": "{}",
+            "expire_first": True,
+            "lease_id": uuid7(),
+        }
+        while True:
+            (row,) = yield Query(acquiring.lease_one_statement(self.schema), values)
+            if row["position"] is not None:
+                return _granted_lease(row, values)
+            if not row["pool_known"]:
+                raise ProxyNotFoundError(f"Proxy {proxy_id} not found.", proxy_id=proxy_id)
+            if (yield from self._settle(row, values, [], with_stats=False)):
+                standing = yield from self._standing(proxy_id)
+                raise unavailable(proxy_id, standing["status"], standing["holders"])
+
+    def find(
+        self, pool_name: str, selector: SelectorStrategy, filters: ProxyFilters | None
+    ) -> Program[Proxy | None]:
+        """Return the proxy that a selector offers, without leasing it."""
+        pool_id = yield from self._pool_id(pool_name)
+        if pool_id is None:
+            return None
+        shape = filtering.shape_of(filters)
+        values = {**filtering.values_of(filters), **_attribution(), "pool_id": pool_id}
+        if filters is None or not filters.requires_python():
+            rows = yield Query(acquiring.find_statement(self.schema, selector, shape), values)
+            return reading.proxy_from_row(rows[0], self.vault) if rows else None
+        for_page = acquiring.page_statement(self.schema, selector, shape, by_id=False)
+        offset, size = 0, _FIRST_PAGE
+        while True:
+            rows = yield Query(for_page, {**values, "page_size": size, "offset": offset})
+            proxies = (reading.proxy_from_row(row, self.vault) for row in rows)
+            chosen = next((proxy for proxy in proxies if filters.matches(proxy)), None)
+            if chosen is not None:
+                if selector is SelectorStrategy.ROUND_ROBIN:
+                    offer = acquiring.offer_statement(self.schema)
+                    yield Query(offer, {**values, "proxy_id": chosen.id})
+                return chosen
+            if len(rows) < size:
+                return None
+            offset, size = offset + size, min(2 * size, _LARGEST_PAGE)
+
+    def release(
+        self, lease: Lease, reason: str | None, *, with_stats: bool
+    ) -> Program[tuple[Ending | None, Lease | None, Sequence[Ending]]]:
+        """End a lease. Return its ending if this did it, the lease as recorded, and what expired.
+
+        The pool that the caller's lease names is only where to look first.
+        """
+        values = {**_attribution(), "lease_id": lease.id, "reason": reason}
+        statement = ending.release_statement(self.schema, with_stats=with_stats)
+        if lease.pool_id is not None:
+            rows = yield Query(statement, {**values, "pool_id": lease.pool_id})
+            if rows:
+                return _ended(rows[0], LeaseStatus.RELEASED, reason), None, ()
+        recorded = yield from self.lease(lease.id)
+        if recorded is None or recorded.status is not LeaseStatus.ACTIVE:
+            return None, recorded, ()
+        rows = yield Query(statement, {**values, "pool_id": recorded.pool_id})
+        if rows:
+            return _ended(rows[0], LeaseStatus.RELEASED, reason), None, ()
+        # It is active and could not be released: it has run out and nobody has noticed yet.
+        expired = yield from self._expire(recorded.pool_id or NIL, with_stats=with_stats)
+        recorded = yield from self.lease(lease.id)
+        return None, recorded, expired
+
+    def expire(self, *, with_stats: bool) -> Program[Sequence[Ending]]:
+        """Take back every lease that has run out, pool by pool."""
+        expired: list[Ending] = []
+        for row in (yield Query(reading.due_pools_statement(self.schema), {})):
+            expired += yield from self._expire(row["id"], with_stats=with_stats)
+        return expired
+
+    # Registering
+
+    def ensure_consumer(self, name: str, consumer_id: UUID | None = None) -> Program[UUID]:
+        """Return a consumer's id, registering the name if it is new."""
+        statement = registering.register_consumer_statement(self.schema)
+        values = {**_attribution(), "consumer": name, "consumer_id": consumer_id or uuid4()}
+        while True:
+            try:
+                rows = yield Query(statement, values)
+            except psycopg.errors.UniqueViolation as error:
+                if error.diag.constraint_name == "uq_consumers_id":
+                    raise ConflictError(
+                        f"consumer id {consumer_id} belongs to another name", name=name
+                    ) from error
+                continue  # Somebody registered it between this statement's look and its write.
+            return rows[0]["id"]  # type: ignore[no-any-return]
+
+    def save_pool(self, pool: ProxyPool) -> Program[None]:
+        """Register a pool or change the one of this id."""
+        values = {**_attribution(), "pool_id": pool.id, **pool.model_dump(exclude={"id"})}
+        while True:
+            try:
+                yield Query(registering.save_pool_statement(self.schema), values)
+            except psycopg.errors.UniqueViolation as error:
+                if error.diag.constraint_name == "uq_pools_name":
+                    raise ConflictError(
+                        f"another pool is named {pool.name!r}", name=pool.name
+                    ) from error
+                continue
+            return
+
+    def save_proxies(self, proxies: Sequence[Proxy], *, change: bool) -> Program[int]:
+        """Register proxies, all or none; with ``change`` also change those that are known."""
+        statement = registering.save_proxies_statement(self.schema, change=change)
+        by_pool: dict[UUID, list[Proxy]] = {}
+        for proxy in proxies:
+            by_pool.setdefault(proxy.pool_id, []).append(proxy)
+        while True:
+            yield from self._check_pools(by_pool)
+            known = yield from self._known_credentials(proxies)
+            queries = [
+                Query(
+                    statement,
+                    {
+                        **_attribution(),
+                        "pool_id": pool_id,
+                        "rows": json.dumps(
+                            [self._row(n, p, known.get(p.id)) for n, p in enumerate(batch)]
+                        ),
+                    },
+                )
+                # Locks are taken in the order of ids, over all batches.
+                for pool_id, members in sorted(by_pool.items())
+                for batch in _batches(sorted(members, key=lambda proxy: proxy.id))
+            ]
+            try:
+                answers: list[Rows] = yield queries
+            except psycopg.errors.UniqueViolation:
+                continue
+            if all(answers):
+                return sum(rows[0]["new"] for rows in answers)
+
+    def delete_proxy(self, proxy_id: UUID) -> Program[None]:
+        """Release a proxy's leases and remove it."""
+        row = yield from self._standing(proxy_id)
+        values = {
+            **_attribution(),
+            "pool_id": row["pool_id"],
+            "proxy_id": proxy_id,
+            "reason": "proxy removed",
+        }
+        answers = yield [
+            Query(registering.lock_pool_statement(self.schema), values),
+            Query(ending.release_held_statement(self.schema, whole_pool=False), values),
+            Query(registering.remove_proxies_statement(self.schema, whole_pool=False), values),
+        ]
+        if not answers[-1][0]["removed"]:
+            raise ProxyNotFoundError(f"Proxy {proxy_id} not found.", proxy_id=proxy_id)
+
+    def delete_pool(self, pool_id: UUID) -> Program[None]:
+        """Release a pool's leases, remove its proxies and then the pool."""
+        values = {**_attribution(), "pool_id": pool_id, "reason": "pool removed"}
+        answers = yield [
+            Query(registering.lock_pool_statement(self.schema), values),
+            Query(ending.release_held_statement(self.schema, whole_pool=True), values),
+            Query(registering.remove_proxies_statement(self.schema, whole_pool=True), values),
+            Query(registering.remove_pool_statement(self.schema), values),
+        ]
+        if not answers[-1][0]["removed"]:
+            raise PoolNotFoundError(f"Pool {pool_id} not found.", pool_id=pool_id)
+
+    def prune(self, ended_before: datetime) -> Program[int]:
+        """Forget the leases that ended before a moment; return how many."""
+        pruned = 0
+        for row in (yield Query(reading.pools_statement(self.schema), {})):
+            values = {**_attribution(), "pool_id": row["id"], "ended_before": ended_before}
+            rows = yield Query(registering.prune_statement(self.schema), values)
+            pruned += rows[0]["pruned"]
+        return pruned
+
+    # Health
+
+    def record_health(
+        self, result: HealthCheckResult, *, reachable: bool, decides: bool
+    ) -> Program[Proxy | None]:
+        """Record a check; return the proxy as it then stands, or None if it is unknown."""
+        found = yield Query(reading.proxy_statement(self.schema), {"proxy_id": result.proxy_id})
+        if not found:
+            return None
+        details = {
+            "status": result.status.value,
+            "reachable": reachable,
+            "latency_ms": result.latency_ms,
+            "protocol": result.protocol.value,
+            "attempts": result.attempts,
+            "status_code": result.status_code,
+            "checked_at": result.checked_at.isoformat(),
+            "error": result.error_message,
+        }
+        values = {
+            **_attribution(),
+            "pool_id": found[0]["pool_id"],
+            "proxy_id": result.proxy_id,
+            "status": result.status.value,
+            "checked_at": result.checked_at,
+            "decides": decides,
+            "details": json.dumps(details),
+        }
+        yield Query(health.record_health_statement(self.schema), values)
+        found = yield Query(reading.proxy_statement(self.schema), {"proxy_id": result.proxy_id})
+        return reading.proxy_from_row(found[0], self.vault) if found else None
+
+    # Reading
+
+    def lease(self, lease_id: UUID) -> Program[Lease | None]:
+        """Return a lease as recorded."""
+        rows = yield Query(reading.lease_statement(self.schema), {"lease_id": lease_id})
+        return reading.lease_from_row(rows[0]) if rows else None
+
+    # Parts
+
+    def _pool_id(self, name: str) -> Program[UUID | None]:
+        """Return a pool's id; remembered, as the acquiring statement checks the name again."""
+        if (known := self._pool_ids.get(name)) is not None:
+            return known
+        rows = yield Query(reading.pool_by_name_statement(self.schema), {"name": name})
+        if not rows:
+            return None
+        self._pool_ids[name] = rows[0]["id"]
+        return self._pool_ids[name]
+
+    def _settle(
+        self,
+        row: Mapping[str, Any],
+        values: dict[str, Any],
+        expired: list[Ending],
+        *,
+        with_stats: bool,
+    ) -> Program[bool]:
+        """Do what kept a lease from being decided. Return True if nothing but capacity did."""
+        if not row["pool_known"]:
+            self._pool_ids.pop(values["pool_name"], None)
+        elif not row["consumer_known"]:
+            yield from self.ensure_consumer(values["consumer"])
+        elif row["due"]:
+            expired += yield from self._expire(values["pool_id"], with_stats=with_stats)
+            # What is due still is locked by others, who are ending it: do not wait for that.
+            values["expire_first"] = False
+        else:
+            return True
+        return False
+
+    def _expire(self, pool_id: UUID, *, with_stats: bool) -> Program[list[Ending]]:
+        statement = ending.expire_statement(self.schema, with_stats=with_stats)
+        expired: list[Ending] = []
+        while True:
+            rows = yield Query(statement, {**_attribution(), "pool_id": pool_id})
+            expired += [_ended(row, LeaseStatus.EXPIRED, None) for row in rows]
+            if len(rows) < ending.BATCH:
+                return expired
+
+    def _search(
+        self,
+        request: AcquireRequest,
+        shape: filtering.Shape | None,
+        details: dict[str, Any],
+        values: dict[str, Any],
+    ) -> Program[tuple[Mapping[str, Any], MissReason | None]]:
+        """Let Python judge the proxies, page by page, and lease one that it accepts.
+
+        First in the selector's order, skipping locked ones; then all of the
+        pool by id, waiting. A miss is what the second look says, unless
+        something was free and another caller was quicker: then neither a lease
+        nor a reason is returned, and the caller looks again.
+        """
+        seen, row = _Seen(), {}
+        for wait in (False, True):
+            lease_among = acquiring.acquire_statement(
+                self.schema,
+                request.selector,
+                shape,
+                wait=wait,
+                with_stats=request.with_stats,
+                among=True,
+            )
+            (row,) = yield Query(lease_among, {**values, "among": []})
+            if not row["pool_known"] or not row["consumer_known"] or row["due"]:
+                return row, None
+            seen = _Seen()
+            page = acquiring.page_statement(self.schema, request.selector, shape, by_id=wait)
+            place: dict[str, Any] = {"offset": 0, "after_id": NIL, "page_size": _FIRST_PAGE}
+            while True:
+                rows: Rows = yield Query(page, {**values, **place})
+                if among := seen.judge(rows, request.filters, self.vault):
+                    (row,) = yield Query(lease_among, {**values, "among": among})
+                    if row["position"] is not None:
+                        return row, None
+                if len(rows) < place["page_size"]:
+                    break
+                place["offset"] += len(rows)
+                place["after_id"] = rows[-1]["id"]
+                place["page_size"] = min(2 * place["page_size"], _LARGEST_PAGE)
+        if seen.free:
+            return row, None
+        reason = seen.reason()
+        if not seen.any_row:
+            total = yield Query(reading.pool_size_statement(self.schema), values)
+            reason = MissReason.NO_MATCH if total else MissReason.EMPTY_POOL
+        recorded = {**details, "pool_name": request.pool_name, "reason": reason}
+        yield from self._record_miss(values["pool_id"], recorded, values)
+        return row, reason
+
+    def _record_miss(
+        self, pool_id: UUID, details: Mapping[str, Any], values: Mapping[str, Any]
+    ) -> Program[None]:
+        statement = acquiring.record_miss_statement(self.schema)
+        yield Query(statement, {**values, "pool_id": pool_id, "details": json.dumps(details)})
+
+    def _standing(self, proxy_id: UUID) -> Program[Mapping[str, Any]]:
+        rows = yield Query(reading.standing_statement(self.schema), {"proxy_id": proxy_id})
+        if not rows:
+            raise ProxyNotFoundError(f"Proxy {proxy_id} not found.", proxy_id=proxy_id)
+        return rows[0]  # type: ignore[no-any-return]
+
+    def _check_pools(self, by_pool: Mapping[UUID, Any]) -> Program[None]:
+        rows = yield Query(reading.pools_statement(self.schema), {})
+        if missing := by_pool.keys() - {row["id"] for row in rows}:
+            pool_id = min(missing)
+            raise PoolNotFoundError(f"Pool {pool_id} not found.", pool_id=pool_id)
+
+    def _known_credentials(self, proxies: Sequence[Proxy]) -> Program[dict[UUID, Any]]:
+        """Return what is stored of the credentials of those proxies that may keep theirs.
+
+        Raises :class:`ConflictError` where a proxy is registered in another pool.
+        """
+        rows = yield Query(
+            reading.known_proxies_statement(self.schema), {"ids": [p.id for p in proxies]}
+        )
+        pools = {proxy.id: proxy.pool_id for proxy in proxies}
+        for row in rows:
+            if row["pool_id"] != pools[row["id"]]:
+                raise ConflictError(
+                    f"proxy {row['id']} is registered in another pool; remove it there first",
+                    proxy_id=row["id"],
+                    pool_id=row["pool_id"],
+                )
+        return {row["id"]: row for row in rows if row["credential_id"] is not None}
+
+    def _row(self, place: int, proxy: Proxy, known: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return a proxy as an item of the parameter ``rows``."""
+        credential_id, secret = None, None
+        if proxy.credentials is not None:
+            if known is not None and self.vault.open(known["secret"]) == proxy.credentials:
+                credential_id = known["credential_id"]
+            else:
+                credential_id, secret = uuid4(), self.vault.seal(proxy.credentials)
+        data = {
+            "protocol": proxy.protocol.value,
+            "host": str(proxy.host),
+            "port": proxy.port,
+            "checked_at": proxy.checked_at.isoformat(),
+            "credential_id": credential_id and str(credential_id),
+            "source": proxy.source,
+            "country": proxy.country,
+            "city": proxy.city,
+            "latitude": proxy.latitude,
+            "longitude": proxy.longitude,
+            "isp": proxy.isp,
+            "asn": proxy.asn,
+        }
+        return {
+            "place": place,
+            "id": str(proxy.id),
+            "secret": secret and secret.hex(),
+            "status": proxy.status.value,
+            "max_concurrency": proxy.max_concurrency,
+            "data": {name: value for name, value in data.items() if value is not None},
+        }
+
+
+@dataclass
+class _Seen:
+    """What a look through a pool has shown so far."""
+
+    any_row: bool = False
+    matched: bool = False
+    healthy: bool = False
+    free: bool = False
+
+    def judge(self, rows: Rows, filters: ProxyFilters | None, vault: Vault) -> list[UUID]:
+        """Take note of a page, and return those that match and are free, in its order."""
+        free = []
+        for row in rows:
+            self.any_row = True
+            if filters is None or filters.matches(reading.proxy_from_row(row, vault)):
+                self.matched = True
+                self.healthy |= row["healthy"]
+                if row["leasable"]:
+                    free.append(row["id"])
+        self.free |= bool(free)
+        return free
+
+    def reason(self) -> MissReason:
+        """Return why nothing was leased, if nothing was free."""
+        if not self.matched:
+            return MissReason.NO_MATCH
+        return MissReason.AT_CAPACITY if self.healthy else MissReason.NONE_HEALTHY
+
+
+def unavailable(proxy_id: UUID, status: str, holders: Sequence[str]) -> ProxyUnavailableError:
+    """Return the error that says why a proxy cannot be leased."""
+    why = f"held by {', '.join(holders)}" if holders else f"its status is {status}"
+    return ProxyUnavailableError(
+        f"Proxy {proxy_id} is not available: {why}.",
+        proxy_id=proxy_id,
+        status=ProxyStatus(status),
+        holders=tuple(holders),
+    )
+
+
+def _attribution() -> dict[str, Any]:
+    actor, correlation_id = current_attribution()
+    return {"actor": actor, "correlation_id": correlation_id}
+
+
+def _batches(proxies: Sequence[Proxy]) -> list[Sequence[Proxy]]:
+    return [proxies[start : start + BATCH] for start in range(0, len(proxies), BATCH)]
+
+
+def _granted_lease(row: Mapping[str, Any], values: Mapping[str, Any]) -> Lease:
+    return Lease(
+        id=values["lease_id"],
+        proxy_id=row["proxy_id"],
+        consumer_id=row["consumer_id"],
+        pool_id=values["pool_id"],
+        pool_name=values["pool_name"],
+        consumer_name=values["consumer"],
+        acquired_at=row["recorded_at"],
+        expires_at=row["expires_at"],
+        fencing_token=row["position"],
+    )
+
+
+def _ended(row: Mapping[str, Any], status: LeaseStatus, reason: str | None) -> Ending:
+    lease = Lease(
+        id=row["id"],
+        proxy_id=row["proxy_id"],
+        consumer_id=row["consumer_id"],
+        pool_id=row["pool_id"],
+        pool_name=row["pool_name"],
+        consumer_name=row["consumer_name"],
+        status=status,
+        acquired_at=row["acquired_at"],
+        expires_at=row["expires_at"],
+        released_at=row["released_at"],
+        fencing_token=row["fencing_token"],
+    )
+    return Ending(lease, _stats_of(row, row["pool_name"], row["released_at"]), reason)
+
+
+def _stats_of(row: Mapping[str, Any], pool_name: str, at: datetime) -> PoolStatsSnapshot | None:
+    """Return the statistics in a command's answer, if it was asked for them."""
+    if row.get("total_leases") is None:
+        return None
+    return reading.stats_from_row(pool_name, row, at)

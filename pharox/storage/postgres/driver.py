@@ -1,0 +1,96 @@
+"""Run a command's program over connections of an engine.
+
+A program is a generator: it yields queries and receives their rows, so it
+knows nothing of connections, and an async driver can run the same program. A
+single query is one statement and one commit; a list of queries is one
+transaction. What the server refuses is raised inside the program, where it
+was yielded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.rows import dict_row
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DBAPIError
+
+from ...errors import DatabaseUnavailableError, SchemaError
+from .sql import Query
+
+T = TypeVar("T")
+Rows = list[dict[str, Any]]
+Program = Generator[Query | Sequence[Query], Any, T]
+
+UPGRADE_HINT = "run `pharox db upgrade` or call storage.upgrade_schema()"
+
+
+class Driver:
+    """Runs programs, one connection of the engine at a time for each thread that calls."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def run(self, program: Program[T]) -> T:
+        """Run a program to its end and return what it returns."""
+        with self.connection() as connection:
+            cursor = psycopg.RawCursor(connection, row_factory=dict_row)
+            slot = connection.info.backend_pid % 16
+            try:
+                asked = next(program)
+                while True:
+                    try:
+                        answer = self._ask(connection, cursor, slot, asked)
+                    except psycopg.IntegrityError as error:
+                        asked = program.throw(error)
+                    else:
+                        asked = program.send(answer)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+
+    def _ask(
+        self,
+        connection: psycopg.Connection[Any],
+        cursor: psycopg.RawCursor[dict[str, Any]],
+        slot: int,
+        asked: Query | Sequence[Query],
+    ) -> Rows | list[Rows]:
+        if isinstance(asked, Query):
+            statement, values = asked
+            return cursor.execute(statement.text, statement.arguments(values, slot)).fetchall()
+        with connection.transaction():
+            return [
+                cursor.execute(statement.text, statement.arguments(values, slot)).fetchall()
+                for statement, values in asked
+            ]
+
+    @contextmanager
+    def connection(self) -> Iterator[psycopg.Connection[Any]]:
+        """Lend a psycopg connection in autocommit mode, and say what went wrong in our words."""
+        try:
+            lent = self._engine.raw_connection()
+        except (DBAPIError, psycopg.OperationalError) as error:
+            raise DatabaseUnavailableError(f"no connection to the database: {error}") from error
+        connection: psycopg.Connection[Any] = lent.driver_connection  # type: ignore[assignment]
+        was_autocommit = connection.autocommit
+        try:
+            if not was_autocommit:
+                connection.autocommit = True
+            yield connection
+        except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedFunction) as error:
+            raise SchemaError(f"the database has no pharox schema: {UPGRADE_HINT}") from error
+        except psycopg.errors.UndefinedColumn as error:
+            raise SchemaError(f"the pharox schema is outdated: {UPGRADE_HINT}") from error
+        except psycopg.OperationalError as error:
+            if connection.closed:
+                raise DatabaseUnavailableError(f"the database went away: {error}") from error
+            raise
+        finally:
+            if connection.closed:
+                lent.invalidate()
+            elif not was_autocommit:
+                connection.autocommit = False
+            lent.close()

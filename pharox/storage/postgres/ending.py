@@ -1,0 +1,169 @@
+"""End leases: one given back, all that ran out, or those of what is being removed.
+
+The proxy is locked before its lease, as everywhere. What ran out is taken
+back without waiting for anybody: a row that somebody else has locked is being
+ended already, or will be due again in a moment.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import (
+    CTE,
+    Integer,
+    Select,
+    Text,
+    Uuid,
+    and_,
+    cast,
+    func,
+    literal_column,
+    select,
+    true,
+)
+
+from projections.leases import leases
+
+from .appending import append, counted, event_row, fold_into, json_object, state
+from .reading import a
+from .sql import POOL_ID, Statement, compiled, now, parameter, word
+
+BATCH = 1000
+"""How many leases one statement expires; a longer queue takes several."""
+
+_LEASE_ID = parameter("lease_id", Uuid)
+_COLUMNS = (
+    leases.c.id,
+    leases.c.consumer_id,
+    leases.c.consumer_name,
+    leases.c.pool_name,
+    leases.c.acquired_at,
+    leases.c.expires_at,
+    leases.c.fencing_token,
+    a.c.proxy_id,
+    a.c.status,
+    a.c.current_leases,
+    a.c.max_concurrency,
+)
+
+
+@lru_cache(maxsize=16)
+def release_statement(schema: str, *, with_stats: bool) -> Statement:
+    """Return the statement that releases one lease, unless it has ended or run out."""
+    of_lease = select(leases.c.proxy_id).where(
+        leases.c.pool_id == POOL_ID, leases.c.id == _LEASE_ID
+    )
+    proxy = (
+        select(a)
+        .where(a.c.pool_id == POOL_ID, a.c.proxy_id == of_lease.scalar_subquery())
+        .with_for_update()
+        .cte("proxy")
+    )
+    lease = (
+        select(*(column for column in _COLUMNS if column.table is leases), *_standing(proxy))
+        .select_from(leases.join(proxy, true()))
+        .where(
+            leases.c.pool_id == POOL_ID,
+            leases.c.id == _LEASE_ID,
+            leases.c.status == word("active"),
+            leases.c.expires_at > now,
+        )
+        .with_for_update(of=leases)
+        .cte("lease")
+    )
+    return _ending(schema, lease, literal_column("0", Integer), "LeaseReleased", with_stats)
+
+
+@lru_cache(maxsize=16)
+def expire_statement(schema: str, *, with_stats: bool) -> Statement:
+    """Return the statement that takes back up to :data:`BATCH` leases that have run out."""
+    due = (
+        _held()
+        .where(leases.c.expires_at <= now)
+        .limit(literal_column(str(BATCH)))
+        .with_for_update(of=(a, leases), skip_locked=True)
+        .cte("due")
+    )
+    return _several(schema, due, "LeaseExpired", with_stats=with_stats)
+
+
+@lru_cache(maxsize=16)
+def release_held_statement(schema: str, *, whole_pool: bool) -> Statement:
+    """Return the statement that releases the leases of a proxy or pool that is being removed."""
+    held = _held()
+    if not whole_pool:
+        held = held.where(a.c.proxy_id == parameter("proxy_id", Uuid))
+    locked = held.with_for_update(of=(a, leases)).cte("held")
+    return _several(schema, locked, "LeaseReleased", with_stats=False)
+
+
+def _held() -> Select[Any]:
+    joined = and_(a.c.pool_id == POOL_ID, a.c.proxy_id == leases.c.proxy_id)
+    return (
+        select(*_COLUMNS)
+        .select_from(leases.join(a, joined))
+        .where(leases.c.pool_id == POOL_ID, leases.c.status == word("active"))
+        .order_by(a.c.proxy_id, leases.c.id)
+    )
+
+
+def _standing(proxy: CTE) -> tuple[Any, ...]:
+    return (proxy.c.proxy_id, proxy.c.status, proxy.c.current_leases, proxy.c.max_concurrency)
+
+
+def _several(schema: str, locked: CTE, type_: str, *, with_stats: bool) -> Statement:
+    """Number the leases of each proxy: the second to end finds one less than the first did."""
+    earlier = func.row_number().over(partition_by=locked.c.proxy_id, order_by=locked.c.id) - 1
+    numbered = select(locked, earlier.label("earlier")).cte("numbered")
+    return _ending(schema, numbered, cast(numbered.c.earlier, Integer), type_, with_stats)
+
+
+def _ending(
+    schema: str, ended: CTE, earlier: Any, type_: str, with_stats: bool
+) -> Statement:
+    before = ended.c.current_leases - earlier
+    facts = {
+        "before": state(ended.c.status, before, ended.c.max_concurrency),
+        "after": state(ended.c.status, before - 1, ended.c.max_concurrency),
+        "consumer_id": ended.c.consumer_id,
+        "pool_name": ended.c.pool_name,
+        "acquired_at": ended.c.acquired_at,
+    }
+    if type_ == "LeaseExpired":
+        facts["expires_at"] = ended.c.expires_at
+    else:
+        facts["reason"] = parameter("reason", Text)
+    row = event_row(
+        type_,
+        proxy_id=ended.c.proxy_id,
+        lease_id=ended.c.id,
+        consumer=ended.c.consumer_name,
+        data=json_object(**facts),
+    )
+    rows = select(*row).select_from(ended).order_by(ended.c.proxy_id, ended.c.id)
+    appended = append(rows)
+    updated, stats = counted(appended, {type_})
+    lease = ended.c
+    source: Any = appended.join(ended, ended.c.id == appended.c.lease_id)
+    counts: tuple[Any, ...] = ()
+    if with_stats:
+        read_back = stats.subquery("counts")
+        counts, source = tuple(read_back.c), source.join(read_back, true())
+    result = select(
+        lease.id,
+        appended.c.pool_id,
+        lease.proxy_id,
+        lease.consumer_id,
+        lease.consumer_name,
+        lease.pool_name,
+        lease.acquired_at,
+        lease.expires_at,
+        lease.fencing_token,
+        appended.c.recorded_at.label("released_at"),
+        *counts,
+    ).select_from(source)
+    result = result.order_by(appended.c.position)
+    result = fold_into(result, appended, {type_}, already=[updated] if with_stats else [])
+    return compiled(result, schema)

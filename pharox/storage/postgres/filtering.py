@@ -1,0 +1,150 @@
+"""ProxyFilters in SQL, with the answer that ``ProxyFilters.matches`` gives.
+
+Python knows two truth values, SQL three, so each condition is written to be
+true or false and never null. A predicate is Python code: where one stands,
+the SQL lets through all that it might let through (inside ``none_of``, keeps
+out only what it surely keeps out), and Python decides the rest.
+
+Statements are compiled once for each *shape*: which fields are set where.
+The values travel as parameters, in the order of :func:`values_of`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Double,
+    FromClause,
+    Text,
+    and_,
+    false,
+    func,
+    literal_column,
+    not_,
+    or_,
+    true,
+)
+
+from ...geo import COORDINATE_TOLERANCE_DEG, DISTANCE_TOLERANCE_KM, EARTH_RADIUS_KM
+from ...models import ProxyFilters
+from .sql import parameter
+
+Shape = tuple[Any, ...]
+
+_TEXTS = ("source", "country", "city", "isp")
+_GROUPS = ("all_of", "any_of", "none_of")
+
+
+def shape_of(filters: ProxyFilters | None) -> Shape | None:
+    """Return what tells one compiled statement from another: all of a filter but its values."""
+    if filters is None:
+        return None
+    return (
+        tuple(name for name in _TEXTS if getattr(filters, name)),
+        filters.asn is not None,
+        None if filters.latitude is None else filters.radius_km is not None,
+        filters.predicate is not None,
+        *(tuple(shape_of(child) for child in getattr(filters, group) or ()) for group in _GROUPS),
+    )
+
+
+def values_of(filters: ProxyFilters | None) -> dict[str, Any]:
+    """Return the values of a filter by the names of the parameters in :func:`condition`."""
+    return {f"f{number}": value for number, value in enumerate(_walk(filters))}
+
+
+def _walk(filters: ProxyFilters | None) -> Iterator[Any]:
+    if filters is None:
+        return
+    yield from (value for name in _TEXTS if (value := getattr(filters, name)))
+    if filters.asn is not None:
+        yield filters.asn
+    if filters.latitude is not None:
+        yield filters.latitude
+        yield filters.longitude
+        if filters.radius_km is not None:
+            yield filters.radius_km
+    for child in filters.children():
+        yield from _walk(child)
+
+
+def condition(shape: Shape | None, proxy: FromClause) -> ColumnElement[bool]:
+    """Return the condition that ``proxy`` (the table's columns) matches filters of this shape."""
+    if shape is None:
+        return true()
+    numbers = iter(range(10**9))
+    return _condition(shape, proxy, numbers, unknown=true())
+
+
+def _condition(
+    shape: Shape, proxy: FromClause, numbers: Iterator[int], *, unknown: ColumnElement[bool]
+) -> ColumnElement[bool]:
+    """Return the condition, with ``unknown`` where a predicate stands."""
+    texts, has_asn, has_radius, has_predicate, *groups = shape
+
+    def value(type_: Any) -> ColumnElement[Any]:
+        return parameter(f"f{next(numbers)}", type_)
+
+    parts = [_equals(proxy.c[name], value(Text)) for name in texts]
+    if has_asn:
+        parts.append(_equals(proxy.c.asn, value(BigInteger)))
+    if has_radius is not None:
+        latitude, longitude = value(Double), value(Double)
+        near = (
+            _within(proxy, latitude, longitude, value(Double))
+            if has_radius
+            else _at(proxy, latitude, longitude)
+        )
+        known = and_(proxy.c.latitude.is_not(None), proxy.c.longitude.is_not(None))
+        parts.append(and_(known, near))
+    if has_predicate:
+        parts.append(unknown)
+    # The children's values are numbered in the order of the groups, so build them in it.
+    opposite = false() if unknown is true() else true()
+    all_of, any_of, none_of = (
+        [
+            _condition(child, proxy, numbers, unknown=opposite if negated else unknown)
+            for child in group
+        ]
+        for group, negated in zip(groups, (False, False, True), strict=True)
+    )
+    parts += all_of
+    if any_of:
+        parts.append(or_(false(), *any_of))
+    parts += [not_(child) for child in none_of]
+    return and_(true(), *parts)
+
+
+def _equals(column: ColumnElement[Any], value: ColumnElement[Any]) -> ColumnElement[bool]:
+    return and_(column.is_not(None), column == value)
+
+
+def _at(
+    proxy: FromClause, latitude: ColumnElement[Any], longitude: ColumnElement[Any]
+) -> ColumnElement[bool]:
+    tolerance = literal_column(repr(COORDINATE_TOLERANCE_DEG), Double)
+    return and_(
+        func.abs(proxy.c.latitude - latitude) <= tolerance,
+        func.abs(proxy.c.longitude - longitude) <= tolerance,
+    )
+
+
+def _within(
+    proxy: FromClause,
+    latitude: ColumnElement[Any],
+    longitude: ColumnElement[Any],
+    radius_km: ColumnElement[Any],
+) -> ColumnElement[bool]:
+    """:func:`pharox.geo.within_radius`, term by term. A missing coordinate makes it null."""
+    two, one = literal_column("2.0::float8", Double), literal_column("1.0::float8", Double)
+    lat1, lon1 = func.radians(latitude), func.radians(longitude)
+    lat2, lon2 = func.radians(proxy.c.latitude), func.radians(proxy.c.longitude)
+    sin_dlat, sin_dlon = func.sin((lat2 - lat1) / two), func.sin((lon2 - lon1) / two)
+    a = sin_dlat * sin_dlat + func.cos(lat1) * func.cos(lat2) * sin_dlon * sin_dlon
+    diameter = literal_column(f"{2 * EARTH_RADIUS_KM!r}::float8", Double)
+    distance = diameter * func.asin(func.sqrt(func.least(one, a)))
+    return distance <= radius_km + literal_column(f"{DISTANCE_TOLERANCE_KM!r}::float8", Double)

@@ -1,0 +1,281 @@
+"""Queries of the read models, and the models that their rows become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    Integer,
+    Select,
+    Text,
+    Uuid,
+    and_,
+    cast,
+    func,
+    literal_column,
+    or_,
+    select,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from pharox.log import event_from_row, events
+from projections.available_proxies import available_proxies
+from projections.leases import leases
+from projections.pool_stats import COUNTS, pool_stats
+from projections.pools import pools
+from projections.proxies import proxies
+from projections.proxy_health import proxy_health
+
+from ...events import HealthChecked
+from ...ids import health_record_id
+from ...models import (
+    HealthCheckResult,
+    Lease,
+    PoolStatsSnapshot,
+    Proxy,
+    ProxyHealthRecord,
+    ProxyPool,
+)
+from .sql import POOL_ID, PROXY_ID, Statement, compiled, now, parameter, word
+from .tables import proxy_credentials
+from .vault import Vault
+
+a = available_proxies.alias("a")
+d = proxies.alias("d")
+_c = proxy_credentials.alias("c")
+
+_DESCRIPTION = (
+    "id",
+    "pool_id",
+    "host",
+    "port",
+    "protocol",
+    "source",
+    "country",
+    "city",
+    "latitude",
+    "longitude",
+    "isp",
+    "asn",
+)
+_STANDING = ("status", "checked_at", "max_concurrency", "current_leases")
+
+
+def proxy_rows() -> Select[Any]:
+    """Return the query of whole proxies."""
+    joined = d.join(a, and_(a.c.proxy_id == d.c.id, a.c.pool_id == d.c.pool_id)).outerjoin(
+        _c, and_(_c.c.id == d.c.credential_id, _c.c.pool_id == d.c.pool_id)
+    )
+    return select(
+        *(d.c[name] for name in _DESCRIPTION),
+        *(a.c[name] for name in _STANDING),
+        d.c.credential_id,
+        _c.c.secret,
+    ).select_from(joined)
+
+
+def proxy_from_row(row: Mapping[str, Any], vault: Vault | None) -> Proxy:
+    """Return the proxy in a row of :func:`proxy_rows`; without a vault, without credentials."""
+    fields = {name: row[name] for name in (*_DESCRIPTION, *_STANDING)}
+    if vault is not None and row["credential_id"] is not None:
+        fields["credentials"] = vault.open(row["secret"])
+    return Proxy(**fields)
+
+
+def lease_from_row(row: Mapping[str, Any]) -> Lease:
+    """Return the lease in a row of the ``leases`` table."""
+    return Lease.model_validate(dict(row))
+
+
+def pool_from_row(row: Mapping[str, Any]) -> ProxyPool:
+    """Return the pool in a row of the ``pools`` table."""
+    return ProxyPool.model_validate(dict(row))
+
+
+def stats_from_row(pool_name: str, row: Mapping[str, Any], at: datetime) -> PoolStatsSnapshot:
+    """Return the statistics among a row's columns."""
+    counts = {name: row[name] for name in COUNTS}
+    return PoolStatsSnapshot(pool_name=pool_name, collected_at=at, **counts)
+
+
+def health_from_row(row: Mapping[str, Any]) -> HealthCheckResult:
+    """Return the result in a row of the ``proxy_health`` table."""
+    fields = {name: row[name] for name in row.keys() - {"pool_id", "error"}}
+    fields["latency_ms"] = row["latency_ms"] or 0
+    return HealthCheckResult(**fields, error_message=row["error"])
+
+
+def record_from_row(row: Mapping[str, Any]) -> ProxyHealthRecord:
+    """Return the observation in a HealthChecked's row of the log."""
+    event = event_from_row(row)
+    assert isinstance(event, HealthChecked)
+    return ProxyHealthRecord(
+        id=health_record_id(event.proxy_id, event.position),
+        proxy_id=event.proxy_id,
+        checked_at=event.checked_at,
+        reachable=event.reachable,
+        latency_ms=event.latency_ms,
+        protocol=event.protocol,
+        status_before=event.before.status,
+        status_after=event.after.status,
+        error=event.error,
+    )
+
+
+def _statement(query: Callable[[], Select[Any]]) -> Callable[[str], Statement]:
+    """Make of a query a function from a schema to the query compiled for it."""
+
+    @lru_cache(maxsize=8)
+    def for_schema(schema: str) -> Statement:
+        return compiled(query(), schema)
+
+    for_schema.__doc__ = query.__doc__
+    return for_schema
+
+
+@_statement
+def pools_statement() -> Select[Any]:
+    """Query all pools, by name."""
+    return select(pools).order_by(pools.c.name)
+
+
+@_statement
+def pool_statement() -> Select[Any]:
+    """Query one pool by id."""
+    return select(pools).where(pools.c.id == POOL_ID)
+
+
+@_statement
+def pool_by_name_statement() -> Select[Any]:
+    """Query one pool by name."""
+    return select(pools).where(pools.c.name == parameter("name"))
+
+
+@_statement
+def pool_size_statement() -> Select[Any]:
+    """Query whether a pool has a proxy: one row, or none."""
+    return select(a.c.proxy_id).where(a.c.pool_id == POOL_ID).limit(literal_column("1"))
+
+
+@_statement
+def due_pools_statement() -> Select[Any]:
+    """Query the pools in which a lease has run out."""
+    due = select(literal_column("1")).where(
+        leases.c.pool_id == pools.c.id, leases.c.status == word("active"), leases.c.expires_at <= now
+    )
+    return select(pools.c.id).where(due.exists()).order_by(pools.c.id)
+
+
+@_statement
+def stats_statement() -> Select[Any]:
+    """Query the pools in numbers, all or the one named, with the database's time."""
+    name = parameter("name")
+    sums = (func.sum(pool_stats.c[count]).cast(BigInteger).label(count) for count in COUNTS)
+    return (
+        select(pools.c.name, *sums, now.label("collected_at"))
+        .select_from(pools.join(pool_stats, pool_stats.c.pool_id == pools.c.id))
+        .where(or_(name.is_(None), pools.c.name == name))
+        .group_by(pools.c.id, pools.c.name)
+        .order_by(pools.c.name)
+    )
+
+
+@_statement
+def proxy_statement() -> Select[Any]:
+    """Query one proxy by id."""
+    return proxy_rows().where(d.c.id == PROXY_ID)
+
+
+@_statement
+def proxies_statement() -> Select[Any]:
+    """Query a page of a pool's proxies, by id."""
+    after, limit = parameter("after_id", Uuid), parameter("limit", Integer)
+    return (
+        proxy_rows()
+        .where(d.c.pool_id == POOL_ID, d.c.id > after)
+        .order_by(d.c.id)
+        .limit(limit)
+    )
+
+
+@_statement
+def known_proxies_statement() -> Select[Any]:
+    """Query where proxies are registered and with which credentials."""
+    ids = parameter("ids", ARRAY(Uuid))
+    joined = d.outerjoin(_c, and_(_c.c.id == d.c.credential_id, _c.c.pool_id == d.c.pool_id))
+    columns = (d.c.id, d.c.pool_id, d.c.credential_id, _c.c.secret)
+    return select(*columns).select_from(joined).where(d.c.id == func.any(ids))
+
+
+@_statement
+def identities_statement() -> Select[Any]:
+    """Query which of many addresses are registered in a pool, and with which credentials."""
+    hosts, ports = parameter("hosts", ARRAY(Text)), parameter("ports", ARRAY(Integer))
+    asked = func.unnest(hosts, ports).table_valued("host", "port").render_derived()
+    joined = d.join(asked, and_(d.c.host == asked.c.host, d.c.port == asked.c.port)).outerjoin(
+        _c, and_(_c.c.id == d.c.credential_id, _c.c.pool_id == d.c.pool_id)
+    )
+    columns = (d.c.protocol, d.c.host, d.c.port, _c.c.secret)
+    return select(*columns).select_from(joined).where(d.c.pool_id == POOL_ID)
+
+
+@_statement
+def standing_statement() -> Select[Any]:
+    """Query why a proxy cannot be leased: its pool, its status, and who holds it."""
+    holders = select(
+        func.coalesce(func.array_agg(leases.c.consumer_name), literal_column("'{}'::text[]"))
+    ).where(
+        leases.c.pool_id == a.c.pool_id,
+        leases.c.proxy_id == a.c.proxy_id,
+        leases.c.status == word("active"),
+    )
+    return (
+        select(
+            a.c.pool_id,
+            pools.c.name.label("pool_name"),
+            a.c.status,
+            holders.scalar_subquery().label("holders"),
+        )
+        .select_from(a.join(pools, pools.c.id == a.c.pool_id))
+        .where(a.c.proxy_id == PROXY_ID)
+    )
+
+
+@_statement
+def lease_statement() -> Select[Any]:
+    """Query one lease by id."""
+    return select(leases).where(leases.c.id == parameter("lease_id", Uuid))
+
+
+@_statement
+def leases_statement() -> Select[Any]:
+    """Query the leases of one consumer, or all, oldest first."""
+    consumer_id = parameter("consumer_id", Uuid)
+    return (
+        select(leases)
+        .where(or_(consumer_id.is_(None), leases.c.consumer_id == consumer_id))
+        .order_by(leases.c.fencing_token)
+    )
+
+
+@_statement
+def last_health_statement() -> Select[Any]:
+    """Query a proxy's newest health check."""
+    return select(proxy_health).where(proxy_health.c.proxy_id == PROXY_ID)
+
+
+@_statement
+def health_records_statement() -> Select[Any]:
+    """Query a proxy's health checks, newest first, from the log."""
+    checked_at = cast(events.c.data["checked_at"].astext, DateTime(timezone=True))
+    return (
+        select(events)
+        .where(events.c.proxy_id == PROXY_ID, events.c.type == word("HealthChecked"))
+        .order_by(checked_at.desc(), events.c.position.desc())
+        .limit(parameter("limit", Integer))
+    )

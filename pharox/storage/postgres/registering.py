@@ -1,0 +1,266 @@
+"""Register, change and remove what leasing is about: consumers, pools, proxies.
+
+Rows come as one JSON parameter, so a batch of any size is one statement. What
+is registered already and no different appends nothing.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import (
+    CTE,
+    Boolean,
+    ColumnElement,
+    DateTime,
+    Integer,
+    LargeBinary,
+    Text,
+    Uuid,
+    and_,
+    case,
+    cast,
+    column,
+    delete,
+    func,
+    insert,
+    literal_column,
+    null,
+    or_,
+    select,
+    true,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from projections.consumers import consumers
+from projections.leases import leases
+from projections.pools import pools
+
+from ...ids import NIL
+from .appending import append, event_row, fold_into, json_object, state
+from .reading import a, d
+from .sql import POOL_ID, Statement, compiled, now, parameter, word
+from .tables import proxy_credentials
+
+_ONE = literal_column("1")
+_NIL = literal_column(f"'{NIL}'::uuid", Uuid)
+
+_DESCRIBED = tuple(own for own in d.c if own.name not in ("id", "pool_id"))
+
+
+@lru_cache(maxsize=8)
+def register_consumer_statement(schema: str) -> Statement:
+    """Return the statement that registers a consumer and answers with its id."""
+    name, new_id = parameter("consumer"), parameter("consumer_id", Uuid)
+    known = select(consumers.c.id).where(consumers.c.name == name)
+    row = event_row(
+        "ConsumerRegistered", pool_id=_NIL, consumer=name, data=json_object(consumer_id=new_id)
+    )
+    appended = append(select(*row).where(~known.exists()))
+    result = select(func.coalesce(known.scalar_subquery(), new_id).label("id"))
+    return compiled(fold_into(result, appended, {"ConsumerRegistered"}), schema)
+
+
+@lru_cache(maxsize=8)
+def save_pool_statement(schema: str) -> Statement:
+    """Return the statement that registers a pool or changes the one of this id."""
+    wanted = {
+        "name": parameter("name"),
+        "description": parameter("description"),
+        "lease_slow": parameter("lease_slow", Boolean),
+    }
+    known = select(pools).where(pools.c.id == POOL_ID).with_for_update().cte("known")
+    one = select(_ONE.label("one")).subquery("one")
+    is_new = known.c.id.is_(None)
+    differs = or_(*(known.c[name].is_distinct_from(value) for name, value in wanted.items()))
+    type_ = case((is_new, word("PoolRegistered")), else_=word("PoolChanged"))
+    row = event_row(type_, data=json_object(**wanted))
+    appended = append(
+        select(*row).select_from(one.outerjoin(known, true())).where(or_(is_new, differs))
+    )
+    result = select(appended.c.type)
+    return compiled(fold_into(result, appended, {"PoolRegistered", "PoolChanged"}), schema)
+
+
+@lru_cache(maxsize=8)
+def save_proxies_statement(schema: str, *, change: bool) -> Statement:
+    """Return the statement that registers proxies, and with ``change`` changes known ones.
+
+    The parameter ``rows`` is a JSON array of objects: ``id``, ``secret``
+    (encrypted credentials in hex, or null), ``status``, ``max_concurrency`` and
+    ``data``, the rest of a ProxyRegistered's data. The answer is how many are
+    new; no row at all says that there is no such pool.
+    """
+    pool = select(pools.c.id).where(pools.c.id == POOL_ID).with_for_update(key_share=True, read=True)
+    pool_row = pool.cte("pool")
+    given = _given(pool_row)
+    known = _known(given)
+    is_new = known.c.proxy_id.is_(None)
+    zero = literal_column("0", Integer)
+    held = func.coalesce(known.c.current_leases, zero)
+    before = state(known.c.status, known.c.current_leases, known.c.max_concurrency)
+    states = json_object(
+        before=case((is_new, cast(null(), JSONB)), else_=before),
+        after=state(given.c.status, held, given.c.max_concurrency),
+    )
+    type_ = case((is_new, word("ProxyRegistered")), else_=word("ProxyChanged"))
+    row = event_row(type_, proxy_id=given.c.id, data=given.c.data.concat(states))
+    wanted = or_(is_new, _differs(given, known)) if change else is_new
+    appended = append(
+        select(*row)
+        .select_from(given.outerjoin(known, known.c.proxy_id == given.c.id))
+        .where(wanted)
+        .order_by(given.c.place)
+    )
+    is_registered = appended.c.type == word("ProxyRegistered")
+    count = select(func.count()).select_from(appended).where(is_registered).scalar_subquery()
+    result = select(count.label("new")).select_from(pool_row)
+    result = fold_into(result, appended, {"ProxyRegistered", "ProxyChanged"})
+    for secrets in (_keep_secrets(given, appended), _forget_secrets(given, appended)):
+        result = result.add_cte(secrets)
+    return compiled(result, schema)
+
+
+def _given(pool: CTE) -> CTE:
+    """Return the parameter ``rows`` as rows, each id once: the last one given counts."""
+    given = (
+        func.jsonb_to_recordset(parameter("rows", JSONB))
+        .table_valued(
+            column("place", Integer),
+            column("id", Uuid),
+            column("secret", Text),
+            column("status", Text),
+            column("max_concurrency", Integer),
+            column("data", JSONB),
+            name="g",
+        )
+        .render_derived(with_types=True)
+    )
+    return (
+        select(*given.c)
+        .select_from(given.join(pool, true()))
+        .distinct(given.c.id)
+        .order_by(given.c.id, given.c.place.desc())
+        .cte("given")
+        .prefix_with("MATERIALIZED")
+    )
+
+
+def _known(given: CTE) -> CTE:
+    """Lock those that are registered already, in the order of ids."""
+    return (
+        select(a.c.proxy_id, a.c.status, a.c.current_leases, a.c.max_concurrency, a.c.checked_at)
+        .add_columns(*_DESCRIBED)
+        .select_from(a.join(d, and_(d.c.id == a.c.proxy_id, d.c.pool_id == a.c.pool_id)))
+        .where(a.c.pool_id == POOL_ID, a.c.proxy_id.in_(select(given.c.id)))
+        .order_by(a.c.proxy_id)
+        .with_for_update(of=a)
+        .cte("known")
+    )
+
+
+def _differs(given: CTE, known: CTE) -> ColumnElement[bool]:
+    facts = given.c.data
+    checked_at = cast(facts["checked_at"].astext, DateTime(timezone=True))
+    return or_(
+        known.c.status != given.c.status,
+        known.c.max_concurrency.is_distinct_from(given.c.max_concurrency),
+        known.c.checked_at != checked_at,
+        *(
+            known.c[own.name].is_distinct_from(cast(facts[own.name].astext, own.type))
+            for own in _DESCRIBED
+        ),
+    )
+
+
+def _keep_secrets(given: CTE, appended: CTE) -> CTE:
+    rows = (
+        select(
+            cast(appended.c.data["credential_id"].astext, Uuid),
+            appended.c.pool_id,
+            appended.c.proxy_id,
+            func.decode(given.c.secret, word("hex"), type_=LargeBinary),
+        )
+        .select_from(appended.join(given, given.c.id == appended.c.proxy_id))
+        .where(given.c.secret.is_not(None))
+    )
+    return (
+        insert(proxy_credentials)
+        .from_select(["id", "pool_id", "proxy_id", "secret"], rows)
+        .cte("kept_secrets")
+    )
+
+
+def _forget_secrets(given: CTE, appended: CTE) -> CTE:
+    """Delete what the proxies' earlier credentials were, unless they are kept as they are."""
+    now_used = cast(appended.c.data["credential_id"].astext, Uuid)
+    return (
+        delete(proxy_credentials)
+        .where(
+            proxy_credentials.c.pool_id == POOL_ID,
+            proxy_credentials.c.proxy_id == appended.c.proxy_id,
+            proxy_credentials.c.id.is_distinct_from(now_used),
+        )
+        .cte("forgotten_secrets")
+    )
+
+
+@lru_cache(maxsize=8)
+def lock_pool_statement(schema: str) -> Statement:
+    """Return the statement that keeps others from registering proxies in a pool."""
+    return compiled(select(pools.c.id).where(pools.c.id == POOL_ID).with_for_update(), schema)
+
+
+@lru_cache(maxsize=8)
+def remove_proxies_statement(schema: str, *, whole_pool: bool) -> Statement:
+    """Return the statement that removes a proxy, or all of a pool, once their leases have ended."""
+    locked = select(a).where(a.c.pool_id == POOL_ID).order_by(a.c.proxy_id).with_for_update()
+    if not whole_pool:
+        locked = locked.where(a.c.proxy_id == parameter("proxy_id", Uuid))
+    gone = locked.cte("gone")
+    before = state(gone.c.status, gone.c.current_leases, gone.c.max_concurrency)
+    row = event_row("ProxyRemoved", proxy_id=gone.c.proxy_id, data=json_object(before=before))
+    appended = append(select(*row).select_from(gone).order_by(gone.c.proxy_id))
+    secrets = (
+        delete(proxy_credentials)
+        .where(
+            proxy_credentials.c.pool_id == POOL_ID,
+            proxy_credentials.c.proxy_id == appended.c.proxy_id,
+        )
+        .cte("forgotten_secrets")
+    )
+    result = select(func.count().label("removed")).select_from(appended)
+    return compiled(fold_into(result, appended, {"ProxyRemoved"}).add_cte(secrets), schema)
+
+
+@lru_cache(maxsize=8)
+def remove_pool_statement(schema: str) -> Statement:
+    """Return the statement that removes a pool that has no proxies left."""
+    gone = select(pools.c.name).where(pools.c.id == POOL_ID).cte("gone")
+    row = event_row("PoolRemoved", data=json_object(name=gone.c.name))
+    appended = append(select(*row).select_from(gone))
+    result = select(func.count().label("removed")).select_from(appended)
+    return compiled(fold_into(result, appended, {"PoolRemoved"}), schema)
+
+
+@lru_cache(maxsize=8)
+def prune_statement(schema: str) -> Statement:
+    """Return the statement that forgets a pool's leases that ended before a moment."""
+    before = parameter("ended_before", DateTime(timezone=True))
+    # A lease that is ending just now may have been decided up to a minute ago.
+    settled = func.least(before, now - literal_column("interval '1 minute'"))
+    ended = (
+        select(func.count().label("n"))
+        .select_from(leases)
+        .where(
+            leases.c.pool_id == POOL_ID,
+            leases.c.status != word("active"),
+            leases.c.released_at < settled,
+        )
+        .cte("ended")
+    )
+    row = event_row("LeasesPruned", data=json_object(ended_before=settled))
+    appended = append(select(*row).select_from(ended).where(ended.c.n > 0))
+    result = select(ended.c.n.label("pruned"))
+    return compiled(fold_into(result, appended, {"LeasesPruned"}), schema)

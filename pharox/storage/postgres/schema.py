@@ -1,0 +1,64 @@
+"""Bring a database's schema up to date, and say so where it is not."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import psycopg
+from psycopg import sql
+from sqlalchemy import text
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import OperationalError
+
+from ...errors import DatabaseUnavailableError, SchemaError
+from .driver import UPGRADE_HINT
+from .migrations import HEAD
+from .sql import quoted
+
+_LOCK = 0x7068_6172_6F78
+"""The advisory lock ("pharox" in ASCII) under which one process at a time migrates."""
+
+
+def upgrade(engine: Engine, schema: str) -> None:
+    """Run the migrations that ``schema`` lacks, in one transaction, one process at a time."""
+    from alembic import command  # noqa: PLC0415 - alembic takes a while to import
+    from alembic.config import Config  # noqa: PLC0415
+
+    transactional = engine.execution_options(isolation_level="READ COMMITTED")
+    try:
+        with transactional.begin() as connection:
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+            connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}"))
+            config = Config()
+            config.set_main_option("script_location", str(files(__package__) / "migrations"))
+            config.attributes.update(connection=connection, schema=schema)
+            command.upgrade(config, "head")
+    except OperationalError as error:
+        raise DatabaseUnavailableError(f"no connection to the database: {error.orig}") from error
+
+
+def current_version(connection: psycopg.Connection[object], schema: str) -> str | None:
+    """Return the version of the schema in a database, or None if it has none."""
+    query = sql.SQL("SELECT version_num FROM {}.alembic_version").format(sql.Identifier(schema))
+    try:
+        row = connection.execute(query).fetchone()
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+        return None
+    return str(row[0]) if row else None  # type: ignore[index]
+
+
+def check_version(version: str | None, schema: str) -> None:
+    """Raise :class:`SchemaError` unless ``version`` is the one that this code needs."""
+    if version is None:
+        raise SchemaError(f"the database has no schema {schema!r} of pharox: {UPGRADE_HINT}")
+    if version < HEAD:
+        raise SchemaError(
+            f"schema {schema!r} has version {version}, this pharox needs {HEAD}: {UPGRADE_HINT}",
+            version=version,
+        )
+    if version > HEAD:
+        raise SchemaError(
+            f"schema {schema!r} has version {version}, newer than this pharox's {HEAD}: "
+            "upgrade pharox",
+            version=version,
+        )

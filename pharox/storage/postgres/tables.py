@@ -1,0 +1,20 @@
+"""proxy_credentials: the one place where a proxy's secrets are kept, encrypted.
+
+It is no read model: nothing in the log could fold to it. An event refers to a
+row by ``credential_id``; when credentials change, a new row replaces the old.
+"""
+
+from sqlalchemy import Column, Index, LargeBinary, PrimaryKeyConstraint, Table, Uuid
+
+from projections.base import metadata
+
+proxy_credentials = Table(
+    "proxy_credentials",
+    metadata,
+    Column("id", Uuid, nullable=False),
+    Column("pool_id", Uuid, nullable=False),
+    Column("proxy_id", Uuid, nullable=False),
+    Column("secret", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("id", "pool_id"),
+    Index("ix_proxy_credentials_proxy", "proxy_id"),
+)

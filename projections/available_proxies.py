@@ -1,0 +1,260 @@
+"""available_proxies: how each proxy stands, in the order in which selectors look.
+
+The narrow, busy table: a lease locks one row of it, and that lock is what
+makes a decision true. ``lease_rank`` is 0 for a proxy that may be leased, 1
+for a SLOW one with room (leased only where its pool allows), null otherwise;
+each selector has an index over the ranked rows in its own order, so that
+finding a proxy costs the same in a pool of a hundred and of a million.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import (
+    Boolean,
+    CheckConstraint,
+    Column,
+    Computed,
+    DateTime,
+    FromClause,
+    Index,
+    Integer,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+    Uuid,
+    and_,
+    delete,
+    func,
+    insert,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.sql.dml import UpdateBase
+
+from pharox.events import (
+    EventBase,
+    HealthChecked,
+    LeaseAcquired,
+    LeaseExpired,
+    LeaseReleased,
+    ProxyChanged,
+    ProxyRegistered,
+    ProxyRemoved,
+)
+
+from .base import Fold, Projection, fact, last, metadata, of_type
+
+
+@dataclass(slots=True)
+class Availability:
+    """How one proxy stands."""
+
+    proxy_id: UUID
+    pool_id: UUID
+    status: str
+    checked_at: datetime
+    max_concurrency: int | None
+    current_leases: int
+    latency_ms: int | None
+    probed_at: datetime | None
+
+
+RANK = """
+CASE
+    WHEN current_leases >= max_concurrency THEN NULL
+    WHEN status = 'active' THEN 0
+    WHEN status = 'slow' THEN 1
+END
+"""
+
+available_proxies = Table(
+    "available_proxies",
+    metadata,
+    Column("proxy_id", Uuid, nullable=False),
+    Column("pool_id", Uuid, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("checked_at", DateTime(timezone=True), nullable=False),
+    Column("max_concurrency", Integer),
+    Column("current_leases", Integer, nullable=False),
+    Column("latency_ms", Integer),
+    Column("probed_at", DateTime(timezone=True)),
+    Column("lease_rank", SmallInteger, Computed(RANK.strip(), persisted=True)),
+    PrimaryKeyConstraint("proxy_id", "pool_id"),
+    CheckConstraint("status IN ('active', 'inactive', 'slow', 'banned')", name="status"),
+    CheckConstraint("current_leases >= 0", name="current_leases"),
+    CheckConstraint("max_concurrency > 0", name="max_concurrency"),
+    postgresql_with={"fillfactor": 70},
+)
+
+_RANKED = available_proxies.c.lease_rank.is_not(None)
+Index(
+    "ix_available_proxies_first_available",
+    available_proxies.c.pool_id,
+    available_proxies.c.lease_rank,
+    available_proxies.c.checked_at.desc(),
+    available_proxies.c.proxy_id,
+    postgresql_where=_RANKED,
+)
+Index(
+    "ix_available_proxies_least_used",
+    available_proxies.c.pool_id,
+    available_proxies.c.lease_rank,
+    available_proxies.c.current_leases,
+    available_proxies.c.checked_at,
+    available_proxies.c.proxy_id,
+    postgresql_where=_RANKED,
+)
+Index(
+    "ix_available_proxies_round_robin",
+    available_proxies.c.pool_id,
+    available_proxies.c.lease_rank,
+    available_proxies.c.proxy_id,
+    postgresql_where=_RANKED,
+)
+Index(
+    "ix_available_proxies_lowest_latency",
+    available_proxies.c.pool_id,
+    available_proxies.c.lease_rank,
+    available_proxies.c.latency_ms,
+    available_proxies.c.proxy_id,
+    postgresql_where=_RANKED,
+)
+
+
+class AvailableProxies(Projection):
+    """The last state of a proxy wins; only events that say so change its health."""
+
+    name = "available_proxies"
+    table = available_proxies
+    row: ClassVar[type] = Availability
+    key = ("proxy_id", "pool_id")
+
+    def apply(self, state: dict[Any, Availability], event: EventBase) -> None:  # noqa: D102
+        match event:
+            case LeaseAcquired() | LeaseReleased() | LeaseExpired():
+                state[event.proxy_id, event.pool_id].current_leases = event.after.leases
+            case ProxyRegistered():
+                state[event.proxy_id, event.pool_id] = Availability(
+                    event.proxy_id,
+                    event.pool_id,
+                    event.after.status.value,
+                    event.checked_at,
+                    event.after.max_concurrency,
+                    event.after.leases,
+                    None,
+                    None,
+                )
+            case ProxyChanged() | HealthChecked(applied=True):
+                row = state[event.proxy_id, event.pool_id]
+                row.status = event.after.status.value
+                row.max_concurrency = event.after.max_concurrency
+                row.checked_at = event.checked_at
+                if isinstance(event, HealthChecked):
+                    row.probed_at = event.checked_at
+                    if event.reachable and event.latency_ms is not None:
+                        row.latency_ms = event.latency_ms
+            case ProxyRemoved():
+                del state[event.proxy_id, event.pool_id]
+
+    def folds(self) -> tuple[Fold, ...]:  # noqa: D102
+        return (
+            Fold(frozenset({"ProxyRegistered"}), _register),
+            Fold(frozenset({"LeaseAcquired", "LeaseReleased", "LeaseExpired"}), _count_leases),
+            Fold(frozenset({"ProxyChanged", "HealthChecked"}), _change),
+            Fold(frozenset({"ProxyRemoved"}), _remove),
+        )
+
+
+def _register(events: FromClause) -> UpdateBase:
+    return insert(available_proxies).from_select(
+        [
+            "proxy_id",
+            "pool_id",
+            "status",
+            "checked_at",
+            "max_concurrency",
+            "current_leases",
+        ],
+        select(
+            events.c.proxy_id,
+            events.c.pool_id,
+            fact(events, "after,status", Text),
+            fact(events, "checked_at", DateTime(timezone=True)),
+            fact(events, "after,max_concurrency", Integer),
+            fact(events, "after,leases", Integer),
+        ).where(of_type(events, "ProxyRegistered")),
+    )
+
+
+def _count_leases(events: FromClause) -> UpdateBase:
+    types = of_type(events, "LeaseAcquired", "LeaseReleased", "LeaseExpired")
+    change = fact(events, "after,leases", Integer) - fact(events, "before,leases", Integer)
+    changes = (
+        select(events.c.pool_id, events.c.proxy_id, func.sum(change).label("change"))
+        .where(types)
+        .group_by(events.c.pool_id, events.c.proxy_id)
+        .subquery()
+    )
+    return (
+        update(available_proxies)
+        .values(current_leases=available_proxies.c.current_leases + changes.c.change)
+        .where(
+            available_proxies.c.pool_id == changes.c.pool_id,
+            available_proxies.c.proxy_id == changes.c.proxy_id,
+        )
+    )
+
+
+def _change(events: FromClause) -> UpdateBase:
+    checked_at = fact(events, "checked_at", DateTime(timezone=True))
+    latency = fact(events, "latency_ms", Integer)
+    measured = and_(fact(events, "reachable", Boolean), latency.is_not(None))
+    newest = (
+        select(
+            events.c.pool_id,
+            events.c.proxy_id,
+            last(events, fact(events, "after,status", Text)).label("status"),
+            last(events, fact(events, "after,max_concurrency", Integer)).label("max_concurrency"),
+            last(events, checked_at).label("checked_at"),
+            last(events, checked_at, of_type(events, "HealthChecked")).label("probed_at"),
+            last(events, latency, measured).label("latency_ms"),
+        )
+        .where(
+            of_type(events, "ProxyChanged", "HealthChecked"),
+            func.coalesce(fact(events, "applied", Boolean), true()),
+        )
+        .group_by(events.c.pool_id, events.c.proxy_id)
+        .subquery()
+    )
+    return (
+        update(available_proxies)
+        .values(
+            status=newest.c.status,
+            max_concurrency=newest.c.max_concurrency,
+            checked_at=newest.c.checked_at,
+            latency_ms=func.coalesce(newest.c.latency_ms, available_proxies.c.latency_ms),
+            probed_at=func.coalesce(newest.c.probed_at, available_proxies.c.probed_at),
+        )
+        .where(
+            available_proxies.c.pool_id == newest.c.pool_id,
+            available_proxies.c.proxy_id == newest.c.proxy_id,
+        )
+    )
+
+
+def _remove(events: FromClause) -> UpdateBase:
+    return delete(available_proxies).where(
+        available_proxies.c.pool_id == events.c.pool_id,
+        available_proxies.c.proxy_id == events.c.proxy_id,
+        of_type(events, "ProxyRemoved"),
+    )
+
+
+AVAILABLE_PROXIES = AvailableProxies()

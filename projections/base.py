@@ -1,0 +1,99 @@
+"""What a projection is, and how its SQL reads an event."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from typing import Any, ClassVar, NamedTuple
+
+from sqlalchemy import (
+    ColumnElement,
+    FromClause,
+    Integer,
+    MetaData,
+    Select,
+    Table,
+    Text,
+    cast,
+    func,
+    literal_column,
+    select,
+)
+from sqlalchemy.dialects.postgresql import aggregate_order_by
+from sqlalchemy.sql.dml import UpdateBase
+from sqlalchemy.types import TypeEngine
+
+from pharox.events import EventBase
+
+metadata = MetaData(
+    schema="pharox",
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    },
+)
+"""All read models' tables. "pharox" stands for the storage's schema, put in when compiled."""
+
+ProjectionRow = Any
+
+
+class Fold(NamedTuple):
+    """One SQL statement of a projection.
+
+    ``statement`` takes a selectable of events (the log's columns) and returns
+    the data-modifying statement that folds those of ``types`` among them.
+    """
+
+    types: frozenset[str]
+    statement: Callable[[FromClause], UpdateBase]
+
+
+class Projection(ABC):
+    """A rule that folds events into one read model.
+
+    ``row`` is a dataclass with the read model's columns, ``key`` names those
+    that identify a row. In Python the state is a dict from key to row.
+    """
+
+    name: ClassVar[str]
+    table: ClassVar[Table]
+    row: ClassVar[type]
+    key: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def apply(self, state: dict[Any, ProjectionRow], event: EventBase) -> None:
+        """Fold one event into ``state``, in place."""
+
+    @abstractmethod
+    def folds(self) -> tuple[Fold, ...]:
+        """Return the SQL of this projection, in the order in which it must run over many events."""
+
+    def live(self) -> Select[Any]:
+        """Return the query that reads the read model, with the columns of ``row``."""
+        return select(*(self.table.c[field.name] for field in fields(self.row)))
+
+    def load(self, rows: Iterable[Mapping[str, Any]]) -> dict[Any, ProjectionRow]:
+        """Return rows that :meth:`live` read as a state that :meth:`apply` could have made."""
+        return {tuple(row[part] for part in self.key): self.row(**row) for row in rows}
+
+
+def fact(events: FromClause, path: str, type_: TypeEngine[Any] | type[TypeEngine[Any]]) -> Any:
+    """Return a value out of an event's data, such as ``after,leases``, in SQL."""
+    text = events.c.data.op("#>>")(literal_column(f"'{{{path}}}'", Text))
+    return cast(text, type_)
+
+
+def of_type(events: FromClause, *types: str) -> ColumnElement[bool]:
+    """Return the condition that an event is of one of ``types``."""
+    names = [literal_column(f"'{name}'", Text) for name in types]
+    return events.c.type == names[0] if len(names) == 1 else events.c.type.in_(names)
+
+
+def last(
+    events: FromClause, value: ColumnElement[Any], where: ColumnElement[bool] | None = None
+) -> Any:
+    """Return the value of the last event of a group, or of the last of those ``where``."""
+    values = func.array_agg(aggregate_order_by(value, events.c.position.desc()))
+    return (values if where is None else values.filter(where))[literal_column("1", Integer)]

@@ -1,0 +1,70 @@
+"""consumers: who has ever leased, by name. A consumer is registered on first use and stays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import (
+    Column,
+    FromClause,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    insert,
+    select,
+)
+from sqlalchemy.sql.dml import UpdateBase
+
+from pharox.events import ConsumerRegistered, EventBase
+
+from .base import Fold, Projection, fact, metadata, of_type
+
+
+@dataclass(slots=True)
+class ConsumerRow:
+    """One consumer."""
+
+    name: str
+    id: UUID
+
+
+consumers = Table(
+    "consumers",
+    metadata,
+    Column("name", Text, nullable=False),
+    Column("id", Uuid, nullable=False),
+    PrimaryKeyConstraint("name"),
+    UniqueConstraint("id"),
+)
+
+
+class Consumers(Projection):
+    """Each name's id."""
+
+    name = "consumers"
+    table = consumers
+    row: ClassVar[type] = ConsumerRow
+    key = ("name",)
+
+    def apply(self, state: dict[Any, ConsumerRow], event: EventBase) -> None:  # noqa: D102
+        if isinstance(event, ConsumerRegistered):
+            state[(event.consumer,)] = ConsumerRow(event.consumer, event.consumer_id)
+
+    def folds(self) -> tuple[Fold, ...]:  # noqa: D102
+        return (Fold(frozenset({"ConsumerRegistered"}), _register),)
+
+
+def _register(events: FromClause) -> UpdateBase:
+    return insert(consumers).from_select(
+        ["name", "id"],
+        select(events.c.consumer, fact(events, "consumer_id", Uuid)).where(
+            of_type(events, "ConsumerRegistered")
+        ),
+    )
+
+
+CONSUMERS = Consumers()

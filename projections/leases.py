@@ -1,0 +1,195 @@
+"""leases: every lease, held or ended, until the ended ones are pruned.
+
+Ids are time-ordered, so a new lease lands beside the last one in the index
+however many there have been. The partial index by expiry holds active leases
+only: asking whether any is due reads one entry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    FromClause,
+    Index,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    Uuid,
+    case,
+    delete,
+    insert,
+    literal_column,
+    select,
+    update,
+)
+from sqlalchemy.sql.dml import UpdateBase
+
+from pharox.events import ENDED_STATUS, EventBase, LeaseAcquired, LeaseExpired, LeaseReleased
+from pharox.events import LeasesPruned as Pruned
+
+from .base import Fold, Projection, fact, metadata, of_type
+
+
+@dataclass(slots=True)
+class LeaseRow:
+    """One lease."""
+
+    id: UUID
+    pool_id: UUID
+    pool_name: str
+    proxy_id: UUID
+    consumer_id: UUID
+    consumer_name: str
+    status: str
+    acquired_at: datetime
+    expires_at: datetime
+    released_at: datetime | None
+    fencing_token: int
+
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("id", Uuid, nullable=False),
+    Column("pool_id", Uuid, nullable=False),
+    Column("pool_name", Text, nullable=False),
+    Column("proxy_id", Uuid, nullable=False),
+    Column("consumer_id", Uuid, nullable=False),
+    Column("consumer_name", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("acquired_at", DateTime(timezone=True), nullable=False),
+    Column("expires_at", DateTime(timezone=True), nullable=False),
+    Column("released_at", DateTime(timezone=True)),
+    Column("fencing_token", BigInteger, nullable=False),
+    PrimaryKeyConstraint("id", "pool_id"),
+    CheckConstraint("status IN ('active', 'released', 'expired')", name="status"),
+    CheckConstraint("(status = 'active') = (released_at IS NULL)", name="released_at"),
+    postgresql_with={"fillfactor": 70},
+)
+
+Index(
+    "ix_leases_due",
+    leases.c.pool_id,
+    leases.c.expires_at,
+    postgresql_where=literal_column("status = 'active'"),
+)
+Index(
+    "ix_leases_held",
+    leases.c.pool_id,
+    leases.c.proxy_id,
+    postgresql_where=literal_column("status = 'active'"),
+)
+
+
+class Leases(Projection):
+    """A lease appears when it is acquired and takes the status of the event that ends it."""
+
+    name = "leases"
+    table = leases
+    row: ClassVar[type] = LeaseRow
+    key = ("id", "pool_id")
+
+    def apply(self, state: dict[Any, LeaseRow], event: EventBase) -> None:  # noqa: D102
+        match event:
+            case LeaseAcquired():
+                state[event.lease_id, event.pool_id] = LeaseRow(
+                    event.lease_id,
+                    event.pool_id,
+                    event.pool_name,
+                    event.proxy_id,
+                    event.consumer_id,
+                    event.consumer,
+                    "active",
+                    event.recorded_at,
+                    event.expires_at,
+                    None,
+                    event.position,
+                )
+            case LeaseReleased() | LeaseExpired():
+                row = state[event.lease_id, event.pool_id]
+                row.status = ENDED_STATUS[event.type].value
+                row.released_at = event.recorded_at
+            case Pruned():
+                ended = [
+                    key
+                    for key, row in state.items()
+                    if row.pool_id == event.pool_id
+                    and row.released_at is not None
+                    and row.released_at < event.ended_before
+                ]
+                for key in ended:
+                    del state[key]
+
+    def folds(self) -> tuple[Fold, ...]:  # noqa: D102
+        return (
+            Fold(frozenset({"LeaseAcquired"}), _acquire),
+            Fold(frozenset({"LeaseReleased", "LeaseExpired"}), _end),
+            Fold(frozenset({"LeasesPruned"}), _prune),
+        )
+
+
+def _acquire(events: FromClause) -> UpdateBase:
+    return insert(leases).from_select(
+        [
+            "id",
+            "pool_id",
+            "pool_name",
+            "proxy_id",
+            "consumer_id",
+            "consumer_name",
+            "status",
+            "acquired_at",
+            "expires_at",
+            "fencing_token",
+        ],
+        select(
+            events.c.lease_id,
+            events.c.pool_id,
+            fact(events, "pool_name", Text),
+            events.c.proxy_id,
+            fact(events, "consumer_id", Uuid),
+            events.c.consumer,
+            literal_column("'active'", Text),
+            events.c.recorded_at,
+            fact(events, "expires_at", DateTime(timezone=True)),
+            events.c.position,
+        ).where(of_type(events, "LeaseAcquired")),
+    )
+
+
+def _end(events: FromClause) -> UpdateBase:
+    status = case(
+        *(
+            (of_type(events, type_), literal_column(f"'{status.value}'", Text))
+            for type_, status in ENDED_STATUS.items()
+        )
+    )
+    return (
+        update(leases)
+        .values(status=status, released_at=events.c.recorded_at)
+        .where(
+            leases.c.pool_id == events.c.pool_id,
+            leases.c.id == events.c.lease_id,
+            of_type(events, *ENDED_STATUS),
+        )
+    )
+
+
+def _prune(events: FromClause) -> UpdateBase:
+    return delete(leases).where(
+        leases.c.pool_id == events.c.pool_id,
+        leases.c.status != literal_column("'active'", Text),
+        leases.c.released_at < fact(events, "ended_before", DateTime(timezone=True)),
+        of_type(events, "LeasesPruned"),
+    )
+
+
+LEASES = Leases()

@@ -1,0 +1,195 @@
+"""pool_stats: each pool in numbers, without counting its proxies.
+
+Kept as sixteen rows of counters a pool. A writer adds to the row of its own
+slot, so that two writers rarely wait for each other, and a reader sums all
+sixteen. Which slot is a parameter of the statement: nothing that two servers
+would evaluate differently.
+"""
+
+from __future__ import annotations
+
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    FromClause,
+    Integer,
+    PrimaryKeyConstraint,
+    Select,
+    SmallInteger,
+    Table,
+    Text,
+    Uuid,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.sql.dml import UpdateBase
+
+from pharox.events import EventBase, PoolRegistered, PoolRemoved, ProxyState
+
+from .base import Fold, Projection, fact, metadata, of_type
+
+SLOTS = 16
+
+
+@dataclass(slots=True)
+class PoolCounts:
+    """One pool in numbers."""
+
+    pool_id: UUID
+    total_proxies: int = 0
+    active_proxies: int = 0
+    available_proxies: int = 0
+    leased_proxies: int = 0
+    total_leases: int = 0
+
+
+COUNTS = (
+    "total_proxies",
+    "active_proxies",
+    "available_proxies",
+    "leased_proxies",
+    "total_leases",
+)
+
+pool_stats = Table(
+    "pool_stats",
+    metadata,
+    Column("pool_id", Uuid, nullable=False),
+    Column("slot", SmallInteger, nullable=False),
+    *(Column(name, BigInteger, nullable=False) for name in COUNTS),
+    PrimaryKeyConstraint("pool_id", "slot"),
+    postgresql_with={"fillfactor": 50},
+)
+
+_LEASE_EVENTS = ("LeaseAcquired", "LeaseReleased", "LeaseExpired")
+_OTHER_EVENTS = ("ProxyRegistered", "ProxyChanged", "ProxyRemoved", "HealthChecked")
+
+
+def counts_of(state: ProxyState | None) -> tuple[int, int, int, int, int]:
+    """Return what one proxy in this state adds to its pool, in the order of :data:`COUNTS`."""
+    if state is None:
+        return (0, 0, 0, 0, 0)
+    return (
+        1,
+        int(state.status == "active"),
+        int(state.is_available),
+        int(state.leases > 0),
+        state.leases,
+    )
+
+
+class PoolStats(Projection):
+    """The sum over all events of what the proxy counts after, less what it counted before."""
+
+    name = "pool_stats"
+    table = pool_stats
+    row: ClassVar[type] = PoolCounts
+    key = ("pool_id",)
+
+    def apply(self, state: dict[Any, PoolCounts], event: EventBase) -> None:  # noqa: D102
+        if event.touches_proxy:
+            row = state[(event.pool_id,)]
+            before = counts_of(event.before)  # type: ignore[attr-defined]
+            after = counts_of(event.after)  # type: ignore[attr-defined]
+            row.total_proxies += after[0] - before[0]
+            row.active_proxies += after[1] - before[1]
+            row.available_proxies += after[2] - before[2]
+            row.leased_proxies += after[3] - before[3]
+            row.total_leases += after[4] - before[4]
+        elif isinstance(event, PoolRegistered):
+            state[(event.pool_id,)] = PoolCounts(event.pool_id)
+        elif isinstance(event, PoolRemoved):
+            del state[(event.pool_id,)]
+
+    def folds(self) -> tuple[Fold, ...]:  # noqa: D102
+        return (
+            Fold(frozenset({"PoolRegistered"}), _register),
+            Fold(frozenset(_LEASE_EVENTS), _add_leases),
+            Fold(frozenset(_OTHER_EVENTS), _add_proxies),
+            Fold(frozenset({"PoolRemoved"}), _remove),
+        )
+
+    def live(self) -> Select[Any]:  # noqa: D102
+        sums = (func.sum(pool_stats.c[name]).cast(BigInteger).label(name) for name in COUNTS)
+        return select(pool_stats.c.pool_id, *sums).group_by(pool_stats.c.pool_id)
+
+
+def _register(events: FromClause) -> UpdateBase:
+    slots = func.generate_series(0, SLOTS - 1).table_valued("slot").render_derived()
+    return insert(pool_stats).from_select(
+        ["pool_id", "slot", *COUNTS],
+        select(events.c.pool_id, slots.c.slot, *(literal_column("0") for _ in COUNTS)).where(
+            of_type(events, "PoolRegistered")
+        ),
+    )
+
+
+def _state_counts(events: FromClause, side: str) -> dict[str, ColumnElement[int]]:
+    """Return :func:`counts_of` in SQL, for the state before or after an event."""
+    status = fact(events, f"{side},status", Text)
+    leases = fact(events, f"{side},leases", Integer)
+    capacity = fact(events, f"{side},max_concurrency", Integer)
+    one, zero = literal_column("1", Integer), literal_column("0", Integer)
+    active = status == literal_column("'active'", Text)
+    has_capacity = or_(capacity.is_(None), leases < capacity)
+    return {
+        "total_proxies": case((status.is_not(None), one), else_=zero),
+        "active_proxies": case((active, one), else_=zero),
+        "available_proxies": case((and_(active, has_capacity), one), else_=zero),
+        "leased_proxies": case((leases > zero, one), else_=zero),
+        "total_leases": func.coalesce(leases, zero),
+    }
+
+
+def _add(events: FromClause, types: tuple[str, ...], names: tuple[str, ...]) -> UpdateBase:
+    after, before = _state_counts(events, "after"), _state_counts(events, "before")
+    changes = (
+        select(
+            events.c.pool_id,
+            *(func.sum(after[name] - before[name]).label(name) for name in names),
+        )
+        .where(of_type(events, *types))
+        .group_by(events.c.pool_id)
+        .subquery()
+    )
+    return (
+        update(pool_stats)
+        .values({name: pool_stats.c[name] + changes.c[name] for name in names})
+        .where(
+            pool_stats.c.pool_id == changes.c.pool_id,
+            pool_stats.c.slot == bindparam("slot", type_=SmallInteger),
+        )
+    )
+
+
+def _add_leases(events: FromClause) -> UpdateBase:
+    """A lease changes no proxy's status, so the first two counts stand still."""
+    return _add(events, _LEASE_EVENTS, COUNTS[2:])
+
+
+def _add_proxies(events: FromClause) -> UpdateBase:
+    return _add(events, _OTHER_EVENTS, COUNTS)
+
+
+def _remove(events: FromClause) -> UpdateBase:
+    return delete(pool_stats).where(
+        pool_stats.c.pool_id == events.c.pool_id, of_type(events, "PoolRemoved")
+    )
+
+
+POOL_STATS = PoolStats()
+

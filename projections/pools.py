@@ -1,0 +1,105 @@
+"""pools: the pools there are, and the rule each has for SLOW proxies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    FromClause,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    delete,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.sql.dml import UpdateBase
+
+from pharox.events import EventBase, PoolChanged, PoolRegistered, PoolRemoved
+
+from .base import Fold, Projection, fact, metadata, of_type
+
+
+@dataclass(slots=True)
+class PoolRow:
+    """One pool."""
+
+    id: UUID
+    name: str
+    description: str | None
+    lease_slow: bool
+
+
+pools = Table(
+    "pools",
+    metadata,
+    Column("id", Uuid, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("description", Text),
+    Column("lease_slow", Boolean, nullable=False),
+    PrimaryKeyConstraint("id"),
+    UniqueConstraint("name"),
+)
+
+
+class Pools(Projection):
+    """Last description wins; a removed pool is gone."""
+
+    name = "pools"
+    table = pools
+    row: ClassVar[type] = PoolRow
+    key = ("id",)
+
+    def apply(self, state: dict[Any, PoolRow], event: EventBase) -> None:  # noqa: D102
+        match event:
+            case PoolRegistered() | PoolChanged():
+                state[(event.pool_id,)] = PoolRow(
+                    event.pool_id, event.name, event.description, event.lease_slow
+                )
+            case PoolRemoved():
+                del state[(event.pool_id,)]
+
+    def folds(self) -> tuple[Fold, ...]:  # noqa: D102
+        return (
+            Fold(frozenset({"PoolRegistered"}), _register),
+            Fold(frozenset({"PoolChanged"}), _change),
+            Fold(frozenset({"PoolRemoved"}), _remove),
+        )
+
+
+def _register(events: FromClause) -> UpdateBase:
+    return insert(pools).from_select(
+        ["id", "name", "description", "lease_slow"],
+        select(
+            events.c.pool_id,
+            fact(events, "name", Text),
+            fact(events, "description", Text),
+            fact(events, "lease_slow", Boolean),
+        ).where(of_type(events, "PoolRegistered")),
+    )
+
+
+def _change(events: FromClause) -> UpdateBase:
+    return (
+        update(pools)
+        .values(
+            name=fact(events, "name", Text),
+            description=fact(events, "description", Text),
+            lease_slow=fact(events, "lease_slow", Boolean),
+        )
+        .where(pools.c.id == events.c.pool_id, of_type(events, "PoolChanged"))
+    )
+
+
+def _remove(events: FromClause) -> UpdateBase:
+    return delete(pools).where(pools.c.id == events.c.pool_id, of_type(events, "PoolRemoved"))
+
+
+POOLS = Pools()

@@ -1,0 +1,154 @@
+"""proxies: what each proxy is, apart from how it stands.
+
+Kept apart from ``available_proxies`` because that table is written twice a
+lease and should stay narrow, while this one is written when a person changes
+something. The index on host and port finds a proxy by its identity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Double,
+    FromClause,
+    Index,
+    Integer,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    Uuid,
+    delete,
+    select,
+)
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.sql.dml import UpdateBase
+
+from pharox.events import EventBase, ProxyDescribed, ProxyRemoved
+
+from .base import Fold, Projection, fact, metadata, of_type
+
+
+@dataclass(slots=True)
+class ProxyRow:
+    """One proxy's description."""
+
+    id: UUID
+    pool_id: UUID
+    protocol: str
+    host: str
+    port: int
+    credential_id: UUID | None
+    source: str | None
+    country: str | None
+    city: str | None
+    latitude: float | None
+    longitude: float | None
+    isp: str | None
+    asn: int | None
+
+
+proxies = Table(
+    "proxies",
+    metadata,
+    Column("id", Uuid, nullable=False),
+    Column("pool_id", Uuid, nullable=False),
+    Column("protocol", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("port", Integer, nullable=False),
+    Column("credential_id", Uuid),
+    Column("source", Text),
+    Column("country", Text),
+    Column("city", Text),
+    Column("latitude", Double),
+    Column("longitude", Double),
+    Column("isp", Text),
+    Column("asn", BigInteger),
+    PrimaryKeyConstraint("id", "pool_id"),
+    CheckConstraint("port BETWEEN 1 AND 65535", name="port"),
+    Index("ix_proxies_identity", "pool_id", "host", "port", "protocol"),
+)
+
+_DESCRIBED = {
+    "protocol": Text,
+    "host": Text,
+    "port": Integer,
+    "credential_id": Uuid,
+    "source": Text,
+    "country": Text,
+    "city": Text,
+    "latitude": Double,
+    "longitude": Double,
+    "isp": Text,
+    "asn": BigInteger,
+}
+
+
+class Proxies(Projection):
+    """Last description wins; a removed proxy is gone."""
+
+    name = "proxies"
+    table = proxies
+    row: ClassVar[type] = ProxyRow
+    key = ("id", "pool_id")
+
+    def apply(self, state: dict[Any, ProxyRow], event: EventBase) -> None:  # noqa: D102
+        match event:
+            case ProxyDescribed():
+                state[event.proxy_id, event.pool_id] = ProxyRow(
+                    event.proxy_id,
+                    event.pool_id,
+                    event.protocol.value,
+                    event.host,
+                    event.port,
+                    event.credential_id,
+                    event.source,
+                    event.country,
+                    event.city,
+                    event.latitude,
+                    event.longitude,
+                    event.isp,
+                    event.asn,
+                )
+            case ProxyRemoved():
+                del state[event.proxy_id, event.pool_id]
+
+    def folds(self) -> tuple[Fold, ...]:  # noqa: D102
+        return (
+            Fold(frozenset({"ProxyRegistered", "ProxyChanged"}), _describe),
+            Fold(frozenset({"ProxyRemoved"}), _remove),
+        )
+
+
+def _describe(events: FromClause) -> UpdateBase:
+    newest = (
+        select(
+            events.c.proxy_id,
+            events.c.pool_id,
+            *(fact(events, name, type_).label(name) for name, type_ in _DESCRIBED.items()),
+        )
+        .where(of_type(events, "ProxyRegistered", "ProxyChanged"))
+        .distinct(events.c.proxy_id)
+        .order_by(events.c.proxy_id, events.c.position.desc())
+    )
+    upsert = insert(proxies).from_select(["id", "pool_id", *_DESCRIBED], newest)
+    return upsert.on_conflict_do_update(
+        constraint=proxies.primary_key,
+        set_={name: upsert.excluded[name] for name in _DESCRIBED},
+    )
+
+
+def _remove(events: FromClause) -> UpdateBase:
+    return delete(proxies).where(
+        proxies.c.pool_id == events.c.pool_id,
+        proxies.c.id == events.c.proxy_id,
+        of_type(events, "ProxyRemoved"),
+    )
+
+
+PROXIES = Proxies()

@@ -1,0 +1,130 @@
+"""proxy_health: the newest health check of each proxy, by the moment it was made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    DateTime,
+    FromClause,
+    Integer,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    Uuid,
+    delete,
+    select,
+)
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.sql.dml import UpdateBase
+
+from pharox.events import EventBase, HealthChecked, ProxyRemoved
+
+from .base import Fold, Projection, fact, metadata, of_type
+
+
+@dataclass(slots=True)
+class HealthRow:
+    """One proxy's newest check."""
+
+    proxy_id: UUID
+    pool_id: UUID
+    status: str
+    latency_ms: int | None
+    protocol: str
+    attempts: int
+    status_code: int | None
+    checked_at: datetime
+    error: str | None
+
+
+_RESULT = {
+    "status": Text,
+    "latency_ms": Integer,
+    "protocol": Text,
+    "attempts": Integer,
+    "status_code": Integer,
+    "checked_at": DateTime(timezone=True),
+    "error": Text,
+}
+
+proxy_health = Table(
+    "proxy_health",
+    metadata,
+    Column("proxy_id", Uuid, nullable=False),
+    Column("pool_id", Uuid, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("latency_ms", Integer),
+    Column("protocol", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("status_code", Integer),
+    Column("checked_at", DateTime(timezone=True), nullable=False),
+    Column("error", Text),
+    PrimaryKeyConstraint("proxy_id", "pool_id"),
+)
+
+
+class ProxyHealth(Projection):
+    """The last result that was applied; what came too late is in the log only."""
+
+    name = "proxy_health"
+    table = proxy_health
+    row: ClassVar[type] = HealthRow
+    key = ("proxy_id", "pool_id")
+
+    def apply(self, state: dict[Any, HealthRow], event: EventBase) -> None:  # noqa: D102
+        match event:
+            case HealthChecked(applied=True):
+                state[event.proxy_id, event.pool_id] = HealthRow(
+                    event.proxy_id,
+                    event.pool_id,
+                    event.status.value,
+                    event.latency_ms,
+                    event.protocol.value,
+                    event.attempts,
+                    event.status_code,
+                    event.checked_at,
+                    event.error,
+                )
+            case ProxyRemoved():
+                state.pop((event.proxy_id, event.pool_id), None)
+
+    def folds(self) -> tuple[Fold, ...]:  # noqa: D102
+        return (
+            Fold(frozenset({"HealthChecked"}), _record),
+            Fold(frozenset({"ProxyRemoved"}), _remove),
+        )
+
+
+def _record(events: FromClause) -> UpdateBase:
+    newest = (
+        select(
+            events.c.proxy_id,
+            events.c.pool_id,
+            *(fact(events, name, type_).label(name) for name, type_ in _RESULT.items()),
+        )
+        .where(of_type(events, "HealthChecked"), fact(events, "applied", Boolean))
+        .distinct(events.c.proxy_id)
+        .order_by(events.c.proxy_id, events.c.position.desc())
+    )
+    upsert = insert(proxy_health).from_select(["proxy_id", "pool_id", *_RESULT], newest)
+    return upsert.on_conflict_do_update(
+        constraint=proxy_health.primary_key,
+        set_={name: upsert.excluded[name] for name in _RESULT},
+    )
+
+
+def _remove(events: FromClause) -> UpdateBase:
+    return delete(proxy_health).where(
+        proxy_health.c.pool_id == events.c.pool_id,
+        proxy_health.c.proxy_id == events.c.proxy_id,
+        of_type(events, "ProxyRemoved"),
+    )
+
+
+PROXY_HEALTH = ProxyHealth()

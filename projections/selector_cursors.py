@@ -1,0 +1,116 @@
+"""selector_cursors: whose turn it was last, for the selectors that take turns.
+
+The row is the lock on which the callers of a round-robin pool queue: each
+takes the next proxy only when the one before has taken its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import (
+    Column,
+    FromClause,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    Uuid,
+    delete,
+    insert,
+    literal_column,
+    select,
+    update,
+)
+from sqlalchemy.sql.dml import UpdateBase
+
+from pharox.events import CursorMoved, EventBase, LeaseAcquired, PoolRegistered, PoolRemoved
+
+from .base import Fold, Projection, fact, last, metadata, of_type
+
+ROUND_ROBIN = "round_robin"
+
+
+@dataclass(slots=True)
+class CursorRow:
+    """One pool's last turn."""
+
+    pool_id: UUID
+    selector: str
+    proxy_id: UUID | None
+
+
+selector_cursors = Table(
+    "selector_cursors",
+    metadata,
+    Column("pool_id", Uuid, nullable=False),
+    Column("selector", Text, nullable=False),
+    Column("proxy_id", Uuid),
+    PrimaryKeyConstraint("pool_id", "selector"),
+    postgresql_with={"fillfactor": 50},
+)
+
+
+class SelectorCursors(Projection):
+    """The last proxy that round-robin offered or leased."""
+
+    name = "selector_cursors"
+    table = selector_cursors
+    row: ClassVar[type] = CursorRow
+    key = ("pool_id", "selector")
+
+    def apply(self, state: dict[Any, CursorRow], event: EventBase) -> None:  # noqa: D102
+        match event:
+            case LeaseAcquired() | CursorMoved() if event.selector == ROUND_ROBIN:
+                state[event.pool_id, ROUND_ROBIN].proxy_id = event.proxy_id
+            case PoolRegistered():
+                row = CursorRow(event.pool_id, ROUND_ROBIN, None)
+                state[event.pool_id, ROUND_ROBIN] = row
+            case PoolRemoved():
+                del state[event.pool_id, ROUND_ROBIN]
+
+    def folds(self) -> tuple[Fold, ...]:  # noqa: D102
+        return (
+            Fold(frozenset({"PoolRegistered"}), _register),
+            Fold(frozenset({"LeaseAcquired", "CursorMoved"}), _move),
+            Fold(frozenset({"PoolRemoved"}), _remove),
+        )
+
+
+def _register(events: FromClause) -> UpdateBase:
+    return insert(selector_cursors).from_select(
+        ["pool_id", "selector"],
+        select(events.c.pool_id, literal_column(f"'{ROUND_ROBIN}'", Text)).where(
+            of_type(events, "PoolRegistered")
+        ),
+    )
+
+
+def _move(events: FromClause) -> UpdateBase:
+    turns = (
+        select(events.c.pool_id, last(events, events.c.proxy_id).label("proxy_id"))
+        .where(
+            of_type(events, "LeaseAcquired", "CursorMoved"),
+            fact(events, "selector", Text) == literal_column(f"'{ROUND_ROBIN}'", Text),
+        )
+        .group_by(events.c.pool_id)
+        .subquery()
+    )
+    return (
+        update(selector_cursors)
+        .values(proxy_id=turns.c.proxy_id)
+        .where(
+            selector_cursors.c.pool_id == turns.c.pool_id,
+            selector_cursors.c.selector == literal_column(f"'{ROUND_ROBIN}'", Text),
+        )
+    )
+
+
+def _remove(events: FromClause) -> UpdateBase:
+    return delete(selector_cursors).where(
+        selector_cursors.c.pool_id == events.c.pool_id, of_type(events, "PoolRemoved")
+    )
+
+
+SELECTOR_CURSORS = SelectorCursors()
