@@ -1,0 +1,110 @@
+"""pharox: an event-sourced lease ledger for proxy pools.
+
+Every acquisition, miss, release, expiry and health result is an immutable event
+in a log; what one asks a pool is folded from it. Start with :func:`connect`
+(PostgreSQL) or :class:`InMemoryStorage`, and a :class:`ProxyManager` on top.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .attribution import attributed as attributed
+    from .bootstrap import bootstrap_consumer as bootstrap_consumer
+    from .bootstrap import bootstrap_pool as bootstrap_pool
+    from .bootstrap import bootstrap_proxy as bootstrap_proxy
+    from .connecting import connect as connect
+    from .errors import ConflictError as ConflictError
+    from .errors import ConsumerNotFoundError as ConsumerNotFoundError
+    from .errors import DatabaseUnavailableError as DatabaseUnavailableError
+    from .errors import InvalidInputError as InvalidInputError
+    from .errors import InvalidLeaseError as InvalidLeaseError
+    from .errors import PharoxError as PharoxError
+    from .errors import PoolNotFoundError as PoolNotFoundError
+    from .errors import ProxyNotFoundError as ProxyNotFoundError
+    from .errors import ProxyUnavailableError as ProxyUnavailableError
+    from .errors import SchemaError as SchemaError
+    from .errors import SecretKeyError as SecretKeyError
+    from .manager import ProxyManager as ProxyManager
+    from .models import AcquireEventPayload as AcquireEventPayload
+    from .models import Consumer as Consumer
+    from .models import ExpireEventPayload as ExpireEventPayload
+    from .models import HealthCheckOptions as HealthCheckOptions
+    from .models import HealthCheckResult as HealthCheckResult
+    from .models import Lease as Lease
+    from .models import LeaseStatus as LeaseStatus
+    from .models import MissReason as MissReason
+    from .models import PoolStatsSnapshot as PoolStatsSnapshot
+    from .models import Proxy as Proxy
+    from .models import ProxyCredentials as ProxyCredentials
+    from .models import ProxyFilters as ProxyFilters
+    from .models import ProxyHealthRecord as ProxyHealthRecord
+    from .models import ProxyPool as ProxyPool
+    from .models import ProxyProtocol as ProxyProtocol
+    from .models import ProxyStatus as ProxyStatus
+    from .models import ReleaseEventPayload as ReleaseEventPayload
+    from .models import RetryConfig as RetryConfig
+    from .models import SelectorStrategy as SelectorStrategy
+    from .storage.in_memory import InMemoryStorage as InMemoryStorage
+    from .storage.interface import IStorage as IStorage
+
+_HOME = {
+    ".attribution": ("attributed",),
+    ".bootstrap": ("bootstrap_consumer", "bootstrap_pool", "bootstrap_proxy"),
+    ".connecting": ("connect",),
+    ".errors": (
+        "ConflictError",
+        "ConsumerNotFoundError",
+        "DatabaseUnavailableError",
+        "InvalidInputError",
+        "InvalidLeaseError",
+        "PharoxError",
+        "PoolNotFoundError",
+        "ProxyNotFoundError",
+        "ProxyUnavailableError",
+        "SchemaError",
+        "SecretKeyError",
+    ),
+    ".manager": ("ProxyManager",),
+    ".models": (
+        "AcquireEventPayload",
+        "Consumer",
+        "ExpireEventPayload",
+        "HealthCheckOptions",
+        "HealthCheckResult",
+        "Lease",
+        "LeaseStatus",
+        "MissReason",
+        "PoolStatsSnapshot",
+        "Proxy",
+        "ProxyCredentials",
+        "ProxyFilters",
+        "ProxyHealthRecord",
+        "ProxyPool",
+        "ProxyProtocol",
+        "ProxyStatus",
+        "ReleaseEventPayload",
+        "RetryConfig",
+        "SelectorStrategy",
+    ),
+    ".storage.in_memory": ("InMemoryStorage",),
+    ".storage.interface": ("IStorage",),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)  # noqa: PLE0605 - a list, made of the table above
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first asked for, so that ``import pharox`` stays quick."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULE_OF[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})

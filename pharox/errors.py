@@ -7,7 +7,9 @@ first, that exception is chained. A class's docstring says what to do next.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 
 class PharoxError(Exception):
@@ -37,6 +39,20 @@ class ProxyNotFoundError(PharoxError):
 
 class ProxyUnavailableError(PharoxError):
     """The proxy cannot be leased now: at capacity, or not healthy. Ask the manager for another."""
+
+
+    @classmethod
+    def because(
+        cls, proxy_id: UUID, status: str, holders: Sequence[str]
+    ) -> ProxyUnavailableError:
+        """Return the error that says why: who holds the proxy, or its status."""
+        why = f"held by {', '.join(holders)}" if holders else f"its status is {status}"
+        return cls(
+            f"Proxy {proxy_id} is not available: {why}.",
+            proxy_id=proxy_id,
+            status=status,
+            holders=tuple(holders),
+        )
 
 
 class ConsumerNotFoundError(PharoxError):
@@ -71,3 +87,7 @@ class SecretKeyError(PharoxError):
 
 class DatabaseUnavailableError(PharoxError):
     """No database could be reached. Check ``PHAROX_DATABASE_URL`` and the server."""
+
+
+class SourceError(PharoxError):
+    """A list of proxies cannot be read to its end. Check the file or URL and its format."""

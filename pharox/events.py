@@ -65,11 +65,11 @@ class ProxyState(_Fact):
         """Whether the pool's statistics count it as available."""
         return self.status is ProxyStatus.ACTIVE and self.has_capacity
 
-    def rank(self) -> int | None:
-        """Return 0 if it may be leased, 1 if only in a pool that leases SLOW ones, else None."""
-        if not self.has_capacity:
-            return None
-        return {ProxyStatus.ACTIVE: 0, ProxyStatus.SLOW: 1}.get(self.status)
+    def with_leases(self, leases: int) -> ProxyState:
+        """Return this state with another number of leases."""
+        return ProxyState(
+            status=self.status, leases=leases, max_concurrency=self.max_concurrency
+        )
 
 
 class EventBase(_Fact):

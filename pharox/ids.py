@@ -25,6 +25,11 @@ def uuid7() -> UUID:
     return UUID(int=value)
 
 
+def following(uuid: UUID) -> UUID:
+    """Return the id right after ``uuid``, where the next page begins."""
+    return UUID(int=min(uuid.int + 1, 2**128 - 1))
+
+
 def imported_proxy_id(pool_id: UUID, protocol: str, host: str, port: int, user: str) -> UUID:
     """Return the id of an imported proxy, the same for the same identity every time."""
     return uuid5(pool_id, "\x00".join((protocol, host.lower(), str(port), user)))

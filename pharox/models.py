@@ -42,7 +42,7 @@ def utc_now() -> datetime:
 
 
 def _in_utc(moment: datetime) -> datetime:
-    return moment.astimezone(UTC)
+    return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
 
 
 def check_text(value: str) -> str:

@@ -26,7 +26,7 @@ from sqlalchemy import (
     delete,
     select,
 )
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.sql.dml import UpdateBase
 
 from pharox.events import EventBase, ProxyDescribed, ProxyRemoved
@@ -133,7 +133,7 @@ def _describe(events: FromClause) -> UpdateBase:
             *(fact(events, name, type_).label(name) for name, type_ in _DESCRIBED.items()),
         )
         .where(of_type(events, "ProxyRegistered", "ProxyChanged"))
-        .distinct(events.c.proxy_id)
+        .ext(distinct_on(events.c.proxy_id))
         .order_by(events.c.proxy_id, events.c.position.desc())
     )
     upsert = insert(proxies).from_select(["id", "pool_id", *_DESCRIBED], newest)

@@ -20,7 +20,7 @@ from sqlalchemy import (
     delete,
     select,
 )
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.sql.dml import UpdateBase
 
 from pharox.events import EventBase, HealthChecked, ProxyRemoved
@@ -109,7 +109,7 @@ def _record(events: FromClause) -> UpdateBase:
             *(fact(events, name, type_).label(name) for name, type_ in _RESULT.items()),
         )
         .where(of_type(events, "HealthChecked"), fact(events, "applied", Boolean))
-        .distinct(events.c.proxy_id)
+        .ext(distinct_on(events.c.proxy_id))
         .order_by(events.c.proxy_id, events.c.position.desc())
     )
     upsert = insert(proxy_health).from_select(["proxy_id", "pool_id", *_RESULT], newest)

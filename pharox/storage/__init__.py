@@ -1,6 +1,7 @@
 """Where the ledger is kept: the interface, and the adapter that needs no server."""
 
 
-from .interface import Acquisition, AcquireRequest, Ending, IStorage
+from .in_memory import InMemoryStorage
+from .interface import Acquisition, AcquireRequest, Ending, IStorage, Return
 
-__all__ = ["AcquireRequest", "Acquisition", "Ending", "IStorage", "InMemoryStorage"]
+__all__ = ["AcquireRequest", "Acquisition", "Ending", "IStorage", "InMemoryStorage", "Return"]

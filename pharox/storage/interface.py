@@ -53,6 +53,18 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True)
+class Return:
+    """What giving a lease back came to.
+
+    ``ending`` is None if the lease had ended before. ``expired`` are leases
+    found to have run out on the way, such as the one that came back too late.
+    """
+
+    ending: Ending | None
+    expired: Sequence[Ending] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
 class Acquisition:
     """What an acquisition came to.
 
@@ -233,8 +245,8 @@ class IStorage(ABC):
 
     def return_lease(
         self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
-    ) -> Ending | None:
-        """Release a lease and tell how it ended, or return None if it had ended before.
+    ) -> Return:
+        """Release a lease and tell what came of it.
 
         ``lease`` ends with the recorded status and ``released_at`` either way.
         """
@@ -243,23 +255,23 @@ class IStorage(ABC):
         if was_active:
             self.release_lease(lease)
             recorded = self.get_lease(str(lease.id))
-        if recorded is not None:
-            copy_ending(recorded, lease)
+        copy_ending(recorded, lease)
         if not was_active or recorded is None:
-            return None
-        wanted = with_stats and recorded.pool_name
-        stats = self.get_pool_stats(recorded.pool_name or "") if wanted else None
-        return Ending(lease=lease, stats=stats, reason=reason)
+            log_late_release(lease, recorded)
+            return Return(None)
+        name = recorded.pool_name if with_stats else None
+        return Return(Ending(lease, self.get_pool_stats(name) if name else None, reason))
 
     def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[Ending]]:
         """Take back what has run out; return how many leases did, and those it can tell of."""
         return self.cleanup_expired_leases(), ()
 
 
-def copy_ending(recorded: Lease, lease: Lease) -> None:
-    """Give a caller's lease the status and ``released_at`` that are recorded."""
-    lease.status = recorded.status
-    lease.released_at = recorded.released_at
+def copy_ending(recorded: Lease | None, lease: Lease) -> None:
+    """Give a caller's lease the status and ``released_at`` that are recorded, if any are."""
+    if recorded is not None:
+        lease.status = recorded.status
+        lease.released_at = recorded.released_at
 
 
 def log_late_release(lease: Lease, recorded: Lease | None) -> None:

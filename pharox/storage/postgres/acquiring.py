@@ -160,7 +160,7 @@ def _result(
         _exists(due).label("due"),
         appended.c.position,
         appended.c.proxy_id,
-        appended.c.recorded_at,
+        now.label("recorded_at"),
         cast(appended.c.data["expires_at"].astext, leases.c.expires_at.type).label("expires_at"),
         cast(appended.c.data["consumer_id"].astext, Uuid).label("consumer_id"),
         *miss_columns,
@@ -255,7 +255,7 @@ def page_statement(
     )
     page = page.limit(parameter("page_size", Integer))
     if by_id:
-        page = page.where(a.c.proxy_id > parameter("after_id", Uuid)).order_by(a.c.proxy_id)
+        page = page.where(a.c.proxy_id >= parameter("from_id", Uuid)).order_by(a.c.proxy_id)
     else:
         page = page.where(a.c.lease_rank <= highest).order_by(*_order(selector))
         page = page.offset(parameter("offset", Integer))

@@ -27,7 +27,7 @@ from ...errors import (
     ProxyNotFoundError,
 )
 from ...events import Event
-from ...ids import NIL
+from ...ids import NIL, following
 from ...models import (
     Consumer,
     HealthCheckResult,
@@ -49,6 +49,7 @@ from ..interface import (
     AcquireRequest,
     Ending,
     IStorage,
+    Return,
     copy_ending,
     id_from_text,
     log_late_release,
@@ -139,17 +140,15 @@ class PostgresStorage(IStorage):
 
     def return_lease(  # noqa: D102
         self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
-    ) -> Ending | None:
-        released, recorded, _ = self._run(
-            self._commands.release(lease, reason, with_stats=with_stats)
-        )
+    ) -> Return:
+        program = self._commands.release(lease, reason, with_stats=with_stats)
+        released, recorded, expired = self._run(program)
         if released is None:
             log_late_release(lease, recorded)
-            if recorded is not None:
-                copy_ending(recorded, lease)
-            return None
+            copy_ending(recorded, lease)
+            return Return(None, expired)
         copy_ending(released.lease, lease)
-        return Ending(lease, released.stats, reason)
+        return Return(Ending(lease, released.stats, reason), expired)
 
     def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[Ending]]:  # noqa: D102
         expired = self._run(self._commands.expire(with_stats=with_stats))
@@ -276,16 +275,16 @@ class PostgresStorage(IStorage):
     def iter_proxies(self, pool_id: UUID, *, with_credentials: bool = True) -> Iterator[Proxy]:
         """Yield a pool's proxies by id, a page at a time, however many there are."""
         vault = self._commands.vault if with_credentials else None
-        after = NIL
+        first = NIL
         while True:
             rows = self._rows(
-                reading.proxies_statement, pool_id=pool_id, after_id=after, limit=_PAGE
+                reading.proxies_statement, pool_id=pool_id, from_id=first, limit=_PAGE
             )
             for row in rows:
                 yield reading.proxy_from_row(row, vault)
             if len(rows) < _PAGE:
                 return
-            after = rows[-1]["id"]
+            first = following(rows[-1]["id"])
 
     def delete_proxy(self, proxy_id: str) -> None:  # noqa: D102
         self._run(self._commands.delete_proxy(id_from_text(proxy_id) or NIL))

@@ -18,7 +18,7 @@ from ...errors import (
     ProxyNotFoundError,
     ProxyUnavailableError,
 )
-from ...ids import NIL, uuid7
+from ...ids import NIL, imported_proxy_id, uuid7
 from ...models import (
     HealthCheckResult,
     Lease,
@@ -28,9 +28,7 @@ from ...models import (
     Proxy,
     ProxyFilters,
     ProxyPool,
-    ProxyStatus,
     SelectorStrategy,
-    utc_now,
 )
 from ..interface import Acquisition, AcquireRequest, Ending
 from . import acquiring, ending, filtering, health, reading, registering
@@ -97,12 +95,10 @@ class Commands:
                 )
                 (row,) = yield Query(statement, values)
                 reason = row["miss"] and MissReason(row["miss"])
-            if row["position"] is not None:
+            if row["position"] is not None or reason is not None:
+                lease = None if reason is not None else _granted_lease(row, values)
                 stats = _stats_of(row, request.pool_name, row["recorded_at"])
-                return Acquisition(_granted_lease(row, values), None, stats, expired)
-            if reason is not None:
-                stats = _stats_of(row, request.pool_name, utc_now())
-                return Acquisition(None, reason, stats, expired)
+                return Acquisition(lease, reason, stats, expired)
             settled = yield from self._settle(row, values, expired, with_stats=request.with_stats)
             wait = wait or settled
 
@@ -128,7 +124,9 @@ class Commands:
                 raise ProxyNotFoundError(f"Proxy {proxy_id} not found.", proxy_id=proxy_id)
             if (yield from self._settle(row, values, [], with_stats=False)):
                 standing = yield from self._standing(proxy_id)
-                raise unavailable(proxy_id, standing["status"], standing["holders"])
+                raise ProxyUnavailableError.because(
+                    proxy_id, standing["status"], standing["holders"]
+                )
 
     def find(
         self, pool_name: str, selector: SelectorStrategy, filters: ProxyFilters | None
@@ -249,6 +247,36 @@ class Commands:
                 continue
             if all(answers):
                 return sum(rows[0]["new"] for rows in answers)
+
+    def import_proxies(self, pool_id: UUID, proxies: Sequence[Proxy]) -> Program[int]:
+        """Register the proxies whose identity the pool does not know; return how many.
+
+        Of several with one identity the first counts.
+        """
+        fresh: dict[tuple[str, str, int, str], Proxy] = {}
+        for proxy in proxies:
+            fresh.setdefault(_identity(proxy), proxy)
+        with_user = {identity[:3] for identity in fresh if identity[3]}
+        spelled = {(str(proxy.host), proxy.port) for proxy in fresh.values()}
+        asked = spelled | {(host.lower(), port) for host, port in spelled}
+        values = {
+            "pool_id": pool_id,
+            "hosts": [host for host, _ in asked],
+            "ports": [port for _, port in asked],
+        }
+        for row in (yield Query(reading.identities_statement(self.schema), values)):
+            address = (row["protocol"], row["host"].lower(), row["port"])
+            if row["secret"] is None:
+                fresh.pop((*address, ""), None)
+            elif address in with_user:  # Else no user is asked for, and no key is needed.
+                fresh.pop((*address, self.vault.open(row["secret"]).user), None)
+        batch = [
+            proxy.model_copy(
+                update={"id": imported_proxy_id(pool_id, *identity), "pool_id": pool_id}
+            )
+            for identity, proxy in fresh.items()
+        ]
+        return (yield from self.save_proxies(batch, change=False)) if batch else 0
 
     def delete_proxy(self, proxy_id: UUID) -> Program[None]:
         """Release a proxy's leases and remove it."""
@@ -398,7 +426,7 @@ class Commands:
                 return row, None
             seen = _Seen()
             page = acquiring.page_statement(self.schema, request.selector, shape, by_id=wait)
-            place: dict[str, Any] = {"offset": 0, "after_id": NIL, "page_size": _FIRST_PAGE}
+            place: dict[str, Any] = {"offset": 0, "from_id": NIL, "page_size": _FIRST_PAGE}
             while True:
                 rows: Rows = yield Query(page, {**values, **place})
                 if among := seen.judge(rows, request.filters, self.vault):
@@ -408,7 +436,7 @@ class Commands:
                 if len(rows) < place["page_size"]:
                     break
                 place["offset"] += len(rows)
-                place["after_id"] = rows[-1]["id"]
+                place["from_id"] = following(rows[-1]["id"])
                 place["page_size"] = min(2 * place["page_size"], _LARGEST_PAGE)
         if seen.free:
             return row, None
@@ -517,15 +545,10 @@ class _Seen:
         return MissReason.AT_CAPACITY if self.healthy else MissReason.NONE_HEALTHY
 
 
-def unavailable(proxy_id: UUID, status: str, holders: Sequence[str]) -> ProxyUnavailableError:
-    """Return the error that says why a proxy cannot be leased."""
-    why = f"held by {', '.join(holders)}" if holders else f"its status is {status}"
-    return ProxyUnavailableError(
-        f"Proxy {proxy_id} is not available: {why}.",
-        proxy_id=proxy_id,
-        status=ProxyStatus(status),
-        holders=tuple(holders),
-    )
+def _identity(proxy: Proxy) -> tuple[str, str, int, str]:
+    """Return what tells an imported proxy from others of its pool."""
+    user = proxy.credentials.user if proxy.credentials else ""
+    return proxy.protocol.value, str(proxy.host).lower(), proxy.port, user
 
 
 def _attribution() -> dict[str, Any]:

@@ -194,10 +194,10 @@ def proxy_statement() -> Select[Any]:
 @_statement
 def proxies_statement() -> Select[Any]:
     """Query a page of a pool's proxies, by id."""
-    after, limit = parameter("after_id", Uuid), parameter("limit", Integer)
+    first, limit = parameter("from_id", Uuid), parameter("limit", Integer)
     return (
         proxy_rows()
-        .where(d.c.pool_id == POOL_ID, d.c.id > after)
+        .where(d.c.pool_id == POOL_ID, d.c.id >= first)
         .order_by(d.c.id)
         .limit(limit)
     )

@@ -31,7 +31,7 @@ from sqlalchemy import (
     select,
     true,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSONB, distinct_on
 
 from projections.consumers import consumers
 from projections.leases import leases
@@ -140,7 +140,7 @@ def _given(pool: CTE) -> CTE:
     return (
         select(*given.c)
         .select_from(given.join(pool, true()))
-        .distinct(given.c.id)
+        .ext(distinct_on(given.c.id))
         .order_by(given.c.id, given.c.place.desc())
         .cte("given")
         .prefix_with("MATERIALIZED")

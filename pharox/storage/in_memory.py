@@ -1,0 +1,724 @@
+"""InMemoryStorage: the same ledger without a server, for one process.
+
+The log is a list, the read models are the projections' Python folds, kept up
+with each event. Beside them stand the indexes that PostgreSQL would have (each
+selector's order, what runs out next), so that no acquisition, release or
+expiry walks the pool or the history; :mod:`pharox.storage.pool_index` has them.
+Nothing survives the process.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, fields
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
+
+import projections
+from projections import Availability, Drift, LeaseRow, PoolCounts, ProxyRow
+
+from ..attribution import current_attribution
+from ..errors import ConflictError, PoolNotFoundError, ProxyNotFoundError, ProxyUnavailableError
+from ..events import (
+    AcquireMissed,
+    ConsumerRegistered,
+    CursorMoved,
+    Event,
+    EventBase,
+    HealthChecked,
+    LeaseAcquired,
+    LeaseExpired,
+    LeaseReleased,
+    LeasesPruned,
+    PoolChanged,
+    PoolRegistered,
+    PoolRemoved,
+    ProxyChanged,
+    ProxyRegistered,
+    ProxyRemoved,
+    ProxyState,
+)
+from ..ids import health_record_id, imported_proxy_id, uuid7
+from ..models import (
+    Consumer,
+    HealthCheckResult,
+    Lease,
+    LeaseStatus,
+    MissReason,
+    PoolStatsSnapshot,
+    Proxy,
+    ProxyCredentials,
+    ProxyFilters,
+    ProxyHealthRecord,
+    ProxyPool,
+    ProxyProtocol,
+    ProxyStatus,
+    SelectorStrategy,
+    check_aware,
+    check_duration,
+    check_name,
+    utc_now,
+)
+from .interface import (
+    Acquisition,
+    AcquireRequest,
+    Ending,
+    IStorage,
+    Return,
+    copy_ending,
+    id_from_text,
+    log_late_release,
+    result_of_record,
+)
+from .pool_index import PoolIndex
+
+E_ = TypeVar("E_", bound=EventBase)
+
+_HANDLERS: dict[str, tuple[projections.Projection, ...]] = {}
+"""The projections that an event of a type concerns."""
+for _projection in projections.ALL:
+    for _fold in _projection.folds():
+        for _type in _fold.types:
+            known = _HANDLERS.get(_type, ())
+            if _projection not in known:
+                _HANDLERS[_type] = (*known, _projection)
+
+
+class InMemoryStorage(IStorage):
+    """The ledger in this process's memory, safe between threads.
+
+    Parameters
+    ----------
+    clock:
+        Returns the time, with a time zone. A test passes its own to let leases
+        run out without waiting.
+    """
+
+    def __init__(self, *, clock: Callable[[], datetime] = utc_now) -> None:
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._log: list[Event] = []
+        self._states: dict[str, dict[Any, Any]] = {p.name: {} for p in projections.ALL}
+        self._pools: dict[UUID, PoolIndex] = {}
+        self._pool_ids: dict[str, UUID] = {}
+        self._pool_of_proxy: dict[UUID, UUID] = {}
+        self._pool_of_lease: dict[UUID, UUID] = {}
+        self._consumer_ids: set[UUID] = set()
+        self._credentials: dict[UUID, ProxyCredentials] = {}
+        self._checks: dict[UUID, list[HealthChecked]] = {}
+
+    # Leasing
+
+    def acquire_lease(self, request: AcquireRequest) -> Acquisition:
+        """Lease a proxy, or record why none was to be had."""
+        check_duration(request.duration_seconds)
+        check_name(request.pool_name, "pool")
+        check_name(request.consumer_name, "consumer")
+        with self._lock:
+            pool_id = self._pool_ids.get(request.pool_name)
+            if pool_id is None:
+                return self._miss(request, None, MissReason.UNKNOWN_POOL, ())
+            consumer_id = self.ensure_consumer(request.consumer_name)
+            expired = self._expire(pool_id, with_stats=request.with_stats)
+            pool = self._pools[pool_id]
+            proxy_id = self._choose(pool, request.selector, request.filters)
+            if proxy_id is None:
+                reason = self._reason(pool, request.filters)
+                return self._miss(request, pool_id, reason, expired)
+            event = self._grant(
+                pool_id,
+                proxy_id,
+                request.consumer_name,
+                consumer_id,
+                request.duration_seconds,
+                selector=request.selector,
+                filters=request.filters and request.filters.recorded(),
+                predicate=bool(request.filters and request.filters.requires_python()),
+            )
+            stats = self._stats(pool_id, event) if request.with_stats else None
+            return Acquisition(self._lease(event.lease_id), None, stats, expired)
+
+    def create_lease(self, proxy: Proxy, consumer_name: str, duration_seconds: int) -> Lease:  # noqa: D102
+        check_duration(duration_seconds)
+        check_name(consumer_name, "consumer")
+        with self._lock:
+            pool_id = self._pool_of_proxy.get(proxy.id)
+            if pool_id is None:
+                raise ProxyNotFoundError(f"Proxy {proxy.id} not found.", proxy_id=proxy.id)
+            consumer_id = self.ensure_consumer(consumer_name)
+            self._expire(pool_id)
+            pool = self._pools[pool_id]
+            if not pool.is_leasable(proxy.id):
+                raise self._unavailable(pool, proxy.id)
+            event = self._grant(pool_id, proxy.id, consumer_name, consumer_id, duration_seconds)
+            return self._lease(event.lease_id)
+
+    def find_available_proxy(  # noqa: D102
+        self,
+        pool_name: str,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+    ) -> Proxy | None:
+        check_name(pool_name, "pool")
+        strategy = selector or SelectorStrategy.FIRST_AVAILABLE
+        with self._lock:
+            pool_id = self._pool_ids.get(pool_name)
+            if pool_id is None:
+                return None
+            proxy_id = self._choose(self._pools[pool_id], strategy, filters)
+            if proxy_id is None:
+                return None
+            if strategy is SelectorStrategy.ROUND_ROBIN:
+                self._append(CursorMoved, pool_id=pool_id, proxy_id=proxy_id)
+            return self._proxy(proxy_id)
+
+    def return_lease(  # noqa: D102
+        self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
+    ) -> Return:
+        with self._lock:
+            pool_id = self._pool_of_lease.get(lease.id)
+            expired: list[Ending] = []
+            row = None if pool_id is None else self._lease_row(lease.id)
+            if row is not None and pool_id is not None and row.status == "active":
+                if row.expires_at > self._clock():
+                    event = self._end(LeaseReleased, row, reason=reason)
+                    copy_ending(self._lease(lease.id), lease)
+                    stats = self._stats(pool_id, event) if with_stats else None
+                    return Return(Ending(lease, stats, reason))
+                expired = self._expire(pool_id, with_stats=with_stats)
+            recorded = None if row is None else self._lease(lease.id)
+        log_late_release(lease, recorded)
+        copy_ending(recorded, lease)
+        return Return(None, expired)
+
+    def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[Ending]]:  # noqa: D102
+        with self._lock:
+            expired: list[Ending] = []
+            for pool_id in sorted(self._pools):
+                expired += self._expire(pool_id, with_stats=with_stats)
+            return len(expired), expired
+
+    def release_lease(self, lease: Lease) -> None:  # noqa: D102
+        self.return_lease(lease)
+
+    def cleanup_expired_leases(self) -> int:  # noqa: D102
+        return self.expire_leases()[0]
+
+    def get_lease(self, lease_id: str) -> Lease | None:  # noqa: D102
+        uuid = id_from_text(lease_id)
+        with self._lock:
+            return self._lease(uuid) if uuid in self._pool_of_lease else None  # type: ignore[arg-type]
+
+    def list_leases(self, consumer_id: str | None = None) -> Sequence[Lease]:  # noqa: D102
+        uuid = None if consumer_id is None else id_from_text(consumer_id)
+        with self._lock:
+            rows: list[LeaseRow] = list(self._states["leases"].values())
+        wanted = (row for row in rows if consumer_id is None or row.consumer_id == uuid)
+        return [_lease_from_row(row) for row in sorted(wanted, key=lambda row: row.fencing_token)]
+
+    def prune_leases(self, ended_before: datetime) -> int:
+        """Forget the leases that ended before a moment; the log keeps them.
+
+        What ended in the last minute stays in any case, as in PostgreSQL.
+        """
+        check_aware(ended_before)
+        with self._lock:
+            settled = min(ended_before, self._clock() - timedelta(minutes=1))
+            leases: dict[Any, LeaseRow] = self._states["leases"]
+            ended = [
+                row
+                for row in leases.values()
+                if row.released_at is not None and row.released_at < settled
+            ]
+            for pool_id in sorted({row.pool_id for row in ended} & self._pools.keys()):
+                self._append(LeasesPruned, pool_id=pool_id, ended_before=settled)
+            gone = [row.id for row in ended if (row.id, row.pool_id) not in leases]
+            for lease_id in gone:
+                del self._pool_of_lease[lease_id]
+            return len(gone)
+
+    # Consumers, pools and proxies
+
+    def ensure_consumer(self, consumer_name: str) -> UUID:  # noqa: D102
+        check_name(consumer_name, "consumer")
+        return self._consumer_id(consumer_name, None)
+
+    def add_consumer(self, consumer: Consumer) -> Consumer:
+        """Register a consumer and return it, with the id it has if its name was known."""
+        return Consumer(id=self._consumer_id(consumer.name, consumer.id), name=consumer.name)
+
+    def save_pool(self, pool: ProxyPool) -> None:  # noqa: D102
+        with self._lock:
+            if self._pool_ids.get(pool.name, pool.id) != pool.id:
+                raise ConflictError(f"another pool is named {pool.name!r}", name=pool.name)
+            known = self._states["pools"].get((pool.id,))
+            facts = pool.model_dump(exclude={"id"})
+            if known is None:
+                self._pools[pool.id] = PoolIndex(pool.id)
+                self._append(PoolRegistered, pool_id=pool.id, **facts)
+            elif asdict(known) != pool.model_dump():
+                del self._pool_ids[known.name]
+                self._append(PoolChanged, pool_id=pool.id, **facts)
+            self._pool_ids[pool.name] = pool.id
+            self._pools[pool.id].lease_slow = pool.lease_slow
+
+    def add_pool(self, pool: ProxyPool) -> None:
+        """Register a pool, or change the one of this id."""
+        self.save_pool(pool)
+
+    def get_pool(self, pool_id: str) -> ProxyPool:  # noqa: D102
+        with self._lock:
+            row = self._states["pools"].get((id_from_text(pool_id),))
+            if row is None:
+                raise PoolNotFoundError(f"Pool {pool_id!r} not found.", pool_id=pool_id)
+            return ProxyPool(**asdict(row))
+
+    def get_pool_by_name(self, name: str) -> ProxyPool | None:
+        """Return the pool of this name, or None."""
+        check_name(name, "pool")
+        with self._lock:
+            pool_id = self._pool_ids.get(name)
+            return None if pool_id is None else self.get_pool(str(pool_id))
+
+    def list_pools(self) -> Sequence[ProxyPool]:  # noqa: D102
+        with self._lock:
+            pools = [ProxyPool(**asdict(row)) for row in self._states["pools"].values()]
+        return sorted(pools, key=lambda pool: pool.name)
+
+    def delete_pool(self, pool_id: str) -> None:  # noqa: D102
+        with self._lock:
+            pool = self.get_pool(pool_id)
+            proxy_ids = sorted(self._pools[pool.id].members)
+            for proxy_id in proxy_ids:
+                self._release_held(pool.id, proxy_id, "pool removed")
+            for proxy_id in proxy_ids:
+                self._remove(pool.id, proxy_id)
+            self._append(PoolRemoved, pool_id=pool.id, name=pool.name)
+            del self._pools[pool.id], self._pool_ids[pool.name]
+
+    def save_proxy(self, proxy: Proxy) -> None:  # noqa: D102
+        self._save_proxies([proxy], change=True)
+
+    def add_proxy(self, proxy: Proxy) -> None:
+        """Register a proxy, or change the one of this id."""
+        self.save_proxy(proxy)
+
+    def add_proxies_bulk(self, proxies: Sequence[Proxy]) -> int:  # noqa: D102
+        return self._save_proxies(proxies, change=False)
+
+    def import_proxies(self, pool_id: UUID, proxies: Sequence[Proxy]) -> int:
+        """Register the proxies whose identity the pool does not know, and return how many.
+
+        A proxy's identity is its pool, protocol, host, port and user.
+        """
+        with self._lock:
+            pool = self.get_pool(str(pool_id))
+            known = {_identity(self._proxy(member)) for member in self._pools[pool.id].members}
+            new = {}
+            for proxy in proxies:
+                identity = _identity(proxy)
+                if identity not in known:
+                    uuid = imported_proxy_id(pool_id, *identity)
+                    new[uuid] = proxy.model_copy(update={"id": uuid, "pool_id": pool_id})
+            return self._save_proxies(list(new.values()), change=False)
+
+    def get_proxy(self, proxy_id: str) -> Proxy:  # noqa: D102
+        uuid = id_from_text(proxy_id)
+        proxy = None if uuid is None else self.get_proxy_by_id(uuid)
+        if proxy is None:
+            raise ProxyNotFoundError(f"Proxy {proxy_id!r} not found.", proxy_id=proxy_id)
+        return proxy
+
+    def get_proxy_by_id(self, proxy_id: UUID) -> Proxy | None:
+        """Return a proxy, or None."""
+        with self._lock:
+            return self._proxy(proxy_id) if proxy_id in self._pool_of_proxy else None
+
+    def list_proxies(self, pool_id: str) -> Sequence[Proxy]:  # noqa: D102
+        with self._lock:
+            pool = self.get_pool(pool_id)
+            return [self._proxy(proxy_id) for proxy_id in sorted(self._pools[pool.id].members)]
+
+    def delete_proxy(self, proxy_id: str) -> None:  # noqa: D102
+        with self._lock:
+            proxy = self.get_proxy(proxy_id)
+            self._release_held(proxy.pool_id, proxy.id, "proxy removed")
+            self._remove(proxy.pool_id, proxy.id)
+
+    def get_pool_stats(self, pool_name: str) -> PoolStatsSnapshot | None:  # noqa: D102
+        check_name(pool_name, "pool")
+        with self._lock:
+            pool_id = self._pool_ids.get(pool_name)
+            return None if pool_id is None else self._stats(pool_id)
+
+    def list_pool_stats(self) -> Sequence[PoolStatsSnapshot]:
+        """Return every pool in numbers, by name."""
+        with self._lock:
+            return [self._stats(self._pool_ids[name]) for name in sorted(self._pool_ids)]
+
+    # Health
+
+    def apply_health_check_result(self, result: HealthCheckResult) -> Proxy | None:  # noqa: D102
+        reachable = result.status in (ProxyStatus.ACTIVE, ProxyStatus.SLOW)
+        return self._record_health(result, reachable=reachable, decides=True)
+
+    def save_health_record(self, record: ProxyHealthRecord) -> None:  # noqa: D102
+        result = result_of_record(record)
+        if self._record_health(result, reachable=record.reachable, decides=False) is None:
+            raise ProxyNotFoundError(
+                f"Proxy {record.proxy_id} not found.", proxy_id=record.proxy_id
+            )
+
+    def get_last_health_result(self, proxy_id: UUID) -> HealthCheckResult | None:  # noqa: D102
+        with self._lock:
+            pool_id = self._pool_of_proxy.get(proxy_id)
+            row = self._states["proxy_health"].get((proxy_id, pool_id))
+        if row is None:
+            return None
+        facts = asdict(row)
+        del facts["pool_id"]
+        error = facts.pop("error")
+        facts["latency_ms"] = row.latency_ms or 0
+        return HealthCheckResult(**facts, error_message=error)
+
+    def list_health_records(  # noqa: D102
+        self, proxy_id: UUID, limit: int = 100
+    ) -> Sequence[ProxyHealthRecord]:
+        with self._lock:
+            checks = list(self._checks.get(proxy_id, ()))
+        checks.sort(key=lambda event: (event.checked_at, event.position), reverse=True)
+        return [_record_from_event(event) for event in checks[:limit]]
+
+    # The log
+
+    def events(self, *, after: int = 0) -> Iterator[Event]:
+        """Yield the log in the order of positions, as it is now.
+
+        Parameters
+        ----------
+        after:
+            Yield only events of later positions.
+        """
+        with self._lock:
+            known = len(self._log)
+        for place in range(max(after, 0), known):
+            yield self._log[place]
+
+    def verify(self) -> list[Drift]:
+        """Fold the whole log anew and return every row of a read model that differs."""
+        with self._lock:
+            folded = projections.fold(self._log, projections.ALL)
+            return list(projections.drifts(self._states, folded))
+
+    # Parts
+
+    def _append(self, kind: type[E_], **facts: Any) -> E_:
+        actor, correlation_id = current_attribution()
+        event = kind(
+            position=len(self._log) + 1,
+            recorded_at=self._clock(),
+            actor=actor,
+            correlation_id=correlation_id,
+            **facts,
+        )
+        for projection in _HANDLERS.get(kind.__name__, ()):
+            projection.apply(self._states[projection.name], event)
+        self._log.append(event)  # type: ignore[arg-type]
+        if event.touches_proxy and event.proxy_id is not None:
+            standing = self._states["available_proxies"].get((event.proxy_id, event.pool_id))
+            self._pools[event.pool_id].place(event.proxy_id, standing)
+        return event
+
+    def _choose(
+        self, pool: PoolIndex, selector: SelectorStrategy, filters: ProxyFilters | None
+    ) -> UUID | None:
+        turn: UUID | None = None
+        if selector is SelectorStrategy.ROUND_ROBIN:
+            turn = self._states["selector_cursors"][pool.pool_id, selector.value].proxy_id
+        offered = pool.offered(selector, turn)
+        if filters is None:
+            return next(offered, None)
+        return next((i for i in offered if filters.matches(self._proxy(i))), None)
+
+    def _reason(self, pool: PoolIndex, filters: ProxyFilters | None) -> MissReason:
+        if not pool.members:
+            return MissReason.EMPTY_POOL
+        if filters is None:
+            return MissReason.AT_CAPACITY if pool.has_healthy() else MissReason.NONE_HEALTHY
+        matching = [i for i in pool.members if filters.matches(self._proxy(i))]
+        if not matching:
+            return MissReason.NO_MATCH
+        healthy = any(pool.is_healthy(proxy_id) for proxy_id in matching)
+        return MissReason.AT_CAPACITY if healthy else MissReason.NONE_HEALTHY
+
+    def _miss(
+        self,
+        request: AcquireRequest,
+        pool_id: UUID | None,
+        reason: MissReason,
+        expired: Sequence[Ending],
+    ) -> Acquisition:
+        event = self._append(
+            AcquireMissed,
+            **({} if pool_id is None else {"pool_id": pool_id}),
+            consumer=request.consumer_name,
+            pool_name=request.pool_name,
+            reason=reason,
+            selector=request.selector,
+            filters=request.filters and request.filters.recorded(),
+            predicate=bool(request.filters and request.filters.requires_python()),
+        )
+        wanted = request.with_stats and pool_id is not None
+        return Acquisition(None, reason, self._stats(pool_id, event) if wanted else None, expired)  # type: ignore[arg-type]
+
+    def _grant(
+        self,
+        pool_id: UUID,
+        proxy_id: UUID,
+        consumer: str,
+        consumer_id: UUID,
+        duration_seconds: float,
+        **asked: Any,
+    ) -> LeaseAcquired:
+        before = self._standing(pool_id, proxy_id)
+        event = self._append(
+            LeaseAcquired,
+            pool_id=pool_id,
+            proxy_id=proxy_id,
+            lease_id=uuid7(),
+            consumer=consumer,
+            consumer_id=consumer_id,
+            pool_name=self._states["pools"][(pool_id,)].name,
+            expires_at=self._clock() + timedelta(seconds=duration_seconds),
+            before=before,
+            after=before.with_leases(before.leases + 1),
+            **asked,
+        )
+        self._pool_of_lease[event.lease_id] = pool_id
+        self._pools[pool_id].hold(event.lease_id, proxy_id, event.expires_at)
+        return event
+
+    def _end(
+        self, kind: type[LeaseReleased] | type[LeaseExpired], row: LeaseRow, **why: Any
+    ) -> LeaseReleased | LeaseExpired:
+        before = self._standing(row.pool_id, row.proxy_id)
+        event = self._append(
+            kind,
+            pool_id=row.pool_id,
+            proxy_id=row.proxy_id,
+            lease_id=row.id,
+            consumer=row.consumer_name,
+            consumer_id=row.consumer_id,
+            pool_name=row.pool_name,
+            acquired_at=row.acquired_at,
+            before=before,
+            after=before.with_leases(before.leases - 1),
+            **why,
+        )
+        self._pools[row.pool_id].let_go(row.id, row.proxy_id, row.expires_at)
+        return event
+
+    def _expire(self, pool_id: UUID, *, with_stats: bool = False) -> list[Ending]:
+        due = [self._lease_row(i) for i in self._pools[pool_id].due(self._clock())]
+        due.sort(key=lambda row: (row.proxy_id, row.id))
+        events = [self._end(LeaseExpired, row, expires_at=row.expires_at) for row in due]
+        if not events:
+            return []
+        stats = self._stats(pool_id, events[-1]) if with_stats else None
+        return [Ending(self._lease(event.lease_id), stats) for event in events]
+
+    def _release_held(self, pool_id: UUID, proxy_id: UUID, reason: str) -> None:
+        for lease_id in sorted(self._pools[pool_id].held(proxy_id)):
+            self._end(LeaseReleased, self._lease_row(lease_id), reason=reason)
+
+    def _remove(self, pool_id: UUID, proxy_id: UUID) -> None:
+        before = self._standing(pool_id, proxy_id)
+        self._append(ProxyRemoved, pool_id=pool_id, proxy_id=proxy_id, before=before)
+        del self._pool_of_proxy[proxy_id]
+        self._credentials.pop(proxy_id, None)
+
+    def _consumer_id(self, name: str, wanted: UUID | None) -> UUID:
+        with self._lock:
+            row = self._states["consumers"].get((name,))
+            if row is not None:
+                return row.id  # type: ignore[no-any-return]
+            if wanted in self._consumer_ids:
+                raise ConflictError(f"consumer id {wanted} belongs to another name", name=name)
+            uuid = wanted or uuid4()
+            self._append(ConsumerRegistered, consumer=name, consumer_id=uuid)
+            self._consumer_ids.add(uuid)
+            return uuid
+
+    def _save_proxies(self, proxies: Sequence[Proxy], *, change: bool) -> int:
+        with self._lock:
+            for proxy in proxies:
+                if proxy.pool_id not in self._pools:
+                    raise PoolNotFoundError(
+                        f"Pool {proxy.pool_id} not found.", pool_id=proxy.pool_id
+                    )
+                elsewhere = self._pool_of_proxy.get(proxy.id, proxy.pool_id)
+                if elsewhere != proxy.pool_id:
+                    raise ConflictError(
+                        f"proxy {proxy.id} is registered in another pool; remove it there first",
+                        proxy_id=proxy.id,
+                        pool_id=elsewhere,
+                    )
+            last_given = {proxy.id: proxy for proxy in proxies}
+            return sum(self._save_proxy(proxy, change=change) for proxy in last_given.values())
+
+    def _save_proxy(self, proxy: Proxy, *, change: bool) -> bool:
+        """Register or change one proxy; return whether it is new."""
+        is_new = proxy.id not in self._pool_of_proxy
+        if not is_new and (not change or _same(proxy, self._proxy(proxy.id))):
+            return False
+        facts: dict[str, Any] = {
+            name: value
+            for name, value in proxy.model_dump(exclude={"id", "pool_id", "credentials"}).items()
+            if name in ProxyRegistered.model_fields
+        }
+        facts["host"] = str(proxy.host)
+        if proxy.credentials is not None:
+            known = None if is_new else self._row(proxy.id).credential_id
+            same = self._credentials.get(proxy.id) == proxy.credentials
+            facts["credential_id"] = known if known and same else uuid4()
+            self._credentials[proxy.id] = proxy.credentials.model_copy()
+        else:
+            self._credentials.pop(proxy.id, None)
+        self._pool_of_proxy[proxy.id] = proxy.pool_id
+        before = None if is_new else self._standing(proxy.pool_id, proxy.id)
+        after = ProxyState(
+            status=proxy.status,
+            leases=before.leases if before else 0,
+            max_concurrency=proxy.max_concurrency,
+        )
+        self._append(
+            ProxyRegistered if is_new else ProxyChanged,
+            pool_id=proxy.pool_id,
+            proxy_id=proxy.id,
+            before=before,
+            after=after,
+            **facts,
+        )
+        return is_new
+
+    def _record_health(
+        self, result: HealthCheckResult, *, reachable: bool, decides: bool
+    ) -> Proxy | None:
+        with self._lock:
+            pool_id = self._pool_of_proxy.get(result.proxy_id)
+            if pool_id is None:
+                return None
+            row: Availability = self._states["available_proxies"][result.proxy_id, pool_id]
+            before = self._standing(pool_id, result.proxy_id)
+            newest = row.probed_at is None or row.probed_at < result.checked_at
+            decides = decides and newest and before.status is not ProxyStatus.BANNED
+            event = self._append(
+                HealthChecked,
+                pool_id=pool_id,
+                proxy_id=result.proxy_id,
+                before=before,
+                after=before.model_copy(update={"status": result.status}) if decides else before,
+                applied=newest,
+                status=result.status,
+                reachable=reachable,
+                latency_ms=result.latency_ms,
+                protocol=result.protocol,
+                attempts=result.attempts,
+                status_code=result.status_code,
+                checked_at=result.checked_at,
+                error=result.error_message,
+            )
+            self._checks.setdefault(result.proxy_id, []).append(event)
+            return self._proxy(result.proxy_id)
+
+    def _unavailable(self, pool: PoolIndex, proxy_id: UUID) -> ProxyUnavailableError:
+        holders = [self._lease_row(i).consumer_name for i in sorted(pool.held(proxy_id))]
+        status = self._standing(self._pool_of_proxy[proxy_id], proxy_id).status
+        return ProxyUnavailableError.because(proxy_id, status, holders)
+
+    def _row(self, proxy_id: UUID) -> ProxyRow:
+        row: ProxyRow = self._states["proxies"][proxy_id, self._pool_of_proxy[proxy_id]]
+        return row
+
+    def _standing(self, pool_id: UUID, proxy_id: UUID) -> ProxyState:
+        row: Availability = self._states["available_proxies"][proxy_id, pool_id]
+        return ProxyState(
+            status=ProxyStatus(row.status),
+            leases=row.current_leases,
+            max_concurrency=row.max_concurrency,
+        )
+
+    def _proxy(self, proxy_id: UUID) -> Proxy:
+        row = self._row(proxy_id)
+        standing: Availability = self._states["available_proxies"][proxy_id, row.pool_id]
+        described = {f.name: getattr(row, f.name) for f in fields(row) if f.name != "credential_id"}
+        return Proxy(
+            **described,
+            credentials=self._credentials.get(proxy_id),
+            status=ProxyStatus(standing.status),
+            checked_at=standing.checked_at,
+            max_concurrency=standing.max_concurrency,
+            current_leases=standing.current_leases,
+        )
+
+    def _lease_row(self, lease_id: UUID) -> LeaseRow:
+        row: LeaseRow = self._states["leases"][lease_id, self._pool_of_lease[lease_id]]
+        return row
+
+    def _lease(self, lease_id: UUID) -> Lease:
+        return _lease_from_row(self._lease_row(lease_id))
+
+    def _stats(self, pool_id: UUID, event: EventBase | None = None) -> PoolStatsSnapshot:
+        row: PoolCounts = self._states["pool_stats"][(pool_id,)]
+        return PoolStatsSnapshot(
+            pool_name=self._states["pools"][(pool_id,)].name,
+            total_proxies=row.total_proxies,
+            active_proxies=row.active_proxies,
+            available_proxies=row.available_proxies,
+            leased_proxies=row.leased_proxies,
+            total_leases=row.total_leases,
+            collected_at=event.recorded_at if event else self._clock(),
+        )
+
+
+def _lease_from_row(row: LeaseRow) -> Lease:
+    return Lease(
+        id=row.id,
+        proxy_id=row.proxy_id,
+        consumer_id=row.consumer_id,
+        pool_id=row.pool_id,
+        pool_name=row.pool_name,
+        consumer_name=row.consumer_name,
+        status=LeaseStatus(row.status),
+        acquired_at=row.acquired_at,
+        expires_at=row.expires_at,
+        released_at=row.released_at,
+        fencing_token=row.fencing_token,
+    )
+
+
+def _record_from_event(event: HealthChecked) -> ProxyHealthRecord:
+    return ProxyHealthRecord(
+        id=health_record_id(event.proxy_id, event.position),
+        proxy_id=event.proxy_id,
+        checked_at=event.checked_at,
+        reachable=event.reachable,
+        latency_ms=event.latency_ms,
+        protocol=event.protocol,
+        status_before=event.before.status,
+        status_after=event.after.status,
+        error=event.error,
+    )
+
+
+def _same(proxy: Proxy, known: Proxy) -> bool:
+    return proxy.model_dump(exclude={"current_leases"}) == known.model_dump(
+        exclude={"current_leases"}
+    )
+
+
+def _identity(proxy: Proxy) -> tuple[ProxyProtocol, str, int, str]:
+    user = proxy.credentials.user if proxy.credentials else ""
+    return proxy.protocol, str(proxy.host).lower(), proxy.port, user

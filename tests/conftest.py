@@ -1,0 +1,229 @@
+"""Fixtures: a server for the run, a database for the test, storages over both."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, settings
+from psycopg import sql
+from sqlalchemy import Engine, create_engine, make_url
+
+from pharox import InMemoryStorage, Proxy, ProxyManager, ProxyPool, ProxyProtocol, ProxyStatus
+from pharox.storage.interface import IStorage
+from pharox.storage.postgres import PostgresStorage
+from tests import servers
+
+SECRET_KEY = "Zm9yLXRlc3RzLW9ubHktZm9yLXRlc3RzLW9ubHktMTI="
+
+settings.register_profile(
+    "pharox",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    print_blob=True,
+)
+settings.load_profile("pharox")
+
+
+class Clock:
+    """A clock that stands until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+class DatabaseClock(Clock):
+    """The same for a PostgresStorage: in place of the schema's ``clock()``."""
+
+    def __init__(self, storage: PostgresStorage) -> None:
+        super().__init__()
+        self._storage = storage
+        schema = sql.Identifier(storage.schema)
+        self._run(sql.SQL("CREATE TABLE {}.test_clock (now timestamptz)").format(schema))
+        self._run(sql.SQL("INSERT INTO {}.test_clock VALUES ({})").format(schema, self.now))
+        self._run(
+            sql.SQL(
+                "CREATE OR REPLACE FUNCTION {0}.clock() RETURNS timestamptz LANGUAGE sql STABLE "
+                "AS 'SELECT now FROM {0}.test_clock'"
+            ).format(schema)
+        )
+
+    def advance(self, seconds: float) -> None:
+        super().advance(seconds)
+        query = sql.SQL("UPDATE {}.test_clock SET now = {}")
+        self._run(query.format(sql.Identifier(self._storage.schema), self.now))
+
+    def _run(self, query: sql.Composed) -> None:
+        run_sql(self._storage.engine, query)
+
+
+def run_sql(engine: Engine, query: str | sql.Composed) -> list[tuple[object, ...]]:
+    """Run one statement behind the storage's back and return its rows."""
+    lent = engine.raw_connection()
+    try:
+        connection: psycopg.Connection[tuple[object, ...]] = lent.driver_connection  # type: ignore[assignment]
+        cursor = connection.execute(query)  # type: ignore[arg-type]
+        rows = cursor.fetchall() if cursor.description else []
+        connection.commit()
+        return rows
+    finally:
+        lent.close()
+
+
+def open_engine(url: str) -> Engine:
+    """Return an engine as :func:`pharox.connect` makes them, with room for many threads."""
+    return create_engine(url, isolation_level="AUTOCOMMIT", pool_size=20, hide_parameters=True)
+
+
+@pytest.fixture(scope="session", params=servers.names())
+def server_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a server's first database; tests that use it run once for each server."""
+    with servers.running(request.param) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def template(server_url: str) -> Iterator[str]:
+    """The name of a database with an upgraded schema, to copy for each test."""
+    name = f"pharox_template_{uuid4().hex[:12]}"
+    with new_database(server_url, name) as url:
+        engine = open_engine(url)
+        PostgresStorage(engine, secret_keys=[SECRET_KEY]).upgrade_schema()
+        engine.dispose()
+        yield name
+
+
+class new_database:  # noqa: N801 - reads as a statement
+    """Make a database for a block, empty or as a copy, and drop it afterwards."""
+
+    def __init__(self, server_url: str, name: str, template: str = "template1") -> None:
+        self._server_url, self._name, self._template = server_url, name, template
+
+    def __enter__(self) -> str:
+        names = (sql.Identifier(self._name), sql.Identifier(self._template))
+        self._run(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(*names))
+        url = make_url(self._server_url).set(database=self._name)
+        return url.render_as_string(hide_password=False)
+
+    def __exit__(self, *_: object) -> None:
+        self._run(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(self._name)))
+
+    def _run(self, query: sql.Composed) -> None:
+        url = make_url(self._server_url).set(drivername="postgresql")
+        with psycopg.connect(url.render_as_string(hide_password=False), autocommit=True) as server:
+            server.execute(query)
+
+
+@pytest.fixture
+def empty_database_url(server_url: str) -> Iterator[str]:
+    """The URL of a database without a schema of ours."""
+    with new_database(server_url, f"pharox_{uuid4().hex[:12]}") as url:
+        yield url
+
+
+@pytest.fixture
+def database_url(server_url: str, template: str) -> Iterator[str]:
+    """The URL of a database with an upgraded, empty schema "pharox"."""
+    with new_database(server_url, f"pharox_{uuid4().hex[:12]}", template) as url:
+        yield url
+
+
+@pytest.fixture
+def postgres(database_url: str) -> Iterator[PostgresStorage]:
+    """A PostgresStorage over an empty ledger."""
+    storage = PostgresStorage(open_engine(database_url), secret_keys=[SECRET_KEY])
+    yield storage
+    storage.close()
+
+
+@pytest.fixture
+def storage(postgres: PostgresStorage) -> PostgresStorage:
+    """The same, under the name that tests of one storage use."""
+    return postgres
+
+
+AnyStorage = InMemoryStorage | PostgresStorage
+
+
+@pytest.fixture(params=["memory", "postgres"])
+def any_storage(request: pytest.FixtureRequest) -> AnyStorage:
+    """Each of our storages in turn."""
+    if request.param == "memory":
+        return InMemoryStorage()
+    found: PostgresStorage = request.getfixturevalue("postgres")
+    return found
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test depends on what the person who runs it has set, but for the server."""
+    for name in ("PHAROX_SECRET_KEY", "PHAROX_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def clock_of(storage: IStorage) -> Clock:
+    """Put a clock into a storage that a test moves by hand."""
+    if isinstance(storage, PostgresStorage):
+        return DatabaseClock(storage)
+    assert isinstance(storage, InMemoryStorage)
+    clock = Clock()
+    storage._clock = clock
+    return clock
+
+
+def fill(
+    storage: IStorage,
+    count: int = 1,
+    *,
+    name: str = "pool",
+    lease_slow: bool = False,
+    **facts: object,
+) -> tuple[ProxyPool, list[Proxy]]:
+    """Register a pool with ``count`` proxies: ACTIVE, exclusive, unless ``facts`` say otherwise."""
+    pool = ProxyPool(name=name, lease_slow=lease_slow)
+    storage.save_pool(pool)
+    known = {"status": ProxyStatus.ACTIVE, "max_concurrency": 1, **facts}
+    proxies = [
+        Proxy(
+            host=f"10.0.{n // 250}.{n % 250}",
+            port=8000,
+            protocol=ProxyProtocol.HTTP,
+            pool_id=pool.id,
+            **known,  # type: ignore[arg-type]
+        )
+        for n in range(count)
+    ]
+    storage.add_proxies_bulk(proxies)
+    return pool, proxies
+
+
+def types_of(storage: AnyStorage) -> list[str]:
+    """Return the types of the log's events, in order."""
+    return [event.type for event in storage.events()]
+
+
+def threads(count: int, work: Callable[[int], None]) -> None:
+    """Run ``work(n)`` in ``count`` threads at once and raise what any of them raised."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(count) as pool:
+        for done in [pool.submit(work, n) for n in range(count)]:
+            done.result()
+
+
+def manager_of(storage: IStorage) -> ProxyManager:
+    """Return a manager over a storage."""
+    return ProxyManager(storage)
+
+
+os.environ.setdefault("PYTHONFAULTHANDLER", "1")

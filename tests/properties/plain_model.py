@@ -1,0 +1,138 @@
+"""Leasing said once more, as plainly as it can be: lists, loops and no cleverness."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from pharox import (
+    HealthCheckResult,
+    MissReason,
+    PoolStatsSnapshot,
+    Proxy,
+    ProxyFilters,
+    ProxyPool,
+    ProxyStatus,
+    SelectorStrategy,
+)
+
+
+@dataclass
+class PlainLease:
+    proxy_id: UUID
+    pool_id: UUID
+    consumer: str
+    expires_at: datetime
+    status: str = "active"
+    ended_at: datetime | None = None
+
+
+@dataclass
+class PlainModel:
+    now: datetime
+    pools: dict[UUID, ProxyPool] = field(default_factory=dict)
+    proxies: dict[UUID, Proxy] = field(default_factory=dict)
+    leases: list[PlainLease] = field(default_factory=list)
+    turns: dict[UUID, UUID] = field(default_factory=dict)
+    probed: dict[UUID, datetime] = field(default_factory=dict)
+    latency: dict[UUID, int] = field(default_factory=dict)
+
+    def held(self, proxy_id: UUID) -> int:
+        return sum(1 for x in self.leases if x.proxy_id == proxy_id and x.status == "active")
+
+    def has_room(self, proxy: Proxy) -> bool:
+        return proxy.max_concurrency is None or self.held(proxy.id) < proxy.max_concurrency
+
+    def healthy(self, pool: ProxyPool, proxy: Proxy) -> bool:
+        return proxy.status is ProxyStatus.ACTIVE or (
+            pool.lease_slow and proxy.status is ProxyStatus.SLOW
+        )
+
+    def members(self, pool: ProxyPool) -> list[Proxy]:
+        return [p for p in self.proxies.values() if p.pool_id == pool.id]
+
+    def offer(
+        self, pool: ProxyPool, selector: SelectorStrategy, filters: ProxyFilters | None
+    ) -> Proxy | None:
+        free = [
+            p
+            for p in self.members(pool)
+            if self.healthy(pool, p)
+            and self.has_room(p)
+            and (filters is None or filters.matches(p))
+        ]
+        turn = self.turns.get(pool.id)
+        keys = {
+            SelectorStrategy.FIRST_AVAILABLE: lambda p: (-p.checked_at.timestamp(), p.id),
+            SelectorStrategy.LEAST_USED: lambda p: (self.held(p.id), p.checked_at, p.id),
+            SelectorStrategy.ROUND_ROBIN: lambda p: (turn is not None and p.id <= turn, p.id),
+            SelectorStrategy.LOWEST_LATENCY: lambda p: (
+                self.latency.get(p.id) is None,
+                self.latency.get(p.id, 0),
+                p.id,
+            ),
+        }
+        free.sort(key=lambda p: (p.status is ProxyStatus.SLOW, keys[selector](p)))
+        return free[0] if free else None
+
+    def reason(self, pool: ProxyPool, filters: ProxyFilters | None) -> MissReason:
+        members = self.members(pool)
+        if not members:
+            return MissReason.EMPTY_POOL
+        matching = [p for p in members if filters is None or filters.matches(p)]
+        if not matching:
+            return MissReason.NO_MATCH
+        if not any(self.healthy(pool, p) for p in matching):
+            return MissReason.NONE_HEALTHY
+        return MissReason.AT_CAPACITY
+
+    def expire(self, pool_id: UUID | None = None) -> int:
+        due = [
+            x
+            for x in self.leases
+            if x.status == "active"
+            and x.expires_at <= self.now
+            and (pool_id is None or x.pool_id == pool_id)
+        ]
+        for lease in due:
+            lease.status, lease.ended_at = "expired", self.now
+        return len(due)
+
+    def grant(self, proxy: Proxy, consumer: str, seconds: float) -> None:
+        expires_at = self.now + timedelta(seconds=seconds)
+        self.leases.append(PlainLease(proxy.id, proxy.pool_id, consumer, expires_at))
+
+    def end_held(self, proxy_id: UUID) -> None:
+        for lease in self.leases:
+            if lease.proxy_id == proxy_id and lease.status == "active":
+                lease.status, lease.ended_at = "released", self.now
+
+    def check(self, result: HealthCheckResult) -> None:
+        proxy = self.proxies[result.proxy_id]
+        last = self.probed.get(proxy.id)
+        if last is not None and result.checked_at <= last:
+            return
+        self.probed[proxy.id] = result.checked_at
+        status = proxy.status if proxy.status is ProxyStatus.BANNED else result.status
+        changes = {"status": status, "checked_at": result.checked_at}
+        self.proxies[proxy.id] = proxy.model_copy(update=changes)
+        if result.status in (ProxyStatus.ACTIVE, ProxyStatus.SLOW):
+            self.latency[proxy.id] = result.latency_ms
+
+    def forget(self, proxy_id: UUID) -> None:
+        for facts in (self.proxies, self.probed, self.latency):
+            facts.pop(proxy_id, None)
+
+    def stats(self, pool: ProxyPool) -> PoolStatsSnapshot:
+        members = self.members(pool)
+        active = [p for p in members if p.status is ProxyStatus.ACTIVE]
+        return PoolStatsSnapshot(
+            pool_name=pool.name,
+            total_proxies=len(members),
+            active_proxies=len(active),
+            available_proxies=sum(1 for p in active if self.has_room(p)),
+            leased_proxies=sum(1 for p in members if self.held(p.id)),
+            total_leases=sum(self.held(p.id) for p in members),
+            collected_at=self.now,
+        )

