@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from psycopg import sql
 from sqlalchemy import Engine, create_engine, make_url
 
-from pharox import InMemoryStorage, Proxy, ProxyManager, ProxyPool, ProxyProtocol, ProxyStatus
+from pharox import InMemoryStorage, Proxy, ProxyPool, ProxyProtocol, ProxyStatus
 from pharox.storage.interface import IStorage
 from pharox.storage.postgres import PostgresStorage
 from tests import servers
@@ -85,22 +85,42 @@ def open_engine(url: str) -> Engine:
     return create_engine(url, isolation_level="AUTOCOMMIT", pool_size=20, hide_parameters=True)
 
 
-@pytest.fixture(scope="session", params=servers.names())
-def server_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The URL of a server's first database; tests that use it run once for each server."""
-    with servers.running(request.param) as url:
-        yield url
+class Clusters:
+    """The run's servers, each started when first asked for, with a database to copy."""
+
+    def __init__(self, until_the_end: ExitStack) -> None:
+        self._until_the_end = until_the_end
+        self._known: dict[str, tuple[str, str]] = {}
+
+    def get(self, server: str) -> tuple[str, str]:
+        """Return a server's URL and the name of its template with an upgraded schema."""
+        if server not in self._known:
+            url = self._until_the_end.enter_context(servers.running(server))
+            template = f"pharox_template_{uuid4().hex[:12]}"
+            engine = open_engine(self._until_the_end.enter_context(new_database(url, template)))
+            PostgresStorage(engine, secret_keys=[SECRET_KEY]).upgrade_schema()
+            engine.dispose()
+            self._known[server] = url, template
+        return self._known[server]
 
 
 @pytest.fixture(scope="session")
-def template(server_url: str) -> Iterator[str]:
+def clusters() -> Iterator[Clusters]:
+    """All servers of the run."""
+    with ExitStack() as until_the_end:
+        yield Clusters(until_the_end)
+
+
+@pytest.fixture(scope="session", params=servers.names())
+def server_url(request: pytest.FixtureRequest, clusters: Clusters) -> str:
+    """The URL of a server's first database; tests that use it run once for each server."""
+    return clusters.get(request.param)[0]
+
+
+@pytest.fixture(scope="session")
+def template(server_url: str, clusters: Clusters) -> str:
     """The name of a database with an upgraded schema, to copy for each test."""
-    name = f"pharox_template_{uuid4().hex[:12]}"
-    with new_database(server_url, name) as url:
-        engine = open_engine(url)
-        PostgresStorage(engine, secret_keys=[SECRET_KEY]).upgrade_schema()
-        engine.dispose()
-        yield name
+    return next(template for url, template in clusters._known.values() if url == server_url)
 
 
 class new_database:  # noqa: N801 - reads as a statement
@@ -138,12 +158,21 @@ def database_url(server_url: str, template: str) -> Iterator[str]:
         yield url
 
 
+@contextmanager
+def ledger(url: str) -> Iterator[PostgresStorage]:
+    """Open the ledger of a database for a block."""
+    storage = PostgresStorage(open_engine(url), secret_keys=[SECRET_KEY])
+    try:
+        yield storage
+    finally:
+        storage.close()
+
+
 @pytest.fixture
 def postgres(database_url: str) -> Iterator[PostgresStorage]:
     """A PostgresStorage over an empty ledger."""
-    storage = PostgresStorage(open_engine(database_url), secret_keys=[SECRET_KEY])
-    yield storage
-    storage.close()
+    with ledger(database_url) as storage:
+        yield storage
 
 
 @pytest.fixture
@@ -155,13 +184,18 @@ def storage(postgres: PostgresStorage) -> PostgresStorage:
 AnyStorage = InMemoryStorage | PostgresStorage
 
 
-@pytest.fixture(params=["memory", "postgres"])
-def any_storage(request: pytest.FixtureRequest) -> AnyStorage:
-    """Each of our storages in turn."""
+@pytest.fixture(params=["memory", *servers.names()])
+def any_storage(request: pytest.FixtureRequest, clusters: Clusters) -> Iterator[AnyStorage]:
+    """Each of our storages in turn, the one on PostgreSQL on each server."""
     if request.param == "memory":
-        return InMemoryStorage()
-    found: PostgresStorage = request.getfixturevalue("postgres")
-    return found
+        yield InMemoryStorage()
+        return
+    server_url, template = clusters.get(request.param)
+    with (
+        new_database(server_url, f"pharox_{uuid4().hex[:12]}", template) as url,
+        ledger(url) as storage,
+    ):
+        yield storage
 
 
 @pytest.fixture(autouse=True)
@@ -219,11 +253,3 @@ def threads(count: int, work: Callable[[int], None]) -> None:
     with ThreadPoolExecutor(count) as pool:
         for done in [pool.submit(work, n) for n in range(count)]:
             done.result()
-
-
-def manager_of(storage: IStorage) -> ProxyManager:
-    """Return a manager over a storage."""
-    return ProxyManager(storage)
-
-
-os.environ.setdefault("PYTHONFAULTHANDLER", "1")

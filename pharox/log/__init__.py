@@ -2,5 +2,6 @@
 
 from .rows import event_from_row
 from .tables import events
+from .tail import Look, Tail
 
-__all__ = ["event_from_row", "events"]
+__all__ = ["Look", "Tail", "event_from_row", "events"]

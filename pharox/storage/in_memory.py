@@ -232,8 +232,10 @@ class InMemoryStorage(IStorage):
                 for row in leases.values()
                 if row.released_at is not None and row.released_at < settled
             ]
-            for pool_id in sorted({row.pool_id for row in ended} & self._pools.keys()):
-                self._append(LeasesPruned, pool_id=pool_id, ended_before=settled)
+            concerned = {row.pool_id for row in ended}
+            for _, pool_id in sorted(self._pool_ids.items()):
+                if pool_id in concerned:
+                    self._append(LeasesPruned, pool_id=pool_id, ended_before=settled)
             gone = [row.id for row in ended if (row.id, row.pool_id) not in leases]
             for lease_id in gone:
                 del self._pool_of_lease[lease_id]
@@ -522,7 +524,7 @@ class InMemoryStorage(IStorage):
 
     def _expire(self, pool_id: UUID, *, with_stats: bool = False) -> list[Ending]:
         due = [self._lease_row(i) for i in self._pools[pool_id].due(self._clock())]
-        due.sort(key=lambda row: (row.proxy_id, row.id))
+        due.sort(key=lambda row: (row.proxy_id, row.fencing_token))
         events = [self._end(LeaseExpired, row, expires_at=row.expires_at) for row in due]
         if not events:
             return []
@@ -530,8 +532,9 @@ class InMemoryStorage(IStorage):
         return [Ending(self._lease(event.lease_id), stats) for event in events]
 
     def _release_held(self, pool_id: UUID, proxy_id: UUID, reason: str) -> None:
-        for lease_id in sorted(self._pools[pool_id].held(proxy_id)):
-            self._end(LeaseReleased, self._lease_row(lease_id), reason=reason)
+        held = [self._lease_row(lease_id) for lease_id in self._pools[pool_id].held(proxy_id)]
+        for row in sorted(held, key=lambda row: row.fencing_token):
+            self._end(LeaseReleased, row, reason=reason)
 
     def _remove(self, pool_id: UUID, proxy_id: UUID) -> None:
         before = self._standing(pool_id, proxy_id)
@@ -634,7 +637,7 @@ class InMemoryStorage(IStorage):
             return self._proxy(result.proxy_id)
 
     def _unavailable(self, pool: PoolIndex, proxy_id: UUID) -> ProxyUnavailableError:
-        holders = [self._lease_row(i).consumer_name for i in sorted(pool.held(proxy_id))]
+        holders = sorted(self._lease_row(i).consumer_name for i in pool.held(proxy_id))
         status = self._standing(self._pool_of_proxy[proxy_id], proxy_id).status
         return ProxyUnavailableError.because(proxy_id, status, holders)
 

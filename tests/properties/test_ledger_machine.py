@@ -86,8 +86,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @initialize(count=st.integers(1, 4))
     def begin(self, count: int) -> None:
-        for name in POOLS:
-            pool = ProxyPool(name=name, lease_slow=name == "slow")
+        for number, name in enumerate(POOLS):
+            pool = ProxyPool(id=UUID(int=9 - number), name=name, lease_slow=name == "slow")
             self.model.pools[pool.id] = pool
             for storage in self.both:
                 storage.save_pool(pool)

@@ -8,6 +8,7 @@ far as its engine does.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
@@ -15,11 +16,11 @@ from uuid import UUID
 
 import psycopg
 from psycopg.rows import dict_row
-from sqlalchemy import select
+from sqlalchemy import BigInteger, Text, cast, func, literal_column, or_, select
 from sqlalchemy.engine import Engine
 
 import projections
-from pharox.log import event_from_row, events
+from pharox.log import Look, Tail, event_from_row, events
 from projections import Drift
 
 from ...errors import (
@@ -64,6 +65,28 @@ from .vault import Vault
 
 T = TypeVar("T")
 _PAGE = 1000
+
+_NOW_SEEN = func.pg_current_snapshot()
+_SNAPSHOT = select(
+    cast(_NOW_SEEN, Text).label("snapshot"),
+    cast(cast(func.pg_snapshot_xmin(_NOW_SEEN), Text), BigInteger).label("xmin"),
+    cast(cast(func.pg_snapshot_xmax(_NOW_SEEN), Text), BigInteger).label("xmax"),
+    select(func.coalesce(func.max(events.c.position), literal_column("0")))
+    .scalar_subquery()
+    .label("top"),
+)
+_SEEN = parameter("seen")
+_NEWS = (
+    select(events)
+    .where(
+        events.c.position > parameter("floor", BigInteger),
+        or_(
+            _SEEN.is_(None),
+            ~func.pg_visible_in_snapshot(events.c.tx, _SEEN.op("::")(literal_column("pg_snapshot"))),
+        ),
+    )
+    .order_by(events.c.position)
+)
 
 
 class PostgresStorage(IStorage):
@@ -124,6 +147,10 @@ class PostgresStorage(IStorage):
         """Return the schema's version, or None if the database has none."""
         with self._driver.connection() as connection:
             return migrations.current_version(connection, self.schema)
+
+    def rotate_secrets(self) -> int:
+        """Encrypt every proxy's credentials anew with the first key, and return how many."""
+        return self._run(self._commands.rotate_secrets())
 
     def close(self) -> None:
         """Close the engine's idle connections."""
@@ -340,6 +367,37 @@ class PostgresStorage(IStorage):
         self._check_schema()
         with self._driver.connection() as connection, connection.transaction():
             yield from self._read_log(connection, after)
+
+    def follow(self, after: int | None = None, *, poll_s: float = 0.5) -> Iterator[Event]:
+        """Yield events as they are committed, without end.
+
+        An event that commits late comes late, but it comes: see :mod:`pharox.log.tail`.
+
+        Parameters
+        ----------
+        after:
+            Begin with what the log has after this position; None for new events only.
+        poll_s:
+            How many seconds to wait between two looks.
+        """
+        self._check_schema()
+        tail = Tail(after)
+        while True:
+            yield from self._look(tail)
+            time.sleep(poll_s)
+
+    def _look(self, tail: Tail) -> list[Event]:
+        snapshot, news = (compiled(query, self.schema) for query in (_SNAPSHOT, _NEWS))
+        with self._driver.connection() as connection, connection.transaction():
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            cursor = psycopg.RawCursor(connection, row_factory=dict_row)
+            look = Look(**cursor.execute(snapshot.text).fetchone() or {})
+            rows: list[dict[str, Any]] = []
+            if tail.floor is not None:
+                values = {"floor": tail.floor, "seen": tail.seen}
+                rows = cursor.execute(news.text, news.arguments(values, 0)).fetchall()
+        tail.note(look)
+        return [event_from_row(row) for row in rows]
 
     def verify(self) -> list[Drift]:
         """Fold the whole log in Python and return every row of a read model that differs.

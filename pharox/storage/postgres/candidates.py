@@ -31,6 +31,8 @@ from .filtering import Shape, condition
 from .reading import a, d
 from .sql import POOL_ID, parameter, word
 
+_ONE = literal_column("1")
+
 ORDERS: dict[SelectorStrategy, tuple[ColumnElement[Any], ...]] = {
     SelectorStrategy.FIRST_AVAILABLE: (a.c.lease_rank, a.c.checked_at.desc(), a.c.proxy_id),
     SelectorStrategy.LEAST_USED: (
@@ -95,18 +97,18 @@ def candidate(
     if wait:
         return _locked(free.order_by(a.c.proxy_id), wait=True)
     if selector is SelectorStrategy.ROUND_ROBIN:
-        return _after_cursor(free, rule)
+        return _taking_turns(free, rule)
     return _locked(free.order_by(*ORDERS[selector]), wait=False)
 
 
-def cursor(rule: FromClause) -> CTE:
+def _cursor(rule: FromClause) -> CTE:
     """Return the CTE that locks the pool's round-robin cursor, so that callers take turns."""
     return (
         select(selector_cursors.c.proxy_id)
         .where(
             selector_cursors.c.pool_id == POOL_ID,
             selector_cursors.c.selector == word(ROUND_ROBIN),
-            select(literal_column("1")).select_from(rule).exists(),
+            select(_ONE).select_from(rule).exists(),
         )
         .with_for_update()
         .cte("cursor")
@@ -114,27 +116,50 @@ def cursor(rule: FromClause) -> CTE:
 
 
 def _locked(free: Select[Any], *, wait: bool, name: str = "candidate") -> CTE:
-    return free.limit(literal_column("1")).with_for_update(of=a, skip_locked=not wait).cte(name)
+    return free.limit(_ONE).with_for_update(of=a, skip_locked=not wait).cte(name)
 
 
-def _after_cursor(free: Select[Any], rule: FromClause, *, lock: bool = True) -> CTE:
-    """The next id after the cursor, else from the start; ACTIVE ones before SLOW ones."""
-    turn = select(cursor(rule).c.proxy_id).scalar_subquery()
-    probes: list[CTE] = []
-    for rank in (0, 1):
-        for ahead in (True, False):
-            probe = free.where(a.c.lease_rank == literal_column(str(rank)))
-            # Without a turn yet the comparison is null, and the probe from the start answers.
-            probe = probe.where(a.c.proxy_id > turn) if ahead else probe
-            for earlier in probes:
-                probe = probe.where(~select(literal_column("1")).select_from(earlier).exists())
-            probe = probe.order_by(a.c.proxy_id).limit(literal_column("1"))
-            probe = probe.with_for_update(of=a, skip_locked=True) if lock else probe
-            name = f"rank_{rank}_{'ahead' if ahead else 'wrapped'}"
-            probes.append(probe.cte(name).prefix_with("MATERIALIZED"))
-    return union_all(*(select(probe) for probe in probes)).cte("candidate")
+def _probes(free: Select[Any], rule: FromClause) -> list[Select[Any]]:
+    """Return where round-robin looks, in order; the pool's cursor is locked first.
+
+    The next id after the cursor, else from the start; ACTIVE ones before SLOW ones.
+    """
+    last = select(_cursor(rule).c.proxy_id).scalar_subquery()
+    probes = []
+    for rank in ("0", "1"):
+        # Without a turn yet this comparison is null, and the probe from the start answers.
+        for place in ((a.c.proxy_id > last,), ()):
+            probe = free.where(a.c.lease_rank == literal_column(rank), *place)
+            probes.append(probe.order_by(a.c.proxy_id).limit(_ONE))
+    return probes
 
 
 def next_turn(shape: Shape | None, rule: FromClause) -> CTE:
     """Return the CTE of the proxy whose turn it is, without locking it."""
-    return _after_cursor(leasable(shape, highest_rank(rule)), rule, lock=False)
+    return _whose_turn(_probes(leasable(shape, highest_rank(rule)), rule))
+
+
+def _whose_turn(probes: list[Select[Any]]) -> CTE:
+    places = (
+        select(probe.subquery(), literal_column(str(number)).label("place"))
+        for number, probe in enumerate(probes)
+    )
+    found = union_all(*places).subquery("found")
+    return select(found).order_by(found.c.place).limit(_ONE).cte("next_turn")
+
+
+def _taking_turns(free: Select[Any], rule: FromClause) -> CTE:
+    """Lock the proxy whose turn it is, waiting for it; if it is taken then, the next unlocked.
+
+    Only the cursor is held while waiting, and who holds a proxy never waits for
+    a cursor, so this cannot end in a circle.
+    """
+    probes = _probes(free, rule)
+    next_id = select(_whose_turn(probes).c.proxy_id).scalar_subquery()
+    first = free.where(a.c.proxy_id == next_id).with_for_update(of=a).cte("first_choice")
+    choices = [first]
+    for number, probe in enumerate(probes):
+        untaken = (~select(_ONE).select_from(choice).exists() for choice in choices)
+        locked = probe.where(*untaken).with_for_update(of=a, skip_locked=True)
+        choices.append(locked.cte(f"choice_{number}"))
+    return union_all(*(select(choice) for choice in choices)).cte("candidate")

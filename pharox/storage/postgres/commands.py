@@ -256,7 +256,9 @@ class Commands:
         fresh: dict[tuple[str, str, int, str], Proxy] = {}
         for proxy in proxies:
             fresh.setdefault(_identity(proxy), proxy)
-        with_user = {identity[:3] for identity in fresh if identity[3]}
+        with_user = {identity[:3]: p.credentials for identity, p in fresh.items() if p.credentials}
+        for credentials in islice(with_user.values(), 1):
+            self.vault.seal(credentials)  # Without a key, say so before anything is asked.
         spelled = {(str(proxy.host), proxy.port) for proxy in fresh.values()}
         asked = spelled | {(host.lower(), port) for host, port in spelled}
         values = {
@@ -315,6 +317,25 @@ class Commands:
             rows = yield Query(registering.prune_statement(self.schema), values)
             pruned += rows[0]["pruned"]
         return pruned
+
+    def rotate_secrets(self) -> Program[int]:
+        """Encrypt every proxy's credentials anew with the first key; return how many."""
+        rows: Rows = yield Query(reading.secrets_statement(self.schema), {})
+        statement = registering.rotate_secret_statement(self.schema)
+        queries = [
+            Query(
+                statement,
+                {
+                    "id": row["id"],
+                    "pool_id": row["pool_id"],
+                    "secret": self.vault.rotate(row["secret"]),
+                },
+            )
+            for row in rows
+        ]
+        if queries:
+            yield queries
+        return len(queries)
 
     # Health
 

@@ -105,7 +105,7 @@ def _held() -> Select[Any]:
         select(*_COLUMNS)
         .select_from(leases.join(a, joined))
         .where(leases.c.pool_id == POOL_ID, leases.c.status == word("active"))
-        .order_by(a.c.proxy_id, leases.c.id)
+        .order_by(a.c.proxy_id, leases.c.fencing_token)
     )
 
 
@@ -115,7 +115,7 @@ def _standing(proxy: CTE) -> tuple[Any, ...]:
 
 def _several(schema: str, locked: CTE, type_: str, *, with_stats: bool) -> Statement:
     """Number the leases of each proxy: the second to end finds one less than the first did."""
-    earlier = func.row_number().over(partition_by=locked.c.proxy_id, order_by=locked.c.id) - 1
+    earlier = func.row_number().over(partition_by=locked.c.proxy_id, order_by=locked.c.fencing_token) - 1
     numbered = select(locked, earlier.label("earlier")).cte("numbered")
     return _ending(schema, numbered, cast(numbered.c.earlier, Integer), type_, with_stats)
 
@@ -142,7 +142,7 @@ def _ending(
         consumer=ended.c.consumer_name,
         data=json_object(**facts),
     )
-    rows = select(*row).select_from(ended).order_by(ended.c.proxy_id, ended.c.id)
+    rows = select(*row).select_from(ended).order_by(ended.c.proxy_id, ended.c.fencing_token)
     appended = append(rows)
     updated, stats = counted(appended, {type_})
     lease = ended.c

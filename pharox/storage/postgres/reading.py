@@ -21,7 +21,7 @@ from sqlalchemy import (
     or_,
     select,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by
 
 from pharox.log import event_from_row, events
 from projections.available_proxies import available_proxies
@@ -225,10 +225,19 @@ def identities_statement() -> Select[Any]:
 
 
 @_statement
+def secrets_statement() -> Select[Any]:
+    """Query every proxy's encrypted credentials."""
+    return select(_c.c.id, _c.c.pool_id, _c.c.secret).order_by(_c.c.id)
+
+
+@_statement
 def standing_statement() -> Select[Any]:
     """Query why a proxy cannot be leased: its pool, its status, and who holds it."""
     holders = select(
-        func.coalesce(func.array_agg(leases.c.consumer_name), literal_column("'{}'::text[]"))
+        func.coalesce(
+            func.array_agg(aggregate_order_by(leases.c.consumer_name, leases.c.consumer_name)),
+            literal_column("'{}'::text[]"),
+        )
     ).where(
         leases.c.pool_id == a.c.pool_id,
         leases.c.proxy_id == a.c.proxy_id,

@@ -30,6 +30,7 @@ from sqlalchemy import (
     or_,
     select,
     true,
+    update,
 )
 from sqlalchemy.dialects.postgresql import JSONB, distinct_on
 
@@ -155,7 +156,7 @@ def _known(given: CTE) -> CTE:
         .select_from(a.join(d, and_(d.c.id == a.c.proxy_id, d.c.pool_id == a.c.pool_id)))
         .where(a.c.pool_id == POOL_ID, a.c.proxy_id.in_(select(given.c.id)))
         .order_by(a.c.proxy_id)
-        .with_for_update(of=a)
+        .with_for_update(of=(a, d))
         .cte("known")
     )
 
@@ -204,6 +205,20 @@ def _forget_secrets(given: CTE, appended: CTE) -> CTE:
         )
         .cte("forgotten_secrets")
     )
+
+
+@lru_cache(maxsize=8)
+def rotate_secret_statement(schema: str) -> Statement:
+    """Return the statement that replaces one encrypted secret."""
+    secret = (
+        update(proxy_credentials)
+        .values(secret=parameter("secret", LargeBinary))
+        .where(
+            proxy_credentials.c.pool_id == POOL_ID,
+            proxy_credentials.c.id == parameter("id", Uuid),
+        )
+    )
+    return compiled(secret.returning(proxy_credentials.c.id), schema)
 
 
 @lru_cache(maxsize=8)

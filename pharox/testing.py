@@ -1,0 +1,523 @@
+"""The contract of a storage adapter, as tests to run over your own.
+
+    from pharox.testing import StorageContract
+
+    class TestMyStorage(StorageContract):
+        @pytest.fixture
+        def storage(self):
+            return MyStorage(...)
+
+Each test gets a fresh, empty storage from the fixture ``storage``. Where the
+storage's clock can be moved, override the fixture ``pass_time`` as well: it
+returns a function that lets so many seconds go by, and waits for real if you
+leave it. The suite runs unchanged over both of pharox's own storages.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from itertools import count
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from .errors import (
+    InvalidInputError,
+    InvalidLeaseError,
+    PoolNotFoundError,
+    ProxyNotFoundError,
+    ProxyUnavailableError,
+)
+from .models import (
+    HealthCheckResult,
+    Lease,
+    LeaseStatus,
+    Proxy,
+    ProxyFilters,
+    ProxyHealthRecord,
+    ProxyPool,
+    ProxyProtocol,
+    ProxyStatus,
+    SelectorStrategy,
+    utc_now,
+)
+from .storage.interface import AcquireRequest, IStorage
+
+PassTime = Callable[[float], None]
+_ports = count(1024)
+
+
+def make_pool(storage: IStorage, name: str = "pool", **facts: Any) -> ProxyPool:
+    """Register a pool and return it."""
+    pool = ProxyPool(name=name, **facts)
+    storage.save_pool(pool)
+    return pool
+
+
+def make_proxy(storage: IStorage, pool: ProxyPool, **facts: Any) -> Proxy:
+    """Register a proxy, ACTIVE and exclusive unless ``facts`` say otherwise, and return it."""
+    known = {
+        "host": "192.0.2.1",
+        "port": next(_ports),
+        "protocol": ProxyProtocol.HTTP,
+        "status": ProxyStatus.ACTIVE,
+        "max_concurrency": 1,
+    }
+    proxy = Proxy(pool_id=pool.id, **{**known, **facts})
+    storage.save_proxy(proxy)
+    return proxy
+
+
+def lease_from(storage: IStorage, pool: ProxyPool, **request: Any) -> Lease:
+    """Lease any proxy of a pool, which must have one free."""
+    lease = storage.acquire_lease(AcquireRequest(pool.name, "worker", **request)).lease
+    assert lease is not None
+    return lease
+
+
+class StorageContract:
+    """What every storage must do. Subclass it and give it a ``storage`` fixture."""
+
+    @pytest.fixture
+    def storage(self) -> IStorage:
+        """Return a fresh, empty storage; yours to override."""
+        raise NotImplementedError("override the fixture `storage`")
+
+    @pytest.fixture
+    def pass_time(self) -> PassTime:
+        """Return a function that lets seconds go by on the storage's clock."""
+        return time.sleep
+
+    # Pools, proxies, consumers
+
+    def test_a_pool_is_read_back_as_saved(self, storage: IStorage) -> None:
+        """A pool is read back as saved, and a change of it as well."""
+        pool = make_pool(storage, description="bought")
+        assert storage.get_pool(str(pool.id)) == pool
+        changed = pool.model_copy(update={"name": "other", "lease_slow": True})
+        storage.save_pool(changed)
+        assert list(storage.list_pools()) == [changed]
+
+    def test_unknown_ids_are_told_apart(self, storage: IStorage) -> None:
+        """What is unknown raises the error of its kind, also if the id is no UUID."""
+        for text in (str(uuid4()), "no uuid"):
+            for call in (storage.get_pool, storage.delete_pool, storage.list_proxies):
+                with pytest.raises(PoolNotFoundError):
+                    call(text)
+            for call in (storage.get_proxy, storage.delete_proxy):
+                with pytest.raises(ProxyNotFoundError):
+                    call(text)
+            assert storage.get_lease(text) is None
+            assert list(storage.list_leases(text)) == []
+
+    def test_a_proxy_is_read_back_as_saved(self, storage: IStorage) -> None:
+        """A proxy is read back with every field, whatever they hold."""
+        pool = make_pool(storage)
+        proxy = make_proxy(
+            storage,
+            pool,
+            host="2001:db8::1",
+            protocol=ProxyProtocol.SOCKS5,
+            status=ProxyStatus.SLOW,
+            source="ünïcode 'quoted' \"twice\" \\ %s",
+            country="a country with a name longer than eight letters",
+            city="São Paulo",
+            latitude=-23.55,
+            longitude=-46.63,
+            isp="isp",
+            asn=2**32 - 1,
+            max_concurrency=None,
+        )
+        assert storage.get_proxy(str(proxy.id)) == proxy
+
+    def test_a_proxy_needs_its_pool(self, storage: IStorage) -> None:
+        """A proxy of an unknown pool is refused, and with it all that came with it."""
+        pool = make_pool(storage)
+        facts: dict[str, Any] = {"host": "192.0.2.1", "port": 80, "protocol": ProxyProtocol.HTTP}
+        good = Proxy(pool_id=pool.id, **facts)
+        stray = Proxy(pool_id=uuid4(), **facts)
+        with pytest.raises(PoolNotFoundError):
+            storage.save_proxy(stray)
+        with pytest.raises(PoolNotFoundError):
+            storage.add_proxies_bulk([good, stray])
+        assert list(storage.list_proxies(str(pool.id))) == []
+
+    def test_bulk_registration_counts_what_is_new(self, storage: IStorage) -> None:
+        """Bulk registration leaves known proxies as they are and counts the others."""
+        pool = make_pool(storage)
+        known = make_proxy(storage, pool, country="AR")
+        facts: dict[str, Any] = {"host": "192.0.2.1", "protocol": ProxyProtocol.HTTP}
+        new = [Proxy(pool_id=pool.id, port=port, **facts) for port in range(1, 5001)]
+        again = known.model_copy(update={"country": "CL"})
+        assert storage.add_proxies_bulk([again, *new]) == 5000
+        assert storage.add_proxies_bulk(new) == 0
+        assert storage.add_proxies_bulk([]) == 0
+        assert storage.get_proxy(str(known.id)).country == "AR"
+        stats = storage.get_pool_stats(pool.name)
+        assert stats is not None
+        assert stats.total_proxies == 5001
+
+    def test_editing_a_leased_proxy_keeps_its_leases(self, storage: IStorage) -> None:
+        """Saving a leased proxy changes its description and not its lease count."""
+        pool = make_pool(storage)
+        proxy = make_proxy(storage, pool)
+        lease_from(storage, pool)
+        storage.save_proxy(proxy.model_copy(update={"country": "AR", "current_leases": 0}))
+        edited = storage.get_proxy(str(proxy.id))
+        assert (edited.country, edited.current_leases) == ("AR", 1)
+
+    def test_a_leased_proxy_can_be_removed(self, storage: IStorage) -> None:
+        """Removing a proxy that is leased ends its lease; one that was leased goes as well."""
+        pool = make_pool(storage)
+        proxy = make_proxy(storage, pool, max_concurrency=2)
+        ended, held = lease_from(storage, pool), lease_from(storage, pool)
+        storage.release_lease(ended)
+        storage.delete_proxy(str(proxy.id))
+        recorded = storage.get_lease(str(held.id))
+        assert recorded is not None
+        assert recorded.status is LeaseStatus.RELEASED
+        assert list(storage.list_proxies(str(pool.id))) == []
+
+    def test_removing_a_pool_removes_what_is_in_it(self, storage: IStorage) -> None:
+        """A removed pool is unknown, its leases are ended, and its name is free again."""
+        pool = make_pool(storage)
+        proxy = make_proxy(storage, pool)
+        held = lease_from(storage, pool)
+        storage.delete_pool(str(pool.id))
+        recorded = storage.get_lease(str(held.id))
+        assert recorded is not None
+        assert recorded.status is LeaseStatus.RELEASED
+        with pytest.raises(ProxyNotFoundError):
+            storage.get_proxy(str(proxy.id))
+        assert storage.get_pool_stats(pool.name) is None
+        make_pool(storage, pool.name)
+
+    def test_a_consumer_keeps_its_id(self, storage: IStorage) -> None:
+        """A consumer is registered on first use and has the same id ever after."""
+        pool = make_pool(storage)
+        proxy = make_proxy(storage, pool)
+        lease = storage.create_lease(proxy, "never seen before", 60)
+        assert storage.ensure_consumer("never seen before") == lease.consumer_id
+        assert [x.id for x in storage.list_leases(str(lease.consumer_id))] == [lease.id]
+
+    # Selecting
+
+    def test_first_available_prefers_the_newest_check(self, storage: IStorage) -> None:
+        """FIRST_AVAILABLE offers the proxy that was checked last, then the smallest id."""
+        pool, now = make_pool(storage), utc_now()
+        ages = {UUID(int=1): 3, UUID(int=2): 1, UUID(int=3): 1, UUID(int=4): 2}
+        for uuid, age in ages.items():
+            make_proxy(storage, pool, id=uuid, checked_at=now - timedelta(hours=age))
+        order = [lease_from(storage, pool).proxy_id.int for _ in ages]
+        assert order == [2, 3, 4, 1]
+
+    def test_least_used_prefers_the_fewest_leases(self, storage: IStorage) -> None:
+        """LEAST_USED offers the fewest leases, then the oldest check, then the smallest id."""
+        pool, now = make_pool(storage), utc_now()
+        for number in (1, 2, 3):
+            checked_at = now - timedelta(hours=number)
+            make_proxy(
+                storage, pool, id=UUID(int=number), checked_at=checked_at, max_concurrency=2
+            )
+        asked = {"selector": SelectorStrategy.LEAST_USED}
+        order = [lease_from(storage, pool, **asked).proxy_id.int for _ in range(6)]
+        assert order == [3, 2, 1, 3, 2, 1]
+
+    def test_round_robin_takes_turns(self, storage: IStorage) -> None:
+        """ROUND_ROBIN goes on by id from the last turn, over held proxies and round the end."""
+        pool = make_pool(storage)
+        for number in (1, 2, 3, 4):
+            make_proxy(storage, pool, id=UUID(int=number))
+        asked = {"selector": SelectorStrategy.ROUND_ROBIN}
+        leases = [lease_from(storage, pool, **asked) for _ in range(3)]
+        storage.release_lease(leases[0])
+        storage.release_lease(leases[2])
+        assert [x.proxy_id.int for x in leases] == [1, 2, 3]
+        assert [lease_from(storage, pool, **asked).proxy_id.int for _ in range(3)] == [4, 1, 3]
+
+    def test_looking_for_a_proxy_takes_its_turn(self, storage: IStorage) -> None:
+        """``find_available_proxy`` alone moves round-robin's cursor."""
+        pool = make_pool(storage)
+        for number in (1, 2):
+            make_proxy(storage, pool, id=UUID(int=number))
+        asked = (pool.name, None, SelectorStrategy.ROUND_ROBIN)
+        found = [storage.find_available_proxy(*asked) for _ in range(3)]
+        assert [proxy and proxy.id.int for proxy in found] == [1, 2, 1]
+
+    def test_lowest_latency_prefers_the_quickest(self, storage: IStorage) -> None:
+        """LOWEST_LATENCY offers the lowest last latency; an unmeasured proxy comes last."""
+        pool = make_pool(storage)
+        for number, latency_ms in ((1, None), (2, 90), (3, 20), (4, 20)):
+            proxy = make_proxy(storage, pool, id=UUID(int=number))
+            if latency_ms is not None:
+                storage.apply_health_check_result(checked(proxy, latency_ms=latency_ms))
+        asked = {"selector": SelectorStrategy.LOWEST_LATENCY}
+        order = [lease_from(storage, pool, **asked).proxy_id.int for _ in range(4)]
+        assert order == [3, 4, 2, 1]
+
+    @pytest.mark.parametrize("selector", list(SelectorStrategy))
+    def test_slow_proxies_follow_where_the_pool_says_so(
+        self, storage: IStorage, selector: SelectorStrategy
+    ) -> None:
+        """SLOW proxies are leased only in a pool with ``lease_slow``, after all ACTIVE ones."""
+        strict, lenient = make_pool(storage, "strict"), make_pool(storage, "b", lease_slow=True)
+        make_proxy(storage, strict, status=ProxyStatus.SLOW)
+        assert storage.find_available_proxy(strict.name, None, selector) is None
+        slow = make_proxy(storage, lenient, id=UUID(int=1), status=ProxyStatus.SLOW)
+        active = make_proxy(storage, lenient, id=UUID(int=2))
+        make_proxy(storage, lenient, id=UUID(int=3), status=ProxyStatus.BANNED)
+        order = [lease_from(storage, lenient, selector=selector).proxy_id for _ in range(2)]
+        assert order == [active.id, slow.id]
+        assert storage.acquire_lease(AcquireRequest(lenient.name, "w")).lease is None
+
+    def test_filters_mean_what_matches_means(self, storage: IStorage) -> None:
+        """A composite filter offers what ``ProxyFilters.matches`` accepts, NULLs and all."""
+        pool = make_pool(storage)
+        make_proxy(storage, pool, country="AR", source="latam")
+        wanted = make_proxy(storage, pool, source="andina")
+        make_proxy(storage, pool, country="CL", city="closed")
+        filters = ProxyFilters(
+            any_of=[ProxyFilters(source="andina"), ProxyFilters(predicate=lambda p: p.port == 0)],
+            none_of=[ProxyFilters(country="AR"), ProxyFilters(city="closed")],
+        )
+        assert lease_from(storage, pool, filters=filters).proxy_id == wanted.id
+
+    # Leasing
+
+    def test_capacity_is_kept(self, storage: IStorage) -> None:
+        """No proxy has more leases than ``max_concurrency``; None sets no limit."""
+        pool = make_pool(storage)
+        proxy = make_proxy(storage, pool, max_concurrency=2)
+        for _ in range(2):
+            lease_from(storage, pool)
+        assert storage.acquire_lease(AcquireRequest(pool.name, "w")).lease is None
+        with pytest.raises(ProxyUnavailableError):
+            storage.create_lease(proxy, "w", 60)
+        free = make_proxy(storage, pool, max_concurrency=None)
+        assert {lease_from(storage, pool).proxy_id for _ in range(20)} == {free.id}
+
+    @pytest.mark.parametrize("status", [ProxyStatus.BANNED, ProxyStatus.INACTIVE])
+    def test_an_unhealthy_proxy_is_not_leased(
+        self, storage: IStorage, status: ProxyStatus
+    ) -> None:
+        """A proxy banned between being found and being leased is not leased."""
+        pool = make_pool(storage)
+        found = make_proxy(storage, pool)
+        storage.save_proxy(found.model_copy(update={"status": status}))
+        with pytest.raises(ProxyUnavailableError):
+            storage.create_lease(found, "w", 60)
+
+    def test_an_unknown_pool_is_a_miss(self, storage: IStorage) -> None:
+        """Asking a pool that there is not returns nothing and raises nothing."""
+        assert storage.acquire_lease(AcquireRequest("nowhere", "w")).lease is None
+        assert storage.find_available_proxy("nowhere") is None
+        assert storage.get_pool_stats("nowhere") is None
+
+    @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), 10**18, True])
+    def test_a_duration_must_make_sense(self, storage: IStorage, seconds: float) -> None:
+        """A duration that is not a positive, finite number of seconds is refused."""
+        pool = make_pool(storage)
+        proxy = make_proxy(storage, pool)
+        with pytest.raises(InvalidLeaseError):
+            storage.create_lease(proxy, "w", seconds)  # type: ignore[arg-type]
+        with pytest.raises(InvalidLeaseError):
+            storage.acquire_lease(AcquireRequest(pool.name, "w", seconds))
+
+    @pytest.mark.parametrize("name", ["", " ", "a\x00b", "\ud800"])
+    def test_a_name_must_be_storable(self, storage: IStorage, name: str) -> None:
+        """A name that is empty or cannot be stored is refused in our words."""
+        pool = make_pool(storage)
+        proxy = make_proxy(storage, pool)
+        with pytest.raises(InvalidInputError):
+            storage.create_lease(proxy, name, 60)
+        with pytest.raises(InvalidInputError):
+            storage.ensure_consumer(name)
+        with pytest.raises(InvalidInputError):
+            storage.acquire_lease(AcquireRequest(name, "w"))
+
+    def test_a_release_frees_the_proxy(self, storage: IStorage) -> None:
+        """A released lease is recorded as such and its proxy can be leased again."""
+        pool = make_pool(storage)
+        make_proxy(storage, pool)
+        lease = lease_from(storage, pool)
+        storage.release_lease(lease)
+        recorded = storage.get_lease(str(lease.id))
+        assert recorded is not None
+        assert recorded.status is LeaseStatus.RELEASED
+        assert (lease.status, lease.released_at) == (recorded.status, recorded.released_at)
+        lease_from(storage, pool)
+
+    def test_a_second_release_changes_nothing(
+        self, storage: IStorage, pass_time: PassTime
+    ) -> None:
+        """Releasing twice keeps the first ``released_at`` and frees nothing twice."""
+        pool = make_pool(storage)
+        make_proxy(storage, pool, max_concurrency=2)
+        lease, other = lease_from(storage, pool), lease_from(storage, pool)
+        storage.release_lease(lease)
+        first = lease.released_at
+        pass_time(0.01)
+        lease.released_at, lease.status = None, LeaseStatus.ACTIVE
+        assert storage.return_lease(lease).ending is None
+        assert (lease.released_at, lease.status) == (first, LeaseStatus.RELEASED)
+        assert storage.get_proxy(str(other.proxy_id)).current_leases == 1
+
+    def test_only_the_id_of_a_released_lease_counts(self, storage: IStorage) -> None:
+        """A lease with forged fields ends the lease of its id, as the ledger knows it."""
+        pool, other = make_pool(storage), make_pool(storage, "other")
+        make_proxy(storage, pool)
+        bystander = make_proxy(storage, other)
+        lease_from(storage, other)
+        lease = lease_from(storage, pool)
+        forged = lease.model_copy(
+            update={
+                "proxy_id": bystander.id,
+                "pool_id": other.id,
+                "pool_name": other.name,
+                "consumer_id": uuid4(),
+                "released_at": utc_now() - timedelta(days=9),
+            }
+        )
+        storage.release_lease(forged)
+        recorded = storage.get_lease(str(lease.id))
+        assert recorded is not None
+        assert recorded.status is LeaseStatus.RELEASED
+        assert recorded.proxy_id == lease.proxy_id
+        assert recorded.released_at is not None
+        assert recorded.released_at >= recorded.acquired_at
+        assert storage.get_proxy(str(bystander.id)).current_leases == 1
+
+    def test_an_unknown_lease_is_not_released(self, storage: IStorage) -> None:
+        """Releasing a lease that never was does nothing."""
+        made_up = Lease(proxy_id=uuid4(), consumer_id=uuid4(), expires_at=utc_now())
+        assert storage.return_lease(made_up).ending is None
+
+    def test_expiry_is_told_from_release(self, storage: IStorage, pass_time: PassTime) -> None:
+        """A lease that ran out is EXPIRED, cannot be released, and its proxy is free."""
+        pool = make_pool(storage)
+        make_proxy(storage, pool)
+        lease = lease_from(storage, pool, duration_seconds=1)
+        assert storage.cleanup_expired_leases() == 0
+        pass_time(1.1)
+        assert storage.cleanup_expired_leases() == 1
+        assert storage.cleanup_expired_leases() == 0
+        assert storage.return_lease(lease).ending is None
+        assert lease.status is LeaseStatus.EXPIRED
+        assert lease.released_at is not None
+        lease_from(storage, pool)
+
+    def test_acquiring_takes_back_what_ran_out(
+        self, storage: IStorage, pass_time: PassTime
+    ) -> None:
+        """A proxy whose lease ran out is leased again without anybody cleaning up."""
+        pool = make_pool(storage)
+        make_proxy(storage, pool)
+        first = lease_from(storage, pool, duration_seconds=1)
+        pass_time(1.1)
+        second = lease_from(storage, pool)
+        assert second.proxy_id == first.proxy_id
+        recorded = storage.get_lease(str(first.id))
+        assert recorded is not None
+        assert recorded.status is LeaseStatus.EXPIRED
+
+    def test_statistics_follow(self, storage: IStorage) -> None:
+        """Statistics count proxies, health, availability and leases."""
+        pool = make_pool(storage)
+        one = make_proxy(storage, pool)
+        many = make_proxy(storage, pool, max_concurrency=None)
+        make_proxy(storage, pool, status=ProxyStatus.INACTIVE)
+        leases = [storage.create_lease(proxy, "w", 60) for proxy in (one, many, many)]
+        assert counts(storage, pool) == (3, 2, 1, 2, 3)
+        for lease in leases:
+            storage.release_lease(lease)
+        assert counts(storage, pool) == (3, 2, 2, 0, 0)
+
+    # Health
+
+    def test_a_health_result_is_applied(self, storage: IStorage) -> None:
+        """The newest result sets status and ``checked_at``, and is kept with all it says."""
+        pool = make_pool(storage)
+        proxy = make_proxy(storage, pool)
+        result = checked(
+            proxy, status=ProxyStatus.INACTIVE, status_code=502, error_message="bad gateway"
+        )
+        updated = storage.apply_health_check_result(result)
+        assert updated is not None
+        assert (updated.status, updated.checked_at) == (result.status, result.checked_at)
+        assert storage.get_last_health_result(proxy.id) == result
+        (record,) = storage.list_health_records(proxy.id)
+        assert (record.status_before, record.status_after) == ("active", "inactive")
+        assert (record.error, record.reachable) == ("bad gateway", False)
+
+    def test_an_older_result_changes_nothing(self, storage: IStorage) -> None:
+        """A result that comes late is recorded and overwrites no newer one."""
+        pool = make_pool(storage)
+        proxy = make_proxy(storage, pool)
+        new = checked(proxy)
+        old = checked(
+            proxy, status=ProxyStatus.INACTIVE, checked_at=new.checked_at - timedelta(seconds=1)
+        )
+        storage.apply_health_check_result(new)
+        updated = storage.apply_health_check_result(old)
+        assert updated is not None
+        assert updated.status is ProxyStatus.ACTIVE
+        assert storage.get_last_health_result(proxy.id) == new
+        records = storage.list_health_records(proxy.id)
+        assert [record.checked_at for record in records] == [new.checked_at, old.checked_at]
+
+    def test_no_probe_lifts_a_ban(self, storage: IStorage) -> None:
+        """A banned proxy stays banned whatever a probe finds."""
+        pool = make_pool(storage)
+        proxy = make_proxy(storage, pool, status=ProxyStatus.BANNED)
+        updated = storage.apply_health_check_result(checked(proxy))
+        assert updated is not None
+        assert updated.status is ProxyStatus.BANNED
+
+    def test_a_result_for_an_unknown_proxy_is_none(self, storage: IStorage) -> None:
+        """A result for a proxy that there is not does nothing and says so."""
+        stray = HealthCheckResult(
+            proxy_id=uuid4(),
+            status=ProxyStatus.ACTIVE,
+            latency_ms=1,
+            protocol=ProxyProtocol.HTTP,
+        )
+        assert storage.apply_health_check_result(stray) is None
+        assert storage.get_last_health_result(stray.proxy_id) is None
+        assert list(storage.list_health_records(stray.proxy_id)) == []
+
+    def test_an_observation_is_only_recorded(self, storage: IStorage) -> None:
+        """``save_health_record`` keeps an observation and leaves the proxy's status alone."""
+        pool = make_pool(storage)
+        proxy = make_proxy(storage, pool)
+        record = ProxyHealthRecord(
+            proxy_id=proxy.id,
+            reachable=False,
+            protocol=proxy.protocol,
+            status_after=ProxyStatus.INACTIVE,
+            error="refused",
+        )
+        storage.save_health_record(record)
+        assert storage.get_proxy(str(proxy.id)).status is ProxyStatus.ACTIVE
+        assert [x.error for x in storage.list_health_records(proxy.id)] == ["refused"]
+
+
+def checked(proxy: Proxy, **facts: Any) -> HealthCheckResult:
+    """Return a result for a proxy: reachable in 10 ms unless ``facts`` say otherwise."""
+    known = {"status": ProxyStatus.ACTIVE, "latency_ms": 10, "protocol": proxy.protocol}
+    return HealthCheckResult(proxy_id=proxy.id, **{**known, **facts})
+
+
+def counts(storage: IStorage, pool: ProxyPool) -> tuple[int, int, int, int, int]:
+    """Return a pool's statistics: total, active, available, leased, leases."""
+    stats = storage.get_pool_stats(pool.name)
+    assert stats is not None
+    return (
+        stats.total_proxies,
+        stats.active_proxies,
+        stats.available_proxies,
+        stats.leased_proxies,
+        stats.total_leases,
+    )
