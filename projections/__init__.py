@@ -8,7 +8,7 @@ again from the log.
 """
 
 from .available_proxies import AVAILABLE_PROXIES, AvailableProxies, Availability
-from .base import Fold, Projection, ProjectionRow, metadata
+from .base import Events, Fold, Projection, ProjectionRow, metadata
 from .consumers import CONSUMERS, ConsumerRow, Consumers
 from .leases import LEASES, LeaseRow, Leases
 from .pool_stats import POOL_STATS, PoolCounts, PoolStats
@@ -46,6 +46,7 @@ __all__ = [
     "Consumers",
     "CursorRow",
     "Drift",
+    "Events",
     "Fold",
     "HealthRow",
     "LeaseRow",

@@ -20,7 +20,6 @@ from sqlalchemy import (
     Column,
     Computed,
     DateTime,
-    FromClause,
     Index,
     Integer,
     PrimaryKeyConstraint,
@@ -49,7 +48,7 @@ from pharox.events import (
     ProxyRemoved,
 )
 
-from .base import Fold, Projection, fact, last, metadata, of_type
+from .base import Events, Fold, Projection, fact, last, metadata, of_type, total
 
 
 @dataclass(slots=True)
@@ -172,7 +171,7 @@ class AvailableProxies(Projection):
         )
 
 
-def _register(events: FromClause) -> UpdateBase:
+def _register(events: Events) -> UpdateBase:
     return insert(available_proxies).from_select(
         [
             "proxy_id",
@@ -193,14 +192,15 @@ def _register(events: FromClause) -> UpdateBase:
     )
 
 
-def _count_leases(events: FromClause) -> UpdateBase:
+def _count_leases(events: Events) -> UpdateBase:
     types = of_type(events, "LeaseAcquired", "LeaseReleased", "LeaseExpired")
     change = fact(events, "after,leases", Integer) - fact(events, "before,leases", Integer)
-    changes = (
-        select(events.c.pool_id, events.c.proxy_id, func.sum(change).label("change"))
-        .where(types)
-        .group_by(events.c.pool_id, events.c.proxy_id)
-        .subquery()
+    changes = events.grouped(
+        select(
+            events.c.pool_id, events.c.proxy_id, total(events, change).label("change")
+        ).where(types),
+        events.c.pool_id,
+        events.c.proxy_id,
     )
     return (
         update(available_proxies)
@@ -212,11 +212,11 @@ def _count_leases(events: FromClause) -> UpdateBase:
     )
 
 
-def _change(events: FromClause) -> UpdateBase:
+def _change(events: Events) -> UpdateBase:
     checked_at = fact(events, "checked_at", DateTime(timezone=True))
     latency = fact(events, "latency_ms", Integer)
     measured = and_(fact(events, "reachable", Boolean), latency.is_not(None))
-    newest = (
+    newest = events.grouped(
         select(
             events.c.pool_id,
             events.c.proxy_id,
@@ -225,13 +225,12 @@ def _change(events: FromClause) -> UpdateBase:
             last(events, checked_at).label("checked_at"),
             last(events, checked_at, of_type(events, "HealthChecked")).label("probed_at"),
             last(events, latency, measured).label("latency_ms"),
-        )
-        .where(
+        ).where(
             of_type(events, "ProxyChanged", "HealthChecked"),
             func.coalesce(fact(events, "applied", Boolean), true()),
-        )
-        .group_by(events.c.pool_id, events.c.proxy_id)
-        .subquery()
+        ),
+        events.c.pool_id,
+        events.c.proxy_id,
     )
     return (
         update(available_proxies)
@@ -249,7 +248,7 @@ def _change(events: FromClause) -> UpdateBase:
     )
 
 
-def _remove(events: FromClause) -> UpdateBase:
+def _remove(events: Events) -> UpdateBase:
     return delete(available_proxies).where(
         available_proxies.c.pool_id == events.c.pool_id,
         available_proxies.c.proxy_id == events.c.proxy_id,

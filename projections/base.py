@@ -13,8 +13,10 @@ from sqlalchemy import (
     Integer,
     MetaData,
     Select,
+    Subquery,
     Table,
     Text,
+    case,
     cast,
     func,
     literal_column,
@@ -39,15 +41,35 @@ metadata = MetaData(
 ProjectionRow = Any
 
 
+class Events(NamedTuple):
+    """A selectable of events, with the log's columns, for a fold to run over.
+
+    Where there is ``at_most_one`` event, as in most commands, nothing needs
+    to be grouped, and the same fold is cheaper.
+    """
+
+    rows: FromClause
+    at_most_one: bool = False
+
+    @property
+    def c(self) -> Any:
+        """The columns."""
+        return self.rows.c
+
+    def grouped(self, query: Select[Any], *keys: ColumnElement[Any]) -> Subquery:
+        """Return ``query``, whose values are :func:`total` or :func:`last`, once for each key."""
+        return (query if self.at_most_one else query.group_by(*keys)).subquery()
+
+
 class Fold(NamedTuple):
     """One SQL statement of a projection.
 
-    ``statement`` takes a selectable of events (the log's columns) and returns
-    the data-modifying statement that folds those of ``types`` among them.
+    ``statement`` takes events and returns the data-modifying statement that
+    folds those of ``types`` among them.
     """
 
     types: frozenset[str]
-    statement: Callable[[FromClause], UpdateBase]
+    statement: Callable[[Events], UpdateBase]
 
 
 class Projection(ABC):
@@ -79,21 +101,28 @@ class Projection(ABC):
         return {tuple(row[part] for part in self.key): self.row(**row) for row in rows}
 
 
-def fact(events: FromClause, path: str, type_: TypeEngine[Any] | type[TypeEngine[Any]]) -> Any:
+def fact(events: Events, path: str, type_: TypeEngine[Any] | type[TypeEngine[Any]]) -> Any:
     """Return a value out of an event's data, such as ``after,leases``, in SQL."""
     text = events.c.data.op("#>>")(literal_column(f"'{{{path}}}'", Text))
     return cast(text, type_)
 
 
-def of_type(events: FromClause, *types: str) -> ColumnElement[bool]:
+def of_type(events: Events, *types: str) -> ColumnElement[bool]:
     """Return the condition that an event is of one of ``types``."""
     names = [literal_column(f"'{name}'", Text) for name in types]
     return events.c.type == names[0] if len(names) == 1 else events.c.type.in_(names)
 
 
+def total(events: Events, value: ColumnElement[int]) -> ColumnElement[int]:
+    """Return the sum of a value over the events of a group."""
+    return value if events.at_most_one else func.sum(value)
+
+
 def last(
-    events: FromClause, value: ColumnElement[Any], where: ColumnElement[bool] | None = None
+    events: Events, value: ColumnElement[Any], where: ColumnElement[bool] | None = None
 ) -> Any:
     """Return the value of the last event of a group, or of the last of those ``where``."""
+    if events.at_most_one:
+        return value if where is None else case((where, value))
     values = func.array_agg(aggregate_order_by(value, events.c.position.desc()))
     return (values if where is None else values.filter(where))[literal_column("1", Integer)]

@@ -8,7 +8,6 @@ from uuid import UUID
 
 from sqlalchemy import (
     Column,
-    FromClause,
     PrimaryKeyConstraint,
     Table,
     Text,
@@ -21,7 +20,7 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from pharox.events import ConsumerRegistered, EventBase
 
-from .base import Fold, Projection, fact, metadata, of_type
+from .base import Events, Fold, Projection, fact, metadata, of_type
 
 
 @dataclass(slots=True)
@@ -58,7 +57,7 @@ class Consumers(Projection):
         return (Fold(frozenset({"ConsumerRegistered"}), _register),)
 
 
-def _register(events: FromClause) -> UpdateBase:
+def _register(events: Events) -> UpdateBase:
     return insert(consumers).from_select(
         ["name", "id"],
         select(events.c.consumer, fact(events, "consumer_id", Uuid)).where(

@@ -17,7 +17,6 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     DateTime,
-    FromClause,
     Index,
     PrimaryKeyConstraint,
     Table,
@@ -35,7 +34,7 @@ from sqlalchemy.sql.dml import UpdateBase
 from pharox.events import ENDED_STATUS, EventBase, LeaseAcquired, LeaseExpired, LeaseReleased
 from pharox.events import LeasesPruned as Pruned
 
-from .base import Fold, Projection, fact, metadata, of_type
+from .base import Events, Fold, Projection, fact, metadata, of_type
 
 
 @dataclass(slots=True)
@@ -136,7 +135,7 @@ class Leases(Projection):
         )
 
 
-def _acquire(events: FromClause) -> UpdateBase:
+def _acquire(events: Events) -> UpdateBase:
     return insert(leases).from_select(
         [
             "id",
@@ -165,7 +164,7 @@ def _acquire(events: FromClause) -> UpdateBase:
     )
 
 
-def _end(events: FromClause) -> UpdateBase:
+def _end(events: Events) -> UpdateBase:
     status = case(
         *(
             (of_type(events, type_), literal_column(f"'{status.value}'", Text))
@@ -183,7 +182,7 @@ def _end(events: FromClause) -> UpdateBase:
     )
 
 
-def _prune(events: FromClause) -> UpdateBase:
+def _prune(events: Events) -> UpdateBase:
     return delete(leases).where(
         leases.c.pool_id == events.c.pool_id,
         leases.c.status != literal_column("'active'", Text),

@@ -17,7 +17,6 @@ from sqlalchemy import (
     BigInteger,
     Column,
     ColumnElement,
-    FromClause,
     Integer,
     PrimaryKeyConstraint,
     Select,
@@ -40,7 +39,7 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from pharox.events import EventBase, PoolRegistered, PoolRemoved, ProxyState
 
-from .base import Fold, Projection, fact, metadata, of_type
+from .base import Events, Fold, Projection, fact, metadata, of_type, total
 
 SLOTS = 16
 
@@ -128,7 +127,7 @@ class PoolStats(Projection):
         return select(pool_stats.c.pool_id, *sums).group_by(pool_stats.c.pool_id)
 
 
-def _register(events: FromClause) -> UpdateBase:
+def _register(events: Events) -> UpdateBase:
     slots = func.generate_series(0, SLOTS - 1).table_valued("slot").render_derived()
     return insert(pool_stats).from_select(
         ["pool_id", "slot", *COUNTS],
@@ -138,7 +137,7 @@ def _register(events: FromClause) -> UpdateBase:
     )
 
 
-def _state_counts(events: FromClause, side: str) -> dict[str, ColumnElement[int]]:
+def _state_counts(events: Events, side: str) -> dict[str, ColumnElement[int]]:
     """Return :func:`counts_of` in SQL, for the state before or after an event."""
     status = fact(events, f"{side},status", Text)
     leases = fact(events, f"{side},leases", Integer)
@@ -155,16 +154,14 @@ def _state_counts(events: FromClause, side: str) -> dict[str, ColumnElement[int]
     }
 
 
-def _add(events: FromClause, types: tuple[str, ...], names: tuple[str, ...]) -> UpdateBase:
+def _add(events: Events, types: tuple[str, ...], names: tuple[str, ...]) -> UpdateBase:
     after, before = _state_counts(events, "after"), _state_counts(events, "before")
-    changes = (
+    changes = events.grouped(
         select(
             events.c.pool_id,
-            *(func.sum(after[name] - before[name]).label(name) for name in names),
-        )
-        .where(of_type(events, *types))
-        .group_by(events.c.pool_id)
-        .subquery()
+            *(total(events, after[name] - before[name]).label(name) for name in names),
+        ).where(of_type(events, *types)),
+        events.c.pool_id,
     )
     return (
         update(pool_stats)
@@ -176,16 +173,16 @@ def _add(events: FromClause, types: tuple[str, ...], names: tuple[str, ...]) -> 
     )
 
 
-def _add_leases(events: FromClause) -> UpdateBase:
+def _add_leases(events: Events) -> UpdateBase:
     """A lease changes no proxy's status, so the first two counts stand still."""
     return _add(events, _LEASE_EVENTS, COUNTS[2:])
 
 
-def _add_proxies(events: FromClause) -> UpdateBase:
+def _add_proxies(events: Events) -> UpdateBase:
     return _add(events, _OTHER_EVENTS, COUNTS)
 
 
-def _remove(events: FromClause) -> UpdateBase:
+def _remove(events: Events) -> UpdateBase:
     return delete(pool_stats).where(
         pool_stats.c.pool_id == events.c.pool_id, of_type(events, "PoolRemoved")
     )

@@ -9,7 +9,6 @@ from uuid import UUID
 from sqlalchemy import (
     Boolean,
     Column,
-    FromClause,
     PrimaryKeyConstraint,
     Table,
     Text,
@@ -24,7 +23,7 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from pharox.events import EventBase, PoolChanged, PoolRegistered, PoolRemoved
 
-from .base import Fold, Projection, fact, metadata, of_type
+from .base import Events, Fold, Projection, fact, metadata, of_type
 
 
 @dataclass(slots=True)
@@ -74,7 +73,7 @@ class Pools(Projection):
         )
 
 
-def _register(events: FromClause) -> UpdateBase:
+def _register(events: Events) -> UpdateBase:
     return insert(pools).from_select(
         ["id", "name", "description", "lease_slow"],
         select(
@@ -86,7 +85,7 @@ def _register(events: FromClause) -> UpdateBase:
     )
 
 
-def _change(events: FromClause) -> UpdateBase:
+def _change(events: Events) -> UpdateBase:
     return (
         update(pools)
         .values(
@@ -98,7 +97,7 @@ def _change(events: FromClause) -> UpdateBase:
     )
 
 
-def _remove(events: FromClause) -> UpdateBase:
+def _remove(events: Events) -> UpdateBase:
     return delete(pools).where(pools.c.id == events.c.pool_id, of_type(events, "PoolRemoved"))
 
 

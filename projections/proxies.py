@@ -16,7 +16,6 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     Double,
-    FromClause,
     Index,
     Integer,
     PrimaryKeyConstraint,
@@ -31,7 +30,7 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from pharox.events import EventBase, ProxyDescribed, ProxyRemoved
 
-from .base import Fold, Projection, fact, metadata, of_type
+from .base import Events, Fold, Projection, fact, metadata, of_type
 
 
 @dataclass(slots=True)
@@ -125,7 +124,7 @@ class Proxies(Projection):
         )
 
 
-def _describe(events: FromClause) -> UpdateBase:
+def _describe(events: Events) -> UpdateBase:
     newest = (
         select(
             events.c.proxy_id,
@@ -143,7 +142,7 @@ def _describe(events: FromClause) -> UpdateBase:
     )
 
 
-def _remove(events: FromClause) -> UpdateBase:
+def _remove(events: Events) -> UpdateBase:
     return delete(proxies).where(
         proxies.c.pool_id == events.c.pool_id,
         proxies.c.id == events.c.proxy_id,

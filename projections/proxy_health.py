@@ -11,7 +11,6 @@ from sqlalchemy import (
     Boolean,
     Column,
     DateTime,
-    FromClause,
     Integer,
     PrimaryKeyConstraint,
     Table,
@@ -25,7 +24,7 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from pharox.events import EventBase, HealthChecked, ProxyRemoved
 
-from .base import Fold, Projection, fact, metadata, of_type
+from .base import Events, Fold, Projection, fact, metadata, of_type
 
 
 @dataclass(slots=True)
@@ -101,7 +100,7 @@ class ProxyHealth(Projection):
         )
 
 
-def _record(events: FromClause) -> UpdateBase:
+def _record(events: Events) -> UpdateBase:
     newest = (
         select(
             events.c.proxy_id,
@@ -119,7 +118,7 @@ def _record(events: FromClause) -> UpdateBase:
     )
 
 
-def _remove(events: FromClause) -> UpdateBase:
+def _remove(events: Events) -> UpdateBase:
     return delete(proxy_health).where(
         proxy_health.c.pool_id == events.c.pool_id,
         proxy_health.c.proxy_id == events.c.proxy_id,

@@ -12,7 +12,6 @@ from uuid import UUID
 
 from sqlalchemy import (
     Column,
-    FromClause,
     PrimaryKeyConstraint,
     Table,
     Text,
@@ -27,7 +26,7 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from pharox.events import CursorMoved, EventBase, LeaseAcquired, PoolRegistered, PoolRemoved
 
-from .base import Fold, Projection, fact, last, metadata, of_type
+from .base import Events, Fold, Projection, fact, last, metadata, of_type
 
 ROUND_ROBIN = "round_robin"
 
@@ -78,7 +77,7 @@ class SelectorCursors(Projection):
         )
 
 
-def _register(events: FromClause) -> UpdateBase:
+def _register(events: Events) -> UpdateBase:
     return insert(selector_cursors).from_select(
         ["pool_id", "selector"],
         select(events.c.pool_id, literal_column(f"'{ROUND_ROBIN}'", Text)).where(
@@ -87,15 +86,13 @@ def _register(events: FromClause) -> UpdateBase:
     )
 
 
-def _move(events: FromClause) -> UpdateBase:
-    turns = (
-        select(events.c.pool_id, last(events, events.c.proxy_id).label("proxy_id"))
-        .where(
+def _move(events: Events) -> UpdateBase:
+    turns = events.grouped(
+        select(events.c.pool_id, last(events, events.c.proxy_id).label("proxy_id")).where(
             of_type(events, "LeaseAcquired", "CursorMoved"),
             fact(events, "selector", Text) == literal_column(f"'{ROUND_ROBIN}'", Text),
-        )
-        .group_by(events.c.pool_id)
-        .subquery()
+        ),
+        events.c.pool_id,
     )
     return (
         update(selector_cursors)
@@ -107,7 +104,7 @@ def _move(events: FromClause) -> UpdateBase:
     )
 
 
-def _remove(events: FromClause) -> UpdateBase:
+def _remove(events: Events) -> UpdateBase:
     return delete(selector_cursors).where(
         selector_cursors.c.pool_id == events.c.pool_id, of_type(events, "PoolRemoved")
     )

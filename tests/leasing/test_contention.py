@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import threading
 import time
 from collections import Counter
@@ -15,7 +16,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from pharox import ProxyManager, ProxyStatus, SelectorStrategy
+from pharox import ProxyFilters, ProxyManager, ProxyStatus, SelectorStrategy
 from pharox.events import Event, LeaseAcquired, LeaseExpired, LeaseReleased
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import AnyStorage, DatabaseClock, fill, open_engine, threads, types_of
@@ -188,6 +189,29 @@ def test_round_robin_is_fair_to_threads(any_storage: AnyStorage) -> None:
 
     threads(8, work)
     assert set(taken.values()) == {80}
+
+
+def test_mixed_selectors_do_not_deadlock(any_storage: AnyStorage) -> None:
+    """Ten threads with all selectors, predicates and expiry on six proxies: no deadlock."""
+    fill(any_storage, 6)
+    manager = ProxyManager(any_storage)
+    anything = ProxyFilters(predicate=lambda _: True)
+
+    def work(number: int) -> None:
+        choose = random.Random(number)
+        for _ in range(60):
+            lease = manager.acquire_proxy(
+                "pool",
+                selector=choose.choice(list(SelectorStrategy)),
+                filters=choose.choice([None, None, anything]),
+            )
+            if choose.random() < 0.1:
+                any_storage.find_available_proxy("pool", None, SelectorStrategy.ROUND_ROBIN)
+            if lease is not None:
+                manager.release_proxy(lease)
+
+    threads(10, work)
+    assert any_storage.verify() == []
 
 
 def test_registering_the_same_at_once_registers_it_once(any_storage: AnyStorage) -> None:

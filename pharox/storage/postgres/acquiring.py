@@ -50,6 +50,7 @@ from .reading import a, d, proxy_rows
 from .sql import POOL_ID, Statement, compiled, now, parameter, word
 
 _ONE = literal_column("1")
+_EXPIRES_AT = now + parameter("duration", Double) * literal_column("interval '1 second'")
 
 
 def _exists(rows: Any) -> ColumnElement[bool]:
@@ -93,13 +94,12 @@ def _pool_rule() -> tuple[CTE, CTE, CTE, CTE]:
 
 
 def _granted(choice: CTE, rule: CTE) -> CTE:
-    expires_at = now + parameter("duration", Double) * literal_column("interval '1 second'")
     facts = json_object(
         before=state(choice.c.status, choice.c.current_leases, choice.c.max_concurrency),
         after=state(choice.c.status, choice.c.current_leases + 1, choice.c.max_concurrency),
         consumer_id=rule.c.consumer_id,
         pool_name=rule.c.name,
-        expires_at=expires_at,
+        expires_at=_EXPIRES_AT,
     )
     row = event_row(
         "LeaseAcquired",
@@ -156,13 +156,12 @@ def _result(
         counts, source = tuple(read_back.c), source.outerjoin(read_back, true())
     return select(
         _exists(pool).label("pool_known"),
-        _exists(consumer).label("consumer_known"),
         _exists(due).label("due"),
         appended.c.position,
         appended.c.proxy_id,
         now.label("recorded_at"),
-        cast(appended.c.data["expires_at"].astext, leases.c.expires_at.type).label("expires_at"),
-        cast(appended.c.data["consumer_id"].astext, Uuid).label("consumer_id"),
+        _EXPIRES_AT.label("expires_at"),
+        select(consumer.c.id).scalar_subquery().label("consumer_id"),
         *miss_columns,
         *counts,
     ).select_from(source)
@@ -217,10 +216,11 @@ def _acquiring(
     types = {"LeaseAcquired"}
     turns = selector is SelectorStrategy.ROUND_ROBIN
     among = [p for p in ALL if turns or p is not SELECTOR_CURSORS]
-    updated, stats = counted(appended, types)
+    updated, stats = counted(appended, types, at_most_one=True)
     result = _result(parts, appended, missed, stats if with_stats else None)
-    result = fold_into(result, appended, types, among, already=[updated] if with_stats else [])
-    return compiled(result, schema)
+    already = [updated] if with_stats else []
+    folded = fold_into(result, appended, types, among, already=already, at_most_one=True)
+    return compiled(folded, schema)
 
 
 @lru_cache(maxsize=64)
@@ -301,4 +301,4 @@ def _offering(schema: str, choice: CTE) -> Statement:
     row = event_row("CursorMoved", proxy_id=choice.c.proxy_id, data=data)
     appended = append(select(*row).select_from(choice))
     found = proxy_rows().where(a.c.pool_id == POOL_ID, a.c.proxy_id == appended.c.proxy_id)
-    return compiled(fold_into(found, appended, {"CursorMoved"}), schema)
+    return compiled(fold_into(found, appended, {"CursorMoved"}, at_most_one=True), schema)

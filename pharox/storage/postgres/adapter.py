@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import psycopg
-from psycopg.rows import dict_row
 from sqlalchemy import BigInteger, Text, cast, func, literal_column, or_, select
 from sqlalchemy.engine import Engine
 
@@ -390,12 +389,13 @@ class PostgresStorage(IStorage):
         snapshot, news = (compiled(query, self.schema) for query in (_SNAPSHOT, _NEWS))
         with self._driver.connection() as connection, connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            cursor = psycopg.RawCursor(connection, row_factory=dict_row)
-            look = Look(**cursor.execute(snapshot.text).fetchone() or {})
+            cursor = psycopg.RawCursor(connection)
+            (seen,) = snapshot.rows(cursor.execute(snapshot.text).fetchall())
+            look = Look(**seen)
             rows: list[dict[str, Any]] = []
             if tail.floor is not None:
                 values = {"floor": tail.floor, "seen": tail.seen}
-                rows = cursor.execute(news.text, news.arguments(values, 0)).fetchall()
+                rows = news.rows(cursor.execute(news.text, news.arguments(values, 0)).fetchall())
         tail.note(look)
         return [event_from_row(row) for row in rows]
 
@@ -408,12 +408,12 @@ class PostgresStorage(IStorage):
         with self._driver.connection() as connection, connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             folded = projections.fold(self._read_log(connection, 0), projections.ALL)
-            cursor = psycopg.RawCursor(connection, row_factory=dict_row)
+            cursor = psycopg.RawCursor(connection)
             live = {}
             for projection in projections.ALL:
                 statement = compiled(projection.live(), self.schema)
-                rows = cursor.execute(statement.text, statement.arguments({}, 0)).fetchall()
-                live[projection.name] = projection.load(rows)
+                cursor.execute(statement.text, statement.arguments({}, 0))
+                live[projection.name] = projection.load(statement.rows(cursor))
         return list(projections.drifts(live, folded))
 
     def _read_log(
@@ -425,13 +425,11 @@ class PostgresStorage(IStorage):
             .order_by(events.c.position)
         )
         statement = compiled(query, self.schema)
-        with psycopg.RawServerCursor(
-            connection, "pharox_log", row_factory=dict_row
-        ) as cursor:
+        with psycopg.RawServerCursor(connection, "pharox_log") as cursor:
             cursor.itersize = 2000
             cursor.execute(statement.text, statement.arguments({"after": after}, 0))
             for row in cursor:
-                yield event_from_row(row)
+                yield event_from_row(dict(zip(statement.columns, row, strict=True)))
 
     # Parts
 

@@ -14,7 +14,6 @@ from typing import Any
 from sqlalchemy import (
     CTE,
     ColumnElement,
-    FromClause,
     Integer,
     Select,
     SmallInteger,
@@ -34,7 +33,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 import projections
 from pharox.log import events
-from projections import Projection
+from projections import Events, Projection
 from projections.pool_stats import COUNTS, pool_stats
 
 from .sql import POOL_ID, now, parameter, word
@@ -102,23 +101,37 @@ def append(rows: Select[Any] | Any, name: str = "appended") -> CTE:
 
 def fold_into(
     result: Select[Any],
-    appended: FromClause,
+    appended: CTE,
     types: Iterable[str],
     among: Iterable[Projection] = projections.ALL,
+    *,
     already: Iterable[CTE] = (),
+    at_most_one: bool = False,
 ) -> Select[Any]:
-    """Return ``result`` with every fold that ``types`` of event need, as CTEs beside it."""
-    wanted = frozenset(types)
-    done = {cte.name for cte in already}
+    """Return ``result`` with every fold that ``types`` of event need, as CTEs beside it.
+
+    Parameters
+    ----------
+    among:
+        The projections to fold into.
+    already:
+        Folds that ``result`` reads and so has already.
+    at_most_one:
+        Whether this statement appends no more than one event.
+    """
+    wanted, done = frozenset(types), {cte.name for cte in already}
+    events_ = Events(appended, at_most_one)
     for projection in among:
         for number, fold in enumerate(projection.folds()):
             name = f"{projection.name}_{number}"
             if fold.types & wanted and name not in done:
-                result = result.add_cte(fold.statement(appended).cte(name))
+                result = result.add_cte(fold.statement(events_).cte(name))
     return result
 
 
-def counted(appended: FromClause, types: Iterable[str]) -> tuple[CTE, Select[Any]]:
+def counted(
+    appended: CTE, types: Iterable[str], *, at_most_one: bool = False
+) -> tuple[CTE, Select[Any]]:
     """Fold the statistics and read them back as they are after this statement.
 
     Returns
@@ -134,7 +147,7 @@ def counted(appended: FromClause, types: Iterable[str]) -> tuple[CTE, Select[Any
         if fold.types & wanted
     )
     updated = (
-        fold.statement(appended)
+        fold.statement(Events(appended, at_most_one))
         .returning(*(pool_stats.c[name] for name in COUNTS))  # type: ignore[attr-defined]
         .cte(f"pool_stats_{number}")
     )

@@ -89,6 +89,11 @@ def candidate(
         Whether to look at the proxies of the parameter ``among`` only, in its order.
     """
     free = leasable(shape, highest_rank(rule))
+    if selector is SelectorStrategy.ROUND_ROBIN:
+        if not (wait or among):
+            return _taking_turns(free, rule)
+        # The turn moves in any case, and a cursor is locked before any proxy.
+        free = free.where(select(_ONE).select_from(_cursor(rule)).exists())
     if among:
         ids = parameter("among", ARRAY(Uuid))
         place = func.array_position(ids, a.c.proxy_id)
@@ -96,8 +101,6 @@ def candidate(
         return _locked(free.order_by(a.c.proxy_id if wait else place), wait=wait)
     if wait:
         return _locked(free.order_by(a.c.proxy_id), wait=True)
-    if selector is SelectorStrategy.ROUND_ROBIN:
-        return _taking_turns(free, rule)
     return _locked(free.order_by(*ORDERS[selector]), wait=False)
 
 

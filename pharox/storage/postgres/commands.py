@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -42,6 +43,11 @@ BATCH = 1000
 _FIRST_PAGE, _LARGEST_PAGE = 500, 8000
 
 
+@lru_cache(maxsize=8)
+def _plain_details(selector: SelectorStrategy) -> str:
+    return json.dumps({"selector": selector.value})
+
+
 def request_details(request: AcquireRequest) -> dict[str, Any]:
     """Return what an acquisition's event keeps of the request."""
     details: dict[str, Any] = {"selector": request.selector.value}
@@ -71,7 +77,7 @@ class Commands:
             "pool_name": request.pool_name,
             "consumer": request.consumer_name,
             "duration": request.duration_seconds,
-            "details": json.dumps(details),
+            "details": json.dumps(details) if request.filters else _plain_details(request.selector),
             "expire_first": True,
         }
         expired: list[Ending] = []
@@ -256,9 +262,9 @@ class Commands:
         fresh: dict[tuple[str, str, int, str], Proxy] = {}
         for proxy in proxies:
             fresh.setdefault(_identity(proxy), proxy)
-        with_user = {identity[:3]: p.credentials for identity, p in fresh.items() if p.credentials}
-        for credentials in islice(with_user.values(), 1):
-            self.vault.seal(credentials)  # Without a key, say so before anything is asked.
+        with_user = {identity[:3] for identity in fresh if identity[3]}
+        if secrets := [proxy.credentials for proxy in fresh.values() if proxy.credentials]:
+            self.vault.seal(secrets[0])  # Without a key, say so before anything is asked.
         spelled = {(str(proxy.host), proxy.port) for proxy in fresh.values()}
         asked = spelled | {(host.lower(), port) for host, port in spelled}
         values = {
@@ -399,7 +405,7 @@ class Commands:
         """Do what kept a lease from being decided. Return True if nothing but capacity did."""
         if not row["pool_known"]:
             self._pool_ids.pop(values["pool_name"], None)
-        elif not row["consumer_known"]:
+        elif row["consumer_id"] is None:
             yield from self.ensure_consumer(values["consumer"])
         elif row["due"]:
             expired += yield from self._expire(values["pool_id"], with_stats=with_stats)
@@ -443,7 +449,7 @@ class Commands:
                 among=True,
             )
             (row,) = yield Query(lease_among, {**values, "among": []})
-            if not row["pool_known"] or not row["consumer_known"] or row["due"]:
+            if not row["pool_known"] or row["consumer_id"] is None or row["due"]:
                 return row, None
             seen = _Seen()
             page = acquiring.page_statement(self.schema, request.selector, shape, by_id=wait)

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg.rows import dict_row
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
@@ -37,7 +36,7 @@ class Driver:
     def run(self, program: Program[T]) -> T:
         """Run a program to its end and return what it returns."""
         with self.connection() as connection:
-            cursor = psycopg.RawCursor(connection, row_factory=dict_row)
+            cursor = psycopg.RawCursor(connection)
             slot = connection.info.backend_pid % 16
             try:
                 asked = next(program)
@@ -54,18 +53,14 @@ class Driver:
     def _ask(
         self,
         connection: psycopg.Connection[Any],
-        cursor: psycopg.RawCursor[dict[str, Any]],
+        cursor: psycopg.RawCursor[Any],
         slot: int,
         asked: Query | Sequence[Query],
     ) -> Rows | list[Rows]:
         if isinstance(asked, Query):
-            statement, values = asked
-            return cursor.execute(statement.text, statement.arguments(values, slot)).fetchall()
+            return _rows(cursor, asked, slot)
         with connection.transaction():
-            return [
-                cursor.execute(statement.text, statement.arguments(values, slot)).fetchall()
-                for statement, values in asked
-            ]
+            return [_rows(cursor, query, slot) for query in asked]
 
     @contextmanager
     def connection(self) -> Iterator[psycopg.Connection[Any]]:
@@ -94,3 +89,9 @@ class Driver:
             elif not was_autocommit:
                 connection.autocommit = False
             lent.close()
+
+
+def _rows(cursor: psycopg.RawCursor[Any], query: Query, slot: int) -> Rows:
+    statement, values = query
+    cursor.execute(statement.text, statement.arguments(values, slot))
+    return statement.rows(cursor.fetchall())

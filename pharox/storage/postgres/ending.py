@@ -12,6 +12,8 @@ from typing import Any
 
 from sqlalchemy import (
     CTE,
+    ColumnElement,
+    FromClause,
     Integer,
     Select,
     Text,
@@ -34,7 +36,7 @@ BATCH = 1000
 """How many leases one statement expires; a longer queue takes several."""
 
 _LEASE_ID = parameter("lease_id", Uuid)
-_COLUMNS = (
+_OF_LEASE = (
     leases.c.id,
     leases.c.consumer_id,
     leases.c.consumer_name,
@@ -42,10 +44,6 @@ _COLUMNS = (
     leases.c.acquired_at,
     leases.c.expires_at,
     leases.c.fencing_token,
-    a.c.proxy_id,
-    a.c.status,
-    a.c.current_leases,
-    a.c.max_concurrency,
 )
 
 
@@ -62,18 +60,24 @@ def release_statement(schema: str, *, with_stats: bool) -> Statement:
         .cte("proxy")
     )
     lease = (
-        select(*(column for column in _COLUMNS if column.table is leases), *_standing(proxy))
+        select(*_OF_LEASE, leases.c.status.label("lease_status"), *_standing(proxy))
         .select_from(leases.join(proxy, true()))
         .where(
             leases.c.pool_id == POOL_ID,
             leases.c.id == _LEASE_ID,
-            leases.c.status == word("active"),
-            leases.c.expires_at > now,
         )
         .with_for_update(of=leases)
         .cte("lease")
     )
-    return _ending(schema, lease, literal_column("0", Integer), "LeaseReleased", with_stats)
+    # Judged after the lock, and apart from it: no partial index on active leases
+    # can then tempt a planner that has seen only few of them.
+    held = (
+        select(lease)
+        .where(lease.c.lease_status == word("active"), lease.c.expires_at > now)
+        .cte("held")
+    )
+    zero = literal_column("0", Integer)
+    return _ending(schema, held, zero, "LeaseReleased", with_stats=with_stats, at_most_one=True)
 
 
 @lru_cache(maxsize=16)
@@ -102,14 +106,14 @@ def release_held_statement(schema: str, *, whole_pool: bool) -> Statement:
 def _held() -> Select[Any]:
     joined = and_(a.c.pool_id == POOL_ID, a.c.proxy_id == leases.c.proxy_id)
     return (
-        select(*_COLUMNS)
+        select(*_OF_LEASE, *_standing(a))
         .select_from(leases.join(a, joined))
         .where(leases.c.pool_id == POOL_ID, leases.c.status == word("active"))
         .order_by(a.c.proxy_id, leases.c.fencing_token)
     )
 
 
-def _standing(proxy: CTE) -> tuple[Any, ...]:
+def _standing(proxy: FromClause) -> tuple[Any, ...]:
     return (proxy.c.proxy_id, proxy.c.status, proxy.c.current_leases, proxy.c.max_concurrency)
 
 
@@ -117,11 +121,18 @@ def _several(schema: str, locked: CTE, type_: str, *, with_stats: bool) -> State
     """Number the leases of each proxy: the second to end finds one less than the first did."""
     earlier = func.row_number().over(partition_by=locked.c.proxy_id, order_by=locked.c.fencing_token) - 1
     numbered = select(locked, earlier.label("earlier")).cte("numbered")
-    return _ending(schema, numbered, cast(numbered.c.earlier, Integer), type_, with_stats)
+    number = cast(numbered.c.earlier, Integer)
+    return _ending(schema, numbered, number, type_, with_stats=with_stats, at_most_one=False)
 
 
 def _ending(
-    schema: str, ended: CTE, earlier: Any, type_: str, with_stats: bool
+    schema: str,
+    ended: CTE,
+    earlier: ColumnElement[int],
+    type_: str,
+    *,
+    with_stats: bool,
+    at_most_one: bool,
 ) -> Statement:
     before = ended.c.current_leases - earlier
     facts = {
@@ -142,9 +153,11 @@ def _ending(
         consumer=ended.c.consumer_name,
         data=json_object(**facts),
     )
-    rows = select(*row).select_from(ended).order_by(ended.c.proxy_id, ended.c.fencing_token)
+    rows = select(*row).select_from(ended)
+    if not at_most_one:
+        rows = rows.order_by(ended.c.proxy_id, ended.c.fencing_token)
     appended = append(rows)
-    updated, stats = counted(appended, {type_})
+    updated, stats = counted(appended, {type_}, at_most_one=at_most_one)
     lease = ended.c
     source: Any = appended.join(ended, ended.c.id == appended.c.lease_id)
     counts: tuple[Any, ...] = ()
@@ -164,6 +177,8 @@ def _ending(
         appended.c.recorded_at.label("released_at"),
         *counts,
     ).select_from(source)
-    result = result.order_by(appended.c.position)
-    result = fold_into(result, appended, {type_}, already=[updated] if with_stats else [])
-    return compiled(result, schema)
+    if not at_most_one:
+        result = result.order_by(appended.c.position)
+    already = [updated] if with_stats else []
+    folded = fold_into(result, appended, {type_}, already=already, at_most_one=at_most_one)
+    return compiled(folded, schema)

@@ -58,4 +58,4 @@ def record_health_statement(schema: str) -> Statement:
         appended.c.data["applied"].astext.cast(Boolean).label("applied"),
         appended.c.data["after"]["status"].astext.label("status"),
     )
-    return compiled(fold_into(result, appended, {"HealthChecked"}), schema)
+    return compiled(fold_into(result, appended, {"HealthChecked"}, at_most_one=True), schema)

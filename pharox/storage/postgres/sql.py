@@ -7,11 +7,10 @@ parameters as PostgreSQL itself takes them, and psycopg runs the text as it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
-    ClauseElement,
     ColumnElement,
     DateTime,
     Text,
@@ -32,11 +31,20 @@ now: ColumnElement[Any] = literal_column(f"{_SCHEMA}.clock()", DateTime(timezone
 
 
 class Statement(NamedTuple):
-    """SQL with numbered parameters, the parameters' names in order, and their constants."""
+    """SQL with numbered parameters.
+
+    ``names`` are the parameters in order, ``constants`` the values of those
+    that never change, ``columns`` the names of the answer's columns.
+    """
 
     text: bytes
     names: tuple[str, ...]
     constants: Mapping[str, Any]
+    columns: tuple[str, ...]
+
+    def rows(self, answer: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
+        """Return the rows of the answer by the names of their columns."""
+        return [dict(zip(self.columns, row, strict=True)) for row in answer]
 
     def arguments(self, values: Mapping[str, Any], slot: int) -> list[Any]:
         """Return the parameters in order; ``slot`` is the connection's own."""
@@ -56,7 +64,7 @@ def quoted(schema: str) -> str:
     return str(_DIALECT.identifier_preparer.quote(schema))
 
 
-def compiled(element: ClauseElement, schema: str) -> Statement:
+def compiled(element: Any, schema: str) -> Statement:
     """Return ``element`` as SQL for one schema."""
     result = element.compile(
         dialect=_DIALECT, schema_translate_map={"pharox": schema, None: SchemaConst.BLANK_SCHEMA}
@@ -66,6 +74,7 @@ def compiled(element: ClauseElement, schema: str) -> Statement:
         text.encode(),
         tuple(result.positiontup or ()),  # type: ignore[attr-defined]
         {name: value for name, value in result.params.items() if value is not None},
+        tuple(column.key for column in element.exported_columns),
     )
 
 
