@@ -40,11 +40,8 @@ class ProxyNotFoundError(PharoxError):
 class ProxyUnavailableError(PharoxError):
     """The proxy cannot be leased now: at capacity, or not healthy. Ask the manager for another."""
 
-
     @classmethod
-    def because(
-        cls, proxy_id: UUID, status: str, holders: Sequence[str]
-    ) -> ProxyUnavailableError:
+    def because(cls, proxy_id: UUID, status: str, holders: Sequence[str]) -> ProxyUnavailableError:
         """Return the error that says why: who holds the proxy, or its status."""
         why = f"held by {', '.join(holders)}" if holders else f"its status is {status}"
         return cls(

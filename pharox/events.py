@@ -67,9 +67,7 @@ class ProxyState(_Fact):
 
     def with_leases(self, leases: int) -> ProxyState:
         """Return this state with another number of leases."""
-        return ProxyState(
-            status=self.status, leases=leases, max_concurrency=self.max_concurrency
-        )
+        return ProxyState(status=self.status, leases=leases, max_concurrency=self.max_concurrency)
 
 
 class EventBase(_Fact):

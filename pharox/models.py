@@ -168,8 +168,11 @@ class ProxyCredentials(BaseModel):
 def _check_host(host: Any) -> Any:
     if isinstance(host, str):
         check_text(host)
-        if not host or any(c.isspace() or c in "/@?#[]" or not c.isprintable() for c in host):
-            raise ValueError("a host is a name or an address, without spaces or any of / @ ? # [ ]")
+        if not host or any(c.isspace() or c in "/@:?#[]" or not c.isprintable() for c in host):
+            raise ValueError(
+                "a host is a name or an address, without spaces or any of / @ : ? # [ ]"
+            )
+        return host.lower()
     return host
 
 
@@ -314,7 +317,7 @@ class ProxyFilters(BaseModel):
     @field_validator("all_of", "any_of", "none_of", mode="before")
     @classmethod
     def _drop_absent_children(cls, children: Any) -> Any:
-        """An empty list asks for nothing, as in 0.11.0."""
+        """Read an empty list as asking for nothing, as 0.11.0 did."""
         if children is None:
             return None
         return [child for child in children if child is not None] or None

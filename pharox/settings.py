@@ -1,4 +1,4 @@
-"""What the environment says: ``PHAROX_DATABASE_URL``, ``PHAROX_SECRET_KEY``, ``PHAROX_DATA_DIR``."""
+"""What the environment says, in the variables that begin with ``PHAROX_``."""
 
 from __future__ import annotations
 

@@ -104,12 +104,12 @@ class StorageContract:
     def test_unknown_ids_are_told_apart(self, storage: IStorage) -> None:
         """What is unknown raises the error of its kind, also if the id is no UUID."""
         for text in (str(uuid4()), "no uuid"):
-            for call in (storage.get_pool, storage.delete_pool, storage.list_proxies):
+            for of_pools in (storage.get_pool, storage.delete_pool, storage.list_proxies):
                 with pytest.raises(PoolNotFoundError):
-                    call(text)
-            for call in (storage.get_proxy, storage.delete_proxy):
+                    of_pools(text)
+            for of_proxies in (storage.get_proxy, storage.delete_proxy):
                 with pytest.raises(ProxyNotFoundError):
-                    call(text)
+                    of_proxies(text)
             assert storage.get_lease(text) is None
             assert list(storage.list_leases(text)) == []
 
@@ -219,9 +219,7 @@ class StorageContract:
         pool, now = make_pool(storage), utc_now()
         for number in (1, 2, 3):
             checked_at = now - timedelta(hours=number)
-            make_proxy(
-                storage, pool, id=UUID(int=number), checked_at=checked_at, max_concurrency=2
-            )
+            make_proxy(storage, pool, id=UUID(int=number), checked_at=checked_at, max_concurrency=2)
         asked = {"selector": SelectorStrategy.LEAST_USED}
         order = [lease_from(storage, pool, **asked).proxy_id.int for _ in range(6)]
         assert order == [3, 2, 1, 3, 2, 1]
@@ -300,9 +298,7 @@ class StorageContract:
         assert {lease_from(storage, pool).proxy_id for _ in range(20)} == {free.id}
 
     @pytest.mark.parametrize("status", [ProxyStatus.BANNED, ProxyStatus.INACTIVE])
-    def test_an_unhealthy_proxy_is_not_leased(
-        self, storage: IStorage, status: ProxyStatus
-    ) -> None:
+    def test_an_unhealthy_proxy_is_not_leased(self, storage: IStorage, status: ProxyStatus) -> None:
         """A proxy banned between being found and being leased is not leased."""
         pool = make_pool(storage)
         found = make_proxy(storage, pool)
@@ -350,9 +346,7 @@ class StorageContract:
         assert (lease.status, lease.released_at) == (recorded.status, recorded.released_at)
         lease_from(storage, pool)
 
-    def test_a_second_release_changes_nothing(
-        self, storage: IStorage, pass_time: PassTime
-    ) -> None:
+    def test_a_second_release_changes_nothing(self, storage: IStorage, pass_time: PassTime) -> None:
         """Releasing twice keeps the first ``released_at`` and frees nothing twice."""
         pool = make_pool(storage)
         make_proxy(storage, pool, max_concurrency=2)

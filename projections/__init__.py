@@ -7,7 +7,7 @@ hold the two together. Whatever a projection keeps can be dropped and folded
 again from the log.
 """
 
-from .available_proxies import AVAILABLE_PROXIES, AvailableProxies, Availability
+from .available_proxies import AVAILABLE_PROXIES, Availability, AvailableProxies
 from .base import Events, Fold, Projection, ProjectionRow, metadata
 from .consumers import CONSUMERS, ConsumerRow, Consumers
 from .leases import LEASES, LeaseRow, Leases

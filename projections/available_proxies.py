@@ -135,7 +135,7 @@ class AvailableProxies(Projection):
     row: ClassVar[type] = Availability
     key = ("proxy_id", "pool_id")
 
-    def apply(self, state: dict[Any, Availability], event: EventBase) -> None:  # noqa: D102
+    def apply(self, state: dict[Any, Availability], event: EventBase) -> None:
         match event:
             case LeaseAcquired() | LeaseReleased() | LeaseExpired():
                 state[event.proxy_id, event.pool_id].current_leases = event.after.leases
@@ -162,7 +162,7 @@ class AvailableProxies(Projection):
             case ProxyRemoved():
                 del state[event.proxy_id, event.pool_id]
 
-    def folds(self) -> tuple[Fold, ...]:  # noqa: D102
+    def folds(self) -> tuple[Fold, ...]:
         return (
             Fold(frozenset({"ProxyRegistered"}), _register),
             Fold(frozenset({"LeaseAcquired", "LeaseReleased", "LeaseExpired"}), _count_leases),
@@ -196,9 +196,9 @@ def _count_leases(events: Events) -> UpdateBase:
     types = of_type(events, "LeaseAcquired", "LeaseReleased", "LeaseExpired")
     change = fact(events, "after,leases", Integer) - fact(events, "before,leases", Integer)
     changes = events.grouped(
-        select(
-            events.c.pool_id, events.c.proxy_id, total(events, change).label("change")
-        ).where(types),
+        select(events.c.pool_id, events.c.proxy_id, total(events, change).label("change")).where(
+            types
+        ),
         events.c.pool_id,
         events.c.proxy_id,
     )

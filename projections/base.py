@@ -110,7 +110,8 @@ def fact(events: Events, path: str, type_: TypeEngine[Any] | type[TypeEngine[Any
 def of_type(events: Events, *types: str) -> ColumnElement[bool]:
     """Return the condition that an event is of one of ``types``."""
     names = [literal_column(f"'{name}'", Text) for name in types]
-    return events.c.type == names[0] if len(names) == 1 else events.c.type.in_(names)
+    matches: ColumnElement[bool] = events.c.type.in_(names)
+    return events.c.type == names[0] if len(names) == 1 else matches
 
 
 def total(events: Events, value: ColumnElement[int]) -> ColumnElement[int]:

@@ -49,11 +49,11 @@ class Consumers(Projection):
     row: ClassVar[type] = ConsumerRow
     key = ("name",)
 
-    def apply(self, state: dict[Any, ConsumerRow], event: EventBase) -> None:  # noqa: D102
+    def apply(self, state: dict[Any, ConsumerRow], event: EventBase) -> None:
         if isinstance(event, ConsumerRegistered):
             state[(event.consumer,)] = ConsumerRow(event.consumer, event.consumer_id)
 
-    def folds(self) -> tuple[Fold, ...]:  # noqa: D102
+    def folds(self) -> tuple[Fold, ...]:
         return (Fold(frozenset({"ConsumerRegistered"}), _register),)
 
 

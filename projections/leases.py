@@ -96,7 +96,7 @@ class Leases(Projection):
     row: ClassVar[type] = LeaseRow
     key = ("id", "pool_id")
 
-    def apply(self, state: dict[Any, LeaseRow], event: EventBase) -> None:  # noqa: D102
+    def apply(self, state: dict[Any, LeaseRow], event: EventBase) -> None:
         match event:
             case LeaseAcquired():
                 state[event.lease_id, event.pool_id] = LeaseRow(
@@ -127,7 +127,7 @@ class Leases(Projection):
                 for key in ended:
                     del state[key]
 
-    def folds(self) -> tuple[Fold, ...]:  # noqa: D102
+    def folds(self) -> tuple[Fold, ...]:
         return (
             Fold(frozenset({"LeaseAcquired"}), _acquire),
             Fold(frozenset({"LeaseReleased", "LeaseExpired"}), _end),

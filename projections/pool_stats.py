@@ -8,7 +8,6 @@ would evaluate differently.
 
 from __future__ import annotations
 
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 from uuid import UUID
@@ -99,7 +98,7 @@ class PoolStats(Projection):
     row: ClassVar[type] = PoolCounts
     key = ("pool_id",)
 
-    def apply(self, state: dict[Any, PoolCounts], event: EventBase) -> None:  # noqa: D102
+    def apply(self, state: dict[Any, PoolCounts], event: EventBase) -> None:
         if event.touches_proxy:
             row = state[(event.pool_id,)]
             before = counts_of(event.before)  # type: ignore[attr-defined]
@@ -114,7 +113,7 @@ class PoolStats(Projection):
         elif isinstance(event, PoolRemoved):
             del state[(event.pool_id,)]
 
-    def folds(self) -> tuple[Fold, ...]:  # noqa: D102
+    def folds(self) -> tuple[Fold, ...]:
         return (
             Fold(frozenset({"PoolRegistered"}), _register),
             Fold(frozenset(_LEASE_EVENTS), _add_leases),
@@ -122,7 +121,7 @@ class PoolStats(Projection):
             Fold(frozenset({"PoolRemoved"}), _remove),
         )
 
-    def live(self) -> Select[Any]:  # noqa: D102
+    def live(self) -> Select[Any]:
         sums = (func.sum(pool_stats.c[name]).cast(BigInteger).label(name) for name in COUNTS)
         return select(pool_stats.c.pool_id, *sums).group_by(pool_stats.c.pool_id)
 
@@ -174,7 +173,7 @@ def _add(events: Events, types: tuple[str, ...], names: tuple[str, ...]) -> Upda
 
 
 def _add_leases(events: Events) -> UpdateBase:
-    """A lease changes no proxy's status, so the first two counts stand still."""
+    """Add three counts: a lease changes no proxy's status, so the first two stand still."""
     return _add(events, _LEASE_EVENTS, COUNTS[2:])
 
 
@@ -189,4 +188,3 @@ def _remove(events: Events) -> UpdateBase:
 
 
 POOL_STATS = PoolStats()
-

@@ -56,7 +56,7 @@ class Pools(Projection):
     row: ClassVar[type] = PoolRow
     key = ("id",)
 
-    def apply(self, state: dict[Any, PoolRow], event: EventBase) -> None:  # noqa: D102
+    def apply(self, state: dict[Any, PoolRow], event: EventBase) -> None:
         match event:
             case PoolRegistered() | PoolChanged():
                 state[(event.pool_id,)] = PoolRow(
@@ -65,7 +65,7 @@ class Pools(Projection):
             case PoolRemoved():
                 del state[(event.pool_id,)]
 
-    def folds(self) -> tuple[Fold, ...]:  # noqa: D102
+    def folds(self) -> tuple[Fold, ...]:
         return (
             Fold(frozenset({"PoolRegistered"}), _register),
             Fold(frozenset({"PoolChanged"}), _change),

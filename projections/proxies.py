@@ -73,7 +73,7 @@ proxies = Table(
     Index("ix_proxies_identity", "pool_id", "host", "port", "protocol"),
 )
 
-_DESCRIBED = {
+_DESCRIBED: dict[str, Any] = {
     "protocol": Text,
     "host": Text,
     "port": Integer,
@@ -96,7 +96,7 @@ class Proxies(Projection):
     row: ClassVar[type] = ProxyRow
     key = ("id", "pool_id")
 
-    def apply(self, state: dict[Any, ProxyRow], event: EventBase) -> None:  # noqa: D102
+    def apply(self, state: dict[Any, ProxyRow], event: EventBase) -> None:
         match event:
             case ProxyDescribed():
                 state[event.proxy_id, event.pool_id] = ProxyRow(
@@ -117,7 +117,7 @@ class Proxies(Projection):
             case ProxyRemoved():
                 del state[event.proxy_id, event.pool_id]
 
-    def folds(self) -> tuple[Fold, ...]:  # noqa: D102
+    def folds(self) -> tuple[Fold, ...]:
         return (
             Fold(frozenset({"ProxyRegistered", "ProxyChanged"}), _describe),
             Fold(frozenset({"ProxyRemoved"}), _remove),

@@ -42,7 +42,7 @@ class HealthRow:
     error: str | None
 
 
-_RESULT = {
+_RESULT: dict[str, Any] = {
     "status": Text,
     "latency_ms": Integer,
     "protocol": Text,
@@ -76,7 +76,7 @@ class ProxyHealth(Projection):
     row: ClassVar[type] = HealthRow
     key = ("proxy_id", "pool_id")
 
-    def apply(self, state: dict[Any, HealthRow], event: EventBase) -> None:  # noqa: D102
+    def apply(self, state: dict[Any, HealthRow], event: EventBase) -> None:
         match event:
             case HealthChecked(applied=True):
                 state[event.proxy_id, event.pool_id] = HealthRow(
@@ -93,7 +93,7 @@ class ProxyHealth(Projection):
             case ProxyRemoved():
                 state.pop((event.proxy_id, event.pool_id), None)
 
-    def folds(self) -> tuple[Fold, ...]:  # noqa: D102
+    def folds(self) -> tuple[Fold, ...]:
         return (
             Fold(frozenset({"HealthChecked"}), _record),
             Fold(frozenset({"ProxyRemoved"}), _remove),

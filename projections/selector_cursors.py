@@ -59,7 +59,7 @@ class SelectorCursors(Projection):
     row: ClassVar[type] = CursorRow
     key = ("pool_id", "selector")
 
-    def apply(self, state: dict[Any, CursorRow], event: EventBase) -> None:  # noqa: D102
+    def apply(self, state: dict[Any, CursorRow], event: EventBase) -> None:
         match event:
             case LeaseAcquired() | CursorMoved() if event.selector == ROUND_ROBIN:
                 state[event.pool_id, ROUND_ROBIN].proxy_id = event.proxy_id
@@ -69,7 +69,7 @@ class SelectorCursors(Projection):
             case PoolRemoved():
                 del state[event.pool_id, ROUND_ROBIN]
 
-    def folds(self) -> tuple[Fold, ...]:  # noqa: D102
+    def folds(self) -> tuple[Fold, ...]:
         return (
             Fold(frozenset({"PoolRegistered"}), _register),
             Fold(frozenset({"LeaseAcquired", "CursorMoved"}), _move),

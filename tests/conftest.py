@@ -72,7 +72,7 @@ def run_sql(engine: Engine, query: str | sql.Composed) -> list[tuple[object, ...
     lent = engine.raw_connection()
     try:
         connection: psycopg.Connection[tuple[object, ...]] = lent.driver_connection  # type: ignore[assignment]
-        cursor = connection.execute(query)  # type: ignore[arg-type]
+        cursor = connection.execute(query)
         rows = cursor.fetchall() if cursor.description else []
         connection.commit()
         return rows
@@ -233,7 +233,7 @@ def fill(
             port=8000,
             protocol=ProxyProtocol.HTTP,
             pool_id=pool.id,
-            **known,  # type: ignore[arg-type]
+            **known,
         )
         for n in range(count)
     ]

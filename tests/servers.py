@@ -64,7 +64,12 @@ def _cluster(binaries: Path, folder: Path) -> Iterator[str]:
     # A daemon that inherits our pipes would keep pg_ctl's caller waiting for their end.
     start = [f"{binaries}/pg_ctl", "-w", "-D", str(data), "-l", log, "-o", options, "start"]
     subprocess.run(
-        start, user=user, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True
+        start,
+        user=user,
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=True,
     )
     try:
         yield f"postgresql+psycopg://postgres@/postgres?host={folder}"

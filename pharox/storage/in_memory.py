@@ -62,8 +62,8 @@ from ..models import (
     utc_now,
 )
 from .interface import (
-    Acquisition,
     AcquireRequest,
+    Acquisition,
     Ending,
     IStorage,
     Return,
@@ -140,7 +140,7 @@ class InMemoryStorage(IStorage):
             stats = self._stats(pool_id, event) if request.with_stats else None
             return Acquisition(self._lease(event.lease_id), None, stats, expired)
 
-    def create_lease(self, proxy: Proxy, consumer_name: str, duration_seconds: int) -> Lease:  # noqa: D102
+    def create_lease(self, proxy: Proxy, consumer_name: str, duration_seconds: int) -> Lease:
         check_duration(duration_seconds)
         check_name(consumer_name, "consumer")
         with self._lock:
@@ -155,7 +155,7 @@ class InMemoryStorage(IStorage):
             event = self._grant(pool_id, proxy.id, consumer_name, consumer_id, duration_seconds)
             return self._lease(event.lease_id)
 
-    def find_available_proxy(  # noqa: D102
+    def find_available_proxy(
         self,
         pool_name: str,
         filters: ProxyFilters | None = None,
@@ -174,7 +174,7 @@ class InMemoryStorage(IStorage):
                 self._append(CursorMoved, pool_id=pool_id, proxy_id=proxy_id)
             return self._proxy(proxy_id)
 
-    def return_lease(  # noqa: D102
+    def return_lease(
         self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
     ) -> Return:
         with self._lock:
@@ -193,25 +193,25 @@ class InMemoryStorage(IStorage):
         copy_ending(recorded, lease)
         return Return(None, expired)
 
-    def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[Ending]]:  # noqa: D102
+    def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[Ending]]:
         with self._lock:
             expired: list[Ending] = []
             for pool_id in sorted(self._pools):
                 expired += self._expire(pool_id, with_stats=with_stats)
             return len(expired), expired
 
-    def release_lease(self, lease: Lease) -> None:  # noqa: D102
+    def release_lease(self, lease: Lease) -> None:
         self.return_lease(lease)
 
-    def cleanup_expired_leases(self) -> int:  # noqa: D102
+    def cleanup_expired_leases(self) -> int:
         return self.expire_leases()[0]
 
-    def get_lease(self, lease_id: str) -> Lease | None:  # noqa: D102
+    def get_lease(self, lease_id: str) -> Lease | None:
         uuid = id_from_text(lease_id)
         with self._lock:
-            return self._lease(uuid) if uuid in self._pool_of_lease else None  # type: ignore[arg-type]
+            return self._lease(uuid) if uuid in self._pool_of_lease else None
 
-    def list_leases(self, consumer_id: str | None = None) -> Sequence[Lease]:  # noqa: D102
+    def list_leases(self, consumer_id: str | None = None) -> Sequence[Lease]:
         uuid = None if consumer_id is None else id_from_text(consumer_id)
         with self._lock:
             rows: list[LeaseRow] = list(self._states["leases"].values())
@@ -243,7 +243,7 @@ class InMemoryStorage(IStorage):
 
     # Consumers, pools and proxies
 
-    def ensure_consumer(self, consumer_name: str) -> UUID:  # noqa: D102
+    def ensure_consumer(self, consumer_name: str) -> UUID:
         check_name(consumer_name, "consumer")
         return self._consumer_id(consumer_name, None)
 
@@ -251,7 +251,7 @@ class InMemoryStorage(IStorage):
         """Register a consumer and return it, with the id it has if its name was known."""
         return Consumer(id=self._consumer_id(consumer.name, consumer.id), name=consumer.name)
 
-    def save_pool(self, pool: ProxyPool) -> None:  # noqa: D102
+    def save_pool(self, pool: ProxyPool) -> None:
         with self._lock:
             if self._pool_ids.get(pool.name, pool.id) != pool.id:
                 raise ConflictError(f"another pool is named {pool.name!r}", name=pool.name)
@@ -270,7 +270,7 @@ class InMemoryStorage(IStorage):
         """Register a pool, or change the one of this id."""
         self.save_pool(pool)
 
-    def get_pool(self, pool_id: str) -> ProxyPool:  # noqa: D102
+    def get_pool(self, pool_id: str) -> ProxyPool:
         with self._lock:
             row = self._states["pools"].get((id_from_text(pool_id),))
             if row is None:
@@ -284,12 +284,12 @@ class InMemoryStorage(IStorage):
             pool_id = self._pool_ids.get(name)
             return None if pool_id is None else self.get_pool(str(pool_id))
 
-    def list_pools(self) -> Sequence[ProxyPool]:  # noqa: D102
+    def list_pools(self) -> Sequence[ProxyPool]:
         with self._lock:
             pools = [ProxyPool(**asdict(row)) for row in self._states["pools"].values()]
         return sorted(pools, key=lambda pool: pool.name)
 
-    def delete_pool(self, pool_id: str) -> None:  # noqa: D102
+    def delete_pool(self, pool_id: str) -> None:
         with self._lock:
             pool = self.get_pool(pool_id)
             proxy_ids = sorted(self._pools[pool.id].members)
@@ -300,14 +300,14 @@ class InMemoryStorage(IStorage):
             self._append(PoolRemoved, pool_id=pool.id, name=pool.name)
             del self._pools[pool.id], self._pool_ids[pool.name]
 
-    def save_proxy(self, proxy: Proxy) -> None:  # noqa: D102
+    def save_proxy(self, proxy: Proxy) -> None:
         self._save_proxies([proxy], change=True)
 
     def add_proxy(self, proxy: Proxy) -> None:
         """Register a proxy, or change the one of this id."""
         self.save_proxy(proxy)
 
-    def add_proxies_bulk(self, proxies: Sequence[Proxy]) -> int:  # noqa: D102
+    def add_proxies_bulk(self, proxies: Sequence[Proxy]) -> int:
         return self._save_proxies(proxies, change=False)
 
     def import_proxies(self, pool_id: UUID, proxies: Sequence[Proxy]) -> int:
@@ -326,7 +326,7 @@ class InMemoryStorage(IStorage):
                     new[uuid] = proxy.model_copy(update={"id": uuid, "pool_id": pool_id})
             return self._save_proxies(list(new.values()), change=False)
 
-    def get_proxy(self, proxy_id: str) -> Proxy:  # noqa: D102
+    def get_proxy(self, proxy_id: str) -> Proxy:
         uuid = id_from_text(proxy_id)
         proxy = None if uuid is None else self.get_proxy_by_id(uuid)
         if proxy is None:
@@ -338,18 +338,18 @@ class InMemoryStorage(IStorage):
         with self._lock:
             return self._proxy(proxy_id) if proxy_id in self._pool_of_proxy else None
 
-    def list_proxies(self, pool_id: str) -> Sequence[Proxy]:  # noqa: D102
+    def list_proxies(self, pool_id: str) -> Sequence[Proxy]:
         with self._lock:
             pool = self.get_pool(pool_id)
             return [self._proxy(proxy_id) for proxy_id in sorted(self._pools[pool.id].members)]
 
-    def delete_proxy(self, proxy_id: str) -> None:  # noqa: D102
+    def delete_proxy(self, proxy_id: str) -> None:
         with self._lock:
             proxy = self.get_proxy(proxy_id)
             self._release_held(proxy.pool_id, proxy.id, "proxy removed")
             self._remove(proxy.pool_id, proxy.id)
 
-    def get_pool_stats(self, pool_name: str) -> PoolStatsSnapshot | None:  # noqa: D102
+    def get_pool_stats(self, pool_name: str) -> PoolStatsSnapshot | None:
         check_name(pool_name, "pool")
         with self._lock:
             pool_id = self._pool_ids.get(pool_name)
@@ -362,18 +362,18 @@ class InMemoryStorage(IStorage):
 
     # Health
 
-    def apply_health_check_result(self, result: HealthCheckResult) -> Proxy | None:  # noqa: D102
+    def apply_health_check_result(self, result: HealthCheckResult) -> Proxy | None:
         reachable = result.status in (ProxyStatus.ACTIVE, ProxyStatus.SLOW)
         return self._record_health(result, reachable=reachable, decides=True)
 
-    def save_health_record(self, record: ProxyHealthRecord) -> None:  # noqa: D102
+    def save_health_record(self, record: ProxyHealthRecord) -> None:
         result = result_of_record(record)
         if self._record_health(result, reachable=record.reachable, decides=False) is None:
             raise ProxyNotFoundError(
                 f"Proxy {record.proxy_id} not found.", proxy_id=record.proxy_id
             )
 
-    def get_last_health_result(self, proxy_id: UUID) -> HealthCheckResult | None:  # noqa: D102
+    def get_last_health_result(self, proxy_id: UUID) -> HealthCheckResult | None:
         with self._lock:
             pool_id = self._pool_of_proxy.get(proxy_id)
             row = self._states["proxy_health"].get((proxy_id, pool_id))
@@ -385,9 +385,7 @@ class InMemoryStorage(IStorage):
         facts["latency_ms"] = row.latency_ms or 0
         return HealthCheckResult(**facts, error_message=error)
 
-    def list_health_records(  # noqa: D102
-        self, proxy_id: UUID, limit: int = 100
-    ) -> Sequence[ProxyHealthRecord]:
+    def list_health_records(self, proxy_id: UUID, limit: int = 100) -> Sequence[ProxyHealthRecord]:
         with self._lock:
             checks = list(self._checks.get(proxy_id, ()))
         checks.sort(key=lambda event: (event.checked_at, event.position), reverse=True)

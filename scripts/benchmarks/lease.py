@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -29,7 +28,7 @@ Figures = dict[str, Any]
 HERE = Path(__file__).parent
 # Isolated, so that it finds its own pharox and not ours.
 PEER = [str(HERE.parents[1] / ".venv-peer" / "bin" / "python"), "-I"]
-MILLION = int(__import__("os").environ.get("MILLION","1000000"))
+MILLION = int(__import__("os").environ.get("MILLION", "1000000"))
 
 TARGETS = (
     ("1 process, 100 proxies: of pharox 0.11.0", "ours 1", "peer 1", 6),
@@ -110,7 +109,9 @@ def _prepare(url: str, seconds: float) -> dict[str, Measurement]:
     }
 
 
-def _cycles(python: list[str], url: str, pool: str, processes: str, seconds: str) -> tuple[float, int]:
+def _cycles(
+    python: list[str], url: str, pool: str, processes: str, seconds: str
+) -> tuple[float, int]:
     done = subprocess.run(
         [*python, str(HERE / "cycles.py"), url, pool, processes, seconds],
         capture_output=True,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from pharox import Proxy, ProxyPool
 from sqlalchemy import create_engine
+
+from pharox import Proxy, ProxyPool
 
 
 def main() -> None:

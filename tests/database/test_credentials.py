@@ -31,13 +31,13 @@ USER, PASSWORD = "s3cret-user", "s3cret pass/word:%+"
 def proxy_with_password(storage: AnyStorage) -> Proxy:
     """Register a proxy that asks for credentials, and return it."""
     pool, _ = fill(storage, 0)
-    credentials = ProxyCredentials(user=USER, password=PASSWORD)  # type: ignore[arg-type]
+    credentials = ProxyCredentials(user=USER, password=PASSWORD)
     proxy = Proxy(
         host="proxy.example",
         port=3128,
         protocol=ProxyProtocol.HTTP,
         pool_id=pool.id,
-        status="active",  # type: ignore[arg-type]
+        status="active",
         credentials=credentials,
     )
     storage.save_proxy(proxy)
@@ -50,7 +50,7 @@ def test_credentials_come_back_as_they_went(any_storage: AnyStorage) -> None:
     assert any_storage.get_proxy(str(proxy.id)) == proxy
     any_storage.save_proxy(proxy)
     assert types_of(any_storage).count("ProxyChanged") == 0
-    other = ProxyCredentials(user=USER, password="another")  # type: ignore[arg-type]
+    other = ProxyCredentials(user=USER, password="another")
     any_storage.save_proxy(proxy.model_copy(update={"credentials": other}))
     assert any_storage.get_proxy(str(proxy.id)).credentials == other
     any_storage.save_proxy(proxy.model_copy(update={"credentials": None}))
@@ -63,9 +63,7 @@ def test_no_dump_shows_them(postgres: PostgresStorage) -> None:
     """No column of any table holds them in plain, and one row of one table holds them at all."""
     proxy = proxy_with_password(postgres)
     ProxyManager(postgres).acquire_proxy("pool")
-    tables = run_sql(
-        postgres.engine, "SELECT tablename FROM pg_tables WHERE schemaname = 'pharox'"
-    )
+    tables = run_sql(postgres.engine, "SELECT tablename FROM pg_tables WHERE schemaname = 'pharox'")
     dump = {
         str(name): str(run_sql(postgres.engine, f'SELECT t::text FROM pharox."{name}" t'))
         for (name,) in tables
@@ -99,7 +97,7 @@ def test_neither_repr_nor_events_nor_logs_show_them(
 def test_no_error_shows_them() -> None:
     """A refused proxy is refused without its password."""
     with pytest.raises(ValidationError) as refused:
-        ProxyCredentials(user="  ", password=PASSWORD)  # type: ignore[arg-type]
+        ProxyCredentials(user="  ", password=PASSWORD)
     assert "s3cret" not in str(refused.value)
 
 
@@ -126,9 +124,7 @@ def test_keys_rotate(database_url: str) -> None:
     engine.dispose()
 
 
-def test_the_environment_names_the_keys(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_names_the_keys(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """PHAROX_SECRET_KEY may hold several keys; one that is none is told without showing it."""
     engine = open_engine(database_url)
     new = Fernet.generate_key().decode()
@@ -165,7 +161,7 @@ def test_httpx_sends_exactly_what_was_given(user: str, password: str) -> None:
         port=1080,
         protocol=ProxyProtocol.HTTP,
         pool_id=uuid4(),
-        credentials=ProxyCredentials(user=user, password=password),  # type: ignore[arg-type]
+        credentials=ProxyCredentials(user=user, password=password),
     )
     assert httpx.Proxy(proxy.url).raw_auth == (user.encode(), password.encode())
 
@@ -174,7 +170,7 @@ def test_httpx_sends_exactly_what_was_given(user: str, password: str) -> None:
 def test_a_vault_opens_what_it_sealed(user: str, password: str) -> None:
     """Sealing and opening give the same credentials back."""
     vault = Vault([SECRET_KEY])
-    credentials = ProxyCredentials(user=user, password=password)  # type: ignore[arg-type]
+    credentials = ProxyCredentials(user=user, password=password)
     assert vault.open(vault.seal(credentials)) == credentials
 
 

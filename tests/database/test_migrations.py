@@ -24,16 +24,21 @@ SELECT 'column', c.relname, a.attname,
 FROM pg_attribute a
 JOIN pg_class c ON c.oid = a.attrelid AND c.relkind = 'r'
 LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-WHERE c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s::text) AND a.attnum > 0 AND NOT a.attisdropped
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %(schema)s::text AND a.attnum > 0 AND NOT a.attisdropped
 UNION ALL
-SELECT 'constraint', conrelid::regclass::text, conname, pg_get_constraintdef(oid)
-FROM pg_constraint WHERE connamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s::text) AND contype <> 'n'
+SELECT 'constraint', conrelid::regclass::text, conname, pg_get_constraintdef(c.oid)
+FROM pg_constraint c
+JOIN pg_namespace n ON n.oid = connamespace
+WHERE n.nspname = %(schema)s::text AND contype <> 'n'
 UNION ALL
 SELECT 'index', tablename, indexname, indexdef FROM pg_indexes
 WHERE schemaname = %(schema)s::text
 UNION ALL
 SELECT 'storage', relname, '', array_to_string(reloptions, ',')
-FROM pg_class WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s::text) AND relkind = 'r'
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = relnamespace
+WHERE n.nspname = %(schema)s::text AND relkind = 'r'
 ORDER BY 1, 2, 3
 """
 

@@ -55,7 +55,7 @@ def overlaps(events: list[Event]) -> int:
     for event in events:
         if isinstance(event, LeaseAcquired):
             began = free_since.get(event.proxy_id)
-            # A statement that waited for a proxy has its own, earlier, time; the order is the log's.
+            # Not by time: a statement that waited for a proxy has the time it began at.
             count += began is not None and event.before.leases != 0
         elif isinstance(event, LeaseReleased | LeaseExpired):
             free_since[event.proxy_id] = event.recorded_at
@@ -216,8 +216,8 @@ def test_mixed_selectors_do_not_deadlock(any_storage: AnyStorage) -> None:
 
 def test_registering_the_same_at_once_registers_it_once(any_storage: AnyStorage) -> None:
     """The same consumers, pools and proxies from eight threads: one event each, no error."""
-    pool, proxies = fill(any_storage, 0)[0], None
-    template, proxies = fill(any_storage, 20, name="other")
+    pool, _ = fill(any_storage, 0)
+    _, proxies = fill(any_storage, 20, name="other")
 
     def work(_: int) -> None:
         any_storage.ensure_consumer("shared")

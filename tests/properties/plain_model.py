@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from pharox import (
@@ -63,7 +65,7 @@ class PlainModel:
             and (filters is None or filters.matches(p))
         ]
         turn = self.turns.get(pool.id)
-        keys = {
+        keys: dict[SelectorStrategy, Callable[[Proxy], tuple[Any, ...]]] = {
             SelectorStrategy.FIRST_AVAILABLE: lambda p: (-p.checked_at.timestamp(), p.id),
             SelectorStrategy.LEAST_USED: lambda p: (self.held(p.id), p.checked_at, p.id),
             SelectorStrategy.ROUND_ROBIN: lambda p: (turn is not None and p.id <= turn, p.id),

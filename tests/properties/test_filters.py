@@ -17,7 +17,14 @@ from pharox.storage.interface import AcquireRequest
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import fill
 
-great_circle_km = lambda a, b: great_circle(a, b, radius=EARTH_RADIUS_KM).km  # noqa: E731
+Place = tuple[float, float]
+
+
+def great_circle_km(a: Place, b: Place) -> float:
+    """Return the distance that geopy measures on a sphere of our radius."""
+    measured: float = great_circle(a, b, radius=EARTH_RADIUS_KM).km
+    return measured
+
 
 LATITUDES = st.one_of(
     st.sampled_from([-90.0, 0.0, 89.9999999, 90.0]), st.floats(-90, 90, allow_nan=False)
@@ -182,9 +189,10 @@ def test_a_filter_that_makes_no_sense_is_refused(facts: dict[str, Any]) -> None:
         ProxyFilters(**facts)
 
 
-def test_a_predicate_is_not_asked_in_a_query_each(postgres: PostgresStorage) -> None:
-    """A predicate that rejects 300 proxies costs a handful of statements, not 300."""
-    fill(postgres, 300)
+@pytest.mark.parametrize("count", [300, 1700])
+def test_a_predicate_is_not_asked_in_a_query_each(postgres: PostgresStorage, count: int) -> None:
+    """A predicate that rejects hundreds of proxies costs a handful of statements."""
+    fill(postgres, count)
     asked: list[object] = []
     original = type(postgres._driver)._ask
 
@@ -196,8 +204,11 @@ def test_a_predicate_is_not_asked_in_a_query_each(postgres: PostgresStorage) -> 
         patch.setattr(type(postgres._driver), "_ask", counting)
         filters = ProxyFilters(predicate=lambda proxy: str(proxy.host) == "10.0.0.0")
         acquired = postgres.acquire_lease(AcquireRequest("pool", "default", filters=filters))
-    assert acquired.lease is not None
-    assert len(asked) <= 8
+        assert acquired.lease is not None
+        assert len(asked) <= 8
+        missed = postgres.acquire_lease(AcquireRequest("pool", "default", filters=filters))
+    assert missed.miss_reason == "at_capacity"
+    assert len(asked) <= 20
 
 
 def test_the_event_says_that_there_was_a_predicate(postgres: PostgresStorage) -> None:

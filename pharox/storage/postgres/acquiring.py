@@ -49,7 +49,7 @@ from .filtering import Shape, condition
 from .reading import a, d, proxy_rows
 from .sql import POOL_ID, Statement, compiled, now, parameter, word
 
-_ONE = literal_column("1")
+_ONE: ColumnElement[int] = literal_column("1")
 _EXPIRES_AT = now + parameter("duration", Double) * literal_column("interval '1 second'")
 
 
@@ -130,9 +130,7 @@ def _missed(choice: CTE, rule: CTE, shape: Shape | None) -> CTE:
         data=parameter("details", JSONB).concat(json_object(pool_name=rule.c.name, reason=reason)),
     )
     free = leasable(shape, highest_rank(rule)).with_only_columns(_ONE)
-    return append(
-        select(*row).select_from(rule).where(~_exists(choice), ~free.exists()), "missed"
-    )
+    return append(select(*row).select_from(rule).where(~_exists(choice), ~free.exists()), "missed")
 
 
 def _result(
@@ -229,7 +227,8 @@ def record_miss_statement(schema: str) -> Statement:
     row = event_row(
         "AcquireMissed", consumer=parameter("consumer"), data=parameter("details", JSONB)
     )
-    return compiled(select(append(select(*row)).c.position), schema)
+    appended: Any = append(select(*row))
+    return compiled(select(appended.c.position), schema)
 
 
 @lru_cache(maxsize=256)
@@ -289,7 +288,7 @@ def find_statement(schema: str, selector: SelectorStrategy, shape: Shape | None)
 
 @lru_cache(maxsize=16)
 def offer_statement(schema: str) -> Statement:
-    """Return the statement that offers the proxy ``proxy_id`` and moves round-robin's turn to it."""
+    """Return the statement that offers the proxy ``proxy_id``, whose turn it then was."""
     choice = select(a.c.proxy_id).where(
         a.c.pool_id == POOL_ID, a.c.proxy_id == parameter("proxy_id", Uuid)
     )

@@ -45,8 +45,8 @@ from ...models import (
 )
 from ...settings import Settings
 from ..interface import (
-    Acquisition,
     AcquireRequest,
+    Acquisition,
     Ending,
     IStorage,
     Return,
@@ -81,7 +81,9 @@ _NEWS = (
         events.c.position > parameter("floor", BigInteger),
         or_(
             _SEEN.is_(None),
-            ~func.pg_visible_in_snapshot(events.c.tx, _SEEN.op("::")(literal_column("pg_snapshot"))),
+            ~func.pg_visible_in_snapshot(
+                events.c.tx, _SEEN.op("::")(literal_column("pg_snapshot"))
+            ),
         ),
     )
     .order_by(events.c.position)
@@ -164,7 +166,7 @@ class PostgresStorage(IStorage):
         check_name(request.consumer_name, "consumer")
         return self._run(self._commands.acquire(request))
 
-    def return_lease(  # noqa: D102
+    def return_lease(
         self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
     ) -> Return:
         program = self._commands.release(lease, reason, with_stats=with_stats)
@@ -176,11 +178,11 @@ class PostgresStorage(IStorage):
         copy_ending(released.lease, lease)
         return Return(Ending(lease, released.stats, reason), expired)
 
-    def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[Ending]]:  # noqa: D102
+    def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[Ending]]:
         expired = self._run(self._commands.expire(with_stats=with_stats))
         return len(expired), expired
 
-    def find_available_proxy(  # noqa: D102
+    def find_available_proxy(
         self,
         pool_name: str,
         filters: ProxyFilters | None = None,
@@ -190,22 +192,22 @@ class PostgresStorage(IStorage):
         strategy = selector or SelectorStrategy.FIRST_AVAILABLE
         return self._run(self._commands.find(pool_name, strategy, filters))
 
-    def create_lease(self, proxy: Proxy, consumer_name: str, duration_seconds: int) -> Lease:  # noqa: D102
+    def create_lease(self, proxy: Proxy, consumer_name: str, duration_seconds: int) -> Lease:
         check_duration(duration_seconds)
         check_name(consumer_name, "consumer")
         return self._run(self._commands.lease_one(proxy.id, consumer_name, duration_seconds))
 
-    def release_lease(self, lease: Lease) -> None:  # noqa: D102
+    def release_lease(self, lease: Lease) -> None:
         self.return_lease(lease)
 
-    def cleanup_expired_leases(self) -> int:  # noqa: D102
+    def cleanup_expired_leases(self) -> int:
         return self.expire_leases()[0]
 
-    def get_lease(self, lease_id: str) -> Lease | None:  # noqa: D102
+    def get_lease(self, lease_id: str) -> Lease | None:
         uuid = id_from_text(lease_id)
         return None if uuid is None else self._run(self._commands.lease(uuid))
 
-    def list_leases(self, consumer_id: str | None = None) -> Sequence[Lease]:  # noqa: D102
+    def list_leases(self, consumer_id: str | None = None) -> Sequence[Lease]:
         uuid = None
         if consumer_id is not None and (uuid := id_from_text(consumer_id)) is None:
             return []
@@ -232,7 +234,7 @@ class PostgresStorage(IStorage):
 
     # Consumers, pools and proxies
 
-    def ensure_consumer(self, consumer_name: str) -> UUID:  # noqa: D102
+    def ensure_consumer(self, consumer_name: str) -> UUID:
         return self._run(self._commands.ensure_consumer(check_name(consumer_name, "consumer")))
 
     def add_consumer(self, consumer: Consumer) -> Consumer:
@@ -240,14 +242,14 @@ class PostgresStorage(IStorage):
         uuid = self._run(self._commands.ensure_consumer(consumer.name, consumer.id))
         return Consumer(id=uuid, name=consumer.name)
 
-    def save_pool(self, pool: ProxyPool) -> None:  # noqa: D102
+    def save_pool(self, pool: ProxyPool) -> None:
         self._run(self._commands.save_pool(pool))
 
     def add_pool(self, pool: ProxyPool) -> None:
         """Register a pool, or change the one of this id."""
         self.save_pool(pool)
 
-    def get_pool(self, pool_id: str) -> ProxyPool:  # noqa: D102
+    def get_pool(self, pool_id: str) -> ProxyPool:
         rows = self._rows(reading.pool_statement, pool_id=id_from_text(pool_id) or NIL)
         if not rows:
             raise PoolNotFoundError(f"Pool {pool_id!r} not found.", pool_id=pool_id)
@@ -258,20 +260,20 @@ class PostgresStorage(IStorage):
         rows = self._rows(reading.pool_by_name_statement, name=check_name(name, "pool"))
         return reading.pool_from_row(rows[0]) if rows else None
 
-    def list_pools(self) -> Sequence[ProxyPool]:  # noqa: D102
+    def list_pools(self) -> Sequence[ProxyPool]:
         return [reading.pool_from_row(row) for row in self._rows(reading.pools_statement)]
 
-    def delete_pool(self, pool_id: str) -> None:  # noqa: D102
+    def delete_pool(self, pool_id: str) -> None:
         self._run(self._commands.delete_pool(id_from_text(pool_id) or NIL))
 
-    def save_proxy(self, proxy: Proxy) -> None:  # noqa: D102
+    def save_proxy(self, proxy: Proxy) -> None:
         self._run(self._commands.save_proxies([proxy], change=True))
 
     def add_proxy(self, proxy: Proxy) -> None:
         """Register a proxy, or change the one of this id."""
         self.save_proxy(proxy)
 
-    def add_proxies_bulk(self, proxies: Sequence[Proxy]) -> int:  # noqa: D102
+    def add_proxies_bulk(self, proxies: Sequence[Proxy]) -> int:
         return self._run(self._commands.save_proxies(proxies, change=False)) if proxies else 0
 
     def import_proxies(self, pool_id: UUID, proxies: Sequence[Proxy]) -> int:
@@ -282,7 +284,7 @@ class PostgresStorage(IStorage):
         """
         return self._run(self._commands.import_proxies(pool_id, proxies)) if proxies else 0
 
-    def get_proxy(self, proxy_id: str) -> Proxy:  # noqa: D102
+    def get_proxy(self, proxy_id: str) -> Proxy:
         uuid = id_from_text(proxy_id)
         proxy = None if uuid is None else self.get_proxy_by_id(uuid)
         if proxy is None:
@@ -294,7 +296,7 @@ class PostgresStorage(IStorage):
         rows = self._rows(reading.proxy_statement, proxy_id=proxy_id)
         return reading.proxy_from_row(rows[0], self._commands.vault) if rows else None
 
-    def list_proxies(self, pool_id: str) -> Sequence[Proxy]:  # noqa: D102
+    def list_proxies(self, pool_id: str) -> Sequence[Proxy]:
         pool = self.get_pool(pool_id)
         return list(self.iter_proxies(pool.id))
 
@@ -312,10 +314,10 @@ class PostgresStorage(IStorage):
                 return
             first = following(rows[-1]["id"])
 
-    def delete_proxy(self, proxy_id: str) -> None:  # noqa: D102
+    def delete_proxy(self, proxy_id: str) -> None:
         self._run(self._commands.delete_proxy(id_from_text(proxy_id) or NIL))
 
-    def get_pool_stats(self, pool_name: str) -> PoolStatsSnapshot | None:  # noqa: D102
+    def get_pool_stats(self, pool_name: str) -> PoolStatsSnapshot | None:
         rows = self._rows(reading.stats_statement, name=check_name(pool_name, "pool"))
         if not rows:
             return None
@@ -330,16 +332,16 @@ class PostgresStorage(IStorage):
 
     # Health
 
-    def apply_health_check_result(self, result: HealthCheckResult) -> Proxy | None:  # noqa: D102
+    def apply_health_check_result(self, result: HealthCheckResult) -> Proxy | None:
         reachable = result.status in (ProxyStatus.ACTIVE, ProxyStatus.SLOW)
         program = self._commands.record_health(result, reachable=reachable, decides=True)
         return self._run(program)
 
-    def get_last_health_result(self, proxy_id: UUID) -> HealthCheckResult | None:  # noqa: D102
+    def get_last_health_result(self, proxy_id: UUID) -> HealthCheckResult | None:
         rows = self._rows(reading.last_health_statement, proxy_id=proxy_id)
         return reading.health_from_row(rows[0]) if rows else None
 
-    def save_health_record(self, record: ProxyHealthRecord) -> None:  # noqa: D102
+    def save_health_record(self, record: ProxyHealthRecord) -> None:
         result = result_of_record(record)
         program = self._commands.record_health(result, reachable=record.reachable, decides=False)
         if self._run(program) is None:
@@ -347,9 +349,7 @@ class PostgresStorage(IStorage):
                 f"Proxy {record.proxy_id} not found.", proxy_id=record.proxy_id
             )
 
-    def list_health_records(  # noqa: D102
-        self, proxy_id: UUID, limit: int = 100
-    ) -> Sequence[ProxyHealthRecord]:
+    def list_health_records(self, proxy_id: UUID, limit: int = 100) -> Sequence[ProxyHealthRecord]:
         rows = self._rows(reading.health_records_statement, proxy_id=proxy_id, limit=limit)
         return [reading.record_from_row(row) for row in rows]
 
@@ -416,9 +416,7 @@ class PostgresStorage(IStorage):
                 live[projection.name] = projection.load(statement.rows(cursor))
         return list(projections.drifts(live, folded))
 
-    def _read_log(
-        self, connection: psycopg.Connection[Any], after: int
-    ) -> Iterator[Event]:
+    def _read_log(self, connection: psycopg.Connection[Any], after: int) -> Iterator[Event]:
         query = (
             select(events)
             .where(events.c.position > parameter("after", events.c.position.type))

@@ -59,7 +59,7 @@ def event_row(
     lease_id: ColumnElement[Any] | None = None,
     consumer: ColumnElement[Any] | None = None,
     data: ColumnElement[Any],
-) -> tuple[ColumnElement[Any], ...]:
+) -> tuple[Any, ...]:
     """Return the columns of an event to append, in the order of :data:`COLUMNS`."""
     return (
         now,
@@ -89,7 +89,7 @@ def state(
     return json_object(status=status, leases=leases, max_concurrency=max_concurrency)
 
 
-def append(rows: Select[Any] | Any, name: str = "appended") -> CTE:
+def append(rows: Any, name: str = "appended") -> CTE:
     """Return the CTE that appends ``rows`` to the log and hands them on with their positions."""
     return (
         insert(events)
@@ -148,7 +148,7 @@ def counted(
     )
     updated = (
         fold.statement(Events(appended, at_most_one))
-        .returning(*(pool_stats.c[name] for name in COUNTS))  # type: ignore[attr-defined]
+        .returning(*(pool_stats.c[name] for name in COUNTS))
         .cte(f"pool_stats_{number}")
     )
     own_slot = pool_stats.c.slot == bindparam("slot", type_=SmallInteger)
@@ -158,4 +158,5 @@ def counted(
     )
     parts = union_all(others, select(*(updated.c[name] for name in COUNTS))).subquery("slots")
     sums = (cast(func.sum(parts.c[name]), Integer).label(name) for name in COUNTS)
-    return updated, select(*sums)
+    counts: Any = select(*sums)
+    return updated, counts

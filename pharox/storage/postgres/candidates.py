@@ -13,8 +13,8 @@ from sqlalchemy import (
     CTE,
     ColumnElement,
     FromClause,
-    Select,
     Integer,
+    Select,
     Uuid,
     and_,
     func,
@@ -31,7 +31,7 @@ from .filtering import Shape, condition
 from .reading import a, d
 from .sql import POOL_ID, parameter, word
 
-_ONE = literal_column("1")
+_ONE: ColumnElement[int] = literal_column("1")
 
 ORDERS: dict[SelectorStrategy, tuple[ColumnElement[Any], ...]] = {
     SelectorStrategy.FIRST_AVAILABLE: (a.c.lease_rank, a.c.checked_at.desc(), a.c.proxy_id),

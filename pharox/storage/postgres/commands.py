@@ -19,7 +19,7 @@ from ...errors import (
     ProxyNotFoundError,
     ProxyUnavailableError,
 )
-from ...ids import NIL, imported_proxy_id, uuid7
+from ...ids import NIL, following, imported_proxy_id, uuid7
 from ...models import (
     HealthCheckResult,
     Lease,
@@ -31,7 +31,7 @@ from ...models import (
     ProxyPool,
     SelectorStrategy,
 )
-from ..interface import Acquisition, AcquireRequest, Ending
+from ..interface import AcquireRequest, Acquisition, Ending
 from . import acquiring, ending, filtering, health, reading, registering
 from .driver import Program, Rows
 from .sql import Query

@@ -118,8 +118,10 @@ def _standing(proxy: FromClause) -> tuple[Any, ...]:
 
 
 def _several(schema: str, locked: CTE, type_: str, *, with_stats: bool) -> Statement:
-    """Number the leases of each proxy: the second to end finds one less than the first did."""
-    earlier = func.row_number().over(partition_by=locked.c.proxy_id, order_by=locked.c.fencing_token) - 1
+    """End all leases in ``locked``; of one proxy, each finds one lease less than the one before."""
+    earlier = (
+        func.row_number().over(partition_by=locked.c.proxy_id, order_by=locked.c.fencing_token) - 1
+    )
     numbered = select(locked, earlier.label("earlier")).cte("numbered")
     number = cast(numbered.c.earlier, Integer)
     return _ending(schema, numbered, number, type_, with_stats=with_stats, at_most_one=False)

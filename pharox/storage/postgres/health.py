@@ -13,17 +13,13 @@ from sqlalchemy import (
     DateTime,
     Uuid,
     case,
-    cast,
-    func,
-    literal_column,
     or_,
     select,
-    true,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
 from .appending import append, event_row, fold_into, json_object, state
-from .reading import a, proxy_rows
+from .reading import a
 from .sql import POOL_ID, Statement, compiled, parameter, word
 
 

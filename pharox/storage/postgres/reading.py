@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
+from typing import cast as cast_type
 
 from sqlalchemy import (
     BigInteger,
@@ -112,8 +113,7 @@ def health_from_row(row: Mapping[str, Any]) -> HealthCheckResult:
 
 def record_from_row(row: Mapping[str, Any]) -> ProxyHealthRecord:
     """Return the observation in a HealthChecked's row of the log."""
-    event = event_from_row(row)
-    assert isinstance(event, HealthChecked)
+    event = cast_type("HealthChecked", event_from_row(row))
     return ProxyHealthRecord(
         id=health_record_id(event.proxy_id, event.position),
         proxy_id=event.proxy_id,
@@ -165,8 +165,10 @@ def pool_size_statement() -> Select[Any]:
 @_statement
 def due_pools_statement() -> Select[Any]:
     """Query the pools in which a lease has run out."""
-    due = select(literal_column("1")).where(
-        leases.c.pool_id == pools.c.id, leases.c.status == word("active"), leases.c.expires_at <= now
+    due: Select[Any] = select(literal_column("1")).where(
+        leases.c.pool_id == pools.c.id,
+        leases.c.status == word("active"),
+        leases.c.expires_at <= now,
     )
     return select(pools.c.id).where(due.exists()).order_by(pools.c.id)
 
@@ -195,12 +197,7 @@ def proxy_statement() -> Select[Any]:
 def proxies_statement() -> Select[Any]:
     """Query a page of a pool's proxies, by id."""
     first, limit = parameter("from_id", Uuid), parameter("limit", Integer)
-    return (
-        proxy_rows()
-        .where(d.c.pool_id == POOL_ID, d.c.id >= first)
-        .order_by(d.c.id)
-        .limit(limit)
-    )
+    return proxy_rows().where(d.c.pool_id == POOL_ID, d.c.id >= first).order_by(d.c.id).limit(limit)
 
 
 @_statement

@@ -7,7 +7,6 @@ is registered already and no different appends nothing.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 from sqlalchemy import (
     CTE,
@@ -44,7 +43,7 @@ from .reading import a, d
 from .sql import POOL_ID, Statement, compiled, now, parameter, word
 from .tables import proxy_credentials
 
-_ONE = literal_column("1")
+_ONE: ColumnElement[int] = literal_column("1")
 _NIL = literal_column(f"'{NIL}'::uuid", Uuid)
 
 _DESCRIBED = tuple(own for own in d.c if own.name not in ("id", "pool_id"))
@@ -93,7 +92,9 @@ def save_proxies_statement(schema: str, *, change: bool) -> Statement:
     ``data``, the rest of a ProxyRegistered's data. The answer is how many are
     new; no row at all says that there is no such pool.
     """
-    pool = select(pools.c.id).where(pools.c.id == POOL_ID).with_for_update(key_share=True, read=True)
+    pool = (
+        select(pools.c.id).where(pools.c.id == POOL_ID).with_for_update(key_share=True, read=True)
+    )
     pool_row = pool.cte("pool")
     given = _given(pool_row)
     known = _known(given)

@@ -72,7 +72,7 @@ def compiled(element: Any, schema: str) -> Statement:
     text = str(result).replace(_SCHEMA, quoted(schema))
     return Statement(
         text.encode(),
-        tuple(result.positiontup or ()),  # type: ignore[attr-defined]
+        tuple(result.positiontup or ()),
         {name: value for name, value in result.params.items() if value is not None},
         tuple(column.key for column in element.exported_columns),
     )

@@ -1,7 +1,7 @@
 """Encrypt proxies' credentials, with Fernet (AES-128-CBC and HMAC-SHA256).
 
 Several keys rotate: the first encrypts, all of them decrypt. To rotate, put
-the new key first, run ``pharox db rotate-secrets``, then drop the old one.
+the new key first, call ``storage.rotate_secrets()``, then drop the old one.
 """
 
 from __future__ import annotations

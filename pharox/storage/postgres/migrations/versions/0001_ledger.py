@@ -25,7 +25,9 @@ CREATE TABLE {schema}.events (
     data JSONB NOT NULL,
     CONSTRAINT pk_events PRIMARY KEY (position, pool_id)
 );
-CREATE INDEX ix_events_health ON {schema}.events (proxy_id, position) WHERE type = 'HealthChecked';
+CREATE INDEX ix_events_health
+    ON {schema}.events (proxy_id, position)
+    WHERE type = 'HealthChecked';
 
 CREATE TABLE {schema}.pools (
     id UUID NOT NULL,
@@ -60,7 +62,8 @@ CREATE TABLE {schema}.proxies (
     CONSTRAINT pk_proxies PRIMARY KEY (id, pool_id),
     CONSTRAINT ck_proxies_port CHECK (port BETWEEN 1 AND 65535)
 );
-CREATE INDEX ix_proxies_identity ON {schema}.proxies (pool_id, host, port, protocol);
+CREATE INDEX ix_proxies_identity
+    ON {schema}.proxies (pool_id, host, port, protocol);
 
 CREATE TABLE {schema}.proxy_credentials (
     id UUID NOT NULL,
@@ -69,7 +72,8 @@ CREATE TABLE {schema}.proxy_credentials (
     secret BYTEA NOT NULL,
     CONSTRAINT pk_proxy_credentials PRIMARY KEY (id, pool_id)
 );
-CREATE INDEX ix_proxy_credentials_proxy ON {schema}.proxy_credentials (proxy_id);
+CREATE INDEX ix_proxy_credentials_proxy
+    ON {schema}.proxy_credentials (proxy_id);
 
 CREATE TABLE {schema}.available_proxies (
     proxy_id UUID NOT NULL,
@@ -88,14 +92,23 @@ CREATE TABLE {schema}.available_proxies (
         END
     ) STORED,
     CONSTRAINT pk_available_proxies PRIMARY KEY (proxy_id, pool_id),
-    CONSTRAINT ck_available_proxies_status CHECK (status IN ('active', 'inactive', 'slow', 'banned')),
+    CONSTRAINT ck_available_proxies_status
+        CHECK (status IN ('active', 'inactive', 'slow', 'banned')),
     CONSTRAINT ck_available_proxies_current_leases CHECK (current_leases >= 0),
     CONSTRAINT ck_available_proxies_max_concurrency CHECK (max_concurrency > 0)
 ) WITH (fillfactor = 70);
-CREATE INDEX ix_available_proxies_first_available ON {schema}.available_proxies (pool_id, lease_rank, checked_at DESC, proxy_id) WHERE lease_rank IS NOT NULL;
-CREATE INDEX ix_available_proxies_least_used ON {schema}.available_proxies (pool_id, lease_rank, current_leases, checked_at, proxy_id) WHERE lease_rank IS NOT NULL;
-CREATE INDEX ix_available_proxies_lowest_latency ON {schema}.available_proxies (pool_id, lease_rank, latency_ms, proxy_id) WHERE lease_rank IS NOT NULL;
-CREATE INDEX ix_available_proxies_round_robin ON {schema}.available_proxies (pool_id, lease_rank, proxy_id) WHERE lease_rank IS NOT NULL;
+CREATE INDEX ix_available_proxies_first_available
+    ON {schema}.available_proxies (pool_id, lease_rank, checked_at DESC, proxy_id)
+    WHERE lease_rank IS NOT NULL;
+CREATE INDEX ix_available_proxies_least_used
+    ON {schema}.available_proxies (pool_id, lease_rank, current_leases, checked_at, proxy_id)
+    WHERE lease_rank IS NOT NULL;
+CREATE INDEX ix_available_proxies_lowest_latency
+    ON {schema}.available_proxies (pool_id, lease_rank, latency_ms, proxy_id)
+    WHERE lease_rank IS NOT NULL;
+CREATE INDEX ix_available_proxies_round_robin
+    ON {schema}.available_proxies (pool_id, lease_rank, proxy_id)
+    WHERE lease_rank IS NOT NULL;
 
 CREATE TABLE {schema}.leases (
     id UUID NOT NULL,
@@ -113,8 +126,12 @@ CREATE TABLE {schema}.leases (
     CONSTRAINT ck_leases_status CHECK (status IN ('active', 'released', 'expired')),
     CONSTRAINT ck_leases_released_at CHECK ((status = 'active') = (released_at IS NULL))
 ) WITH (fillfactor = 70);
-CREATE INDEX ix_leases_due ON {schema}.leases (pool_id, expires_at) WHERE status = 'active';
-CREATE INDEX ix_leases_held ON {schema}.leases (pool_id, proxy_id) WHERE status = 'active';
+CREATE INDEX ix_leases_due
+    ON {schema}.leases (pool_id, expires_at)
+    WHERE status = 'active';
+CREATE INDEX ix_leases_held
+    ON {schema}.leases (pool_id, proxy_id)
+    WHERE status = 'active';
 
 CREATE TABLE {schema}.pool_stats (
     pool_id UUID NOT NULL,
@@ -179,6 +196,6 @@ ALTER TABLE {schema}.events ENABLE ALWAYS TRIGGER events_are_append_only;
 
 def upgrade() -> None:
     """Create the tables, the clock and the guard of the log."""
-    schema = quoted(op.get_context().version_table_schema)
+    schema = quoted(op.get_context().version_table_schema or "pharox")
     for part in (TABLES, CLOCK, IMMUTABLE):
         op.execute(part.replace("{schema}", schema))

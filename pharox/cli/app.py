@@ -1,0 +1,71 @@
+"""The commands put together, and the options that all of them have."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Annotated
+
+import typer
+
+from . import db, importing, leasing, log, pools, pruning, stats
+from .failing import USAGE
+from .session import Target
+
+app = typer.Typer(
+    name="pharox",
+    help="Lease proxies, and read the ledger of who held which.",
+    epilog=(
+        "The database is that of PHAROX_DATABASE_URL; without it, an embedded PostgreSQL "
+        "in your data folder."
+    ),
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            print(importlib.metadata.version("pharox"))
+        except importlib.metadata.PackageNotFoundError:
+            print("unknown: this pharox runs from its source and is not installed")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    context: typer.Context,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="The database. Other users can see it here; PHAROX_DATABASE_URL is private.",
+        ),
+    ] = None,
+    schema: Annotated[
+        str, typer.Option(metavar="NAME", help="Where in the database the ledger is.")
+    ] = "pharox",
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Take the options that all commands have; without a command, show the help."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(USAGE)
+    context.obj = Target(url, schema)
+
+
+app.command("import")(importing.import_source)
+app.command("acquire")(leasing.acquire)
+app.command("release")(leasing.release)
+app.command("stats")(stats.stats)
+app.add_typer(pools.app, name="pools")
+app.command("proxies")(pools.proxies)
+app.command("log")(log.log)
+app.command("prune")(pruning.prune)
+app.add_typer(db.app, name="db")

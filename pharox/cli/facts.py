@@ -1,0 +1,108 @@
+"""An event as one line for a person: when, what, about whom, and the facts that matter.
+
+Words are ``name=value``, quoted where they have spaces, so lines can be searched
+and cut. All the facts of an event are in its JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import Any
+
+from ..events import (
+    Event,
+    HealthChecked,
+    LeaseExpired,
+    LeaseReleased,
+    PoolChanged,
+    PoolRegistered,
+    PoolRemoved,
+    ProxyChanged,
+    ProxyRegistered,
+)
+from ..ids import NIL
+from ..models import ProxyPool
+from .showing import in_utc, inert
+
+_ASKED = ("selector", "filters", "predicate")
+_FACTS = {
+    "PoolRegistered": ("description", "lease_slow"),
+    "PoolChanged": ("description", "lease_slow"),
+    "ConsumerRegistered": ("consumer_id",),
+    "ProxyRegistered": ("country", "city", "isp", "source"),
+    "ProxyChanged": ("country", "city", "isp", "source"),
+    "LeaseAcquired": ("expires_at", *_ASKED),
+    "LeaseReleased": ("reason",),
+    "LeasesPruned": ("ended_before",),
+    "AcquireMissed": ("reason", *_ASKED),
+    "CursorMoved": ("selector",),
+    "HealthChecked": ("latency_ms", "status_code", "error"),
+}
+_PLAIN = re.compile(r"[^\s\"=]+")
+
+
+class PoolNames:
+    """The names of pools by id, as far as the ledger or the events seen tell them."""
+
+    def __init__(self, pools: Iterable[ProxyPool]) -> None:
+        self._names = {pool.id: pool.name for pool in pools}
+
+    def of(self, event: Event) -> str:
+        """Return the name of an event's pool, or its id, or "" for an event without a pool."""
+        name = getattr(event, "pool_name", None)
+        if isinstance(event, PoolRegistered | PoolChanged | PoolRemoved):
+            name = event.name
+        if event.pool_id == NIL:
+            return name or ""
+        if name is not None:
+            self._names[event.pool_id] = name
+        return self._names.get(event.pool_id, str(event.pool_id))
+
+
+def line_of(event: Event, pool: str) -> str:
+    """Return the line that tells an event of the pool of this name."""
+    words: list[tuple[str, Any]] = [
+        ("pool", pool),
+        ("proxy", event.proxy_id),
+        ("consumer", event.consumer),
+        ("lease", event.lease_id),
+        *_facts(event),
+        ("job", event.correlation_id),
+    ]
+    told = [f"{name}={_word(value)}" for name, value in words if value not in (None, "", False)]
+    return " ".join((str(event.position), in_utc(event.recorded_at), event.type, *told))
+
+
+def _facts(event: Event) -> Iterator[tuple[str, Any]]:
+    if isinstance(event, ProxyRegistered | ProxyChanged):
+        host = f"[{event.host}]" if ":" in event.host else event.host
+        yield "address", f"{event.protocol}://{host}:{event.port}"
+    before, after = getattr(event, "before", None), getattr(event, "after", None)
+    if after is not None and before is None:
+        yield from (("status", after.status), ("max_concurrency", after.max_concurrency))
+    if after is not None and before is not None:
+        for name, was in before:
+            if (becomes := getattr(after, name)) != was:
+                yield name, f"{_word(was)}->{_word(becomes)}"
+    if isinstance(event, LeaseReleased | LeaseExpired):
+        yield "held", f"{(event.recorded_at - event.acquired_at).total_seconds():.3f}s"
+    for name in _FACTS.get(event.type, ()):
+        yield name, getattr(event, name)
+    if isinstance(event, HealthChecked) and not event.applied:
+        yield "applied", "no"
+
+
+def _word(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, datetime):
+        return in_utc(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return inert(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+    text = str(value)
+    return inert(text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False))

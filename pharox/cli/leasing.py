@@ -1,0 +1,105 @@
+"""``pharox acquire`` and ``pharox release``: lease proxies from a shell script.
+
+    read -r lease url < <(pharox acquire public)
+    curl --proxy "$url" https://example.org/
+    pharox release "$lease"
+
+A lease that cannot be told to the caller is given back: nobody would know its id.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+from uuid import UUID
+
+import typer
+
+from ..errors import PharoxError, ProxyNotFoundError
+from ..models import Lease, LeaseStatus, MissReason, SelectorStrategy
+from .checking import checked_filters
+from .session import ledger
+from .showing import AsJson, in_utc, print_json
+
+if TYPE_CHECKING:
+    from ..storage.postgres import PostgresStorage
+
+_MISSES = {
+    MissReason.UNKNOWN_POOL: "no pool is named {pool!r}",
+    MissReason.EMPTY_POOL: "pool {pool!r} has no proxies",
+    MissReason.NO_MATCH: "no proxy of pool {pool!r} matches the filters",
+    MissReason.NONE_HEALTHY: "no proxy of pool {pool!r} that would do is healthy",
+    MissReason.AT_CAPACITY: "every proxy of pool {pool!r} that would do is leased to its limit",
+}
+
+
+def acquire(
+    context: typer.Context,
+    pool: Annotated[str, typer.Argument(metavar="POOL", help="The pool's name.")],
+    *,
+    consumer: Annotated[str, typer.Option(metavar="NAME", help="Who leases.")] = "default",
+    duration: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long until the lease runs out by itself.")
+    ] = 300,
+    selector: Annotated[
+        SelectorStrategy, typer.Option(help="Which of the free proxies.")
+    ] = SelectorStrategy.FIRST_AVAILABLE,
+    country: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Only of this country.")
+    ] = None,
+    city: Annotated[str | None, typer.Option(metavar="TEXT", help="Only of this city.")] = None,
+    source: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Only from this source.")
+    ] = None,
+    isp: Annotated[str | None, typer.Option(metavar="TEXT", help="Only of this operator.")] = None,
+    asn: Annotated[int | None, typer.Option(metavar="N", help="Only of this network.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Lease a proxy; print the lease's id and the proxy's URL.
+
+    The URL has the proxy's credentials in it, for curl and the like.
+    """
+    from ..storage.interface import AcquireRequest  # noqa: PLC0415 - imports SQLAlchemy
+
+    filters = checked_filters(country=country, city=city, source=source, isp=isp, asn=asn)
+    request = AcquireRequest(pool, consumer, duration, filters, selector)
+    with ledger(context) as storage:
+        acquisition = storage.acquire_lease(request)
+        if acquisition.lease is None:
+            told = _MISSES.get(acquisition.miss_reason or MissReason.NO_MATCH, "nothing was free")
+            raise PharoxError(told.format(pool=pool), miss_reason=acquisition.miss_reason)
+        try:
+            _hand_over(storage, acquisition.lease, as_json)
+        except BaseException:
+            storage.return_lease(acquisition.lease, reason="could not be handed over")
+            raise
+
+
+def release(
+    context: typer.Context,
+    lease_id: Annotated[UUID, typer.Argument(metavar="LEASE_ID")],
+    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Why, for the log.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give a lease back; fail if it had ended already."""
+    with ledger(context) as storage:
+        lease = storage.get_lease(str(lease_id))
+        if lease is None:
+            raise PharoxError(f"no lease has the id {lease_id}", lease_id=lease_id)
+        if storage.return_lease(lease, reason=reason).ending is None:
+            how = "run out" if lease.status is LeaseStatus.EXPIRED else "been released"
+            at = in_utc(lease.released_at) if lease.released_at else "an unknown time"
+            raise PharoxError(f"lease {lease_id} had {how} already, at {at}", lease_id=lease_id)
+    if as_json:
+        print_json(lease)
+    else:
+        print(f"{lease.id} released after {(lease.duration_ms or 0) / 1000:.3f} s")
+
+
+def _hand_over(storage: PostgresStorage, lease: Lease, as_json: bool) -> None:
+    proxy = storage.get_proxy_by_id(lease.proxy_id)
+    if proxy is None:
+        raise ProxyNotFoundError("the proxy was removed while it was leased; try again")
+    if as_json:
+        print_json({**lease.model_dump(mode="json"), "url": proxy.url})
+    else:
+        print(lease.id, proxy.url, flush=True)

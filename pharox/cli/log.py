@@ -1,0 +1,71 @@
+"""``pharox log``: the events, in the order in which they were appended."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from itertools import islice
+from typing import Annotated, cast, get_args
+
+import typer
+
+from ..errors import InvalidInputError
+from ..events import Event
+from .facts import PoolNames, line_of
+from .session import ledger
+from .showing import AsJson, print_json
+
+
+def log(
+    context: typer.Context,
+    *,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Wait for further events, until Ctrl-C.")
+    ] = False,
+    as_json: AsJson = False,
+    after: Annotated[
+        int | None,
+        typer.Option(
+            metavar="POSITION",
+            help="Begin behind this position; if not set, with the first event, or with "
+            "the next one if following.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="End after so many events.")
+    ] = None,
+    pool: Annotated[str | None, typer.Option(metavar="NAME", help="Only of this pool.")] = None,
+    types: Annotated[
+        list[str] | None,
+        typer.Option("--type", metavar="TYPE", help="Only of this type; may be repeated."),
+    ] = None,
+) -> None:
+    """Print the events, oldest first, one a line."""
+    wanted = _known_types(types or ())
+    with ledger(context) as storage:
+        names = PoolNames(storage.list_pools())
+        events = storage.follow(after) if follow else storage.events(after=after or 0)
+        # A generator that is left halfway keeps its connection until it is closed.
+        with closing(cast("Generator[Event]", events)):
+            found = ((names.of(event), event) for event in events)
+            chosen = (
+                (name, event)
+                for name, event in found
+                if (pool is None or name == pool) and (not wanted or event.type in wanted)
+            )
+            for name, event in islice(chosen, limit):
+                if as_json:
+                    print_json(event)
+                else:
+                    print(line_of(event, name), flush=follow)
+
+
+def _known_types(types: Sequence[str]) -> frozenset[str]:
+    """Return the types of event that were asked for, if there are such."""
+    known = {event.model_fields["type"].default for event in get_args(get_args(Event)[0])}
+    for name in types:
+        if name not in known:
+            raise InvalidInputError(
+                f"no event is of type {name!r}; there are {', '.join(sorted(known))}"
+            )
+    return frozenset(types)

@@ -1,0 +1,93 @@
+"""Print text, tables and JSON, to a person's terminal or into a pipe.
+
+Names and hosts come from elsewhere, so a terminal must not obey them: what
+does not print is escaped. No line is cut or wrapped; a narrow terminal wraps
+by itself, and a pipe gets each row whole.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import chain, islice
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+"""The option that every command with a result for scripts has."""
+
+PAGE = 1000
+"""How many rows of a table are looked at to find how wide its columns are."""
+
+
+def inert(text: str) -> str:
+    """Return text with every character that is not plain print escaped, as Python writes it."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def in_utc(moment: datetime) -> str:
+    """Return a moment as ISO 8601 with milliseconds."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+
+
+def say(sentence: str) -> None:
+    """Tell a person something that is no result."""
+    print(f"pharox: {inert(' '.join(sentence.split()))}", file=sys.stderr)
+
+
+def print_json(facts: BaseModel | dict[str, Any]) -> None:
+    """Print one JSON object as one line, in ASCII."""
+    if isinstance(facts, BaseModel):
+        facts = facts.model_dump(mode="json")
+    print(json.dumps(facts), flush=True)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows under their columns' names, as they come."""
+    lines = table_lines(columns, rows)
+    header = next(lines)
+    if sys.stdout.isatty():
+        from rich.console import Console  # noqa: PLC0415 - only where there are colours
+        from rich.text import Text  # noqa: PLC0415
+
+        Console().print(Text(header, style="bold"), soft_wrap=True)
+    else:
+        print(header)
+    for line in lines:
+        print(line)
+    sys.stdout.flush()
+
+
+def table_lines(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+    """Yield a table's lines, the header first; numbers stand to the right."""
+    from rich.cells import cell_len  # noqa: PLC0415
+
+    rows = iter(rows)
+    page = list(islice(rows, PAGE))
+    texts = [[_cell(value) for value in row] for row in page]
+    widths = [max(map(cell_len, column)) for column in zip(columns, *texts, strict=True)]
+    numeric = [
+        bool(page) and all(isinstance(value, int | None) for value in column)
+        for column in zip(*page, strict=True)
+    ] or [False] * len(columns)
+
+    def line(cells: Sequence[str]) -> str:
+        padded = []
+        for cell, width, to_right in zip(cells, widths, numeric, strict=True):
+            space = " " * (width - cell_len(cell))
+            padded.append(space + cell if to_right else cell + space)
+        return "  ".join(padded).rstrip()
+
+    yield line(columns)
+    for row in chain(texts, ([_cell(value) for value in row] for row in rows)):
+        yield line(row)
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None else inert(str(value))

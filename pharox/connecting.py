@@ -1,0 +1,109 @@
+"""From a URL, or nothing at all, to a storage.
+
+Decides which database is meant and how its engine is made: every statement is
+a transaction of its own, the pool gives out the connection that was used last,
+and a forked child forgets the connections it inherited instead of closing
+them. Nothing is connected yet, and the schema stays as it is.
+
+Refused: a URL of another database or driver. An error never repeats the URL,
+because of the password in it.
+"""
+
+from __future__ import annotations
+
+import os
+from weakref import WeakSet
+
+from sqlalchemy import URL, Engine, create_engine, make_url
+from sqlalchemy.exc import ArgumentError
+
+from . import embedded
+from .errors import InvalidInputError
+from .settings import Settings
+from .storage.postgres import PostgresStorage
+
+_SCHEMES = ("postgres", "postgresql", "postgresql+psycopg")
+_EXAMPLE = "postgresql://user:password@host:5432/database"
+_OPTIONS = {"connect_timeout": 10, "fallback_application_name": "pharox"}
+
+
+def connect(url: str | None = None, *, schema: str = "pharox") -> PostgresStorage:
+    """Return the ledger in a database.
+
+    Parameters
+    ----------
+    url:
+        The database, such as ``postgresql://user:password@host:5432/database``;
+        if None, that of ``PHAROX_DATABASE_URL``, and if that is not set, the
+        embedded server in the user's data folder.
+    schema:
+        Where its tables are. ``storage.upgrade_schema()`` creates it.
+
+    Raises
+    ------
+    InvalidInputError
+        If the URL cannot be read, or is for another database or driver.
+    DatabaseUnavailableError
+        If the embedded server is not installed or does not start.
+    """
+    if url is None and (known := Settings().database_url) is not None:
+        url = known.get_secret_value()
+    if url is not None:
+        return PostgresStorage(_engine(_parsed(url)), schema=schema)
+    server = embedded.start()
+    engine = _engine(make_url(server.url))
+    return PostgresStorage(engine, schema=schema, secret_keys=server.secret_keys)
+
+
+def _parsed(url: str) -> URL:
+    """Return a URL with our driver and with its password where SQLAlchemy hides it."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        parsed = None
+    if parsed is None or "@" in (parsed.host or ""):
+        # Not chained: SQLAlchemy's error may quote a part of the password.
+        raise InvalidInputError(
+            f"the database URL cannot be read; it should look like {_EXAMPLE}, with special "
+            "characters in user and password quoted, such as %40 for @"
+        ) from None
+    if parsed.drivername not in _SCHEMES:
+        raise InvalidInputError(
+            f"the database URL is for {parsed.drivername!r}, and the ledger needs PostgreSQL "
+            f"through psycopg: {_EXAMPLE}"
+        )
+    if isinstance(password := parsed.query.get("password"), str):
+        parsed = parsed.set(password=password).difference_update_query(["password"])
+    return parsed.set(drivername="postgresql+psycopg")
+
+
+def _engine(url: URL) -> Engine:
+    engine = create_engine(
+        url,
+        isolation_level="AUTOCOMMIT",
+        pool_size=10,
+        max_overflow=20,
+        pool_use_lifo=True,  # few connections stay warm, with their prepared statements
+        pool_reset_on_return=None,  # in autocommit mode there is nothing to roll back
+        hide_parameters=True,
+        connect_args={key: value for key, value in _OPTIONS.items() if key not in url.query},
+    )
+    _engines.add(engine)
+    return engine
+
+
+_engines: WeakSet[Engine] = WeakSet()
+_inherited: list[object] = []
+
+
+def _forget_inherited_connections() -> None:
+    """Start with an empty pool in a forked child: parent and child cannot share a connection.
+
+    The old pool is kept, since what is collected is closed, or complained of.
+    """
+    for engine in list(_engines):
+        _inherited.append(engine.pool)
+        engine.dispose(close=False)
+
+
+os.register_at_fork(after_in_child=_forget_inherited_connections)

@@ -1,0 +1,138 @@
+"""Open a file, standard input or a URL as chunks of bytes.
+
+Every failure is a :class:`SourceError`. Of a URL it shows the scheme and host
+alone: what stands before, and the path behind, is often a key.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
+from urllib.parse import urlsplit
+
+from ..errors import SourceError
+
+if TYPE_CHECKING:
+    import httpx
+
+CHUNK_BYTES = 1 << 16
+TIMEOUT_S = 30.0
+
+_URL = re.compile(r"https?://", re.IGNORECASE)
+_USERINFO = re.compile(r"(?<=://)[^/@\s]*@")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedSource:
+    """A source's content, to be read once, and its size in bytes where that is known."""
+
+    chunks: Iterator[bytes]
+    size_bytes: int | None = None
+
+
+@contextmanager
+def open_source(location: str) -> Iterator[OpenedSource]:
+    """Open a source for a block.
+
+    Parameters
+    ----------
+    location:
+        A file's path, ``-`` for standard input, or an http(s) URL, whose
+        redirects are followed.
+
+    Raises
+    ------
+    SourceError
+        If it cannot be opened; reading the chunks raises it too.
+    """
+    if location == "-":
+        if sys.stdin is None:  # It was closed by whoever started this process.
+            raise SourceError("standard input is closed", source=location)
+        yield OpenedSource(_read(sys.stdin.buffer, "standard input"))
+    elif _URL.match(location):
+        with _fetched(location) as source:
+            yield source
+    else:
+        with _file(location) as source:
+            yield source
+
+
+@contextmanager
+def _file(path: str) -> Iterator[OpenedSource]:
+    shown = f"'{path}'"
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - closed below; only opening may fail in this way
+    except (OSError, ValueError) as error:
+        raise _unreadable(shown, error) from error
+    with file:
+        size = file.seek(0, 2) if file.seekable() else None
+        if size is not None:
+            file.seek(0)
+        # A device or a file of /proc says 0 and has content all the same.
+        yield OpenedSource(_read(file, shown), size or None)
+
+
+def _read(file: BinaryIO, name: str) -> Iterator[bytes]:
+    # read1 hands on what has arrived, so that a slow pipe is read as it is filled.
+    read = getattr(file, "read1", file.read)
+    try:
+        while chunk := read(CHUNK_BYTES):
+            yield chunk
+    except OSError as error:
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> SourceError:
+    why = getattr(error, "strerror", None) or str(error)
+    return SourceError(f"{name} cannot be read: {why}", source=name)
+
+
+@contextmanager
+def _fetched(url: str) -> Iterator[OpenedSource]:
+    import httpx  # noqa: PLC0415 - takes a while to import, and most sources are files
+
+    stream = httpx.stream("GET", url, follow_redirects=True, timeout=TIMEOUT_S)
+    with _our_errors(url):
+        response = stream.__enter__()
+    try:
+        if not response.is_success:
+            answer = f"{response.status_code} {response.reason_phrase}".rstrip()
+            raise SourceError(f"{_shown(url)} answered {answer}", source=_shown(url))
+        yield OpenedSource(_body(response, url), _size_of(response))
+    finally:
+        stream.__exit__(None, None, None)
+
+
+def _body(response: httpx.Response, url: str) -> Iterator[bytes]:
+    with _our_errors(url):
+        yield from response.iter_bytes(CHUNK_BYTES)
+
+
+def _size_of(response: httpx.Response) -> int | None:
+    """Return the length of the content, which is not that of its compressed form."""
+    length = response.headers.get("content-length", "")
+    encoded = "content-encoding" in response.headers
+    return int(length) if length.isdecimal() and not encoded else None
+
+
+@contextmanager
+def _our_errors(url: str) -> Iterator[None]:
+    import httpx  # noqa: PLC0415
+
+    try:
+        yield
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        why = _USERINFO.sub("", str(error)) or type(error).__name__
+        raise SourceError(f"{_shown(url)} cannot be read: {why}", source=_shown(url)) from error
+
+
+def _shown(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        return f"{parts.scheme}://{parts.hostname or ''}"
+    except ValueError:
+        return "the URL"

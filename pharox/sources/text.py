@@ -1,0 +1,80 @@
+"""A source's text through a window of bounded size.
+
+Bytes that are not UTF-8 become lone surrogates here, so that they spoil the
+entry that they stand in and no other.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable, Iterator
+
+ENTRY_LIMIT = 1 << 16
+"""How many characters one line or one JSON value may have."""
+
+_BLANK = re.compile(r"\s*")
+
+
+class SourceText:
+    """The text from ``at`` on; :meth:`fill` reads enough of it to hold one whole entry."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = iter(chunks)
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
+        self._is_ended = False
+        self.window = ""
+        self.at = 0
+
+    def fill(self) -> bool:
+        """Read on until more than the longest entry is in the window, or all; False at the end."""
+        missing = ENTRY_LIMIT + 1 - (len(self.window) - self.at)
+        if missing <= 0 or self._is_ended:
+            return self.at < len(self.window)
+        parts = [self.window[self.at :]]
+        while missing > 0 and not self._is_ended:
+            chunk = next(self._chunks, None)
+            self._is_ended = chunk is None
+            parts.append(self._decoder.decode(chunk or b"", final=self._is_ended))
+            missing -= len(parts[-1])
+        self.window, self.at = "".join(parts), 0
+        return bool(self.window)
+
+    def ahead(self) -> str:
+        """Return what comes next: one character more than an entry may have, or all there is."""
+        self.fill()
+        return self.window[self.at : self.at + ENTRY_LIMIT + 1]
+
+    def skip_blank(self) -> None:
+        """Move on to the next character that is not white space, or to the end."""
+        while self.fill():
+            end = _BLANK.match(self.window, self.at).end()  # type: ignore[union-attr]
+            if end == self.at:
+                return
+            self.at = end
+
+    def take(self) -> str:
+        """Skip white space and return the character after it, or "" at the end."""
+        self.skip_blank()
+        taken = self.window[self.at : self.at + 1]
+        self.at += len(taken)
+        return taken
+
+    def lines(self) -> Iterator[tuple[int, str | None]]:
+        """Yield the lines with their numbers; None for one that is longer than an entry may be."""
+        number = 0
+        while self.fill():
+            number += 1
+            end = self.window.find("\n", self.at)
+            line = self.window[self.at :] if end < 0 else self.window[self.at : end]
+            self.at += len(line) + (end >= 0)
+            yield number, line if len(line) <= ENTRY_LIMIT else None
+            if end < 0:
+                self._skip_line()
+
+    def _skip_line(self) -> None:
+        while self.fill():
+            end = self.window.find("\n", self.at)
+            self.at = len(self.window) if end < 0 else end + 1
+            if end >= 0:
+                return

@@ -1,0 +1,376 @@
+"""The main job from end to end, told step by step; exits 0 only if everything held.
+
+Each step does what it says with the library or the ``pharox`` command, and
+then :class:`Story` notes what must hold. A step that cannot go on raises, and
+the last line says why.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from uuid import UUID, uuid4
+
+from cryptography.fernet import Fernet
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from sqlalchemy import func, select, text
+from sqlalchemy.schema import DropSchema
+
+import projections
+from pharox import (
+    ExpireEventPayload,
+    HealthCheckResult,
+    Lease,
+    MissReason,
+    PharoxError,
+    ProxyManager,
+    ProxyStatus,
+    SelectorStrategy,
+    connect,
+    embedded,
+)
+from pharox.events import (
+    AcquireMissed,
+    Event,
+    HealthChecked,
+    LeaseAcquired,
+    LeaseExpired,
+    LeaseReleased,
+    PoolRegistered,
+    ProxyRegistered,
+)
+from pharox.storage.postgres import PostgresStorage
+from scripts.lib.demo_proxies import RealProxy, running_proxies, running_site
+from scripts.lib.demo_worker import fetch
+
+POOL = "demo"
+WORKERS = 4
+MAX_CONCURRENCY = 2
+WIDTH = 100
+
+
+class Story:
+    """What is told, and what of it did not hold."""
+
+    def __init__(self) -> None:
+        width = None if sys.stdout.isatty() else WIDTH
+        self.console = Console(width=width, highlight=False, emoji=False, markup=False)
+        self.failures: list[str] = []
+        self._steps = 0
+
+    def step(self, title: str) -> None:
+        """Begin a step."""
+        self._steps += 1
+        self.console.print()
+        self.console.rule(Text(f"{self._steps}. {title}", "bold"), align="left", style="dim")
+
+    def say(self, sentence: object) -> None:
+        """Tell something, or show a table."""
+        self.console.print(sentence)
+
+    def held(self, what: str, *, when: bool) -> None:
+        """Note whether what must hold did."""
+        mark, style = ("ok", "green") if when else ("NO", "bold red")
+        self.console.print(Text.assemble((f"{mark:>4}  ", style), what))
+        if not when:
+            self.failures.append(what)
+
+
+class Demo:
+    """The demo's steps, in order, over one ledger."""
+
+    def __init__(self, story: Story, storage: PostgresStorage) -> None:
+        self.story = story
+        self.storage = storage
+        self.manager = ProxyManager(storage)
+
+    def upgrade(self) -> None:
+        self.story.step("Upgrade the schema")
+        self.pharox("db", "upgrade")
+
+    def import_list(self, proxies: Sequence[RealProxy], folder: Path) -> None:
+        self.story.step("Import a list of real proxies, twice")
+        for proxy in proxies:
+            login = f", asks for {proxy.kind.user}'s password" if proxy.kind.user else ""
+            what = f"{proxy.kind.program}, {proxy.kind.protocol}{login}"
+            self.story.say(f"      port {proxy.port}: {what}")
+        file = folder / "proxies.txt"
+        file.write_text("".join(f"{proxy.url}\n" for proxy in proxies))
+        capacity = ("--max-concurrency", str(MAX_CONCURRENCY))
+        first = self.pharox("import", str(file), "--pool", POOL, *capacity)
+        second = self.pharox("import", str(file), "--pool", POOL, *capacity)
+        count = len(proxies)
+        self.story.held(f"the first import took all {count}", when=f" {count} new" in first)
+        self.story.held("the second one changed nothing", when=" 0 new" in second)
+
+    def measure(self, page_url: str) -> None:
+        self.story.step("Measure each proxy, for the selector that goes by latency")
+        pool = self.storage.get_pool_by_name(POOL)
+        assert pool is not None
+        for proxy in self.storage.list_proxies(str(pool.id)):
+            began = time.perf_counter()
+            page = fetch(proxy.url, page_url)
+            latency_ms = round((time.perf_counter() - began) * 1000)
+            self.story.held(
+                f"{proxy.protocol.value} on port {proxy.port} works: {latency_ms} ms",
+                when=f"port {proxy.port}." in page,
+            )
+            self.storage.apply_health_check_result(
+                HealthCheckResult(
+                    proxy_id=proxy.id,
+                    status=ProxyStatus.ACTIVE,
+                    latency_ms=latency_ms,
+                    protocol=proxy.protocol,
+                )
+            )
+
+    def work(self, page_url: str) -> None:
+        self.story.step(f"{WORKERS} processes lease with each selector and fetch a page")
+        names = [f"worker-{number}" for number in range(1, WORKERS + 1)]
+        command = [sys.executable, "-m", "scripts.lib.demo_worker"]
+        processes = [
+            subprocess.Popen(
+                [*command, name, POOL, self.storage.schema, page_url],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for name in names
+        ]
+        outputs = [process.communicate(timeout=60)[0] for process in processes]
+        facts = [json.loads(line) for output in outputs for line in output.splitlines()]
+        table = Table("selector", *names, box=None, padding=(0, 3, 0, 0))
+        for selector in SelectorStrategy:
+            ports = [fact["port"] for fact in facts if fact["selector"] == selector.value]
+            table.add_row(selector.value, *(f"port {port}" for port in ports))
+        self.story.say(table)
+        self.story.held("every worker ended well", when=not any(p.returncode for p in processes))
+        expected = WORKERS * len(SelectorStrategy)
+        through = sum(f"through port {fact['port']}." in fact["page"] for fact in facts)
+        self.story.held(
+            f"{through} of {expected} pages came through the proxy that was leased",
+            when=through == expected,
+        )
+
+    def expire(self) -> None:
+        self.story.step("Let a lease run out")
+        told: list[ExpireEventPayload] = []
+        self.manager.register_expire_callback(told.append)
+        lease = self.manager.acquire_proxy(POOL, "sleeper", duration_seconds=1)
+        assert lease is not None
+        time.sleep(1.1)
+        ended = self.manager.cleanup_expired_leases()
+        self.story.held("a lease of one second has expired after it", when=ended == 1)
+        ids = [payload.lease.id for payload in told]
+        self.story.held("the callback was told of it", when=ids == [lease.id])
+
+    def miss_and_release(self) -> None:
+        self.story.step("Lease all there is, miss, and release")
+        reasons: list[MissReason | None] = []
+        self.manager.register_acquire_callback(lambda payload: reasons.append(payload.miss_reason))
+        leases: list[Lease] = []
+        while (lease := self.manager.acquire_proxy(POOL, "hoarder")) is not None:
+            leases.append(lease)
+        pool = self.storage.get_pool_by_name(POOL)
+        assert pool is not None
+        capacity = MAX_CONCURRENCY * len(self.storage.list_proxies(str(pool.id)))
+        self.story.held(f"{len(leases)} leases were to be had", when=len(leases) == capacity)
+        self.story.held(
+            "then none was, for the reason that all proxies are at capacity",
+            when=reasons[-1] is MissReason.AT_CAPACITY,
+        )
+        for lease in leases:
+            self.manager.release_proxy(lease)
+        stats = self.storage.get_pool_stats(POOL)
+        assert stats is not None
+        self.story.held("all were released", when=stats.total_leases == 0)
+
+    def audit(self, proxies: Sequence[RealProxy]) -> None:
+        self.story.step("The audit trail: everything that happened, from the log")
+        events = list(self.storage.events())
+        self.story.say(trail(events))
+        types = Counter(str(event.type) for event in events)
+        leased = WORKERS * len(SelectorStrategy)
+        hoarded = MAX_CONCURRENCY * len(proxies)
+        expected = {
+            "ProxyRegistered": len(proxies),
+            "HealthChecked": len(proxies),
+            "LeaseAcquired": leased + hoarded + 1,
+            "LeaseReleased": leased + hoarded,
+            "LeaseExpired": 1,
+            "AcquireMissed": 1,
+        }
+        for name, count in expected.items():
+            self.story.held(f"{types[name]} {name}", when=types[name] == count)
+        written = "".join(event.model_dump_json() for event in events)
+        passwords = [proxy.kind.password for proxy in proxies if proxy.kind.password]
+        self.story.held("no password in it", when=not any(p in written for p in passwords))
+
+    def statistics(self) -> None:
+        self.story.step("The pool in numbers")
+        self.pharox("stats")
+
+    def fold_again(self) -> None:
+        self.story.step("Fold the log again, beside the live read models")
+        folded = projections.fold(self.storage.events(), projections.ALL)
+        drifts = Counter(drift.projection for drift in self.storage.verify())
+        table = Table("read model", box=None, padding=(0, 3, 0, 0))
+        for column in ("live rows", "folded rows", "drift"):
+            table.add_column(column, justify="right")
+        schemas = {"pharox": self.storage.schema}
+        engine = self.storage.engine.execution_options(schema_translate_map=schemas)
+        with engine.connect() as connection:
+            for projection in projections.ALL:
+                name = projection.name
+                query = select(func.count()).select_from(projection.live().subquery())
+                live = connection.execute(query).scalar()
+                table.add_row(name, str(live), str(len(folded[name])), str(drifts[name]))
+        self.story.say(table)
+        self.story.held("the read models are the fold of the log", when=not drifts)
+
+    def pharox(self, *arguments: str) -> str:
+        """Run the command as a person would, show it, and return what it printed."""
+        if self.storage.schema != "pharox":
+            arguments = ("--schema", self.storage.schema, *arguments)
+        self.story.say(Text(f"$ pharox {shlex.join(arguments)}", "cyan"))
+        program = "import sys; from pharox.cli import main; sys.exit(main())"
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        self.story.console.print(done.stdout.rstrip(), soft_wrap=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"`pharox {arguments[0]}` failed with status {done.returncode}")
+        return done.stdout
+
+
+def trail(events: Sequence[Event]) -> Table:
+    """Return the log as a table, one event a line."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("#", justify="right")
+    for column in ("at", "event", "consumer", "proxy", ""):
+        table.add_column(column)
+    addresses: dict[UUID, str] = {}
+    for event in events:
+        if isinstance(event, ProxyRegistered):
+            addresses[event.proxy_id] = f"{event.protocol.value} :{event.port}"
+        proxy = addresses[event.proxy_id] if event.proxy_id else ""
+        at = f"{event.recorded_at:%H:%M:%S.%f}"[:-3]
+        table.add_row(str(event.position), at, event.type, event.consumer, proxy, note(event))
+    return table
+
+
+def note(event: Event) -> str:
+    """Return what else one wants to know of an event."""
+    match event:
+        case PoolRegistered():
+            told = f"pool {event.name}"
+        case ProxyRegistered():
+            told = f"at most {event.after.max_concurrency} leases"
+        case HealthChecked():
+            told = f"{event.status.value}, {event.latency_ms} ms"
+        case LeaseAcquired():
+            told = f"{event.before.leases} -> {event.after.leases}, {event.selector}"
+        case LeaseReleased() | LeaseExpired():
+            held_s = (event.recorded_at - event.acquired_at).total_seconds()
+            told = f"{event.before.leases} -> {event.after.leases}, held {held_s:.2f} s"
+        case AcquireMissed():
+            told = event.reason.value
+        case _:
+            told = ""
+    return told
+
+
+@contextmanager
+def own_ledger(folder: Path) -> Iterator[PostgresStorage]:
+    """Open a ledger on an embedded server in a folder."""
+    os.environ["PHAROX_DATA_DIR"] = str(folder)  # for the processes that are started here, too
+    with closing(embedded.start()), closing(connect()) as storage:
+        yield storage
+
+
+@contextmanager
+def given_ledger() -> Iterator[PostgresStorage]:
+    """Open a ledger in a schema of its own of PHAROX_DATABASE_URL, and drop that afterwards."""
+    os.environ.setdefault("PHAROX_SECRET_KEY", Fernet.generate_key().decode())
+    with closing(connect(schema=f"pharox_demo_{uuid4().hex[:8]}")) as storage:
+        storage.schema_version()  # so that a server that is not there is told of, in our words
+        try:
+            yield storage
+        finally:
+            with storage.engine.connect() as connection:
+                connection.execute(DropSchema(storage.schema, cascade=True, if_exists=True))
+
+
+@contextmanager
+def open_ledger(story: Story, folder: Path) -> Iterator[PostgresStorage]:
+    """Open an empty ledger, of which nothing will be left."""
+    given = bool(os.environ.get("PHAROX_DATABASE_URL"))
+    story.step(
+        "A ledger in the database of PHAROX_DATABASE_URL"
+        if given
+        else "A ledger in a PostgreSQL of our own, out of a wheel"
+    )
+    with given_ledger() if given else own_ledger(folder / "data") as storage:
+        with storage.engine.connect() as connection:
+            version = connection.execute(text("SHOW server_version")).scalar()
+        story.say(f"      PostgreSQL {version}, schema {storage.schema}")
+        yield storage
+
+
+def tell(story: Story) -> None:
+    """Do everything, in order."""
+    with (
+        tempfile.TemporaryDirectory(prefix="pharox-demo-", ignore_cleanup_errors=True) as scratch,
+        open_ledger(story, Path(scratch)) as storage,
+        running_proxies() as proxies,
+        running_site(proxies) as page_url,
+    ):
+        demo = Demo(story, storage)
+        demo.upgrade()
+        demo.import_list(proxies, Path(scratch))
+        demo.measure(page_url)
+        demo.work(page_url)
+        demo.expire()
+        demo.miss_and_release()
+        demo.audit(proxies)
+        demo.statistics()
+        demo.fold_again()
+
+
+def main() -> int:
+    """Return 0 if everything held, else say what did not and return 1."""
+    story = Story()
+    began = time.monotonic()
+    try:
+        tell(story)
+    except Exception as error:
+        if not isinstance(error, PharoxError):  # ours say it all in their sentence
+            traceback.print_exc()
+        story.failures.append(f"the demo could not go on: {error}")
+    took = f"{time.monotonic() - began:.1f} s"
+    story.say("")
+    if story.failures:
+        story.say(Text(f"This did not hold ({took}):", "bold red"))
+        for failure in story.failures:
+            story.say(f"      {failure}")
+        return 1
+    story.say(Text(f"Everything held, in {took}.", "bold green"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

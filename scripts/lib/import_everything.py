@@ -1,0 +1,26 @@
+"""Import every module of the installed packages, and see to it that they are the installed ones."""
+
+import pkgutil
+import sys
+from importlib import import_module
+from pathlib import Path
+
+PACKAGES = ("pharox", "projections")
+NOT_TO_BE_IMPORTED = ("pharox.storage.postgres.migrations.env",)  # alembic runs it
+
+
+def main() -> None:
+    """Exit with a message if a module cannot be imported, or comes from elsewhere."""
+    count = 0
+    for package in map(import_module, PACKAGES):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if module.name not in NOT_TO_BE_IMPORTED:
+                file = import_module(module.name).__file__
+                if file is None or not Path(file).is_relative_to(sys.prefix):
+                    sys.exit(f"{module.name} comes from {file}, not from {sys.prefix}")
+                count += 1
+    print(f"{count} modules imported")
+
+
+if __name__ == "__main__":
+    main()

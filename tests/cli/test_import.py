@@ -1,0 +1,357 @@
+"""``pharox import``: every good proxy once, every bad entry told."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pharox import PoolNotFoundError, Proxy, ProxyPool, ProxyProtocol, ProxyStatus
+from pharox.cli import importing
+from pharox.models import ProxyCredentials
+from pharox.storage.postgres import PostgresStorage
+from tests.conftest import run_sql, threads
+
+from .conftest import Pharox
+
+SECRET = "s3cret"
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "proxies.json"
+COUNTRIES = ("ID", "RU", "CN", "US", None)
+
+
+def entry(number: int, **facts: object) -> dict[str, Any]:
+    """Return an entry of the shape in which lists of public proxies come."""
+    country = COUNTRIES[number % len(COUNTRIES)]
+    geolocation: dict[str, Any] = {
+        "continent": {"code": "EU", "geoname_id": 6255148, "names": {"en": "Europe"}},
+        "location": {"accuracy_radius": 10, "latitude": 59.33, "longitude": number % 180},
+        "registered_country": {"iso_code": "XX"},
+    }
+    if country is not None:
+        geolocation["country"] = {"geoname_id": 1, "iso_code": country, "names": {"en": "Country"}}
+    if number % 2:
+        geolocation["city"] = {"geoname_id": 2, "names": {"en": f"City {number % 7}"}}
+    return {
+        "protocol": ("http", "socks4", "socks5")[number % 3],
+        "username": None,
+        "password": None,
+        "host": f"192.0.{2 + number // 250}.{number % 250}",
+        "port": 7080 + number % 5,
+        "timeout": 0.18,
+        "exit_ip": "192.0.2.1",
+        "asn": {
+            "autonomous_system_number": 64496 + number % 9,
+            "autonomous_system_organization": f"Net {number % 9}",
+        },
+        "geolocation": geolocation,
+        **facts,
+    }
+
+
+@pytest.fixture(params=["made here", "beside the checkout"])
+def public_list(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A list of 492 proxies: one of our own, and the real one where there is one."""
+    if request.param == "made here":
+        path = tmp_path / "proxies.json"
+        path.write_text(json.dumps([entry(number) for number in range(492)]))
+        return path
+    if not SHARED.is_file():
+        pytest.skip("there is no ../shared/data/proxies.json beside this checkout")
+    return SHARED
+
+
+def listed(storage: PostgresStorage, pool: str) -> list[Proxy]:
+    found = storage.get_pool_by_name(pool)
+    assert found is not None
+    return list(storage.list_proxies(str(found.id)))
+
+
+class TestAPublicList:
+    def test_all_are_taken_once(self, pharox: Pharox, public_list: Path) -> None:
+        """A list of 492 proxies is imported whole, and a second time not at all."""
+        first = pharox("import", public_list, "--pool", "public")
+        assert first == (0, "492 read: 492 new, 0 known already, 0 bad\n", "")
+        second = pharox("import", public_list, "--pool", "public")
+        assert second == (0, "492 read: 0 new, 492 known already, 0 bad\n", "")
+
+    def test_the_counts_are_those_of_the_file(
+        self, pharox: Pharox, public_list: Path, storage: PostgresStorage
+    ) -> None:
+        """Protocols, countries, cities, networks and coordinates are as the file has them."""
+        pharox("import", public_list, "--pool", "public")
+        proxies = listed(storage, "public")
+        entries = json.loads(public_list.read_text())
+        places = [entry["geolocation"] for entry in entries]
+        assert Counter(p.protocol.value for p in proxies) == Counter(
+            entry["protocol"] for entry in entries
+        )
+        assert Counter(p.country for p in proxies) == Counter(
+            place.get("country", {}).get("iso_code") for place in places
+        )
+        assert Counter(p.city for p in proxies) == Counter(
+            place.get("city", {}).get("names", {}).get("en") for place in places
+        )
+        assert Counter((p.asn, p.isp) for p in proxies) == Counter(
+            tuple(entry["asn"].values()) for entry in entries
+        )
+        assert Counter((p.latitude, p.longitude) for p in proxies) == Counter(
+            (place["location"]["latitude"], place["location"]["longitude"]) for place in places
+        )
+
+    def test_they_can_be_leased_at_once(self, pharox: Pharox, public_list: Path) -> None:
+        """What is imported is ACTIVE and available unless the command says otherwise."""
+        pharox("import", public_list, "--pool", "public")
+        (stats,) = pharox("stats", "--json").objects
+        assert (stats["total_proxies"], stats["available_proxies"]) == (492, 492)
+
+
+class TestIdentity:
+    def test_it_is_protocol_host_port_and_user(self, pharox: Pharox) -> None:
+        """Two proxies of one address are two if their protocols or users differ."""
+        lines = [
+            "http://192.0.2.1:80",
+            "socks5://192.0.2.1:80",
+            "http://192.0.2.1:81",
+            "http://ann:pw@192.0.2.1:80",
+            "http://bob:pw@192.0.2.1:80",
+        ]
+        for expected in ("5 read: 5 new", "5 read: 0 new"):
+            outcome = pharox("import", "-", "--pool", "p", stdin="\n".join(lines))
+            assert outcome.out.startswith(expected)
+
+    def test_password_and_description_are_no_part_of_it(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """A known proxy stays as it is, whatever else the list says of it now."""
+        pharox("import", "-", "--pool", "p", stdin="http://ann:one@192.0.2.1:80")
+        outcome = pharox(
+            "import", "-", "--pool", "p", "--source", "x", stdin="http://ann:two@192.0.2.1:80"
+        )
+        assert "0 new, 1 known already" in outcome.out
+        (proxy,) = listed(storage, "p")
+        assert (proxy.url, proxy.source) == ("http://ann:one@192.0.2.1:80", None)
+
+    def test_a_list_that_repeats_itself_is_imported_once(self, pharox: Pharox) -> None:
+        """Of the same identity in one list only the first is taken, capitals or not."""
+        outcome = pharox(
+            "import",
+            "-",
+            "--pool",
+            "p",
+            stdin="http://a.example:80\nhttp://A.Example:80\nhttp://a.example:80/\n",
+        )
+        assert outcome.out == "3 read: 1 new, 2 known already, 0 bad\n"
+
+    def test_a_proxy_saved_in_another_way_is_known(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """A proxy that was registered under an id of its own is found by what it is."""
+        pool = ProxyPool(name="p")
+        storage.save_pool(pool)
+        for credentials in (None, ProxyCredentials(user="ann", password="pw")):
+            storage.save_proxy(
+                Proxy(
+                    host="192.0.2.1",
+                    port=80,
+                    protocol=ProxyProtocol.HTTP,
+                    pool_id=pool.id,
+                    credentials=credentials,
+                )
+            )
+        lines = "http://192.0.2.1:80\nhttp://ann:other@192.0.2.1:80\nhttp://bob:pw@192.0.2.1:80"
+        assert "1 new, 2 known already" in pharox("import", "-", "--pool", "p", stdin=lines).out
+
+    def test_each_pool_has_its_own(self, pharox: Pharox) -> None:
+        """The same list goes into two pools in full."""
+        for pool in ("one", "two"):
+            assert "1 new" in pharox("import", "-", "--pool", pool, stdin="http://192.0.2.1:80").out
+
+    def test_imports_at_the_same_time_register_it_once(self, storage: PostgresStorage) -> None:
+        """Of eight imports of one list at once, together as many are new as the list has."""
+        pool = ProxyPool(name="p")
+        storage.save_pool(pool)
+        batch = [
+            Proxy(host=f"192.0.2.{n}", port=80, protocol=ProxyProtocol.HTTP, pool_id=pool.id)
+            for n in range(50)
+        ]
+        new: list[int] = []
+        threads(8, lambda _: new.append(storage.import_proxies(pool.id, batch)))
+        assert sum(new) == len(storage.list_proxies(str(pool.id))) == 50
+        assert storage.verify() == []
+
+
+class TestBadEntries:
+    def test_they_are_listed_and_the_good_ones_kept(self, pharox: Pharox) -> None:
+        """A bad entry is told by line and reason, and the exit status is 1."""
+        outcome = pharox(
+            "import", "-", "--pool", "p", stdin="http://192.0.2.1:80\nnonsense\nhttp://192.0.2.2:80"
+        )
+        assert outcome == (
+            1,
+            "3 read: 2 new, 0 known already, 1 bad\n",
+            "line 2 is neither scheme://user:password@host:port nor host:port\n",
+        )
+
+    def test_the_listing_is_bounded(self, pharox: Pharox) -> None:
+        """After fifty bad entries only their number is told."""
+        outcome = pharox("import", "-", "--pool", "p", stdin="nonsense\n" * 60)
+        lines = outcome.err.splitlines()
+        assert (len(lines), lines[-1]) == (51, "... and 10 more")
+        assert "60 bad" in outcome.out
+
+    def test_nothing_good_makes_no_pool(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """The pool is made when there is something to put into it."""
+        assert pharox("import", "-", "--pool", "p", stdin="nonsense").status == 1
+        assert storage.list_pools() == []
+
+    def test_a_source_that_breaks_off_keeps_what_came(
+        self, pharox: Pharox, tmp_path: Path, storage: PostgresStorage
+    ) -> None:
+        """Of a JSON file that was cut, the whole entries are imported."""
+        path = tmp_path / "cut.json"
+        path.write_text(json.dumps([entry(1), entry(2), entry(3)])[:-40])
+        outcome = pharox("import", path, "--pool", "p")
+        assert (outcome.status, outcome.out) == (1, "3 read: 2 new, 0 known already, 1 bad\n")
+        assert "entry 3 is cut off" in outcome.err
+        assert len(listed(storage, "p")) == 2
+
+    def test_passwords_are_not_shown(self, pharox: Pharox) -> None:
+        """No entry, good or bad, brings its password to the terminal or into the log."""
+        lines = f"http://ann:{SECRET}@192.0.2.1:80\nhttp://ann:{SECRET}@192.0.2.1\n{SECRET}"
+        for command in (
+            ("import", "-", "--pool", "p"),
+            ("proxies", "p"),
+            ("proxies", "p", "--json"),
+            ("log",),
+            ("log", "--json"),
+        ):
+            outcome = pharox(*command, stdin=lines)
+            assert SECRET not in outcome.out + outcome.err
+
+    @pytest.mark.parametrize("source", ["/no/such/file", "/"])
+    def test_a_source_that_cannot_be_read_is_one_sentence(
+        self, pharox: Pharox, source: str, storage: PostgresStorage
+    ) -> None:
+        """An unreadable source is told in one line, and nothing is written."""
+        outcome = pharox("import", source, "--pool", "p")
+        assert (outcome.status, outcome.out) == (1, "")
+        assert outcome.err.startswith(f"pharox: '{source}' cannot be read: ")
+        assert outcome.err.count("\n") == 1
+        assert list(storage.events()) == []
+
+
+class TestWriting:
+    def test_it_takes_one_transaction_a_batch(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """2,500 proxies are written in three transactions."""
+        lines = "\n".join(f"http://192.0.{n // 250}.{n % 250}:80" for n in range(2500))
+        assert "2500 new" in pharox("import", "-", "--pool", "p", stdin=lines).out
+        ((count,),) = run_sql(
+            storage.engine,
+            f"SELECT count(DISTINCT tx) FROM {storage.schema}.events "
+            "WHERE type = 'ProxyRegistered'",
+        )
+        assert count == 3
+
+    def test_the_options_hold_where_the_source_is_silent(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """Protocol, status, capacity and label come from the options."""
+        options = ("--protocol", "socks5", "--status", "inactive", "--max-concurrency", "3")
+        pharox("import", "-", "--pool", "p", *options, "--source", "mine", stdin="192.0.2.1:80")
+        (proxy,) = listed(storage, "p")
+        assert (proxy.protocol, proxy.status) == (ProxyProtocol.SOCKS5, ProxyStatus.INACTIVE)
+        assert (proxy.max_concurrency, proxy.source) == (3, "mine")
+
+    def test_the_format_can_be_named(self, pharox: Pharox) -> None:
+        """With --format the content is read as what it is said to be."""
+        outcome = pharox("import", "-", "--pool", "p", "--format", "csv", stdin="192.0.2.1:80")
+        reason = "the first line of the CSV names no columns host and port"
+        assert outcome == (1, "", f"pharox: {reason}\n")
+
+    def test_a_missing_key_is_told_before_anything_is_written(
+        self, pharox: Pharox, storage: PostgresStorage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without PHAROX_SECRET_KEY a password cannot be kept, so not even the pool is made."""
+        monkeypatch.delenv("PHAROX_SECRET_KEY")
+        lines = f"http://192.0.2.1:80\nhttp://ann:{SECRET}@192.0.2.1:80"
+        outcome = pharox("import", "-", "--pool", "p", stdin=lines)
+        assert (outcome.status, outcome.out) == (1, "")
+        assert "PHAROX_SECRET_KEY" in outcome.err
+        assert list(storage.events()) == []
+
+    def test_a_list_without_passwords_needs_no_key(
+        self, pharox: Pharox, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Beside proxies with passwords, those without are imported without the key."""
+        pharox("import", "-", "--pool", "p", stdin=f"http://ann:{SECRET}@192.0.2.1:80")
+        monkeypatch.delenv("PHAROX_SECRET_KEY")
+        assert "1 new" in pharox("import", "-", "--pool", "p", stdin="http://192.0.2.1:80").out
+
+    def test_a_pool_that_vanishes_meanwhile_is_made_again(
+        self, pharox: Pharox, storage: PostgresStorage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Between two batches the pool may be removed; the second one registers it anew."""
+        monkeypatch.setattr(importing, "BATCH", 1)
+        whole = PostgresStorage.import_proxies
+        calls = 0
+
+        def import_proxies(self: PostgresStorage, *batch: Any) -> int:
+            nonlocal calls
+            calls += 1
+            if calls == 3:
+                storage.delete_pool(str(batch[0]))
+            return whole(self, *batch)
+
+        monkeypatch.setattr(PostgresStorage, "import_proxies", import_proxies)
+        lines = "http://192.0.2.1:80\nhttp://192.0.2.2:80\nhttp://192.0.2.3:80"
+        assert "3 new" in pharox("import", "-", "--pool", "p", stdin=lines).out
+        assert len(listed(storage, "p")) == 2
+
+    def test_an_unknown_pool_is_refused_by_the_storage(self, storage: PostgresStorage) -> None:
+        """Only the command makes pools; the storage imports into those that there are."""
+        pool = ProxyPool(name="p")
+        proxy = Proxy(host="192.0.2.1", port=80, protocol=ProxyProtocol.HTTP, pool_id=pool.id)
+        with pytest.raises(PoolNotFoundError):
+            storage.import_proxies(pool.id, [proxy])
+
+
+class TestProgress:
+    def test_a_terminal_sees_a_bar_and_the_result_stays_clean(
+        self, database_url: str, tmp_path: Path
+    ) -> None:
+        """A progress bar is drawn on standard error if that is a terminal, and only there."""
+        path = tmp_path / "list"
+        path.write_text("http://192.0.2.1:80\n")
+        terminal, other_end = pty.openpty()
+        code = "import sys; from pharox.cli import main; sys.exit(main())"
+        with subprocess.Popen(
+            [sys.executable, "-c", code, "import", str(path), "--pool", "p"],
+            stdout=subprocess.PIPE,
+            stderr=other_end,
+            env={**os.environ, "PHAROX_DATABASE_URL": database_url, "TERM": "xterm"},
+        ) as process:
+            os.close(other_end)
+            assert b"20/20 bytes" in everything_from(terminal)
+            out, _ = process.communicate()
+        assert (process.returncode, out) == (0, b"1 read: 1 new, 0 known already, 0 bad\n")
+
+
+def everything_from(terminal: int) -> bytes:
+    """Return what a terminal was sent until the last writer closed it, and close it too."""
+    seen = b""
+    try:
+        while piece := os.read(terminal, 4096):
+            seen += piece
+    except OSError:  # On Linux this is how a terminal ends.
+        pass
+    os.close(terminal)
+    return seen

@@ -1,0 +1,216 @@
+"""``pharox acquire`` and ``pharox release``, as a shell script uses them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from uuid import uuid4
+
+import pytest
+
+from pharox import LeaseStatus, Proxy
+from pharox.cli import leasing
+from pharox.models import ProxyCredentials, ProxyStatus
+from pharox.storage.postgres import PostgresStorage
+from tests.conftest import SECRET_KEY, fill, types_of
+
+from .conftest import Pharox
+
+SECRET = "s3 cret"
+
+
+class TestAcquire:
+    def test_it_prints_the_lease_and_the_url(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """One line has the lease's id and the proxy's URL with the credentials, quoted."""
+        credentials = ProxyCredentials(user="ann", password=SECRET)
+        fill(storage, name="p", credentials=credentials)
+        outcome = pharox("acquire", "p")
+        lease_id, url = outcome.out.split()
+        assert (outcome.status, url) == (0, "http://ann:s3%20cret@10.0.0.0:8000")
+        lease = storage.get_lease(lease_id)
+        assert lease is not None
+        assert lease.status is LeaseStatus.ACTIVE
+
+    def test_json_has_all_of_the_lease(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """With --json the lease and the URL are one object."""
+        fill(storage, name="p")
+        (found,) = pharox(
+            "acquire", "p", "--consumer", "crawler", "--duration", "60.5", "--json"
+        ).objects
+        lease = storage.get_lease(found["id"])
+        assert lease is not None
+        assert (found["url"], found["consumer_name"]) == ("http://10.0.0.0:8000", "crawler")
+        assert (lease.expires_at - lease.acquired_at).total_seconds() == 60.5
+        assert found["fencing_token"] == lease.fencing_token
+
+    @pytest.mark.parametrize(
+        ("options", "reason"),
+        [
+            (["nowhere"], "no pool is named 'nowhere'"),
+            (["empty"], "pool 'empty' has no proxies"),
+            (["p", "--country", "AR"], "no proxy of pool 'p' matches the filters"),
+            (["sick"], "no proxy of pool 'sick' that would do is healthy"),
+            (["taken"], "every proxy of pool 'taken' that would do is leased to its limit"),
+        ],
+    )
+    def test_a_miss_is_a_sentence_that_says_why(
+        self, pharox: Pharox, storage: PostgresStorage, options: list[str], reason: str
+    ) -> None:
+        """Each reason of a miss has its sentence, and the exit status is 1."""
+        fill(storage, 0, name="empty")
+        fill(storage, name="p", country="SE")
+        fill(storage, name="sick", status=ProxyStatus.INACTIVE)
+        fill(storage, name="taken")
+        assert pharox("acquire", "taken").status == 0
+        assert pharox("acquire", *options) == (1, "", f"pharox: {reason}\n")
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("country", "AR"), ("city", "X"), ("source", "a"), ("isp", "Net"), ("asn", 64500)],
+    )
+    def test_each_filter_is_an_option(
+        self, pharox: Pharox, storage: PostgresStorage, name: str, value: object
+    ) -> None:
+        """Only a proxy that matches the options is leased."""
+        pool, _ = fill(storage, name="p")
+        proxy = Proxy(
+            host="wanted.example",
+            port=80,
+            protocol="http",
+            pool_id=pool.id,
+            status=ProxyStatus.ACTIVE,
+            max_concurrency=1,
+            **{name: value},
+        )
+        storage.save_proxy(proxy)
+        option = (f"--{name}", value)
+        assert "wanted.example" in pharox("acquire", "p", *option).out
+        assert pharox("acquire", "p", *option).status == 1
+
+    def test_the_selector_is_an_option(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """With round_robin every proxy has its turn."""
+        fill(storage, 3, name="p", max_concurrency=None)
+        urls = {pharox("acquire", "p", "--selector", "round_robin").out.split()[1] for _ in "123"}
+        assert len(urls) == 3
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            ["--duration", "0"],
+            ["--duration", "-1"],
+            ["--duration", "nan"],
+            ["--duration", "x"],
+            ["--asn", "-1"],
+            ["--selector", "best"],
+            ["--consumer", " "],
+            ["--country", "\udcff"],
+        ],
+    )
+    def test_what_makes_no_sense_is_refused(
+        self, pharox: Pharox, storage: PostgresStorage, options: list[str]
+    ) -> None:
+        """An impossible option is told in one line with exit status 2, and nothing is recorded."""
+        fill(storage, name="p")
+        before = types_of(storage)
+        outcome = pharox("acquire", "p", *options)
+        assert (outcome.status, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+        assert types_of(storage) == before
+
+    def test_a_lease_that_cannot_be_told_is_given_back(
+        self, pharox: Pharox, storage: PostgresStorage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without the key the URL cannot be shown, so the lease is released at once."""
+        credentials = ProxyCredentials(user="ann", password=SECRET)
+        fill(storage, name="p", credentials=credentials)
+        monkeypatch.delenv("PHAROX_SECRET_KEY")
+        outcome = pharox("acquire", "p")
+        assert (outcome.status, outcome.out) == (1, "")
+        assert "PHAROX_SECRET_KEY" in outcome.err
+        assert types_of(storage)[-2:] == ["LeaseAcquired", "LeaseReleased"]
+
+    def test_an_interrupted_hand_over_gives_it_back_too(
+        self, pharox: Pharox, storage: PostgresStorage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Ctrl-C between the lease and its printing leaves nothing held."""
+
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(leasing, "_hand_over", interrupted)
+        fill(storage, name="p")
+        assert pharox("acquire", "p") == (130, "", "")
+        assert types_of(storage)[-1] == "LeaseReleased"
+
+    def test_a_lease_that_nobody_reads_is_given_back(
+        self, storage: PostgresStorage, database_url: str
+    ) -> None:
+        """If the reader of its output is gone, the command ends quietly and holds nothing."""
+        fill(storage, name="p")
+        reading, writing = os.pipe()
+        os.close(reading)
+        environment = {
+            **os.environ,
+            "PHAROX_DATABASE_URL": database_url,
+            "PHAROX_SECRET_KEY": SECRET_KEY,
+        }
+        code = "import sys; from pharox.cli import main; sys.exit(main())"
+        done = subprocess.run(
+            [sys.executable, "-c", code, "acquire", "p"],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            env=environment,
+            check=False,
+        )
+        os.close(writing)
+        assert (done.returncode, done.stderr) == (141, b"")
+        assert types_of(storage)[-1] == "LeaseReleased"
+
+
+class TestRelease:
+    def test_it_gives_the_lease_back(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """The lease ends, and the log has the reason."""
+        fill(storage, name="p")
+        lease_id = pharox("acquire", "p").out.split()[0]
+        outcome = pharox("release", lease_id, "--reason", "page fetched")
+        assert outcome.status == 0
+        assert outcome.out.startswith(f"{lease_id} released after ")
+        *_, event = storage.events()
+        assert (event.type, getattr(event, "reason", None)) == ("LeaseReleased", "page fetched")
+
+    def test_json_has_the_lease_as_it_ended(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """With --json the ended lease is one object."""
+        fill(storage, name="p")
+        lease_id = pharox("acquire", "p").out.split()[0]
+        (lease,) = pharox("release", lease_id, "--json").objects
+        assert (lease["id"], lease["status"]) == (lease_id, "released")
+        assert lease["released_at"] is not None
+
+    def test_a_second_release_fails(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """A lease that was released already is told so, and nothing is appended."""
+        fill(storage, name="p")
+        lease_id = pharox("acquire", "p").out.split()[0]
+        pharox("release", lease_id)
+        before = types_of(storage)
+        outcome = pharox("release", lease_id)
+        assert (outcome.status, outcome.out) == (1, "")
+        assert outcome.err.startswith(f"pharox: lease {lease_id} had been released already, at 2")
+        assert outcome.err.count("\n") == 1
+        assert types_of(storage) == before
+
+    def test_a_late_release_fails(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """A lease that ran out is told so."""
+        fill(storage, name="p")
+        lease_id = pharox("acquire", "p", "--duration", "0.001").out.split()[0]
+        outcome = pharox("release", lease_id)
+        assert outcome.status == 1
+        assert f"lease {lease_id} had run out already, at 2" in outcome.err
+
+    def test_an_unknown_lease_fails(self, pharox: Pharox) -> None:
+        """An id that no lease has is told so; what is no id is a wrong use of the command."""
+        lease_id = uuid4()
+        outcome = pharox("release", lease_id)
+        assert outcome == (1, "", f"pharox: no lease has the id {lease_id}\n")
+        assert pharox("release", "x").status == 2

@@ -1,0 +1,202 @@
+"""``pharox log`` and ``pharox prune``."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from pharox import InvalidInputError, ProxyPool, ProxyStatus
+from pharox.cli.checking import moment_before
+from pharox.models import HealthCheckResult, ProxyProtocol, SelectorStrategy
+from pharox.storage.postgres import PostgresStorage
+from tests.conftest import clock_of, fill, types_of
+
+from .conftest import Pharox
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def lead_a_life(storage: PostgresStorage, pharox: Pharox) -> None:
+    """Do one thing of every kind that there is an event for."""
+    pool, (proxy, *_) = fill(storage, 2, name="a pool", country="AR")
+    storage.save_pool(ProxyPool(id=pool.id, name="a pool", lease_slow=True))
+    lease_id = pharox("acquire", "a pool", "--country", "AR").out.split()[0]
+    pharox("release", lease_id, "--reason", "done = yes")
+    pharox("acquire", "a pool", "--duration", "0.001")
+    pharox("acquire", "nowhere")
+    storage.cleanup_expired_leases()
+    storage.find_available_proxy("a pool", selector=SelectorStrategy.ROUND_ROBIN)
+    for status, age in ((ProxyStatus.SLOW, 0), (ProxyStatus.ACTIVE, 9)):
+        storage.apply_health_check_result(
+            HealthCheckResult(
+                proxy_id=proxy.id,
+                status=status,
+                latency_ms=2500,
+                protocol=ProxyProtocol.HTTP,
+                checked_at=datetime.now(UTC) - timedelta(hours=age),
+            )
+        )
+    storage.save_proxy(proxy.model_copy(update={"max_concurrency": None}))
+    storage.delete_pool(str(pool.id))
+
+
+class TestLog:
+    def test_every_event_is_one_line(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """Each line has position, time and type, and names the pool even after its removal."""
+        lead_a_life(storage, pharox)
+        events = list(storage.events())
+        lines = pharox("log").out.splitlines()
+        assert [line.split()[0] for line in lines] == [str(event.position) for event in events]
+        assert [line.split()[2] for line in lines] == [event.type for event in events]
+        assert len({event.type for event in events}) == 13
+        for event, line in zip(events, lines, strict=True):
+            assert ('pool="a pool"' in line) == (event.pool_id.int != 0)
+
+    @pytest.mark.parametrize(
+        ("type_", "facts"),
+        [
+            ("PoolChanged", "lease_slow=yes"),
+            ("ProxyRegistered", "address=http://10.0.0.0:8000 status=active max_concurrency=1"),
+            ("ProxyChanged", "max_concurrency=1->-"),
+            ("LeaseAcquired", "leases=0->1 expires_at=2"),
+            ("LeaseAcquired", 'selector=first_available filters={"country":"AR"}'),
+            ("LeaseReleased", 'reason="done = yes"'),
+            ("LeaseReleased", "leases=1->0 held=0."),
+            ("LeaseExpired", "leases=1->0 held="),
+            ("AcquireMissed", "pool=nowhere consumer=default reason=unknown_pool"),
+            ("CursorMoved", "selector=round_robin"),
+            ("HealthChecked", "status=active->slow latency_ms=2500"),
+            ("HealthChecked", "applied=no"),
+        ],
+    )
+    def test_a_line_has_the_facts_that_matter(
+        self, pharox: Pharox, storage: PostgresStorage, type_: str, facts: str
+    ) -> None:
+        """What an event changed and why stands in its line."""
+        lead_a_life(storage, pharox)
+        assert facts in pharox("log", "--type", type_).out
+
+    def test_json_is_the_whole_event(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """With --json each event is one object with all of its facts."""
+        lead_a_life(storage, pharox)
+        expected = [event.model_dump(mode="json") for event in storage.events()]
+        assert pharox("log", "--json").objects == expected
+
+    def test_it_can_begin_later_and_end_earlier(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """--after skips the positions up to there, and --limit counts what is shown."""
+        fill(storage, 5, name="p")
+        positions = [event.position for event in storage.events()]
+        shown = pharox("log", "--after", positions[1], "--limit", "2", "--json").objects
+        assert [event["position"] for event in shown] == positions[2:4]
+
+    def test_it_can_be_of_one_pool_and_type(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """--pool and --type leave out all others; --type may be repeated."""
+        for name in ("one", "two"):
+            fill(storage, 1, name=name)
+            pharox("acquire", name)
+        pharox("acquire", "typo")
+        of_one = pharox("log", "--pool", "one", "--json").objects
+        assert [event["type"] for event in of_one] == [
+            "PoolRegistered",
+            "ProxyRegistered",
+            "LeaseAcquired",
+        ]
+        types = ("--type", "LeaseAcquired", "--type", "AcquireMissed")
+        assert [event["type"] for event in pharox("log", *types, "--json").objects] == [
+            "LeaseAcquired",
+            "LeaseAcquired",
+            "AcquireMissed",
+        ]
+        assert "reason=unknown_pool" in pharox("log", "--pool", "typo").out
+
+    def test_an_unknown_type_is_refused(self, pharox: Pharox) -> None:
+        """A type that no event has is told with those that there are."""
+        outcome = pharox("log", "--type", "LeaseLost")
+        assert outcome.status == 2
+        assert "LeaseReleased" in outcome.err
+
+    def test_following_shows_what_comes(
+        self, pharox: Pharox, storage: PostgresStorage, database_url: str
+    ) -> None:
+        """With --follow an event is shown when it is committed, until Ctrl-C."""
+        fill(storage, 1, name="p")
+        code = "import sys; from pharox.cli import main; sys.exit(main())"
+        command = [sys.executable, "-c", code, "log", "--follow", "--after", "0", "--json"]
+        environment = {**os.environ, "PHAROX_DATABASE_URL": database_url}
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            types = [json.loads(process.stdout.readline())["type"] for _ in range(2)]
+            pharox("acquire", "p")
+            types += [json.loads(process.stdout.readline())["type"] for _ in range(2)]
+            process.send_signal(signal.SIGINT)
+            assert process.wait() == 130
+            assert process.stderr.read() == b""
+        assert types == types_of(storage)
+
+    def test_following_ends_at_the_limit(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """--limit ends a --follow too."""
+        fill(storage, 3, name="p")
+        outcome = pharox("log", "--follow", "--after", "0", "--limit", "3")
+        assert (outcome.status, outcome.out.count("\n")) == (0, 3)
+
+
+class TestPrune:
+    def test_it_forgets_ended_leases_and_keeps_the_log(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """What ended before the moment leaves the read model, and a LeasesPruned joins the log."""
+        clock = clock_of(storage)
+        fill(storage, 1, name="p")
+        ended = []
+        for _ in range(2):
+            lease_id = pharox("acquire", "p").out.split()[0]
+            pharox("release", lease_id)
+            clock.advance(seconds=3600)
+            ended.append(lease_id)
+        before = types_of(storage)
+        outcome = pharox("prune", "--ended-before", "2026-01-01T00:30Z")
+        assert outcome == (0, "1 ended leases forgotten; their events stay in the log\n", "")
+        assert [storage.get_lease(lease_id) is None for lease_id in ended] == [True, False]
+        assert types_of(storage) == [*before, "LeasesPruned"]
+
+    @pytest.mark.parametrize(
+        ("text", "moment"),
+        [
+            ("30d", NOW - timedelta(days=30)),
+            ("12h", NOW - timedelta(hours=12)),
+            ("5m", NOW - timedelta(minutes=5)),
+            ("90s", NOW - timedelta(seconds=90)),
+            (" 2w ", NOW - timedelta(weeks=2)),
+            ("2026-01-31T12:00Z", datetime(2026, 1, 31, 12, tzinfo=UTC)),
+            ("2026-01-31T12:00:00+02:00", datetime(2026, 1, 31, 10, tzinfo=UTC)),
+        ],
+    )
+    def test_a_moment_is_a_date_or_a_span(self, text: str, moment: datetime) -> None:
+        """ISO 8601 with a zone is that moment; a number and a unit is so long before now."""
+        assert moment_before(text, NOW) == moment
+
+    @pytest.mark.parametrize(
+        "text", ["", "30", "d", "-3d", "1y", "tomorrow", "2026-13-01T00:00Z", "99999999999w"]
+    )
+    def test_what_is_neither_is_refused(self, text: str) -> None:
+        """Anything else is no moment."""
+        with pytest.raises(InvalidInputError, match="is no moment"):
+            moment_before(text, NOW)
+
+    @pytest.mark.parametrize("text", ["2026-01-31", "2026-01-31T12:00"])
+    def test_a_date_needs_a_zone(self, pharox: Pharox, text: str) -> None:
+        """A moment without a time zone could be two, so it is refused."""
+        outcome = pharox("prune", "--ended-before", text)
+        assert (outcome.status, outcome.out) == (2, "")
+        assert "has no time zone" in outcome.err

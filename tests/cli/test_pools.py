@@ -1,0 +1,109 @@
+"""``pharox pools``, ``proxies`` and ``stats``."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from pharox import ProxyPool
+from pharox.models import ProxyCredentials
+from pharox.storage.postgres import PostgresStorage
+from tests.conftest import fill
+
+from .conftest import Pharox
+
+
+class TestPools:
+    def test_they_are_listed_by_name(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """Every pool has a row with its whole id."""
+        pools = [ProxyPool(name=name, description=f"{name}!") for name in ("b", "a")]
+        for pool in pools:
+            storage.save_pool(pool)
+        header, *rows = pharox("pools").out.splitlines()
+        assert header.split()[:2] == ["pool", "id"]
+        assert [row.split() for row in rows] == [
+            [pool.name, str(pool.id), "no", pool.description] for pool in reversed(pools)
+        ]
+        assert [p["id"] for p in pharox("pools", "--json").objects] == [
+            str(pool.id) for pool in reversed(pools)
+        ]
+
+    def test_one_can_be_added(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """``pools add`` registers a pool with its options, and not twice."""
+        outcome = pharox("pools", "add", "p", "--lease-slow", "--description", "for tests")
+        pool = storage.get_pool(outcome.out.strip())
+        assert (pool.name, pool.lease_slow, pool.description) == ("p", True, "for tests")
+        again = pharox("pools", "add", "p")
+        assert again == (1, "", "pharox: another pool is named 'p'\n")
+
+    @pytest.mark.parametrize("command", ["pools", "stats"])
+    def test_none_is_no_failure(self, pharox: Pharox, command: str) -> None:
+        """Without pools the result is empty, and a remark says what to do."""
+        outcome = pharox(command)
+        assert (outcome.status, outcome.out) == (0, "")
+        assert "there are no pools yet" in outcome.err
+        assert pharox(command, "--json") == (0, "", "")
+
+
+class TestProxies:
+    def test_each_has_a_row_without_credentials(
+        self, pharox: Pharox, storage: PostgresStorage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Proxies are listed without their credentials, so no key is needed."""
+        credentials = ProxyCredentials(user="ann", password="s3cret")
+        _, proxies = fill(storage, 3, name="p", credentials=credentials, country="AR")
+        monkeypatch.delenv("PHAROX_SECRET_KEY")
+        plain, as_json = pharox("proxies", "p"), pharox("proxies", "p", "--json")
+        ids = sorted(str(proxy.id) for proxy in proxies)
+        assert [line.split()[0] for line in plain.out.splitlines()[1:]] == ids
+        assert [proxy["id"] for proxy in as_json.objects] == ids
+        assert "credentials" not in as_json.objects[0]
+        assert "s3cret" not in plain.out + as_json.out
+        assert "ann" not in plain.out + as_json.out
+
+    def test_nothing_is_cut(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """Into a pipe every row goes whole, without colours."""
+        host, isp = "h" * 200, "I" * 300
+        _, proxies = fill(storage, 1, name="p", isp=isp, city="São Paulo 東京")
+        storage.save_proxy(proxies[0].model_copy(update={"host": host}))
+        out = pharox("proxies", "p").out
+        assert f"http://{host}:8000" in out
+        assert isp in out
+        assert "São Paulo 東京" in out
+        assert "\x1b" not in out
+
+    def test_an_unknown_pool_fails(self, pharox: Pharox) -> None:
+        """A pool that is not there is told so."""
+        assert pharox("proxies", "p") == (1, "", "pharox: no pool is named 'p'\n")
+
+
+class TestStats:
+    def test_every_pool_is_in_numbers(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """The numbers are those of the storage."""
+        fill(storage, 3, name="p")
+        pharox("acquire", "p")
+        assert pharox("stats").out.splitlines()[1].split() == ["p", "3", "3", "2", "1", "1"]
+        (found,) = pharox("stats", "--json").objects
+        stats = storage.get_pool_stats("p")
+        assert stats is not None
+        assert {**found, "collected_at": None} == {
+            **stats.model_dump(mode="json"),
+            "collected_at": None,
+        }
+
+    def test_watching_goes_on_until_interrupted(
+        self, pharox: Pharox, storage: PostgresStorage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With --watch the numbers are printed again and again, and Ctrl-C ends it."""
+        fill(storage, 1, name="p")
+        pauses: list[float] = []
+
+        def sleep(seconds: float) -> None:
+            pauses.append(seconds)
+            if len(pauses) == 3:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(time, "sleep", sleep)
+        outcome = pharox("stats", "--watch", "--every", "7", "--json")
+        assert (outcome.status, pauses, len(outcome.objects)) == (130, [7, 7, 7], 3)

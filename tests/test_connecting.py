@@ -1,0 +1,146 @@
+"""connect: which database is meant, and what its engine can take."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from sqlalchemy import make_url, text
+
+from pharox import connect
+from pharox.embedded import start
+from pharox.errors import DatabaseUnavailableError, InvalidInputError
+
+FORK = """
+import os, sys, warnings
+from sqlalchemy import make_url, text
+import pharox
+
+storage = pharox.connect(sys.argv[1])
+
+def backend():
+    with storage.engine.connect() as connection:
+        return connection.execute(text("SELECT pg_backend_pid()")).scalar()
+
+parents = backend()
+child = os.fork()
+if child == 0:
+    assert backend() != parents, "the child uses its parent's connection"
+    sys.exit()
+assert os.waitpid(child, 0)[1] == 0
+assert backend() == parents, "the parent lost its connection to the child"
+storage.close()
+"""
+
+
+class TestUrl:
+    @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
+    def test_every_way_to_write_postgresql_is_understood(self, scheme: str) -> None:
+        """URLs of libpq, of hosting providers and of SQLAlchemy name the same database."""
+        url = connect(f"{scheme}://me:secret@host:5433/db?sslmode=require").engine.url
+        assert url.render_as_string(hide_password=False) == (
+            "postgresql+psycopg://me:secret@host:5433/db?sslmode=require"
+        )
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "",
+            "nonsense-s3cret",
+            "host=db password=s3cret",
+            "postgresql://me:s3cret@host:port/db",
+            "postgresql://me:s3@s3cret@host/db",
+            "postgresql+psycopg2://me:s3cret@host/db",
+            "postgresql+asyncpg://me:s3cret@host/db",
+            "mysql://me:s3cret@host/db",
+        ],
+    )
+    def test_another_url_is_refused_without_repeating_it(self, url: str) -> None:
+        """The error says what a URL looks like, and neither it nor its cause has the password."""
+        with pytest.raises(InvalidInputError, match="postgresql://user:password@host") as caught:
+            connect(url)
+        error: BaseException | None = caught.value
+        while error is not None:
+            assert "s3cret" not in str(error)
+            error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+    def test_no_password_shows(self) -> None:
+        """A password is hidden in a storage's repr, even one among the URL's parameters."""
+        for url in ("postgresql://me:s3cret@host/db", "postgresql://me@host/db?password=s3cret"):
+            storage = connect(url)
+            assert "s3cret" not in repr(storage) + repr(storage.engine)
+            assert storage.engine.url.password == "s3cret"
+
+    def test_an_unreachable_server_is_named_without_the_password(self) -> None:
+        """That nobody listens is one of our errors, and it keeps the password."""
+        storage = connect("postgresql://me:s3cret@127.0.0.1:1/db")
+        with pytest.raises(DatabaseUnavailableError, match=r"127\.0\.0\.1") as caught:
+            storage.schema_version()
+        assert "s3cret" not in f"{caught.value} {caught.value.__cause__}"
+
+
+class TestChoice:
+    def test_the_environment_names_the_database(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """PHAROX_DATABASE_URL is used when no URL is given, and not when one is."""
+        monkeypatch.setenv("PHAROX_DATABASE_URL", "postgresql://host/from_environment")
+        assert connect().engine.url.database == "from_environment"
+        assert connect("postgresql://host/given").engine.url.database == "given"
+
+    def test_without_any_url_it_is_the_embedded_server(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The server in the data folder is started, and its key file serves for the credentials."""
+        with tempfile.TemporaryDirectory(prefix="pharox-test-", dir="/tmp") as folder:
+            monkeypatch.delenv("PHAROX_DATABASE_URL", raising=False)
+            monkeypatch.setenv("PHAROX_DATA_DIR", folder)
+            storage = connect(schema="elsewhere")
+            try:
+                storage.upgrade_schema()
+                assert storage.schema == "elsewhere"
+                assert storage.schema_version() is not None
+                assert (Path(folder) / "secret.key").exists()
+            finally:
+                storage.close()
+                start(Path(folder)).close()
+
+
+class TestEngine:
+    def test_every_statement_is_its_own_transaction(self, empty_database_url: str) -> None:
+        """What was executed stands, without a commit."""
+        storage = connect(empty_database_url)
+        with storage.engine.connect() as connection:
+            connection.execute(text("CREATE TABLE made (id int)"))
+        with storage.engine.connect() as connection:
+            assert connection.execute(text("SELECT count(*) FROM made")).scalar() == 0
+        storage.close()
+
+    def test_the_schema_is_left_as_it_is(self, empty_database_url: str) -> None:
+        """Connecting upgrades nothing."""
+        storage = connect(empty_database_url)
+        assert storage.schema_version() is None
+        storage.close()
+
+    def test_our_sessions_can_be_told_apart(self, empty_database_url: str) -> None:
+        """pg_stat_activity shows pharox, unless the URL has another name."""
+        shown = "SELECT current_setting('application_name')"
+        url = make_url(empty_database_url).update_query_dict({"application_name": "mine"})
+        named = url.render_as_string(hide_password=False)
+        for url_text, name in ((empty_database_url, "pharox"), (named, "mine")):
+            storage = connect(url_text)
+            with storage.engine.connect() as connection:
+                assert connection.execute(text(shown)).scalar() == name
+            storage.close()
+
+    def test_a_forked_child_has_connections_of_its_own(self, empty_database_url: str) -> None:
+        """After a fork parent and child both go on, without a warning, each on its own."""
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", FORK, empty_database_url],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
