@@ -13,7 +13,7 @@ there was one.
 
 from __future__ import annotations
 
-from datetime import datetime
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 from uuid import UUID
 
@@ -48,7 +48,8 @@ class _Fact(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ProxyState(_Fact):
+@dataclass(frozen=True, slots=True)
+class ProxyState:
     """How a proxy stood: what leasing decides by."""
 
     status: ProxyStatus
@@ -67,7 +68,7 @@ class ProxyState(_Fact):
 
     def with_leases(self, leases: int) -> ProxyState:
         """Return this state with another number of leases."""
-        return ProxyState(status=self.status, leases=leases, max_concurrency=self.max_concurrency)
+        return ProxyState(self.status, leases, self.max_concurrency)
 
 
 class EventBase(_Fact):
@@ -298,8 +299,3 @@ def decode(columns: dict[str, Any], data: dict[str, Any]) -> Event:
 def data_of(event: EventBase) -> dict[str, Any]:
     """Return what an event holds beyond its envelope, as JSON values."""
     return event.model_dump(mode="json", exclude=set(ENVELOPE), exclude_none=True)
-
-
-def lease_ended_at(event: LeaseReleased | LeaseExpired) -> datetime:
-    """Return when a lease ended: when that was recorded."""
-    return event.recorded_at

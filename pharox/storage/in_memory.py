@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
@@ -84,6 +84,9 @@ for _projection in projections.ALL:
             known = _HANDLERS.get(_type, ())
             if _projection not in known:
                 _HANDLERS[_type] = (*known, _projection)
+
+
+_DESCRIBED = frozenset(ProxyRegistered.model_fields)
 
 
 class InMemoryStorage(IStorage):
@@ -184,7 +187,7 @@ class InMemoryStorage(IStorage):
             if row is not None and pool_id is not None and row.status == "active":
                 if row.expires_at > self._clock():
                     event = self._end(LeaseReleased, row, reason=reason)
-                    copy_ending(self._lease(lease.id), lease)
+                    lease.status, lease.released_at = LeaseStatus.RELEASED, event.recorded_at
                     stats = self._stats(pool_id, event) if with_stats else None
                     return Return(Ending(lease, stats, reason))
                 expired = self._expire(pool_id, with_stats=with_stats)
@@ -577,7 +580,7 @@ class InMemoryStorage(IStorage):
         facts: dict[str, Any] = {
             name: value
             for name, value in proxy.model_dump(exclude={"id", "pool_id", "credentials"}).items()
-            if name in ProxyRegistered.model_fields
+            if name in _DESCRIBED
         }
         facts["host"] = str(proxy.host)
         if proxy.credentials is not None:
@@ -620,7 +623,7 @@ class InMemoryStorage(IStorage):
                 pool_id=pool_id,
                 proxy_id=result.proxy_id,
                 before=before,
-                after=before.model_copy(update={"status": result.status}) if decides else before,
+                after=replace(before, status=result.status) if decides else before,
                 applied=newest,
                 status=result.status,
                 reachable=reachable,
@@ -645,11 +648,7 @@ class InMemoryStorage(IStorage):
 
     def _standing(self, pool_id: UUID, proxy_id: UUID) -> ProxyState:
         row: Availability = self._states["available_proxies"][proxy_id, pool_id]
-        return ProxyState(
-            status=ProxyStatus(row.status),
-            leases=row.current_leases,
-            max_concurrency=row.max_concurrency,
-        )
+        return ProxyState(ProxyStatus(row.status), row.current_leases, row.max_concurrency)
 
     def _proxy(self, proxy_id: UUID) -> Proxy:
         row = self._row(proxy_id)

@@ -57,20 +57,12 @@ def _exists(rows: Any) -> ColumnElement[bool]:
     return select(_ONE).select_from(rows).exists()
 
 
-def _pool_rule() -> tuple[CTE, CTE, CTE, CTE]:
-    """Return the pool, the consumer, what is due, and the rule that lets a lease be decided."""
-    pool = (
-        select(pools.c.name, pools.c.lease_slow)
-        .where(pools.c.id == POOL_ID, pools.c.name == parameter("pool_name"))
-        .cte("pool")
-        .prefix_with("MATERIALIZED")
-    )
-    consumer = (
-        select(consumers.c.id)
-        .where(consumers.c.name == parameter("consumer"))
-        .cte("consumer")
-        .prefix_with("MATERIALIZED")
-    )
+def _rule() -> CTE:
+    """Return what a lease of this pool is decided by: one row, or none if there is no such pool.
+
+    ``highest_rank`` is null, and so nothing can be leased, while the consumer is
+    not registered or an expired lease waits to be taken back.
+    """
     due = (
         select(_ONE)
         .where(
@@ -79,18 +71,25 @@ def _pool_rule() -> tuple[CTE, CTE, CTE, CTE]:
             leases.c.status == word("active"),
             leases.c.expires_at <= now,
         )
-        .limit(_ONE)
-        .cte("due")
-        .prefix_with("MATERIALIZED")
+        .exists()
     )
-    rule = (
-        select(pool.c.name, pool.c.lease_slow, consumer.c.id.label("consumer_id"))
-        .select_from(pool.join(consumer, true()))
-        .where(~_exists(due))
-        .cte("rule")
-        .prefix_with("MATERIALIZED")
+    consumer = consumers.c.name == parameter("consumer")
+    found = (
+        select(pools.c.name, pools.c.lease_slow, consumers.c.id.label("consumer_id"))
+        .add_columns(due.label("due"))
+        .select_from(pools.outerjoin(consumers, consumer))
+        .where(pools.c.id == POOL_ID, pools.c.name == parameter("pool_name"))
+        .subquery("found")
     )
-    return pool, consumer, due, rule
+    decidable = and_(found.c.consumer_id.is_not(None), ~found.c.due)
+    rank = case((decidable, cast(found.c.lease_slow, Integer)))
+    return select(found, rank.label("highest_rank")).cte("rule").prefix_with("MATERIALIZED")
+
+
+def _rank_rule() -> CTE:
+    """Return the part of :func:`_rule` that looking without leasing needs."""
+    rank = cast(pools.c.lease_slow, Integer).label("highest_rank")
+    return select(rank).where(pools.c.id == POOL_ID).cte("rule")
 
 
 def _granted(choice: CTE, rule: CTE) -> CTE:
@@ -114,10 +113,7 @@ def _granted(choice: CTE, rule: CTE) -> CTE:
 def _missed(choice: CTE, rule: CTE, shape: Shape | None) -> CTE:
     """Append the miss, if nothing was free in this statement's snapshot either."""
     match = matching(shape, (_ONE,))
-    healthy = case(
-        (rule.c.lease_slow, a.c.status.in_([word("active"), word("slow")])),
-        else_=a.c.status == word("active"),
-    )
+    healthy = or_(a.c.status == word("active"), and_(rule.c.lease_slow, a.c.status == word("slow")))
     reason = case(
         (~matching(None, (_ONE,)).exists(), word(MissReason.EMPTY_POOL)),
         (~match.exists(), word(MissReason.NO_MATCH)),
@@ -130,18 +126,14 @@ def _missed(choice: CTE, rule: CTE, shape: Shape | None) -> CTE:
         data=parameter("details", JSONB).concat(json_object(pool_name=rule.c.name, reason=reason)),
     )
     free = leasable(shape, highest_rank(rule)).with_only_columns(_ONE)
-    return append(select(*row).select_from(rule).where(~_exists(choice), ~free.exists()), "missed")
+    missed = select(*row).select_from(rule).where(rule.c.highest_rank.is_not(None))
+    return append(missed.where(~_exists(choice), ~free.exists()), "missed")
 
 
-def _result(
-    rule_parts: tuple[CTE, CTE, CTE, CTE],
-    appended: CTE,
-    missed: CTE | None,
-    stats: Select[Any] | None,
-) -> Select[Any]:
-    pool, consumer, due, _ = rule_parts
+def _result(rule: CTE, appended: CTE, missed: CTE | None, stats: Select[Any] | None) -> Select[Any]:
+    """Return what came of it: one row, also where nothing did."""
     one = select(_ONE.label("one")).subquery("one")
-    source = one.outerjoin(appended, true())
+    source = one.outerjoin(rule, true()).outerjoin(appended, true())
     miss_columns: tuple[ColumnElement[Any], ...]
     if missed is None:
         miss_columns = (cast(null(), Text).label("miss"),)
@@ -153,13 +145,13 @@ def _result(
         read_back = stats.subquery("counts")
         counts, source = tuple(read_back.c), source.outerjoin(read_back, true())
     return select(
-        _exists(pool).label("pool_known"),
-        _exists(due).label("due"),
+        rule.c.name.is_not(None).label("pool_known"),
+        rule.c.consumer_id,
+        rule.c.due,
         appended.c.position,
         appended.c.proxy_id,
         now.label("recorded_at"),
         _EXPIRES_AT.label("expires_at"),
-        select(consumer.c.id).scalar_subquery().label("consumer_id"),
         *miss_columns,
         *counts,
     ).select_from(source)
@@ -180,31 +172,29 @@ def acquire_statement(
     With ``among`` the choice is between the proxies of that parameter, and the
     caller records the miss.
     """
-    parts = _pool_rule()
-    rule = parts[3]
+    rule = _rule()
     choice = candidate(selector, None if among else shape, rule, wait=wait, among=among)
     appended = _granted(choice, rule)
     missed = _missed(choice, rule, shape) if wait and not among else None
-    return _acquiring(schema, parts, appended, missed, selector, with_stats=with_stats)
+    return _acquiring(schema, rule, appended, missed, selector, with_stats=with_stats)
 
 
 @lru_cache(maxsize=16)
 def lease_one_statement(schema: str) -> Statement:
     """Return the statement that leases the proxy ``proxy_id`` if it may be leased."""
-    parts = _pool_rule()
-    rule = parts[3]
+    rule = _rule()
     choice = (
         leasable(None, highest_rank(rule))
         .where(a.c.proxy_id == parameter("proxy_id", Uuid))
         .with_for_update(of=a)
         .cte("candidate")
     )
-    return _acquiring(schema, parts, _granted(choice, rule), None, None, with_stats=False)
+    return _acquiring(schema, rule, _granted(choice, rule), None, None, with_stats=False)
 
 
 def _acquiring(
     schema: str,
-    parts: tuple[CTE, CTE, CTE, CTE],
+    rule: CTE,
     appended: CTE,
     missed: CTE | None,
     selector: SelectorStrategy | None,
@@ -215,7 +205,7 @@ def _acquiring(
     turns = selector is SelectorStrategy.ROUND_ROBIN
     among = [p for p in ALL if turns or p is not SELECTOR_CURSORS]
     updated, stats = counted(appended, types, at_most_one=True)
-    result = _result(parts, appended, missed, stats if with_stats else None)
+    result = _result(rule, appended, missed, stats if with_stats else None)
     already = [updated] if with_stats else []
     folded = fold_into(result, appended, types, among, already=already, at_most_one=True)
     return compiled(folded, schema)
@@ -240,7 +230,7 @@ def page_statement(
     In the selector's order it pages through the free ones. ``by_id`` it pages
     through all, by key: a proxy that is there throughout is in one of the pages.
     """
-    rule = select(pools.c.lease_slow).where(pools.c.id == POOL_ID).cte("rule")
+    rule = _rank_rule()
     highest = highest_rank(rule)
     healthy = or_(
         a.c.status == word("active"),
@@ -276,7 +266,7 @@ def _order(selector: SelectorStrategy) -> tuple[ColumnElement[Any], ...]:
 @lru_cache(maxsize=256)
 def find_statement(schema: str, selector: SelectorStrategy, shape: Shape | None) -> Statement:
     """Return the query of the proxy that a selector offers; round-robin's turn moves on."""
-    rule = select(pools.c.lease_slow).where(pools.c.id == POOL_ID).cte("rule")
+    rule = _rank_rule()
     if selector is not SelectorStrategy.ROUND_ROBIN:
         highest = highest_rank(rule)
         found = proxy_rows().where(

@@ -13,7 +13,6 @@ from sqlalchemy import (
     CTE,
     ColumnElement,
     FromClause,
-    Integer,
     Select,
     Uuid,
     and_,
@@ -65,8 +64,8 @@ def matching(shape: Shape | None, columns: tuple[Any, ...]) -> Select[Any]:
 
 
 def highest_rank(rule: FromClause) -> ColumnElement[Any]:
-    """Return the highest rank that the pool leases: 1 if it leases SLOW proxies, else 0."""
-    return select(rule.c.lease_slow.cast(Integer)).scalar_subquery()
+    """Return the highest rank to lease: 1 in a pool that leases SLOW proxies, 0, or null."""
+    return select(rule.c.highest_rank).scalar_subquery()
 
 
 def candidate(
@@ -82,7 +81,7 @@ def candidate(
     Parameters
     ----------
     rule:
-        One row with the pool's ``lease_slow``, or no row, and then nothing is locked.
+        Has the ``highest_rank`` to lease; without one, nothing is locked.
     wait:
         Whether to wait for locked rows, in the order of ids.
     among:
@@ -111,7 +110,7 @@ def _cursor(rule: FromClause) -> CTE:
         .where(
             selector_cursors.c.pool_id == POOL_ID,
             selector_cursors.c.selector == word(ROUND_ROBIN),
-            select(_ONE).select_from(rule).exists(),
+            select(_ONE).where(rule.c.highest_rank.is_not(None)).exists(),
         )
         .with_for_update()
         .cte("cursor")

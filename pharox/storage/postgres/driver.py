@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psycopg
+from sqlalchemy import exc
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import DBAPIError
 
 from ...errors import DatabaseUnavailableError, SchemaError
 from .sql import Query
@@ -67,7 +67,11 @@ class Driver:
         """Lend a psycopg connection in autocommit mode, and say what went wrong in our words."""
         try:
             lent = self._engine.raw_connection()
-        except (DBAPIError, psycopg.OperationalError) as error:
+        except exc.TimeoutError as error:
+            raise DatabaseUnavailableError(
+                "all connections of the engine's pool are in use; give it as many as threads lease"
+            ) from error
+        except (exc.DBAPIError, psycopg.OperationalError) as error:
             raise DatabaseUnavailableError(f"no connection to the database: {error}") from error
         connection: psycopg.Connection[Any] = lent.driver_connection  # type: ignore[assignment]
         was_autocommit = connection.autocommit
