@@ -40,7 +40,7 @@ from ..events import (
     ProxyRemoved,
     ProxyState,
 )
-from ..ids import health_record_id, imported_proxy_id, uuid7
+from ..ids import imported_proxy_id, uuid7
 from ..models import (
     Consumer,
     HealthCheckResult,
@@ -70,6 +70,7 @@ from .interface import (
     copy_ending,
     id_from_text,
     log_late_release,
+    record_of_check,
     result_of_record,
 )
 from .pool_index import PoolIndex
@@ -392,7 +393,7 @@ class InMemoryStorage(IStorage):
         with self._lock:
             checks = list(self._checks.get(proxy_id, ()))
         checks.sort(key=lambda event: (event.checked_at, event.position), reverse=True)
-        return [_record_from_event(event) for event in checks[:limit]]
+        return [record_of_check(event) for event in checks[:limit]]
 
     # The log
 
@@ -696,20 +697,6 @@ def _lease_from_row(row: LeaseRow) -> Lease:
         expires_at=row.expires_at,
         released_at=row.released_at,
         fencing_token=row.fencing_token,
-    )
-
-
-def _record_from_event(event: HealthChecked) -> ProxyHealthRecord:
-    return ProxyHealthRecord(
-        id=health_record_id(event.proxy_id, event.position),
-        proxy_id=event.proxy_id,
-        checked_at=event.checked_at,
-        reachable=event.reachable,
-        latency_ms=event.latency_ms,
-        protocol=event.protocol,
-        status_before=event.before.status,
-        status_after=event.after.status,
-        error=event.error,
     )
 
 

@@ -13,8 +13,11 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 from uuid import UUID
 
+from ..events import EventBase, HealthChecked
+from ..ids import health_record_id
 from ..models import (
     HealthCheckResult,
     Lease,
@@ -294,6 +297,22 @@ def result_of_record(record: ProxyHealthRecord) -> HealthCheckResult:
         protocol=record.protocol,
         checked_at=record.checked_at,
         error_message=record.error,
+    )
+
+
+def record_of_check(event: EventBase) -> ProxyHealthRecord:
+    """Return a ``HealthChecked`` as the observation that it records."""
+    check = cast("HealthChecked", event)
+    return ProxyHealthRecord(
+        id=health_record_id(check.proxy_id, check.position),
+        proxy_id=check.proxy_id,
+        checked_at=check.checked_at,
+        reachable=check.reachable,
+        latency_ms=check.latency_ms,
+        protocol=check.protocol,
+        status_before=check.before.status,
+        status_after=check.after.status,
+        error=check.error,
     )
 
 

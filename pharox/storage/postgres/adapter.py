@@ -53,6 +53,7 @@ from ..interface import (
     copy_ending,
     id_from_text,
     log_late_release,
+    record_of_check,
     result_of_record,
 )
 from . import reading
@@ -351,7 +352,7 @@ class PostgresStorage(IStorage):
 
     def list_health_records(self, proxy_id: UUID, limit: int = 100) -> Sequence[ProxyHealthRecord]:
         rows = self._rows(reading.health_records_statement, proxy_id=proxy_id, limit=limit)
-        return [reading.record_from_row(row) for row in rows]
+        return [record_of_check(event_from_row(row)) for row in rows]
 
     # The log
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
-from typing import cast as cast_type
 
 from sqlalchemy import (
     BigInteger,
@@ -24,7 +23,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by
 
-from pharox.log import event_from_row, events
+from pharox.log import events
 from projections.available_proxies import available_proxies
 from projections.leases import leases
 from projections.pool_stats import COUNTS, pool_stats
@@ -32,14 +31,11 @@ from projections.pools import pools
 from projections.proxies import proxies
 from projections.proxy_health import proxy_health
 
-from ...events import HealthChecked
-from ...ids import health_record_id
 from ...models import (
     HealthCheckResult,
     Lease,
     PoolStatsSnapshot,
     Proxy,
-    ProxyHealthRecord,
     ProxyPool,
 )
 from .sql import POOL_ID, PROXY_ID, Statement, compiled, now, parameter, word
@@ -109,22 +105,6 @@ def health_from_row(row: Mapping[str, Any]) -> HealthCheckResult:
     fields = {name: row[name] for name in row.keys() - {"pool_id", "error"}}
     fields["latency_ms"] = row["latency_ms"] or 0
     return HealthCheckResult(**fields, error_message=row["error"])
-
-
-def record_from_row(row: Mapping[str, Any]) -> ProxyHealthRecord:
-    """Return the observation in a HealthChecked's row of the log."""
-    event = cast_type("HealthChecked", event_from_row(row))
-    return ProxyHealthRecord(
-        id=health_record_id(event.proxy_id, event.position),
-        proxy_id=event.proxy_id,
-        checked_at=event.checked_at,
-        reachable=event.reachable,
-        latency_ms=event.latency_ms,
-        protocol=event.protocol,
-        status_before=event.before.status,
-        status_after=event.after.status,
-        error=event.error,
-    )
 
 
 def _statement(query: Callable[[], Select[Any]]) -> Callable[[str], Statement]:
