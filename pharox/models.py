@@ -24,6 +24,7 @@ from pydantic import (
     ConfigDict,
     Field,
     IPvAnyAddress,
+    PrivateAttr,
     SecretStr,
     field_validator,
     model_validator,
@@ -31,6 +32,12 @@ from pydantic import (
 
 from .errors import InvalidInputError, InvalidLeaseError
 from .geo import same_coordinate, within_radius
+
+MAX_NAME_LENGTH = 500
+"""Of pools, consumers and hosts; an index holds no more than a few thousand bytes."""
+
+MAX_FILTER_DEPTH = 50
+"""How deep filters may nest."""
 
 MAX_DURATION_S = 100 * 365 * 86_400
 """The longest lease: a hundred years, which every storage's calendar can hold."""
@@ -42,7 +49,13 @@ def utc_now() -> datetime:
 
 
 def _in_utc(moment: datetime) -> datetime:
-    return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+    try:
+        in_utc = moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("a moment must lie between the years 1900 and 9000") from error
+    if not 1900 <= in_utc.year <= 9000:  # what every storage's calendar can hold, in any zone
+        raise ValueError("a moment must lie between the years 1900 and 9000")
+    return in_utc
 
 
 def check_text(value: str) -> str:
@@ -67,6 +80,8 @@ def check_name(value: str, what: str) -> str:
     """Return a pool's or a consumer's name if it is one, else raise :class:`InvalidInputError`."""
     if not isinstance(value, str) or not value.strip():
         raise InvalidInputError(f"a {what} name cannot be empty", name=value)
+    if len(value) > MAX_NAME_LENGTH:
+        raise InvalidInputError(f"a {what} name has at most {MAX_NAME_LENGTH} characters")
     return check_text(value)
 
 
@@ -99,7 +114,7 @@ MaxConcurrency = Annotated[int, Field(gt=0, le=2**31 - 1)]
 
 
 class ProxyStatus(StrEnum):
-    """What is known of a proxy's health. Only a person sets and lifts BANNED."""
+    """What is known of a proxy's health. Only a person lifts BANNED."""
 
     ACTIVE = "active"
     INACTIVE = "inactive"
@@ -168,6 +183,8 @@ class ProxyCredentials(BaseModel):
 def _check_host(host: Any) -> Any:
     if isinstance(host, str):
         check_text(host)
+        if len(host) > MAX_NAME_LENGTH:
+            raise ValueError(f"a host has at most {MAX_NAME_LENGTH} characters")
         if not host or any(c.isspace() or c in "/@:?#[]" or not c.isprintable() for c in host):
             raise ValueError(
                 "a host is a name or an address, without spaces or any of / @ : ? # [ ]"
@@ -271,8 +288,8 @@ class HealthCheckResult(BaseModel):
     status: ProxyStatus
     latency_ms: int = Field(ge=0, le=2**31 - 1)
     protocol: ProxyProtocol
-    attempts: int = Field(default=1, ge=1)
-    status_code: int | None = None
+    attempts: int = Field(default=1, ge=1, le=2**31 - 1)
+    status_code: int | None = Field(default=None, ge=0, le=2**31 - 1)
     checked_at: UtcDatetime = Field(default_factory=utc_now)
     error_message: Text | None = None
 
@@ -314,6 +331,8 @@ class ProxyFilters(BaseModel):
     none_of: list[ProxyFilters] | None = None
     predicate: Callable[[Proxy], bool] | None = Field(default=None, repr=False)
 
+    _depth: int = PrivateAttr(default=1)
+
     @field_validator("all_of", "any_of", "none_of", mode="before")
     @classmethod
     def _drop_absent_children(cls, children: Any) -> Any:
@@ -328,6 +347,13 @@ class ProxyFilters(BaseModel):
             raise ValueError("latitude and longitude must be provided together")
         if self.radius_km is not None and self.latitude is None:
             raise ValueError("latitude and longitude must be provided when radius_km is set")
+        return self
+
+    @model_validator(mode="after")
+    def _depth_is_bounded(self) -> Self:
+        self._depth = 1 + max((child._depth for child in self.children()), default=0)
+        if self._depth > MAX_FILTER_DEPTH:
+            raise ValueError(f"filters may be nested {MAX_FILTER_DEPTH} deep")
         return self
 
     def matches(self, proxy: Proxy) -> bool:
@@ -467,6 +493,11 @@ class RetryConfig:
     max_backoff_seconds: float | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.max_attempts, bool) or not isinstance(self.max_attempts, int):
+            raise ValueError("max_attempts must be a whole number.")
+        for name in ("backoff_seconds", "backoff_multiplier", "max_backoff_seconds"):
+            if not isinstance(getattr(self, name), int | float | None):
+                raise ValueError(f"{name} must be a number.")
         if self.max_attempts < 1:
             raise ValueError("max_attempts must be at least 1.")
         if not (math.isfinite(self.backoff_seconds) and self.backoff_seconds >= 0):

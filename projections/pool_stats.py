@@ -20,6 +20,7 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     Select,
     SmallInteger,
+    Subquery,
     Table,
     Text,
     Uuid,
@@ -153,20 +154,25 @@ def _state_counts(events: Events, side: str) -> dict[str, ColumnElement[int]]:
     }
 
 
-def _add(events: Events, types: tuple[str, ...], names: tuple[str, ...]) -> UpdateBase:
+def changes(events: Events, types: tuple[str, ...], names: tuple[str, ...] = COUNTS) -> Subquery:
+    """Return by how much events of ``types`` change the counts of each pool."""
     after, before = _state_counts(events, "after"), _state_counts(events, "before")
-    changes = events.grouped(
+    return events.grouped(
         select(
             events.c.pool_id,
             *(total(events, after[name] - before[name]).label(name) for name in names),
         ).where(of_type(events, *types)),
         events.c.pool_id,
     )
+
+
+def _add(events: Events, types: tuple[str, ...], names: tuple[str, ...]) -> UpdateBase:
+    change = changes(events, types, names)
     return (
         update(pool_stats)
-        .values({name: pool_stats.c[name] + changes.c[name] for name in names})
+        .values({name: pool_stats.c[name] + change.c[name] for name in names})
         .where(
-            pool_stats.c.pool_id == changes.c.pool_id,
+            pool_stats.c.pool_id == change.c.pool_id,
             pool_stats.c.slot == bindparam("slot", type_=SmallInteger),
         )
     )

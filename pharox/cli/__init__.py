@@ -27,4 +27,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print("pharox: the command line is an extra: pip install 'pharox[cli]'", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # while these were imported
+        return 130
     return run(app, sys.argv[1:] if arguments is None else arguments)

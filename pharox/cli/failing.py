@@ -30,6 +30,9 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for terminals that lack a letter
+    if sys.stdout is None:
+        say("standard output is closed")
+        return FAILURE
     command = typer.main.get_command(app)
     try:
         status = command.main(list(arguments), prog_name="pharox", standalone_mode=False)
@@ -45,6 +48,8 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
             raise
         sentence, status = told
         say(sentence)
+        if isinstance(error, OSError):
+            _drop_output()
     return status if isinstance(status, int) else 0
 
 
@@ -53,12 +58,13 @@ def _sentence(error: Exception) -> tuple[str, int] | None:
     match error:
         case typer.TyperException():
             return _of_usage(error), error.exit_code
-        case InvalidInputError() | InvalidLeaseError():
-            return str(error), USAGE
         case PharoxError():
-            return str(error), FAILURE
+            misused = isinstance(error, InvalidInputError | InvalidLeaseError)
+            return str(error), USAGE if misused else FAILURE
         case ValidationError():
             return "{}: {}".format(*complaint(error)), FAILURE
+        case OSError():
+            return f"the output cannot be written: {error.strerror or error}", FAILURE
         case _ if _is_of_driver(error):
             return f"the database refused: {error}", FAILURE
     return None

@@ -10,6 +10,7 @@ Nothing survives the process.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from datetime import datetime, timedelta
@@ -67,6 +68,9 @@ from .interface import (
     Ending,
     IStorage,
     Return,
+    check_one_pool_each,
+    check_reason,
+    checked_model,
     copy_ending,
     id_from_text,
     log_late_release,
@@ -111,6 +115,7 @@ class InMemoryStorage(IStorage):
         self._pool_of_lease: dict[UUID, UUID] = {}
         self._consumer_ids: set[UUID] = set()
         self._credentials: dict[UUID, ProxyCredentials] = {}
+        self._identities: Counter[tuple[object, ...]] = Counter()
         self._checks: dict[UUID, list[HealthChecked]] = {}
 
     # Leasing
@@ -121,10 +126,10 @@ class InMemoryStorage(IStorage):
         check_name(request.pool_name, "pool")
         check_name(request.consumer_name, "consumer")
         with self._lock:
+            consumer_id = self.ensure_consumer(request.consumer_name)
             pool_id = self._pool_ids.get(request.pool_name)
             if pool_id is None:
                 return self._miss(request, None, MissReason.UNKNOWN_POOL, ())
-            consumer_id = self.ensure_consumer(request.consumer_name)
             expired = self._expire(pool_id, with_stats=request.with_stats)
             pool = self._pools[pool_id]
             proxy_id = self._choose(pool, request.selector, request.filters)
@@ -166,7 +171,7 @@ class InMemoryStorage(IStorage):
         selector: SelectorStrategy | None = None,
     ) -> Proxy | None:
         check_name(pool_name, "pool")
-        strategy = selector or SelectorStrategy.FIRST_AVAILABLE
+        strategy = SelectorStrategy(selector or SelectorStrategy.FIRST_AVAILABLE)
         with self._lock:
             pool_id = self._pool_ids.get(pool_name)
             if pool_id is None:
@@ -181,6 +186,7 @@ class InMemoryStorage(IStorage):
     def return_lease(
         self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
     ) -> Return:
+        check_reason(reason)
         with self._lock:
             pool_id = self._pool_of_lease.get(lease.id)
             expired: list[Ending] = []
@@ -236,10 +242,8 @@ class InMemoryStorage(IStorage):
                 for row in leases.values()
                 if row.released_at is not None and row.released_at < settled
             ]
-            concerned = {row.pool_id for row in ended}
-            for _, pool_id in sorted(self._pool_ids.items()):
-                if pool_id in concerned:
-                    self._append(LeasesPruned, pool_id=pool_id, ended_before=settled)
+            for pool_id in sorted({row.pool_id for row in ended}):
+                self._append(LeasesPruned, pool_id=pool_id, ended_before=settled)
             gone = [row.id for row in ended if (row.id, row.pool_id) not in leases]
             for lease_id in gone:
                 del self._pool_of_lease[lease_id]
@@ -256,6 +260,7 @@ class InMemoryStorage(IStorage):
         return Consumer(id=self._consumer_id(consumer.name, consumer.id), name=consumer.name)
 
     def save_pool(self, pool: ProxyPool) -> None:
+        pool = checked_model(pool)
         with self._lock:
             if self._pool_ids.get(pool.name, pool.id) != pool.id:
                 raise ConflictError(f"another pool is named {pool.name!r}", name=pool.name)
@@ -321,13 +326,13 @@ class InMemoryStorage(IStorage):
         """
         with self._lock:
             pool = self.get_pool(str(pool_id))
-            known = {_identity(self._proxy(member)) for member in self._pools[pool.id].members}
-            new = {}
+            new: dict[UUID, Proxy] = {}
             for proxy in proxies:
                 identity = _identity(proxy)
-                if identity not in known:
-                    uuid = imported_proxy_id(pool_id, *identity)
-                    new[uuid] = proxy.model_copy(update={"id": uuid, "pool_id": pool_id})
+                if (pool.id, *identity) not in self._identities:
+                    uuid = imported_proxy_id(pool.id, *identity)
+                    own = {"id": uuid, "pool_id": pool.id}
+                    new.setdefault(uuid, proxy.model_copy(update=own))
             return self._save_proxies(list(new.values()), change=False)
 
     def get_proxy(self, proxy_id: str) -> Proxy:
@@ -393,7 +398,7 @@ class InMemoryStorage(IStorage):
         with self._lock:
             checks = list(self._checks.get(proxy_id, ()))
         checks.sort(key=lambda event: (event.checked_at, event.position), reverse=True)
-        return [record_of_check(event) for event in checks[:limit]]
+        return [record_of_check(event) for event in checks[: max(limit, 0)]]
 
     # The log
 
@@ -540,9 +545,16 @@ class InMemoryStorage(IStorage):
 
     def _remove(self, pool_id: UUID, proxy_id: UUID) -> None:
         before = self._standing(pool_id, proxy_id)
+        self._forget_identity(self._proxy(proxy_id))
         self._append(ProxyRemoved, pool_id=pool_id, proxy_id=proxy_id, before=before)
         del self._pool_of_proxy[proxy_id]
         self._credentials.pop(proxy_id, None)
+
+    def _forget_identity(self, proxy: Proxy) -> None:
+        identity = (proxy.pool_id, *_identity(proxy))
+        self._identities[identity] -= 1
+        if not self._identities[identity]:
+            del self._identities[identity]
 
     def _consumer_id(self, name: str, wanted: UUID | None) -> UUID:
         with self._lock:
@@ -557,8 +569,9 @@ class InMemoryStorage(IStorage):
             return uuid
 
     def _save_proxies(self, proxies: Sequence[Proxy], *, change: bool) -> int:
+        proxies = [checked_model(proxy) for proxy in proxies]
         with self._lock:
-            for proxy in proxies:
+            for proxy in check_one_pool_each(proxies):
                 if proxy.pool_id not in self._pools:
                     raise PoolNotFoundError(
                         f"Pool {proxy.pool_id} not found.", pool_id=proxy.pool_id
@@ -584,6 +597,9 @@ class InMemoryStorage(IStorage):
             if name in _DESCRIBED
         }
         facts["host"] = str(proxy.host)
+        if not is_new:
+            self._forget_identity(self._proxy(proxy.id))
+        self._identities[proxy.pool_id, *_identity(proxy)] += 1
         if proxy.credentials is not None:
             known = None if is_new else self._row(proxy.id).credential_id
             same = self._credentials.get(proxy.id) == proxy.credentials
@@ -611,6 +627,7 @@ class InMemoryStorage(IStorage):
     def _record_health(
         self, result: HealthCheckResult, *, reachable: bool, decides: bool
     ) -> Proxy | None:
+        result = checked_model(result)
         with self._lock:
             pool_id = self._pool_of_proxy.get(result.proxy_id)
             if pool_id is None:

@@ -13,9 +13,12 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TypeVar, cast
 from uuid import UUID
 
+from pydantic import BaseModel, ValidationError
+
+from ..errors import ConflictError, InvalidInputError
 from ..events import EventBase, HealthChecked
 from ..ids import health_record_id
 from ..models import (
@@ -29,8 +32,10 @@ from ..models import (
     ProxyHealthRecord,
     ProxyPool,
     SelectorStrategy,
+    check_text,
 )
 
+M = TypeVar("M", bound=BaseModel)
 logger = logging.getLogger("pharox")
 
 
@@ -44,6 +49,9 @@ class AcquireRequest:
     filters: ProxyFilters | None = None
     selector: SelectorStrategy = SelectorStrategy.FIRST_AVAILABLE
     with_stats: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "selector", SelectorStrategy(self.selector))
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +276,38 @@ class IStorage(ABC):
     def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[Ending]]:
         """Take back what has run out; return how many leases did, and those it can tell of."""
         return self.cleanup_expired_leases(), ()
+
+
+def checked_model(model: M) -> M:
+    """Return a model whose fields are valid also if they were assigned after it was made.
+
+    Raises
+    ------
+    InvalidInputError
+        If one is not; what would be stored could not be read back.
+    """
+    try:
+        return type(model).model_validate(model.model_dump(warnings=False))
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
+        )
+        raise InvalidInputError(f"{type(model).__name__} is not valid: {faults}") from None
+
+
+def check_reason(reason: str | None) -> None:
+    """Raise :class:`InvalidInputError` if a release's reason cannot be stored."""
+    if reason is not None:
+        check_text(reason)
+
+
+def check_one_pool_each(proxies: Sequence[Proxy]) -> Sequence[Proxy]:
+    """Return proxies of which each is given for one pool only, else raise ConflictError."""
+    pools: dict[UUID, UUID] = {}
+    for proxy in proxies:
+        if pools.setdefault(proxy.id, proxy.pool_id) != proxy.pool_id:
+            raise ConflictError(f"proxy {proxy.id} is given for two pools", proxy_id=proxy.id)
+    return proxies
 
 
 def copy_ending(recorded: Lease | None, lease: Lease) -> None:

@@ -57,7 +57,7 @@ from scripts.lib.demo_worker import fetch
 
 POOL = "demo"
 WORKERS = 4
-MAX_CONCURRENCY = 2
+MAX_CONCURRENCY = 1  # exclusive: as many proxies as workers, so each must always find one
 WIDTH = 100
 
 
@@ -213,6 +213,11 @@ class Demo:
         }
         for name, count in expected.items():
             self.story.held(f"{types[name]} {name}", when=types[name] == count)
+        most = max(event.after.leases for event in events if isinstance(event, LeaseAcquired))
+        self.story.held(
+            f"no proxy ever had more than {most} lease of {MAX_CONCURRENCY} allowed",
+            when=most == MAX_CONCURRENCY,
+        )
         written = "".join(event.model_dump_json() for event in events)
         passwords = [proxy.kind.password for proxy in proxies if proxy.kind.password]
         self.story.held("no password in it", when=not any(p in written for p in passwords))
@@ -357,6 +362,9 @@ def main() -> int:
     began = time.monotonic()
     try:
         tell(story)
+    except KeyboardInterrupt:
+        story.say("Interrupted.")
+        return 130
     except Exception as error:
         if not isinstance(error, PharoxError):  # ours say it all in their sentence
             traceback.print_exc()

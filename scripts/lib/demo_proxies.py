@@ -7,8 +7,10 @@ until its standard input ends, so no proxy outlives the demo, however that ends.
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -70,26 +72,32 @@ class RealProxy:
 @contextmanager
 def running_proxies() -> Iterator[list[RealProxy]]:
     """Run one proxy of each kind."""
-    processes = [_start(kind) for kind in KINDS]
-    try:
-        yield [
-            RealProxy(kind, _port_of(kind, process), process)
-            for kind, process in zip(KINDS, processes, strict=True)
-        ]
-    finally:
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.close()
-        for process in processes:
-            process.wait(10)
+    with tempfile.TemporaryDirectory(prefix="pharox-demo-", ignore_cleanup_errors=True) as home:
+        processes = [_start(kind, home) for kind in KINDS]
+        try:
+            yield [
+                RealProxy(kind, _port_of(kind, process), process)
+                for kind, process in zip(KINDS, processes, strict=True)
+            ]
+        finally:
+            for process in processes:
+                assert process.stdin is not None
+                process.stdin.close()
+            for process in processes:
+                process.wait(10)
 
 
-def _start(kind: Kind) -> subprocess.Popen[str]:
+def _start(kind: Kind, home: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", __name__, kind.program, kind.protocol]
     if kind.user:
         command.append(f"{kind.user}:{kind.password}")
     return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "HOME": home},  # where proxy.py keeps a folder of its own
     )
 
 

@@ -43,4 +43,7 @@ def main(name: str, pool: str, schema: str, page_url: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit(130)

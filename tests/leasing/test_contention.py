@@ -16,7 +16,14 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from pharox import ProxyFilters, ProxyManager, ProxyStatus, SelectorStrategy
+from pharox import (
+    LeaseStatus,
+    PoolStatsSnapshot,
+    ProxyFilters,
+    ProxyManager,
+    ProxyStatus,
+    SelectorStrategy,
+)
 from pharox.events import Event, LeaseAcquired, LeaseExpired, LeaseReleased
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import AnyStorage, DatabaseClock, fill, open_engine, threads, types_of
@@ -171,6 +178,78 @@ def test_a_locked_expired_lease_blocks_nobody(
         assert lease is not None
         assert lease.proxy_id != expired.proxy_id
     assert manager.cleanup_expired_leases() == 1
+
+
+@pytest.mark.parametrize("count", [8, 200])
+def test_what_ran_out_is_there_for_everybody(postgres: PostgresStorage, count: int) -> None:
+    """Eight threads at once on a pool whose leases have all run out: each gets a proxy."""
+    fill(postgres, count)
+    clock = DatabaseClock(postgres)
+    manager = ProxyManager(postgres)
+    for _ in range(10):
+        for _ in range(count):
+            assert manager.acquire_proxy("pool", duration_seconds=1) is not None
+        clock.advance(2)
+        at_once = threading.Barrier(8)
+
+        def work(number: int, at_once: threading.Barrier = at_once) -> None:
+            at_once.wait()
+            assert manager.acquire_proxy("pool", f"c{number}") is not None
+
+        threads(8, work)
+        clock.advance(1000)
+        manager.cleanup_expired_leases()
+    assert postgres.verify() == []
+
+
+@pytest.mark.parametrize("selector", list(SelectorStrategy))
+def test_a_pool_removed_while_it_is_leased_leaves_nothing(
+    any_storage: AnyStorage, selector: SelectorStrategy
+) -> None:
+    """Pools made and removed under leasing threads: no deadlock, no orphan lease, no drift."""
+    manager, over = ProxyManager(any_storage), threading.Event()
+
+    def lease(_: int) -> None:
+        while not over.is_set():
+            lease = manager.acquire_proxy("pool", selector=selector)
+            any_storage.find_available_proxy("pool", None, selector)
+            if lease is not None:
+                manager.release_proxy(lease)
+
+    def remove(_: int) -> None:
+        try:
+            for _ in range(12):
+                pool, proxies = fill(any_storage, 6)
+                any_storage.delete_proxy(str(proxies[0].id))
+                any_storage.delete_pool(str(pool.id))
+        finally:
+            over.set()
+
+    threads(4, lambda number: (lease if number else remove)(number))
+    active = [x for x in any_storage.list_leases() if x.status is LeaseStatus.ACTIVE]
+    assert active == []
+    assert any_storage.verify() == []
+
+
+def test_statistics_are_never_impossible(any_storage: AnyStorage) -> None:
+    """Twelve threads on one proxy: every payload's counts are ones that a pool can have."""
+    fill(any_storage, 1, max_concurrency=None)
+    manager, told = ProxyManager(any_storage), list[PoolStatsSnapshot | None]()
+    manager.register_acquire_callback(lambda payload: told.append(payload.pool_stats))
+    manager.register_release_callback(lambda payload: told.append(payload.pool_stats))
+
+    def work(_: int) -> None:
+        for _ in range(20):
+            with manager.with_lease("pool"):
+                pass
+
+    threads(12, work)
+    assert len(told) == 480
+    for stats in told:
+        assert stats is not None
+        assert (stats.total_proxies, stats.active_proxies, stats.available_proxies) == (1, 1, 1)
+        assert 0 <= stats.total_leases <= 12
+        assert stats.leased_proxies == int(stats.total_leases > 0)
 
 
 def test_round_robin_is_fair_to_threads(any_storage: AnyStorage) -> None:

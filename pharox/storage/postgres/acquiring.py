@@ -22,6 +22,7 @@ from sqlalchemy import (
     Double,
     Integer,
     Select,
+    Subquery,
     Text,
     Uuid,
     and_,
@@ -44,7 +45,7 @@ from projections.selector_cursors import selector_cursors
 
 from ...models import MissReason, SelectorStrategy
 from .appending import append, counted, event_row, fold_into, json_object, state
-from .candidates import ORDERS, candidate, highest_rank, leasable, matching, next_turn
+from .candidates import ORDERS, candidate, cursor, highest_rank, leasable, matching, next_turn
 from .filtering import Shape, condition
 from .reading import a, d, proxy_rows
 from .sql import POOL_ID, Statement, compiled, now, parameter, word
@@ -61,12 +62,11 @@ def _rule() -> CTE:
     """Return what a lease of this pool is decided by: one row, or none if there is no such pool.
 
     ``highest_rank`` is null, and so nothing can be leased, while the consumer is
-    not registered or an expired lease waits to be taken back.
+    not registered, or while an expired lease is ``due`` to be taken back first.
     """
     due = (
         select(_ONE)
         .where(
-            parameter("expire_first", Boolean),
             leases.c.pool_id == POOL_ID,
             leases.c.status == word("active"),
             leases.c.expires_at <= now,
@@ -81,7 +81,8 @@ def _rule() -> CTE:
         .where(pools.c.id == POOL_ID, pools.c.name == parameter("pool_name"))
         .subquery("found")
     )
-    decidable = and_(found.c.consumer_id.is_not(None), ~found.c.due)
+    waits = and_(found.c.due, parameter("expire_first", Boolean))
+    decidable = and_(found.c.consumer_id.is_not(None), ~waits)
     rank = case((decidable, cast(found.c.lease_slow, Integer)))
     return select(found, rank.label("highest_rank")).cte("rule").prefix_with("MATERIALIZED")
 
@@ -111,7 +112,7 @@ def _granted(choice: CTE, rule: CTE) -> CTE:
 
 
 def _missed(choice: CTE, rule: CTE, shape: Shape | None) -> CTE:
-    """Append the miss, if nothing was free in this statement's snapshot either."""
+    """Append the miss, if in this statement's snapshot nothing was free, or due to be, either."""
     match = matching(shape, (_ONE,))
     healthy = or_(a.c.status == word("active"), and_(rule.c.lease_slow, a.c.status == word("slow")))
     reason = case(
@@ -126,11 +127,12 @@ def _missed(choice: CTE, rule: CTE, shape: Shape | None) -> CTE:
         data=parameter("details", JSONB).concat(json_object(pool_name=rule.c.name, reason=reason)),
     )
     free = leasable(shape, highest_rank(rule)).with_only_columns(_ONE)
-    missed = select(*row).select_from(rule).where(rule.c.highest_rank.is_not(None))
+    missed = select(*row).select_from(rule)
+    missed = missed.where(rule.c.highest_rank.is_not(None), ~rule.c.due)
     return append(missed.where(~_exists(choice), ~free.exists()), "missed")
 
 
-def _result(rule: CTE, appended: CTE, missed: CTE | None, stats: Select[Any] | None) -> Select[Any]:
+def _result(rule: CTE, appended: CTE, missed: CTE | None, counts: Subquery | None) -> Select[Any]:
     """Return what came of it: one row, also where nothing did."""
     one = select(_ONE.label("one")).subquery("one")
     source = one.outerjoin(rule, true()).outerjoin(appended, true())
@@ -140,10 +142,8 @@ def _result(rule: CTE, appended: CTE, missed: CTE | None, stats: Select[Any] | N
     else:
         source = source.outerjoin(missed, true())
         miss_columns = (missed.c.data["reason"].astext.label("miss"),)
-    counts: tuple[ColumnElement[Any], ...] = ()
-    if stats is not None:
-        read_back = stats.subquery("counts")
-        counts, source = tuple(read_back.c), source.outerjoin(read_back, true())
+    if counts is not None:
+        source = source.outerjoin(counts, true())
     return select(
         rule.c.name.is_not(None).label("pool_known"),
         rule.c.consumer_id,
@@ -153,7 +153,7 @@ def _result(rule: CTE, appended: CTE, missed: CTE | None, stats: Select[Any] | N
         now.label("recorded_at"),
         _EXPIRES_AT.label("expires_at"),
         *miss_columns,
-        *counts,
+        *(() if counts is None else counts.c),
     ).select_from(source)
 
 
@@ -204,11 +204,9 @@ def _acquiring(
     types = {"LeaseAcquired"}
     turns = selector is SelectorStrategy.ROUND_ROBIN
     among = [p for p in ALL if turns or p is not SELECTOR_CURSORS]
-    updated, stats = counted(appended, types, at_most_one=True)
-    result = _result(rule, appended, missed, stats if with_stats else None)
-    already = [updated] if with_stats else []
-    folded = fold_into(result, appended, types, among, already=already, at_most_one=True)
-    return compiled(folded, schema)
+    counts = counted(appended, "LeaseAcquired") if with_stats else None
+    result = _result(rule, appended, missed, counts)
+    return compiled(fold_into(result, appended, types, among, at_most_one=True), schema)
 
 
 @lru_cache(maxsize=64)
@@ -280,7 +278,9 @@ def find_statement(schema: str, selector: SelectorStrategy, shape: Shape | None)
 def offer_statement(schema: str) -> Statement:
     """Return the statement that offers the proxy ``proxy_id``, whose turn it then was."""
     choice = select(a.c.proxy_id).where(
-        a.c.pool_id == POOL_ID, a.c.proxy_id == parameter("proxy_id", Uuid)
+        a.c.pool_id == POOL_ID,
+        a.c.proxy_id == parameter("proxy_id", Uuid),
+        _exists(cursor(_rank_rule())),
     )
     return _offering(schema, choice.cte("candidate"))
 

@@ -50,6 +50,8 @@ from ..interface import (
     Ending,
     IStorage,
     Return,
+    check_reason,
+    checked_model,
     copy_ending,
     id_from_text,
     log_late_release,
@@ -170,6 +172,7 @@ class PostgresStorage(IStorage):
     def return_lease(
         self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
     ) -> Return:
+        check_reason(reason)
         program = self._commands.release(lease, reason, with_stats=with_stats)
         released, recorded, expired = self._run(program)
         if released is None:
@@ -190,7 +193,7 @@ class PostgresStorage(IStorage):
         selector: SelectorStrategy | None = None,
     ) -> Proxy | None:
         check_name(pool_name, "pool")
-        strategy = selector or SelectorStrategy.FIRST_AVAILABLE
+        strategy = SelectorStrategy(selector or SelectorStrategy.FIRST_AVAILABLE)
         return self._run(self._commands.find(pool_name, strategy, filters))
 
     def create_lease(self, proxy: Proxy, consumer_name: str, duration_seconds: int) -> Lease:
@@ -244,7 +247,7 @@ class PostgresStorage(IStorage):
         return Consumer(id=uuid, name=consumer.name)
 
     def save_pool(self, pool: ProxyPool) -> None:
-        self._run(self._commands.save_pool(pool))
+        self._run(self._commands.save_pool(checked_model(pool)))
 
     def add_pool(self, pool: ProxyPool) -> None:
         """Register a pool, or change the one of this id."""
@@ -268,14 +271,15 @@ class PostgresStorage(IStorage):
         self._run(self._commands.delete_pool(id_from_text(pool_id) or NIL))
 
     def save_proxy(self, proxy: Proxy) -> None:
-        self._run(self._commands.save_proxies([proxy], change=True))
+        self._run(self._commands.save_proxies([checked_model(proxy)], change=True))
 
     def add_proxy(self, proxy: Proxy) -> None:
         """Register a proxy, or change the one of this id."""
         self.save_proxy(proxy)
 
     def add_proxies_bulk(self, proxies: Sequence[Proxy]) -> int:
-        return self._run(self._commands.save_proxies(proxies, change=False)) if proxies else 0
+        checked = [checked_model(proxy) for proxy in proxies]
+        return self._run(self._commands.save_proxies(checked, change=False)) if checked else 0
 
     def import_proxies(self, pool_id: UUID, proxies: Sequence[Proxy]) -> int:
         """Register the proxies whose identity the pool does not know, and return how many.
@@ -283,7 +287,9 @@ class PostgresStorage(IStorage):
         A proxy's identity is its pool, protocol, host, port and user. It gets an
         id made of these, so two imports at once register it once.
         """
-        return self._run(self._commands.import_proxies(pool_id, proxies)) if proxies else 0
+        pool = self.get_pool(str(pool_id))
+        checked = [checked_model(proxy) for proxy in proxies]
+        return self._run(self._commands.import_proxies(pool.id, checked))
 
     def get_proxy(self, proxy_id: str) -> Proxy:
         uuid = id_from_text(proxy_id)
@@ -334,6 +340,7 @@ class PostgresStorage(IStorage):
     # Health
 
     def apply_health_check_result(self, result: HealthCheckResult) -> Proxy | None:
+        result = checked_model(result)
         reachable = result.status in (ProxyStatus.ACTIVE, ProxyStatus.SLOW)
         program = self._commands.record_health(result, reachable=reachable, decides=True)
         return self._run(program)
@@ -351,7 +358,8 @@ class PostgresStorage(IStorage):
             )
 
     def list_health_records(self, proxy_id: UUID, limit: int = 100) -> Sequence[ProxyHealthRecord]:
-        rows = self._rows(reading.health_records_statement, proxy_id=proxy_id, limit=limit)
+        bounded = min(max(limit, 0), 2**31 - 1)
+        rows = self._rows(reading.health_records_statement, proxy_id=proxy_id, limit=bounded)
         return [record_of_check(event_from_row(row)) for row in rows]
 
     # The log
@@ -426,7 +434,9 @@ class PostgresStorage(IStorage):
         statement = compiled(query, self.schema)
         with psycopg.RawServerCursor(connection, "pharox_log") as cursor:
             cursor.itersize = 2000
-            cursor.execute(statement.text, statement.arguments({"after": after}, 0))
+            cursor.execute(
+                statement.text, statement.arguments({"after": min(max(after, 0), 2**63 - 1)}, 0)
+            )
             for row in cursor:
                 yield event_from_row(dict(zip(statement.columns, row, strict=True)))
 

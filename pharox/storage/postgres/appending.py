@@ -16,10 +16,9 @@ from sqlalchemy import (
     ColumnElement,
     Integer,
     Select,
-    SmallInteger,
+    Subquery,
     Text,
     Uuid,
-    bindparam,
     cast,
     func,
     insert,
@@ -27,14 +26,16 @@ from sqlalchemy import (
     null,
     or_,
     select,
-    union_all,
+    true,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
 import projections
 from pharox.log import events
 from projections import Events, Projection
-from projections.pool_stats import COUNTS, pool_stats
+from projections.available_proxies import available_proxies
+from projections.base import fact
+from projections.pool_stats import COUNTS, changes, pool_stats
 
 from .sql import POOL_ID, now, parameter, word
 
@@ -105,7 +106,6 @@ def fold_into(
     types: Iterable[str],
     among: Iterable[Projection] = projections.ALL,
     *,
-    already: Iterable[CTE] = (),
     at_most_one: bool = False,
 ) -> Select[Any]:
     """Return ``result`` with every fold that ``types`` of event need, as CTEs beside it.
@@ -114,49 +114,47 @@ def fold_into(
     ----------
     among:
         The projections to fold into.
-    already:
-        Folds that ``result`` reads and so has already.
     at_most_one:
         Whether this statement appends no more than one event.
     """
-    wanted, done = frozenset(types), {cte.name for cte in already}
-    events_ = Events(appended, at_most_one)
+    wanted, folded = frozenset(types), Events(appended, at_most_one)
     for projection in among:
         for number, fold in enumerate(projection.folds()):
-            name = f"{projection.name}_{number}"
-            if fold.types & wanted and name not in done:
-                result = result.add_cte(fold.statement(events_).cte(name))
+            if fold.types & wanted:
+                name = f"{projection.name}_{number}"
+                result = result.add_cte(fold.statement(folded).cte(name))
     return result
 
 
-def counted(
-    appended: CTE, types: Iterable[str], *, at_most_one: bool = False
-) -> tuple[CTE, Select[Any]]:
-    """Fold the statistics and read them back as they are after this statement.
+def counted(appended: CTE, type_: str) -> Subquery:
+    """Return the pool's counts after the one event that this statement appends.
 
-    Returns
-    -------
-    tuple
-        The fold, and the query of the pool's five counts: the row of this
-        statement's slot as the fold leaves it, the other slots as they were.
+    They are those of the statement's snapshot with its own change: a consistent
+    moment, unless the proxy has changed between the snapshot and its lock. Then
+    ``stale`` is true, and the caller should read them anew.
     """
-    wanted = frozenset(types)
-    number, fold = next(
-        (number, fold)
-        for number, fold in enumerate(projections.POOL_STATS.folds())
-        if fold.types & wanted
+    event = Events(appended, at_most_one=True)
+    change = changes(event, (type_,))
+    before = (
+        select(*(func.sum(pool_stats.c[name]).label(name) for name in COUNTS))
+        .where(pool_stats.c.pool_id == POOL_ID)
+        .subquery("before")
     )
-    updated = (
-        fold.statement(Events(appended, at_most_one))
-        .returning(*(pool_stats.c[name] for name in COUNTS))
-        .cte(f"pool_stats_{number}")
+    seen = available_proxies.alias("seen")
+    moved: Select[Any] = select(literal_column("1")).where(
+        seen.c.pool_id == POOL_ID,
+        seen.c.proxy_id == event.c.proxy_id,
+        or_(
+            seen.c.current_leases != fact(event, "before,leases", Integer),
+            seen.c.status != fact(event, "before,status", Text),
+        ),
     )
-    own_slot = pool_stats.c.slot == bindparam("slot", type_=SmallInteger)
-    others = select(*(pool_stats.c[name] for name in COUNTS)).where(
-        pool_stats.c.pool_id == POOL_ID,
-        or_(~own_slot, ~select(literal_column("1")).select_from(updated).exists()),
+    zero: ColumnElement[int] = literal_column("0")
+    sums: dict[str, Any] = {
+        name: cast(before.c[name] + func.coalesce(change.c[name], zero), Integer) for name in COUNTS
+    }
+    return (
+        select(*(value.label(name) for name, value in sums.items()), moved.exists().label("stale"))
+        .select_from(before.outerjoin(change, true()))
+        .subquery("counts")
     )
-    parts = union_all(others, select(*(updated.c[name] for name in COUNTS))).subquery("slots")
-    sums = (cast(func.sum(parts.c[name]), Integer).label(name) for name in COUNTS)
-    counts: Any = select(*sums)
-    return updated, counts

@@ -92,7 +92,7 @@ def candidate(
         if not (wait or among):
             return _taking_turns(free, rule)
         # The turn moves in any case, and a cursor is locked before any proxy.
-        free = free.where(select(_ONE).select_from(_cursor(rule)).exists())
+        free = free.where(select(_ONE).select_from(cursor(rule)).exists())
     if among:
         ids = parameter("among", ARRAY(Uuid))
         place = func.array_position(ids, a.c.proxy_id)
@@ -103,7 +103,7 @@ def candidate(
     return _locked(free.order_by(*ORDERS[selector]), wait=False)
 
 
-def _cursor(rule: FromClause) -> CTE:
+def cursor(rule: FromClause) -> CTE:
     """Return the CTE that locks the pool's round-robin cursor, so that callers take turns."""
     return (
         select(selector_cursors.c.proxy_id)
@@ -121,12 +121,12 @@ def _locked(free: Select[Any], *, wait: bool, name: str = "candidate") -> CTE:
     return free.limit(_ONE).with_for_update(of=a, skip_locked=not wait).cte(name)
 
 
-def _probes(free: Select[Any], rule: FromClause) -> list[Select[Any]]:
-    """Return where round-robin looks, in order; the pool's cursor is locked first.
+def _probes(free: Select[Any], turn: CTE) -> list[Select[Any]]:
+    """Return where round-robin looks, in order, once the pool's cursor is locked.
 
     The next id after the cursor, else from the start; ACTIVE ones before SLOW ones.
     """
-    last = select(_cursor(rule).c.proxy_id).scalar_subquery()
+    last = select(turn.c.proxy_id).scalar_subquery()
     probes = []
     for rank in ("0", "1"):
         # Without a turn yet this comparison is null, and the probe from the start answers.
@@ -137,8 +137,10 @@ def _probes(free: Select[Any], rule: FromClause) -> list[Select[Any]]:
 
 
 def next_turn(shape: Shape | None, rule: FromClause) -> CTE:
-    """Return the CTE of the proxy whose turn it is, without locking it."""
-    return _whose_turn(_probes(leasable(shape, highest_rank(rule)), rule))
+    """Return the CTE of the proxy whose turn it is, without locking it; none without a cursor."""
+    free = leasable(shape, highest_rank(rule))
+    turn = cursor(rule)
+    return _whose_turn(_probes(free.where(select(_ONE).select_from(turn).exists()), turn))
 
 
 def _whose_turn(probes: list[Select[Any]]) -> CTE:
@@ -156,7 +158,7 @@ def _taking_turns(free: Select[Any], rule: FromClause) -> CTE:
     Only the cursor is held while waiting, and who holds a proxy never waits for
     a cursor, so this cannot end in a circle.
     """
-    probes = _probes(free, rule)
+    probes = _probes(free, cursor(rule))
     next_id = select(_whose_turn(probes).c.proxy_id).scalar_subquery()
     first = free.where(a.c.proxy_id == next_id).with_for_update(of=a).cte("first_choice")
     choices = [first]

@@ -31,10 +31,10 @@ from ...models import (
     ProxyPool,
     SelectorStrategy,
 )
-from ..interface import AcquireRequest, Acquisition, Ending
+from ..interface import AcquireRequest, Acquisition, Ending, check_one_pool_each
 from . import acquiring, ending, filtering, health, reading, registering
 from .driver import Program, Rows
-from .sql import Query
+from .sql import Query, Statement
 from .vault import Vault
 
 BATCH = 1000
@@ -85,6 +85,7 @@ class Commands:
         while True:
             pool_id = yield from self._pool_id(request.pool_name)
             if pool_id is None:
+                yield from self.ensure_consumer(request.consumer_name)
                 details |= {"pool_name": request.pool_name, "reason": MissReason.UNKNOWN_POOL}
                 yield from self._record_miss(NIL, details, values)
                 return Acquisition(None, MissReason.UNKNOWN_POOL, None, expired)
@@ -103,10 +104,11 @@ class Commands:
                 reason = row["miss"] and MissReason(row["miss"])
             if row["position"] is not None or reason is not None:
                 lease = None if reason is not None else _granted_lease(row, values)
-                stats = _stats_of(row, request.pool_name, row["recorded_at"])
+                stats = yield from self._stats(row, request.pool_name, row["recorded_at"])
                 return Acquisition(lease, reason, stats, expired)
-            settled = yield from self._settle(row, values, expired, with_stats=request.with_stats)
-            wait = wait or settled
+            wait |= yield from self._settle(
+                row, values, expired, waited=wait, with_stats=request.with_stats
+            )
 
     def lease_one(self, proxy_id: UUID, consumer: str, duration: float) -> Program[Lease]:
         """Lease this very proxy."""
@@ -128,7 +130,8 @@ class Commands:
                 return _granted_lease(row, values)
             if not row["pool_known"]:
                 raise ProxyNotFoundError(f"Proxy {proxy_id} not found.", proxy_id=proxy_id)
-            if (yield from self._settle(row, values, [], with_stats=False)):
+            settled = yield from self._settle(row, values, [], waited=True, with_stats=False)
+            if settled and not row["due"]:
                 standing = yield from self._standing(proxy_id)
                 raise ProxyUnavailableError.because(
                     proxy_id, standing["status"], standing["holders"]
@@ -138,6 +141,7 @@ class Commands:
         self, pool_name: str, selector: SelectorStrategy, filters: ProxyFilters | None
     ) -> Program[Proxy | None]:
         """Return the proxy that a selector offers, without leasing it."""
+        self._pool_ids.pop(pool_name, None)  # no statement below checks the name again
         pool_id = yield from self._pool_id(pool_name)
         if pool_id is None:
             return None
@@ -173,13 +177,13 @@ class Commands:
         if lease.pool_id is not None:
             rows = yield Query(statement, {**values, "pool_id": lease.pool_id})
             if rows:
-                return _ended(rows[0], LeaseStatus.RELEASED, reason), None, ()
+                return (yield from self._released(rows[0], reason)), None, ()
         recorded = yield from self.lease(lease.id)
         if recorded is None or recorded.status is not LeaseStatus.ACTIVE:
             return None, recorded, ()
         rows = yield Query(statement, {**values, "pool_id": recorded.pool_id})
         if rows:
-            return _ended(rows[0], LeaseStatus.RELEASED, reason), None, ()
+            return (yield from self._released(rows[0], reason)), None, ()
         # It is active and could not be released: it has run out and nobody has noticed yet.
         expired = yield from self._expire(recorded.pool_id or NIL, with_stats=with_stats)
         recorded = yield from self.lease(lease.id)
@@ -227,7 +231,7 @@ class Commands:
         """Register proxies, all or none; with ``change`` also change those that are known."""
         statement = registering.save_proxies_statement(self.schema, change=change)
         by_pool: dict[UUID, list[Proxy]] = {}
-        for proxy in proxies:
+        for proxy in check_one_pool_each(proxies):
             by_pool.setdefault(proxy.pool_id, []).append(proxy)
         while True:
             yield from self._check_pools(by_pool)
@@ -296,7 +300,7 @@ class Commands:
             "reason": "proxy removed",
         }
         answers = yield [
-            Query(registering.lock_pool_statement(self.schema), values),
+            *(Query(lock, values) for lock in self._removal_locks(whole_pool=False)),
             Query(ending.release_held_statement(self.schema, whole_pool=False), values),
             Query(registering.remove_proxies_statement(self.schema, whole_pool=False), values),
         ]
@@ -307,7 +311,7 @@ class Commands:
         """Release a pool's leases, remove its proxies and then the pool."""
         values = {**_attribution(), "pool_id": pool_id, "reason": "pool removed"}
         answers = yield [
-            Query(registering.lock_pool_statement(self.schema), values),
+            *(Query(lock, values) for lock in self._removal_locks(whole_pool=True)),
             Query(ending.release_held_statement(self.schema, whole_pool=True), values),
             Query(registering.remove_proxies_statement(self.schema, whole_pool=True), values),
             Query(registering.remove_pool_statement(self.schema), values),
@@ -318,8 +322,9 @@ class Commands:
     def prune(self, ended_before: datetime) -> Program[int]:
         """Forget the leases that ended before a moment; return how many."""
         pruned = 0
-        for row in (yield Query(reading.pools_statement(self.schema), {})):
-            values = {**_attribution(), "pool_id": row["id"], "ended_before": ended_before}
+        concerned = reading.pools_with_ended_statement(self.schema)
+        for row in (yield Query(concerned, {"ended_before": ended_before})):
+            values = {**_attribution(), "pool_id": row["pool_id"], "ended_before": ended_before}
             rows = yield Query(registering.prune_statement(self.schema), values)
             pruned += rows[0]["pruned"]
         return pruned
@@ -373,7 +378,9 @@ class Commands:
         }
         yield Query(health.record_health_statement(self.schema), values)
         found = yield Query(reading.proxy_statement(self.schema), {"proxy_id": result.proxy_id})
-        return reading.proxy_from_row(found[0], self.vault) if found else None
+        # The result is recorded: that its credentials cannot be read is no reason to fail.
+        vault = self.vault if self.vault.has_keys else None
+        return reading.proxy_from_row(found[0], vault) if found else None
 
     # Reading
 
@@ -400,29 +407,61 @@ class Commands:
         values: dict[str, Any],
         expired: list[Ending],
         *,
+        waited: bool,
         with_stats: bool,
     ) -> Program[bool]:
-        """Do what kept a lease from being decided. Return True if nothing but capacity did."""
+        """Do what kept a lease from being decided. Return True if nothing but locks did.
+
+        What has run out is taken back first. What others have locked of it is
+        not waited for as long as something else may be free; only a caller who
+        has ``waited`` for every proxy in vain waits for that as well.
+        """
         if not row["pool_known"]:
             self._pool_ids.pop(values["pool_name"], None)
         elif row["consumer_id"] is None:
             yield from self.ensure_consumer(values["consumer"])
-        elif row["due"]:
+        elif row["due"] and values["expire_first"]:
             expired += yield from self._expire(values["pool_id"], with_stats=with_stats)
-            # What is due still is locked by others, who are ending it: do not wait for that.
             values["expire_first"] = False
         else:
+            if row["due"] and waited:
+                expired += yield from self._expire(
+                    values["pool_id"], with_stats=with_stats, wait=True
+                )
             return True
         return False
 
-    def _expire(self, pool_id: UUID, *, with_stats: bool) -> Program[list[Ending]]:
-        statement = ending.expire_statement(self.schema, with_stats=with_stats)
+    def _expire(
+        self, pool_id: UUID, *, with_stats: bool, wait: bool = False
+    ) -> Program[list[Ending]]:
+        statement = ending.expire_statement(self.schema, wait=wait)
         expired: list[Ending] = []
         while True:
             rows = yield Query(statement, {**_attribution(), "pool_id": pool_id})
-            expired += [_ended(row, LeaseStatus.EXPIRED, None) for row in rows]
+            stats = None
+            if rows and with_stats:
+                stats = yield from self._stats(_STALE, rows[0]["pool_name"], rows[0]["released_at"])
+            expired += [Ending(_ended(row, LeaseStatus.EXPIRED), stats) for row in rows]
             if len(rows) < ending.BATCH:
                 return expired
+
+    def _released(self, row: Mapping[str, Any], reason: str | None) -> Program[Ending]:
+        stats = yield from self._stats(row, row["pool_name"], row["released_at"])
+        return Ending(_ended(row, LeaseStatus.RELEASED), stats, reason)
+
+    def _stats(
+        self, row: Mapping[str, Any], pool_name: str, at: datetime
+    ) -> Program[PoolStatsSnapshot | None]:
+        """Return the statistics in a command's answer, if it was asked for them.
+
+        A stale answer is read anew: then with what others have done since.
+        """
+        if row.get("stale"):
+            rows: Rows = yield Query(reading.stats_statement(self.schema), {"name": pool_name})
+            row = rows[0] if rows else {}
+        if row.get("total_leases") is None:
+            return None
+        return reading.stats_from_row(pool_name, row, at)
 
     def _search(
         self,
@@ -449,7 +488,9 @@ class Commands:
                 among=True,
             )
             (row,) = yield Query(lease_among, {**values, "among": []})
-            if not row["pool_known"] or row["consumer_id"] is None or row["due"]:
+            if not row["pool_known"] or row["consumer_id"] is None:
+                return row, None
+            if row["due"] and (values["expire_first"] or wait):
                 return row, None
             seen = _Seen()
             page = acquiring.page_statement(self.schema, request.selector, shape, by_id=wait)
@@ -474,6 +515,9 @@ class Commands:
         recorded = {**details, "pool_name": request.pool_name, "reason": reason}
         yield from self._record_miss(values["pool_id"], recorded, values)
         return row, reason
+
+    def _removal_locks(self, *, whole_pool: bool) -> Sequence[Statement]:
+        return registering.removal_locks(self.schema, whole_pool=whole_pool)
 
     def _record_miss(
         self, pool_id: UUID, details: Mapping[str, Any], values: Mapping[str, Any]
@@ -601,8 +645,11 @@ def _granted_lease(row: Mapping[str, Any], values: Mapping[str, Any]) -> Lease:
     )
 
 
-def _ended(row: Mapping[str, Any], status: LeaseStatus, reason: str | None) -> Ending:
-    lease = Lease(
+_STALE: Mapping[str, Any] = {"stale": True}
+
+
+def _ended(row: Mapping[str, Any], status: LeaseStatus) -> Lease:
+    return Lease(
         id=row["id"],
         proxy_id=row["proxy_id"],
         consumer_id=row["consumer_id"],
@@ -615,11 +662,3 @@ def _ended(row: Mapping[str, Any], status: LeaseStatus, reason: str | None) -> E
         released_at=row["released_at"],
         fencing_token=row["fencing_token"],
     )
-    return Ending(lease, _stats_of(row, row["pool_name"], row["released_at"]), reason)
-
-
-def _stats_of(row: Mapping[str, Any], pool_name: str, at: datetime) -> PoolStatsSnapshot | None:
-    """Return the statistics in a command's answer, if it was asked for them."""
-    if row.get("total_leases") is None:
-        return None
-    return reading.stats_from_row(pool_name, row, at)

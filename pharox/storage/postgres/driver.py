@@ -17,7 +17,7 @@ import psycopg
 from sqlalchemy import exc
 from sqlalchemy.engine import Engine
 
-from ...errors import DatabaseUnavailableError, SchemaError
+from ...errors import DatabaseError, DatabaseUnavailableError, SchemaError
 from .sql import Query
 
 T = TypeVar("T")
@@ -83,10 +83,11 @@ class Driver:
             raise SchemaError(f"the database has no pharox schema: {UPGRADE_HINT}") from error
         except psycopg.errors.UndefinedColumn as error:
             raise SchemaError(f"the pharox schema is outdated: {UPGRADE_HINT}") from error
-        except psycopg.OperationalError as error:
+        except psycopg.Error as error:
             if connection.closed:
+                self._engine.dispose()  # the others of the pool were cut as well, most likely
                 raise DatabaseUnavailableError(f"the database went away: {error}") from error
-            raise
+            raise DatabaseError(f"the database refused: {error}") from error
         finally:
             if connection.closed:
                 lent.invalidate()

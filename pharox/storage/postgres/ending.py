@@ -81,16 +81,19 @@ def release_statement(schema: str, *, with_stats: bool) -> Statement:
 
 
 @lru_cache(maxsize=16)
-def expire_statement(schema: str, *, with_stats: bool) -> Statement:
-    """Return the statement that takes back up to :data:`BATCH` leases that have run out."""
+def expire_statement(schema: str, *, wait: bool = False) -> Statement:
+    """Return the statement that takes back up to :data:`BATCH` leases that have run out.
+
+    With ``wait`` it waits for those that somebody else has locked.
+    """
     due = (
         _held()
         .where(leases.c.expires_at <= now)
         .limit(literal_column(str(BATCH)))
-        .with_for_update(of=(a, leases), skip_locked=True)
+        .with_for_update(of=(a, leases), skip_locked=not wait)
         .cte("due")
     )
-    return _several(schema, due, "LeaseExpired", with_stats=with_stats)
+    return _several(schema, due, "LeaseExpired")
 
 
 @lru_cache(maxsize=16)
@@ -100,7 +103,7 @@ def release_held_statement(schema: str, *, whole_pool: bool) -> Statement:
     if not whole_pool:
         held = held.where(a.c.proxy_id == parameter("proxy_id", Uuid))
     locked = held.with_for_update(of=(a, leases)).cte("held")
-    return _several(schema, locked, "LeaseReleased", with_stats=False)
+    return _several(schema, locked, "LeaseReleased")
 
 
 def _held() -> Select[Any]:
@@ -117,14 +120,14 @@ def _standing(proxy: FromClause) -> tuple[Any, ...]:
     return (proxy.c.proxy_id, proxy.c.status, proxy.c.current_leases, proxy.c.max_concurrency)
 
 
-def _several(schema: str, locked: CTE, type_: str, *, with_stats: bool) -> Statement:
+def _several(schema: str, locked: CTE, type_: str) -> Statement:
     """End all leases in ``locked``; of one proxy, each finds one lease less than the one before."""
     earlier = (
         func.row_number().over(partition_by=locked.c.proxy_id, order_by=locked.c.fencing_token) - 1
     )
     numbered = select(locked, earlier.label("earlier")).cte("numbered")
     number = cast(numbered.c.earlier, Integer)
-    return _ending(schema, numbered, number, type_, with_stats=with_stats, at_most_one=False)
+    return _ending(schema, numbered, number, type_, with_stats=False, at_most_one=False)
 
 
 def _ending(
@@ -159,13 +162,12 @@ def _ending(
     if not at_most_one:
         rows = rows.order_by(ended.c.proxy_id, ended.c.fencing_token)
     appended = append(rows)
-    updated, stats = counted(appended, {type_}, at_most_one=at_most_one)
     lease = ended.c
     source: Any = appended.join(ended, ended.c.id == appended.c.lease_id)
     counts: tuple[Any, ...] = ()
     if with_stats:
-        read_back = stats.subquery("counts")
-        counts, source = tuple(read_back.c), source.join(read_back, true())
+        after = counted(appended, type_)
+        counts, source = tuple(after.c), source.join(after, true())
     result = select(
         lease.id,
         appended.c.pool_id,
@@ -181,6 +183,4 @@ def _ending(
     ).select_from(source)
     if not at_most_one:
         result = result.order_by(appended.c.position)
-    already = [updated] if with_stats else []
-    folded = fold_into(result, appended, {type_}, already=already, at_most_one=at_most_one)
-    return compiled(folded, schema)
+    return compiled(fold_into(result, appended, {type_}, at_most_one=at_most_one), schema)

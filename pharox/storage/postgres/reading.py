@@ -31,6 +31,7 @@ from projections.pools import pools
 from projections.proxies import proxies
 from projections.proxy_health import proxy_health
 
+from ...errors import SecretKeyError
 from ...models import (
     HealthCheckResult,
     Lease,
@@ -80,7 +81,10 @@ def proxy_from_row(row: Mapping[str, Any], vault: Vault | None) -> Proxy:
     """Return the proxy in a row of :func:`proxy_rows`; without a vault, without credentials."""
     fields = {name: row[name] for name in (*_DESCRIPTION, *_STANDING)}
     if vault is not None and row["credential_id"] is not None:
-        fields["credentials"] = vault.open(row["secret"])
+        try:
+            fields["credentials"] = vault.open(row["secret"])
+        except SecretKeyError as error:
+            raise SecretKeyError(f"proxy {row['id']}: {error}", proxy_id=row["id"]) from error
     return Proxy(**fields)
 
 
@@ -121,7 +125,7 @@ def _statement(query: Callable[[], Select[Any]]) -> Callable[[str], Statement]:
 @_statement
 def pools_statement() -> Select[Any]:
     """Query all pools, by name."""
-    return select(pools).order_by(pools.c.name)
+    return select(pools).order_by(pools.c.name.collate("C"))
 
 
 @_statement
@@ -154,6 +158,18 @@ def due_pools_statement() -> Select[Any]:
 
 
 @_statement
+def pools_with_ended_statement() -> Select[Any]:
+    """Query the ids of pools with a lease that ended before a moment, also of removed ones."""
+    before = parameter("ended_before", DateTime(timezone=True))
+    return (
+        select(leases.c.pool_id)
+        .distinct()
+        .where(leases.c.status != word("active"), leases.c.released_at < before)
+        .order_by(leases.c.pool_id)
+    )
+
+
+@_statement
 def stats_statement() -> Select[Any]:
     """Query the pools in numbers, all or the one named, with the database's time."""
     name = parameter("name")
@@ -163,7 +179,7 @@ def stats_statement() -> Select[Any]:
         .select_from(pools.join(pool_stats, pool_stats.c.pool_id == pools.c.id))
         .where(or_(name.is_(None), pools.c.name == name))
         .group_by(pools.c.id, pools.c.name)
-        .order_by(pools.c.name)
+        .order_by(pools.c.name.collate("C"))
     )
 
 
@@ -210,9 +226,10 @@ def secrets_statement() -> Select[Any]:
 @_statement
 def standing_statement() -> Select[Any]:
     """Query why a proxy cannot be leased: its pool, its status, and who holds it."""
+    consumer = leases.c.consumer_name
     holders = select(
         func.coalesce(
-            func.array_agg(aggregate_order_by(leases.c.consumer_name, leases.c.consumer_name)),
+            func.array_agg(aggregate_order_by(consumer, consumer.collate("C"))),
             literal_column("'{}'::text[]"),
         )
     ).where(

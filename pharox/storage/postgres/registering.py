@@ -36,6 +36,7 @@ from sqlalchemy.dialects.postgresql import JSONB, distinct_on
 from projections.consumers import consumers
 from projections.leases import leases
 from projections.pools import pools
+from projections.selector_cursors import selector_cursors
 
 from ...ids import NIL
 from .appending import append, event_row, fold_into, json_object, state
@@ -97,7 +98,7 @@ def save_proxies_statement(schema: str, *, change: bool) -> Statement:
     )
     pool_row = pool.cte("pool")
     given = _given(pool_row)
-    known = _known(given)
+    known = _known(given, lock=change)
     is_new = known.c.proxy_id.is_(None)
     zero = literal_column("0", Integer)
     held = func.coalesce(known.c.current_leases, zero)
@@ -149,17 +150,16 @@ def _given(pool: CTE) -> CTE:
     )
 
 
-def _known(given: CTE) -> CTE:
-    """Lock those that are registered already, in the order of ids."""
-    return (
+def _known(given: CTE, *, lock: bool) -> CTE:
+    """Find those that are registered already, and lock them in the order of ids."""
+    known = (
         select(a.c.proxy_id, a.c.status, a.c.current_leases, a.c.max_concurrency, a.c.checked_at)
         .add_columns(*_DESCRIBED)
         .select_from(a.join(d, and_(d.c.id == a.c.proxy_id, d.c.pool_id == a.c.pool_id)))
         .where(a.c.pool_id == POOL_ID, a.c.proxy_id.in_(select(given.c.id)))
         .order_by(a.c.proxy_id)
-        .with_for_update(of=(a, d))
-        .cte("known")
     )
+    return (known.with_for_update(of=(a, d)) if lock else known).cte("known")
 
 
 def _differs(given: CTE, known: CTE) -> ColumnElement[bool]:
@@ -223,9 +223,20 @@ def rotate_secret_statement(schema: str) -> Statement:
 
 
 @lru_cache(maxsize=8)
-def lock_pool_statement(schema: str) -> Statement:
-    """Return the statement that keeps others from registering proxies in a pool."""
-    return compiled(select(pools.c.id).where(pools.c.id == POOL_ID).with_for_update(), schema)
+def removal_locks(schema: str, *, whole_pool: bool) -> tuple[Statement, ...]:
+    """Return the statements that lock what a removal is about, in the order of all locks.
+
+    Only once nobody can lease the proxies any more does a statement after
+    these see all of their leases.
+    """
+    pool = select(pools.c.id).where(pools.c.id == POOL_ID).with_for_update()
+    turns = select(selector_cursors.c.pool_id).where(selector_cursors.c.pool_id == POOL_ID)
+    members = select(a.c.proxy_id).where(a.c.pool_id == POOL_ID).order_by(a.c.proxy_id)
+    if not whole_pool:
+        members = members.where(a.c.proxy_id == parameter("proxy_id", Uuid))
+        return tuple(compiled(lock, schema) for lock in (pool, members.with_for_update()))
+    locks = (pool, turns.with_for_update(), members.with_for_update())
+    return tuple(compiled(lock, schema) for lock in locks)
 
 
 @lru_cache(maxsize=8)

@@ -32,6 +32,11 @@ class Vault:
     def __repr__(self) -> str:
         return f"Vault({'with' if self._fernet else 'without'} keys)"
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether anything can be kept or read at all."""
+        return self._fernet is not None
+
     def seal(self, credentials: ProxyCredentials) -> bytes:
         """Return credentials encrypted.
 

@@ -1,0 +1,124 @@
+"""The cost of a lease grows neither with the pool nor with its history: counted, not timed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from pharox import InMemoryStorage, Proxy, ProxyManager, ProxyProtocol, SelectorStrategy
+from pharox.storage.postgres import PostgresStorage, acquiring, ending
+from tests.conftest import fill, run_sql
+
+
+def pages_read(storage: PostgresStorage, statement: Any, values: dict[str, Any]) -> int:
+    """Run a statement and return how many pages of tables and indexes it touched."""
+    with storage._driver.connection() as connection:
+        cursor = psycopg.RawCursor(connection)
+        explain = b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement.text
+        (plan,) = cursor.execute(explain, statement.arguments(values, 0)).fetchone() or ([],)
+        return int(plan[0]["Plan"]["Shared Hit Blocks"] + plan[0]["Plan"]["Shared Read Blocks"])
+
+
+def cycle(storage: PostgresStorage, selector: SelectorStrategy) -> int:
+    """Return the pages that one acquisition and its release touch."""
+    pool = storage.get_pool_by_name("pool")
+    assert pool is not None
+    values: dict[str, Any] = {
+        "pool_id": pool.id,
+        "pool_name": pool.name,
+        "consumer": "default",
+        "actor": "test",
+        "correlation_id": None,
+        "duration": 60.0,
+        "details": json.dumps({"selector": selector.value}),
+        "expire_first": True,
+        "reason": None,
+        "lease_id": uuid4(),
+    }
+    acquire = acquiring.acquire_statement(
+        storage.schema, selector, None, wait=False, with_stats=True
+    )
+    release = ending.release_statement(storage.schema, with_stats=True)
+    return pages_read(storage, acquire, values) + pages_read(storage, release, values)
+
+
+def grow(storage: PostgresStorage, proxies: int, leases: int) -> None:
+    """Add proxies and ended leases to the pool, and let the planner know."""
+    pool = storage.get_pool_by_name("pool")
+    assert pool is not None
+    more = [
+        Proxy(
+            host=f"10.1.{n >> 8}.{n & 255}",
+            port=1,
+            protocol=ProxyProtocol.HTTP,
+            pool_id=pool.id,
+            status="active",
+            max_concurrency=1,
+        )
+        for n in range(proxies)
+    ]
+    storage.add_proxies_bulk(more)
+    run_sql(
+        storage.engine,
+        "INSERT INTO pharox.leases SELECT gen_random_uuid(), pool_id, 'pool', proxy_id, "
+        "gen_random_uuid(), 'old', 'released', now(), now(), now(), n FROM "
+        f"(SELECT * FROM pharox.available_proxies LIMIT 1) a, generate_series(1, {leases}) n",
+    )
+    run_sql(storage.engine, "ANALYZE")
+
+
+@pytest.mark.parametrize("selector", list(SelectorStrategy))
+def test_pool_and_history_cost_nothing_on_postgres(
+    postgres: PostgresStorage, selector: SelectorStrategy
+) -> None:
+    """With 200 times the proxies and 20,000 ended leases a cycle reads about as many pages."""
+    fill(postgres, 20)
+    manager = ProxyManager(postgres)
+    with manager.with_lease("pool"):
+        pass
+    run_sql(postgres.engine, "ANALYZE")
+    small = cycle(postgres, selector)
+    grow(postgres, 4_000, 20_000)
+    cycle(postgres, selector)
+    large = cycle(postgres, selector)
+    assert large <= 3 * small
+
+
+def calls(work: Any) -> int:
+    """Return how many Python functions a piece of work calls."""
+    count = 0
+
+    def counting(_frame: object, event: str, _argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(counting)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("selector", list(SelectorStrategy))
+def test_pool_and_history_cost_nothing_in_memory(selector: SelectorStrategy) -> None:
+    """With 200 times the proxies and a long history a cycle calls about as many functions."""
+    costs = []
+    for count, history in ((20, 0), (4_000, 3_000)):
+        storage = InMemoryStorage()
+        fill(storage, count)
+        manager = ProxyManager(storage)
+
+        def lease(manager: ProxyManager = manager) -> None:
+            with manager.with_lease("pool", selector=selector):
+                pass
+
+        for _ in range(history + 1):
+            lease()
+        costs.append(calls(lease))
+    assert costs[1] <= 1.5 * costs[0]
