@@ -84,9 +84,10 @@ def _facts(event: Event) -> Iterator[tuple[str, Any]]:
     if after is not None and before is None:
         yield from (("status", after.status), ("max_concurrency", after.max_concurrency))
     if after is not None and before is not None:
-        for name, was in before:
-            if (becomes := getattr(after, name)) != was:
-                yield name, f"{_word(was)}->{_word(becomes)}"
+        for field in fields(before):
+            was, becomes = getattr(before, field.name), getattr(after, field.name)
+            if was != becomes:
+                yield field.name, f"{_word(was)}->{_word(becomes)}"
     if isinstance(event, LeaseReleased | LeaseExpired):
         yield "held", f"{(event.recorded_at - event.acquired_at).total_seconds():.3f}s"
     for name in _FACTS.get(event.type, ()):

@@ -287,9 +287,11 @@ class PostgresStorage(IStorage):
         A proxy's identity is its pool, protocol, host, port and user. It gets an
         id made of these, so two imports at once register it once.
         """
-        pool = self.get_pool(str(pool_id))
+        if not proxies:
+            self.get_pool(str(pool_id))
+            return 0
         checked = [checked_model(proxy) for proxy in proxies]
-        return self._run(self._commands.import_proxies(pool.id, checked))
+        return self._run(self._commands.import_proxies(pool_id, checked))
 
     def get_proxy(self, proxy_id: str) -> Proxy:
         uuid = id_from_text(proxy_id)
