@@ -28,7 +28,7 @@ Figures = dict[str, Any]
 HERE = Path(__file__).parent
 # Isolated, so that it finds its own pharox and not ours.
 PEER = [str(HERE.parents[1] / ".venv-peer" / "bin" / "python"), "-I"]
-MILLION = int(__import__("os").environ.get("MILLION", "1000000"))
+MILLION = 1_000_000
 
 TARGETS = (
     ("1 process, 100 proxies: of pharox 0.11.0", "ours 1", "peer 1", 6),
