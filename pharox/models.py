@@ -107,8 +107,23 @@ def check_aware(moment: datetime) -> datetime:
 UtcDatetime = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 Text = Annotated[str, AfterValidator(check_text)]
 Name = Annotated[str, AfterValidator(lambda value: check_name(value, "pool or consumer"))]
-Latitude = Annotated[float, Field(ge=-90, le=90, allow_inf_nan=False)]
-Longitude = Annotated[float, Field(ge=-180, le=180, allow_inf_nan=False)]
+
+
+def _to_a_tenth_of_a_millimetre(degrees: float) -> float:
+    """Round a coordinate: the square of a tinier one is no number for PostgreSQL."""
+    return round(degrees, 9)
+
+
+Latitude = Annotated[
+    float,
+    Field(ge=-90, le=90, allow_inf_nan=False),
+    AfterValidator(_to_a_tenth_of_a_millimetre),
+]
+Longitude = Annotated[
+    float,
+    Field(ge=-180, le=180, allow_inf_nan=False),
+    AfterValidator(_to_a_tenth_of_a_millimetre),
+]
 Asn = Annotated[int, Field(ge=0, le=2**32 - 1)]
 MaxConcurrency = Annotated[int, Field(gt=0, le=2**31 - 1)]
 

@@ -98,6 +98,10 @@ def test_sql_answers_as_matches_does(postgres: PostgresStorage) -> None:
     @settings(max_examples=80)
     @given(facts=st.lists(proxies(), min_size=1, max_size=6), filters=FILTERS)
     @example(facts=[{}], filters=ProxyFilters(none_of=[ProxyFilters(country="AR")]))
+    @example(
+        facts=[{"latitude": 5e-324, "longitude": 0.0}],
+        filters=ProxyFilters(latitude=0.0, longitude=1e-300, radius_km=1.0),
+    )
     @example(facts=[{}, {"country": "AR"}], filters=ProxyFilters(none_of=[ProxyFilters()]))
     @example(
         facts=[{"country": "CL"}],
