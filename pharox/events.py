@@ -294,8 +294,3 @@ def decode(columns: dict[str, Any], data: dict[str, Any]) -> Event:
         If no event of this version has this shape.
     """
     return _ADAPTER.validate_python({**columns, **data})
-
-
-def data_of(event: EventBase) -> dict[str, Any]:
-    """Return what an event holds beyond its envelope, as JSON values."""
-    return event.model_dump(mode="json", exclude=set(ENVELOPE), exclude_none=True)

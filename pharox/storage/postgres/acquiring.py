@@ -48,14 +48,13 @@ from .appending import append, counted, event_row, fold_into, json_object, state
 from .candidates import ORDERS, candidate, cursor, highest_rank, leasable, matching, next_turn
 from .filtering import Shape, condition
 from .reading import a, d, proxy_rows
-from .sql import POOL_ID, Statement, compiled, now, parameter, word
+from .sql import ONE, POOL_ID, Statement, compiled, now, parameter, word
 
-_ONE: ColumnElement[int] = literal_column("1")
 _EXPIRES_AT = now + parameter("duration", Double) * literal_column("interval '1 second'")
 
 
 def _exists(rows: Any) -> ColumnElement[bool]:
-    return select(_ONE).select_from(rows).exists()
+    return select(ONE).select_from(rows).exists()
 
 
 def _rule() -> CTE:
@@ -65,7 +64,7 @@ def _rule() -> CTE:
     not registered, or while an expired lease is ``due`` to be taken back first.
     """
     due = (
-        select(_ONE)
+        select(ONE)
         .where(
             leases.c.pool_id == POOL_ID,
             leases.c.status == word("active"),
@@ -113,10 +112,10 @@ def _granted(choice: CTE, rule: CTE) -> CTE:
 
 def _missed(choice: CTE, rule: CTE, shape: Shape | None) -> CTE:
     """Append the miss, if in this statement's snapshot nothing was free, or due to be, either."""
-    match = matching(shape, (_ONE,))
+    match = matching(shape, (ONE,))
     healthy = or_(a.c.status == word("active"), and_(rule.c.lease_slow, a.c.status == word("slow")))
     reason = case(
-        (~matching(None, (_ONE,)).exists(), word(MissReason.EMPTY_POOL)),
+        (~matching(None, (ONE,)).exists(), word(MissReason.EMPTY_POOL)),
         (~match.exists(), word(MissReason.NO_MATCH)),
         (~match.where(healthy).correlate(rule).exists(), word(MissReason.NONE_HEALTHY)),
         else_=word(MissReason.AT_CAPACITY),
@@ -126,7 +125,7 @@ def _missed(choice: CTE, rule: CTE, shape: Shape | None) -> CTE:
         consumer=parameter("consumer"),
         data=parameter("details", JSONB).concat(json_object(pool_name=rule.c.name, reason=reason)),
     )
-    free = leasable(shape, highest_rank(rule)).with_only_columns(_ONE)
+    free = leasable(shape, highest_rank(rule)).with_only_columns(ONE)
     missed = select(*row).select_from(rule)
     missed = missed.where(rule.c.highest_rank.is_not(None), ~rule.c.due)
     return append(missed.where(~_exists(choice), ~free.exists()), "missed")
@@ -134,7 +133,7 @@ def _missed(choice: CTE, rule: CTE, shape: Shape | None) -> CTE:
 
 def _result(rule: CTE, appended: CTE, missed: CTE | None, counts: Subquery | None) -> Select[Any]:
     """Return what came of it: one row, also where nothing did."""
-    one = select(_ONE.label("one")).subquery("one")
+    one = select(ONE.label("one")).subquery("one")
     source = one.outerjoin(rule, true()).outerjoin(appended, true())
     miss_columns: tuple[ColumnElement[Any], ...]
     if missed is None:
@@ -270,7 +269,7 @@ def find_statement(schema: str, selector: SelectorStrategy, shape: Shape | None)
         found = proxy_rows().where(
             a.c.pool_id == POOL_ID, a.c.lease_rank <= highest, condition(shape, d)
         )
-        return compiled(found.order_by(*ORDERS[selector]).limit(_ONE), schema)
+        return compiled(found.order_by(*ORDERS[selector]).limit(ONE), schema)
     return _offering(schema, next_turn(shape, rule))
 
 

@@ -28,9 +28,7 @@ from projections.selector_cursors import ROUND_ROBIN, selector_cursors
 from ...models import SelectorStrategy
 from .filtering import Shape, condition
 from .reading import a, d
-from .sql import POOL_ID, parameter, word
-
-_ONE: ColumnElement[int] = literal_column("1")
+from .sql import ONE, POOL_ID, parameter, word
 
 ORDERS: dict[SelectorStrategy, tuple[ColumnElement[Any], ...]] = {
     SelectorStrategy.FIRST_AVAILABLE: (a.c.lease_rank, a.c.checked_at.desc(), a.c.proxy_id),
@@ -92,7 +90,7 @@ def candidate(
         if not (wait or among):
             return _taking_turns(free, rule)
         # The turn moves in any case, and a cursor is locked before any proxy.
-        free = free.where(select(_ONE).select_from(cursor(rule)).exists())
+        free = free.where(select(ONE).select_from(cursor(rule)).exists())
     if among:
         ids = parameter("among", ARRAY(Uuid))
         place = func.array_position(ids, a.c.proxy_id)
@@ -110,7 +108,7 @@ def cursor(rule: FromClause) -> CTE:
         .where(
             selector_cursors.c.pool_id == POOL_ID,
             selector_cursors.c.selector == word(ROUND_ROBIN),
-            select(_ONE).where(rule.c.highest_rank.is_not(None)).exists(),
+            select(ONE).where(rule.c.highest_rank.is_not(None)).exists(),
         )
         .with_for_update()
         .cte("cursor")
@@ -118,7 +116,7 @@ def cursor(rule: FromClause) -> CTE:
 
 
 def _locked(free: Select[Any], *, wait: bool, name: str = "candidate") -> CTE:
-    return free.limit(_ONE).with_for_update(of=a, skip_locked=not wait).cte(name)
+    return free.limit(ONE).with_for_update(of=a, skip_locked=not wait).cte(name)
 
 
 def _probes(free: Select[Any], turn: CTE) -> list[Select[Any]]:
@@ -132,7 +130,7 @@ def _probes(free: Select[Any], turn: CTE) -> list[Select[Any]]:
         # Without a turn yet this comparison is null, and the probe from the start answers.
         for place in ((a.c.proxy_id > last,), ()):
             probe = free.where(a.c.lease_rank == literal_column(rank), *place)
-            probes.append(probe.order_by(a.c.proxy_id).limit(_ONE))
+            probes.append(probe.order_by(a.c.proxy_id).limit(ONE))
     return probes
 
 
@@ -140,7 +138,7 @@ def next_turn(shape: Shape | None, rule: FromClause) -> CTE:
     """Return the CTE of the proxy whose turn it is, without locking it; none without a cursor."""
     free = leasable(shape, highest_rank(rule))
     turn = cursor(rule)
-    return _whose_turn(_probes(free.where(select(_ONE).select_from(turn).exists()), turn))
+    return _whose_turn(_probes(free.where(select(ONE).select_from(turn).exists()), turn))
 
 
 def _whose_turn(probes: list[Select[Any]]) -> CTE:
@@ -149,7 +147,7 @@ def _whose_turn(probes: list[Select[Any]]) -> CTE:
         for number, probe in enumerate(probes)
     )
     found = union_all(*places).subquery("found")
-    return select(found).order_by(found.c.place).limit(_ONE).cte("next_turn")
+    return select(found).order_by(found.c.place).limit(ONE).cte("next_turn")
 
 
 def _taking_turns(free: Select[Any], rule: FromClause) -> CTE:
@@ -163,7 +161,7 @@ def _taking_turns(free: Select[Any], rule: FromClause) -> CTE:
     first = free.where(a.c.proxy_id == next_id).with_for_update(of=a).cte("first_choice")
     choices = [first]
     for number, probe in enumerate(probes):
-        untaken = (~select(_ONE).select_from(choice).exists() for choice in choices)
+        untaken = (~select(ONE).select_from(choice).exists() for choice in choices)
         locked = probe.where(*untaken).with_for_update(of=a, skip_locked=True)
         choices.append(locked.cte(f"choice_{number}"))
     return union_all(*(select(choice) for choice in choices)).cte("candidate")

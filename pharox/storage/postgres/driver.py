@@ -17,6 +17,8 @@ import psycopg
 from sqlalchemy import exc
 from sqlalchemy.engine import Engine
 
+from projections.pool_stats import SLOTS
+
 from ...errors import DatabaseError, DatabaseUnavailableError, SchemaError
 from .sql import Query
 
@@ -37,7 +39,7 @@ class Driver:
         """Run a program to its end and return what it returns."""
         with self.connection() as connection:
             cursor = psycopg.RawCursor(connection)
-            slot = connection.info.backend_pid % 16
+            slot = connection.info.backend_pid % SLOTS
             try:
                 asked = next(program)
                 while True:

@@ -41,10 +41,9 @@ from projections.selector_cursors import selector_cursors
 from ...ids import NIL
 from .appending import append, event_row, fold_into, json_object, state
 from .reading import a, d
-from .sql import POOL_ID, Statement, compiled, now, parameter, word
+from .sql import ONE, POOL_ID, Statement, compiled, now, parameter, word
 from .tables import proxy_credentials
 
-_ONE: ColumnElement[int] = literal_column("1")
 _NIL = literal_column(f"'{NIL}'::uuid", Uuid)
 
 _DESCRIBED = tuple(own for own in d.c if own.name not in ("id", "pool_id"))
@@ -72,7 +71,7 @@ def save_pool_statement(schema: str) -> Statement:
         "lease_slow": parameter("lease_slow", Boolean),
     }
     known = select(pools).where(pools.c.id == POOL_ID).with_for_update().cte("known")
-    one = select(_ONE.label("one")).subquery("one")
+    one = select(ONE.label("one")).subquery("one")
     is_new = known.c.id.is_(None)
     differs = or_(*(known.c[name].is_distinct_from(value) for name, value in wanted.items()))
     type_ = case((is_new, word("PoolRegistered")), else_=word("PoolChanged"))

@@ -59,6 +59,10 @@ class Query(NamedTuple):
     values: Mapping[str, Any]
 
 
+ONE: ColumnElement[int] = literal_column("1")
+"""What a query selects that only asks whether there is a row."""
+
+
 def quoted(schema: str) -> str:
     """Return a schema's name as SQL spells it."""
     return str(_DIALECT.identifier_preparer.quote(schema))
