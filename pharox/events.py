@@ -74,12 +74,15 @@ class ProxyState:
 class EventBase(_Fact):
     """What every event has.
 
-    ``position`` is its place in the order of appending; ``recorded_at`` is the
-    storage's clock; ``actor`` and ``correlation_id`` say who and which job.
+    ``position`` was handed out when it was appended, ``seq`` when it was sealed:
+    its place in the order that readers read, without gaps (0 until then).
+    ``recorded_at`` is the storage's clock; ``actor`` and ``correlation_id`` say
+    who and which job.
     """
 
     touches_proxy: ClassVar[bool] = False
 
+    seq: int = 0
     position: int = 0
     recorded_at: UtcDatetime
     schema_version: int = 1

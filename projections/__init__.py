@@ -16,7 +16,7 @@ from .pools import POOLS, PoolRow, Pools
 from .proxies import PROXIES, Proxies, ProxyRow
 from .proxy_health import PROXY_HEALTH, HealthRow, ProxyHealth
 from .selector_cursors import SELECTOR_CURSORS, CursorRow, SelectorCursors
-from .verify import Drift, drifts, fold
+from .verify import Drift, State, drifts, fold, standing
 
 ALL: tuple[Projection, ...] = (
     POOLS,
@@ -61,7 +61,9 @@ __all__ = [
     "ProxyHealth",
     "ProxyRow",
     "SelectorCursors",
+    "State",
     "drifts",
     "fold",
     "metadata",
+    "standing",
 ]

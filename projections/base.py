@@ -21,6 +21,7 @@ from sqlalchemy import (
     func,
     literal_column,
     select,
+    true,
 )
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.sql.dml import UpdateBase
@@ -95,6 +96,14 @@ class Projection(ABC):
     def live(self) -> Select[Any]:
         """Return the query that reads the read model, with the columns of ``row``."""
         return select(*(self.table.c[field.name] for field in fields(self.row)))
+
+    def stands(self, row: ProjectionRow) -> bool:
+        """Tell whether a row says how something stands, rather than what has ended."""
+        return True
+
+    def standing(self) -> ColumnElement[bool]:
+        """Return :meth:`stands` in SQL."""
+        return true()
 
     def load(self, rows: Iterable[Mapping[str, Any]]) -> dict[Any, ProjectionRow]:
         """Return rows that :meth:`live` read as a state that :meth:`apply` could have made."""

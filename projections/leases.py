@@ -16,6 +16,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    ColumnElement,
     DateTime,
     Index,
     PrimaryKeyConstraint,
@@ -126,6 +127,12 @@ class Leases(Projection):
                 ]
                 for key in ended:
                     del state[key]
+
+    def stands(self, row: LeaseRow) -> bool:
+        return row.status == "active"
+
+    def standing(self) -> ColumnElement[bool]:
+        return leases.c.status == literal_column("'active'", Text)
 
     def folds(self) -> tuple[Fold, ...]:
         return (

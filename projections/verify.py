@@ -31,6 +31,16 @@ def fold(events: Iterable[EventBase], projections: Iterable[Projection]) -> dict
     return states
 
 
+def standing(states: Mapping[str, State], projections: Iterable[Projection]) -> dict[str, State]:
+    """Return how all stood: the states without the rows of what had ended."""
+    return {
+        projection.name: {
+            key: row for key, row in states[projection.name].items() if projection.stands(row)
+        }
+        for projection in projections
+    }
+
+
 def drifts(live: Mapping[str, State], folded: Mapping[str, State]) -> Iterator[Drift]:
     """Yield every row in which the live read models differ from the folded ones."""
     for name in sorted(live.keys() | folded.keys()):

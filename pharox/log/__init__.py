@@ -1,7 +1,16 @@
-"""The log: one table of events, written once and read in order."""
+"""The tables of the log, and how a row of it becomes an event or the bytes that were sealed."""
 
+from .extract import Extract
 from .rows import event_from_row
-from .tables import events
-from .tail import Look, Tail
+from .tables import events, parked_events, partitions, seals, subscriptions, ticks
 
-__all__ = ["Look", "Tail", "event_from_row", "events"]
+__all__ = [
+    "Extract",
+    "event_from_row",
+    "events",
+    "parked_events",
+    "partitions",
+    "seals",
+    "subscriptions",
+    "ticks",
+]

@@ -9,5 +9,8 @@ from pharox.events import ENVELOPE, Event, decode
 
 
 def event_from_row(row: Mapping[str, Any]) -> Event:
-    """Return the event in a row of the log, read with the columns of the ``events`` table."""
-    return decode({name: row[name] for name in ENVELOPE}, row["data"])
+    """Return the event in a row: the columns of ``events``, and ``seq`` where it was read."""
+    columns = {name: row[name] for name in ENVELOPE}
+    if "seq" in row:
+        columns["seq"] = row["seq"]
+    return decode(columns, row["data"])

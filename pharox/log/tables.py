@@ -1,22 +1,27 @@
-"""The table of events.
+"""The tables of the log: what happened, in which order, and who has read how far.
 
-``position`` is handed out when an event is appended, under the lock of the
-proxy it is about, so the events of one proxy stand in the order in which they
-happened. Across proxies a later position can become visible first; ``tx`` is
-what a reader compares with a snapshot to miss none.
+``events`` are appended by commands, without a lock and without an order that a
+reader could trust: ``position`` is handed out before the commit. ``seals`` give
+each committed event its place (``seq``) in the order that everybody reads, and
+its digest; they are written afterwards by whoever reads, a tick at a time. A
+tick keeps the snapshot up to which all is sealed, and a root hash that covers
+the digests of its events and the root before.
 
-Nothing refers to this table and its key leads with the position, so it can be
-partitioned by ranges of it. That no row is changed or deleted is the work of a
-trigger that the migrations create and no role can pass.
+Events and seals are partitioned by the same ranges of positions, so that old
+ones can leave together. No row of events, seals or ticks is changed or
+deleted: triggers that the migrations create refuse it to every role.
 """
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     DateTime,
-    Identity,
     Index,
+    Integer,
+    LargeBinary,
     PrimaryKeyConstraint,
+    Sequence,
     SmallInteger,
     Table,
     Text,
@@ -39,10 +44,22 @@ class Xid8(UserDefinedType[str]):
         return "xid8"
 
 
+class Snapshot(UserDefinedType[str]):
+    """Which transactions a statement could see."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: object) -> str:
+        """Return the type's name in DDL."""
+        return "pg_snapshot"
+
+
+_positions = Sequence("events_position_seq", metadata=metadata)
+
 events = Table(
     "events",
     metadata,
-    Column("position", BigInteger, Identity(always=True), nullable=False),
+    Column("position", BigInteger, nullable=False, server_default=_positions.next_value()),
     Column(
         "tx",
         Xid8,
@@ -60,11 +77,108 @@ events = Table(
     Column("correlation_id", Text),
     Column("data", JSONB, nullable=False),
     PrimaryKeyConstraint("position", "pool_id"),
+    postgresql_partition_by="RANGE (position)",
 )
 
+Index("ix_events_tx", events.c.tx)
+Index("ix_events_recorded_at", events.c.recorded_at)
+Index("ix_events_lease", events.c.lease_id, postgresql_where=events.c.lease_id.is_not(None))
+Index(
+    "ix_events_proxy",
+    events.c.proxy_id,
+    events.c.position,
+    postgresql_where=events.c.proxy_id.is_not(None),
+)
+Index(
+    "ix_events_consumer",
+    events.c.consumer,
+    events.c.position,
+    postgresql_where=events.c.consumer.is_not(None),
+)
 Index(
     "ix_events_health",
     events.c.proxy_id,
     events.c.position,
     postgresql_where=literal_column("type = 'HealthChecked'"),
 )
+
+seals = Table(
+    "seals",
+    metadata,
+    Column("seq", BigInteger, nullable=False),
+    Column("position", BigInteger, nullable=False, autoincrement=False),
+    Column("digest", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("position"),
+    Index("ix_seals_seq", "seq"),
+    postgresql_partition_by="RANGE (position)",
+)
+
+ticks = Table(
+    "ticks",
+    metadata,
+    Column("last_seq", BigInteger, nullable=False, autoincrement=False),
+    Column("first_seq", BigInteger, nullable=False),
+    Column("snapshot", Snapshot, nullable=False),
+    Column("anchor", BigInteger, nullable=False),
+    Column("system_identifier", BigInteger, nullable=False),
+    Column("sealed_at", DateTime(timezone=True), nullable=False),
+    Column("root", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("last_seq"),
+)
+
+partitions = Table(
+    "partitions",
+    metadata,
+    Column("first_position", BigInteger, nullable=False, autoincrement=False),
+    Column("end_position", BigInteger, nullable=False),
+    Column("first_seq", BigInteger),
+    Column("last_seq", BigInteger),
+    Column("first_recorded_at", DateTime(timezone=True)),
+    Column("last_recorded_at", DateTime(timezone=True)),
+    Column("archived_at", DateTime(timezone=True)),
+    Column("archive", Text),
+    PrimaryKeyConstraint("first_position"),
+)
+"""Each part of the log with its bounds; what is archived has the rest filled in."""
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("seq", BigInteger, nullable=False, autoincrement=False),
+    Column("taken_at", DateTime(timezone=True), nullable=False),
+    PrimaryKeyConstraint("seq"),
+)
+snapshot_rows = Table(
+    "snapshot_rows",
+    metadata,
+    Column("seq", BigInteger, nullable=False),
+    Column("projection", Text, nullable=False),
+    Column("row", JSONB, nullable=False),
+    Index("ix_snapshot_rows_seq", "seq", "projection"),
+)
+"""The read models as they were after event ``seq``: a shortcut, never the truth."""
+
+subscriptions = Table(
+    "subscriptions",
+    metadata,
+    Column("name", Text, nullable=False),
+    Column("checkpoint", BigInteger, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("owner", Uuid),
+    Column("seen_at", DateTime(timezone=True)),
+    PrimaryKeyConstraint("name"),
+)
+parked_events = Table(
+    "parked_events",
+    metadata,
+    Column("subscription", Text, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("error", Text),
+    Column("parked_at", DateTime(timezone=True), nullable=False),
+    Column("retry", Boolean, nullable=False, server_default=literal_column("false")),
+    PrimaryKeyConstraint("subscription", "seq"),
+    Index("ix_parked_events_key", "subscription", "key", "seq"),
+)
+"""What a subscription's handler could not take; with no error, what waits behind such."""

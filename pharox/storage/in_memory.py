@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import projections
-from projections import Availability, Drift, LeaseRow, PoolCounts, ProxyRow
+from pharox.log import Extract
+from projections import Availability, Drift, LeaseRow, PoolCounts, ProxyRow, State
 
 from ..attribution import current_attribution
 from ..errors import ConflictError, PoolNotFoundError, ProxyNotFoundError, ProxyUnavailableError
@@ -403,17 +404,42 @@ class InMemoryStorage(IStorage):
     # The log
 
     def events(self, *, after: int = 0) -> Iterator[Event]:
-        """Yield the log in the order of positions, as it is now.
+        """Yield the log in order, as it is now.
 
         Parameters
         ----------
         after:
-            Yield only events of later positions.
+            Yield only events of later ``seq``.
         """
+        return self.history(Extract(after=after))
+
+    def history(self, extract: Extract) -> Iterator[Event]:
+        """Yield those events of the log, as it is now, that an extract means, in order."""
         with self._lock:
-            known = len(self._log)
-        for place in range(max(after, 0), known):
-            yield self._log[place]
+            last = min(extract.upto, len(self._log))
+        for place in range(max(extract.after, 0), last):
+            if extract.holds(self._log[place]):
+                yield self._log[place]
+
+    def seq_at(self, moment: datetime) -> int:
+        """Return the seq of the last event recorded at or before a moment; 0 if there is none."""
+        check_aware(moment)
+        with self._lock:
+            earlier = (event for event in self._log if event.recorded_at <= moment)
+            last = max(earlier, key=lambda event: (event.recorded_at, event.seq), default=None)
+        return 0 if last is None else last.seq
+
+    def state_at(self, seq: int) -> dict[str, State]:
+        """Return every read model as it was after the event of this seq.
+
+        Returns
+        -------
+        dict
+            For each projection's name, its rows by key. Of leases only those
+            that were active then.
+        """
+        states = projections.fold(self.history(Extract(upto=seq)), projections.ALL)
+        return projections.standing(states, projections.ALL)
 
     def verify(self) -> list[Drift]:
         """Fold the whole log anew and return every row of a read model that differs."""
@@ -426,6 +452,7 @@ class InMemoryStorage(IStorage):
     def _append(self, kind: type[E_], **facts: Any) -> E_:
         actor, correlation_id = current_attribution()
         event = kind(
+            seq=len(self._log) + 1,
             position=len(self._log) + 1,
             recorded_at=self._clock(),
             actor=actor,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,7 +23,7 @@ SELECT 'column', c.relname, a.attname,
        concat_ws(' ', format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity,
                  a.attgenerated, pg_get_expr(d.adbin, d.adrelid))
 FROM pg_attribute a
-JOIN pg_class c ON c.oid = a.attrelid AND c.relkind = 'r'
+JOIN pg_class c ON c.oid = a.attrelid AND c.relkind IN ('r', 'p') AND NOT c.relispartition
 LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = %(schema)s::text AND a.attnum > 0 AND NOT a.attisdropped
@@ -50,7 +51,7 @@ def catalog(engine: Engine, schema: str) -> list[tuple[str, ...]]:
     return [
         tuple(str(value).replace(f"{schema}.", "") for value in row)
         for row in rows
-        if "alembic_version" not in str(row)
+        if not re.search(r"alembic_version|(events|seals)_0", str(row))  # 0: the first partition
     ]
 
 

@@ -9,18 +9,17 @@ far as its engine does.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
-import psycopg
-from sqlalchemy import BigInteger, Text, cast, func, literal_column, or_, select
+from sqlalchemy import select
 from sqlalchemy.engine import Engine
 
 import projections
-from pharox.log import Look, Tail, event_from_row, events
-from projections import Drift
+from pharox.log import Extract, event_from_row, events
+from projections import Drift, State
 
 from ...errors import (
     PoolNotFoundError,
@@ -62,35 +61,12 @@ from . import reading
 from . import schema as migrations
 from .commands import Commands
 from .driver import Driver, Program
-from .sql import Query, compiled, parameter
+from .history import history_statement, seal_statement, seq_at_statement
+from .sql import Query, Statement, compiled
 from .vault import Vault
 
 T = TypeVar("T")
 _PAGE = 1000
-
-_NOW_SEEN = func.pg_current_snapshot()
-_SNAPSHOT = select(
-    cast(_NOW_SEEN, Text).label("snapshot"),
-    cast(cast(func.pg_snapshot_xmin(_NOW_SEEN), Text), BigInteger).label("xmin"),
-    cast(cast(func.pg_snapshot_xmax(_NOW_SEEN), Text), BigInteger).label("xmax"),
-    select(func.coalesce(func.max(events.c.position), literal_column("0")))
-    .scalar_subquery()
-    .label("top"),
-)
-_SEEN = parameter("seen")
-_NEWS = (
-    select(events)
-    .where(
-        events.c.position > parameter("floor", BigInteger),
-        or_(
-            _SEEN.is_(None),
-            ~func.pg_visible_in_snapshot(
-                events.c.tx, _SEEN.op("::")(literal_column("pg_snapshot"))
-            ),
-        ),
-    )
-    .order_by(events.c.position)
-)
 
 
 class PostgresStorage(IStorage):
@@ -135,7 +111,7 @@ class PostgresStorage(IStorage):
         self.schema = schema
         keys = Settings().secret_keys() if secret_keys is None else secret_keys
         self._commands = Commands(schema, Vault(keys))
-        self._driver = Driver(engine)
+        self._driver = Driver(engine, schema)
         self._checked = False
 
     def __repr__(self) -> str:
@@ -366,49 +342,74 @@ class PostgresStorage(IStorage):
 
     # The log
 
+    def seal(self) -> int:
+        """Give every committed event its place in the order, and return the last one's seq.
+
+        Whatever reads the log does so first; nobody needs to call it.
+        """
+        return self._seal(wait=True)
+
     def events(self, *, after: int = 0) -> Iterator[Event]:
-        """Yield the log in the order of positions, as one snapshot shows it.
+        """Yield the log in its sealed order, up to what was committed before the call.
 
         Parameters
         ----------
         after:
-            Yield only events of later positions.
+            Yield only events of later ``seq``.
         """
-        self._check_schema()
-        with self._driver.connection() as connection, connection.transaction():
-            yield from self._read_log(connection, after)
+        return self.history(Extract(after=after))
 
-    def follow(self, after: int | None = None, *, poll_s: float = 0.5) -> Iterator[Event]:
-        """Yield events as they are committed, without end.
+    def history(self, extract: Extract) -> Iterator[Event]:
+        """Yield those events of the log that an extract means, in its sealed order."""
+        last = self.seal()
+        values = extract._replace(upto=min(extract.upto, last)).given()
+        statement = history_statement(self.schema, frozenset(values))
+        with self._driver.session() as session:
+            for row in session.stream(statement, **values):
+                yield event_from_row(row)
 
-        An event that commits late comes late, but it comes: see :mod:`pharox.log.tail`.
+    def follow(self, after: int | None = None, *, poll_s: float = 0.1) -> Iterator[Event]:
+        """Yield events as they are committed, in their sealed order, without end.
 
         Parameters
         ----------
         after:
-            Begin with what the log has after this position; None for new events only.
+            Begin with what the log has after this ``seq``; None for new events only.
         poll_s:
-            How many seconds to wait between two looks.
+            How many seconds to wait where nothing is new.
         """
-        self._check_schema()
-        tail = Tail(after)
+        seq = self.seal() if after is None else after
         while True:
-            yield from self._look(tail)
-            time.sleep(poll_s)
+            upto = self._seal(wait=False)
+            values = {"after": seq, "upto": upto}
+            statement = history_statement(self.schema, frozenset(values), limited=True)
+            rows = self._ask(statement, **values, limit=_PAGE) if upto > seq else []
+            for row in rows:
+                seq = row["seq"]
+                yield event_from_row(row)
+            if not rows:
+                time.sleep(poll_s)
 
-    def _look(self, tail: Tail) -> list[Event]:
-        snapshot, news = (compiled(query, self.schema) for query in (_SNAPSHOT, _NEWS))
-        with self._driver.connection() as connection, connection.transaction():
-            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            cursor = psycopg.RawCursor(connection)
-            (seen,) = snapshot.rows(cursor.execute(snapshot.text).fetchall())
-            look = Look(**seen)
-            rows: list[dict[str, Any]] = []
-            if tail.floor is not None:
-                values = {"floor": tail.floor, "seen": tail.seen}
-                rows = news.rows(cursor.execute(news.text, news.arguments(values, 0)).fetchall())
-        tail.note(look)
-        return [event_from_row(row) for row in rows]
+    def seq_at(self, moment: datetime) -> int:
+        """Return the seq of the last event recorded at or before a moment; 0 if there is none.
+
+        What lies before that event in the sealed order belongs to the moment's past.
+        """
+        self.seal()
+        rows = self._rows(seq_at_statement, moment=check_aware(moment))
+        return rows[0]["seq"] if rows else 0
+
+    def state_at(self, seq: int) -> dict[str, State]:
+        """Return every read model as it was after the event of this seq.
+
+        Returns
+        -------
+        dict
+            For each projection's name, its rows by key. Of leases only those
+            that were active then.
+        """
+        states = projections.fold(self.history(Extract(upto=seq)), projections.ALL)
+        return projections.standing(states, projections.ALL)
 
     def verify(self) -> list[Drift]:
         """Fold the whole log in Python and return every row of a read model that differs.
@@ -416,31 +417,17 @@ class PostgresStorage(IStorage):
         Log and read models are read from one snapshot; nobody waits for it.
         """
         self._check_schema()
-        with self._driver.connection() as connection, connection.transaction():
-            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            folded = projections.fold(self._read_log(connection, 0), projections.ALL)
-            cursor = psycopg.RawCursor(connection)
-            live = {}
-            for projection in projections.ALL:
-                statement = compiled(projection.live(), self.schema)
-                cursor.execute(statement.text, statement.arguments({}, 0))
-                live[projection.name] = projection.load(statement.rows(cursor))
+        query = select(events).order_by(events.c.position)
+        with self._driver.session(snapshot=True) as session:
+            log = map(event_from_row, session.stream(compiled(query, self.schema)))
+            folded = projections.fold(log, projections.ALL)
+            live = {
+                projection.name: projection.load(
+                    session.rows(compiled(projection.live(), self.schema))
+                )
+                for projection in projections.ALL
+            }
         return list(projections.drifts(live, folded))
-
-    def _read_log(self, connection: psycopg.Connection[Any], after: int) -> Iterator[Event]:
-        query = (
-            select(events)
-            .where(events.c.position > parameter("after", events.c.position.type))
-            .order_by(events.c.position)
-        )
-        statement = compiled(query, self.schema)
-        with psycopg.RawServerCursor(connection, "pharox_log") as cursor:
-            cursor.itersize = 2000
-            cursor.execute(
-                statement.text, statement.arguments({"after": min(max(after, 0), 2**63 - 1)}, 0)
-            )
-            for row in cursor:
-                yield event_from_row(dict(zip(statement.columns, row, strict=True)))
 
     # Parts
 
@@ -448,11 +435,18 @@ class PostgresStorage(IStorage):
         self._check_schema()
         return self._driver.run(program)
 
-    def _rows(self, statement: Any, **values: Any) -> list[dict[str, Any]]:
+    def _rows(self, statement: Callable[[str], Statement], **values: Any) -> list[dict[str, Any]]:
+        return self._ask(statement(self.schema), **values)
+
+    def _ask(self, statement: Statement, **values: Any) -> list[dict[str, Any]]:
         def program() -> Program[list[dict[str, Any]]]:
-            return (yield Query(statement(self.schema), values))  # type: ignore[no-any-return]
+            return (yield Query(statement, values))  # type: ignore[no-any-return]
 
         return self._run(program())
+
+    def _seal(self, *, wait: bool) -> int:
+        (row,) = self._ask(seal_statement(self.schema, wait=wait))
+        return row["seq"]  # type: ignore[no-any-return]
 
     def _check_schema(self) -> None:
         if not self._checked:

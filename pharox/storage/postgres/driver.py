@@ -4,7 +4,11 @@ A program is a generator: it yields queries and receives their rows, so it
 knows nothing of connections, and an async driver can run the same program. A
 single query is one statement and one commit; a list of queries is one
 transaction. What the server refuses is raised inside the program, where it
-was yielded.
+was yielded. Where the log has no partition yet for what a command appends, the
+driver has one added and asks again.
+
+What reads much, or in many steps, opens a :class:`Session` instead: one
+transaction on one connection.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from sqlalchemy.engine import Engine
 from projections.pool_stats import SLOTS
 
 from ...errors import DatabaseError, DatabaseUnavailableError, SchemaError
-from .sql import Query
+from .sql import Query, Statement, quoted
 
 T = TypeVar("T")
 Rows = list[dict[str, Any]]
@@ -32,8 +36,9 @@ UPGRADE_HINT = "run `pharox db upgrade` or call storage.upgrade_schema()"
 class Driver:
     """Runs programs, one connection of the engine at a time for each thread that calls."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, schema: str) -> None:
         self._engine = engine
+        self._add_partition = f"SELECT {quoted(schema)}.add_partition()".encode()
 
     def run(self, program: Program[T]) -> T:
         """Run a program to its end and return what it returns."""
@@ -46,7 +51,10 @@ class Driver:
                     try:
                         answer = self._ask(connection, cursor, slot, asked)
                     except psycopg.IntegrityError as error:
-                        asked = program.throw(error)
+                        if lacks_partition(error):
+                            cursor.execute(self._add_partition)
+                        else:
+                            asked = program.throw(error)
                     else:
                         asked = program.send(answer)
             except StopIteration as stop:
@@ -63,6 +71,14 @@ class Driver:
             return _rows(cursor, asked, slot)
         with connection.transaction():
             return [_rows(cursor, query, slot) for query in asked]
+
+    @contextmanager
+    def session(self, *, snapshot: bool = False) -> Iterator[Session]:
+        """Open a transaction for a block; with ``snapshot`` it sees one moment all along."""
+        with self.connection() as connection, connection.transaction():
+            if snapshot:
+                connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            yield Session(connection)
 
     @contextmanager
     def connection(self) -> Iterator[psycopg.Connection[Any]]:
@@ -96,6 +112,39 @@ class Driver:
             elif not was_autocommit:
                 connection.autocommit = False
             lent.close()
+
+
+class Session:
+    """One transaction on one connection; made by :meth:`Driver.session`."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self.connection = connection
+        self._cursor = psycopg.RawCursor(connection)
+
+    def rows(self, statement: Statement, **values: Any) -> Rows:
+        """Run a statement and return all its rows."""
+        return _rows(self._cursor, Query(statement, values), 0)
+
+    def run(self, statement: Statement, **values: Any) -> int:
+        """Run a statement that returns nothing, and return how many rows it changed."""
+        self._cursor.execute(statement.text, statement.arguments(values, 0))
+        return self._cursor.rowcount
+
+    def stream(
+        self, statement: Statement, page: int = 2000, **values: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a statement as they come, a page at a time from the server."""
+        with psycopg.RawServerCursor(self.connection, "pharox_stream") as cursor:
+            cursor.itersize = page
+            cursor.execute(statement.text, statement.arguments(values, 0))
+            for row in cursor:
+                yield dict(zip(statement.columns, row, strict=True))
+
+
+def lacks_partition(error: psycopg.Error) -> bool:
+    """Tell whether an append failed because no partition takes its position yet."""
+    missing = isinstance(error, psycopg.errors.CheckViolation)
+    return missing and error.diag.constraint_name is None and error.diag.table_name == "events"
 
 
 def _rows(cursor: psycopg.RawCursor[Any], query: Query, slot: int) -> Rows:

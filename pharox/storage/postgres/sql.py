@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 from sqlalchemy import (
     ColumnElement,
     DateTime,
+    Function,
     Text,
     Uuid,
     bindparam,
     cast,
     literal_column,
+    quoted_name,
 )
 from sqlalchemy.dialects.postgresql import JSONB, psycopg
 from sqlalchemy.schema import SchemaConst
@@ -28,6 +30,11 @@ _SCHEMA = "__[SCHEMA_pharox]"
 
 now: ColumnElement[Any] = literal_column(f"{_SCHEMA}.clock()", DateTime(timezone=True))
 """The moment of the statement, by the database's clock alone."""
+
+
+def schema_function(name: str, *arguments: Any, type_: Any) -> ColumnElement[Any]:
+    """Return a call of one of the schema's own functions."""
+    return Function(quoted_name(f"{_SCHEMA}.{name}", quote=False), *arguments, type_=type_)
 
 
 class Statement(NamedTuple):

@@ -10,8 +10,9 @@ branch_labels = None
 depends_on = None
 
 TABLES = """
+CREATE SEQUENCE {schema}.events_position_seq;
 CREATE TABLE {schema}.events (
-    position BIGINT GENERATED ALWAYS AS IDENTITY,
+    position BIGINT DEFAULT nextval('{literal}.events_position_seq') NOT NULL,
     tx xid8 DEFAULT pg_current_xact_id() NOT NULL,
     recorded_at timestamptz NOT NULL,
     type TEXT NOT NULL,
@@ -24,10 +25,81 @@ CREATE TABLE {schema}.events (
     correlation_id TEXT,
     data JSONB NOT NULL,
     CONSTRAINT pk_events PRIMARY KEY (position, pool_id)
-);
+) PARTITION BY RANGE (position);
+ALTER SEQUENCE {schema}.events_position_seq OWNED BY {schema}.events.position;
+CREATE INDEX ix_events_tx ON {schema}.events (tx);
+CREATE INDEX ix_events_recorded_at ON {schema}.events (recorded_at);
+CREATE INDEX ix_events_lease ON {schema}.events (lease_id) WHERE lease_id IS NOT NULL;
+CREATE INDEX ix_events_proxy ON {schema}.events (proxy_id, position) WHERE proxy_id IS NOT NULL;
+CREATE INDEX ix_events_consumer ON {schema}.events (consumer, position) WHERE consumer IS NOT NULL;
 CREATE INDEX ix_events_health
     ON {schema}.events (proxy_id, position)
     WHERE type = 'HealthChecked';
+
+CREATE TABLE {schema}.seals (
+    seq BIGINT NOT NULL,
+    position BIGINT NOT NULL,
+    digest BYTEA NOT NULL,
+    CONSTRAINT pk_seals PRIMARY KEY (position)
+) PARTITION BY RANGE (position);
+CREATE INDEX ix_seals_seq ON {schema}.seals (seq);
+
+CREATE TABLE {schema}.ticks (
+    last_seq BIGINT NOT NULL,
+    first_seq BIGINT NOT NULL,
+    snapshot pg_snapshot NOT NULL,
+    anchor BIGINT NOT NULL,
+    system_identifier BIGINT NOT NULL,
+    sealed_at timestamptz NOT NULL,
+    root BYTEA NOT NULL,
+    CONSTRAINT pk_ticks PRIMARY KEY (last_seq)
+);
+
+CREATE TABLE {schema}.partitions (
+    first_position BIGINT NOT NULL,
+    end_position BIGINT NOT NULL,
+    first_seq BIGINT,
+    last_seq BIGINT,
+    first_recorded_at timestamptz,
+    last_recorded_at timestamptz,
+    archived_at timestamptz,
+    archive TEXT,
+    CONSTRAINT pk_partitions PRIMARY KEY (first_position)
+);
+
+CREATE TABLE {schema}.snapshots (
+    seq BIGINT NOT NULL,
+    taken_at timestamptz NOT NULL,
+    CONSTRAINT pk_snapshots PRIMARY KEY (seq)
+);
+
+CREATE TABLE {schema}.snapshot_rows (
+    seq BIGINT NOT NULL,
+    projection TEXT NOT NULL,
+    row JSONB NOT NULL
+);
+CREATE INDEX ix_snapshot_rows_seq ON {schema}.snapshot_rows (seq, projection);
+
+CREATE TABLE {schema}.subscriptions (
+    name TEXT NOT NULL,
+    checkpoint BIGINT NOT NULL,
+    epoch BIGINT NOT NULL,
+    owner UUID,
+    seen_at timestamptz,
+    CONSTRAINT pk_subscriptions PRIMARY KEY (name)
+);
+
+CREATE TABLE {schema}.parked_events (
+    subscription TEXT NOT NULL,
+    seq BIGINT NOT NULL,
+    key TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    error TEXT,
+    parked_at timestamptz NOT NULL,
+    retry BOOLEAN DEFAULT false NOT NULL,
+    CONSTRAINT pk_parked_events PRIMARY KEY (subscription, seq)
+);
+CREATE INDEX ix_parked_events_key ON {schema}.parked_events (subscription, key, seq);
 
 CREATE TABLE {schema}.pools (
     id UUID NOT NULL,
@@ -176,7 +248,8 @@ AS 'SELECT statement_timestamp()';
 """
 
 # ENABLE ALWAYS: it also fires where session_replication_role says that
-# ordinary triggers shall not, and for the owner as for everybody.
+# ordinary triggers shall not, and for the owner as for everybody. A statement
+# against a partition fires the partition's own triggers, so each has them too.
 IMMUTABLE = """
 CREATE FUNCTION {schema}.refuse_change()
 RETURNS trigger
@@ -187,15 +260,182 @@ BEGIN
         USING ERRCODE = 'restrict_violation';
 END
 $$;
-CREATE TRIGGER events_are_append_only
-    BEFORE UPDATE OR DELETE OR TRUNCATE ON {schema}.events
-    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_change();
-ALTER TABLE {schema}.events ENABLE ALWAYS TRIGGER events_are_append_only;
+CREATE FUNCTION {schema}.protect(part regclass)
+RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    EXECUTE format('CREATE TRIGGER events_are_append_only '
+        'BEFORE UPDATE OR DELETE OR TRUNCATE ON %s '
+        'FOR EACH STATEMENT EXECUTE FUNCTION %s.refuse_change()', part, '{literal}');
+    EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER events_are_append_only', part);
+END
+$$;
+SELECT {schema}.protect('{literal}.events');
+SELECT {schema}.protect('{literal}.seals');
+SELECT {schema}.protect('{literal}.ticks');
+"""
+
+# Made by whoever first appends beyond the last one. ATTACH lets other writers
+# work meanwhile, which CREATE TABLE ... PARTITION OF does not. How large a
+# partition is, is a function so that it can be replaced.
+PARTITIONS = """
+CREATE FUNCTION {schema}.partition_rows()
+RETURNS bigint
+LANGUAGE sql
+STABLE
+AS 'SELECT 10000000::bigint';
+
+CREATE FUNCTION {schema}.add_partition()
+RETURNS void
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    lower_bound bigint;
+    upper_bound bigint;
+    name text;
+    parent text;
+    part text;
+BEGIN
+    PERFORM pg_advisory_xact_lock(1885890927, hashtext('{literal}'));
+    LOOP
+        SELECT coalesce(max(end_position), 0) INTO lower_bound FROM {schema}.partitions;
+        EXIT WHEN lower_bound > (SELECT last_value + 1 FROM {schema}.events_position_seq);
+        upper_bound := lower_bound + {schema}.partition_rows();
+        FOREACH name IN ARRAY ARRAY['events', 'seals'] LOOP
+            parent := format('%s.%I', '{literal}', name);
+            part := format('%s.%I', '{literal}', name || '_' || lower_bound);
+            EXECUTE format('CREATE TABLE %s (LIKE %s INCLUDING DEFAULTS)', part, parent);
+            EXECUTE format('ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM (%s) TO (%s)',
+                parent, part, lower_bound, upper_bound);
+            PERFORM {schema}.protect(part::regclass);
+        END LOOP;
+        INSERT INTO {schema}.partitions (first_position, end_position)
+        VALUES (lower_bound, upper_bound);
+    END LOOP;
+END
+$$;
+SELECT {schema}.add_partition();
+"""
+
+# The bytes of an event that its digest covers: every column. JSON, so that any
+# language can make them again; see pharox/log/canonical.py.
+DIGEST = """
+CREATE FUNCTION {schema}.digest(event {schema}.events)
+RETURNS bytea
+LANGUAGE sql
+STABLE
+AS $$
+    SELECT sha256(convert_to(json_build_array(
+        event.position, event.tx::text, extract(epoch FROM event.recorded_at), event.type,
+        event.schema_version, event.pool_id, event.proxy_id, event.lease_id, event.consumer,
+        event.actor, event.correlation_id, event.data)::text, 'UTF8'))
+$$;
+
+CREATE FUNCTION {schema}.root(before bytea, tick {schema}.ticks, digests bytea)
+RETURNS bytea
+LANGUAGE sql
+STABLE
+AS $$
+    SELECT sha256(before || convert_to(json_build_array(
+        tick.first_seq, tick.last_seq, tick.snapshot::text, tick.anchor, tick.system_identifier,
+        extract(epoch FROM tick.sealed_at))::text, 'UTF8') || digests)
+$$;
+"""
+
+# Gives the events that became visible since the last tick their place in the
+# order that readers read. An event belongs to the new ticks if its transaction
+# had not begun at the last snapshot, or was running then, and has committed.
+# Transaction ids say nothing in a cluster that the log was restored into: then
+# once whatever has no seal is taken, and up to that position (the anchor)
+# whatever transaction ids find is checked against the seals from there on.
+SEAL = """
+CREATE FUNCTION {schema}.seal(wait boolean DEFAULT false)
+RETURNS bigint
+LANGUAGE plpgsql
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    per_tick CONSTANT bigint := 100000;
+    last {schema}.ticks;
+    tick {schema}.ticks;
+    cluster bigint;
+    running xid8[];
+    taken bigint;
+    digests bytea;
+BEGIN
+    IF pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean THEN
+        RETURN (SELECT coalesce(max(last_seq), 0) FROM {schema}.ticks);
+    END IF;
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'seal() needs a transaction of isolation level READ COMMITTED'
+            USING ERRCODE = 'invalid_transaction_state';
+    END IF;
+    IF wait THEN
+        PERFORM pg_advisory_xact_lock(1885890928, hashtext('{literal}'));
+    ELSIF NOT pg_try_advisory_xact_lock(1885890928, hashtext('{literal}')) THEN
+        RETURN (SELECT coalesce(max(last_seq), 0) FROM {schema}.ticks);
+    END IF;
+    SELECT * INTO last FROM {schema}.ticks ORDER BY last_seq DESC LIMIT 1;
+    SELECT system_identifier INTO cluster FROM pg_control_system();
+    tick.snapshot := pg_current_snapshot();
+    IF last.system_identifier = cluster THEN
+        running := ARRAY(SELECT pg_snapshot_xip(last.snapshot));
+        tick.anchor := last.anchor;
+        IF NOT EXISTS (
+            SELECT FROM {schema}.events
+            WHERE tx >= pg_snapshot_xmax(last.snapshot) OR tx = ANY (running)
+        ) THEN
+            RETURN last.last_seq;
+        END IF;
+        INSERT INTO {schema}.seals
+        SELECT last.last_seq + row_number() OVER (ORDER BY e.position), e.position,
+               {schema}.digest(e)
+        FROM {schema}.events AS e
+        WHERE (e.tx >= pg_snapshot_xmax(last.snapshot) AND e.tx < pg_snapshot_xmax(tick.snapshot)
+               OR e.tx = ANY (running))
+          AND pg_visible_in_snapshot(e.tx, tick.snapshot)
+          AND (e.position > tick.anchor
+               OR NOT EXISTS (SELECT FROM {schema}.seals s WHERE s.position = e.position));
+    ELSE
+        SELECT coalesce(max(position), 0) INTO tick.anchor FROM {schema}.events;
+        INSERT INTO {schema}.seals
+        SELECT coalesce(last.last_seq, 0) + row_number() OVER (ORDER BY e.position), e.position,
+               {schema}.digest(e)
+        FROM {schema}.events AS e
+        WHERE e.position <= tick.anchor
+          AND NOT EXISTS (SELECT FROM {schema}.seals s WHERE s.position = e.position);
+    END IF;
+    GET DIAGNOSTICS taken = ROW_COUNT;
+    IF taken = 0 THEN
+        RETURN coalesce(last.last_seq, 0);
+    END IF;
+    tick.system_identifier := cluster;
+    tick.sealed_at := {schema}.clock();
+    taken := taken + coalesce(last.last_seq, 0);
+    last.root := coalesce(last.root, ''::bytea);
+    last.last_seq := coalesce(last.last_seq, 0);
+    WHILE last.last_seq < taken LOOP
+        tick.first_seq := last.last_seq + 1;
+        tick.last_seq := least(last.last_seq + per_tick, taken);
+        SELECT string_agg(digest, ''::bytea ORDER BY seq) INTO digests
+        FROM {schema}.seals WHERE seq BETWEEN tick.first_seq AND tick.last_seq;
+        tick.root := {schema}.root(last.root, tick, digests);
+        INSERT INTO {schema}.ticks SELECT tick.*;
+        last := tick;
+    END LOOP;
+    PERFORM pg_notify(left('pharox.{literal}', 63), last.last_seq::text);
+    RETURN last.last_seq;
+END
+$$;
 """
 
 
 def upgrade() -> None:
-    """Create the tables, the clock and the guard of the log."""
+    """Create the tables, the clock, the guard of the log and what seals it."""
     schema = quoted(op.get_context().version_table_schema or "pharox")
-    for part in (TABLES, CLOCK, IMMUTABLE):
-        op.execute(part.replace("{schema}", schema))
+    literal = schema.replace("'", "''")
+    for part in (TABLES, CLOCK, IMMUTABLE, PARTITIONS, DIGEST, SEAL):
+        op.execute(part.replace("{schema}", schema).replace("{literal}", literal))
