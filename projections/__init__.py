@@ -7,6 +7,9 @@ hold the two together. Whatever a projection keeps can be dropped and folded
 again from the log.
 """
 
+from functools import cache
+from importlib.metadata import entry_points
+
 from .available_proxies import AVAILABLE_PROXIES, Availability, AvailableProxies
 from .base import Events, Fold, Projection, ProjectionRow, metadata
 from .consumers import CONSUMERS, ConsumerRow, Consumers
@@ -16,7 +19,7 @@ from .pools import POOLS, PoolRow, Pools
 from .proxies import PROXIES, Proxies, ProxyRow
 from .proxy_health import PROXY_HEALTH, HealthRow, ProxyHealth
 from .selector_cursors import SELECTOR_CURSORS, CursorRow, SelectorCursors
-from .verify import Drift, State, drifts, fold, standing
+from .verify import Finding, State, differences, fold, standing
 
 ALL: tuple[Projection, ...] = (
     POOLS,
@@ -29,6 +32,17 @@ ALL: tuple[Projection, ...] = (
     PROXY_HEALTH,
 )
 """Every read model of pharox itself, in the order in which an event is folded into them."""
+
+ENTRY_POINTS = "pharox.projections"
+"""The group of entry points under which a package offers projections of its own."""
+
+
+@cache
+def registered() -> tuple[Projection, ...]:
+    """Return every projection that is folded: ours, then those of installed packages by name."""
+    offered = sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)
+    return (*ALL, *(point.load()() for point in offered))
+
 
 __all__ = [
     "ALL",
@@ -45,8 +59,8 @@ __all__ = [
     "ConsumerRow",
     "Consumers",
     "CursorRow",
-    "Drift",
     "Events",
+    "Finding",
     "Fold",
     "HealthRow",
     "LeaseRow",
@@ -62,8 +76,9 @@ __all__ = [
     "ProxyRow",
     "SelectorCursors",
     "State",
-    "drifts",
+    "differences",
     "fold",
     "metadata",
+    "registered",
     "standing",
 ]

@@ -48,7 +48,7 @@ from pharox.events import (
     ProxyRemoved,
 )
 
-from .base import Events, Fold, Projection, fact, last, metadata, of_type, total
+from .base import Events, Fold, Projection, fact, last, metadata, of_type
 
 
 @dataclass(slots=True)
@@ -193,21 +193,17 @@ def _register(events: Events) -> UpdateBase:
 
 
 def _count_leases(events: Events) -> UpdateBase:
-    types = of_type(events, "LeaseAcquired", "LeaseReleased", "LeaseExpired")
-    change = fact(events, "after,leases", Integer) - fact(events, "before,leases", Integer)
-    changes = events.grouped(
-        select(events.c.pool_id, events.c.proxy_id, total(events, change).label("change")).where(
-            types
-        ),
-        events.c.pool_id,
+    newest = events.latest(
+        of_type(events, "LeaseAcquired", "LeaseReleased", "LeaseExpired"),
         events.c.proxy_id,
+        events.c.pool_id,
     )
     return (
         update(available_proxies)
-        .values(current_leases=available_proxies.c.current_leases + changes.c.change)
+        .values(current_leases=fact(newest, "after,leases", Integer))
         .where(
-            available_proxies.c.pool_id == changes.c.pool_id,
-            available_proxies.c.proxy_id == changes.c.proxy_id,
+            available_proxies.c.pool_id == newest.c.pool_id,
+            available_proxies.c.proxy_id == newest.c.proxy_id,
         )
     )
 

@@ -46,16 +46,38 @@ class Events(NamedTuple):
     """A selectable of events, with the log's columns, for a fold to run over.
 
     Where there is ``at_most_one`` event, as in most commands, nothing needs
-    to be grouped, and the same fold is cheaper.
+    to be grouped, and the same fold is cheaper. ``types`` are those that can
+    be among them, if that is known.
     """
 
     rows: FromClause
     at_most_one: bool = False
+    types: frozenset[str] | None = None
 
     @property
     def c(self) -> Any:
         """The columns."""
         return self.rows.c
+
+    def latest(self, where: ColumnElement[bool], *keys: ColumnElement[Any]) -> Events:
+        """Return the last event of each group of those ``where``."""
+        return self._utmost(func.max, where, keys)
+
+    def earliest(self, where: ColumnElement[bool], *keys: ColumnElement[Any]) -> Events:
+        """Return the first event of each group of those ``where``."""
+        return self._utmost(func.min, where, keys)
+
+    def _utmost(
+        self,
+        place: Callable[[ColumnElement[int]], ColumnElement[int]],
+        where: ColumnElement[bool],
+        keys: tuple[ColumnElement[Any], ...],
+    ) -> Events:
+        query = select(self.rows).where(where)
+        if not self.at_most_one:
+            positions = select(place(self.c.position)).where(where).group_by(*keys)
+            query = select(self.rows).where(self.c.position.in_(positions))
+        return Events(query.subquery(), at_most_one=True)
 
     def grouped(self, query: Select[Any], *keys: ColumnElement[Any]) -> Subquery:
         """Return ``query``, whose values are :func:`total` or :func:`last`, once for each key."""
@@ -121,11 +143,6 @@ def of_type(events: Events, *types: str) -> ColumnElement[bool]:
     names = [literal_column(f"'{name}'", Text) for name in types]
     matches: ColumnElement[bool] = events.c.type.in_(names)
     return events.c.type == names[0] if len(names) == 1 else matches
-
-
-def total(events: Events, value: ColumnElement[int]) -> ColumnElement[int]:
-    """Return the sum of a value over the events of a group."""
-    return value if events.at_most_one else func.sum(value)
 
 
 def last(

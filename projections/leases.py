@@ -18,16 +18,21 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     DateTime,
+    FromClause,
     Index,
     PrimaryKeyConstraint,
+    Select,
     Table,
     Text,
     Uuid,
+    and_,
     case,
     delete,
+    func,
     insert,
     literal_column,
     select,
+    true,
     update,
 )
 from sqlalchemy.sql.dml import UpdateBase
@@ -143,48 +148,53 @@ class Leases(Projection):
 
 
 def _acquire(events: Events) -> UpdateBase:
-    return insert(leases).from_select(
-        [
-            "id",
-            "pool_id",
-            "pool_name",
-            "proxy_id",
-            "consumer_id",
-            "consumer_name",
-            "status",
-            "acquired_at",
-            "expires_at",
-            "fencing_token",
-        ],
-        select(
-            events.c.lease_id,
-            events.c.pool_id,
-            fact(events, "pool_name", Text),
-            events.c.proxy_id,
-            fact(events, "consumer_id", Uuid),
-            events.c.consumer,
-            literal_column("'active'", Text),
-            events.c.recorded_at,
-            fact(events, "expires_at", DateTime(timezone=True)),
-            events.c.position,
-        ).where(of_type(events, "LeaseAcquired")),
-    )
+    """Insert new leases; of many events, with the ends that follow among them."""
+    facts: dict[str, Any] = {
+        "id": events.c.lease_id,
+        "pool_id": events.c.pool_id,
+        "pool_name": fact(events, "pool_name", Text),
+        "proxy_id": events.c.proxy_id,
+        "consumer_id": fact(events, "consumer_id", Uuid),
+        "consumer_name": events.c.consumer,
+        "status": literal_column("'active'", Text),
+        "acquired_at": events.c.recorded_at,
+        "expires_at": fact(events, "expires_at", DateTime(timezone=True)),
+        "fencing_token": events.c.position,
+    }
+    source: FromClause = events.rows
+    if not events.at_most_one:
+        ends = events.rows.alias("ends")
+        facts["status"] = func.coalesce(_status(Events(ends)), facts["status"])
+        facts["released_at"] = ends.c.recorded_at
+        ended = and_(ends.c.lease_id == events.c.lease_id, of_type(Events(ends), *ENDED_STATUS))
+        source = events.rows.outerjoin(ends, ended)
+    acquired = select(*facts.values()).select_from(source).where(of_type(events, "LeaseAcquired"))
+    return insert(leases).from_select(list(facts), acquired)
 
 
 def _end(events: Events) -> UpdateBase:
-    status = case(
-        *(
-            (of_type(events, type_), literal_column(f"'{status.value}'", Text))
-            for type_, status in ENDED_STATUS.items()
-        )
+    """Note the ends of leases that were there before these events."""
+    began = events.rows.alias("began")
+    here: Select[Any] = select(literal_column("1")).where(
+        began.c.lease_id == events.c.lease_id, of_type(Events(began), "LeaseAcquired")
     )
     return (
         update(leases)
-        .values(status=status, released_at=events.c.recorded_at)
+        .values(status=_status(events), released_at=events.c.recorded_at)
         .where(
             leases.c.pool_id == events.c.pool_id,
             leases.c.id == events.c.lease_id,
             of_type(events, *ENDED_STATUS),
+            true() if events.at_most_one else ~here.exists(),
+        )
+    )
+
+
+def _status(events: Events) -> ColumnElement[str]:
+    return case(
+        *(
+            (of_type(events, type_), literal_column(f"'{status.value}'", Text))
+            for type_, status in ENDED_STATUS.items()
         )
     )
 

@@ -39,7 +39,7 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from pharox.events import EventBase, PoolRegistered, PoolRemoved, ProxyState
 
-from .base import Events, Fold, Projection, fact, metadata, of_type, total
+from .base import Events, Fold, Projection, fact, metadata, of_type
 
 SLOTS = 16
 
@@ -74,8 +74,8 @@ pool_stats = Table(
     postgresql_with={"fillfactor": 50},
 )
 
-_LEASE_EVENTS = ("LeaseAcquired", "LeaseReleased", "LeaseExpired")
-_OTHER_EVENTS = ("ProxyRegistered", "ProxyChanged", "ProxyRemoved", "HealthChecked")
+_LEASE_EVENTS = frozenset({"LeaseAcquired", "LeaseReleased", "LeaseExpired"})
+_EVENTS = _LEASE_EVENTS | {"ProxyRegistered", "ProxyChanged", "ProxyRemoved", "HealthChecked"}
 
 
 def counts_of(state: ProxyState | None) -> tuple[int, int, int, int, int]:
@@ -117,8 +117,7 @@ class PoolStats(Projection):
     def folds(self) -> tuple[Fold, ...]:
         return (
             Fold(frozenset({"PoolRegistered"}), _register),
-            Fold(frozenset(_LEASE_EVENTS), _add_leases),
-            Fold(frozenset(_OTHER_EVENTS), _add_proxies),
+            Fold(_EVENTS, _add),
             Fold(frozenset({"PoolRemoved"}), _remove),
         )
 
@@ -154,37 +153,50 @@ def _state_counts(events: Events, side: str) -> dict[str, ColumnElement[int]]:
     }
 
 
-def changes(events: Events, types: tuple[str, ...], names: tuple[str, ...] = COUNTS) -> Subquery:
-    """Return by how much events of ``types`` change the counts of each pool."""
-    after, before = _state_counts(events, "after"), _state_counts(events, "before")
-    return events.grouped(
+def changed(events: Events) -> tuple[str, ...]:
+    """Return the counts that these events can change: a lease changes no proxy's status."""
+    only_leases = events.types is not None and events.types <= _LEASE_EVENTS
+    return COUNTS[2:] if only_leases else COUNTS
+
+
+def changes(events: Events) -> Subquery:
+    """Return by how much events change the counts of each pool.
+
+    A proxy counts after one event what it counts before the next, so of many
+    events the first and the last of each proxy are enough.
+    """
+    touching = events.c.type.in_([literal_column(f"'{name}'", Text) for name in sorted(_EVENTS)])
+    names = changed(events)
+    last = events.latest(touching, events.c.proxy_id, events.c.pool_id)
+    after = _state_counts(last, "after")
+    if events.at_most_one:
+        before = _state_counts(last, "before")
+        differences = (after[name] - before[name] for name in names)
+        columns = (change.label(name) for name, change in zip(names, differences, strict=True))
+        return select(last.c.pool_id, *columns).subquery()
+    first = events.earliest(touching, events.c.proxy_id, events.c.pool_id)
+    before = _state_counts(first, "before")
+    same = and_(first.c.proxy_id == last.c.proxy_id, first.c.pool_id == last.c.pool_id)
+    return (
         select(
-            events.c.pool_id,
-            *(total(events, after[name] - before[name]).label(name) for name in names),
-        ).where(of_type(events, *types)),
-        events.c.pool_id,
+            last.c.pool_id, *(func.sum(after[name] - before[name]).label(name) for name in names)
+        )
+        .select_from(last.rows.join(first.rows, same))
+        .group_by(last.c.pool_id)
+        .subquery()
     )
 
 
-def _add(events: Events, types: tuple[str, ...], names: tuple[str, ...]) -> UpdateBase:
-    change = changes(events, types, names)
+def _add(events: Events) -> UpdateBase:
+    change = changes(events)
     return (
         update(pool_stats)
-        .values({name: pool_stats.c[name] + change.c[name] for name in names})
+        .values({name: pool_stats.c[name] + change.c[name] for name in changed(events)})
         .where(
             pool_stats.c.pool_id == change.c.pool_id,
             pool_stats.c.slot == bindparam("slot", type_=SmallInteger),
         )
     )
-
-
-def _add_leases(events: Events) -> UpdateBase:
-    """Add three counts: a lease changes no proxy's status, so the first two stand still."""
-    return _add(events, _LEASE_EVENTS, COUNTS[2:])
-
-
-def _add_proxies(events: Events) -> UpdateBase:
-    return _add(events, _OTHER_EVENTS, COUNTS)
 
 
 def _remove(events: Events) -> UpdateBase:

@@ -25,7 +25,7 @@ from sqlalchemy import (
     delete,
     select,
 )
-from sqlalchemy.dialects.postgresql import distinct_on, insert
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.dml import UpdateBase
 
 from pharox.events import EventBase, ProxyDescribed, ProxyRemoved
@@ -125,17 +125,15 @@ class Proxies(Projection):
 
 
 def _describe(events: Events) -> UpdateBase:
-    newest = (
-        select(
-            events.c.proxy_id,
-            events.c.pool_id,
-            *(fact(events, name, type_).label(name) for name, type_ in _DESCRIBED.items()),
-        )
-        .where(of_type(events, "ProxyRegistered", "ProxyChanged"))
-        .ext(distinct_on(events.c.proxy_id))
-        .order_by(events.c.proxy_id, events.c.position.desc())
+    newest = events.latest(
+        of_type(events, "ProxyRegistered", "ProxyChanged"), events.c.proxy_id, events.c.pool_id
     )
-    upsert = insert(proxies).from_select(["id", "pool_id", *_DESCRIBED], newest)
+    described = select(
+        newest.c.proxy_id,
+        newest.c.pool_id,
+        *(fact(newest, name, type_) for name, type_ in _DESCRIBED.items()),
+    )
+    upsert = insert(proxies).from_select(["id", "pool_id", *_DESCRIBED], described)
     return upsert.on_conflict_do_update(
         constraint=proxies.primary_key,
         set_={name: upsert.excluded[name] for name in _DESCRIBED},

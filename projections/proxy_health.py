@@ -16,10 +16,11 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
+    and_,
     delete,
     select,
 )
-from sqlalchemy.dialects.postgresql import distinct_on, insert
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.dml import UpdateBase
 
 from pharox.events import EventBase, HealthChecked, ProxyRemoved
@@ -101,17 +102,17 @@ class ProxyHealth(Projection):
 
 
 def _record(events: Events) -> UpdateBase:
-    newest = (
-        select(
-            events.c.proxy_id,
-            events.c.pool_id,
-            *(fact(events, name, type_).label(name) for name, type_ in _RESULT.items()),
-        )
-        .where(of_type(events, "HealthChecked"), fact(events, "applied", Boolean))
-        .ext(distinct_on(events.c.proxy_id))
-        .order_by(events.c.proxy_id, events.c.position.desc())
+    newest = events.latest(
+        and_(of_type(events, "HealthChecked"), fact(events, "applied", Boolean)),
+        events.c.proxy_id,
+        events.c.pool_id,
     )
-    upsert = insert(proxy_health).from_select(["proxy_id", "pool_id", *_RESULT], newest)
+    results = select(
+        newest.c.proxy_id,
+        newest.c.pool_id,
+        *(fact(newest, name, type_) for name, type_ in _RESULT.items()),
+    )
+    upsert = insert(proxy_health).from_select(["proxy_id", "pool_id", *_RESULT], results)
     return upsert.on_conflict_do_update(
         constraint=proxy_health.primary_key,
         set_={name: upsert.excluded[name] for name in _RESULT},

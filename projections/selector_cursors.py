@@ -16,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
+    and_,
     delete,
     insert,
     literal_column,
@@ -26,7 +27,7 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from pharox.events import CursorMoved, EventBase, LeaseAcquired, PoolRegistered, PoolRemoved
 
-from .base import Events, Fold, Projection, fact, last, metadata, of_type
+from .base import Events, Fold, Projection, fact, metadata, of_type
 
 ROUND_ROBIN = "round_robin"
 
@@ -87,8 +88,8 @@ def _register(events: Events) -> UpdateBase:
 
 
 def _move(events: Events) -> UpdateBase:
-    turns = events.grouped(
-        select(events.c.pool_id, last(events, events.c.proxy_id).label("proxy_id")).where(
+    turns = events.latest(
+        and_(
             of_type(events, "LeaseAcquired", "CursorMoved"),
             fact(events, "selector", Text) == literal_column(f"'{ROUND_ROBIN}'", Text),
         ),

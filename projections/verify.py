@@ -1,8 +1,9 @@
-"""Compare read models with the fold of the log, row by row."""
+"""Compare what is with what the log says, row by row."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from pharox.events import EventBase
@@ -12,13 +13,31 @@ from .base import Projection, ProjectionRow
 State = dict[Any, ProjectionRow]
 
 
-class Drift(NamedTuple):
-    """A row in which a read model and the fold of the log differ; None where there is no row."""
+class Finding(NamedTuple):
+    """Something that is not as it should be.
 
-    projection: str
-    key: Any
-    live: ProjectionRow | None
-    folded: ProjectionRow | None
+    ``check`` is the read model, or the part of the log, that was looked at,
+    ``key`` what identifies the row in it. ``found`` and ``expected`` are the
+    row's values by name; None where there is, or should be, no row.
+    """
+
+    check: str
+    key: dict[str, Any]
+    found: dict[str, Any] | None
+    expected: dict[str, Any] | None
+
+    def __str__(self) -> str:
+        where = f"{self.check} {' '.join(f'{name}={value}' for name, value in self.key.items())}"
+        if self.found is None:
+            return f"{where}: missing"
+        if self.expected is None:
+            return f"{where}: should not exist"
+        differing = (
+            f"{name} is {self.found.get(name)!r}, should be {value!r}"
+            for name, value in self.expected.items()
+            if self.found.get(name) != value
+        )
+        return f"{where}: {'; '.join(differing)}"
 
 
 def fold(events: Iterable[EventBase], projections: Iterable[Projection]) -> dict[str, State]:
@@ -41,10 +60,18 @@ def standing(states: Mapping[str, State], projections: Iterable[Projection]) -> 
     }
 
 
-def drifts(live: Mapping[str, State], folded: Mapping[str, State]) -> Iterator[Drift]:
+def differences(
+    live: Mapping[str, State], folded: Mapping[str, State], projections: Iterable[Projection]
+) -> Iterator[Finding]:
     """Yield every row in which the live read models differ from the folded ones."""
-    for name in sorted(live.keys() | folded.keys()):
-        ours, theirs = live.get(name, {}), folded.get(name, {})
+    for projection in projections:
+        ours, theirs = live[projection.name], folded[projection.name]
         for key in sorted(ours.keys() | theirs.keys(), key=str):
-            if ours.get(key) != theirs.get(key):
-                yield Drift(name, key, ours.get(key), theirs.get(key))
+            found, expected = ours.get(key), theirs.get(key)
+            if found != expected:
+                yield Finding(
+                    projection.name,
+                    dict(zip(projection.key, key, strict=True)),
+                    found and asdict(found),
+                    expected and asdict(expected),
+                )

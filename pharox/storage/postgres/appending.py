@@ -35,7 +35,7 @@ from pharox.log import events
 from projections import Events, Projection
 from projections.available_proxies import available_proxies
 from projections.base import fact
-from projections.pool_stats import COUNTS, changes, pool_stats
+from projections.pool_stats import COUNTS, changed, changes, pool_stats
 
 from .sql import POOL_ID, now, parameter, word
 
@@ -104,7 +104,7 @@ def fold_into(
     result: Select[Any],
     appended: CTE,
     types: Iterable[str],
-    among: Iterable[Projection] = projections.ALL,
+    among: Iterable[Projection] | None = None,
     *,
     at_most_one: bool = False,
 ) -> Select[Any]:
@@ -113,12 +113,13 @@ def fold_into(
     Parameters
     ----------
     among:
-        The projections to fold into.
+        The projections to fold into; all if None.
     at_most_one:
         Whether this statement appends no more than one event.
     """
-    wanted, folded = frozenset(types), Events(appended, at_most_one)
-    for projection in among:
+    wanted = frozenset(types)
+    folded = Events(appended, at_most_one, wanted)
+    for projection in projections.registered() if among is None else among:
         for number, fold in enumerate(projection.folds()):
             if fold.types & wanted:
                 name = f"{projection.name}_{number}"
@@ -133,8 +134,8 @@ def counted(appended: CTE, type_: str) -> Subquery:
     moment, unless the proxy has changed between the snapshot and its lock. Then
     ``stale`` is true, and the caller should read them anew.
     """
-    event = Events(appended, at_most_one=True)
-    change = changes(event, (type_,))
+    event = Events(appended, at_most_one=True, types=frozenset({type_}))
+    change = changes(event)
     before = (
         select(*(func.sum(pool_stats.c[name]).label(name) for name in COUNTS))
         .where(pool_stats.c.pool_id == POOL_ID)
@@ -149,12 +150,14 @@ def counted(appended: CTE, type_: str) -> Subquery:
             seen.c.status != fact(event, "before,status", Text),
         ),
     )
-    zero: ColumnElement[int] = literal_column("0")
-    sums: dict[str, Any] = {
-        name: cast(before.c[name] + func.coalesce(change.c[name], zero), Integer) for name in COUNTS
-    }
+    sums: dict[str, Any] = {name: before.c[name] for name in COUNTS}
+    for column in changed(event):
+        sums[column] += func.coalesce(change.c[column], literal_column("0"))
     return (
-        select(*(value.label(name) for name, value in sums.items()), moved.exists().label("stale"))
+        select(
+            *(cast(value, Integer).label(name) for name, value in sums.items()),
+            moved.exists().label("stale"),
+        )
         .select_from(before.outerjoin(change, true()))
         .subquery("counts")
     )

@@ -22,11 +22,15 @@ from sqlalchemy import (
     quoted_name,
 )
 from sqlalchemy.dialects.postgresql import JSONB, psycopg
-from sqlalchemy.schema import SchemaConst
+from sqlalchemy.engine.interfaces import Compiled
+from sqlalchemy.schema import DDLElement, SchemaConst
 
 _DIALECT = psycopg.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
 _SCHEMA = "__[SCHEMA_pharox]"
 """What the compiler writes for the schema "pharox" when it is to be translated."""
+
+TEMPORARY = "pg_temp"
+"""PostgreSQL's name for the schema of a session's own tables."""
 
 now: ColumnElement[Any] = literal_column(f"{_SCHEMA}.clock()", DateTime(timezone=True))
 """The moment of the statement, by the database's clock alone."""
@@ -80,13 +84,23 @@ def compiled(element: Any, schema: str) -> Statement:
     result = element.compile(
         dialect=_DIALECT, schema_translate_map={"pharox": schema, None: SchemaConst.BLANK_SCHEMA}
     )
-    text = str(result).replace(_SCHEMA, quoted(schema))
     return Statement(
-        text.encode(),
+        _text(result, schema),
         tuple(result.positiontup or ()),
         {name: value for name, value in result.params.items() if value is not None},
         tuple(column.key for column in element.exported_columns),
     )
+
+
+def definition(element: DDLElement, schema: str) -> Statement:
+    """Return a definition, such as that of a table, as SQL for one schema."""
+    result = element.compile(dialect=_DIALECT, schema_translate_map={"pharox": schema})
+    return Statement(_text(result, schema), (), {}, ())
+
+
+def _text(result: Compiled, schema: str) -> bytes:
+    temporary = f"__[SCHEMA_{TEMPORARY}]"
+    return str(result).replace(_SCHEMA, quoted(schema)).replace(temporary, TEMPORARY).encode()
 
 
 def word(text: str) -> ColumnElement[str]:

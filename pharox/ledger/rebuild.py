@@ -1,0 +1,297 @@
+"""Fold the log anew into fresh tables while leasing goes on, and put them in place.
+
+The fresh tables stand in a schema of their own, so what is killed on the way
+leaves the live ones as they are, and the next run drops what it left. Only the
+last step holds writers up: it locks the live tables, folds what has been
+appended in the meantime, and exchanges the tables in one transaction. Should it
+not get the locks at once, it lets the writers go first and tries again.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import psycopg
+from psycopg import sql
+
+import projections as known
+from projections import Finding, Projection
+
+from ..errors import DatabaseError, InvalidInputError
+from ..storage.postgres import PostgresStorage
+from ..storage.postgres.driver import Session
+from ..storage.postgres.folding import Folder
+from ..storage.postgres.snapshots import base_of
+from ..storage.postgres.verifying import differences
+
+Progress = Callable[[int, int], None]
+
+NEAR = 1_000
+"""With fewer events than this to go, a rebuild asks for the locks."""
+
+LOCK_TIMEOUT_MS = 50
+ATTEMPTS = 200
+
+
+class Rebuilt(NamedTuple):
+    """What a rebuild did.
+
+    ``findings`` are rows in which the old tables differed from the log,
+    ``locked_ms`` how long writers were held up by the exchange, ``attempts``
+    how often it asked for the locks.
+    """
+
+    projections: tuple[str, ...]
+    events: int
+    seconds: float
+    locked_ms: float
+    attempts: int
+    findings: tuple[Finding, ...]
+
+
+def rebuild(
+    storage: PostgresStorage,
+    names: Sequence[str] = (),
+    *,
+    progress: Progress | None = None,
+    limit: int = 100,
+) -> Rebuilt:
+    """Rebuild read models from the log.
+
+    Parameters
+    ----------
+    names:
+        Which projections; all that are registered if empty.
+    progress:
+        Called with the seq that has been reached and the last one, now and then.
+    limit:
+        How many differences between the old tables and the log to return at most.
+
+    Raises
+    ------
+    InvalidInputError
+        If no projection has one of the names.
+    DatabaseError
+        If another rebuild is running, something depends on a table that is to
+        be exchanged, or the locks were not to be had.
+    """
+    wanted = _chosen(names)
+    started = time.monotonic()
+    with storage.own_session() as session:
+        _begin(session, storage.schema, wanted)
+        last = storage.seal()
+        base = base_of(session, storage.schema)
+        _fold_in_parallel(storage, wanted, base, last, progress or _untold)
+        whole = Folder(session, storage.schema, wanted, fresh_schema(storage.schema))
+        whole.seq = last
+        _catch_up(storage, whole)
+        whole.create_indexes()
+        whole.analyze()
+        _catch_up(storage, whole)
+        findings = _compare(whole, limit)
+        locked_ms, attempts = _exchange(storage, whole)
+        session.connection.execute(_drop_fresh(storage.schema))
+    seconds = time.monotonic() - started
+    done = tuple(projection.name for projection in wanted)
+    return Rebuilt(done, whole.seq, seconds, locked_ms, attempts, tuple(findings))
+
+
+def fresh_schema(schema: str) -> str:
+    """Return the name of the schema in which a ledger's read models are rebuilt."""
+    return f"{schema}_rebuild"
+
+
+def _chosen(names: Sequence[str]) -> tuple[Projection, ...]:
+    by_name = {projection.name: projection for projection in known.registered()}
+    for name in names:
+        if name not in by_name:
+            raise InvalidInputError(
+                f"no projection is named {name!r}; there are {', '.join(by_name)}"
+            )
+    return tuple(by_name[name] for name in dict.fromkeys(names or by_name))
+
+
+def _untold(_reached: int, _last: int) -> None:
+    pass
+
+
+# Before: a place of its own for the fresh tables
+
+_DEPENDENT = """
+SELECT pg_describe_object(d.classid, d.objid, 0), c.relname::text
+FROM pg_depend AS d
+JOIN pg_class AS c ON c.oid = d.refobjid AND d.refclassid = 'pg_class'::regclass
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+LEFT JOIN pg_constraint AS k ON d.classid = 'pg_constraint'::regclass AND k.oid = d.objid
+WHERE n.nspname = %(schema)s AND c.relname = ANY (%(tables)s)
+  AND (d.classid = 'pg_rewrite'::regclass OR (k.contype = 'f' AND k.conrelid <> c.oid))
+ORDER BY 1
+LIMIT 1
+"""
+
+
+def _begin(session: Session, schema: str, wanted: Sequence[Projection]) -> None:
+    connection = session.connection
+    connection.execute("SET lock_timeout = '3s'")  # a session that was killed takes a moment to end
+    try:
+        connection.execute("SELECT pg_advisory_lock(1885890929, hashtext(%s))", (schema,))
+    except psycopg.errors.LockNotAvailable as error:
+        raise DatabaseError(
+            f"the read models of schema {schema!r} are being rebuilt already"
+        ) from error
+    connection.execute("RESET lock_timeout")
+    tables = [projection.table.name for projection in wanted]
+    dependent = connection.execute(_DEPENDENT, {"schema": schema, "tables": tables}).fetchone()
+    if dependent is not None:
+        raise DatabaseError(
+            f"{dependent[0]} depends on the table {dependent[1]}, which is to be exchanged: "
+            "drop it, rebuild, and create it again"
+        )
+    connection.execute(_drop_fresh(schema))
+    connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(fresh_schema(schema))))
+
+
+def _drop_fresh(schema: str) -> sql.Composed:
+    fresh = sql.Identifier(fresh_schema(schema))
+    return sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(fresh)
+
+
+# While leasing goes on
+
+
+def _fold_in_parallel(
+    storage: PostgresStorage,
+    wanted: Sequence[Projection],
+    base: int,
+    last: int,
+    progress: Progress,
+) -> None:
+    """Fold all of the log, on two connections: leases take as long as the others together."""
+    groups = (
+        [p for p in wanted if p is known.LEASES],
+        [p for p in wanted if p is not known.LEASES],
+    )
+    reached = {number: 0 for number, group in enumerate(groups) if group}
+
+    def fold(number: int) -> None:
+        with storage.own_session() as session:
+            session.connection.execute("SET work_mem = '64MB'")
+            session.connection.execute("SET temp_buffers = '128MB'")
+            target = fresh_schema(storage.schema)
+            folder = Folder(session, storage.schema, groups[number], target)
+            folder.create()
+            if base:
+                folder.load(base)
+            for reached[number] in folder.advance(last):
+                progress(min(reached.values()), last)
+
+    with ThreadPoolExecutor(len(reached)) as workers:
+        for done in [workers.submit(fold, number) for number in reached]:
+            done.result()
+
+
+def _catch_up(storage: PostgresStorage, whole: Folder) -> None:
+    """Fold what has been appended since, until little is left to do under the locks."""
+    while (last := storage.seal()) - whole.seq > NEAR:
+        for _ in whole.advance(last):
+            pass
+
+
+def _compare(whole: Folder, limit: int) -> list[Finding]:
+    """Compare old and fresh tables as of one moment, without a lock.
+
+    What is folded to get to that moment is rolled back, so that afterwards the
+    fresh tables are again where ``whole.seq`` says.
+    """
+    findings: list[Finding] = []
+    session, reached = whole.session, whole.seq
+    with session.connection.transaction(force_rollback=True):
+        session.connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        whole.fold_visible()
+        for projection in _existing(session, whole):
+            for finding in differences(session, whole.ledger, whole.target, projection):
+                if len(findings) == limit:
+                    break
+                findings.append(finding)
+    whole.seq = reached
+    return findings
+
+
+def _existing(session: Session, whole: Folder) -> list[Projection]:
+    """Return those of the projections that have a live table; a new one has none."""
+    query = "SELECT tablename FROM pg_tables WHERE schemaname = %s"
+    tables = {row[0] for row in session.connection.execute(query, (whole.ledger,))}
+    return [projection for projection in whole.projections if projection.table.name in tables]
+
+
+# Holding the writers up
+
+
+def _exchange(storage: PostgresStorage, whole: Folder) -> tuple[float, int]:
+    """Put the fresh tables in place; return for how long the locks were held, and the attempts."""
+    for attempt in range(1, ATTEMPTS + 1):
+        _catch_up(storage, whole)
+        reached = whole.seq
+        try:
+            return _exchange_once(whole), attempt
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+            whole.seq = reached
+            time.sleep(random.uniform(0.02, 0.2))  # noqa: S311 - only to let others go first
+    raise DatabaseError(
+        f"the read models are as they were: their locks were not to be had in {ATTEMPTS} attempts; "
+        "look for transactions that are left open"
+    )
+
+
+def _exchange_once(whole: Folder) -> float:
+    connection, schema = whole.session.connection, sql.Identifier(whole.ledger)
+    live = [
+        sql.Identifier(whole.ledger, projection.table.name)
+        for projection in _existing(whole.session, whole)
+    ]
+    access = connection.execute(_ACCESS, {"schema": whole.ledger}).fetchall()
+    with connection.transaction():
+        connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
+        asked = time.monotonic()
+        if live:
+            tables = sql.SQL(", ").join(live)
+            connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(tables))
+        connection.execute(sql.SQL("LOCK TABLE ONLY {}.events IN SHARE MODE").format(schema))
+        connection.execute("SET LOCAL lock_timeout = 0")
+        (last,) = (
+            connection.execute(sql.SQL("SELECT {}.seal(true)").format(schema)).fetchone() or ()
+        )
+        for _ in whole.advance(last):
+            pass
+        for table in live:
+            connection.execute(sql.SQL("DROP TABLE {}").format(table))
+        for projection in whole.projections:
+            fresh = sql.Identifier(whole.target, projection.table.name)
+            connection.execute(sql.SQL("ALTER TABLE {} SET SCHEMA {}").format(fresh, schema))
+        for name, grant in access:
+            if name in {projection.table.name for projection in whole.projections}:
+                connection.execute(grant)
+    return (time.monotonic() - asked) * 1000
+
+
+_ACCESS = """
+SELECT c.relname::text, format('ALTER TABLE %%I.%%I OWNER TO %%I', n.nspname, c.relname, r.rolname)
+FROM pg_class AS c
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+JOIN pg_roles AS r ON r.oid = c.relowner
+WHERE n.nspname = %(schema)s AND c.relkind = 'r' AND r.rolname <> current_user
+UNION ALL
+SELECT c.relname::text, format('GRANT %%s ON %%I.%%I TO %%s%%s',
+    x.privilege_type, n.nspname, c.relname,
+    CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(x.grantee)) END,
+    CASE WHEN x.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+FROM pg_class AS c
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+CROSS JOIN LATERAL aclexplode(c.relacl) AS x
+WHERE n.nspname = %(schema)s AND c.relkind = 'r' AND x.grantee <> c.relowner
+"""
+"""Commands that give fresh tables the owners and privileges of the live ones."""

@@ -1,0 +1,319 @@
+"""Fold the sealed log with the projections' SQL into tables of another schema.
+
+What a rebuild, a verification and a question about the past have in common:
+fresh tables, and ranges of the log folded into them set by set. A range is
+copied into a temporary table once, and every fold of every projection reads
+that copy; the live read models are not touched.
+
+A fold states its parts in one order: what was registered, what changed, what
+was removed. That is also their order in time unless something comes back after
+it was removed, or a name is given away. Such an event begins a batch of its
+own, so that within a batch the order of the parts is always the right one.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+from psycopg import sql
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    DateTime,
+    MetaData,
+    Select,
+    Table,
+    Text,
+    Uuid,
+    delete,
+    func,
+    literal_column,
+    or_,
+    select,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
+from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
+
+from pharox.log import events, seals, ticks
+from pharox.log.tables import snapshots
+from projections import Events, Projection, State
+
+from .driver import Session
+from .history import SEALED
+from .sql import ONE, TEMPORARY, Statement, compiled, definition, now, parameter, word
+
+BATCH = 200_000
+"""How many events are folded at once."""
+
+_batch = Table(
+    "pharox_batch",
+    MetaData(),
+    Column("seq", BigInteger),
+    Column("position", BigInteger),
+    Column("recorded_at", DateTime(timezone=True)),
+    Column("type", Text),
+    Column("pool_id", Uuid),
+    Column("proxy_id", Uuid),
+    Column("lease_id", Uuid),
+    Column("consumer", Text),
+    Column("actor", Text),
+    Column("correlation_id", Text),
+    Column("data", JSONB),
+    schema=TEMPORARY,
+)
+
+
+class Folder:
+    """Folds ranges of one ledger's log into the tables of a target schema.
+
+    Parameters
+    ----------
+    session:
+        A session of the ledger's database.
+    ledger:
+        The schema whose log is read.
+    target:
+        The schema whose tables are written; those of the session itself if
+        it is not given.
+    projections:
+        What to fold. They do not depend on each other.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        ledger: str,
+        projections: Sequence[Projection],
+        target: str = TEMPORARY,
+    ) -> None:
+        self.session = session
+        self.ledger, self.target = ledger, target
+        self.projections = tuple(projections)
+        self.seq = 0
+        self._folds = [
+            (fold.types, compiled(fold.statement(Events(_batch)), target))
+            for projection in self.projections
+            for fold in projection.folds()
+        ]
+        self._types = sorted(frozenset[str]().union(*(types for types, _ in self._folds)))
+
+    def create(self) -> None:
+        """Create the target's tables, without indexes but for their keys."""
+        for projection in self.projections:
+            self.session.run(definition(CreateTable(projection.table), self.target))
+
+    def create_indexes(self) -> None:
+        """Create the indexes of the target's tables; quicker when they are full."""
+        for projection in self.projections:
+            indexes = sorted(projection.table.indexes, key=lambda index: str(index.name))
+            for index in indexes:
+                self.session.run(definition(CreateIndex(index), self.target))
+
+    def analyze(self) -> None:
+        """Give the planner the statistics of the target's tables."""
+        for projection in self.projections:
+            table = sql.Identifier(self.target, projection.table.name)
+            self.session.connection.execute(sql.SQL("ANALYZE {}").format(table))
+
+    def drop(self) -> None:
+        """Drop what :meth:`create` made, and the batch."""
+        for table in (*(projection.table for projection in self.projections), _batch):
+            self.session.run(definition(DropTable(table, if_exists=True), self.target))
+
+    def load(self, seq: int) -> None:
+        """Begin with the stored snapshot of this seq."""
+        for projection in self.projections:
+            self.session.run(_load_statement(self.ledger, self.target, projection), seq=seq)
+        self.seq = seq
+
+    def store(self) -> None:
+        """Store what is folded so far as a snapshot, unless there is one of this seq."""
+        if not self.session.run(_snapshot_statement(self.ledger), seq=self.seq):
+            return
+        for projection in self.projections:
+            statement = _store_statement(self.ledger, self.target, projection)
+            self.session.run(statement, seq=self.seq)
+
+    def size(self) -> int:
+        """Return how many rows a snapshot of what is folded so far would have."""
+        standing = (
+            select(func.count())
+            .select_from(projection.table)
+            .where(projection.standing())
+            .scalar_subquery()
+            for projection in self.projections
+        )
+        total = functools.reduce(operator.add, standing)
+        (row,) = self.session.rows(compiled(select(total.label("size")), self.target))
+        return row["size"]  # type: ignore[no-any-return]
+
+    def states(self) -> dict[str, State]:
+        """Return what is folded so far as the projections' Python states."""
+        return {
+            projection.name: projection.load(
+                self.session.rows(compiled(projection.live(), self.target))
+            )
+            for projection in self.projections
+        }
+
+    def advance(self, upto: int) -> Iterator[int]:
+        """Fold what follows, up to the event of this seq, and yield the seq after each batch."""
+        while self.seq < upto:
+            self.seq = self._fold_batch(min(self.seq + BATCH, upto))
+            yield self.seq
+
+    def fold_visible(self) -> None:
+        """Fold all that the session's snapshot shows of the log, sealed or not."""
+        (last,) = self.session.rows(_last_statement(self.ledger))
+        for _ in self.advance(last["seq"]):
+            pass
+        self._fold_copied(_copy_unsealed_statement(self.ledger), {"after": self.seq})
+
+    def _fold_batch(self, upto: int) -> int:
+        span = {"after": self.seq, "upto": upto}
+        (bounds,) = self.session.rows(_bounds_statement(self.ledger), **span)
+        return self._fold_copied(_copy_statement(self.ledger), {**span, **bounds}) or upto
+
+    def _fold_copied(self, copy: Statement, values: dict[str, Any]) -> int | None:
+        """Fold a copy of events, or its beginning; return the last seq if it was cut."""
+        run, reached = self.session.run, None
+        run(_CREATE_BATCH)
+        run(_EMPTY_BATCH)
+        run(copy, **values, types=self._types)
+        types = {row["type"] for row in self.session.rows(_TYPES)}
+        if types & {"PoolChanged", "PoolRemoved", "ProxyRemoved"}:
+            (found,) = self.session.rows(_CUT)
+            if found["cut"] is not None:
+                reached = found["cut"] - 1
+                run(_TRIM, upto=reached)
+        for wanted, statement in self._folds:
+            if wanted & types:
+                run(statement)
+        return reached
+
+
+_IN_RANGE = (
+    seals.c.seq > parameter("after", BigInteger),
+    seals.c.seq <= parameter("upto", BigInteger),
+)
+
+
+@lru_cache(maxsize=16)
+def _last_statement(ledger: str) -> Statement:
+    last = func.coalesce(func.max(ticks.c.last_seq), literal_column("0"))
+    return compiled(select(last.label("seq")), ledger)
+
+
+@lru_cache(maxsize=16)
+def _bounds_statement(ledger: str) -> Statement:
+    """Return the query for the first and last position in a range of seqs.
+
+    The sums keep the planner from walking the index of positions instead.
+    """
+    place = seals.c.position + literal_column("0")
+    bounds = select(func.min(place).label("first"), func.max(place).label("last"))
+    return compiled(bounds.where(*_IN_RANGE), ledger)
+
+
+@lru_cache(maxsize=16)
+def _copy_statement(ledger: str) -> Statement:
+    """Return the statement that copies a range, whose positions are known to lie in bounds."""
+    columns = [column.name for column in _batch.c]
+    first, last = parameter("first", BigInteger), parameter("last", BigInteger)
+    query = (
+        select(*(seals.c.seq if name == "seq" else events.c[name] for name in columns))
+        .select_from(SEALED)
+        .where(
+            *_IN_RANGE,
+            seals.c.position.between(first, last),
+            events.c.position.between(first, last),
+            events.c.type == func.any(parameter("types", ARRAY(Text))),
+        )
+    )
+    return compiled(insert(_batch).from_select(columns, query), ledger)
+
+
+@lru_cache(maxsize=16)
+def _copy_unsealed_statement(ledger: str) -> Statement:
+    """Return the statement that copies what is visible and not sealed, in order of positions."""
+    last = select(ticks.c.snapshot).order_by(ticks.c.last_seq.desc()).limit(ONE).scalar_subquery()
+    running = func.array(select(func.pg_snapshot_xip(last)).scalar_subquery())
+    unsealed = ~select(ONE).where(seals.c.position == events.c.position).exists()
+    seq = parameter("after", BigInteger) + func.row_number().over(order_by=events.c.position)
+    query = select(
+        *(seq if column.name == "seq" else events.c[column.name] for column in _batch.c)
+    ).where(
+        or_(
+            last.is_(None),
+            events.c.tx >= func.pg_snapshot_xmax(last),
+            events.c.tx == func.any(running),
+        ),
+        unsealed,
+        events.c.type == func.any(parameter("types", ARRAY(Text))),
+    )
+    columns = [column.name for column in _batch.c]
+    return compiled(insert(_batch).from_select(columns, query), ledger)
+
+
+def _cut() -> Select[Any]:
+    """Return the query for the first event that must not be folded together with those before."""
+    removed = (
+        select(_batch.c.proxy_id, func.min(_batch.c.seq).label("seq"))
+        .where(_batch.c.type == word("ProxyRemoved"))
+        .group_by(_batch.c.proxy_id)
+        .subquery()
+    )
+    back = (
+        select(func.min(_batch.c.seq))
+        .select_from(_batch.join(removed, removed.c.proxy_id == _batch.c.proxy_id))
+        .where(_batch.c.type == word("ProxyRegistered"), _batch.c.seq > removed.c.seq)
+    )
+    freed = select(func.min(_batch.c.seq)).where(
+        _batch.c.type.in_([word("PoolChanged"), word("PoolRemoved")])
+    )
+    named = select(func.min(_batch.c.seq)).where(
+        _batch.c.type.in_([word("PoolChanged"), word("PoolRegistered")]),
+        _batch.c.seq > freed.scalar_subquery(),
+    )
+    return select(func.least(back.scalar_subquery(), named.scalar_subquery()).label("cut"))
+
+
+def _snapshot_statement(ledger: str) -> Statement:
+    values = {"seq": parameter("seq", BigInteger), "taken_at": now}
+    return compiled(insert(snapshots).values(values).on_conflict_do_nothing(), ledger)
+
+
+def _store_statement(ledger: str, target: str, projection: Projection) -> Statement:
+    stand = compiled(select(projection.table).where(projection.standing()), target)
+    query = sql.SQL(
+        "INSERT INTO {}.snapshot_rows (seq, projection, row) "
+        "SELECT $1, {}, to_jsonb(standing) FROM ({}) AS standing"
+    ).format(sql.Identifier(ledger), projection.name, sql.SQL(stand.text.decode()))
+    return Statement(query.as_bytes(), ("seq",), {}, ())
+
+
+def _load_statement(ledger: str, target: str, projection: Projection) -> Statement:
+    columns = [column.name for column in projection.table.c if column.computed is None]
+    query = sql.SQL(
+        "INSERT INTO {table} ({columns}) SELECT {loaded} FROM {ledger}.snapshot_rows AS stored, "
+        "jsonb_populate_record(NULL::{table}, stored.row) AS loaded "
+        "WHERE stored.seq = $1 AND stored.projection = {name}"
+    ).format(
+        table=sql.Identifier(target, projection.table.name),
+        columns=sql.SQL(", ").join(map(sql.Identifier, columns)),
+        loaded=sql.SQL(", ").join(sql.Identifier("loaded", column) for column in columns),
+        ledger=sql.Identifier(ledger),
+        name=projection.name,
+    )
+    return Statement(query.as_bytes(), ("seq",), {}, ())
+
+
+_CREATE_BATCH = definition(CreateTable(_batch, if_not_exists=True), "")
+_EMPTY_BATCH = Statement(b"TRUNCATE pg_temp.pharox_batch", (), {}, ())
+_TYPES = compiled(select(_batch.c.type).distinct(), "")
+_CUT = compiled(_cut(), "")
+_TRIM = compiled(delete(_batch).where(_batch.c.seq > parameter("upto", BigInteger)), "")

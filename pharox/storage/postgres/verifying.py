@@ -1,0 +1,193 @@
+"""Check a ledger at one moment: the seals, the read models, and that they make sense.
+
+All is asked within one snapshot and of the database itself, so nobody waits for
+it and nothing has to pass through Python. The checks do not rely on each other:
+the chain says whether an event was changed after it was sealed, the fold whether
+a read model is what the events make of it, and the rest whether the events could
+have happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from psycopg import sql
+
+from projections import Finding, Projection
+
+from .driver import Session
+from .folding import Folder
+from .sql import TEMPORARY, Statement, compiled
+
+CHAIN = {
+    "events": """
+        SELECT jsonb_build_object('seq', s.seq, 'position', coalesce(s.position, e.position)),
+               CASE WHEN e.position IS NOT NULL THEN
+                   jsonb_build_object('digest', encode({ledger}.digest(e), 'hex')) END,
+               CASE WHEN s.position IS NOT NULL THEN
+                   jsonb_build_object('digest', encode(s.digest, 'hex')) END
+        FROM {ledger}.seals AS s
+        FULL JOIN {ledger}.events AS e ON e.position = s.position
+        WHERE s.digest IS DISTINCT FROM {ledger}.digest(e)
+          AND (s.position IS NOT NULL OR NOT (
+              e.tx >= (SELECT pg_snapshot_xmax(snapshot) FROM {last_tick})
+              OR e.tx = ANY (ARRAY(SELECT pg_snapshot_xip(snapshot) FROM {last_tick}))))
+        ORDER BY coalesce(s.position, e.position)
+    """,
+    "seals": """
+        SELECT jsonb_build_object('seq', seq), jsonb_build_object('previous', previous),
+               jsonb_build_object('previous', seq - 1)
+        FROM (SELECT seq, lag(seq, 1, (SELECT coalesce(max(last_seq), 0) FROM {ledger}.partitions))
+                          OVER (ORDER BY seq) AS previous FROM {ledger}.seals
+              WHERE seq > (SELECT coalesce(max(last_seq), 0) FROM {ledger}.partitions)) AS s
+        WHERE seq <> previous + 1
+        ORDER BY seq
+    """,
+    "ticks": """
+        SELECT jsonb_build_object('last_seq', last_seq),
+               jsonb_build_object('first_seq', first_seq, 'root', encode(root, 'hex')),
+               jsonb_build_object('first_seq', before_seq + 1, 'root', encode(made, 'hex'))
+        FROM (
+            SELECT t.last_seq, t.first_seq, t.root, before_seq,
+                   {ledger}.root(before_root, t, (
+                       SELECT string_agg(digest, ''::bytea ORDER BY seq) FROM {ledger}.seals
+                       WHERE seq BETWEEN t.first_seq AND t.last_seq)) AS made
+            FROM {ledger}.ticks AS t
+            JOIN (SELECT last_seq, lag(last_seq, 1, 0::bigint) OVER chain AS before_seq,
+                         lag(root, 1, ''::bytea) OVER chain AS before_root
+                  FROM {ledger}.ticks WINDOW chain AS (ORDER BY last_seq)) AS link USING (last_seq)
+        ) AS linked
+        WHERE first_seq > (SELECT coalesce(max(last_seq), 0) FROM {ledger}.partitions)
+          AND (first_seq <> before_seq + 1 OR root IS DISTINCT FROM made)
+        ORDER BY last_seq
+    """,
+    "sealed": """
+        SELECT jsonb_build_object('last_seq', ticked.seq),
+               jsonb_build_object('last_seal', sealed.seq),
+               jsonb_build_object('last_seal', ticked.seq)
+        FROM (SELECT coalesce(max(seq), 0) AS seq FROM {ledger}.seals) AS sealed,
+             (SELECT coalesce(max(last_seq), 0) AS seq FROM {ledger}.ticks) AS ticked
+        WHERE sealed.seq <> ticked.seq
+          AND ticked.seq > (SELECT coalesce(max(last_seq), 0) FROM {ledger}.partitions)
+    """,
+}
+"""Each of the log's own checks: a key, what is found, and what should be."""
+
+SENSE = {
+    "history": """
+        SELECT jsonb_build_object('seq', seq, 'proxy_id', proxy_id),
+               jsonb_build_object('before', before), jsonb_build_object('before', left_by_last)
+        FROM (SELECT s.seq, e.proxy_id, e.data -> 'before' AS before,
+                     lag(coalesce(e.data -> 'after', 'null')) OVER proxy AS left_by_last,
+                     row_number() OVER proxy AS number
+              FROM {ledger}.seals AS s JOIN {ledger}.events AS e ON e.position = s.position
+              WHERE e.proxy_id IS NOT NULL AND e.type <> 'CursorMoved'
+              WINDOW proxy AS (PARTITION BY e.pool_id, e.proxy_id ORDER BY s.seq)) AS states
+        WHERE number > 1 AND coalesce(before, 'null') <> left_by_last
+        ORDER BY seq
+    """,
+    "holders": """
+        SELECT jsonb_build_object('proxy_id', a.proxy_id, 'pool_id', a.pool_id),
+               jsonb_build_object('leases', held, 'counted', a.current_leases),
+               jsonb_build_object('leases', least(held, a.max_concurrency), 'counted', held)
+        FROM {ledger}.available_proxies AS a,
+             LATERAL (SELECT count(*) AS held FROM {ledger}.leases AS l
+                      WHERE l.pool_id = a.pool_id AND l.proxy_id = a.proxy_id
+                        AND l.status = 'active') AS active
+        WHERE held <> a.current_leases OR held > a.max_concurrency
+        ORDER BY a.proxy_id
+    """,
+    "counters": """
+        SELECT jsonb_build_object('pool_id', pool_id), to_jsonb(kept) - 'pool_id',
+               to_jsonb(counted) - 'pool_id'
+        FROM (SELECT pool_id, sum(total_proxies) AS total_proxies,
+                     sum(active_proxies) AS active_proxies,
+                     sum(available_proxies) AS available_proxies,
+                     sum(leased_proxies) AS leased_proxies, sum(total_leases) AS total_leases
+              FROM {ledger}.pool_stats GROUP BY pool_id) AS kept
+        FULL JOIN (
+              SELECT p.id AS pool_id, count(a.proxy_id) AS total_proxies,
+                     count(*) FILTER (WHERE a.status = 'active') AS active_proxies,
+                     count(*) FILTER (WHERE a.lease_rank = 0) AS available_proxies,
+                     count(*) FILTER (WHERE a.current_leases > 0) AS leased_proxies,
+                     coalesce(sum(a.current_leases), 0) AS total_leases
+              FROM {ledger}.pools AS p LEFT JOIN {ledger}.available_proxies AS a ON a.pool_id = p.id
+              GROUP BY p.id) AS counted USING (pool_id)
+        WHERE (to_jsonb(kept) - 'pool_id') IS DISTINCT FROM (to_jsonb(counted) - 'pool_id')
+        ORDER BY pool_id
+    """,
+    "expiry": """
+        SELECT jsonb_build_object('id', l.id, 'pool_id', l.pool_id),
+               jsonb_build_object('status', l.status, 'expires_at', l.expires_at),
+               jsonb_build_object('status', 'expired', 'expires_at', l.expires_at)
+        FROM {ledger}.leases AS l
+        WHERE l.status = 'active'
+          AND l.expires_at < (SELECT max(x.released_at) - interval '1 min' FROM {ledger}.leases AS x
+                              WHERE x.pool_id = l.pool_id AND x.status = 'expired')
+        ORDER BY l.id
+    """,
+}
+"""Whether it could have happened: a proxy stands before an event as the one before left it,
+is held by no more than it takes, counters are counts, and no expiry that was cleaned up
+left out a lease that was due."""
+
+LAST_TICK = "(SELECT * FROM {ledger}.ticks ORDER BY last_seq DESC LIMIT 1) AS last_tick"
+
+
+def verify(
+    session: Session, ledger: str, projections: Sequence[Projection], base: int
+) -> Iterator[Finding]:
+    """Yield what is wrong with a ledger, as one snapshot of the database shows it.
+
+    Parameters
+    ----------
+    session:
+        One with a snapshot, in a transaction that will be rolled back.
+    base:
+        The seq of the stored snapshot to fold from; 0 for all of the log.
+    """
+    for check, query in CHAIN.items():
+        yield from _findings(session, check, _ledger_query(query, ledger))
+    folder = Folder(session, ledger, projections)
+    folder.create()
+    if base:
+        folder.load(base)
+    folder.fold_visible()
+    for projection in projections:
+        yield from differences(session, ledger, TEMPORARY, projection)
+    for check, query in SENSE.items():
+        yield from _findings(session, check, _ledger_query(query, ledger))
+
+
+def _findings(session: Session, check: str, statement: Statement) -> Iterator[Finding]:
+    for row in session.stream(statement):
+        yield Finding(check, row["key"], row["found"], row["expected"])
+
+
+def _ledger_query(query: str, ledger: str) -> Statement:
+    text = query.replace("{last_tick}", LAST_TICK)
+    composed = sql.SQL(text).format(ledger=sql.Identifier(ledger))
+    return Statement(composed.as_bytes(), (), {}, ("key", "found", "expected"))
+
+
+def differences(
+    session: Session, ledger: str, target: str, projection: Projection
+) -> Iterator[Finding]:
+    """Yield the rows of a read model that are not as those that were folded into a target."""
+    return _findings(session, projection.name, _difference(ledger, target, projection))
+
+
+def _difference(ledger: str, target: str, projection: Projection) -> Statement:
+    live, folded = (
+        sql.SQL(compiled(projection.live(), schema).text.decode()) for schema in (ledger, target)
+    )
+    key = sql.SQL(", ").join(map(sql.Identifier, projection.key))
+    pairs = sql.SQL(", ").join(
+        sql.SQL("{}, {}").format(sql.Literal(part), sql.Identifier(part)) for part in projection.key
+    )
+    query = sql.SQL(
+        "SELECT jsonb_build_object({pairs}), to_jsonb(found), to_jsonb(expected) "
+        "FROM ({live}) AS found FULL JOIN ({folded}) AS expected USING ({key}) "
+        "WHERE found IS DISTINCT FROM expected ORDER BY {key}"
+    ).format(pairs=pairs, live=live, folded=folded, key=key)
+    return Statement(query.as_bytes(), (), {}, ("key", "found", "expected"))

@@ -1,0 +1,79 @@
+"""A long history made in the database itself: what a busy month leaves in the log.
+
+Of twenty events nine are leases acquired, eight releases, one an expiry, one a
+health check and one a miss. Only the log is written; read models are whatever a
+rebuild makes of it.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.engine import Engine
+
+from pharox.storage.postgres.sql import quoted
+
+_HISTORY = """
+INSERT INTO {schema}.events
+    (recorded_at, type, pool_id, proxy_id, lease_id, consumer, actor, data)
+SELECT
+    at, type, :pool_id,
+    CASE WHEN type <> 'AcquireMissed' THEN members[1 + cycle % cardinality(members)] END,
+    CASE WHEN type LIKE 'Lease%' THEN lease END,
+    CASE WHEN type <> 'HealthChecked' THEN 'worker-' || cycle % 8 END,
+    'bench:1',
+    CASE
+        WHEN type = 'LeaseAcquired' THEN jsonb_build_object(
+            'before', free, 'after', held, 'pool_name', 'bench', 'consumer_id', lease,
+            'expires_at', at + interval '5 min', 'selector', 'round_robin')
+        WHEN type = 'LeaseReleased' THEN jsonb_build_object(
+            'before', held, 'after', free, 'pool_name', 'bench', 'consumer_id', lease,
+            'acquired_at', acquired_at, 'reason', null)
+        WHEN type = 'LeaseExpired' THEN jsonb_build_object(
+            'before', held, 'after', free, 'pool_name', 'bench', 'consumer_id', lease,
+            'acquired_at', acquired_at, 'expires_at', at)
+        WHEN type = 'HealthChecked' THEN jsonb_build_object(
+            'before', free, 'after', free, 'applied', true, 'status', 'active',
+            'reachable', true, 'latency_ms', cycle % 900, 'protocol', 'http', 'attempts', 1,
+            'checked_at', at)
+        ELSE jsonb_build_object(
+            'pool_name', 'bench', 'reason', 'at_capacity', 'selector', 'round_robin')
+    END
+FROM (
+    SELECT
+        cycle,
+        CAST(:start AS timestamptz) + (2 * cycle + half) * interval '2 ms' AS at,
+        CAST(:start AS timestamptz) + 2 * cycle * interval '2 ms' AS acquired_at,
+        CASE
+            WHEN cycle % 10 = 9 THEN (ARRAY['HealthChecked', 'AcquireMissed'])[1 + half]
+            WHEN half = 0 THEN 'LeaseAcquired'
+            WHEN cycle % 10 = 8 THEN 'LeaseExpired'
+            ELSE 'LeaseReleased'
+        END AS type,
+        overlay(overlay(md5(cycle::text) PLACING lpad(to_hex(cycle), 12, '0') FROM 1)
+                PLACING '7' FROM 13)::uuid AS lease
+    FROM generate_series(CAST(:first AS bigint), CAST(:last AS bigint)) AS cycle,
+         generate_series(0, 1) AS half
+    ORDER BY cycle, half
+) AS story,
+(SELECT
+    (SELECT array_agg(id ORDER BY id) FROM {schema}.proxies WHERE pool_id = :pool_id) AS members,
+    '{{"leases": 0, "status": "active", "max_concurrency": 1}}'::jsonb AS free,
+    '{{"leases": 1, "status": "active", "max_concurrency": 1}}'::jsonb AS held) AS facts
+"""
+
+
+def make_history(engine: Engine, schema: str, pool_id: UUID, events: int) -> None:
+    """Append a consistent history of ``events`` events to the log of a pool of exclusive proxies."""
+    statement = text(_HISTORY.format(schema=quoted(schema)))
+    per_batch = 100_000
+    for first in range(0, events // 2, per_batch):
+        values = {
+            "pool_id": pool_id,
+            "first": first,
+            "last": min(first + per_batch, events // 2) - 1,
+            "start": "2026-01-01T00:00Z",
+        }
+        with engine.connect() as connection:
+            connection.execute(statement, values)
