@@ -37,7 +37,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from projections import ALL, SELECTOR_CURSORS
+from projections import SELECTOR_CURSORS, registered
 from projections.consumers import consumers
 from projections.leases import leases
 from projections.pools import pools
@@ -202,7 +202,7 @@ def _acquiring(
 ) -> Statement:
     types = {"LeaseAcquired"}
     turns = selector is SelectorStrategy.ROUND_ROBIN
-    among = [p for p in ALL if turns or p is not SELECTOR_CURSORS]
+    among = [p for p in registered() if turns or p is not SELECTOR_CURSORS]
     counts = counted(appended, "LeaseAcquired") if with_stats else None
     result = _result(rule, appended, missed, counts)
     return compiled(fold_into(result, appended, types, among, at_most_one=True), schema)

@@ -49,6 +49,9 @@ from .sql import ONE, TEMPORARY, Statement, compiled, definition, now, parameter
 BATCH = 200_000
 """How many events are folded at once."""
 
+STORED_TIME_ZONE = "SET LOCAL TimeZone = 'UTC'"
+"""In which the moments of a stored row are written, so that equal rows are equal texts."""
+
 _batch = Table(
     "pharox_batch",
     MetaData(),
@@ -94,6 +97,7 @@ class Folder:
         self.ledger, self.target = ledger, target
         self.projections = tuple(projections)
         self.seq = 0
+        self.batch = BATCH
         self._folds = [
             (fold.types, compiled(fold.statement(Events(_batch)), target))
             for projection in self.projections
@@ -132,6 +136,7 @@ class Folder:
 
     def store(self) -> None:
         """Store what is folded so far as a snapshot, unless there is one of this seq."""
+        self.session.connection.execute(STORED_TIME_ZONE)
         if not self.session.run(_snapshot_statement(self.ledger), seq=self.seq):
             return
         for projection in self.projections:
@@ -163,7 +168,7 @@ class Folder:
     def advance(self, upto: int) -> Iterator[int]:
         """Fold what follows, up to the event of this seq, and yield the seq after each batch."""
         while self.seq < upto:
-            self.seq = self._fold_batch(min(self.seq + BATCH, upto))
+            self.seq = self._fold_batch(min(self.seq + self.batch, upto))
             yield self.seq
 
     def fold_visible(self) -> None:
@@ -288,12 +293,17 @@ def _snapshot_statement(ledger: str) -> Statement:
 
 
 def _store_statement(ledger: str, target: str, projection: Projection) -> Statement:
-    stand = compiled(select(projection.table).where(projection.standing()), target)
     query = sql.SQL(
         "INSERT INTO {}.snapshot_rows (seq, projection, row) "
         "SELECT $1, {}, to_jsonb(standing) FROM ({}) AS standing"
-    ).format(sql.Identifier(ledger), projection.name, sql.SQL(stand.text.decode()))
+    ).format(sql.Identifier(ledger), projection.name, standing_rows(target, projection))
     return Statement(query.as_bytes(), ("seq",), {}, ())
+
+
+def standing_rows(target: str, projection: Projection) -> sql.SQL:
+    """Return the query for the rows that a snapshot of a projection's table holds."""
+    query = compiled(select(projection.table).where(projection.standing()), target)
+    return sql.SQL(query.text.decode())
 
 
 def _load_statement(ledger: str, target: str, projection: Projection) -> Statement:

@@ -12,12 +12,13 @@ from functools import lru_cache
 
 from sqlalchemy import BigInteger, func, literal_column, select
 
-from pharox.log import partitions
+from pharox.log import Extract, partitions
 from pharox.log.tables import snapshots
 from projections import Projection
 
 from .driver import Session
 from .folding import BATCH, Folder
+from .retention import refuse_archived
 from .sql import Statement, compiled, parameter
 
 ROWS_PER_EVENT = 5
@@ -31,12 +32,15 @@ def fold_to(session: Session, ledger: str, projections: Sequence[Projection], se
     (known,) = session.rows(_last_before_statement(ledger), seq=seq)
     if known["seq"]:
         folder.load(known["seq"])
+    rest = Extract(after=folder.seq, upto=seq)
+    refuse_archived(session, ledger, rest)
     stored = folder.seq
     for reached in folder.advance(seq):
         passed = reached - stored
         if passed >= BATCH and folder.size() <= ROWS_PER_EVENT * passed:
             folder.store()
             stored = reached
+    refuse_archived(session, ledger, rest)  # some may have left while the fold went on
     return folder
 
 
@@ -44,6 +48,17 @@ def base_of(session: Session, ledger: str) -> int:
     """Return the seq up to which events are archived, from whose snapshot all folds begin."""
     (row,) = session.rows(_archived_statement(ledger))
     return row["seq"]  # type: ignore[no-any-return]
+
+
+def snapshots_after(session: Session, ledger: str, seq: int) -> list[int]:
+    """Return the seqs of the stored snapshots that come after one, in order."""
+    return [row["seq"] for row in session.rows(_after_statement(ledger), seq=seq)]
+
+
+@lru_cache(maxsize=16)
+def _after_statement(ledger: str) -> Statement:
+    later = snapshots.c.seq > parameter("seq", BigInteger)
+    return compiled(select(snapshots.c.seq).where(later).order_by(snapshots.c.seq), ledger)
 
 
 @lru_cache(maxsize=16)

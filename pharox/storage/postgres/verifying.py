@@ -14,9 +14,11 @@ from collections.abc import Iterator, Sequence
 from psycopg import sql
 
 from projections import Finding, Projection
+from projections.pool_stats import SLOTS
 
 from .driver import Session
-from .folding import Folder
+from .folding import STORED_TIME_ZONE, Folder, standing_rows
+from .snapshots import snapshots_after
 from .sql import TEMPORARY, Statement, compiled
 
 CHAIN = {
@@ -116,6 +118,17 @@ SENSE = {
         WHERE (to_jsonb(kept) - 'pool_id') IS DISTINCT FROM (to_jsonb(counted) - 'pool_id')
         ORDER BY pool_id
     """,
+    "slots": """
+        SELECT jsonb_build_object('pool_id', p.id),
+               jsonb_build_object('slots', coalesce(array_agg(s.slot ORDER BY s.slot)
+                                                    FILTER (WHERE s.slot IS NOT NULL), '{{}}')),
+               jsonb_build_object('slots', ARRAY(SELECT generate_series(0, {last_slot})))
+        FROM {ledger}.pools AS p LEFT JOIN {ledger}.pool_stats AS s ON s.pool_id = p.id
+        GROUP BY p.id
+        HAVING coalesce(array_agg(s.slot::int ORDER BY s.slot) FILTER (WHERE s.slot IS NOT NULL),
+                        '{{}}') <> ARRAY(SELECT generate_series(0, {last_slot}))
+        ORDER BY p.id
+    """,
     "expiry": """
         SELECT jsonb_build_object('id', l.id, 'pool_id', l.pool_id),
                jsonb_build_object('status', l.status, 'expires_at', l.expires_at),
@@ -146,12 +159,17 @@ def verify(
     base:
         The seq of the stored snapshot to fold from; 0 for all of the log.
     """
+    session.connection.execute(STORED_TIME_ZONE)
     for check, query in CHAIN.items():
         yield from _findings(session, check, _ledger_query(query, ledger))
     folder = Folder(session, ledger, projections)
     folder.create()
     if base:
         folder.load(base)
+    for seq in snapshots_after(session, ledger, base):
+        for _ in folder.advance(seq):
+            pass
+        yield from _stored_differences(folder)
     folder.fold_visible()
     for projection in projections:
         yield from differences(session, ledger, TEMPORARY, projection)
@@ -166,8 +184,27 @@ def _findings(session: Session, check: str, statement: Statement) -> Iterator[Fi
 
 def _ledger_query(query: str, ledger: str) -> Statement:
     text = query.replace("{last_tick}", LAST_TICK)
-    composed = sql.SQL(text).format(ledger=sql.Identifier(ledger))
+    composed = sql.SQL(text).format(ledger=sql.Identifier(ledger), last_slot=SLOTS - 1)
     return Statement(composed.as_bytes(), (), {}, ("key", "found", "expected"))
+
+
+def _stored_differences(folder: Folder) -> Iterator[Finding]:
+    """Yield the rows of a stored snapshot that are not as the log folds to its seq."""
+    for projection in folder.projections:
+        query = sql.SQL(
+            "SELECT jsonb_build_object('seq', {seq}::bigint, 'projection', {name}::text), "
+            "stored.row, folded.row FROM (SELECT row FROM {ledger}.snapshot_rows "
+            "WHERE seq = {seq} AND projection = {name}) AS stored "
+            "FULL JOIN (SELECT to_jsonb(standing) AS row FROM ({rows}) AS standing) AS folded "
+            "ON stored.row = folded.row WHERE stored.row IS NULL OR folded.row IS NULL"
+        ).format(
+            ledger=sql.Identifier(folder.ledger),
+            seq=folder.seq,
+            name=projection.name,
+            rows=standing_rows(folder.target, projection),
+        )
+        statement = Statement(query.as_bytes(), (), {}, ("key", "found", "expected"))
+        yield from _findings(folder.session, "snapshots", statement)
 
 
 def differences(

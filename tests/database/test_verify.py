@@ -1,0 +1,205 @@
+"""``verify`` finds whatever somebody changes behind the ledger's back, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from psycopg import sql
+
+import projections
+from pharox import ProxyManager, ProxyPool, ProxyProtocol, ProxyStatus, SelectorStrategy
+from pharox.log import events, seals, ticks
+from pharox.log.tables import snapshot_rows
+from pharox.models import HealthCheckResult
+from pharox.storage.postgres import PostgresStorage
+from tests.conftest import clock_of, fill, ledger, new_database, run_sql
+
+TABLES = (
+    *(projection.table for projection in projections.ALL),
+    events,
+    seals,
+    ticks,
+    snapshot_rows,
+)
+CELLS = [
+    (table.name, column.name) for table in TABLES for column in table.c if column.computed is None
+]
+
+OTHER = {
+    "uuid": "gen_random_uuid()",
+    "text": "coalesce({}, '') || 'x'",
+    "int2": "coalesce({}, 0) + 100",
+    "int4": "coalesce({}, 0) + 100",
+    "int8": "coalesce({}, 0) + 1000000",
+    "float8": "coalesce({}, 0) + 0.5",
+    "bool": "NOT {}",
+    "timestamptz": "coalesce({}, now()) + interval '1 microsecond'",
+    "bytea": "set_byte({0}, 3, (get_byte({0}, 3) + 1) % 256)",
+    "jsonb": "jsonb_set({}, '{{added}}', 'true')",
+    "xid8": "({}::text::bigint + 1)::text::xid8",
+    "pg_snapshot": "'1:1:'::pg_snapshot",
+}
+"""For each type of column, a value that is not the one it has."""
+
+NAMES = {
+    "smallint": "int2",
+    "integer": "int4",
+    "bigint": "int8",
+    "double precision": "float8",
+    "boolean": "bool",
+    "timestamp with time zone": "timestamptz",
+}
+
+
+@pytest.fixture(scope="module")
+def lived_in(server_url: str, template: str) -> Iterator[PostgresStorage]:
+    """A ledger with a row in each table, and nothing that keeps a forger from changing one."""
+    name = f"pharox_{uuid4().hex[:12]}"
+    with new_database(server_url, name, template) as url, ledger(url) as storage:
+        _live(storage)
+        for protected in ("events", "events_0", "seals", "seals_0", "ticks"):
+            run_sql(storage.engine, f"ALTER TABLE pharox.{protected} DISABLE TRIGGER USER")
+        for table, constraint in run_sql(
+            storage.engine,
+            "SELECT conrelid::regclass::text, conname FROM pg_constraint "
+            "WHERE contype = 'c' AND connamespace = 'pharox'::regnamespace",
+        ):
+            run_sql(storage.engine, f"ALTER TABLE {table} DROP CONSTRAINT {constraint}")
+        yield storage
+
+
+def _live(storage: PostgresStorage) -> None:
+    clock = clock_of(storage)
+    clock.advance(1)
+    manager = ProxyManager(storage)
+    _, proxies = fill(
+        storage,
+        3,
+        name="a",
+        country="AR",
+        city="x",
+        latitude=1.0,
+        longitude=2.0,
+        isp="y",
+        asn=7,
+        source="s",
+    )
+    storage.save_pool(ProxyPool(name="b", description="other"))
+    manager.acquire_proxy("a", "worker", selector=SelectorStrategy.ROUND_ROBIN)
+    manager.acquire_proxy("a", duration_seconds=5)
+    manager.acquire_proxy("b", "worker")
+    clock.advance(10)
+    storage.cleanup_expired_leases()
+    storage.apply_health_check_result(
+        HealthCheckResult(
+            proxy_id=proxies[0].id,
+            status=ProxyStatus.SLOW,
+            latency_ms=10,
+            protocol=ProxyProtocol.HTTP,
+            status_code=200,
+            checked_at=datetime(2026, 1, 1, 0, 1, tzinfo=UTC),
+            error_message="slow",
+        )
+    )
+    storage.take_snapshot(storage.seal())
+    manager.acquire_proxy("a", "worker")
+    storage.seal()
+
+
+def test_a_ledger_that_nobody_touched_is_right(lived_in: PostgresStorage) -> None:
+    """There is no finding, and there is something to be found in each table."""
+    assert lived_in.verify() == []
+    for table in TABLES:
+        assert run_sql(lived_in.engine, f"SELECT count(*) > 0 FROM pharox.{table.name}") == [
+            (True,)
+        ]
+
+
+@pytest.mark.parametrize(("table", "column"), CELLS)
+@settings(max_examples=2)
+@given(pick=st.integers(0, 10**6))
+def test_a_changed_cell_is_found(
+    lived_in: PostgresStorage, table: str, column: str, pick: int
+) -> None:
+    """Whichever cell of whichever row is changed, verify says so; changed back, all is well."""
+    engine = lived_in.engine
+    part = sql.Identifier("pharox", f"{table}_0" if table in {"events", "seals"} else table)
+    cell = sql.Identifier(column)
+    rows = run_sql(engine, sql.SQL("SELECT ctid::text FROM {} ORDER BY ctid").format(part))
+    place = sql.Literal(rows[pick % len(rows)][0])
+    ((type_, before),) = run_sql(
+        engine,
+        sql.SQL("SELECT pg_typeof({0})::text, {0}::text FROM {1} WHERE ctid = {2}::tid").format(
+            cell, part, place
+        ),
+    )
+    other = sql.SQL(OTHER[NAMES.get(str(type_), str(type_))]).format(cell)
+    change = sql.SQL("UPDATE {} SET {} = {} WHERE ctid = {}::tid RETURNING ctid::text")
+    ((now_at,),) = run_sql(engine, change.format(part, cell, other, place))
+    try:
+        findings = lived_in.verify()
+    finally:
+        back = sql.SQL("{}::{}").format(sql.Literal(before), sql.SQL(str(type_)))
+        run_sql(engine, change.format(part, cell, back, sql.Literal(now_at)))
+    assert findings, f"{table}.{column} was changed and nobody noticed"
+    assert all(str(finding) for finding in findings)
+
+
+@pytest.mark.parametrize("table", [table.name for table in TABLES])
+def test_a_missing_row_is_found(lived_in: PostgresStorage, table: str) -> None:
+    """A row that somebody deleted is missed."""
+    part = f"pharox.{table}_0" if table in {"events", "seals"} else f"pharox.{table}"
+    columns = ", ".join(
+        column.name
+        for column in next(known for known in TABLES if known.name == table).c
+        if column.computed is None
+    )
+    run_sql(lived_in.engine, f"CREATE TABLE kept AS SELECT {columns} FROM {part} LIMIT 1 OFFSET 0")
+    run_sql(
+        lived_in.engine,
+        f"DELETE FROM {part} WHERE ctid = (SELECT ctid FROM {part} LIMIT 1 OFFSET 0)",
+    )
+    try:
+        findings = lived_in.verify()
+    finally:
+        run_sql(lived_in.engine, f"INSERT INTO {part} ({columns}) SELECT {columns} FROM kept")
+        run_sql(lived_in.engine, "DROP TABLE kept")
+    assert findings
+    assert lived_in.verify() == []
+
+
+def test_a_lease_that_was_due_and_left_is_found(postgres: PostgresStorage) -> None:
+    """A cleanup that took back others and left one that had been due is told apart."""
+    clock = clock_of(postgres)
+    fill(postgres, 2, max_concurrency=None)
+    manager = ProxyManager(postgres)
+    for seconds in (5, 5):
+        manager.acquire_proxy("pool", duration_seconds=seconds)
+    clock.advance(200)
+    run_sql(
+        postgres.engine,
+        "UPDATE pharox.leases SET expires_at = expires_at + interval '1 hour' "
+        "WHERE id = (SELECT min(id::text)::uuid FROM pharox.leases)",
+    )
+    postgres.cleanup_expired_leases()
+    run_sql(
+        postgres.engine,
+        "UPDATE pharox.leases SET expires_at = expires_at - interval '1 hour' "
+        "WHERE status = 'active'",
+    )
+    assert [finding.check for finding in postgres.verify()] == ["expiry"]
+
+
+def test_verify_waits_for_nobody_and_keeps_nobody(postgres: PostgresStorage) -> None:
+    """While a writer holds a proxy's row, verify ends, finds nothing and leaves no table behind."""
+    fill(postgres, 2)
+    with postgres.engine.connect().execution_options(isolation_level="READ COMMITTED") as writer:
+        writer.exec_driver_sql("SELECT 1 FROM pharox.available_proxies FOR UPDATE")
+        assert postgres.verify() == []
+    temporary = "SELECT count(*) FROM pg_class WHERE relnamespace = pg_my_temp_schema()"
+    assert run_sql(postgres.engine, temporary) == [(0,)]
