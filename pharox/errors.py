@@ -75,6 +75,10 @@ class SchemaError(PharoxError):
     """
 
 
+class EventVersionError(PharoxError):
+    """The log has an event that this pharox cannot read: a newer one wrote it. Upgrade pharox."""
+
+
 class SecretKeyError(PharoxError):
     """Credentials cannot be encrypted or read without the right key.
 
@@ -92,3 +96,23 @@ class DatabaseUnavailableError(DatabaseError):
 
 class SourceError(PharoxError):
     """A list of proxies cannot be read to its end. Check the file or URL and its format."""
+
+
+class ReportError(PharoxError):
+    """No report can be made of this window, or not in this folder. Choose another."""
+
+
+class ArchivedError(PharoxError):
+    """What was asked for is, or begins, in a part of the log that was archived.
+
+    Ask for what came after ``last_seq`` or ``last_recorded_at``, or read ``archive`` along:
+    ``--archive FOLDER``, in the library ``WithArchive``.
+    """
+
+
+class ArchiveFileError(PharoxError):
+    """An archive cannot be written or read, or is not what the log says. Check its folder."""
+
+
+class SubscriptionNotFoundError(PharoxError):
+    """No subscription has this name. It is remembered when a reader of it first runs."""

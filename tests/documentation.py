@@ -52,7 +52,7 @@ def documentation_server() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def document(documentation_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """An empty database, a key and an empty folder for one document."""
+    """An empty database, a key and a folder with nothing but the scripts for one document."""
     from tests.conftest import new_database
 
     with (
@@ -61,7 +61,9 @@ def document(documentation_server: str, tmp_path_factory: pytest.TempPathFactory
     ):
         patch.setenv("PHAROX_DATABASE_URL", url)
         patch.setenv("PHAROX_SECRET_KEY", Fernet.generate_key().decode())
-        patch.chdir(tmp_path_factory.mktemp("document"))
+        folder = tmp_path_factory.mktemp("document")
+        (folder / "scripts").symlink_to(ROOT / "scripts")
+        patch.chdir(folder)
         yield
 
 

@@ -25,8 +25,8 @@ FAILURE, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 logging.getLogger("pharox").addHandler(logging.NullHandler())
 
 
-def run(app: typer.Typer, arguments: Sequence[str]) -> int:
-    """Run the app with these arguments and return the exit status."""
+def run(app: typer.Typer, arguments: Sequence[str], program: str = "pharox") -> int:
+    """Run the app, which goes by this name, with these arguments and return the exit status."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for terminals that lack a letter
@@ -35,7 +35,7 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         return FAILURE
     command = typer.main.get_command(app)
     try:
-        status = command.main(list(arguments), prog_name="pharox", standalone_mode=False)
+        status = command.main(list(arguments), prog_name=program, standalone_mode=False)
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED

@@ -17,18 +17,13 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel
 
+from ..text import inert  # noqa: PLC0414 - the commands take it from here
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 """The option that every command with a result for scripts has."""
 
 PAGE = 1000
 """How many rows of a table are looked at to find how wide its columns are."""
-
-
-def inert(text: str) -> str:
-    """Return text with every character that is not plain print escaped, as Python writes it."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def in_utc(moment: datetime) -> str:

@@ -1,0 +1,106 @@
+"""What a question about the past reads: the sealed log, and states folded from it.
+
+Every storage of ours answers so. What is built on these methods alone works
+over each of them, and knows no database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import NamedTuple, Protocol, cast
+
+from pharox.log import Extract
+from projections import State
+
+from ..errors import ArchivedError, InvalidInputError
+from ..events import Event
+from ..models import check_aware, utc_now
+
+_END_OF_TIME = datetime(9000, 1, 1, tzinfo=UTC)
+
+
+class SealedLog(Protocol):
+    """The part of a storage that tells what happened."""
+
+    def history(self, extract: Extract) -> Iterator[Event]:
+        """Yield those events that an extract means, in the sealed order."""
+
+    def seq_at(self, moment: datetime) -> int:
+        """Return the seq of the last event recorded at or before a moment; 0 if there is none."""
+
+    def state_at(self, seq: int) -> dict[str, State]:
+        """Return every read model as it was after the event of this seq."""
+
+
+def first(log: SealedLog, extract: Extract) -> Event | None:
+    """Return the first event of an extract, or None."""
+    # A generator that is left halfway keeps its connection until it is closed.
+    with closing(cast("_Closable", log.history(extract))) as events:
+        return next(events, None)
+
+
+class Beginning(NamedTuple):
+    """Behind which seq the log is at hand, and how all stood there, if anything came before."""
+
+    seq: int
+    states: Mapping[str, State]
+
+    def rows(self, projection: str) -> State:
+        """Return the rows of one read model."""
+        return self.states.get(projection, {})
+
+
+def beginning(log: SealedLog) -> Beginning:
+    """Return where a log begins: with nothing, or with what its archived part folds to."""
+    try:
+        first(log, Extract())
+    except ArchivedError as error:
+        seq: int = error.data["last_seq"]
+        return Beginning(seq, log.state_at(seq))
+    return Beginning(0, {})
+
+
+def event_at(log: SealedLog, seq: int) -> Event | None:
+    """Return the event of this seq, or None."""
+    return first(log, Extract(after=seq - 1, upto=seq)) if seq > 0 else None
+
+
+def last_seq(log: SealedLog) -> int:
+    """Return the seq of the last event; 0 if there is none."""
+    # The latest event may have others behind it: they were recorded before it and sealed after.
+    latest = log.seq_at(_END_OF_TIME)
+    return max((event.seq for event in log.history(Extract(after=latest))), default=latest)
+
+
+def seq_of(log: SealedLog, at: int | datetime) -> int:
+    """Return the seq up to which the log had come at a moment.
+
+    Parameters
+    ----------
+    at:
+        A moment, or already a seq.
+
+    Raises
+    ------
+    InvalidInputError
+        If the log has no such seq, or the moment lies in the future or has no
+        time zone.
+    """
+    if isinstance(at, datetime):
+        seq = log.seq_at(check_aware(at))
+        if at > utc_now() and (latest := event_at(log, seq)) and latest.recorded_at < at:
+            raise InvalidInputError(f"{at.isoformat()} lies in the future", value=at)
+        return seq
+    if at < 0:
+        raise InvalidInputError(f"{at} is no place in the log: events count from 1", value=at)
+    if at > 0 and event_at(log, at) is None:
+        raise InvalidInputError(
+            f"the log has no event {at} yet: it ends with {last_seq(log)}", value=at
+        )
+    return at
+
+
+class _Closable(Iterator[Event], Protocol):
+    def close(self) -> None: ...

@@ -1,0 +1,74 @@
+#!/usr/bin/env python3
+"""Write what happened in a window of time into a folder: a timeline and a page with a picture.
+
+scripts/replay_incident.py --from 2026-01-31T10:00Z --to 2026-01-31T10:15Z --output report
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+try:
+    import typer
+
+    from pharox import connect
+    from pharox.cli.checking import moment_before
+    from pharox.cli.failing import run
+    from pharox.cli.showing import say
+    from pharox.ledger.incident import write_report
+    from pharox.models import utc_now
+    from pharox.text import inert
+except ModuleNotFoundError as error:
+    sys.exit(
+        f"replay_incident.py: this Python has no {error.name}: run scripts/setup-env, then "
+        ".venv/bin/python scripts/replay_incident.py"
+    )
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command()
+def replay_incident(
+    start: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="TIME",
+            help="Where the window begins: ISO 8601 with a time zone, or how long ago, as 30m.",
+        ),
+    ],
+    end: Annotated[str, typer.Option("--to", metavar="TIME", help="Where it ends, as --from.")],
+    output: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where to write; a new or an empty folder.")
+    ],
+    pool: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only of this pool; may be repeated."),
+    ] = None,
+    database_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="The database. Other users can see it here; PHAROX_DATABASE_URL is private.",
+        ),
+    ] = None,
+    schema: Annotated[
+        str, typer.Option(metavar="NAME", help="Where in the database the ledger is.")
+    ] = "pharox",
+) -> None:
+    """Write a report of what happened in a window of time."""
+    now = utc_now()
+    window = moment_before(start, now), moment_before(end, now)
+    with closing(connect(database_url, schema=schema)) as storage:
+        report = write_report(storage, *window, output, pools=pool or ())
+    say(str(report))
+    print(inert(str(report.page)))
+
+
+if __name__ == "__main__":
+    sys.exit(run(app, sys.argv[1:], "replay_incident.py"))

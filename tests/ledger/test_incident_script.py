@@ -1,0 +1,111 @@
+"""``scripts/replay_incident.py``: the whole in one command, and a sentence where it cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from pharox import ProxyManager
+from pharox.storage.postgres import PostgresStorage
+from tests.conftest import fill
+from tests.ledger.incident_story import START, Incident
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "replay_incident.py"
+
+
+def replay(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PHAROX_")}
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_it_can_be_run() -> None:
+    """It is executable, and finds its Python by itself."""
+    assert os.access(SCRIPT, os.X_OK)
+    assert SCRIPT.read_text().startswith("#!/usr/bin/env python3\n")
+
+
+def test_it_writes_a_report(postgres: PostgresStorage, database_url: str, tmp_path: Path) -> None:
+    """The page's path is the output; what there was is told beside it."""
+    Incident(postgres).play(5)
+    fill(postgres, 1, name="other")
+    end = START + timedelta(minutes=2)
+    done = replay(
+        *("--from", START.isoformat(), "--to", end.isoformat(), "--pool", "residential-eu"),
+        *("--output", tmp_path / "report", "--database-url", database_url),
+    )
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/report/index.html\n")
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "report" / "timeline.jsonl").read_text().splitlines()
+    ]
+    assert done.stderr.startswith(f"pharox: {len(lines)} events, ")
+    assert {line["pool"] for line in lines} == {"residential-eu"}
+
+
+def test_a_window_may_be_told_as_how_long_ago(
+    postgres: PostgresStorage, database_url: str, tmp_path: Path
+) -> None:
+    """``--from 10m --to 0s`` is what has just happened; the URL may come from the environment."""
+    fill(postgres, 1)
+    ProxyManager(postgres).acquire_proxy("pool", "worker")
+    done = replay(
+        *("--from", "10m", "--to", "0s", "--output", tmp_path / "report"),
+        PHAROX_DATABASE_URL=database_url,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "pharox: 4 events, 1 lease, 0 misses\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "sentence"),
+    [
+        ({"--from": "noon"}, 2, "'noon' is no moment"),
+        ({"--to": "2026-01-01T00:00"}, 2, "has no time zone"),
+        ({"--to": "1h"}, 2, "must begin before it ends"),
+        ({"--from": "2100-01-01T00Z", "--to": "2100-01-02T00Z"}, 2, "has not begun"),
+        ({"--from": "2000-01-01T00Z", "--to": "2000-01-02T00Z"}, 1, "nothing was recorded"),
+        ({"--pool": "asia"}, 1, "no pool was named 'asia'"),
+        ({"--output": "/dev/null"}, 1, "is not an empty folder"),
+        ({"--output": "/dev/null/report"}, 1, "cannot be written"),
+        ({"--schema": "elsewhere"}, 1, "pharox db upgrade"),
+        ({"--database-url": "postgresql://me:s3cret@127.0.0.1:1/db"}, 1, "no connection"),
+        ({"--database-url": "mysql://x/y"}, 2, "needs PostgreSQL"),
+        ({"--colour": "red"}, 2, "replay_incident.py --help"),
+    ],
+)
+def test_what_makes_no_sense_is_told_in_a_sentence(
+    postgres: PostgresStorage,
+    database_url: str,
+    tmp_path: Path,
+    given: dict[str, str],
+    status: int,
+    sentence: str,
+) -> None:
+    """Exit status 2 for what was asked wrongly, 1 for what cannot be done; never a traceback."""
+    fill(postgres, 1)
+    words = {
+        "--from": "10m",
+        "--to": "0s",
+        "--output": str(tmp_path / "report"),
+        "--database-url": database_url,
+        **given,
+    }
+    done = replay(*(part for option in words.items() for part in option))
+    assert (done.returncode, done.stdout) == (status, "")
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    assert "s3cret" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
