@@ -26,7 +26,8 @@ from ..events import (
 )
 from ..ids import NIL
 from ..models import ProxyPool
-from .showing import in_utc, inert
+from ..text import inert
+from .showing import in_utc
 
 _ASKED = ("selector", "filters", "predicate")
 _FACTS = {

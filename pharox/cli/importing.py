@@ -18,8 +18,8 @@ import typer
 from ..errors import ConflictError, PoolNotFoundError, SourceError
 from ..models import Proxy, ProxyPool, ProxyProtocol, ProxyStatus, check_name, check_text
 from ..sources import BadEntry, Defaults, Entry, Format, open_source, read_proxies
+from ..text import inert
 from .session import ledger
-from .showing import inert
 
 if TYPE_CHECKING:
     from ..storage.postgres import PostgresStorage

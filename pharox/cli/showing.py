@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel
 
-from ..text import inert  # noqa: PLC0414 - the commands take it from here
+from ..text import inert
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 """The option that every command with a result for scripts has."""

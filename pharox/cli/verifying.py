@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..text import inert
 from .failing import FAILURE
 from .session import ledger
-from .showing import AsJson, inert, print_json, say
+from .showing import AsJson, print_json, say
 
 if TYPE_CHECKING:
     from projections import Finding

@@ -82,6 +82,7 @@ def rebuild(
     wanted = _chosen(names)
     started = time.monotonic()
     with storage.own_session() as session:
+        session.take_room()
         _begin(session, storage.schema, wanted)
         last = storage.seal()
         base = base_of(session, storage.schema)
@@ -179,8 +180,7 @@ def _fold_in_parallel(
 
     def fold(number: int) -> None:
         with storage.own_session() as session:
-            session.connection.execute("SET work_mem = '64MB'")
-            session.connection.execute("SET temp_buffers = '128MB'")
+            session.take_room()
             target = fresh_schema(storage.schema)
             folder = Folder(session, storage.schema, groups[number], target)
             folder.create()
@@ -262,11 +262,8 @@ def _exchange_once(whole: Folder) -> float:
             connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(tables))
         connection.execute(sql.SQL("LOCK TABLE ONLY {}.events IN SHARE MODE").format(schema))
         connection.execute("SET LOCAL lock_timeout = 0")
-        (last,) = (
-            connection.execute(sql.SQL("SELECT {}.seal(true)").format(schema)).fetchone() or ()
-        )
-        for _ in whole.advance(last):
-            pass
+        connection.execute(sql.SQL("SELECT {}.seal(true)").format(schema))
+        whole.fold_visible()
         for table in live:
             connection.execute(sql.SQL("DROP TABLE {}").format(table))
         for projection in whole.projections:

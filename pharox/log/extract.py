@@ -29,6 +29,11 @@ class Extract(NamedTuple):
     since: datetime | None = None
     until: datetime | None = None
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether an index leads to it, wherever in the log it is."""
+        return (self.proxy_id, self.lease_id, self.consumer) != (None, None, None)
+
     def given(self) -> dict[str, Any]:
         """Return the values of the parts that are given, by name."""
         values = {name: value for name, value in self._asdict().items() if value is not None}

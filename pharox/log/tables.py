@@ -101,6 +101,11 @@ Index(
     events.c.position,
     postgresql_where=literal_column("type = 'HealthChecked'"),
 )
+Index(
+    "ix_events_pools",
+    events.c.position,
+    postgresql_where=literal_column("type IN ('PoolRegistered', 'PoolChanged', 'PoolRemoved')"),
+)
 
 seals = Table(
     "seals",

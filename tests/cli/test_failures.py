@@ -12,8 +12,9 @@ import psycopg
 import pytest
 
 import pharox as library
-from pharox.cli.showing import inert, table_lines
+from pharox.cli.showing import table_lines
 from pharox.storage.postgres import PostgresStorage
+from pharox.text import inert
 from tests.conftest import fill
 
 from .conftest import Pharox, run

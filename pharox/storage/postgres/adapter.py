@@ -9,19 +9,22 @@ far as its engine does.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
+from itertools import chain, islice
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import select
+import psycopg
 from sqlalchemy.engine import Engine
 
 import projections
-from pharox.log import Extract, event_from_row, events
-from projections import Drift, State
+from pharox.log import Extract, event_from_row
+from projections import Finding, State
 
 from ...errors import (
+    DatabaseError,
     PoolNotFoundError,
     ProxyNotFoundError,
 )
@@ -57,11 +60,12 @@ from ..interface import (
     record_of_check,
     result_of_record,
 )
-from . import reading
+from . import reading, snapshots, verifying
 from . import schema as migrations
 from .commands import Commands
-from .driver import Driver, Program
+from .driver import Driver, Program, Session
 from .history import history_statement, seal_statement, seq_at_statement
+from .retention import archived_error, archived_statement, parts_needed, refuse_archived
 from .sql import Query, Statement, compiled
 from .vault import Vault
 
@@ -359,13 +363,30 @@ class PostgresStorage(IStorage):
         """
         return self.history(Extract(after=after))
 
-    def history(self, extract: Extract) -> Iterator[Event]:
-        """Yield those events of the log that an extract means, in its sealed order."""
+    def history(self, extract: Extract, *, live_only: bool = False) -> Iterator[Event]:
+        """Yield those events of the log that an extract means, in its sealed order.
+
+        Parameters
+        ----------
+        extract:
+            Which events.
+        live_only:
+            Leave out what was archived, instead of refusing.
+
+        Raises
+        ------
+        ArchivedError
+            If an event of the extract may be in an archived part of the log.
+        """
         last = self.seal()
         values = extract._replace(upto=min(extract.upto, last)).given()
         statement = history_statement(self.schema, frozenset(values))
         with self._driver.session() as session:
-            for row in session.stream(statement, **values):
+            rows = session.stream(statement, few=extract.is_narrow, **values)
+            begun = list(islice(rows, 1))
+            if not live_only:
+                refuse_archived(session, self.schema, extract)
+            for row in chain(begun, rows):
                 yield event_from_row(row)
 
     def follow(self, after: int | None = None, *, poll_s: float = 0.1) -> Iterator[Event]:
@@ -377,6 +398,11 @@ class PostgresStorage(IStorage):
             Begin with what the log has after this ``seq``; None for new events only.
         poll_s:
             How many seconds to wait where nothing is new.
+
+        Raises
+        ------
+        ArchivedError
+            If the next event may have been archived.
         """
         seq = self.seal() if after is None else after
         while True:
@@ -384,6 +410,9 @@ class PostgresStorage(IStorage):
             values = {"after": seq, "upto": upto}
             statement = history_statement(self.schema, frozenset(values), limited=True)
             rows = self._ask(statement, **values, limit=_PAGE) if upto > seq else []
+            if upto > seq:
+                with self._driver.session() as session:
+                    refuse_archived(session, self.schema, Extract(seq, upto))
             for row in rows:
                 seq = row["seq"]
                 yield event_from_row(row)
@@ -394,13 +423,32 @@ class PostgresStorage(IStorage):
         """Return the seq of the last event recorded at or before a moment; 0 if there is none.
 
         What lies before that event in the sealed order belongs to the moment's past.
+
+        Raises
+        ------
+        ArchivedError
+            If that event may have been archived.
         """
         self.seal()
         rows = self._rows(seq_at_statement, moment=check_aware(moment))
-        return rows[0]["seq"] if rows else 0
+        archived = self.archived_parts(Extract())
+        if later := [part for part in archived if moment < part["last_recorded_at"]]:
+            raise archived_error(later)
+        last_archived = max((part["last_seq"] for part in archived), default=0)
+        return max(rows[0]["seq"] if rows else 0, last_archived)
+
+    def archived_parts(self, extract: Extract) -> Sequence[Mapping[str, Any]]:
+        """Return the archived parts of the log that may hold events of an extract, oldest first.
+
+        Each is a row of the table ``partitions``; ``archive`` is the file of its events.
+        """
+        return parts_needed(self._rows(archived_statement), extract)
 
     def state_at(self, seq: int) -> dict[str, State]:
         """Return every read model as it was after the event of this seq.
+
+        The log is folded from the last stored snapshot before it, and leaves
+        further ones behind on the way, so a long way is gone once.
 
         Returns
         -------
@@ -408,26 +456,60 @@ class PostgresStorage(IStorage):
             For each projection's name, its rows by key. Of leases only those
             that were active then.
         """
-        states = projections.fold(self.history(Extract(upto=seq)), projections.ALL)
-        return projections.standing(states, projections.ALL)
+        wanted = projections.registered()
+        seq = min(seq, self.seal())
+        with self._driver.session() as session:
+            folder = snapshots.fold_to(session, self.schema, wanted, seq)
+            states = folder.states()
+            folder.drop()
+        return projections.standing(states, wanted)
 
-    def verify(self) -> list[Drift]:
-        """Fold the whole log in Python and return every row of a read model that differs.
+    def take_snapshot(self, seq: int) -> None:
+        """Store every read model as it was after the event of this seq."""
+        self.seal()
+        with self._driver.session() as session:
+            folder = snapshots.fold_to(session, self.schema, projections.registered(), seq)
+            folder.store()
+            folder.drop()
 
-        Log and read models are read from one snapshot; nobody waits for it.
-        """
+    def own_session(self) -> AbstractContextManager[Session]:
+        """Open a connection beside the engine's pool, in which each statement is a transaction."""
         self._check_schema()
-        query = select(events).order_by(events.c.position)
+        return self._driver.own_session()
+
+    def live_states(self) -> dict[str, State]:
+        """Return every read model as it is, its rows by key."""
+        self._check_schema()
         with self._driver.session(snapshot=True) as session:
-            log = map(event_from_row, session.stream(compiled(query, self.schema)))
-            folded = projections.fold(log, projections.ALL)
-            live = {
+            return {
                 projection.name: projection.load(
                     session.rows(compiled(projection.live(), self.schema))
                 )
-                for projection in projections.ALL
+                for projection in projections.registered()
             }
-        return list(projections.drifts(live, folded))
+
+    def verify(self, *, limit: int = 100) -> list[Finding]:
+        """Check the whole ledger at one moment, and return what is wrong with it.
+
+        The events are held against their seals and the chain of roots, every
+        read model against the fold of the log, the counters against counts;
+        see :mod:`pharox.storage.postgres.verifying`. Nobody waits for it.
+
+        Parameters
+        ----------
+        limit:
+            How many findings to return at most.
+        """
+        try:
+            self.seal()
+        except DatabaseError as error:
+            if not isinstance(error.__cause__, psycopg.errors.UniqueViolation):
+                raise
+            # Somebody changed the ticks: what is to be sealed has its seals. It will be found.
+        with self._driver.session(snapshot=True, keep=False) as session:
+            base = snapshots.base_of(session, self.schema)
+            found = verifying.verify(session, self.schema, projections.registered(), base)
+            return list(islice(found, limit))
 
     # Parts
 

@@ -14,10 +14,11 @@ transaction on one connection.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from sqlalchemy import exc
 from sqlalchemy.engine import Engine
 
@@ -73,12 +74,24 @@ class Driver:
             return [_rows(cursor, query, slot) for query in asked]
 
     @contextmanager
-    def session(self, *, snapshot: bool = False) -> Iterator[Session]:
-        """Open a transaction for a block; with ``snapshot`` it sees one moment all along."""
-        with self.connection() as connection, connection.transaction():
+    def session(self, *, snapshot: bool = False, keep: bool = True) -> Iterator[Session]:
+        """Open a transaction for a block.
+
+        With ``snapshot`` it sees one moment all along; unless it shall ``keep``
+        what it wrote, that is rolled back at the end.
+        """
+        with self.connection() as connection, connection.transaction(force_rollback=not keep):
             if snapshot:
                 connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             yield Session(connection)
+
+    @contextmanager
+    def own_session(self) -> Iterator[Session]:
+        """Open a connection of its own for a block, in which each statement is a transaction."""
+        with self.connection() as lent:
+            info = lent.info
+            with psycopg.connect(info.dsn, password=info.password, autocommit=True) as connection:
+                yield Session(connection)
 
     @contextmanager
     def connection(self) -> Iterator[psycopg.Connection[Any]]:
@@ -130,10 +143,27 @@ class Session:
         self._cursor.execute(statement.text, statement.arguments(values, 0))
         return self._cursor.rowcount
 
+    def take_room(self) -> None:
+        """Allow sorts, hashes and temporary tables more memory, until the transaction's end.
+
+        Outside of a transaction it lasts as long as the session.
+        """
+        in_transaction = self.connection.info.transaction_status == TransactionStatus.INTRANS
+        self.connection.execute("SELECT set_config('work_mem', '128MB', %s)", (in_transaction,))
+        with suppress(psycopg.errors.InvalidParameterValue), self.connection.transaction():
+            # Refused in a session that has had temporary tables with another setting.
+            setting = "SELECT set_config('temp_buffers', '128MB', %s)"
+            self.connection.execute(setting, (in_transaction,))
+
     def stream(
-        self, statement: Statement, page: int = 2000, **values: Any
+        self, statement: Statement, page: int = 2000, *, few: bool = False, **values: Any
     ) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a statement as they come, a page at a time from the server."""
+        """Yield the rows of a statement as they come, a page at a time from the server.
+
+        The server plans for the first row to come soon; with ``few`` rows, for the last.
+        """
+        if few:
+            self.connection.execute("SET LOCAL cursor_tuple_fraction = 1")
         with psycopg.RawServerCursor(self.connection, "pharox_stream") as cursor:
             cursor.itersize = page
             cursor.execute(statement.text, statement.arguments(values, 0))

@@ -27,6 +27,7 @@ ROWS_PER_EVENT = 5
 
 def fold_to(session: Session, ledger: str, projections: Sequence[Projection], seq: int) -> Folder:
     """Return a folder that has folded the log up to a seq, from the last snapshot before it."""
+    session.take_room()
     folder = Folder(session, ledger, projections)
     folder.create()
     (known,) = session.rows(_last_before_statement(ledger), seq=seq)

@@ -159,6 +159,7 @@ def verify(
     base:
         The seq of the stored snapshot to fold from; 0 for all of the log.
     """
+    session.take_room()
     session.connection.execute(STORED_TIME_ZONE)
     for check, query in CHAIN.items():
         yield from _findings(session, check, _ledger_query(query, ledger))

@@ -35,6 +35,9 @@ CREATE INDEX ix_events_consumer ON {schema}.events (consumer, position) WHERE co
 CREATE INDEX ix_events_health
     ON {schema}.events (proxy_id, position)
     WHERE type = 'HealthChecked';
+CREATE INDEX ix_events_pools
+    ON {schema}.events (position)
+    WHERE type IN ('PoolRegistered', 'PoolChanged', 'PoolRemoved');
 
 CREATE TABLE {schema}.seals (
     seq BIGINT NOT NULL,
@@ -348,9 +351,14 @@ $$;
 # Gives the events that became visible since the last tick their place in the
 # order that readers read. An event belongs to the new ticks if its transaction
 # had not begun at the last snapshot, or was running then, and has committed.
-# Transaction ids say nothing in a cluster that the log was restored into: then
-# once whatever has no seal is taken, and up to that position (the anchor)
-# whatever transaction ids find is checked against the seals from there on.
+# Transaction ids say nothing in a cluster that the log was restored into (or in
+# a copy of the same cluster that is behind): then whatever has no seal is taken,
+# and up to that position (the anchor) whatever transaction ids find is checked
+# against the seals from there on. What came with the restore can be without a
+# seal only by the old snapshot, what was appended since has a later position
+# than any that is sealed: so nobody searches the whole log for it.
+# A snapshot does not list the transaction that takes it. Its events are not
+# committed, so it is added: they are left out now and found later.
 SEAL = """
 CREATE FUNCTION {schema}.seal(wait boolean DEFAULT false)
 RETURNS bigint
@@ -362,6 +370,7 @@ DECLARE
     last {schema}.ticks;
     tick {schema}.ticks;
     cluster bigint;
+    own xid8 := pg_current_xact_id_if_assigned();
     running xid8[];
     taken bigint;
     digests bytea;
@@ -380,16 +389,17 @@ BEGIN
     END IF;
     SELECT * INTO last FROM {schema}.ticks ORDER BY last_seq DESC LIMIT 1;
     SELECT system_identifier INTO cluster FROM pg_control_system();
+    running := ARRAY(SELECT pg_snapshot_xip(last.snapshot));
     tick.snapshot := pg_current_snapshot();
-    IF last.system_identifier = cluster THEN
-        running := ARRAY(SELECT pg_snapshot_xip(last.snapshot));
+    IF own < pg_snapshot_xmax(tick.snapshot) THEN
+        SELECT format('%s:%s:%s', pg_snapshot_xmin(tick.snapshot), pg_snapshot_xmax(tick.snapshot),
+                      string_agg(xid::text, ',' ORDER BY xid))
+        INTO tick.snapshot
+        FROM (SELECT pg_snapshot_xip(tick.snapshot) UNION SELECT own) AS unfinished (xid);
+    END IF;
+    IF last.system_identifier = cluster
+       AND pg_snapshot_xmax(last.snapshot) <= pg_snapshot_xmax(tick.snapshot) THEN
         tick.anchor := last.anchor;
-        IF NOT EXISTS (
-            SELECT FROM {schema}.events
-            WHERE tx >= pg_snapshot_xmax(last.snapshot) OR tx = ANY (running)
-        ) THEN
-            RETURN last.last_seq;
-        END IF;
         INSERT INTO {schema}.seals
         SELECT last.last_seq + row_number() OVER (ORDER BY e.position), e.position,
                {schema}.digest(e)
@@ -406,6 +416,9 @@ BEGIN
                {schema}.digest(e)
         FROM {schema}.events AS e
         WHERE e.position <= tick.anchor
+          AND e.tx IS DISTINCT FROM own
+          AND (e.position > (SELECT coalesce(max(position), 0) FROM {schema}.seals)
+               OR e.tx >= pg_snapshot_xmax(last.snapshot) OR e.tx = ANY (running))
           AND NOT EXISTS (SELECT FROM {schema}.seals s WHERE s.position = e.position);
     END IF;
     GET DIAGNOSTICS taken = ROW_COUNT;
@@ -426,7 +439,7 @@ BEGIN
         INSERT INTO {schema}.ticks SELECT tick.*;
         last := tick;
     END LOOP;
-    PERFORM pg_notify(left('pharox.{literal}', 63), last.last_seq::text);
+    PERFORM pg_notify('pharox.{literal}'::name, last.last_seq::text);
     RETURN last.last_seq;
 END
 $$;

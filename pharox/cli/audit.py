@@ -1,0 +1,172 @@
+"""``pharox audit``: what happened to a lease, a proxy, a consumer or a pool.
+
+A story is told a day at a time, each event with its time, its seq and a
+sentence, and ends with what it adds up to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..models import utc_now
+from ..text import inert
+from .checking import moment_before
+from .session import Archive, past
+from .showing import AsJson, in_utc, print_json, say
+from .telling import clock, counted, day_of, figures, lasting, tell
+
+if TYPE_CHECKING:
+    from ..ledger.audit import Entry, Story, Totals
+
+app = typer.Typer(help="Tell what happened to a lease, a proxy, a consumer or a pool.")
+
+From = Annotated[
+    str | None,
+    typer.Option(
+        "--from", metavar="WHEN", help="Begin there: 2026-01-31T12:00Z, or a span before now: 2h."
+    ),
+]
+To = Annotated[str | None, typer.Option("--to", metavar="WHEN", help="End before that.")]
+
+
+@app.command()
+def lease(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="ID", help="The lease's id.")],
+    begin: From = None,
+    end: To = None,
+    archive: Archive = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell who held which proxy for how long, and how its health was meanwhile."""
+    from ..ledger.audit import of_lease  # noqa: PLC0415 - SQLAlchemy takes a while to import
+
+    _audit(context, of_lease, name, begin, end, archive, as_json)
+
+
+@app.command()
+def proxy(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="ID", help="The proxy's id.")],
+    begin: From = None,
+    end: To = None,
+    archive: Archive = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a proxy was, who held it one after another, and how its health was."""
+    from ..ledger.audit import of_proxy  # noqa: PLC0415
+
+    _audit(context, of_proxy, name, begin, end, archive, as_json)
+
+
+@app.command()
+def consumer(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The consumer's name, or its id.")],
+    begin: From = None,
+    end: To = None,
+    archive: Archive = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a consumer got and gave back, and why it got nothing."""
+    from ..ledger.audit import of_consumer  # noqa: PLC0415
+
+    _audit(context, of_consumer, name, begin, end, archive, as_json)
+
+
+@app.command()
+def pool(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The pool's name, or its id.")],
+    begin: From = None,
+    end: To = None,
+    archive: Archive = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell everything that happened in a pool, also in one that was removed."""
+    from ..ledger.audit import of_pool  # noqa: PLC0415
+
+    _audit(context, of_pool, name, begin, end, archive, as_json)
+
+
+def _audit(
+    context: typer.Context,
+    audit: Callable[..., Story],
+    name: str,
+    begin: str | None,
+    end: str | None,
+    archive: list[Path] | None,
+    as_json: bool,
+) -> None:
+    now = utc_now()
+    since = None if begin is None else moment_before(begin, now)
+    until = None if end is None else moment_before(end, now)
+    with past(context, archive) as log:
+        story = audit(log, name, since=since, until=until)
+        for namesake in story.namesakes:
+            removed = namesake.removed
+            gone = f", removed at {in_utc(removed.recorded_at)}" if removed else ""
+            say(
+                f"this is the last pool that was named {name!r}; "
+                f"an earlier one is {namesake.id}{gone}"
+            )
+        if as_json:
+            for entry in story.entries:
+                print_json(_facts(entry))
+        else:
+            for line in _lines(story):
+                print(inert(line))
+
+
+def _facts(entry: Entry) -> dict[str, object]:
+    return {
+        **entry.event.model_dump(mode="json"),
+        "pool": entry.pool,
+        "address": entry.address,
+        "held_s": entry.held_s,
+        "pool_had": figures(entry.pool_had),
+    }
+
+
+def _lines(story: Story) -> Iterator[str]:
+    from ..ledger.audit import Totals  # noqa: PLC0415
+
+    called = "" if str(story.id) == story.name else f" ({story.id})"
+    yield f"{story.kind} {story.name}{called}"
+    totals, day = Totals(), None
+    for entry in story.entries:
+        totals.add(entry)
+        if (today := day_of(entry.event.recorded_at)) != day:
+            day = today
+            yield from ("", today)
+        yield from _entry_lines(entry)
+    yield from ("", _adds_up(story, totals) if day else "nothing happened then")
+
+
+def _entry_lines(entry: Entry) -> Iterator[str]:
+    told = tell(entry.event, pool=entry.pool, address=entry.address, pool_had=entry.pool_had)
+    margin = f"  {clock(entry.event.recorded_at)}  {entry.event.seq:>7}  "
+    yield margin + told.sentence
+    for detail in told.details:
+        yield " " * len(margin) + detail
+
+
+def _adds_up(story: Story, totals: Totals) -> str:
+    if story.kind == "lease":
+        ended = totals.released or totals.expired
+        return f"held for {lasting(totals.held_s)}" if ended else "no end of it is recorded"
+    parts = [
+        f"{counted(totals.acquired, 'lease', 'leases')} begun",
+        f"{totals.released} given back",
+        f"{totals.expired} ran out",
+    ]
+    if totals.released or totals.expired:
+        parts.append(f"held for {lasting(totals.held_s)} altogether")
+    misses = ", ".join(f"{number} {reason}" for reason, number in totals.missed.most_common())
+    if misses:
+        parts.append(f"{counted(totals.missed.total(), 'miss', 'misses')} ({misses})")
+    return "; ".join(parts)

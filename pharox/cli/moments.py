@@ -1,0 +1,102 @@
+"""A pool as it was at a moment, and what differs between two, as lines for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from ..text import inert
+from .showing import in_utc, print_table
+from .telling import in_numbers
+
+if TYPE_CHECKING:
+    from ..ledger.replay import Difference, PoolMoment, ProxyChange, ProxyMoment
+
+
+def print_moment(moment: PoolMoment) -> None:
+    """Print a pool: its statistics, whose turn it was, and each proxy with its holders."""
+    _print(f"pool {moment.pool.name} ({moment.pool.id}) {_after(moment)}")
+    _print(in_numbers(moment.counts))
+    addresses = _addresses(moment)
+    for cursor in moment.cursors:
+        if cursor.proxy_id is not None:
+            turn = addresses.get(cursor.proxy_id, cursor.proxy_id)
+            _print(f"{cursor.selector}: the last turn was that of {turn}")
+    print()
+    print_table(
+        ("proxy", "address", "status", "leases", "limit", "country", "last check", "held by"),
+        map(_row, moment.proxies),
+    )
+
+
+def print_difference(was: PoolMoment, becomes: PoolMoment, found: Difference) -> None:
+    """Print what changed from one moment to the other, one change a line."""
+    _print(f"pool {becomes.pool.name} ({becomes.pool.id})")
+    _print(f"as it was {_after(was)}")
+    _print(f"and {_after(becomes)}")
+    print()
+    for line in _differences(found, {**_addresses(was), **_addresses(becomes)}):
+        _print(line)
+    if not found:
+        print("nothing is different")
+
+
+def _row(proxy: ProxyMoment) -> tuple[object, ...]:
+    standing, health = proxy.standing, proxy.health
+    checked = health and f"{health.status} at {in_utc(health.checked_at)}"
+    holders = (f"{held.consumer_name} until {in_utc(held.expires_at)}" for held in proxy.holders)
+    return (
+        proxy.proxy.id,
+        proxy.address,
+        standing.status,
+        standing.current_leases,
+        standing.max_concurrency,
+        proxy.proxy.country,
+        checked,
+        "; ".join(holders) or None,
+    )
+
+
+def _differences(found: Difference, addresses: dict[Any, str]) -> Iterator[str]:
+    for what, changes in (("pool", found.pool), ("statistics", found.statistics)):
+        for name, (was, becomes) in changes.items():
+            yield f"  {what}: {name.replace('_', ' ')} {_value(was)} -> {_value(becomes)}"
+    for name, turn in found.cursors.items():
+        was, becomes = (addresses.get(proxy_id, proxy_id) for proxy_id in turn)
+        yield f"  {name}: {_value(was)} -> {_value(becomes)}"
+    for proxy in found.added:
+        yield f"  + {proxy.address} ({proxy.proxy.id}) {proxy.standing.status}"
+    for proxy in found.removed:
+        yield f"  - {proxy.address} ({proxy.proxy.id}) {proxy.standing.status}"
+    for change in found.changed:
+        yield f"  ~ {change.address} ({change.id}) {_facts(change)}"
+    for lease in found.begun:
+        yield f"  + lease {lease.id}: {lease.consumer_name} on {addresses[lease.proxy_id]}"
+    for lease in found.ended:
+        yield f"  - lease {lease.id}: {lease.consumer_name} on {addresses[lease.proxy_id]}"
+
+
+def _facts(change: ProxyChange) -> str:
+    """Return what changed of a proxy; that it was checked again only if that is all."""
+    telling = {name: fact for name, fact in change.facts.items() if not name.endswith("_at")}
+    return ", ".join(
+        f"{name.replace('_', ' ')} {_value(was)} -> {_value(becomes)}"
+        for name, (was, becomes) in (telling or change.facts).items()
+    )
+
+
+def _addresses(moment: PoolMoment) -> dict[Any, str]:
+    return {proxy.proxy.id: proxy.address for proxy in moment.proxies}
+
+
+def _after(moment: PoolMoment) -> str:
+    return f"after event {moment.seq}, recorded at {in_utc(moment.recorded_at)}"
+
+
+def _value(value: Any) -> str:
+    return "-" if value is None else in_utc(value) if isinstance(value, datetime) else str(value)
+
+
+def _print(line: str) -> None:
+    print(inert(line))

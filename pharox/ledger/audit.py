@@ -1,0 +1,284 @@
+"""What happened to a lease, a proxy, a consumer or a pool: its story, out of the log.
+
+A story is its events in the sealed order, each with what the event alone does
+not say: the pool's name, the proxy's address, how long a lease was held, and
+how the pool stood in numbers when somebody got nothing. Entries are found as
+they are asked for, so a story may be longer than memory.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import chain
+from uuid import UUID
+
+from pharox.log import Extract
+from pharox.log.extract import BIGGEST
+from projections import CONSUMERS, ConsumerRow, PoolCounts
+
+from ..errors import ConsumerNotFoundError, InvalidInputError, PharoxError, ProxyNotFoundError
+from ..events import (
+    AcquireMissed,
+    Event,
+    LeaseAcquired,
+    LeaseExpired,
+    LeaseReleased,
+    PoolChanged,
+    PoolRegistered,
+    PoolRemoved,
+)
+from ..ids import NIL
+from ..models import check_aware
+from ..storage.interface import id_from_text
+from .addresses import Addresses
+from .past_counts import PastCounts
+from .pool_lives import PoolLife, find_pool, pool_names
+from .sealed_log import Beginning, SealedLog, beginning, first
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One event of a story.
+
+    ``pool`` is the pool's name and ``address`` the proxy's, as they were then.
+    ``held_s`` is for how many seconds the lease was held that ended, and
+    ``pool_had`` the pool in numbers when a consumer got nothing.
+    """
+
+    event: Event
+    pool: str | None = None
+    address: str | None = None
+    held_s: float | None = None
+    pool_had: PoolCounts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """What happened to something.
+
+    ``kind`` is "lease", "proxy", "consumer" or "pool", ``name`` what a person
+    calls it, ``id`` its id. ``namesakes`` are earlier pools of the same name,
+    whose stories are not told. ``entries`` can be read once.
+    """
+
+    kind: str
+    id: UUID
+    name: str
+    entries: Iterator[Entry]
+    namesakes: Sequence[PoolLife] = ()
+
+
+@dataclass(slots=True)
+class Totals:
+    """What entries add up to; ``held_s`` is the sum over the leases that ended."""
+
+    acquired: int = 0
+    released: int = 0
+    expired: int = 0
+    held_s: float = 0
+    missed: Counter[str] = field(default_factory=Counter)
+
+    def add(self, entry: Entry) -> None:
+        """Count one entry."""
+        match entry.event:
+            case LeaseAcquired():
+                self.acquired += 1
+            case LeaseReleased():
+                self.released += 1
+            case LeaseExpired():
+                self.expired += 1
+            case AcquireMissed(reason=reason):
+                self.missed[reason.value] += 1
+        self.held_s += entry.held_s or 0
+
+
+def of_lease(
+    log: SealedLog,
+    lease_id: str | UUID,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> Story:
+    """Return the story of a lease, with what became of its proxy while it was held.
+
+    Parameters
+    ----------
+    log:
+        A storage.
+    lease_id:
+        Its id, or the text of it.
+    since, until:
+        Tell only what was recorded from the one moment on and before the other.
+
+    Raises
+    ------
+    PharoxError
+        If there never was such a lease.
+    """
+    window = _window(since, until)
+    uuid = id_from_text(lease_id)
+    known = {} if uuid is None else _by_type(log, Extract(lease_id=uuid))
+    acquired = known.get("LeaseAcquired")
+    if uuid is None or acquired is None:
+        raise PharoxError(f"there never was a lease {str(lease_id)!r}", lease_id=lease_id)
+    ended = known.get("LeaseReleased") or known.get("LeaseExpired")
+    meanwhile = Extract(
+        after=acquired.seq,
+        upto=BIGGEST if ended is None else ended.seq,
+        types=("HealthChecked", "ProxyChanged"),
+        proxy_id=acquired.proxy_id,
+    )
+    events = chain((acquired,), log.history(meanwhile), () if ended is None else (ended,))
+    return Story(
+        "lease", uuid, str(uuid), _entries(log, filter(window.holds, events), beginning(log))
+    )
+
+
+def of_proxy(
+    log: SealedLog,
+    proxy_id: str | UUID,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> Story:
+    """Return the story of a proxy: registrations, changes, holders one after another, health.
+
+    Raises
+    ------
+    ProxyNotFoundError
+        If there never was such a proxy. Parameters are those of :func:`of_lease`.
+    """
+    window = _window(since, until)
+    uuid = id_from_text(proxy_id)
+    begin = beginning(log)
+    if uuid is None or not _was_registered(log, uuid, begin):
+        raise ProxyNotFoundError(f"there never was a proxy {str(proxy_id)!r}", proxy_id=proxy_id)
+    events = log.history(window._replace(proxy_id=uuid))
+    return Story("proxy", uuid, str(uuid), _entries(log, events, begin))
+
+
+def of_consumer(
+    log: SealedLog,
+    consumer: str | UUID,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> Story:
+    """Return the story of a consumer, by name or id: what it got, gave back, and did not get.
+
+    Raises
+    ------
+    ConsumerNotFoundError
+        If there never was such a consumer. Parameters are those of :func:`of_lease`.
+    """
+    window = _window(since, until)
+    begin = beginning(log)
+    known = _consumer(log, consumer, begin)
+    if known is None:
+        raise ConsumerNotFoundError(
+            f"there never was a consumer {str(consumer)!r}", consumer=consumer
+        )
+    events = log.history(window._replace(consumer=known.name))
+    entries = _entries(log, events, begin, PastCounts(log))
+    return Story("consumer", known.id, known.name, entries)
+
+
+def of_pool(
+    log: SealedLog,
+    pool: str | UUID,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> Story:
+    """Return the story of a pool, by id or name: everything.
+
+    Of several pools that have borne a name it is the last one's; the others
+    are the story's ``namesakes``.
+
+    Raises
+    ------
+    PoolNotFoundError
+        If there never was such a pool. Parameters are those of :func:`of_lease`.
+    """
+    window = _window(since, until)
+    found = find_pool(log, pool)
+    events = log.history(window._replace(pool_id=found.pool.id))
+    entries = _entries(log, events, beginning(log), PastCounts(log, found.pool.id))
+    return Story("pool", found.pool.id, found.pool.name, entries, found.namesakes)
+
+
+def _window(since: datetime | None, until: datetime | None) -> Extract:
+    for moment in (since, until):
+        if moment is not None:
+            check_aware(moment)
+    if since is not None and until is not None and until < since:
+        raise InvalidInputError(f"the end, {until}, lies before the beginning, {since}")
+    return Extract(since=since, until=until)
+
+
+def _by_type(log: SealedLog, extract: Extract) -> dict[str, Event]:
+    return {event.type: event for event in log.history(extract)}
+
+
+def _was_registered(log: SealedLog, proxy_id: UUID, begin: Beginning) -> bool:
+    registered = Extract(begin.seq, types=("ProxyRegistered",), proxy_id=proxy_id)
+    known = (row.id for row in begin.rows("proxies").values())
+    return proxy_id in known or first(log, registered) is not None
+
+
+def _consumer(log: SealedLog, consumer: str | UUID, begin: Beginning) -> ConsumerRow | None:
+    registered = Extract(begin.seq, types=("ConsumerRegistered",))
+    state = dict(begin.rows("consumers"))
+    for event in log.history(registered._replace(consumer=str(consumer))):
+        CONSUMERS.apply(state, event)
+    if (named := state.get((str(consumer),))) is not None:
+        return named  # type: ignore[no-any-return]
+    if (uuid := id_from_text(consumer)) is None:
+        return None
+    for event in log.history(registered):
+        CONSUMERS.apply(state, event)
+    return next((row for row in state.values() if row.id == uuid), None)
+
+
+def _entries(
+    log: SealedLog,
+    events: Iterator[Event],
+    begin: Beginning,
+    counts: PastCounts | None = None,
+) -> Iterator[Entry]:
+    addresses, names = Addresses(log, begin), _Names(log, begin)
+    for event in events:
+        held_s = pool_had = None
+        match event:
+            case LeaseReleased() | LeaseExpired():
+                held_s = (event.recorded_at - event.acquired_at).total_seconds()
+            case AcquireMissed() if counts is not None and event.pool_id != NIL:
+                pool_had = counts.of(event.pool_id, event.seq)
+        yield Entry(event, names.of(event), addresses.of(event), held_s, pool_had)
+
+
+class _Names:
+    """The names of pools as they were: as the events of a story tell, else their last one."""
+
+    def __init__(self, log: SealedLog, begin: Beginning) -> None:
+        self._log, self._begin = log, begin
+        self._told: dict[UUID, str] = {}
+        self._last: dict[UUID, str] | None = None
+
+    def of(self, event: Event) -> str | None:
+        """Return the name of an event's pool; None for an event that is about none."""
+        name: str | None = getattr(event, "pool_name", None)
+        if isinstance(event, PoolRegistered | PoolChanged | PoolRemoved):
+            name = event.name
+        if event.pool_id == NIL:
+            return name
+        if name is not None:
+            self._told[event.pool_id] = name
+        elif event.pool_id not in self._told:
+            if self._last is None:
+                self._last = pool_names(self._log, self._begin)
+            self._told[event.pool_id] = self._last.get(event.pool_id, str(event.pool_id))
+        return self._told[event.pool_id]
