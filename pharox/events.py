@@ -14,7 +14,7 @@ there was one.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -28,6 +28,7 @@ from .models import (
     SelectorStrategy,
     UtcDatetime,
 )
+from .upcasting import Upcaster
 
 ENVELOPE = (
     "position",
@@ -275,14 +276,21 @@ Event = Annotated[
 ]
 """Any event, told apart by its ``type``."""
 
+VERSIONS: dict[str, int] = {
+    event.model_fields["type"].default: event.model_fields["schema_version"].default
+    for event in get_args(get_args(Event)[0])
+}
+"""The version in which each type of event is recorded now."""
+
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
+_UPCASTER = Upcaster(VERSIONS)
 
 ENDED_STATUS = {"LeaseReleased": LeaseStatus.RELEASED, "LeaseExpired": LeaseStatus.EXPIRED}
 """The status of a lease after the event that ended it."""
 
 
 def decode(columns: dict[str, Any], data: dict[str, Any]) -> Event:
-    """Return the event that a row of the log holds.
+    """Return the event that a row of the log holds, in today's shape.
 
     Parameters
     ----------
@@ -293,7 +301,9 @@ def decode(columns: dict[str, Any], data: dict[str, Any]) -> Event:
 
     Raises
     ------
+    EventVersionError
+        If a newer pharox recorded it.
     pydantic.ValidationError
         If no event of this version has this shape.
     """
-    return _ADAPTER.validate_python({**columns, **data})
+    return _ADAPTER.validate_python(_UPCASTER.upcast({**columns, **data}))

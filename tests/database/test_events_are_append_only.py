@@ -1,4 +1,4 @@
-"""Nobody changes the log, its owner included."""
+"""Nobody changes the log, its seals or its ticks, their owner included."""
 
 from __future__ import annotations
 
@@ -8,34 +8,54 @@ import pytest
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import fill, run_sql, types_of
 
-CHANGES = (
-    "UPDATE pharox.events SET type = 'Forged'",
-    "UPDATE pharox.events SET type = 'Forged' WHERE false",
-    "DELETE FROM pharox.events",
-    "TRUNCATE pharox.events",
-    "TRUNCATE pharox.events CASCADE",
-)
+TABLES = {
+    "events": ("position, pool_id", "type = 'Forged'"),
+    "events_0": ("position, pool_id", "type = 'Forged'"),
+    "seals": ("position", "digest = ''"),
+    "seals_0": ("position", "digest = ''"),
+    "ticks": ("last_seq", "root = ''"),
+}
+"""What may never change, each with its key and how one would forge it."""
+
+CHANGES = {
+    "update": "UPDATE pharox.{table} SET {forged}",
+    "update nothing": "UPDATE pharox.{table} SET {forged} WHERE false",
+    "insert to update": (
+        "INSERT INTO pharox.{table} SELECT * FROM pharox.{table} "
+        "ON CONFLICT ({key}) DO UPDATE SET {forged}"
+    ),
+    "delete": "DELETE FROM pharox.{table}",
+    "truncate": "TRUNCATE pharox.{table}",
+    "truncate cascade": "TRUNCATE pharox.{table} CASCADE",
+}
 
 
+@pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("role", ["origin", "replica"])
-def test_the_log_refuses_every_change(postgres: PostgresStorage, change: str, role: str) -> None:
-    """UPDATE, DELETE and TRUNCATE are refused for the owner, as a replica's session too."""
+def test_the_log_refuses_every_change(
+    postgres: PostgresStorage, table: str, change: str, role: str
+) -> None:
+    """No statement changes a row, for the owner, as a replica's session too, in a partition too."""
     fill(postgres, 2)
     before = types_of(postgres)
+    key, forged = TABLES[table]
+    statement = CHANGES[change].format(table=table, key=key, forged=forged)
     with postgres.engine.connect() as connection:
         connection.exec_driver_sql(f"SET session_replication_role = {role}")
         with pytest.raises(Exception, match="append-only") as refused:
-            connection.exec_driver_sql(change)
+            connection.exec_driver_sql(statement)
         connection.exec_driver_sql("RESET session_replication_role")
     assert isinstance(refused.value.__cause__, psycopg.errors.RestrictViolation)
     assert types_of(postgres) == before
 
 
 def test_the_guard_fires_always(postgres: PostgresStorage) -> None:
-    """The trigger is enabled ALWAYS, on the table itself."""
+    """The trigger is enabled ALWAYS, on each table and on each partition itself."""
     rows = run_sql(
         postgres.engine,
-        "SELECT tgenabled::text FROM pg_trigger WHERE tgrelid = 'pharox.events'::regclass",
+        "SELECT relname::text, tgenabled::text "
+        "FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid "
+        "WHERE tgname = 'events_are_append_only' ORDER BY relname",
     )
-    assert rows == [("A",)]
+    assert rows == [(table, "A") for table in TABLES]
