@@ -75,7 +75,7 @@ def line_of(event: Event, pool: str) -> str:
         ("job", event.correlation_id),
     ]
     told = [f"{name}={_word(value)}" for name, value in words if value not in (None, "", False)]
-    return " ".join((str(event.position), in_utc(event.recorded_at), event.type, *told))
+    return " ".join((str(event.seq), in_utc(event.recorded_at), event.type, *told))
 
 
 def _facts(event: Event) -> Iterator[tuple[str, Any]]:

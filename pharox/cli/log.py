@@ -26,8 +26,8 @@ def log(
     after: Annotated[
         int | None,
         typer.Option(
-            metavar="POSITION",
-            help="Begin behind this position; if not set, with the first event, or with "
+            metavar="SEQ",
+            help="Begin behind this event; if not set, with the first event, or with "
             "the next one if following.",
         ),
     ] = None,

@@ -274,7 +274,7 @@ def trail(events: Sequence[Event]) -> Table:
             addresses[event.proxy_id] = f"{event.protocol.value} :{event.port}"
         proxy = addresses[event.proxy_id] if event.proxy_id else ""
         at = f"{event.recorded_at:%H:%M:%S.%f}"[:-3]
-        table.add_row(str(event.position), at, event.type, event.consumer, proxy, note(event))
+        table.add_row(str(event.seq), at, event.type, event.consumer, proxy, note(event))
     return table
 
 

@@ -48,11 +48,11 @@ def lead_a_life(storage: PostgresStorage, pharox: Pharox) -> None:
 
 class TestLog:
     def test_every_event_is_one_line(self, pharox: Pharox, storage: PostgresStorage) -> None:
-        """Each line has position, time and type, and names the pool even after its removal."""
+        """Each line has seq, time and type, and names the pool even after its removal."""
         lead_a_life(storage, pharox)
         events = list(storage.events())
         lines = pharox("log").out.splitlines()
-        assert [line.split()[0] for line in lines] == [str(event.position) for event in events]
+        assert [line.split()[0] for line in lines] == [str(event.seq) for event in events]
         assert [line.split()[2] for line in lines] == [event.type for event in events]
         assert len({event.type for event in events}) == 13
         for event, line in zip(events, lines, strict=True):
