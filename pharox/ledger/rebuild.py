@@ -27,11 +27,15 @@ from ..storage.postgres.driver import Session
 from ..storage.postgres.folding import Folder
 from ..storage.postgres.snapshots import base_of
 from ..storage.postgres.verifying import differences
+from .alone import alone
 
 Progress = Callable[[int, int], None]
 
 NEAR = 1_000
 """With fewer events than this to go, a rebuild asks for the locks."""
+
+PATIENCE_S = 5.0
+"""How long to wait for another rebuild; a session that was killed takes a moment to end."""
 
 LOCK_TIMEOUT_MS = 50
 ATTEMPTS = 200
@@ -75,13 +79,18 @@ def rebuild(
     ------
     InvalidInputError
         If no projection has one of the names.
+    ConflictError
+        If another rebuild, or an archive, is running.
     DatabaseError
-        If another rebuild is running, something depends on a table that is to
-        be exchanged, or the locks were not to be had.
+        If something depends on a table that is to be exchanged, or the locks
+        were not to be had.
     """
     wanted = _chosen(names)
     started = time.monotonic()
-    with storage.own_session() as session:
+    with (
+        storage.own_session() as session,
+        alone(session.connection, storage.schema, PATIENCE_S),
+    ):
         session.take_room()
         _begin(session, storage.schema, wanted)
         last = storage.seal()
@@ -137,14 +146,6 @@ LIMIT 1
 
 def _begin(session: Session, schema: str, wanted: Sequence[Projection]) -> None:
     connection = session.connection
-    connection.execute("SET lock_timeout = '3s'")  # a session that was killed takes a moment to end
-    try:
-        connection.execute("SELECT pg_advisory_lock(1885890929, hashtext(%s))", (schema,))
-    except psycopg.errors.LockNotAvailable as error:
-        raise DatabaseError(
-            f"the read models of schema {schema!r} are being rebuilt already"
-        ) from error
-    connection.execute("RESET lock_timeout")
     tables = [projection.table.name for projection in wanted]
     dependent = connection.execute(_DEPENDENT, {"schema": schema, "tables": tables}).fetchone()
     if dependent is not None:

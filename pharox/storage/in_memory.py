@@ -19,7 +19,7 @@ from uuid import UUID, uuid4
 
 import projections
 from pharox.log import Extract
-from projections import Availability, Drift, LeaseRow, PoolCounts, ProxyRow, State
+from projections import Availability, Finding, LeaseRow, PoolCounts, ProxyRow, State
 
 from ..attribution import current_attribution
 from ..errors import ConflictError, PoolNotFoundError, ProxyNotFoundError, ProxyUnavailableError
@@ -84,7 +84,7 @@ E_ = TypeVar("E_", bound=EventBase)
 
 _HANDLERS: dict[str, tuple[projections.Projection, ...]] = {}
 """The projections that an event of a type concerns."""
-for _projection in projections.ALL:
+for _projection in projections.registered():
     for _fold in _projection.folds():
         for _type in _fold.types:
             known = _HANDLERS.get(_type, ())
@@ -109,7 +109,7 @@ class InMemoryStorage(IStorage):
         self._clock = clock
         self._lock = threading.RLock()
         self._log: list[Event] = []
-        self._states: dict[str, dict[Any, Any]] = {p.name: {} for p in projections.ALL}
+        self._states: dict[str, dict[Any, Any]] = {p.name: {} for p in projections.registered()}
         self._pools: dict[UUID, PoolIndex] = {}
         self._pool_ids: dict[str, UUID] = {}
         self._pool_of_proxy: dict[UUID, UUID] = {}
@@ -438,14 +438,14 @@ class InMemoryStorage(IStorage):
             For each projection's name, its rows by key. Of leases only those
             that were active then.
         """
-        states = projections.fold(self.history(Extract(upto=seq)), projections.ALL)
-        return projections.standing(states, projections.ALL)
+        states = projections.fold(self.history(Extract(upto=seq)), projections.registered())
+        return projections.standing(states, projections.registered())
 
-    def verify(self) -> list[Drift]:
+    def verify(self) -> list[Finding]:
         """Fold the whole log anew and return every row of a read model that differs."""
         with self._lock:
-            folded = projections.fold(self._log, projections.ALL)
-            return list(projections.drifts(self._states, folded))
+            folded = projections.fold(self._log, projections.registered())
+            return list(projections.differences(self._states, folded, projections.registered()))
 
     # Parts
 

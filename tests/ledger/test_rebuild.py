@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 import projections
-from pharox import DatabaseError, InvalidInputError, Proxy, ProxyManager, ProxyPool, ProxyProtocol
+from pharox import (
+    ConflictError,
+    DatabaseError,
+    InvalidInputError,
+    Proxy,
+    ProxyManager,
+    ProxyPool,
+    ProxyProtocol,
+)
 from pharox.ledger.rebuild import fresh_schema, rebuild
 from pharox.storage.postgres import PostgresStorage
 from pharox.storage.postgres.folding import Folder
@@ -120,11 +128,14 @@ class TestRebuild:
         with pytest.raises(InvalidInputError, match="no projection is named 'lease'; there are"):
             rebuild(postgres, ["lease"])
 
-    def test_one_at_a_time(self, postgres: PostgresStorage) -> None:
+    def test_one_at_a_time(
+        self, postgres: PostgresStorage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A second rebuild says that one is running, and does not touch its tables."""
+        monkeypatch.setattr("pharox.ledger.rebuild.PATIENCE_S", 0.1)
         with postgres.own_session() as other:
             other.connection.execute("SELECT pg_advisory_lock(1885890929, hashtext('pharox'))")
-            with pytest.raises(DatabaseError, match="being rebuilt already"):
+            with pytest.raises(ConflictError, match="archiving or rebuilding"):
                 rebuild(postgres)
 
     def test_a_table_that_is_in_use_keeps_the_old_ones(

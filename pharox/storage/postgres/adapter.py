@@ -507,8 +507,7 @@ class PostgresStorage(IStorage):
                 raise
             # Somebody changed the ticks: what is to be sealed has its seals. It will be found.
         with self._driver.session(snapshot=True, keep=False) as session:
-            base = snapshots.base_of(session, self.schema)
-            found = verifying.verify(session, self.schema, projections.registered(), base)
+            found = verifying.verify(session, self.schema, projections.registered())
             return list(islice(found, limit))
 
     # Parts

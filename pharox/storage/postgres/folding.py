@@ -49,6 +49,9 @@ from .sql import ONE, TEMPORARY, Statement, compiled, definition, now, parameter
 BATCH = 200_000
 """How many events are folded at once."""
 
+MANY = 10_000
+"""From how many events on a range is read as a whole."""
+
 STORED_TIME_ZONE = "SET LOCAL TimeZone = 'UTC'"
 """In which the moments of a stored row are written, so that equal rows are equal texts."""
 
@@ -181,14 +184,25 @@ class Folder:
     def _fold_batch(self, upto: int) -> int:
         span = {"after": self.seq, "upto": upto}
         (bounds,) = self.session.rows(_bounds_statement(self.ledger), **span)
-        return self._fold_copied(_copy_statement(self.ledger), {**span, **bounds}) or upto
+        many = upto - self.seq >= MANY
+        copy = _copy_statement(self.ledger)
+        return self._fold_copied(copy, {**span, **bounds}, at_once=many) or upto
 
-    def _fold_copied(self, copy: Statement, values: dict[str, Any]) -> int | None:
-        """Fold a copy of events, or its beginning; return the last seq if it was cut."""
+    def _fold_copied(
+        self, copy: Statement, values: dict[str, Any], *, at_once: bool = False
+    ) -> int | None:
+        """Fold a copy of events, or its beginning; return the last seq if it was cut.
+
+        What is copied ``at_once`` is not fetched row by row, as the planner would.
+        """
         run, reached = self.session.run, None
         run(_CREATE_BATCH)
         run(_EMPTY_BATCH)
+        if at_once:
+            run(_NO_LOOPS)
         run(copy, **values, types=self._types)
+        if at_once:
+            run(_LOOPS)
         types = {row["type"] for row in self.session.rows(_TYPES)}
         if types & {"PoolChanged", "PoolRemoved", "ProxyRemoved"}:
             (found,) = self.session.rows(_CUT)
@@ -323,6 +337,8 @@ def _load_statement(ledger: str, target: str, projection: Projection) -> Stateme
 
 
 _CREATE_BATCH = definition(CreateTable(_batch, if_not_exists=True), "")
+_NO_LOOPS = Statement(b"SET enable_nestloop = off", (), {}, ())
+_LOOPS = Statement(b"RESET enable_nestloop", (), {}, ())
 _EMPTY_BATCH = Statement(b"TRUNCATE pg_temp.pharox_batch", (), {}, ())
 _TYPES = compiled(select(_batch.c.type).distinct(), "")
 _CUT = compiled(_cut(), "")

@@ -18,7 +18,7 @@ from projections.pool_stats import SLOTS
 
 from .driver import Session
 from .folding import STORED_TIME_ZONE, Folder, standing_rows
-from .snapshots import snapshots_after
+from .snapshots import base_of, snapshots_after
 from .sql import TEMPORARY, Statement, compiled
 
 CHAIN = {
@@ -147,25 +147,24 @@ left out a lease that was due."""
 LAST_TICK = "(SELECT * FROM {ledger}.ticks ORDER BY last_seq DESC LIMIT 1) AS last_tick"
 
 
-def verify(
-    session: Session, ledger: str, projections: Sequence[Projection], base: int
-) -> Iterator[Finding]:
+def verify(session: Session, ledger: str, projections: Sequence[Projection]) -> Iterator[Finding]:
     """Yield what is wrong with a ledger, as one snapshot of the database shows it.
 
     Parameters
     ----------
     session:
         One with a snapshot, in a transaction that will be rolled back.
-    base:
-        The seq of the stored snapshot to fold from; 0 for all of the log.
     """
+    # The parts of the log must not leave between two of the queries.
+    parts = sql.SQL("LOCK TABLE {0}.events, {0}.seals IN ACCESS SHARE MODE")
+    session.connection.execute(parts.format(sql.Identifier(ledger)))
     session.take_room()
     session.connection.execute(STORED_TIME_ZONE)
     for check, query in CHAIN.items():
         yield from _findings(session, check, _ledger_query(query, ledger))
     folder = Folder(session, ledger, projections)
     folder.create()
-    if base:
+    if base := base_of(session, ledger):
         folder.load(base)
     for seq in snapshots_after(session, ledger, base):
         for _ in folder.advance(seq):

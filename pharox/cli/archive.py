@@ -1,0 +1,122 @@
+"""``pharox archive``: move old parts of the log into Parquet files, and check such files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..models import utc_now
+from ..text import inert
+from .checking import moment_before
+from .failing import FAILURE, USAGE
+from .session import ledger
+from .showing import AsJson, print_json
+
+if TYPE_CHECKING:
+    from ..ledger.archive import Archived, Checked, Kept
+
+app = typer.Typer(help="Move old parts of the log into Parquet files, or check such files.")
+
+
+@app.callback(invoke_without_command=True)
+def archive(
+    context: typer.Context,
+    *,
+    before: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHEN",
+            help="Archive what was recorded before: 2026-01-31T12:00Z, or a span before now: 90d.",
+        ),
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where the files go.", file_okay=False)
+    ] = None,
+    drop: Annotated[
+        bool, typer.Option("--drop", help="Drop the tables of what is archived from the database.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Archive each full part of the log whose events were all recorded before a moment."""
+    if context.invoked_subcommand is not None:
+        return
+    if before is None or to is None:
+        print(context.get_help())
+        raise typer.Exit(USAGE)
+    from ..ledger import archive as archiving  # noqa: PLC0415 - it needs an extra
+
+    moment = moment_before(before, utc_now())
+    with ledger(context) as storage:
+        outcome = archiving.archive(storage, moment, to, drop=drop)
+    for part in outcome.archived:
+        if as_json:
+            print_json(
+                {
+                    "first_position": part.first_position,
+                    "end_position": part.end_position,
+                    "first_seq": part.first_seq,
+                    "last_seq": part.last_seq,
+                    "file": str(part.file),
+                }
+            )
+        else:
+            print(inert(_told(part)))
+    if not as_json:
+        print(inert(_what_stays(outcome.kept)))
+
+
+@app.command()
+def check(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="FOLDER...", help="An archive; several if it is spread over them."),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Check files without a database: every digest and every root is made again.
+
+    The last root covers all before it: compare it with one that you noted elsewhere.
+    """
+    from ..ledger.archive import check as checking  # noqa: PLC0415 - it needs an extra
+
+    checked = checking(*folders)
+    if as_json:
+        print_json(
+            {
+                "events": checked.events,
+                "ticks": checked.ticks,
+                "last_seq": checked.last_seq,
+                "root": checked.root.hex(),
+                "gaps": checked.gaps,
+                "differences": checked.differences,
+            }
+        )
+    else:
+        for line in _findings(checked):
+            print(inert(line))
+    if checked.differences:
+        raise typer.Exit(FAILURE)
+
+
+def _told(part: Archived) -> str:
+    what = "no events" if part.last_seq is None else f"events {part.first_seq} to {part.last_seq}"
+    return f"{what} -> {part.file}"
+
+
+def _what_stays(kept: Kept | None) -> str:
+    if kept is None:
+        return "nothing else is in the log"
+    return f"positions from {kept.first_position} on stay: {kept.reason}"
+
+
+def _findings(checked: Checked) -> list[str]:
+    if checked.differences:
+        return checked.differences
+    gaps = [f"events {first} to {last} are not here" for first, last in checked.gaps]
+    return [
+        *gaps,
+        f"{checked.events} events in {checked.ticks} ticks are as they were sealed",
+        f"root of event {checked.last_seq}: {checked.root.hex()}",
+    ]

@@ -1,0 +1,48 @@
+"""One at a time: what takes the log or the read models apart keeps others from doing so."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+
+from ..errors import ConflictError
+
+_LOCK = 1885890929
+_POLL_S = 0.02
+
+
+@contextmanager
+def alone(connection: psycopg.Connection[Any], schema: str, patience_s: float) -> Iterator[None]:
+    """Keep others from archiving or rebuilding the same ledger during a block.
+
+    Parameters
+    ----------
+    connection:
+        One in autocommit mode, and with a session of its own.
+    patience_s:
+        For how many seconds to wait for somebody else.
+
+    Raises
+    ------
+    ConflictError
+        If somebody else does not get done in that time.
+    """
+    lock = (_LOCK, schema)
+    deadline = time.monotonic() + patience_s
+    query = "SELECT pg_try_advisory_lock(%s, hashtext(%s))"
+    while connection.execute(query, lock).fetchone() != (True,):
+        if time.monotonic() > deadline:
+            raise ConflictError(
+                "another process is archiving or rebuilding this ledger; try again later",
+                schema=schema,
+            )
+        time.sleep(_POLL_S)
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            connection.execute("SELECT pg_advisory_unlock(%s, hashtext(%s))", lock)
