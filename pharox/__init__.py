@@ -28,12 +28,16 @@ if TYPE_CHECKING:
     from .errors import ProxyUnavailableError as ProxyUnavailableError
     from .errors import SchemaError as SchemaError
     from .errors import SecretKeyError as SecretKeyError
+    from .errors import SubscriptionNotFoundError as SubscriptionNotFoundError
+    from .ledger.subscriptions import Delivery as Delivery
+    from .ledger.subscriptions import Subscription as Subscription
     from .manager import ProxyManager as ProxyManager
     from .models import AcquireEventPayload as AcquireEventPayload
     from .models import Consumer as Consumer
     from .models import ExpireEventPayload as ExpireEventPayload
     from .models import HealthCheckOptions as HealthCheckOptions
     from .models import HealthCheckResult as HealthCheckResult
+    from .models import HealthEventPayload as HealthEventPayload
     from .models import Lease as Lease
     from .models import LeaseStatus as LeaseStatus
     from .models import MissReason as MissReason
@@ -68,7 +72,9 @@ _HOME = {
         "ProxyUnavailableError",
         "SchemaError",
         "SecretKeyError",
+        "SubscriptionNotFoundError",
     ),
+    ".ledger.subscriptions": ("Delivery", "Subscription"),
     ".manager": ("ProxyManager",),
     ".models": (
         "AcquireEventPayload",
@@ -76,6 +82,7 @@ _HOME = {
         "ExpireEventPayload",
         "HealthCheckOptions",
         "HealthCheckResult",
+        "HealthEventPayload",
         "Lease",
         "LeaseStatus",
         "MissReason",

@@ -14,11 +14,14 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from uuid import UUID
 
+from .errors import InvalidInputError
 from .models import (
     AcquireEventPayload,
     ExpireEventPayload,
+    HealthEventPayload,
     Lease,
     ProxyFilters,
     ReleaseEventPayload,
@@ -28,6 +31,9 @@ from .models import (
     utc_now,
 )
 from .storage.interface import AcquireRequest, Ending, IStorage
+
+if TYPE_CHECKING:
+    from .ledger.subscriptions import BoundSubscription
 
 P = TypeVar("P")
 logger = logging.getLogger("pharox")
@@ -277,6 +283,61 @@ class ProxyManager:
     def register_expire_callback(self, callback: Callable[[ExpireEventPayload], None]) -> None:
         """Have ``callback`` told of every lease that this manager finds to have run out."""
         self._expire_callbacks.append(callback)
+
+    def subscribe(
+        self,
+        name: str | None = None,
+        *,
+        on_acquire: Callable[[AcquireEventPayload], Any] | None = None,
+        on_release: Callable[[ReleaseEventPayload], Any] | None = None,
+        on_expire: Callable[[ExpireEventPayload], Any] | None = None,
+        on_health: Callable[[HealthEventPayload], Any] | None = None,
+        start: Literal["beginning", "now"] | int = "now",
+        pool: str | UUID | None = None,
+    ) -> BoundSubscription:
+        """Have callbacks told of what any manager does, from the log.
+
+        They get what registered callbacks get, in the order of the log, with the
+        pool's statistics exactly as they were. The times are those of the log;
+        it does not know when an attempt began.
+
+        Parameters
+        ----------
+        name:
+            The subscription's; another process goes on under it where this one
+            ended. If None, it is forgotten when it ends.
+        on_acquire, on_release, on_expire, on_health:
+            What to call; coroutine functions need ``run_async``.
+        start:
+            Where a new name begins: "beginning", "now", or with the event of a seq.
+        pool:
+            Only this pool, by its name, or its id as UUID.
+
+        Returns
+        -------
+        BoundSubscription
+            Nothing is read before ``with ...running():``, ``run()`` or ``run_async()``.
+
+        Raises
+        ------
+        InvalidInputError
+            If the storage is not in PostgreSQL, or there is no callback.
+        """
+        try:
+            from .ledger.subscriptions.fleet import (  # noqa: PLC0415 - it needs the driver
+                fleet_subscription,
+            )
+        except ModuleNotFoundError as error:
+            raise InvalidInputError(
+                "subscriptions are kept in PostgreSQL: pip install 'pharox[postgres]'"
+            ) from error
+        callbacks = {
+            "on_acquire": on_acquire,
+            "on_release": on_release,
+            "on_expire": on_expire,
+            "on_health": on_health,
+        }
+        return fleet_subscription(self._storage, name, callbacks, start=start, pool=pool)
 
     @contextmanager
     def _held(self, lease: Lease | None) -> Iterator[None]:

@@ -498,6 +498,22 @@ class ExpireEventPayload(BaseModel):
     pool_stats: PoolStatsSnapshot | None = None
 
 
+class HealthEventPayload(BaseModel):
+    """What a health callback is told of one check, as the ledger recorded it.
+
+    ``applied`` is False for a result that is older than the newest; ``leases``
+    are held on the proxy at that moment.
+    """
+
+    result: HealthCheckResult
+    pool_name: str | None = None
+    status_before: ProxyStatus
+    status_after: ProxyStatus
+    applied: bool = True
+    leases: int = Field(ge=0, default=0)
+    pool_stats: PoolStatsSnapshot | None = None
+
+
 @dataclass
 class RetryConfig:
     """How often to ask for a proxy, and how long to wait in between, in seconds."""

@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from . import db, importing, leasing, log, pools, pruning, stats
+from . import (
+    archive,
+    audit,
+    db,
+    importing,
+    leasing,
+    log,
+    pools,
+    pruning,
+    replay,
+    stats,
+    subscriptions,
+    verifying,
+)
 from .failing import USAGE
 from .session import Target
 
@@ -67,5 +80,11 @@ app.command("stats")(stats.stats)
 app.add_typer(pools.app, name="pools")
 app.command("proxies")(pools.proxies)
 app.command("log")(log.log)
+app.add_typer(audit.app, name="audit")
+app.command("replay")(replay.replay)
+app.command("verify")(verifying.verify)
+app.command("rebuild")(verifying.rebuild)
 app.command("prune")(pruning.prune)
+app.add_typer(archive.app, name="archive")
+app.add_typer(subscriptions.app, name="subscriptions")
 app.add_typer(db.app, name="db")

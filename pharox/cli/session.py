@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from ..ledger.sealed_log import SealedLog
     from ..storage.postgres import PostgresStorage
+
+Archive = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--archive", metavar="FOLDER", help="Read archived events from there; may be repeated."
+    ),
+]
+"""The option that every command about the past has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +42,15 @@ def ledger(context: typer.Context) -> Iterator[PostgresStorage]:
         yield storage
     finally:
         storage.close()
+
+
+@contextmanager
+def past(context: typer.Context, archive: list[Path] | None) -> Iterator[SealedLog]:
+    """Open what a question about the past reads: the ledger, with its archive if that is given."""
+    with ledger(context) as storage:
+        if archive:
+            from ..ledger.archived import WithArchive  # noqa: PLC0415 - it needs an extra
+
+            yield WithArchive(storage, *archive)
+        else:
+            yield storage

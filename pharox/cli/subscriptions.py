@@ -1,0 +1,129 @@
+"""``pharox subscriptions``: who follows the log, how far they are, and what is parked."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, cast
+
+import typer
+
+from ..errors import InvalidInputError
+from .session import ledger
+from .showing import AsJson, in_utc, print_json, print_table, say
+
+app = typer.Typer()
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The subscription's name.")]
+
+
+@app.callback(invoke_without_command=True)
+def subscriptions(context: typer.Context, *, as_json: AsJson = False) -> None:
+    """Print the subscriptions, and how far each is behind the log."""
+    if context.invoked_subcommand is not None:
+        return
+    from ..ledger.subscriptions import subscriptions as statuses  # noqa: PLC0415 - slow to import
+
+    with ledger(context) as storage:
+        found = statuses(storage)
+    if as_json:
+        for status in found:
+            print_json(asdict(status))
+        return
+    if not found:
+        say("there are no subscriptions; a program makes one when it first reads")
+        return
+    print_table(
+        ("name", "checkpoint", "behind", "seconds", "parked", "reader"),
+        (
+            (
+                status.name,
+                status.checkpoint,
+                status.lag_events,
+                f"{status.lag_seconds:.1f}",
+                status.parked,
+                "active" if status.active else "none",
+            )
+            for status in found
+        ),
+    )
+
+
+@app.command()
+def parked(context: typer.Context, name: Name, *, as_json: AsJson = False) -> None:
+    """Print the events that a subscription's handler did not take, and what waits behind them."""
+    from ..ledger.subscriptions import parked as parked_events  # noqa: PLC0415
+
+    with ledger(context) as storage:
+        found = parked_events(storage, name)
+    if as_json:
+        for event in found:
+            print_json({**asdict(event), "parked_at": in_utc(event.parked_at)})
+        return
+    print_table(
+        ("seq", "type", "key", "attempts", "retry", "error"),
+        (
+            (
+                event.seq,
+                event.type,
+                event.key,
+                event.attempts,
+                "marked" if event.retry else None,
+                event.error,
+            )
+            for event in found
+        ),
+    )
+
+
+@app.command()
+def retry(
+    context: typer.Context,
+    name: Name,
+    *,
+    key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Only what is parked under this key.")
+    ] = None,
+    seq: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=2**63 - 1,
+            metavar="SEQ",
+            help="Only what is parked under the key of this event.",
+        ),
+    ] = None,
+) -> None:
+    """Have the subscription's reader try parked events again."""
+    from ..ledger.subscriptions import retry as retry_parked  # noqa: PLC0415
+
+    if key is not None and seq is not None:
+        raise InvalidInputError("give --key or --seq, not both")
+    with ledger(context) as storage:
+        marked = retry_parked(storage, name, key=key, seq=seq)
+    print(f"{marked} parked events marked; the subscription's reader tries them next")
+
+
+@app.command()
+def reset(
+    context: typer.Context,
+    name: Name,
+    *,
+    to: Annotated[str, typer.Option("--to", metavar="beginning|now|SEQ", help="Where it goes on.")],
+) -> None:
+    """Let a subscription go on from another place. What is parked is forgotten."""
+    from ..ledger.subscriptions import reset as reset_to  # noqa: PLC0415
+    from ..ledger.subscriptions.subscription import Start  # noqa: PLC0415
+
+    with ledger(context) as storage:
+        reset_to(storage, name, cast("Start", int(to) if to.isdecimal() else to))
+    print("the subscription's reader goes on from there")
+
+
+@app.command()
+def remove(context: typer.Context, name: Name) -> None:
+    """Forget a subscription that has no reader, with its checkpoint and what is parked."""
+    from ..ledger.subscriptions import remove as remove_subscription  # noqa: PLC0415
+
+    with ledger(context) as storage:
+        remove_subscription(storage, name)
+    print("the subscription is forgotten")

@@ -1,0 +1,246 @@
+"""Callbacks for the whole fleet: what any manager did, told from the log.
+
+A payload is what the manager that made the event could have told: the lease as
+it was then and the pool in numbers, exact at that event. For that, whatever
+they depend on is folded along the log, ahead of the deliveries. An event that
+is delivered again finds its payload kept; of a much older one, such as one
+that was parked, the state is folded anew.
+
+A log does not know when an attempt began: ``started_at`` is ``completed_at``
+there, and ``duration_ms`` 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict
+from typing import Any
+from uuid import UUID, uuid4
+
+from pharox.errors import InvalidInputError
+from pharox.events import (
+    AcquireMissed,
+    Event,
+    HealthChecked,
+    LeaseAcquired,
+    LeaseExpired,
+    LeaseReleased,
+)
+from pharox.log import Extract
+from pharox.models import (
+    AcquireEventPayload,
+    ExpireEventPayload,
+    HealthCheckResult,
+    HealthEventPayload,
+    Lease,
+    PoolStatsSnapshot,
+    ProxyFilters,
+    ReleaseEventPayload,
+    SelectorStrategy,
+)
+from pharox.storage.interface import IStorage
+from projections import LEASES, POOL_STATS, POOLS, LeaseRow, PoolRow, State
+from projections.pool_stats import COUNTS
+
+from ..sealed_log import SealedLog
+from .delivery import Delivery
+from .subscription import BoundSubscription, Start, Subscription, in_postgres
+
+Payload = AcquireEventPayload | ReleaseEventPayload | ExpireEventPayload | HealthEventPayload
+Callback = Callable[[Any], Any]
+
+AHEAD = 2_000
+"""How many events of the log are folded at once."""
+KEPT = 20_000
+"""Of how many events the payloads are kept: more than are folded at once."""
+
+_PROJECTIONS = (POOLS, LEASES, POOL_STATS)
+_FOLDED = frozenset().union(*(fold.types for one in _PROJECTIONS for fold in one.folds()))
+
+
+_EVENTS_OF = {
+    "on_acquire": ("LeaseAcquired", "AcquireMissed"),
+    "on_release": ("LeaseReleased",),
+    "on_expire": ("LeaseExpired",),
+    "on_health": ("HealthChecked",),
+}
+
+
+def fleet_subscription(
+    storage: IStorage,
+    name: str | None,
+    callbacks: Mapping[str, Callback | None],
+    *,
+    start: Start,
+    pool: str | UUID | None,
+) -> BoundSubscription:
+    """Return the subscription that tells callbacks, given as ``on_acquire`` and so on.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no callback, or the storage is not in PostgreSQL.
+    """
+    by_type = {
+        type_: callback
+        for on, callback in callbacks.items()
+        if callback is not None
+        for type_ in _EVENTS_OF[on]
+    }
+    if not by_type:
+        raise InvalidInputError(f"give a callback: {', '.join(_EVENTS_OF)}")
+    payloads = Payloads(in_postgres(storage), by_type)
+    subscription = Subscription(
+        name or f"callbacks-{uuid4()}",
+        _telling(payloads, by_type),
+        start=start,
+        types=tuple(by_type),
+        pool=pool,
+        temporary=name is None,
+    )
+    return BoundSubscription(subscription, storage)
+
+
+class Payloads:
+    """The payloads of events, in about the order of the log."""
+
+    def __init__(self, log: SealedLog, types: Collection[str]) -> None:
+        self._log = log
+        self._types = frozenset(types)
+        self._states: dict[str, State] | None = None
+        self._seq = 0
+        self._known: dict[int, Payload] = {}
+        self._order: deque[int] = deque()
+
+    def of(self, event: Event) -> Payload:
+        """Return an event's payload."""
+        if self._states is None:
+            self._begin(event.seq - 1)
+        if event.seq > self._seq:
+            self._fold_to(event.seq + AHEAD)
+        known = self._known.get(event.seq)
+        return self._anew(event) if known is None else known
+
+    def _anew(self, event: Event) -> Payload:
+        alone = Payloads(self._log, self._types)
+        alone._begin(event.seq - 1)
+        alone._fold_to(event.seq)
+        return alone._known[event.seq]
+
+    def _begin(self, seq: int) -> None:
+        self._states = self._log.state_at(seq)
+        self._seq = seq
+
+    def _fold_to(self, upto: int) -> None:
+        extract = Extract(self._seq, upto, types=_FOLDED | self._types)
+        for event in self._log.history(extract):
+            self._fold(event)
+            self._seq = event.seq
+
+    def _fold(self, event: Event) -> None:
+        states = self._states or {}
+        for projection in _PROJECTIONS:
+            projection.apply(states[projection.name], event)
+        if event.type in self._types:
+            self._known[event.seq] = payload_of(event, states)
+            self._order.append(event.seq)
+            if len(self._order) > KEPT:
+                del self._known[self._order.popleft()]
+        if isinstance(event, LeaseReleased | LeaseExpired):
+            del states[LEASES.name][event.lease_id, event.pool_id]
+
+
+def _telling(payloads: Payloads, callbacks: Mapping[str, Callback]) -> Callback:
+    def tell(delivery: Delivery) -> None:
+        callbacks[delivery.event.type](payloads.of(delivery.event))
+
+    async def tell_async(delivery: Delivery) -> None:
+        payload = await asyncio.to_thread(payloads.of, delivery.event)
+        answer = callbacks[delivery.event.type](payload)
+        if inspect.isawaitable(answer):
+            await answer
+
+    is_async = any(inspect.iscoroutinefunction(callback) for callback in callbacks.values())
+    return tell_async if is_async else tell
+
+
+def payload_of(event: Event, states: dict[str, State]) -> Payload:
+    """Return the payload of an event that the states were folded with last."""
+    stats = _stats(event, states)
+    match event:
+        case LeaseAcquired() | AcquireMissed():
+            return AcquireEventPayload(
+                lease=_lease(event, states) if isinstance(event, LeaseAcquired) else None,
+                pool_name=event.pool_name,
+                consumer_name=event.consumer,
+                filters=None if event.filters is None else ProxyFilters(**event.filters),
+                selector=event.selector or SelectorStrategy.FIRST_AVAILABLE,
+                started_at=event.recorded_at,
+                completed_at=event.recorded_at,
+                duration_ms=0,
+                pool_stats=stats,
+                miss_reason=event.reason if isinstance(event, AcquireMissed) else None,
+            )
+        case LeaseReleased():
+            lease = _lease(event, states)
+            return ReleaseEventPayload(
+                lease=lease,
+                pool_name=event.pool_name,
+                released_at=event.recorded_at,
+                lease_duration_ms=lease.duration_ms,
+                pool_stats=stats,
+                reason=event.reason,
+            )
+        case LeaseExpired():
+            lease = _lease(event, states)
+            return ExpireEventPayload(
+                lease=lease,
+                pool_name=event.pool_name,
+                expired_at=event.recorded_at,
+                lease_duration_ms=lease.duration_ms,
+                pool_stats=stats,
+            )
+        case HealthChecked():
+            return HealthEventPayload(
+                result=_result(event),
+                pool_name=None if stats is None else stats.pool_name,
+                status_before=event.before.status,
+                status_after=event.after.status,
+                applied=event.applied,
+                leases=event.after.leases,
+                pool_stats=stats,
+            )
+    raise TypeError(f"no callback is told of {event.type}")
+
+
+def _stats(event: Event, states: dict[str, State]) -> PoolStatsSnapshot | None:
+    pool: PoolRow | None = states[POOLS.name].get((event.pool_id,))
+    if pool is None:
+        return None
+    counts = states[POOL_STATS.name][(event.pool_id,)]
+    return PoolStatsSnapshot(
+        pool_name=pool.name,
+        collected_at=event.recorded_at,
+        **{name: getattr(counts, name) for name in COUNTS},
+    )
+
+
+def _lease(event: Event, states: dict[str, State]) -> Lease:
+    row: LeaseRow = states[LEASES.name][event.lease_id, event.pool_id]
+    return Lease.model_validate(asdict(row))
+
+
+def _result(event: HealthChecked) -> HealthCheckResult:
+    return HealthCheckResult(
+        proxy_id=event.proxy_id,
+        status=event.status,
+        latency_ms=event.latency_ms or 0,
+        protocol=event.protocol,
+        attempts=event.attempts,
+        status_code=event.status_code,
+        checked_at=event.checked_at,
+        error_message=event.error,
+    )

@@ -1,0 +1,150 @@
+"""Look after subscriptions from outside: how far each is, what is parked, and begin anew."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from pharox.errors import ConflictError, SubscriptionNotFoundError
+from pharox.storage.interface import IStorage
+from pharox.storage.postgres.driver import Session
+
+from . import statements
+from .subscription import Start, check_start, checkpoint_before, in_postgres
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionStatus:
+    """How far a subscription is.
+
+    ``lag_seconds`` is the age of the first event behind the checkpoint, 0 if
+    there is none; ``active`` whether a reader was heard of lately.
+    """
+
+    name: str
+    checkpoint: int
+    epoch: int
+    active: bool
+    lag_events: int
+    lag_seconds: float
+    parked: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedEvent:
+    """An event that a handler did not take, or, without an error, one that waits behind such."""
+
+    seq: int
+    type: str
+    key: str
+    attempts: int
+    error: str | None
+    parked_at: datetime
+    retry: bool
+
+
+def subscriptions(storage: IStorage) -> list[SubscriptionStatus]:
+    """Return every subscription, by name.
+
+    Raises
+    ------
+    InvalidInputError
+        If the storage is not in PostgreSQL.
+    """
+    checked = in_postgres(storage)
+    checked.seal()
+    with checked._driver.session() as session:
+        return [
+            SubscriptionStatus(**row) for row in session.rows(statements.statuses(checked.schema))
+        ]
+
+
+def parked(storage: IStorage, name: str) -> list[ParkedEvent]:
+    """Return the parked events of a subscription, in order.
+
+    Raises
+    ------
+    SubscriptionNotFoundError
+        If there is no such subscription.
+    """
+    checked = in_postgres(storage)
+    with checked._driver.session() as session:
+        _check_known(session, checked.schema, name)
+        rows = session.rows(statements.parked(checked.schema), name=name)
+        return [ParkedEvent(**row) for row in rows]
+
+
+def retry(storage: IStorage, name: str, *, key: str | None = None, seq: int | None = None) -> int:
+    """Have the subscription's reader try parked events again, and return how many.
+
+    Parameters
+    ----------
+    storage:
+        Where the subscription is kept.
+    name:
+        The subscription's.
+    key:
+        Only what is parked under this key.
+    seq:
+        Only what is parked under the key of this event, since its order holds.
+
+    Raises
+    ------
+    SubscriptionNotFoundError
+        If there is no such subscription.
+    """
+    checked = in_postgres(storage)
+    with checked._driver.session() as session:
+        _check_known(session, checked.schema, name)
+        return session.run(statements.mark(checked.schema), name=name, key=key, seq=seq)
+
+
+def reset(storage: IStorage, name: str, to: Start) -> None:
+    """Let a subscription go on from another place, and forget what is parked.
+
+    Waits for the batch that is under way.
+
+    Parameters
+    ----------
+    storage:
+        Where the subscription is kept.
+    name:
+        The subscription's.
+    to:
+        "beginning", "now", or the seq of the first event to be delivered.
+
+    Raises
+    ------
+    SubscriptionNotFoundError
+        If there is no such subscription.
+    """
+    checked = in_postgres(storage)
+    check_start(to)
+    checkpoint = checkpoint_before(to, checked)
+    with checked._driver.session() as session:
+        _check_known(session, checked.schema, name)
+        session.run(statements.move(checked.schema), name=name, checkpoint=checkpoint)
+        session.run(statements.forget_parked(checked.schema), name=name)
+
+
+def remove(storage: IStorage, name: str) -> None:
+    """Forget a subscription, its checkpoint and what is parked.
+
+    Raises
+    ------
+    SubscriptionNotFoundError
+        If there is no such subscription.
+    ConflictError
+        If it has a reader: that must be stopped first.
+    """
+    checked = in_postgres(storage)
+    with checked._driver.session() as session:
+        _check_known(session, checked.schema, name)
+        if not session.run(statements.remove(checked.schema), name=name):
+            raise ConflictError(f"subscription {name!r} has a reader; stop that first", name=name)
+        session.run(statements.forget_parked(checked.schema), name=name)
+
+
+def _check_known(session: Session, schema: str, name: str) -> None:
+    if not session.rows(statements.find(schema), name=name):
+        raise SubscriptionNotFoundError(f"Subscription {name!r} not found.", name=name)

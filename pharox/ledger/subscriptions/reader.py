@@ -1,0 +1,429 @@
+"""The reader of a subscription: the rules of delivery, without any input or output.
+
+A batch is one transaction: lock the subscription's row, read sealed events
+behind the checkpoint, hand them over, move the checkpoint. A reader whose
+connection is lost loses the lock with it and cannot move anything any more.
+That holds without a session's state, so a pooler may give each transaction
+another connection.
+
+One reader is the owner of the name and stays it: another one takes over only
+when the row is free and the owner has been silent. Each change of owner raises
+the epoch.
+
+An event that the handler does not take is tried again alone, with growing
+pauses outside of the transaction, and then parked; what follows under its key
+is parked behind it.
+
+Not known here: what a handler does outside of the database. An owner that was
+cut off may still be at it when the next one begins; that is what the epoch is for.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import uuid4
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from tenacity import RetryCallState, Retrying, wait_random_exponential
+from tenacity.wait import wait_base
+
+from pharox.errors import DatabaseError, DatabaseUnavailableError
+from pharox.events import Event
+from pharox.log import Extract, event_from_row
+from pharox.storage.postgres import PostgresStorage
+from pharox.storage.postgres.history import history_statement, seal_statement
+from pharox.storage.postgres.retention import archived_error, archived_statement, parts_needed
+from pharox.storage.postgres.sql import Query, Statement
+
+from . import statements
+from .delivery import Delivery, subject_of
+from .effects import AwaitNotice, Call, Connect, InTransaction, Pause, Program, Together
+
+if TYPE_CHECKING:
+    from .subscription import Subscription
+
+RENEW_S = 1.0
+"""How often an owner lets itself be heard of."""
+STANDBY_S = 0.5
+"""How often another reader looks whether the owner is gone."""
+BATCH_S = 1.0
+"""After how long a batch ends early, so that its checkpoint is committed."""
+WINDOW = 20_000
+"""How many events of the log are searched at once for those that a filter lets through."""
+
+_MAX_ERROR = 10_000
+_RECONNECTING = wait_random_exponential(multiplier=0.2, max=10)
+_AWAY = (psycopg.OperationalError, DatabaseUnavailableError)
+
+logger = logging.getLogger("pharox")
+
+
+class Reading(NamedTuple):
+    """A subscription, where it is kept, and which part of the log it selects."""
+
+    subscription: Subscription
+    storage: PostgresStorage
+    selection: Extract
+
+
+class DeposedError(Exception):
+    """Another reader is the owner now, or somebody holds the row."""
+
+
+class HandlerError(Exception):
+    """The handler did not take these events, from the first to the last seq."""
+
+    def __init__(self, first: int, last: int, told: str) -> None:
+        super().__init__(told)
+        self.first, self.last, self.told = first, last, told
+
+
+class Pauses:
+    """Growing pauses between attempts, as a strategy of tenacity has them."""
+
+    def __init__(self, strategy: wait_base) -> None:
+        self._strategy = strategy
+        self._state = RetryCallState(Retrying(), None, (), {})
+        self.taken = 0
+
+    def after_failure(self) -> float:
+        """Count a failure and return how many seconds to wait."""
+        self.taken += 1
+        self._state.attempt_number = self.taken
+        return float(self._strategy(self._state))
+
+
+class Trouble:
+    """An event that the handler does not take: how often it was tried, and the last error."""
+
+    def __init__(self, seq: int, pauses: Pauses) -> None:
+        self.seq, self.pauses = seq, pauses
+        self.told = ""
+
+
+class Done(NamedTuple):
+    """What a transaction has done: how far the checkpoint is, and what ended it early."""
+
+    checkpoint: int
+    failure: HandlerError | None = None
+
+
+class Reader:
+    """Reads for one subscription, in competition with others of its name."""
+
+    def __init__(self, reading: Reading, stopped: Callable[[], bool]) -> None:
+        self._subscription, storage, selection = reading
+        self._schema = storage.schema
+        self._stopped = stopped
+        self._me = uuid4()
+        selected = selection.given()
+        filtered = selected.keys() - {"after", "upto"}
+        self._selection = {name: selected[name] for name in filtered}
+        self._history = history_statement(
+            self._schema, frozenset({*filtered, "after", "upto"}), limited=True
+        )
+        self._window = WINDOW if filtered else self._subscription.batch_size
+        self._connection: Any = None
+        self._listens = False
+        self._epoch = 0
+        self._checkpoint = 0
+        self._retries = False
+        self._seen = 0.0
+        self._trouble: Trouble | None = None
+        self._one_by_one = range(0)
+
+    def run(self) -> Program[None]:
+        """Read until stopped, through as many connections as it takes.
+
+        Raises
+        ------
+        ArchivedError
+            If an event behind the checkpoint may have been archived.
+        DatabaseError
+            If the database refuses what a reader asks.
+        """
+        pauses = Pauses(_RECONNECTING)
+        while not self._stopped():
+            try:
+                self._connection = yield Connect()
+                yield from self._greet()
+                pauses = Pauses(_RECONNECTING)
+                yield from self._compete()
+            except _AWAY as error:
+                logger.warning(
+                    "pharox.subscription.disconnected: %s: %s", self._subscription.name, error
+                )
+                yield Pause(pauses.after_failure())
+            except psycopg.Error as error:
+                raise DatabaseError(f"the database refused: {error}") from error
+
+    # Who reads
+
+    def _greet(self) -> Program[None]:
+        """Listen for seals, unless a pooler is between: then the session is not ours."""
+        (row,) = yield self._query(statements.session_pid)
+        self._listens = row["pid"] == self._connection.info.backend_pid
+        if self._listens:
+            yield self._query(statements.keep_alive)
+            yield self._query(statements.listening)
+        else:
+            self._connection.prepare_threshold = None
+
+    def _compete(self) -> Program[None]:
+        try:
+            while not self._stopped():
+                rows = yield self._query(statements.claim)
+                if not rows:
+                    yield Pause(STANDBY_S)
+                    continue
+                self._note(rows[0])
+                self._epoch = rows[0]["epoch"]
+                try:
+                    yield from self._lead()
+                except DeposedError:
+                    logger.info("pharox.subscription.deposed: %s", self._subscription.name)
+        finally:
+            # What ended it, such as a cancellation, must not give way to an error of this.
+            with suppress(psycopg.Error):
+                yield self._query(statements.release)
+
+    def _lead(self) -> Program[None]:
+        """Deliver while this reader is the owner."""
+        while not self._stopped():
+            (row,) = yield Query(seal_statement(self._schema, wait=False), {})
+            if self._retries:
+                yield from self._retry()
+            elif row["seq"] > self._checkpoint:
+                yield from self._attempt(row["seq"])
+            else:
+                if time.monotonic() - self._seen > RENEW_S:
+                    yield from self._renew()
+                yield from self._await_news()
+
+    def _await_news(self) -> Program[None]:
+        seconds = min(self._subscription.poll_s, RENEW_S)
+        yield AwaitNotice(seconds) if self._listens else Pause(seconds)
+
+    def _renew(self) -> Program[None]:
+        self._note_owned((yield self._query(statements.renew)))
+
+    def _rest(self, seconds: float) -> Program[None]:
+        """Wait between attempts, and stay the owner meanwhile."""
+        until = time.monotonic() + seconds
+        while not self._stopped() and (left := until - time.monotonic()) > 0:
+            yield Pause(min(left, RENEW_S))
+            yield from self._renew()
+
+    def _note_owned(self, rows: Sequence[dict[str, Any]]) -> None:
+        if not rows:
+            raise DeposedError
+        self._note(rows[0])
+
+    def _note(self, row: dict[str, Any]) -> None:
+        self._checkpoint, self._retries = row["checkpoint"], row["retries"]
+        self._seen = time.monotonic()
+
+    # A batch
+
+    def _attempt(self, last: int) -> Program[None]:
+        try:
+            done: Done = yield InTransaction(self._batch(last))
+        except HandlerError as rolled_back:
+            done = Done(self._checkpoint, rolled_back)
+        self._checkpoint = done.checkpoint
+        self._seen = time.monotonic()
+        if self._trouble is not None and self._trouble.seq <= self._checkpoint:
+            self._trouble = None
+        if self._listens:
+            yield AwaitNotice(0)  # or they would heap up while there is no end of work
+        if done.failure is not None:
+            yield from self._try_again(done.failure)
+
+    def _batch(self, last: int) -> Program[Done]:
+        after, (upto, limit) = self._checkpoint, self._extent(last)
+        values = {**self._selection, "after": after, "upto": upto, "limit": limit}
+        owned, parked, rows, archived = yield Together(
+            [
+                self._query(statements.lock),
+                self._query(statements.parked_keys),
+                Query(self._history, values),
+                Query(archived_statement(self._schema), {}),
+            ]
+        )
+        self._note_owned(owned)
+        if self._checkpoint != after:  # somebody has reset it
+            return Done(self._checkpoint)
+        if needed := parts_needed(archived, Extract(after, upto)):
+            raise archived_error(needed)
+        blocked = {row["key"] for row in parked}
+        events = [event_from_row(row) for row in rows]
+        if len(events) == limit:
+            upto = events[-1].seq
+        deliver = self._deliver_all if self._subscription.whole_batches else self._deliver_each
+        done: Done = yield from deliver(events, upto, blocked)
+        yield self._query(statements.advance, checkpoint=done.checkpoint)
+        yield from self._check_constraints(events)
+        return done
+
+    def _extent(self, last: int) -> tuple[int, int]:
+        """Return up to which seq to read, and how many events."""
+        after, alone = self._checkpoint, self._one_by_one
+        upto = min(after + self._window, last)
+        if after + 1 < alone.start:
+            upto = min(upto, alone.start - 1)
+        elif after + 1 in alone:
+            return upto, 1
+        return upto, self._subscription.batch_size
+
+    def _deliver_each(self, events: Sequence[Event], upto: int, blocked: set[str]) -> Program[Done]:
+        ends_at = time.monotonic() + BATCH_S
+        for event in events:
+            if self._stopped() or time.monotonic() > ends_at:
+                return Done(event.seq - 1)
+            try:
+                if not (yield from self._put_aside(event, blocked)):
+                    yield from self._call([event])
+            except HandlerError as failure:
+                if self._subscription.in_transaction:
+                    raise
+                return Done(event.seq - 1, failure)
+        return Done(upto)
+
+    def _deliver_all(self, events: Sequence[Event], upto: int, blocked: set[str]) -> Program[Done]:
+        wanted = []
+        for event in events:
+            if not (yield from self._put_aside(event, blocked)):
+                wanted.append(event)
+        if wanted:
+            yield from self._call(wanted)
+        return Done(upto)
+
+    def _call(self, events: Sequence[Event]) -> Program[None]:
+        """Call the handler; an error of its own is a :class:`HandlerError`."""
+        subscription = self._subscription
+        connection = self._connection if subscription.in_transaction else None
+        deliveries = [
+            Delivery(subscription.name, event, self._epoch, connection) for event in events
+        ]
+        argument: Any = deliveries if subscription.whole_batches else deliveries[0]
+        first, last = events[0].seq, events[-1].seq
+        try:
+            yield Call(subscription.handler, argument)
+        except Exception as error:
+            if connection is not None and connection.closed:
+                raise psycopg.OperationalError("the connection was lost in a handler") from error
+            raise HandlerError(first, last, f"{type(error).__name__}: {error}") from error
+        if connection is not None and not _is_open(connection):
+            raise HandlerError(first, last, "the handler ended the transaction, or let it fail")
+
+    def _check_constraints(self, events: Sequence[Event]) -> Program[None]:
+        """Have the handler's deferred constraints checked here: a commit is too late to tell."""
+        if not (self._subscription.in_transaction and events):
+            return
+        try:
+            yield Query(_CHECK, {})
+        except psycopg.Error as error:
+            if isinstance(error, _AWAY):
+                raise
+            raise HandlerError(events[0].seq, events[-1].seq, str(error)) from error
+
+    # What the handler does not take
+
+    def _try_again(self, failure: HandlerError) -> Program[None]:
+        """Go on one by one; pause before what has failed alone."""
+        yield from self._renew()  # the handler may have taken longer than another one waits
+        self._one_by_one = range(failure.first, failure.last + 1)
+        if failure.first < failure.last:
+            return
+        trouble = self._trouble
+        if trouble is None or trouble.seq != failure.first:
+            trouble = Trouble(failure.first, Pauses(self._subscription.pause))
+        trouble.told = failure.told
+        self._trouble = trouble
+        pause = trouble.pauses.after_failure()
+        logger.warning(
+            "pharox.subscription.failed: %s: event %s, attempt %s: %s",
+            self._subscription.name,
+            trouble.seq,
+            trouble.pauses.taken,
+            trouble.told,
+        )
+        if not self._is_spent(trouble.seq):
+            yield from self._rest(pause)
+
+    def _is_spent(self, seq: int) -> bool:
+        trouble, attempts = self._trouble, self._subscription.attempts
+        if trouble is None or attempts is None:
+            return False
+        return trouble.seq == seq and trouble.pauses.taken >= attempts
+
+    def _put_aside(self, event: Event, blocked: set[str]) -> Program[bool]:
+        """Park an event that was tried often enough, or that waits behind such; tell whether."""
+        spent = self._is_spent(event.seq)
+        if not (blocked or spent):
+            return False
+        key = _storable((self._subscription.key or subject_of)(event))
+        if not spent and key not in blocked:
+            return False
+        blocked.add(key)
+        known = self._trouble if spent else None
+        yield self._query(
+            statements.park,
+            seq=event.seq,
+            key=key,
+            attempts=known.pauses.taken if known else 0,
+            error=_storable(known.told) if known else None,
+        )
+        return True
+
+    def _retry(self) -> Program[None]:
+        """Try the first of the events that somebody has marked, once."""
+        try:
+            yield InTransaction(self._deliver_parked())
+        except HandlerError as failure:
+            yield InTransaction(self._leave_parked(failure))
+
+    def _deliver_parked(self) -> Program[None]:
+        self._note_owned((yield self._query(statements.lock)))
+        rows = yield self._query(statements.next_retry)
+        self._retries = bool(rows)
+        if not rows:
+            return
+        seq = rows[0]["seq"]
+        one = history_statement(self._schema, frozenset({"after", "upto"}))
+        found = yield Query(one, {"after": seq - 1, "upto": seq})
+        if not found:
+            raise HandlerError(seq, seq, "the event is in an archived part of the log")
+        events = [event_from_row(found[0])]
+        yield from self._call(events)
+        yield self._query(statements.take_back, seq=seq)
+        yield self._query(statements.mark_key, key=rows[0]["key"])
+        yield self._query(statements.advance, checkpoint=self._checkpoint)
+        yield from self._check_constraints(events)
+
+    def _leave_parked(self, failure: HandlerError) -> Program[None]:
+        self._note_owned((yield self._query(statements.lock)))
+        error = _storable(failure.told)
+        yield self._query(statements.leave_parked, seq=failure.first, error=error)
+
+    def _query(self, statement: Callable[[str], Statement], **values: Any) -> Query:
+        known = {"name": self._subscription.name, "me": self._me}
+        return Query(statement(self._schema), {**known, **values})
+
+
+_CHECK = Statement(b"SET CONSTRAINTS ALL IMMEDIATE", (), {}, ())
+
+
+def _is_open(connection: Any) -> bool:
+    return bool(connection.info.transaction_status == TransactionStatus.INTRANS)
+
+
+def _storable(text: str) -> str:
+    """Return text as the database can keep it."""
+    cleaned = text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
+    return cleaned[:_MAX_ERROR]

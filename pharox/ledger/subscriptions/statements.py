@@ -1,0 +1,287 @@
+"""What readers of a subscription, and those who look after it, ask the database.
+
+The subscription's row is the lock and the fence: a batch holds it from its
+reading to its checkpoint, and whoever takes over must take it first. All
+moments of ``seen_at`` are the server's, so readers' clocks do not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from psycopg import sql
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Float,
+    Integer,
+    Text,
+    Uuid,
+    case,
+    cast,
+    delete,
+    extract,
+    false,
+    func,
+    insert,
+    literal_column,
+    not_,
+    null,
+    or_,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from pharox.log import events, parked_events, seals, subscriptions, ticks
+from pharox.storage.postgres.history import SEALED
+from pharox.storage.postgres.sql import ONE, Statement, compiled, now, parameter, quoted, word
+
+TAKE_OVER_S = 2.5
+"""How long the reader of a subscription may be silent before another one takes over."""
+
+s, p = subscriptions, parked_events
+_NAME = parameter("name", Text)
+_ME = parameter("me", Uuid)
+_SEQ = parameter("seq", BigInteger)
+_is_mine = (s.c.name == _NAME, s.c.owner == _ME)
+_is_silent = or_(
+    s.c.owner.is_(None),
+    s.c.seen_at < literal_column(f"clock_timestamp() - interval '{TAKE_OVER_S} seconds'"),
+)
+_is_parked = p.c.subscription == _NAME
+
+
+def _statement(element: Callable[[], Any]) -> Callable[[str], Statement]:
+    """Make of a Core element a function from a schema to the statement."""
+
+    @lru_cache(maxsize=8)
+    def for_schema(schema: str) -> Statement:
+        return compiled(element(), schema)
+
+    for_schema.__doc__ = element.__doc__
+    return for_schema
+
+
+def _to_be_retried() -> ColumnElement[bool]:
+    marked = select(ONE).where(p.c.subscription == s.c.name, p.c.retry)
+    return marked.exists().label("retries")
+
+
+@_statement
+def register() -> Any:
+    """Remember a subscription, if its name is new."""
+    values = {"name": _NAME, "checkpoint": parameter("checkpoint", BigInteger)}
+    return upsert(s).values(**values, epoch=literal_column("0")).on_conflict_do_nothing()
+
+
+@_statement
+def claim() -> Any:
+    """Become the reader, if there is none, or none that was heard of lately."""
+    free = (
+        select(s.c.name)
+        .where(s.c.name == _NAME, or_(s.c.owner == _ME, _is_silent))
+        .with_for_update(skip_locked=True)
+    )
+    another = case((s.c.owner.is_distinct_from(_ME), ONE), else_=literal_column("0"))
+    return (
+        update(s)
+        .where(s.c.name == free.scalar_subquery())
+        .values(owner=_ME, seen_at=func.clock_timestamp(), epoch=s.c.epoch + another)
+        .returning(s.c.checkpoint, s.c.epoch, _to_be_retried())
+    )
+
+
+@_statement
+def renew() -> Any:
+    """Let oneself be heard of; no row if another one is the reader now."""
+    return (
+        update(s)
+        .where(*_is_mine)
+        .values(seen_at=func.clock_timestamp())
+        .returning(s.c.checkpoint, _to_be_retried())
+    )
+
+
+@_statement
+def release() -> Any:
+    """Leave the subscription to whoever asks next."""
+    return update(s).where(*_is_mine).values(owner=null(), seen_at=null())
+
+
+@_statement
+def lock() -> Any:
+    """Hold the subscription to the end of the transaction; no row if another one has it."""
+    return (
+        select(s.c.checkpoint, _to_be_retried())
+        .where(*_is_mine)
+        .with_for_update(skip_locked=True, of=s)
+    )
+
+
+@_statement
+def advance() -> Any:
+    """Move the checkpoint."""
+    checkpoint = parameter("checkpoint", BigInteger)
+    return update(s).where(*_is_mine).values(checkpoint=checkpoint, seen_at=func.clock_timestamp())
+
+
+@_statement
+def parked_keys() -> Any:
+    """Ask behind which keys events wait."""
+    return select(p.c.key).distinct().where(_is_parked)
+
+
+@_statement
+def park() -> Any:
+    """Put an event aside: with its error, or without one behind another of its key."""
+    row = insert(p).values(
+        subscription=_NAME,
+        seq=_SEQ,
+        key=parameter("key", Text),
+        attempts=parameter("attempts", Integer),
+        error=parameter("error", Text),
+        parked_at=now,
+    )
+    return row.inline()  # or it would return the key
+
+
+@_statement
+def next_retry() -> Any:
+    """Ask for the first event that is to be tried again: always the first of its key."""
+    return select(p.c.seq, p.c.key).where(_is_parked, p.c.retry).order_by(p.c.seq).limit(ONE)
+
+
+@_statement
+def take_back() -> Any:
+    """Forget that an event was parked."""
+    return delete(p).where(_is_parked, p.c.seq == _SEQ)
+
+
+@_statement
+def mark_key() -> Any:
+    """Have what waits under a key tried."""
+    return update(p).where(_is_parked, p.c.key == parameter("key", Text)).values(retry=true())
+
+
+@_statement
+def leave_parked() -> Any:
+    """Keep the error of an event that was tried in vain, and let its key wait again."""
+    tried = p.c.seq == _SEQ
+    key = select(p.c.key).where(_is_parked, tried).scalar_subquery()
+    return (
+        update(p)
+        .where(_is_parked, p.c.key == key)
+        .values(
+            retry=false(),
+            attempts=p.c.attempts + case((tried, ONE), else_=literal_column("0")),
+            error=case((tried, parameter("error", Text)), else_=p.c.error),
+        )
+    )
+
+
+@_statement
+def session_pid() -> Any:
+    """Ask which of the server's processes answers."""
+    return select(func.pg_backend_pid().label("pid"))
+
+
+@_statement
+def keep_alive() -> Any:
+    """Have the server notice within seconds that the reader's machine is gone."""
+    return select(
+        *(
+            func.set_config(word(f"tcp_keepalives_{name}"), word(value), false())
+            for name, value in (("idle", "2"), ("interval", "1"), ("count", "3"))
+        )
+    )
+
+
+def listening(schema: str) -> Statement:
+    """Return the statement that has the reader told of each seal."""
+    channel = sql.Identifier(f"pharox.{quoted(schema)}"[:63])
+    return Statement(sql.SQL("LISTEN {}").format(channel).as_bytes(), (), {}, ())
+
+
+@_statement
+def find() -> Any:
+    """Ask whether there is a subscription of this name."""
+    return select(s.c.name).where(s.c.name == _NAME)
+
+
+@_statement
+def statuses() -> Any:
+    """Ask how far each subscription is."""
+    last = select(func.coalesce(func.max(ticks.c.last_seq), literal_column("0")))
+    behind = (
+        select(events.c.recorded_at)
+        .select_from(SEALED)
+        .where(seals.c.seq > s.c.checkpoint)
+        .order_by(seals.c.seq)
+        .limit(ONE)
+        .correlate(s)
+    )
+    zero = literal_column("0", Integer)
+    lag = cast(extract("epoch", now - behind.scalar_subquery()), Float)
+    waiting = select(func.count()).select_from(p).where(p.c.subscription == s.c.name)
+    return select(
+        s.c.name,
+        s.c.checkpoint,
+        s.c.epoch,
+        not_(_is_silent).label("active"),
+        func.greatest(last.scalar_subquery() - s.c.checkpoint, zero).label("lag_events"),
+        func.greatest(func.coalesce(lag, zero), zero).label("lag_seconds"),
+        waiting.scalar_subquery().label("parked"),
+    ).order_by(s.c.name.collate("C"))
+
+
+@_statement
+def parked() -> Any:
+    """Ask what is parked."""
+    sealed = p.join(seals, seals.c.seq == p.c.seq).join(
+        events, events.c.position == seals.c.position
+    )
+    return (
+        select(p.c.seq, events.c.type, p.c.key, p.c.attempts, p.c.error, p.c.parked_at, p.c.retry)
+        .select_from(sealed)
+        .where(_is_parked)
+        .order_by(p.c.seq)
+    )
+
+
+@_statement
+def mark() -> Any:
+    """Have parked events tried: all, or those of a key, given as itself or by one of its events."""
+    key, seq = parameter("key", Text), _SEQ
+    one = p.alias("one")
+    of_seq = select(one.c.key).where(one.c.subscription == _NAME, one.c.seq == seq)
+    return (
+        update(p)
+        .where(
+            _is_parked,
+            or_(key.is_(None), p.c.key == key),
+            or_(seq.is_(None), p.c.key == of_seq.scalar_subquery()),
+        )
+        .values(retry=true())
+    )
+
+
+@_statement
+def move() -> Any:
+    """Put the checkpoint somewhere else."""
+    return update(s).where(s.c.name == _NAME).values(checkpoint=parameter("checkpoint", BigInteger))
+
+
+@_statement
+def forget_parked() -> Any:
+    """Forget all that is parked."""
+    return delete(p).where(_is_parked)
+
+
+@_statement
+def remove() -> Any:
+    """Forget a subscription that nobody reads."""
+    return delete(s).where(s.c.name == _NAME, _is_silent)

@@ -1,0 +1,276 @@
+"""A subscription: what is read, from where, by which handler, and what happens when that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Collection
+from dataclasses import KW_ONLY, dataclass, field
+from types import TracebackType
+from typing import Any, Literal, get_args
+from uuid import UUID
+
+from tenacity import wait_exponential
+from tenacity.wait import wait_base
+
+from pharox.errors import InvalidInputError, PoolNotFoundError
+from pharox.events import Event
+from pharox.log import Extract
+from pharox.models import check_name
+from pharox.storage.interface import IStorage
+from pharox.storage.postgres import PostgresStorage
+
+from . import statements
+from .delivery import Delivery
+from .drivers import AsyncioDriver, ThreadDriver
+from .reader import Reader, Reading
+
+logger = logging.getLogger("pharox")
+
+Start = Literal["beginning", "now"] | int
+"""Where to begin: with the first event, behind the last one, or with the one of a seq."""
+
+_TYPES = frozenset(event.model_fields["type"].default for event in get_args(get_args(Event)[0]))
+
+
+Handler = Callable[[Delivery], Any] | Callable[[list[Delivery]], Any]
+
+
+@dataclass(frozen=True)
+class Subscription:
+    """A reader's place in the log, under a name, and what is done with each event.
+
+    Parameters
+    ----------
+    name:
+        Readers of one name share the checkpoint, and one of them is active.
+    handler:
+        Gets a :class:`Delivery`, or a list of them with ``whole_batches``. It
+        may be called again with what it has had: at least once, unless it
+        writes ``in_transaction``. With :meth:`run_async` it may be a coroutine
+        function.
+    start:
+        Where a new name begins; one that is known goes on from its checkpoint.
+    types, pool, proxy_id:
+        Only events of these types, this pool (its name, or its id as UUID), this proxy.
+    key:
+        What must stay in order: events of one key wait behind a parked one.
+        The proxy, else the pool, if None.
+    batch_size:
+        How many events are read at once, and delivered at most with ``whole_batches``.
+    whole_batches:
+        Deliver what was read together in one call.
+    in_transaction:
+        Deliver within the transaction that moves the checkpoint. What the
+        handler writes through ``delivery.connection`` is written exactly once.
+    attempts:
+        How often to try an event before it is parked; None to try for ever, with
+        all that follows waiting.
+    pause:
+        How many seconds to wait before trying again, as a strategy of tenacity.
+    poll_s:
+        How many seconds to wait for news at most.
+    temporary:
+        Forget the subscription when its reader ends.
+
+    Raises
+    ------
+    InvalidInputError
+        If these make no sense.
+    """
+
+    name: str
+    handler: Handler
+    _: KW_ONLY
+    start: Start = "beginning"
+    types: Collection[str] | None = None
+    pool: str | UUID | None = None
+    proxy_id: UUID | None = None
+    key: Callable[[Event], str] | None = None
+    batch_size: int = 500
+    whole_batches: bool = False
+    in_transaction: bool = False
+    attempts: int | None = 5
+    pause: wait_base = field(default_factory=lambda: wait_exponential(multiplier=0.1, max=30))
+    poll_s: float = 0.005
+    temporary: bool = False
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "subscription")
+        check_start(self.start)
+        for name in ("batch_size", "attempts"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise InvalidInputError(f"{name} must be at least 1")
+        if unknown := sorted(set(self.types or ()) - _TYPES):
+            raise InvalidInputError(f"no event is of type {unknown[0]!r}", types=unknown)
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the handler is a coroutine function."""
+        call = getattr(self.handler, "__call__", None)  # noqa: B004 - an object's own method
+        return inspect.iscoroutinefunction(self.handler) or inspect.iscoroutinefunction(call)
+
+    def run(self, storage: IStorage, stop: threading.Event | None = None) -> None:
+        """Deliver events in this thread until ``stop`` is set.
+
+        While another process reads under this name, wait to take its place.
+        While there is no database, try to reach it again, with growing pauses.
+
+        Raises
+        ------
+        InvalidInputError
+            If the storage is not in PostgreSQL, or the handler a coroutine function.
+        PoolNotFoundError
+            If no pool has the name that was given.
+        DatabaseUnavailableError
+            If there is no database to begin with.
+        ArchivedError
+            If the next event may have been archived; see :func:`reset`.
+        """
+        self._read(self._prepared(storage), stop or threading.Event())
+
+    def running(self, storage: IStorage) -> Running:
+        """Deliver events in a thread of its own; ends with the block or with ``stop()``.
+
+        What is committed after this call returns is delivered also to a new
+        subscription that starts "now". Raises what :meth:`run` raises.
+        """
+        return Running(self, self._prepared(storage))
+
+    async def run_async(self, storage: IStorage, stop: asyncio.Event | None = None) -> None:
+        """Do as :meth:`run`, in the running event loop.
+
+        A handler that is no coroutine function runs in the loop too.
+        """
+        stop = stop or asyncio.Event()
+        reading = await asyncio.to_thread(self._prepared, storage, may_be_async=True)
+        try:
+            await AsyncioDriver(reading.storage, stop).run(Reader(reading, stop.is_set).run())
+        finally:
+            await asyncio.to_thread(self._end, reading.storage)
+
+    def _read(self, reading: Reading, stop: threading.Event) -> None:
+        try:
+            ThreadDriver(reading.storage, stop).run(Reader(reading, stop.is_set).run())
+        finally:
+            self._end(reading.storage)
+
+    def _end(self, storage: PostgresStorage) -> None:
+        if self.temporary:
+            with storage._driver.session() as session:
+                session.run(statements.remove(storage.schema), name=self.name)
+                session.run(statements.forget_parked(storage.schema), name=self.name)
+
+    def _prepared(self, storage: IStorage, *, may_be_async: bool = False) -> Reading:
+        """Remember the subscription if it is new, and return what a reader must know."""
+        if self.is_async and not may_be_async:
+            raise InvalidInputError("the handler is a coroutine function: use run_async")
+        checked = in_postgres(storage)
+        checkpoint = checkpoint_before(self.start, checked)
+        with checked._driver.session() as session:
+            session.run(statements.register(checked.schema), name=self.name, checkpoint=checkpoint)
+        extract = Extract(types=self.types, pool_id=self._pool_id(checked), proxy_id=self.proxy_id)
+        return Reading(self, checked, extract)
+
+    def _pool_id(self, storage: PostgresStorage) -> UUID | None:
+        if self.pool is None or isinstance(self.pool, UUID):
+            return self.pool
+        pool = storage.get_pool_by_name(self.pool)
+        if pool is None:
+            raise PoolNotFoundError(f"Pool {self.pool!r} not found.", pool_name=self.pool)
+        return pool.id
+
+
+@dataclass(frozen=True)
+class BoundSubscription:
+    """A subscription together with the storage that it reads."""
+
+    subscription: Subscription
+    storage: IStorage
+
+    def run(self, stop: threading.Event | None = None) -> None:
+        """Deliver events in this thread until ``stop`` is set."""
+        self.subscription.run(self.storage, stop)
+
+    def running(self) -> Running:
+        """Deliver events in a thread of its own; ends with the block or with ``stop()``."""
+        return self.subscription.running(self.storage)
+
+    async def run_async(self, stop: asyncio.Event | None = None) -> None:
+        """Deliver events in the running event loop until ``stop`` is set."""
+        await self.subscription.run_async(self.storage, stop)
+
+
+class Running:
+    """A subscription that a thread reads; a context manager that stops it."""
+
+    def __init__(self, subscription: Subscription, reading: Reading) -> None:
+        self._stop = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(
+            target=self._read,
+            args=(subscription, reading),
+            name=f"pharox-subscription-{subscription.name}",
+            daemon=True,
+        )
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread still reads."""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Let the handler finish what it has, and wait for that; raises what ended the thread."""
+        self._stop.set()
+        self._thread.join()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _read(self, subscription: Subscription, reading: Reading) -> None:
+        try:
+            subscription._read(reading, self._stop)
+        except BaseException as error:
+            logger.exception("pharox.subscription.ended: %s", subscription.name)
+            self._error = error
+
+
+def in_postgres(storage: IStorage) -> PostgresStorage:
+    """Return the storage, if subscriptions can be kept in it."""
+    if not isinstance(storage, PostgresStorage):
+        raise InvalidInputError(
+            "subscriptions are kept in PostgreSQL; "
+            "with another storage, register callbacks at the manager"
+        )
+    return storage
+
+
+def check_start(start: Start) -> None:
+    """Raise InvalidInputError unless this is a place in the log."""
+    if isinstance(start, int) and not isinstance(start, bool) and 1 <= start < 2**63:
+        return
+    if start not in ("beginning", "now"):
+        raise InvalidInputError(f"{start!r} is no place in the log: 'beginning', 'now' or a seq")
+
+
+def checkpoint_before(start: Start, storage: PostgresStorage) -> int:
+    """Return the seq of the last event that is not to be delivered."""
+    last = storage.seal()
+    if isinstance(start, int):
+        return start - 1
+    return last if start == "now" else 0

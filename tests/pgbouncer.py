@@ -1,0 +1,110 @@
+"""PgBouncer in transaction mode before one of the run's servers: no session lasts behind it.
+
+Debian's 1.18 also knows no prepared statements, so what works through it does
+without them. Ask for the fixture ``pooled_url``; where there is no PgBouncer,
+the test is skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import Engine, create_engine, make_url
+
+_PORT = 6432  # a socket's name in its own folder
+_BINARY = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+
+@pytest.fixture
+def pooled_url(database_url: str) -> Iterator[str]:
+    """The URL of the test's database, through PgBouncer."""
+    if _BINARY is None:
+        pytest.skip("there is no pgbouncer here")
+    with in_front_of(database_url) as url:
+        yield url
+
+
+def pooled_engine(url: str) -> Engine:
+    """Return an engine as one makes it for such a URL: without prepared statements."""
+    return create_engine(
+        url,
+        isolation_level="AUTOCOMMIT",
+        connect_args={"prepare_threshold": None},
+        hide_parameters=True,
+    )
+
+
+@contextmanager
+def in_front_of(url: str) -> Iterator[str]:
+    """Run PgBouncer before a database for a block and yield the URL through it."""
+    parsed = make_url(url)
+    host = str(parsed.query.get("host") or parsed.host)
+    target = {
+        "host": host,
+        "port": parsed.port or 5432,
+        "dbname": parsed.database,
+        "user": parsed.username,
+        "password": parsed.password,
+    }
+    entry = " ".join(f"{name}={value}" for name, value in target.items() if value is not None)
+    with tempfile.TemporaryDirectory(prefix="pharox-test-") as name:
+        folder = Path(name)
+        (folder / "pgbouncer.ini").write_text(
+            f"[databases]\n{parsed.database} = {entry}\n"
+            "[pgbouncer]\n"
+            "pool_mode = transaction\n"
+            "auth_type = any\n"
+            "max_client_conn = 200\n"
+            "default_pool_size = 20\n"
+            "listen_addr =\n"
+            f"listen_port = {_PORT}\n"
+            f"unix_socket_dir = {folder}\n"
+        )
+        owner = _owner_of_socket(host)
+        if owner is not None:
+            shutil.chown(folder, owner)
+        with (folder / "log").open("wb") as log:
+            bouncer = subprocess.Popen(
+                [str(_BINARY), str(folder / "pgbouncer.ini")],
+                user=owner,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            query = {"host": str(folder), "port": str(_PORT)}
+            pooled = parsed.set(host=None, port=None, password=None, query=query)
+            _wait_until_it_answers(pooled.render_as_string(hide_password=False), folder / "log")
+            yield pooled.render_as_string(hide_password=False)
+        finally:
+            bouncer.terminate()
+            bouncer.wait(timeout=10)
+
+
+def _owner_of_socket(host: str) -> int | None:
+    """Return whom to run PgBouncer as: it refuses root, and must reach the server's socket."""
+    if os.geteuid() != 0:
+        return None
+    return os.stat(host).st_uid or 65534 if host.startswith("/") else 65534
+
+
+def _wait_until_it_answers(url: str, log: Path) -> None:
+    plain = url.replace("+psycopg", "")
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            psycopg.connect(plain).close()
+        except psycopg.OperationalError as error:
+            if time.monotonic() > deadline:
+                raise AssertionError(log.read_text()) from error
+            time.sleep(0.05)
+        else:
+            return
