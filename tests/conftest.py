@@ -16,7 +16,7 @@ from sqlalchemy import Engine, create_engine, make_url
 from pharox import InMemoryStorage, Proxy, ProxyPool, ProxyProtocol, ProxyStatus
 from pharox.storage.interface import IStorage
 from pharox.storage.postgres import PostgresStorage
-from tests import servers
+from tests import pgbouncer, servers
 
 SECRET_KEY = "Zm9yLXRlc3RzLW9ubHktZm9yLXRlc3RzLW9ubHktMTI="
 
@@ -155,6 +155,15 @@ def empty_database_url(server_url: str) -> Iterator[str]:
 def database_url(server_url: str, template: str) -> Iterator[str]:
     """The URL of a database with an upgraded, empty schema "pharox"."""
     with new_database(server_url, f"pharox_{uuid4().hex[:12]}", template) as url:
+        yield url
+
+
+@pytest.fixture
+def pooled_url(database_url: str) -> Iterator[str]:
+    """The URL of the test's database, through PgBouncer."""
+    if pgbouncer.BINARY is None:
+        pytest.skip("there is no pgbouncer here")
+    with pgbouncer.in_front_of(database_url) as url:
         yield url
 
 

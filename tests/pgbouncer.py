@@ -1,8 +1,7 @@
 """PgBouncer in transaction mode before one of the run's servers: no session lasts behind it.
 
 Debian's 1.18 also knows no prepared statements, so what works through it does
-without them. Ask for the fixture ``pooled_url``; where there is no PgBouncer,
-the test is skipped.
+without them. The fixture ``pooled_url`` skips its test where there is none.
 """
 
 from __future__ import annotations
@@ -17,20 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
-import pytest
 from sqlalchemy import Engine, create_engine, make_url
 
 _PORT = 6432  # a socket's name in its own folder
-_BINARY = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-
-
-@pytest.fixture
-def pooled_url(database_url: str) -> Iterator[str]:
-    """The URL of the test's database, through PgBouncer."""
-    if _BINARY is None:
-        pytest.skip("there is no pgbouncer here")
-    with in_front_of(database_url) as url:
-        yield url
+BINARY = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
 def pooled_engine(url: str) -> Engine:
@@ -74,7 +63,7 @@ def in_front_of(url: str) -> Iterator[str]:
             shutil.chown(folder, owner)
         with (folder / "log").open("wb") as log:
             bouncer = subprocess.Popen(
-                [str(_BINARY), str(folder / "pgbouncer.ini")],
+                [str(BINARY), str(folder / "pgbouncer.ini")],
                 user=owner,
                 stdout=log,
                 stderr=subprocess.STDOUT,

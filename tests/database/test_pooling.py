@@ -11,11 +11,9 @@ from pharox import ProxyManager
 from pharox.log import Extract
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import SECRET_KEY, fill, threads
-from tests.pgbouncer import pooled_engine, pooled_url
+from tests.pgbouncer import pooled_engine
 
 from .sealing import check_seal, connected
-
-__all__ = ["pooled_url"]
 
 
 def use(engine: Engine) -> PostgresStorage:

@@ -18,7 +18,6 @@ from pharox.storage.postgres import PostgresStorage
 from tests.conftest import SECRET_KEY, fill, open_engine, run_sql
 from tests.ledger.following import BOTH, following, is_level, status_of, until
 
-pytest_plugins = ["tests.pgbouncer"]
 both = pytest.mark.parametrize("driver", BOTH)
 ROOT = Path(__file__).parents[2]
 TERMINATE = (
