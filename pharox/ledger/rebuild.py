@@ -31,7 +31,7 @@ from .alone import alone
 
 Progress = Callable[[int, int], None]
 
-NEAR = 1_000
+NEAR = 200
 """With fewer events than this to go, a rebuild asks for the locks."""
 
 PATIENCE_S = 5.0
@@ -264,7 +264,7 @@ def _exchange_once(whole: Folder) -> float:
         connection.execute(sql.SQL("LOCK TABLE ONLY {}.events IN SHARE MODE").format(schema))
         connection.execute("SET LOCAL lock_timeout = 0")
         connection.execute(sql.SQL("SELECT {}.seal(true)").format(schema))
-        whole.fold_visible()
+        whole.fold_sealed()
         for table in live:
             connection.execute(sql.SQL("DROP TABLE {}").format(table))
         for projection in whole.projections:

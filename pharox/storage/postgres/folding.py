@@ -29,6 +29,7 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
+    cast,
     delete,
     func,
     literal_column,
@@ -39,7 +40,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
 
 from pharox.log import events, seals, ticks
-from pharox.log.tables import snapshots
+from pharox.log.tables import Xid8, snapshots
 from projections import Events, Projection, State
 
 from .driver import Session
@@ -174,12 +175,21 @@ class Folder:
             self.seq = self._fold_batch(min(self.seq + self.batch, upto))
             yield self.seq
 
-    def fold_visible(self) -> None:
-        """Fold all that the session's snapshot shows of the log, sealed or not."""
-        (last,) = self.session.rows(_last_statement(self.ledger))
-        for _ in self.advance(last["seq"]):
+    def fold_sealed(self) -> None:
+        """Fold all of the log that is sealed, as far as the session sees it."""
+        for _ in self.advance(self._last_tick()["seq"]):
             pass
-        self._fold_copied(_copy_unsealed_statement(self.ledger), {"after": self.seq})
+
+    def fold_visible(self) -> None:
+        """Fold all of the log that the session sees, sealed or not."""
+        last = self._last_tick()
+        for _ in self.advance(last.pop("seq")):
+            pass
+        self._fold_copied(_copy_unsealed_statement(self.ledger), {"after": self.seq, **last})
+
+    def _last_tick(self) -> dict[str, Any]:
+        rows = self.session.rows(_last_tick_statement(self.ledger))
+        return rows[0] if rows else {"seq": 0, "begun_from": "0", "running": []}
 
     def _fold_batch(self, upto: int) -> int:
         span = {"after": self.seq, "upto": upto}
@@ -193,16 +203,17 @@ class Folder:
     ) -> int | None:
         """Fold a copy of events, or its beginning; return the last seq if it was cut.
 
-        What is copied ``at_once`` is not fetched row by row, as the planner would.
+        What is copied ``at_once`` is merged in the order of positions; the planner
+        would fetch it row by row, or read more of the log than there is to copy.
         """
         run, reached = self.session.run, None
         run(_CREATE_BATCH)
         run(_EMPTY_BATCH)
         if at_once:
-            run(_NO_LOOPS)
+            run(_IN_ORDER)
         run(copy, **values, types=self._types)
         if at_once:
-            run(_LOOPS)
+            run(_AS_PLANNED)
         types = {row["type"] for row in self.session.rows(_TYPES)}
         if types & {"PoolChanged", "PoolRemoved", "ProxyRemoved"}:
             (found,) = self.session.rows(_CUT)
@@ -222,9 +233,16 @@ _IN_RANGE = (
 
 
 @lru_cache(maxsize=16)
-def _last_statement(ledger: str) -> Statement:
-    last = func.coalesce(func.max(ticks.c.last_seq), literal_column("0"))
-    return compiled(select(last.label("seq")), ledger)
+def _last_tick_statement(ledger: str) -> Statement:
+    """Return the query for the last seq, and for which transactions its tick could not see."""
+    snapshot = ticks.c.snapshot
+    running = func.array(select(cast(func.pg_snapshot_xip(snapshot), Text)).scalar_subquery())
+    query = select(
+        ticks.c.last_seq.label("seq"),
+        cast(func.pg_snapshot_xmax(snapshot), Text).label("begun_from"),
+        running.label("running"),
+    )
+    return compiled(query.order_by(ticks.c.last_seq.desc()).limit(ONE), ledger)
 
 
 @lru_cache(maxsize=16)
@@ -259,17 +277,14 @@ def _copy_statement(ledger: str) -> Statement:
 @lru_cache(maxsize=16)
 def _copy_unsealed_statement(ledger: str) -> Statement:
     """Return the statement that copies what is visible and not sealed, in order of positions."""
-    last = select(ticks.c.snapshot).order_by(ticks.c.last_seq.desc()).limit(ONE).scalar_subquery()
-    running = func.array(select(func.pg_snapshot_xip(last)).scalar_subquery())
     unsealed = ~select(ONE).where(seals.c.position == events.c.position).exists()
     seq = parameter("after", BigInteger) + func.row_number().over(order_by=events.c.position)
     query = select(
         *(seq if column.name == "seq" else events.c[column.name] for column in _batch.c)
     ).where(
         or_(
-            last.is_(None),
-            events.c.tx >= func.pg_snapshot_xmax(last),
-            events.c.tx == func.any(running),
+            events.c.tx >= parameter("begun_from", Xid8()),
+            events.c.tx == func.any(parameter("running", ARRAY(Xid8()))),
         ),
         unsealed,
         events.c.type == func.any(parameter("types", ARRAY(Text))),
@@ -337,8 +352,8 @@ def _load_statement(ledger: str, target: str, projection: Projection) -> Stateme
 
 
 _CREATE_BATCH = definition(CreateTable(_batch, if_not_exists=True), "")
-_NO_LOOPS = Statement(b"SET enable_nestloop = off", (), {}, ())
-_LOOPS = Statement(b"RESET enable_nestloop", (), {}, ())
+_IN_ORDER = Statement(b"SET enable_nestloop = off; SET enable_hashjoin = off", (), {}, ())
+_AS_PLANNED = Statement(b"RESET enable_nestloop; RESET enable_hashjoin", (), {}, ())
 _EMPTY_BATCH = Statement(b"TRUNCATE pg_temp.pharox_batch", (), {}, ())
 _TYPES = compiled(select(_batch.c.type).distinct(), "")
 _CUT = compiled(_cut(), "")

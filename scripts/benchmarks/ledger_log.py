@@ -1,0 +1,113 @@
+"""A long log: sealing it, rebuilding all read models from it, asking for its past, checking it.
+
+Each round has its own copy of the same database, whose events nobody has sealed
+yet. The peer's projection runner folds fewer events, as each is a transaction
+to it and the rate does not depend on how many there are; ours does, so a rebuild
+from as many stands beside it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pharox
+from pharox.ledger.rebuild import rebuild
+from pharox.storage.postgres import PostgresStorage
+from scripts.benchmarks import ledger_peer
+from scripts.benchmarks.history import ONE_EVENT, make_history
+from scripts.benchmarks.ledger_table import Bench, Figures, Line, Part
+from scripts.benchmarks.server import connected, fill, new_database
+
+BACKLOG = "backlog"
+"""The database with the long log, to be copied."""
+
+PEER_EVENTS = 3_000
+TICKS = 100
+PER_TICK = 10
+
+TABLES = {
+    "2. Seal": (
+        Line("a backlog, events", "sealed", at_least=100_000),
+        Line("10 new events at a time, ticks", "ticks"),
+    ),
+    "3. Rebuild": (
+        Line("all read models, events", "rebuilt", at_least=300_000),
+        Line("eventsourcing's projection runner, events", "peer"),
+        Line("  our rebuild, of that", "rebuilt", per="peer", at_least=20),
+        Line("all read models, from as many events as it had", "rebuilt few"),
+        Line("  our rebuild, of that", "rebuilt few", per="peer"),
+    ),
+    "7. The past": (
+        Line("the state in the middle of the log, first time", "first as-of", "s"),
+        Line("the state in the middle of the log, second time", "second as-of", "s"),
+        Line("verify, events", "verified"),
+        Line("findings of verify", "findings", "", at_most=0),
+    ),
+}
+
+
+def part(bench: Bench) -> Part:
+    """Return what measures a long log, once that is made."""
+    make_backlog(bench, BACKLOG, bench.events)
+    make_backlog(bench, "few", PEER_EVENTS)
+
+    def measure() -> Figures:
+        storage = pharox.connect(new_database(bench.url, "copied", BACKLOG))
+        few = pharox.connect(new_database(bench.url, "copied_few", "few"))
+        last, sealing_s = timed(storage.seal)
+        rebuilt = rebuild(storage)
+        _, first_s = timed(lambda: storage.state_at(last // 2))
+        _, second_s = timed(lambda: storage.state_at(last // 2))
+        findings, verifying_s = timed(storage.verify)
+        ticks = _ticks_rate(storage)
+        few.seal()
+        rebuilt_few = rebuild(few)
+        storage.close()
+        few.close()
+        return {
+            "sealed": last / sealing_s,
+            "ticks": ticks,
+            "rebuilt": rebuilt.events / rebuilt.seconds,
+            "peer": ledger_peer.projection_rate(bench.url, PEER_EVENTS),
+            "rebuilt few": rebuilt_few.events / rebuilt_few.seconds,
+            "first as-of": first_s,
+            "second as-of": second_s,
+            "verified": last / verifying_s,
+            "findings": len(findings),
+        }
+
+    return Part("log", TABLES, measure)
+
+
+def make_backlog(bench: Bench, name: str, events: int) -> None:
+    """Create a database with a pool and a history of so many events, not sealed."""
+    storage = pharox.connect(new_database(bench.url, name))
+    storage.upgrade_schema()
+    pool_id = fill(storage, "bench", 100)
+    make_history(storage.engine, storage.schema, pool_id, events)
+    with storage.engine.connect() as connection:
+        connection.exec_driver_sql("VACUUM ANALYZE")
+    storage.close()
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """Return what a call returns, and how many seconds it took."""
+    began = time.monotonic()
+    result = call()
+    return result, time.monotonic() - began
+
+
+def _ticks_rate(storage: PostgresStorage) -> float:
+    """Return how many small ticks a second are made, without what appends their events."""
+    statement = ONE_EVENT.format(table="pharox.events", correlation_id="NULL")
+    url = storage.engine.url.render_as_string(hide_password=False)
+    seconds = 0.0
+    with connected(url) as connection:
+        for _ in range(TICKS):
+            with connection.transaction():
+                for _ in range(PER_TICK):
+                    connection.execute(statement)
+            seconds += timed(storage.seal)[1]
+    return TICKS / seconds

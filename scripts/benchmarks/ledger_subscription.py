@@ -1,0 +1,61 @@
+"""A subscription in the database: events counted in the transaction that moves the checkpoint."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pharox
+from pharox.ledger.subscriptions import Delivery, Subscription
+from pharox.storage.postgres import PostgresStorage
+from scripts.benchmarks.ledger_log import BACKLOG
+from scripts.benchmarks.ledger_table import Bench, Figures, Line, Part
+from scripts.benchmarks.server import connected, new_database
+
+LINES = (Line("events, counted by type in one statement a batch", "counted", at_least=20_000),)
+
+_COUNTS = "CREATE TABLE counts (type text PRIMARY KEY, events bigint NOT NULL)"
+_COUNT = """
+INSERT INTO counts AS c (type, events)
+SELECT type, count(*) FROM unnest(%s::text[]) AS type GROUP BY type
+ON CONFLICT (type) DO UPDATE SET events = c.events + excluded.events
+"""
+_COUNTED = "SELECT coalesce(sum(events), 0)::bigint FROM counts"
+
+
+def part(bench: Bench) -> Part:
+    """Return what measures a subscription over a sealed log, to its end or until time is up."""
+    url = new_database(bench.url, "subscribed", BACKLOG)
+    storage = pharox.connect(url)
+    last = storage.seal()
+    with connected(url) as connection:
+        connection.execute(_COUNTS)
+
+    def measure() -> Figures:
+        with connected(url) as connection:
+            connection.execute("TRUNCATE counts")
+            began = time.monotonic()
+            _count_until(storage, last, bench.seconds)
+            seconds = time.monotonic() - began
+            row = connection.execute(_COUNTED).fetchone()
+        assert row is not None
+        return {"counted": row[0] / seconds}
+
+    return Part("subscription", {"4. Subscription in the database": LINES}, measure)
+
+
+def _count_until(storage: PostgresStorage, last: int, seconds: float) -> None:
+    complete = threading.Event()
+
+    def count(deliveries: list[Delivery]) -> None:
+        connection: Any = deliveries[0].connection
+        connection.execute(_COUNT, [[delivery.event.type for delivery in deliveries]])
+        if deliveries[-1].seq == last:
+            complete.set()
+
+    subscription = Subscription(
+        "counting", count, in_transaction=True, whole_batches=True, temporary=True
+    )
+    with subscription.running(storage):
+        complete.wait(seconds)

