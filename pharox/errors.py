@@ -79,6 +79,10 @@ class EventVersionError(PharoxError):
     """The log has an event that this pharox cannot read: a newer one wrote it. Upgrade pharox."""
 
 
+class ProjectionError(PharoxError):
+    """A package offers a projection that cannot be loaded."""
+
+
 class SecretKeyError(PharoxError):
     """Credentials cannot be encrypted or read without the right key.
 

@@ -8,7 +8,9 @@ again from the log.
 """
 
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
+
+from pharox.errors import ProjectionError
 
 from .available_proxies import AVAILABLE_PROXIES, Availability, AvailableProxies
 from .base import Events, Fold, Projection, ProjectionRow, metadata
@@ -39,9 +41,25 @@ ENTRY_POINTS = "pharox.projections"
 
 @cache
 def registered() -> tuple[Projection, ...]:
-    """Return every projection that is folded: ours, then those of installed packages by name."""
+    """Return every projection that is folded: ours, then those of installed packages by name.
+
+    Raises
+    ------
+    ProjectionError
+        If one of those cannot be loaded.
+    """
     offered = sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)
-    return (*ALL, *(point.load()() for point in offered))
+    return (*ALL, *map(_loaded, offered))
+
+
+def _loaded(point: EntryPoint) -> Projection:
+    try:
+        projection: Projection = point.load()()
+    except Exception as error:
+        raise ProjectionError(
+            f"the projection {point.name!r} ({point.value}) can't be loaded: {error}"
+        ) from error
+    return projection
 
 
 __all__ = [

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from ..storage.postgres import PostgresStorage
 
 
+LOG_CHECKS = frozenset({"events", "seals", "sealed", "ticks"})
+
+
 def verify(
     context: typer.Context,
     limit: Annotated[
@@ -32,11 +35,26 @@ def verify(
         findings = storage.verify(limit=limit + 1)
         last = storage.seal()
     _print(findings[:limit], as_json=as_json)
-    if len(findings) > limit:
-        say(f"there are more than {limit} differences")
-    if findings:
-        raise typer.Exit(FAILURE)
-    say(f"nothing is wrong: {last:,} events checked, and all that was folded from them")
+    if not findings:
+        say(f"nothing is wrong: the log up to seq {last:,}, and all that was folded from it")
+        return
+    more = "more than " if len(findings) > limit else ""
+    say(f"{more}{len(findings[:limit])} differences; {_advice({f.check for f in findings})}")
+    raise typer.Exit(FAILURE)
+
+
+def _advice(checks: set[str]) -> str:
+    """Return what to do about findings of these checks."""
+    if checks & LOG_CHECKS:
+        return (
+            "the log itself was changed, so do not rebuild: what differs from it may well be right"
+        )
+    from projections import registered  # noqa: PLC0415 - takes a while to import
+
+    names = [projection.name for projection in registered() if projection.name in checks]
+    if names:
+        return f"`pharox rebuild {' '.join(names)}` makes them as the log says"
+    return "see the documentation of verify for what each means"
 
 
 def rebuild(
@@ -45,25 +63,30 @@ def rebuild(
         list[str] | None,
         typer.Argument(metavar="[PROJECTION...]", help="Which read models; all if not given."),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if the log was changed since it was sealed.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Rebuild read models from the log, while leasing goes on, and put them in place."""
     with ledger(context) as storage:
-        rebuild_in(storage, names or (), as_json=as_json)
+        rebuild_in(storage, names or (), force=force, as_json=as_json)
 
 
-def rebuild_in(storage: PostgresStorage, names: Sequence[str], *, as_json: bool = False) -> None:
+def rebuild_in(
+    storage: PostgresStorage, names: Sequence[str], *, force: bool = False, as_json: bool = False
+) -> None:
     """Rebuild read models of a ledger, and print how the old ones differed and what it took."""
     from ..ledger.rebuild import rebuild as rebuild_read_models  # noqa: PLC0415 - takes a while
 
     with _bar() as progress:
-        done = rebuild_read_models(storage, names, progress=progress)
+        done = rebuild_read_models(storage, names, progress=progress, force=force)
     _print(done.findings, as_json=as_json)
     if done.findings:
         say("the old tables were not what the log says; the new ones are")
     tables = ", ".join(done.projections)
     say(
-        f"rebuilt {tables} from {done.events:,} events in {done.seconds:.1f} s; "
+        f"rebuilt {tables} from the log up to seq {done.last_seq:,} in {done.seconds:.1f} s; "
         f"writers were held up for {done.locked_ms:.0f} ms"
     )
 

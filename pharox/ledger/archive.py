@@ -216,7 +216,7 @@ class _Archiving:
         if settled:
             self._storage.prune_leases(max(settled) + timedelta(microseconds=1))
             with self._storage._driver.session() as session:
-                base = snapshots.base_of(session, self._storage.schema)
+                base = snapshots.archived_upto(session, self._storage.schema)
             self._storage.take_snapshot(max(base, *(c.last_seq or 0 for c in leaving.values())))
 
     def _record(self, leaving: dict[Part, Contents]) -> None:

@@ -10,9 +10,10 @@ not get the locks at once, it lets the writers go first and tries again.
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import NamedTuple
 
 import psycopg
@@ -37,6 +38,9 @@ NEAR = 200
 PATIENCE_S = 5.0
 """How long to wait for another rebuild; a session that was killed takes a moment to end."""
 
+LONGEST_NAME = 63
+"""Of how many bytes a name in PostgreSQL may be."""
+
 LOCK_TIMEOUT_MS = 50
 ATTEMPTS = 200
 
@@ -44,13 +48,14 @@ ATTEMPTS = 200
 class Rebuilt(NamedTuple):
     """What a rebuild did.
 
-    ``findings`` are rows in which the old tables differed from the log,
-    ``locked_ms`` how long writers were held up by the exchange, ``attempts``
-    how often it asked for the locks.
+    ``last_seq`` is how far into the log the new tables go, ``findings`` are rows
+    in which the old ones differed from it. ``locked_ms`` is how long writers were
+    held up by the exchange, ``attempts`` how often it asked for the locks before
+    it had all of them.
     """
 
     projections: tuple[str, ...]
-    events: int
+    last_seq: int
     seconds: float
     locked_ms: float
     attempts: int
@@ -63,6 +68,7 @@ def rebuild(
     *,
     progress: Progress | None = None,
     limit: int = 100,
+    force: bool = False,
 ) -> Rebuilt:
     """Rebuild read models from the log.
 
@@ -74,6 +80,8 @@ def rebuild(
         Called with the seq that has been reached and the last one, now and then.
     limit:
         How many differences between the old tables and the log to return at most.
+    force:
+        Put the new tables in place even if the log was changed since it was sealed.
 
     Raises
     ------
@@ -82,8 +90,8 @@ def rebuild(
     ConflictError
         If another rebuild, or an archive, is running.
     DatabaseError
-        If something depends on a table that is to be exchanged, or the locks
-        were not to be had.
+        If something depends on a table that is to be exchanged, the old tables
+        differ from a log that was itself changed, or the locks were not to be had.
     """
     wanted = _chosen(names)
     started = time.monotonic()
@@ -94,7 +102,7 @@ def rebuild(
         session.take_room()
         _begin(session, storage.schema, wanted)
         last = storage.seal()
-        base = base_of(session, storage.schema)
+        base = base_of(session, storage.schema, wanted)
         _fold_in_parallel(storage, wanted, base, last, progress or _untold)
         whole = Folder(session, storage.schema, wanted, fresh_schema(storage.schema))
         whole.seq = last
@@ -103,16 +111,27 @@ def rebuild(
         whole.analyze()
         _catch_up(storage, whole)
         findings = _compare(whole, limit)
+        if findings and not force:
+            _check_log(storage)
         locked_ms, attempts = _exchange(storage, whole)
-        session.connection.execute(_drop_fresh(storage.schema))
+        _drop_fresh(session, storage.schema)
     seconds = time.monotonic() - started
     done = tuple(projection.name for projection in wanted)
     return Rebuilt(done, whole.seq, seconds, locked_ms, attempts, tuple(findings))
 
 
 def fresh_schema(schema: str) -> str:
-    """Return the name of the schema in which a ledger's read models are rebuilt."""
-    return f"{schema}_rebuild"
+    """Return the name of the schema in which a ledger's read models are rebuilt.
+
+    Raises
+    ------
+    InvalidInputError
+        If it would be too long: PostgreSQL would cut it, perhaps to the ledger's own.
+    """
+    name = f"{schema}_rebuild"
+    if len(name.encode()) > LONGEST_NAME:
+        raise InvalidInputError(f"schema {schema!r} has too long a name to be rebuilt")
+    return name
 
 
 def _chosen(names: Sequence[str]) -> tuple[Projection, ...]:
@@ -138,7 +157,14 @@ JOIN pg_class AS c ON c.oid = d.refobjid AND d.refclassid = 'pg_class'::regclass
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
 LEFT JOIN pg_constraint AS k ON d.classid = 'pg_constraint'::regclass AND k.oid = d.objid
 WHERE n.nspname = %(schema)s AND c.relname = ANY (%(tables)s)
-  AND (d.classid = 'pg_rewrite'::regclass OR (k.contype = 'f' AND k.conrelid <> c.oid))
+  AND (d.classid IN ('pg_rewrite'::regclass, 'pg_policy'::regclass, 'pg_publication_rel'::regclass,
+                     'pg_statistic_ext'::regclass)
+       OR k.contype = 'f'
+       OR (d.classid = 'pg_trigger'::regclass AND NOT EXISTS (
+           SELECT FROM pg_trigger AS t WHERE t.oid = d.objid AND t.tgisinternal))
+       OR (d.classid = 'pg_class'::regclass AND d.deptype = 'a' AND EXISTS (
+           SELECT FROM pg_index AS i JOIN pg_class AS x ON x.oid = i.indexrelid
+           WHERE i.indexrelid = d.objid AND NOT x.relname = ANY (%(indexes)s))))
 ORDER BY 1
 LIMIT 1
 """
@@ -147,19 +173,35 @@ LIMIT 1
 def _begin(session: Session, schema: str, wanted: Sequence[Projection]) -> None:
     connection = session.connection
     tables = [projection.table.name for projection in wanted]
-    dependent = connection.execute(_DEPENDENT, {"schema": schema, "tables": tables}).fetchone()
+    indexes = [str(index.name) for projection in wanted for index in projection.table.indexes]
+    known_by_name = {"schema": schema, "tables": tables, "indexes": indexes}
+    dependent = connection.execute(_DEPENDENT, known_by_name).fetchone()
     if dependent is not None:
         raise DatabaseError(
             f"{dependent[0]} depends on the table {dependent[1]}, which is to be exchanged: "
             "drop it, rebuild, and create it again"
         )
-    connection.execute(_drop_fresh(schema))
-    connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(fresh_schema(schema))))
-
-
-def _drop_fresh(schema: str) -> sql.Composed:
+    _drop_fresh(session, schema)
     fresh = sql.Identifier(fresh_schema(schema))
-    return sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(fresh)
+    with connection.transaction():
+        connection.execute(sql.SQL("CREATE SCHEMA {}").format(fresh))
+        connection.execute(sql.SQL("COMMENT ON SCHEMA {} IS {}").format(fresh, _mark(schema)))
+
+
+def _mark(schema: str) -> str:
+    return f"where pharox rebuilds {schema}"
+
+
+def _drop_fresh(session: Session, schema: str) -> None:
+    """Drop what a rebuild left, and nothing that only has the same name."""
+    name = fresh_schema(schema)
+    query = "SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE nspname = %s"
+    found = session.connection.execute(query, (name,)).fetchone()
+    if found is None:
+        return
+    if found[0] != _mark(schema):
+        raise DatabaseError(f"schema {name!r} is needed for the rebuild and is somebody else's")
+    session.connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(name)))
 
 
 # While leasing goes on
@@ -178,6 +220,7 @@ def _fold_in_parallel(
         [p for p in wanted if p is not known.LEASES],
     )
     reached = {number: 0 for number, group in enumerate(groups) if group}
+    given_up = threading.Event()
 
     def fold(number: int) -> None:
         with storage.own_session() as session:
@@ -189,10 +232,16 @@ def _fold_in_parallel(
                 folder.load(base)
             for reached[number] in folder.advance(last):
                 progress(min(reached.values()), last)
+                if given_up.is_set():
+                    return
 
     with ThreadPoolExecutor(len(reached)) as workers:
-        for done in [workers.submit(fold, number) for number in reached]:
-            done.result()
+        try:
+            for done in as_completed([workers.submit(fold, number) for number in reached]):
+                done.result()
+        except BaseException:
+            given_up.set()
+            raise
 
 
 def _catch_up(storage: PostgresStorage, whole: Folder) -> None:
@@ -222,6 +271,16 @@ def _compare(whole: Folder, limit: int) -> list[Finding]:
     return findings
 
 
+def _check_log(storage: PostgresStorage) -> None:
+    """Refuse to put right what the log says differently, if it is the log that is wrong."""
+    changed = storage.verify_log(limit=1)
+    if changed:
+        raise DatabaseError(
+            f"the log was changed since it was sealed ({changed[0]}); the read models stay as they "
+            "are, and `pharox verify` tells all; --force rebuilds them from the log as it is"
+        )
+
+
 def _existing(session: Session, whole: Folder) -> list[Projection]:
     """Return those of the projections that have a live table; a new one has none."""
     query = "SELECT tablename FROM pg_tables WHERE schemaname = %s"
@@ -244,7 +303,7 @@ def _exchange(storage: PostgresStorage, whole: Folder) -> tuple[float, int]:
             time.sleep(random.uniform(0.02, 0.2))  # noqa: S311 - only to let others go first
     raise DatabaseError(
         f"the read models are as they were: their locks were not to be had in {ATTEMPTS} attempts; "
-        "look for transactions that are left open"
+        "look for transactions that are left open, or a verify that is running"
     )
 
 
@@ -262,8 +321,8 @@ def _exchange_once(whole: Folder) -> float:
             tables = sql.SQL(", ").join(live)
             connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(tables))
         connection.execute(sql.SQL("LOCK TABLE ONLY {}.events IN SHARE MODE").format(schema))
-        connection.execute("SET LOCAL lock_timeout = 0")
         connection.execute(sql.SQL("SELECT {}.seal(true)").format(schema))
+        connection.execute("SET LOCAL lock_timeout = 0")
         whole.fold_sealed()
         for table in live:
             connection.execute(sql.SQL("DROP TABLE {}").format(table))
@@ -291,5 +350,15 @@ FROM pg_class AS c
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
 CROSS JOIN LATERAL aclexplode(c.relacl) AS x
 WHERE n.nspname = %(schema)s AND c.relkind = 'r' AND x.grantee <> c.relowner
+UNION ALL
+SELECT c.relname::text, format('GRANT %%s (%%I) ON %%I.%%I TO %%s%%s',
+    x.privilege_type, a.attname, n.nspname, c.relname,
+    CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(x.grantee)) END,
+    CASE WHEN x.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+FROM pg_class AS c
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+JOIN pg_attribute AS a ON a.attrelid = c.oid
+CROSS JOIN LATERAL aclexplode(a.attacl) AS x
+WHERE n.nspname = %(schema)s AND c.relkind = 'r'
 """
 """Commands that give fresh tables the owners and privileges of the live ones."""

@@ -28,7 +28,7 @@ from sqlalchemy import (
     Uuid,
     literal_column,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.types import UserDefinedType
 
 from projections.base import metadata
@@ -151,6 +151,7 @@ snapshots = Table(
     metadata,
     Column("seq", BigInteger, nullable=False, autoincrement=False),
     Column("taken_at", DateTime(timezone=True), nullable=False),
+    Column("projections", ARRAY(Text), nullable=False),
     PrimaryKeyConstraint("seq"),
 )
 snapshot_rows = Table(
@@ -161,7 +162,7 @@ snapshot_rows = Table(
     Column("row", JSONB, nullable=False),
     Index("ix_snapshot_rows_seq", "seq", "projection"),
 )
-"""The read models as they were after event ``seq``: a shortcut, never the truth."""
+"""The read models of ``projections`` after event ``seq``: a shortcut, never the truth."""
 
 subscriptions = Table(
     "subscriptions",

@@ -69,9 +69,9 @@ def part(bench: Bench) -> Part:
         return {
             "sealed": last / sealing_s,
             "ticks": ticks,
-            "rebuilt": rebuilt.events / rebuilt.seconds,
+            "rebuilt": rebuilt.last_seq / rebuilt.seconds,
             "peer": ledger_peer.projection_rate(bench.url, PEER_EVENTS),
-            "rebuilt few": rebuilt_few.events / rebuilt_few.seconds,
+            "rebuilt few": rebuilt_few.last_seq / rebuilt_few.seconds,
             "first as-of": first_s,
             "second as-of": second_s,
             "verified": last / verifying_s,

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -67,6 +68,21 @@ class TestOneBatch:
                 postgres.delete_pool(str(pool.id))
         assert folded(postgres) == postgres.live_states()
 
+    def test_what_is_not_sealed_yet(self, postgres: PostgresStorage) -> None:
+        """What came back after the last seal is folded with its snapshot all the same."""
+        pool, (proxy, _) = fill(postgres, 2)
+        postgres.seal()
+        postgres.delete_proxy(str(proxy.id))
+        postgres.save_proxy(proxy)
+        postgres.save_pool(pool.model_copy(update={"name": "renamed"}))
+        postgres.save_pool(ProxyPool(name="pool"))
+        with postgres._driver.session(keep=False) as session:
+            folder = Folder(session, postgres.schema, projections.ALL)
+            folder.create()
+            folder.fold_visible()
+            assert folder.seq == 3
+            assert folder.states() == postgres.live_states()
+
     def test_names_that_were_exchanged(self, postgres: PostgresStorage) -> None:
         one, two = (ProxyPool(name=name) for name in ("one", "two"))
         for pool in (one, two):
@@ -123,6 +139,77 @@ class TestRebuild:
         with pytest.raises(DatabaseError, match="depends on the table leases"):
             rebuild(postgres)
         assert rebuild(postgres, ["pools"]).findings == ()
+
+    @pytest.mark.parametrize(
+        "of_their_own",
+        [
+            "CREATE INDEX mine ON pharox.leases (consumer_name)",
+            "CREATE POLICY mine ON pharox.leases USING (true)",
+            "CREATE PUBLICATION mine FOR TABLE pharox.leases",
+            "CREATE TRIGGER mine BEFORE UPDATE ON pharox.leases "
+            "FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+        ],
+    )
+    def test_nothing_of_theirs_is_lost(self, postgres: PostgresStorage, of_their_own: str) -> None:
+        """What else hangs on a table is named, and the table stays."""
+        run_sql(postgres.engine, of_their_own)
+        with pytest.raises(DatabaseError, match=r"mine.*depends on the table leases"):
+            rebuild(postgres)
+
+    def test_a_schema_of_somebody_else_is_left_alone(self, postgres: PostgresStorage) -> None:
+        """Only what a rebuild made is dropped, whatever its name is."""
+        run_sql(postgres.engine, "CREATE SCHEMA pharox_rebuild")
+        run_sql(postgres.engine, "CREATE TABLE pharox_rebuild.theirs ()")
+        with pytest.raises(DatabaseError, match="somebody else's"):
+            rebuild(postgres)
+        assert run_sql(postgres.engine, "SELECT count(*) FROM pharox_rebuild.theirs") == [(0,)]
+
+    def test_a_name_that_would_be_cut_is_refused(self, empty_database_url: str) -> None:
+        """PostgreSQL would cut the fresh schema's name to that of the ledger."""
+        storage = PostgresStorage(open_engine(empty_database_url), schema="s" * 63)
+        storage.upgrade_schema()
+        storage.save_pool(ProxyPool(name="kept"))
+        with pytest.raises(InvalidInputError, match="too long a name"):
+            rebuild(storage)
+        assert [pool.name for pool in storage.list_pools()] == ["kept"]
+        storage.close()
+
+    def test_a_forged_event_does_not_get_into_the_read_models(
+        self, postgres: PostgresStorage
+    ) -> None:
+        """If the log was changed, the old tables stay, unless one insists."""
+        fill(postgres, 1)
+        postgres.seal()
+        run_sql(postgres.engine, "ALTER TABLE pharox.events_0 DISABLE TRIGGER USER")
+        run_sql(
+            postgres.engine,
+            """UPDATE pharox.events_0 SET data = jsonb_set(data, '{host}', '"evil.example"') """
+            "WHERE type = 'ProxyRegistered'",
+        )
+        with pytest.raises(DatabaseError, match=r"changed since it was sealed \(events seq=2"):
+            rebuild(postgres)
+        hosts = "SELECT host FROM pharox.proxies"
+        assert run_sql(postgres.engine, hosts) == [("10.0.0.0",)]
+        rebuild(postgres, force=True)
+        assert run_sql(postgres.engine, hosts) == [("evil.example",)]
+
+    def test_verify_beside_rebuilds_finds_nothing(self, postgres: PostgresStorage) -> None:
+        """A table that is exchanged while verify looks does not seem to be empty."""
+        fill(postgres, 3)
+        done = threading.Event()
+        findings: list[projections.Finding] = []
+
+        def check() -> None:
+            while not done.is_set():
+                findings.extend(postgres.verify())
+
+        checker = threading.Thread(target=check)
+        checker.start()
+        for _ in range(5):
+            rebuild(postgres)
+        done.set()
+        checker.join()
+        assert findings == []
 
     def test_an_unknown_name_is_refused(self, postgres: PostgresStorage) -> None:
         with pytest.raises(InvalidInputError, match="no projection is named 'lease'; there are"):
@@ -231,7 +318,7 @@ MINE = '''
     from dataclasses import dataclass
     from datetime import datetime
 
-    from sqlalchemy import Column, DateTime, Table, Text, func, select
+    from sqlalchemy import Column, DateTime, Table, Text, select
     from sqlalchemy.dialects.postgresql import insert
 
     from pharox.events import LeaseAcquired
@@ -252,12 +339,9 @@ MINE = '''
     )
 
 
-    def first(events):
-        firsts = (
-            select(events.c.consumer, func.min(events.c.recorded_at))
-            .where(of_type(events, "LeaseAcquired"))
-            .group_by(events.c.consumer)
-        )
+    def insert_first(events):
+        first = events.earliest(of_type(events, "LeaseAcquired"), events.c.consumer)
+        firsts = select(first.c.consumer, first.c.recorded_at)
         return insert(table).from_select(["consumer", "at"], firsts).on_conflict_do_nothing()
 
 
@@ -269,7 +353,7 @@ MINE = '''
                 state.setdefault((event.consumer,), FirstLease(event.consumer, event.recorded_at))
 
         def folds(self):
-            return (Fold(frozenset({"LeaseAcquired"}), first),)
+            return (Fold(frozenset({"LeaseAcquired"}), insert_first),)
 '''
 
 
@@ -311,6 +395,61 @@ def test_a_projection_of_ones_own(
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["before", "after"]
+
+
+def test_a_projection_that_came_after_a_snapshot(
+    postgres: PostgresStorage, database_url: str, plugin: Path
+) -> None:
+    """A stored state that knows nothing of it is not taken for its past."""
+    fill(postgres, 2)
+    ProxyManager(postgres).acquire_proxy("pool", "before")
+    postgres.take_snapshot(postgres.seal())
+    script = """
+        import sys
+        import pharox
+        from pharox.ledger.rebuild import rebuild
+        storage = pharox.connect(sys.argv[1])
+        try:
+            storage.verify()
+        except pharox.SchemaError as error:
+            print(error)
+        rebuild(storage, ["first_leases"])
+        assert storage.verify() == [], storage.verify()
+        assert storage.state_at(storage.seal()) == {
+            **storage.live_states(),
+            "leases": storage.state_at(storage.seal())["leases"],
+        }
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), database_url],
+        env={**os.environ, "PYTHONPATH": str(plugin), "PHAROX_SECRET_KEY": SECRET_KEY},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'relation "pharox.first_leases" does not exist' in done.stdout
+    assert "`pharox rebuild NAME`" in done.stdout
+
+
+RUN_PHAROX = "import sys; from pharox.cli import main; sys.exit(main())"
+
+
+def test_a_projection_that_cannot_be_loaded(database_url: str, plugin: Path) -> None:
+    """A package's mistake is told in a sentence that names it."""
+    (plugin / "first_leases.py").write_text("raise RuntimeError('half done')")
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_PHAROX, "--url", database_url, "stats"],
+        env={**os.environ, "PYTHONPATH": str(plugin)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "pharox: the projection 'first_leases' (first_leases:FirstLeases) can't be loaded: "
+        "half done\n"
+    )
 
 
 def test_another_schema_of_any_name(empty_database_url: str) -> None:

@@ -87,11 +87,18 @@ class Driver:
 
     @contextmanager
     def own_session(self) -> Iterator[Session]:
-        """Open a connection of its own for a block, in which each statement is a transaction."""
+        """Open a connection of its own for a block, in which each statement is a transaction.
+
+        It connects as those of the engine's pool do, and takes none of them.
+        """
         with self.connection() as lent:
-            info = lent.info
-            with psycopg.connect(info.dsn, password=info.password, autocommit=True) as connection:
-                yield Session(connection)
+            dsn, password = lent.info.dsn, lent.info.password
+        try:
+            connection = psycopg.connect(dsn, password=password, autocommit=True)
+        except psycopg.OperationalError as error:
+            raise DatabaseUnavailableError(f"no connection to the database: {error}") from error
+        with connection, _in_our_words(connection):
+            yield Session(connection)
 
     @contextmanager
     def connection(self) -> Iterator[psycopg.Connection[Any]]:
@@ -109,22 +116,35 @@ class Driver:
         try:
             if not was_autocommit:
                 connection.autocommit = True
-            yield connection
-        except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedFunction) as error:
-            raise SchemaError(f"the database has no pharox schema: {UPGRADE_HINT}") from error
-        except psycopg.errors.UndefinedColumn as error:
-            raise SchemaError(f"the pharox schema is outdated: {UPGRADE_HINT}") from error
-        except psycopg.Error as error:
-            if connection.closed:
-                self._engine.dispose()  # the others of the pool were cut as well, most likely
-                raise DatabaseUnavailableError(f"the database went away: {error}") from error
-            raise DatabaseError(f"the database refused: {error}") from error
+            with _in_our_words(connection):
+                yield connection
+        except DatabaseUnavailableError:
+            self._engine.dispose()  # the others of the pool were cut as well, most likely
+            raise
         finally:
             if connection.closed:
                 lent.invalidate()
             elif not was_autocommit:
                 connection.autocommit = False
             lent.close()
+
+
+@contextmanager
+def _in_our_words(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """Say what the server refused, or that it is gone, as an error of ours."""
+    try:
+        yield
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedFunction) as error:
+        raise SchemaError(
+            f"the pharox schema is not complete ({error.diag.message_primary}): {UPGRADE_HINT}; "
+            "a projection of your own needs `pharox rebuild NAME`"
+        ) from error
+    except psycopg.errors.UndefinedColumn as error:
+        raise SchemaError(f"the pharox schema is outdated: {UPGRADE_HINT}") from error
+    except psycopg.Error as error:
+        if connection.closed:
+            raise DatabaseUnavailableError(f"the database went away: {error}") from error
+        raise DatabaseError(f"the database refused: {error}") from error
 
 
 class Session:

@@ -7,17 +7,19 @@ that copy; the live read models are not touched.
 
 A fold states its parts in one order: what was registered, what changed, what
 was removed. That is also their order in time unless something comes back after
-it was removed, or a name is given away. Such an event begins a batch of its
-own, so that within a batch the order of the parts is always the right one.
+it was removed, or takes a name that was given away. Before such an event a
+copy is cut, and its slices are folded one after another.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
+from uuid import UUID
 
 from psycopg import sql
 from sqlalchemy import (
@@ -25,12 +27,10 @@ from sqlalchemy import (
     Column,
     DateTime,
     MetaData,
-    Select,
     Table,
     Text,
     Uuid,
     cast,
-    delete,
     func,
     literal_column,
     or_,
@@ -40,6 +40,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
 
 from pharox.log import events, seals, ticks
+from pharox.log.extract import BIGGEST
 from pharox.log.tables import Xid8, snapshots
 from projections import Events, Projection, State
 
@@ -141,7 +142,9 @@ class Folder:
     def store(self) -> None:
         """Store what is folded so far as a snapshot, unless there is one of this seq."""
         self.session.connection.execute(STORED_TIME_ZONE)
-        if not self.session.run(_snapshot_statement(self.ledger), seq=self.seq):
+        names = [projection.name for projection in self.projections]
+        header = _snapshot_statement(self.ledger)
+        if not self.session.run(header, seq=self.seq, projections=names):
             return
         for projection in self.projections:
             statement = _store_statement(self.ledger, self.target, projection)
@@ -195,18 +198,18 @@ class Folder:
         span = {"after": self.seq, "upto": upto}
         (bounds,) = self.session.rows(_bounds_statement(self.ledger), **span)
         many = upto - self.seq >= MANY
-        copy = _copy_statement(self.ledger)
-        return self._fold_copied(copy, {**span, **bounds}, at_once=many) or upto
+        self._fold_copied(_copy_statement(self.ledger), {**span, **bounds}, at_once=many)
+        return upto
 
     def _fold_copied(
         self, copy: Statement, values: dict[str, Any], *, at_once: bool = False
-    ) -> int | None:
-        """Fold a copy of events, or its beginning; return the last seq if it was cut.
+    ) -> None:
+        """Copy events and fold them, cut where their order asks for it.
 
         What is copied ``at_once`` is merged in the order of positions; the planner
         would fetch it row by row, or read more of the log than there is to copy.
         """
-        run, reached = self.session.run, None
+        run = self.session.run
         run(_CREATE_BATCH)
         run(_EMPTY_BATCH)
         if at_once:
@@ -214,22 +217,61 @@ class Folder:
         run(copy, **values, types=self._types)
         if at_once:
             run(_AS_PLANNED)
-        types = {row["type"] for row in self.session.rows(_TYPES)}
+        types = self._batch_types()
+        cuts: list[int] = []
         if types & {"PoolChanged", "PoolRemoved", "ProxyRemoved"}:
-            (found,) = self.session.rows(_CUT)
-            if found["cut"] is not None:
-                reached = found["cut"] - 1
-                run(_TRIM, upto=reached)
+            cuts = cuts_of(self.session.rows(_TURNS))
+        if not cuts:
+            self._fold_types(types)
+            return
+        run(_CREATE_WHOLE)
+        for first, end in itertools.pairwise([0, *cuts, BIGGEST]):
+            run(_EMPTY_BATCH)
+            run(_SLICE, first=first, end=end)
+            self._fold_types(self._batch_types())
+        run(_DROP_WHOLE)
+
+    def _batch_types(self) -> set[str]:
+        return {row["type"] for row in self.session.rows(_TYPES)}
+
+    def _fold_types(self, types: set[str]) -> None:
         for wanted, statement in self._folds:
             if wanted & types:
-                run(statement)
-        return reached
+                self.session.run(statement)
 
 
-_IN_RANGE = (
-    seals.c.seq > parameter("after", BigInteger),
-    seals.c.seq <= parameter("upto", BigInteger),
-)
+def cuts_of(turns: Iterable[Mapping[str, Any]]) -> list[int]:
+    """Return the seqs before which a copy of the log has to be cut.
+
+    Parameters
+    ----------
+    turns:
+        What was registered, changed and removed in it: seq, type, pool_id and
+        proxy_id, in order.
+    """
+    cuts: list[int] = []
+    gone: set[UUID] = set()
+    renamed: set[UUID] = set()
+    for turn in turns:
+        match turn["type"]:
+            case "ProxyRegistered":
+                clash = turn["proxy_id"] in gone
+            case "PoolRegistered" | "PoolChanged":
+                clash = turn["pool_id"] in gone or bool(renamed - {turn["pool_id"]})
+            case _:
+                clash = False
+        if clash:
+            cuts.append(turn["seq"])
+            gone, renamed = set(), set()
+        match turn["type"]:
+            case "ProxyRemoved":
+                gone.add(turn["proxy_id"])
+            case "PoolRemoved":
+                gone.add(turn["pool_id"])
+                renamed.add(turn["pool_id"])
+            case "PoolChanged":
+                renamed.add(turn["pool_id"])
+    return cuts
 
 
 @lru_cache(maxsize=16)
@@ -243,6 +285,12 @@ def _last_tick_statement(ledger: str) -> Statement:
         running.label("running"),
     )
     return compiled(query.order_by(ticks.c.last_seq.desc()).limit(ONE), ledger)
+
+
+_IN_RANGE = (
+    seals.c.seq > parameter("after", BigInteger),
+    seals.c.seq <= parameter("upto", BigInteger),
+)
 
 
 @lru_cache(maxsize=16)
@@ -286,6 +334,8 @@ def _copy_unsealed_statement(ledger: str) -> Statement:
             events.c.tx >= parameter("begun_from", Xid8()),
             events.c.tx == func.any(parameter("running", ARRAY(Xid8()))),
         ),
+        # Where the log was restored, older events may have later transaction ids.
+        events.c.tx < func.pg_snapshot_xmax(func.pg_current_snapshot()),
         unsealed,
         events.c.type == func.any(parameter("types", ARRAY(Text))),
     )
@@ -293,31 +343,12 @@ def _copy_unsealed_statement(ledger: str) -> Statement:
     return compiled(insert(_batch).from_select(columns, query), ledger)
 
 
-def _cut() -> Select[Any]:
-    """Return the query for the first event that must not be folded together with those before."""
-    removed = (
-        select(_batch.c.proxy_id, func.min(_batch.c.seq).label("seq"))
-        .where(_batch.c.type == word("ProxyRemoved"))
-        .group_by(_batch.c.proxy_id)
-        .subquery()
-    )
-    back = (
-        select(func.min(_batch.c.seq))
-        .select_from(_batch.join(removed, removed.c.proxy_id == _batch.c.proxy_id))
-        .where(_batch.c.type == word("ProxyRegistered"), _batch.c.seq > removed.c.seq)
-    )
-    freed = select(func.min(_batch.c.seq)).where(
-        _batch.c.type.in_([word("PoolChanged"), word("PoolRemoved")])
-    )
-    named = select(func.min(_batch.c.seq)).where(
-        _batch.c.type.in_([word("PoolChanged"), word("PoolRegistered")]),
-        _batch.c.seq > freed.scalar_subquery(),
-    )
-    return select(func.least(back.scalar_subquery(), named.scalar_subquery()).label("cut"))
-
-
 def _snapshot_statement(ledger: str) -> Statement:
-    values = {"seq": parameter("seq", BigInteger), "taken_at": now}
+    values = {
+        "seq": parameter("seq", BigInteger),
+        "taken_at": now,
+        "projections": parameter("projections", ARRAY(Text)),
+    }
     return compiled(insert(snapshots).values(values).on_conflict_do_nothing(), ledger)
 
 
@@ -356,5 +387,31 @@ _IN_ORDER = Statement(b"SET enable_nestloop = off; SET enable_hashjoin = off", (
 _AS_PLANNED = Statement(b"RESET enable_nestloop; RESET enable_hashjoin", (), {}, ())
 _EMPTY_BATCH = Statement(b"TRUNCATE pg_temp.pharox_batch", (), {}, ())
 _TYPES = compiled(select(_batch.c.type).distinct(), "")
-_CUT = compiled(_cut(), "")
-_TRIM = compiled(delete(_batch).where(_batch.c.seq > parameter("upto", BigInteger)), "")
+_TURNS = compiled(
+    select(_batch.c.seq, _batch.c.type, _batch.c.pool_id, _batch.c.proxy_id)
+    .where(
+        _batch.c.type.in_(
+            word(type_)
+            for type_ in (
+                "PoolRegistered",
+                "PoolChanged",
+                "PoolRemoved",
+                "ProxyRegistered",
+                "ProxyRemoved",
+            )
+        )
+    )
+    .order_by(_batch.c.seq),
+    "",
+)
+_CREATE_WHOLE = Statement(
+    b"CREATE TEMPORARY TABLE pharox_whole AS SELECT * FROM pg_temp.pharox_batch", (), {}, ()
+)
+_SLICE = Statement(
+    b"INSERT INTO pg_temp.pharox_batch "
+    b"SELECT * FROM pg_temp.pharox_whole WHERE seq >= $1 AND seq < $2",
+    ("first", "end"),
+    {},
+    (),
+)
+_DROP_WHOLE = Statement(b"DROP TABLE pg_temp.pharox_whole", (), {}, ())

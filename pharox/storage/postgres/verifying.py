@@ -34,6 +34,11 @@ CHAIN = {
           AND (s.position IS NOT NULL OR NOT (
               e.tx >= (SELECT pg_snapshot_xmax(snapshot) FROM {last_tick})
               OR e.tx = ANY (ARRAY(SELECT pg_snapshot_xip(snapshot) FROM {last_tick}))))
+          AND NOT EXISTS (  -- a part that is just leaving, its events before its seals
+              SELECT FROM {ledger}.partitions AS p
+              WHERE p.archived_at IS NOT NULL
+                AND coalesce(s.position, e.position) >= p.first_position
+                AND coalesce(s.position, e.position) < p.end_position)
         ORDER BY coalesce(s.position, e.position)
     """,
     "seals": """
@@ -135,8 +140,10 @@ SENSE = {
                jsonb_build_object('status', 'expired', 'expires_at', l.expires_at)
         FROM {ledger}.leases AS l
         WHERE l.status = 'active'
-          AND l.expires_at < (SELECT max(x.released_at) - interval '1 min' FROM {ledger}.leases AS x
-                              WHERE x.pool_id = l.pool_id AND x.status = 'expired')
+          AND l.expires_at < (
+              SELECT max(x.released_at) - interval '1 min' FROM {ledger}.leases AS x
+              WHERE x.pool_id = l.pool_id AND x.status = 'expired'
+                AND x.released_at < {ledger}.clock() - interval '1 min')
         ORDER BY l.id
     """,
 }
@@ -155,26 +162,42 @@ def verify(session: Session, ledger: str, projections: Sequence[Projection]) -> 
     session:
         One with a snapshot, in a transaction that will be rolled back.
     """
-    # The parts of the log must not leave between two of the queries.
-    parts = sql.SQL("LOCK TABLE {0}.events, {0}.seals IN ACCESS SHARE MODE")
-    session.connection.execute(parts.format(sql.Identifier(ledger)))
-    session.take_room()
+    hold(session, ledger, projections)
     session.connection.execute(STORED_TIME_ZONE)
-    for check, query in CHAIN.items():
-        yield from _findings(session, check, _ledger_query(query, ledger))
+    yield from verify_log(session, ledger)
     folder = Folder(session, ledger, projections)
     folder.create()
-    if base := base_of(session, ledger):
+    if base := base_of(session, ledger, projections):
         folder.load(base)
-    for seq in snapshots_after(session, ledger, base):
-        for _ in folder.advance(seq):
+    for stored in snapshots_after(session, ledger, base):
+        for _ in folder.advance(stored.seq):
             pass
-        yield from _stored_differences(folder)
+        for projection in projections:
+            if projection.name in stored.projections:
+                yield from _stored_differences(folder, projection)
     folder.fold_visible()
     for projection in projections:
         yield from differences(session, ledger, TEMPORARY, projection)
     for check, query in SENSE.items():
         yield from _findings(session, check, _ledger_query(query, ledger))
+
+
+def verify_log(session: Session, ledger: str) -> Iterator[Finding]:
+    """Yield what was changed in the log since it was sealed."""
+    session.take_room()
+    for check, query in CHAIN.items():
+        yield from _findings(session, check, _ledger_query(query, ledger))
+
+
+def hold(session: Session, ledger: str, projections: Sequence[Projection]) -> None:
+    """Keep the tables from being exchanged, and parts of the log from leaving, until the end.
+
+    Comes before the session's snapshot: a table that was exchanged after it would
+    seem to be empty.
+    """
+    names = ["events", "seals", *(projection.table.name for projection in projections)]
+    tables = sql.SQL(", ").join(sql.Identifier(ledger, name) for name in names)
+    session.connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(tables))
 
 
 def _findings(session: Session, check: str, statement: Statement) -> Iterator[Finding]:
@@ -188,23 +211,22 @@ def _ledger_query(query: str, ledger: str) -> Statement:
     return Statement(composed.as_bytes(), (), {}, ("key", "found", "expected"))
 
 
-def _stored_differences(folder: Folder) -> Iterator[Finding]:
+def _stored_differences(folder: Folder, projection: Projection) -> Iterator[Finding]:
     """Yield the rows of a stored snapshot that are not as the log folds to its seq."""
-    for projection in folder.projections:
-        query = sql.SQL(
-            "SELECT jsonb_build_object('seq', {seq}::bigint, 'projection', {name}::text), "
-            "stored.row, folded.row FROM (SELECT row FROM {ledger}.snapshot_rows "
-            "WHERE seq = {seq} AND projection = {name}) AS stored "
-            "FULL JOIN (SELECT to_jsonb(standing) AS row FROM ({rows}) AS standing) AS folded "
-            "ON stored.row = folded.row WHERE stored.row IS NULL OR folded.row IS NULL"
-        ).format(
-            ledger=sql.Identifier(folder.ledger),
-            seq=folder.seq,
-            name=projection.name,
-            rows=standing_rows(folder.target, projection),
-        )
-        statement = Statement(query.as_bytes(), (), {}, ("key", "found", "expected"))
-        yield from _findings(folder.session, "snapshots", statement)
+    query = sql.SQL(
+        "SELECT jsonb_build_object('seq', {seq}::bigint, 'projection', {name}::text), "
+        "stored.row, folded.row FROM (SELECT row FROM {ledger}.snapshot_rows "
+        "WHERE seq = {seq} AND projection = {name}) AS stored "
+        "FULL JOIN (SELECT to_jsonb(standing) AS row FROM ({rows}) AS standing) AS folded "
+        "ON stored.row = folded.row WHERE stored.row IS NULL OR folded.row IS NULL"
+    ).format(
+        ledger=sql.Identifier(folder.ledger),
+        seq=folder.seq,
+        name=projection.name,
+        rows=standing_rows(folder.target, projection),
+    )
+    statement = Statement(query.as_bytes(), (), {}, ("key", "found", "expected"))
+    return _findings(folder.session, "snapshots", statement)
 
 
 def differences(

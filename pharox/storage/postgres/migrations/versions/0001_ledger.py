@@ -73,6 +73,7 @@ CREATE TABLE {schema}.partitions (
 CREATE TABLE {schema}.snapshots (
     seq BIGINT NOT NULL,
     taken_at timestamptz NOT NULL,
+    projections TEXT[] NOT NULL,
     CONSTRAINT pk_snapshots PRIMARY KEY (seq)
 );
 
@@ -348,7 +349,8 @@ AS $$
 $$;
 """
 
-# Gives the events that became visible since the last tick their place in the
+# Runs with its owner's rights, so that whoever may read the log need not be able
+# to write seals. Gives the events that became visible since the last tick their place in the
 # order that readers read. An event belongs to the new ticks if its transaction
 # had not begun at the last snapshot, or was running then, and has committed.
 # Transaction ids say nothing in a cluster that the log was restored into (or in
@@ -363,7 +365,9 @@ SEAL = """
 CREATE FUNCTION {schema}.seal(wait boolean DEFAULT false)
 RETURNS bigint
 LANGUAGE plpgsql
+SECURITY DEFINER
 SET plan_cache_mode = force_custom_plan
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     per_tick CONSTANT bigint := 100000;
