@@ -134,14 +134,14 @@ class _Archiving:
         if before > now + _SKEW:
             raise InvalidInputError(f"{before.isoformat()} lies in the future", value=before)
         listed = self._parts.listed()
-        self._detach([part for part in listed if part.archive])
+        self._detach([part for part in listed if part.archive], patience_s)
         leaving, kept = self._choose(listed, min(before, now - _SETTLED), patience_s)
         for part, contents in leaving.items():
             self._write(part, contents)
         if leaving:
             self._prepare(leaving)
             self._record(leaving)
-            self._detach(list(leaving))
+            self._detach(list(leaving), patience_s)
         if drop:
             self._drop([part for part in self._parts.listed() if part.archive])
         return Outcome(
@@ -234,10 +234,10 @@ class _Archiving:
                     archive=str(self._files(part).events),
                 )
 
-    def _detach(self, parts: list[Part]) -> None:
+    def _detach(self, parts: list[Part], patience_s: float) -> None:
         for part in parts:
             if self._parts.is_attached(part):
-                self._parts.detach(part)
+                self._parts.detach(part, patience_s)
 
     def _drop(self, parts: list[Part]) -> None:
         for part in parts:

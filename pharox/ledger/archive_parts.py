@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg import sql
 
+from ..errors import ConflictError
+
 _POLL_S = 0.02
 
 
@@ -95,8 +97,29 @@ class Parts:
         """Tell whether a part is in the log, if only with one of its tables or on its way out."""
         return any(self._pending(name) is not None for name in _tables(part))
 
-    def detach(self, part: Part) -> None:
-        """Take a part out of the log, or go on where somebody was interrupted."""
+    def detach(self, part: Part, patience_s: float) -> None:
+        """Take a part out of the log, or go on where somebody was interrupted.
+
+        Raises
+        ------
+        ConflictError
+            If somebody is still reading it after ``patience_s`` seconds. It has been
+            listed by then, and leaves with the next run.
+        """
+        patience = f"{max(1, round(patience_s * 1000))}ms"
+        self._connection.execute("SELECT set_config('lock_timeout', %s, false)", (patience,))
+        try:
+            self._detach_tables(part)
+        except psycopg.errors.LockNotAvailable as error:
+            raise ConflictError(
+                f"somebody is still reading positions from {part.first} on; that part is archived "
+                "and leaves the database with the next run"
+            ) from error
+        finally:
+            if not self._connection.closed:
+                self._connection.execute("RESET lock_timeout")
+
+    def _detach_tables(self, part: Part) -> None:
         for name in _tables(part):
             pending = self._pending(name)
             if pending is not None:

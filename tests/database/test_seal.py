@@ -294,6 +294,26 @@ def test_an_ordinary_role_leases_and_seals(database_url: str, postgres: Postgres
         check_seal(owner)
 
 
+def test_a_role_that_may_only_read_finds_all_of_the_log(
+    database_url: str, postgres: PostgresStorage
+) -> None:
+    """Sealing is done with its owner's rights: a reader can neither write nor forge seals."""
+    fill(postgres, 2)
+    with connected(database_url) as owner, new_role(owner) as role:
+        for grant in (
+            "GRANT USAGE ON SCHEMA pharox TO {}",
+            "GRANT SELECT ON ALL TABLES IN SCHEMA pharox TO {}",
+        ):
+            owner.execute(sql.SQL(grant).format(sql.Identifier(role)))
+        url = make_url(database_url).set(username=role).render_as_string(hide_password=False)
+        reader = PostgresStorage(open_engine(url), secret_keys=[])
+        assert [event.seq for event in reader.events()] == [1, 2, 3]
+        assert reader.verify() == []
+        with connected(url) as forger, pytest.raises(psycopg.errors.InsufficientPrivilege):
+            forger.execute("INSERT INTO pharox.seals VALUES (4, 4, '')")
+        reader.close()
+
+
 # Telling
 
 

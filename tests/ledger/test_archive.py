@@ -502,3 +502,18 @@ class TestRefusals:
                 patch.delitem(sys.modules, f"pharox.ledger.{module}")
                 with pytest.raises(ArchiveFileError, match=r"pip install 'pharox\[archive\]'"):
                     __import__(f"pharox.ledger.{module}")
+
+
+def test_a_part_that_somebody_reads_leaves_with_the_next_run(
+    postgres: PostgresStorage, tmp_path: Path
+) -> None:
+    """The run does not wait for ever, the part stays readable, and the next run takes it out."""
+    clock = full_parts(postgres)
+    with postgres.engine.connect().execution_options(isolation_level="READ COMMITTED") as reader:
+        reader.exec_driver_sql("SELECT count(*) FROM pharox.events")
+        with pytest.raises(ConflictError, match="still reading"):
+            archive(postgres, clock.now, tmp_path / "archive", patience_s=0.2)
+        assert postgres.verify() == []
+    archive(postgres, clock.now, tmp_path / "archive")
+    assert "events_0" not in attached_to(postgres)
+    assert postgres.verify() == []
