@@ -1,19 +1,31 @@
-"""``pharox subscriptions``: who follows the log, how far they are, and what is parked."""
+"""``pharox subscriptions``: who follows the log, how far they are, and what is parked.
+
+What is asked of a subscription its reader does, so the answer says whether
+there is one.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from ..errors import InvalidInputError
+from ..text import inert
 from .session import ledger
 from .showing import AsJson, in_utc, print_json, print_table, say
+from .telling import counted
+
+if TYPE_CHECKING:
+    from ..storage.postgres import PostgresStorage
 
 app = typer.Typer()
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The subscription's name.")]
+
+ERROR_WIDTH = 60
+"""How much of an error stands in a table."""
 
 
 @app.callback(invoke_without_command=True)
@@ -50,7 +62,10 @@ def subscriptions(context: typer.Context, *, as_json: AsJson = False) -> None:
 
 @app.command()
 def parked(context: typer.Context, name: Name, *, as_json: AsJson = False) -> None:
-    """Print the events that a subscription's handler did not take, and what waits behind them."""
+    """Print the events that a subscription's handler did not take, and what waits behind them.
+
+    Of a long error its beginning is printed; --json has the whole.
+    """
     from ..ledger.subscriptions import parked as parked_events  # noqa: PLC0415
 
     with ledger(context) as storage:
@@ -68,7 +83,7 @@ def parked(context: typer.Context, name: Name, *, as_json: AsJson = False) -> No
                 event.key,
                 event.attempts,
                 "marked" if event.retry else None,
-                event.error,
+                event.error and _beginning(event.error),
             )
             for event in found
         ),
@@ -100,7 +115,13 @@ def retry(
         raise InvalidInputError("give --key or --seq, not both")
     with ledger(context) as storage:
         marked = retry_parked(storage, name, key=key, seq=seq)
-    print(f"{marked} parked events marked; the subscription's reader tries them next")
+        has_reader = _has_reader(storage, name)
+    if not marked:
+        print(inert(f"{_not_parked(key, seq)} for {name}"))
+        return
+    who = "its reader tries" if has_reader else "no reader is running; the next one tries"
+    what = counted(marked, "parked event", "parked events")
+    print(inert(f"{what} of {name} marked; {who} them first"))
 
 
 @app.command()
@@ -115,8 +136,14 @@ def reset(
     from ..ledger.subscriptions.subscription import Start  # noqa: PLC0415
 
     with ledger(context) as storage:
-        reset_to(storage, name, cast("Start", int(to) if to.isdecimal() else to))
-    print("the subscription's reader goes on from there")
+        done = reset_to(storage, name, cast("Start", int(to) if to.isdecimal() else to))
+        has_reader = _has_reader(storage, name)
+    told = [f"{name} goes on with event {done.next_seq}"]
+    if done.forgotten:
+        told.append(f"{counted(done.forgotten, 'parked event', 'parked events')} forgotten")
+    if not has_reader:
+        told.append("no reader is running")
+    print(inert("; ".join(told)))
 
 
 @app.command()
@@ -127,3 +154,21 @@ def remove(context: typer.Context, name: Name) -> None:
     with ledger(context) as storage:
         remove_subscription(storage, name)
     print("the subscription is forgotten")
+
+
+def _has_reader(storage: PostgresStorage, name: str) -> bool:
+    from ..ledger.subscriptions import subscriptions as statuses  # noqa: PLC0415
+
+    return any(status.active for status in statuses(storage) if status.name == name)
+
+
+def _not_parked(key: str | None, seq: int | None) -> str:
+    if seq is not None:
+        return f"event {seq} is not parked"
+    return "nothing is parked" if key is None else f"nothing is parked under {key}"
+
+
+def _beginning(error: str) -> str:
+    """Return as much of an error as a table has room for, on one line."""
+    line = inert(" ".join(error.split()))
+    return line if len(line) <= ERROR_WIDTH else f"{line[: ERROR_WIDTH - 3]}..."

@@ -79,17 +79,40 @@ def test_parked_events_are_listed(stuck: PostgresStorage, pharox: Pharox) -> Non
     assert facts["error"] == "Broken: \x1b[31mred"
 
 
+def test_a_long_error_is_cut_in_the_table(storage: PostgresStorage, pharox: Pharox) -> None:
+    """So that a row stays a row; JSON has the whole of it."""
+    fill(storage, 0)
+    told = "much to\n say " * 50
+
+    def handle(_: Delivery) -> None:
+        raise Broken(told)
+
+    with following(Subscription("mail", handle, attempts=1), storage):
+        until(lambda: is_level(storage, "mail"))
+    _, line = pharox("subscriptions", "parked", "mail").out.splitlines()
+    assert line.endswith("  Broken: much to say much to say much to say much to say m...")
+    (facts,) = pharox("subscriptions", "parked", "mail", "--json").objects
+    assert facts["error"] == f"Broken: {told}"
+
+
+MARKED = "1 parked event of mail marked; no reader is running; the next one tries them first\n"
+
+
 @pytest.mark.parametrize(
-    ("option", "count"),
-    [([], 1), (["--seq", "3"], 1), (["--seq", "2"], 0), (["--key", "none"], 0)],
+    ("option", "sentence"),
+    [
+        ([], MARKED),
+        (["--seq", "3"], MARKED),
+        (["--seq", "2"], "event 2 is not parked for mail\n"),
+        (["--key", "\x1b"], "nothing is parked under \\x1b for mail\n"),
+    ],
 )
 def test_a_retry_is_asked_for(
-    stuck: PostgresStorage, pharox: Pharox, option: list[str], count: int
+    stuck: PostgresStorage, pharox: Pharox, option: list[str], sentence: str
 ) -> None:
     """All, or by key, or by event; the reader does it when there is one."""
-    outcome = pharox("subscriptions", "retry", "mail", *option)
-    assert outcome.status == 0
-    assert outcome.out.startswith(f"{count} parked")
+    count = sentence == MARKED
+    assert pharox("subscriptions", "retry", "mail", *option) == (0, sentence, "")
     assert [event.retry for event in parked(stuck, "mail")] == [count == 1]
     taken: list[int] = []
     with following(Subscription("mail", lambda d: taken.append(d.seq)), stuck):
@@ -97,14 +120,36 @@ def test_a_retry_is_asked_for(
     assert taken == [3, 5] if count else [5]
 
 
-@pytest.mark.parametrize(("to", "checkpoint"), [("beginning", 0), ("now", 5), ("3", 2)])
+@pytest.mark.parametrize(
+    ("to", "checkpoint"), [("beginning", 0), ("now", 5), ("3", 2), ("5", 4), ("6", 5)]
+)
 def test_a_reset_moves_the_checkpoint(
     stuck: PostgresStorage, pharox: Pharox, to: str, checkpoint: int
 ) -> None:
     """To the beginning, the end, or so that an event is the next; parked ones are forgotten."""
-    assert pharox("subscriptions", "reset", "mail", "--to", to).status == 0
+    outcome = pharox("subscriptions", "reset", "mail", "--to", to)
+    goes_on = f"mail goes on with event {checkpoint + 1}"
+    assert outcome.status == 0
+    assert outcome.out == f"{goes_on}; 1 parked event forgotten; no reader is running\n"
     (status,) = subscriptions(stuck)
     assert (status.checkpoint, status.parked) == (checkpoint, 0)
+    assert pharox("subscriptions", "retry", "mail").out == "nothing is parked for mail\n"
+    again = pharox("subscriptions", "reset", "mail", "--to", to)
+    assert again.out == f"{goes_on}; no reader is running\n"
+
+
+def test_a_running_reader_is_told_of(stuck: PostgresStorage, pharox: Pharox) -> None:
+    """Where there is a reader, what was asked for is left to it."""
+
+    def fail(_: Delivery) -> None:
+        raise Broken
+
+    with following(Subscription("mail", fail, attempts=1, key=lambda _: "all"), stuck):
+        until(lambda: is_level(stuck, "mail"))
+        outcome = pharox("subscriptions", "retry", "mail", "--seq", "5")
+        assert outcome.out == "1 parked event of mail marked; its reader tries them first\n"
+        outcome = pharox("subscriptions", "reset", "mail", "--to", "now")
+        assert outcome.out == "mail goes on with event 6; 2 parked events forgotten\n"
 
 
 def test_a_subscription_is_removed(stuck: PostgresStorage, pharox: Pharox) -> None:
@@ -134,6 +179,7 @@ def test_an_unknown_name_is_a_failure(pharox: Pharox, words: list[str]) -> None:
         (["reset", "mail", "--to", "yesterday"], "no place in the log"),
         (["reset", "mail", "--to", "0"], "no place in the log"),
         (["reset", "mail", "--to", "9" * 30], "no place in the log"),
+        (["reset", "mail", "--to", "7"], "the log has no event 7 yet: it ends with 5"),
         (["retry", "mail", "--key", "k", "--seq", "1"], "not both"),
         (["retry", "mail", "--seq", "9" * 30], "--seq"),
     ],

@@ -21,7 +21,7 @@ from pharox import (
     Subscription,
 )
 from pharox.errors import ArchivedError
-from pharox.ledger.subscriptions import parked, reset
+from pharox.ledger.subscriptions import Reset, parked, reset, subscriptions
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import fill, open_engine, run_sql
 from tests.ledger.following import BOTH, following, is_level, status_of, until
@@ -69,7 +69,7 @@ def test_it_goes_on_from_its_checkpoint(storage: PostgresStorage, driver: str) -
 
 
 @pytest.mark.parametrize(
-    ("start", "expected"), [("beginning", [1, 2, 3, 4]), (3, [3, 4]), ("now", [4])]
+    ("start", "expected"), [("beginning", [1, 2, 3, 4]), (3, [3, 4]), (4, [4]), ("now", [4])]
 )
 def test_a_new_name_begins_where_it_is_told(
     storage: PostgresStorage, start: Any, expected: list[int]
@@ -316,6 +316,7 @@ def test_what_the_database_refuses_is_told(storage: PostgresStorage) -> None:
         ({"start": "yesterday"}, "no place in the log"),
         ({"start": True}, "no place in the log"),
         ({"types": ["NoSuchEvent"]}, "NoSuchEvent"),
+        ({"proxy_id": "192.0.2.1"}, "192.0.2.1"),
         ({"batch_size": 0}, "batch_size"),
         ({"attempts": 0}, "attempts"),
     ],
@@ -334,11 +335,44 @@ def test_a_name_is_needed() -> None:
 
 
 def test_where_it_cannot_run_is_told(storage: PostgresStorage) -> None:
-    """Not in memory, and not for a pool that nobody knows."""
+    """Not in memory; but for a pool's id that nobody knows yet."""
     with pytest.raises(InvalidInputError, match="PostgreSQL"):
         Subscription("memory", print).run(InMemoryStorage())
-    with pytest.raises(PoolNotFoundError):
-        Subscription("pool", print, pool="nowhere").run(storage)
     stop = threading.Event()
     stop.set()
     Subscription("pool", print, pool=uuid4()).run(storage, stop)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "sentence"),
+    [
+        ({"pool": "nowhere"}, PoolNotFoundError, "nowhere"),
+        ({"start": 5}, InvalidInputError, "no event 5 yet: it ends with 3"),
+    ],
+)
+def test_a_start_that_fails_leaves_nothing_behind(
+    storage: PostgresStorage, options: dict[str, Any], error: type[Exception], sentence: str
+) -> None:
+    """The name is as new as before, so the corrected start is obeyed."""
+    fill(storage, 2)
+    wanted = Subscription("typo", print, **options)
+    callbacks = ProxyManager(storage).subscribe("callbacks", on_acquire=print, **options)
+    for run in (
+        lambda: wanted.run(storage),
+        lambda: wanted.running(storage),
+        lambda: asyncio.run(wanted.run_async(storage)),
+        callbacks.running,
+    ):
+        with pytest.raises(error, match=sentence):
+            run()
+    assert subscriptions(storage) == []
+
+
+def test_nothing_is_reset_to_what_is_not_there_yet(storage: PostgresStorage) -> None:
+    """A checkpoint behind the log's end would pass over what comes."""
+    fill(storage, 2)
+    read_to_the_end(Subscription("two", print), storage)
+    with pytest.raises(InvalidInputError, match="no event 99999 yet: it ends with 3"):
+        reset(storage, "two", 99_999)
+    assert status_of(storage, "two").checkpoint == 3
+    assert reset(storage, "two", 4) == Reset(next_seq=4, forgotten=0)

@@ -169,6 +169,62 @@ def test_a_bad_batch_is_delivered_one_by_one(storage: PostgresStorage, driver: s
     assert handler.taken == [1, 2, 3, 4, 1, 2, 3, 4, *range(6, 13)]
 
 
+def warnings(caplog: pytest.LogCaptureFixture, what: str) -> list[str]:
+    """Return what was logged of one kind about the subscription."""
+    told = [record.getMessage() for record in caplog.records if record.name == "pharox"]
+    prefix = f"pharox.subscription.{what}: sub: "
+    return [line.removeprefix(prefix) for line in told if line.startswith(prefix)]
+
+
+@both
+@pytest.mark.parametrize("in_transaction", [True, False])
+def test_what_is_parked_is_warned_of_once(
+    storage: PostgresStorage, caplog: pytest.LogCaptureFixture, driver: str, in_transaction: bool
+) -> None:
+    """For each event with an error of its own, not for what waits behind it."""
+    fill(storage, 11)
+    handler = Handler(5, 6)
+    wanted = subscription(handler, in_transaction=in_transaction, batch_size=4)
+    read_to_the_end(wanted, storage, driver)
+    assert parked_seqs(storage) == [5, 6, 8, 9, 11, 12]
+    waits = "later events of {} wait behind it; `pharox subscriptions retry sub`"
+    assert warnings(caplog, "parked") == [
+        f"event 5 parked; {waits.format(2)}",
+        f"event 6 parked; {waits.format(0)}",
+    ]
+
+
+def test_a_retry_in_vain_is_warned_of(
+    storage: PostgresStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With its error, each time."""
+    fill(storage, 4)
+    with following(subscription(Handler(5)), storage):
+        until(lambda: parked_seqs_or_none(storage) == [5])
+        retry(storage, "sub")
+        until(lambda: warnings(caplog, "failed")[-1].startswith("event 5 stays parked"))
+    assert warnings(caplog, "failed")[-1] == "event 5 stays parked: ValueError: no \\x00 5"
+
+
+def test_the_log_does_not_command_a_terminal(
+    storage: PostgresStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What an error, a key or a name has in it is escaped, so that a line stays a line."""
+    fill(storage, 0)
+
+    def handle(_: Delivery) -> None:
+        raise ValueError("\x1b[31mred\nnext")
+
+    wanted = Subscription("a \x1b", handle, attempts=1, key=lambda _: "\x1b]0;key")
+    with following(wanted, storage):
+        until(lambda: is_level(storage, "a \x1b"))
+    assert [record.getMessage() for record in caplog.records] == [
+        r"pharox.subscription.failed: a \x1b: event 1, attempt 1: ValueError: \x1b[31mred\nnext",
+        r"pharox.subscription.parked: a \x1b: event 1 parked; "
+        r"later events of \x1b]0;key wait behind it; `pharox subscriptions retry 'a \x1b'`",
+    ]
+
+
 class Copier:
     """Writes each seq in the delivery's transaction, and may break that in several ways."""
 

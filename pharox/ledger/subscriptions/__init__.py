@@ -8,6 +8,7 @@ database, so that any process can go on where another one ended.
 from .delivery import Delivery
 from .overseeing import (
     ParkedEvent,
+    Reset,
     SubscriptionStatus,
     parked,
     remove,
@@ -21,6 +22,7 @@ __all__ = [
     "BoundSubscription",
     "Delivery",
     "ParkedEvent",
+    "Reset",
     "Running",
     "Subscription",
     "SubscriptionStatus",

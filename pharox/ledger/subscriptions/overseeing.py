@@ -43,6 +43,14 @@ class ParkedEvent:
     retry: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """With which event a subscription goes on, and how many parked ones it has forgotten."""
+
+    next_seq: int
+    forgotten: int
+
+
 def subscriptions(storage: IStorage) -> list[SubscriptionStatus]:
     """Return every subscription, by name.
 
@@ -99,7 +107,7 @@ def retry(storage: IStorage, name: str, *, key: str | None = None, seq: int | No
         return session.run(statements.mark(checked.schema), name=name, key=key, seq=seq)
 
 
-def reset(storage: IStorage, name: str, to: Start) -> None:
+def reset(storage: IStorage, name: str, to: Start) -> Reset:
     """Let a subscription go on from another place, and forget what is parked.
 
     Waits for the batch that is under way.
@@ -115,6 +123,8 @@ def reset(storage: IStorage, name: str, to: Start) -> None:
 
     Raises
     ------
+    InvalidInputError
+        If that is no place in the log, or one behind its end.
     SubscriptionNotFoundError
         If there is no such subscription.
     """
@@ -124,7 +134,8 @@ def reset(storage: IStorage, name: str, to: Start) -> None:
     with checked._driver.session() as session:
         _check_known(session, checked.schema, name)
         session.run(statements.move(checked.schema), name=name, checkpoint=checkpoint)
-        session.run(statements.forget_parked(checked.schema), name=name)
+        forgotten = session.run(statements.forget_parked(checked.schema), name=name)
+    return Reset(checkpoint + 1, forgotten)
 
 
 def remove(storage: IStorage, name: str) -> None:

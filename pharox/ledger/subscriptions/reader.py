@@ -21,6 +21,7 @@ cut off may still be at it when the next one begins; that is what the epoch is f
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -39,6 +40,7 @@ from pharox.storage.postgres import PostgresStorage
 from pharox.storage.postgres.history import history_statement, seal_statement
 from pharox.storage.postgres.retention import archived_error, archived_statement, parts_needed
 from pharox.storage.postgres.sql import Query, Statement
+from pharox.text import inert
 
 from . import statements
 from .delivery import Delivery, subject_of
@@ -106,6 +108,13 @@ class Trouble:
         self.told = ""
 
 
+class GivenUp(NamedTuple):
+    """An event that was parked with its error, and the key that waits behind it."""
+
+    seq: int
+    key: str
+
+
 class Done(NamedTuple):
     """What a transaction has done: how far the checkpoint is, and what ended it early."""
 
@@ -135,6 +144,7 @@ class Reader:
         self._retries = False
         self._seen = 0.0
         self._trouble: Trouble | None = None
+        self._given_up: GivenUp | None = None
         self._one_by_one = range(0)
 
     def run(self) -> Program[None]:
@@ -155,9 +165,7 @@ class Reader:
                 pauses = Pauses(_RECONNECTING)
                 yield from self._compete()
             except _AWAY as error:
-                logger.warning(
-                    "pharox.subscription.disconnected: %s: %s", self._subscription.name, error
-                )
+                self._warn("pharox.subscription.disconnected: %s: %s", error)
                 yield Pause(pauses.after_failure())
             except psycopg.Error as error:
                 raise DatabaseError(f"the database refused: {error}") from error
@@ -186,7 +194,7 @@ class Reader:
                 try:
                     yield from self._lead()
                 except DeposedError:
-                    logger.info("pharox.subscription.deposed: %s", self._subscription.name)
+                    logger.info("pharox.subscription.deposed: %s", inert(self._subscription.name))
         finally:
             # What ended it, such as a cancellation, must not give way to an error of this.
             with suppress(psycopg.Error):
@@ -231,10 +239,13 @@ class Reader:
     # A batch
 
     def _attempt(self, last: int) -> Program[None]:
+        self._given_up = None
         try:
             done: Done = yield InTransaction(self._batch(last))
         except HandlerError as rolled_back:
             done = Done(self._checkpoint, rolled_back)
+        else:
+            self._tell_given_up()
         self._checkpoint = done.checkpoint
         self._seen = time.monotonic()
         if self._trouble is not None and self._trouble.seq <= self._checkpoint:
@@ -346,9 +357,8 @@ class Reader:
         trouble.told = failure.told
         self._trouble = trouble
         pause = trouble.pauses.after_failure()
-        logger.warning(
+        self._warn(
             "pharox.subscription.failed: %s: event %s, attempt %s: %s",
-            self._subscription.name,
             trouble.seq,
             trouble.pauses.taken,
             trouble.told,
@@ -372,6 +382,8 @@ class Reader:
             return False
         blocked.add(key)
         known = self._trouble if spent else None
+        if spent:
+            self._given_up = GivenUp(event.seq, key)
         yield self._query(
             statements.park,
             seq=event.seq,
@@ -381,12 +393,27 @@ class Reader:
         )
         return True
 
+    def _tell_given_up(self) -> None:
+        """Warn of an event that was parked: after the commit, so that each is told once."""
+        if self._given_up is not None:
+            self._warn(
+                "pharox.subscription.parked: %s: event %s parked; "
+                "later events of %s wait behind it; `pharox subscriptions retry %s`",
+                *self._given_up,
+                shlex.quote(self._subscription.name),
+            )
+
     def _retry(self) -> Program[None]:
         """Try the first of the events that somebody has marked, once."""
         try:
             yield InTransaction(self._deliver_parked())
         except HandlerError as failure:
             yield InTransaction(self._leave_parked(failure))
+            self._warn(
+                "pharox.subscription.failed: %s: event %s stays parked: %s",
+                failure.first,
+                failure.told,
+            )
 
     def _deliver_parked(self) -> Program[None]:
         self._note_owned((yield self._query(statements.lock)))
@@ -410,6 +437,11 @@ class Reader:
         self._note_owned((yield self._query(statements.lock)))
         error = _storable(failure.told)
         yield self._query(statements.leave_parked, seq=failure.first, error=error)
+
+    def _warn(self, sentence: str, *facts: object) -> None:
+        """Log a sentence about this subscription; a terminal must not obey what is in it."""
+        shown = (inert(str(fact)) for fact in (self._subscription.name, *facts))
+        logger.warning(sentence, *shown)
 
     def _query(self, statement: Callable[[str], Statement], **values: Any) -> Query:
         known = {"name": self._subscription.name, "me": self._me}

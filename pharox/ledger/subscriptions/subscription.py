@@ -19,8 +19,9 @@ from pharox.errors import InvalidInputError, PoolNotFoundError
 from pharox.events import Event
 from pharox.log import Extract
 from pharox.models import check_name
-from pharox.storage.interface import IStorage
+from pharox.storage.interface import IStorage, id_from_text
 from pharox.storage.postgres import PostgresStorage
+from pharox.text import inert
 
 from . import statements
 from .delivery import Delivery
@@ -30,7 +31,10 @@ from .reader import Reader, Reading
 logger = logging.getLogger("pharox")
 
 Start = Literal["beginning", "now"] | int
-"""Where to begin: with the first event, behind the last one, or with the one of a seq."""
+"""Where to begin: with the first event, behind the last one, or with the one of a seq.
+
+The seq may be that of the next event, which is not there yet, but of none behind it.
+"""
 
 _TYPES = frozenset(event.model_fields["type"].default for event in get_args(get_args(Event)[0]))
 
@@ -106,6 +110,8 @@ class Subscription:
                 raise InvalidInputError(f"{name} must be at least 1")
         if unknown := sorted(set(self.types or ()) - _TYPES):
             raise InvalidInputError(f"no event is of type {unknown[0]!r}", types=unknown)
+        if self.proxy_id is not None and id_from_text(self.proxy_id) is None:
+            raise InvalidInputError(f"{self.proxy_id!r} is no id of a proxy", value=self.proxy_id)
 
     @property
     def is_async(self) -> bool:
@@ -122,7 +128,8 @@ class Subscription:
         Raises
         ------
         InvalidInputError
-            If the storage is not in PostgreSQL, or the handler a coroutine function.
+            If the storage is not in PostgreSQL, the handler a coroutine function,
+            or ``start`` a seq that the log has not come to.
         PoolNotFoundError
             If no pool has the name that was given.
         DatabaseUnavailableError
@@ -165,14 +172,17 @@ class Subscription:
                 session.run(statements.forget_parked(storage.schema), name=self.name)
 
     def _prepared(self, storage: IStorage, *, may_be_async: bool = False) -> Reading:
-        """Remember the subscription if it is new, and return what a reader must know."""
+        """Remember the subscription if it is new, and return what a reader must know.
+
+        What cannot be read is refused before anything is remembered.
+        """
         if self.is_async and not may_be_async:
             raise InvalidInputError("the handler is a coroutine function: use run_async")
         checked = in_postgres(storage)
+        extract = Extract(types=self.types, pool_id=self._pool_id(checked), proxy_id=self.proxy_id)
         checkpoint = checkpoint_before(self.start, checked)
         with checked._driver.session() as session:
             session.run(statements.register(checked.schema), name=self.name, checkpoint=checkpoint)
-        extract = Extract(types=self.types, pool_id=self._pool_id(checked), proxy_id=self.proxy_id)
         return Reading(self, checked, extract)
 
     def _pool_id(self, storage: PostgresStorage) -> UUID | None:
@@ -246,7 +256,7 @@ class Running:
         try:
             subscription._read(reading, self._stop)
         except BaseException as error:
-            logger.exception("pharox.subscription.ended: %s", subscription.name)
+            logger.exception("pharox.subscription.ended: %s", inert(subscription.name))
             self._error = error
 
 
@@ -269,8 +279,18 @@ def check_start(start: Start) -> None:
 
 
 def checkpoint_before(start: Start, storage: PostgresStorage) -> int:
-    """Return the seq of the last event that is not to be delivered."""
+    """Return the seq of the last event that is not to be delivered.
+
+    Raises
+    ------
+    InvalidInputError
+        If that is a seq which the log has not come to.
+    """
     last = storage.seal()
     if isinstance(start, int):
+        if start > last + 1:
+            raise InvalidInputError(
+                f"the log has no event {start} yet: it ends with {last}", value=start
+            )
         return start - 1
     return last if start == "now" else 0
