@@ -7,7 +7,6 @@ scripts/replay_incident.py --from 2026-01-31T10:00Z --to 2026-01-31T10:15Z --out
 from __future__ import annotations
 
 import sys
-from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -16,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 try:
     import typer
 
-    from pharox import connect
     from pharox.cli.checking import moment_before
     from pharox.cli.failing import run
+    from pharox.cli.session import Archive, Target, past
     from pharox.cli.showing import say
     from pharox.ledger.incident import write_report
     from pharox.models import utc_now
@@ -34,22 +33,26 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 @app.command()
 def replay_incident(
+    context: typer.Context,
     start: Annotated[
         str,
         typer.Option(
             "--from",
             metavar="TIME",
-            help="Where the window begins: ISO 8601 with a time zone, or how long ago, as 30m.",
+            help="Where the window begins: a time with its zone, how long ago, as 30m, or now.",
         ),
     ],
-    end: Annotated[str, typer.Option("--to", metavar="TIME", help="Where it ends, as --from.")],
     output: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Where to write; a new or an empty folder.")
     ],
+    end: Annotated[
+        str, typer.Option("--to", metavar="TIME", help="Where it ends, as --from.")
+    ] = "now",
     pool: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Only of this pool; may be repeated."),
     ] = None,
+    archive: Archive = None,
     database_url: Annotated[
         str | None,
         typer.Option(
@@ -64,8 +67,9 @@ def replay_incident(
     """Write a report of what happened in a window of time."""
     now = utc_now()
     window = moment_before(start, now), moment_before(end, now)
-    with closing(connect(database_url, schema=schema)) as storage:
-        report = write_report(storage, *window, output, pools=pool or ())
+    context.obj = Target(database_url, schema)
+    with past(context, archive) as log:
+        report = write_report(log, *window, output, pools=pool or ())
     say(str(report))
     print(inert(str(report.page)))
 

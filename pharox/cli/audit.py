@@ -1,12 +1,14 @@
 """``pharox audit``: what happened to a lease, a proxy, a consumer or a pool.
 
 A story is told a day at a time, each event with its time, its seq and a
-sentence, and ends with what it adds up to.
+sentence, and ends with what it adds up to. What was asked for and who did it
+are said where they differ from what was said before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import MAXYEAR, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,23 +16,29 @@ import typer
 
 from ..models import utc_now
 from ..text import inert
-from .checking import moment_before
+from .checking import end_of, start_of
 from .session import Archive, past
 from .showing import AsJson, in_utc, print_json, say
-from .telling import clock, counted, day_of, figures, lasting, tell
+from .telling import Told, clock, counted, day_of, figures, lasting, tell
 
 if TYPE_CHECKING:
     from ..ledger.audit import Entry, Story, Totals
 
 app = typer.Typer(help="Tell what happened to a lease, a proxy, a consumer or a pool.")
 
+WHEN = "TIME|SEQ"
+
 From = Annotated[
     str | None,
     typer.Option(
-        "--from", metavar="WHEN", help="Begin there: 2026-01-31T12:00Z, or a span before now: 2h."
+        "--from",
+        metavar=WHEN,
+        help="Begin there: 2026-01-31T12:00Z, a span before now: 2h, now, or a seq.",
     ),
 ]
-To = Annotated[str | None, typer.Option("--to", metavar="WHEN", help="End before that.")]
+To = Annotated[
+    str | None, typer.Option("--to", metavar=WHEN, help="End there, with what happened then.")
+]
 
 
 @app.command()
@@ -51,7 +59,9 @@ def lease(
 @app.command()
 def proxy(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="ID", help="The proxy's id.")],
+    name: Annotated[
+        str, typer.Argument(metavar="ID|ADDRESS", help="The proxy's id, host:port, or its URL.")
+    ],
     begin: From = None,
     end: To = None,
     archive: Archive = None,
@@ -103,8 +113,8 @@ def _audit(
     as_json: bool,
 ) -> None:
     now = utc_now()
-    since = None if begin is None else moment_before(begin, now)
-    until = None if end is None else moment_before(end, now)
+    since = None if begin is None else start_of(begin, now)
+    until = None if end is None else _behind(end_of(end, now))
     with past(context, archive) as log:
         story = audit(log, name, since=since, until=until)
         for namesake in story.namesakes:
@@ -122,6 +132,13 @@ def _audit(
                 print(inert(line))
 
 
+def _behind(end: int | datetime) -> int | datetime:
+    """Return the end that a story takes, which a moment is no more part of."""
+    if isinstance(end, int) or end.year == MAXYEAR:
+        return end
+    return end + timedelta(microseconds=1)
+
+
 def _facts(entry: Entry) -> dict[str, object]:
     return {
         **entry.event.model_dump(mode="json"),
@@ -137,22 +154,28 @@ def _lines(story: Story) -> Iterator[str]:
 
     called = "" if str(story.id) == story.name else f" ({story.id})"
     yield f"{story.kind} {story.name}{called}"
-    totals, day = Totals(), None
+    totals, day, asked, by = Totals(), None, "", ""
     for entry in story.entries:
         totals.add(entry)
         if (today := day_of(entry.event.recorded_at)) != day:
             day = today
             yield from ("", today)
-        yield from _entry_lines(entry)
+        told = tell(entry.event, pool=entry.pool, address=entry.address, pool_had=entry.pool_had)
+        margin = f"  {clock(entry.event.recorded_at)}  {entry.event.seq:>7}  "
+        yield margin + told.sentence
+        for line in _below(told, asked, by):
+            yield " " * len(margin) + line
+        asked, by = told.asked or asked, told.by
     yield from ("", _adds_up(story, totals) if day else "nothing happened then")
 
 
-def _entry_lines(entry: Entry) -> Iterator[str]:
-    told = tell(entry.event, pool=entry.pool, address=entry.address, pool_had=entry.pool_had)
-    margin = f"  {clock(entry.event.recorded_at)}  {entry.event.seq:>7}  "
-    yield margin + told.sentence
-    for detail in told.details:
-        yield " " * len(margin) + detail
+def _below(told: Told, asked: str, by: str) -> Iterator[str]:
+    """Yield what stands below a sentence, without what was asked and done by as before."""
+    if told.asked and told.asked != asked:
+        yield told.asked
+    yield from told.details
+    if told.by and told.by != by:
+        yield told.by
 
 
 def _adds_up(story: Story, totals: Totals) -> str:

@@ -16,6 +16,10 @@ M = TypeVar("M", bound=BaseModel)
 
 _SPAN = re.compile(r"([0-9]+)\s*([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_SEQ = re.compile("[0-9]{1,18}")
+_SECONDS = re.compile(r"[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:[.,]([0-9]{1,6}))?")
+_FORMS = "a time with its zone such as 2026-01-31T12:00Z, a span before now such as 30m, now"
+_TICK = timedelta(microseconds=1)
 
 
 def checked_pool(**fields: Any) -> ProxyPool:
@@ -35,23 +39,51 @@ def moment_before(text: str, now: datetime) -> datetime:
     Parameters
     ----------
     text:
-        ISO 8601 with a time zone, or how long before now, such as ``30d`` or ``12h``.
+        ISO 8601 with a time zone, how long before now, such as ``30d`` or ``12h``, or ``now``.
     now:
         What a span counts from.
 
     Raises
     ------
     InvalidInputError
-        If it is neither, or lies outside of the calendar.
+        If it is none of these, or lies outside of the calendar.
     """
+    return _moment(text.strip(), now, _FORMS)
+
+
+def start_of(text: str, now: datetime) -> int | datetime:
+    """Return the seq that a text of nothing but digits is, or the moment at which it begins.
+
+    Parameters and errors are those of :func:`moment_before`.
+    """
+    text = text.strip()
+    return int(text) if _SEQ.fullmatch(text) else _moment(text, now, f"{_FORMS}, or a seq")
+
+
+def end_of(text: str, now: datetime) -> int | datetime:
+    """Return the seq that a text is, or the last moment of what it names.
+
+    Times are shown to the millisecond, cut off: what is shown as ``12:00:00.123``
+    was over at the end of that millisecond. So a time that is given to a part of
+    a second, or to a second, is the whole of it, as far as it is past.
+    """
+    start = start_of(text, now)
+    seconds = _SECONDS.search(text)
+    if isinstance(start, int) or seconds is None:
+        return start
+    whole: timedelta = timedelta(seconds=1) / 10 ** len(seconds[1] or "")
+    return min(start + (whole - _TICK), max(start, now))
+
+
+def _moment(text: str, now: datetime, forms: str) -> datetime:
     try:
-        if span := _SPAN.fullmatch(text.strip()):
+        if text == "now":
+            return now
+        if span := _SPAN.fullmatch(text):
             return now - timedelta(**{_UNITS[span[2]]: int(span[1])})
-        moment = datetime.fromisoformat(text.strip())
+        moment = datetime.fromisoformat(text)
     except (ValueError, OverflowError) as error:
-        raise InvalidInputError(
-            f"{text!r} is no moment: give one such as 2026-01-31T12:00Z, or a span such as 30d"
-        ) from error
+        raise InvalidInputError(f"{text!r} is no moment: give {forms}") from error
     if moment.tzinfo is None:
         raise InvalidInputError(f"{text!r} has no time zone: add one, such as Z or +02:00")
     return moment

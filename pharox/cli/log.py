@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from itertools import islice
-from typing import Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, PoolNotFoundError
 from ..events import Event
 from .facts import PoolNames, line_of
 from .session import ledger
 from .showing import AsJson, print_json
+
+if TYPE_CHECKING:
+    from ..storage.postgres import PostgresStorage
 
 
 def log(
@@ -34,7 +37,9 @@ def log(
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="End after so many events.")
     ] = None,
-    pool: Annotated[str | None, typer.Option(metavar="NAME", help="Only of this pool.")] = None,
+    pool: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only of this pool; its id will do.")
+    ] = None,
     types: Annotated[
         list[str] | None,
         typer.Option("--type", metavar="TYPE", help="Only of this type; may be repeated."),
@@ -43,7 +48,10 @@ def log(
     """Print the events, oldest first, one a line."""
     wanted = _known_types(types or ())
     with ledger(context) as storage:
-        names = PoolNames(storage.list_pools())
+        pools = storage.list_pools()
+        if pool is not None and all(pool != known.name for known in pools):
+            _check_pool(storage, pool)
+        names = PoolNames(pools)
         events = storage.follow(after) if follow else storage.events(after=after or 0)
         # A generator that is left halfway keeps its connection until it is closed.
         with closing(cast("Generator[Event]", events)):
@@ -51,13 +59,24 @@ def log(
             chosen = (
                 (name, event)
                 for name, event in found
-                if (pool is None or name == pool) and (not wanted or event.type in wanted)
+                if pool in (None, name, str(event.pool_id)) and (not wanted or event.type in wanted)
             )
             for name, event in islice(chosen, limit):
                 if as_json:
                     print_json(event)
                 else:
                     print(line_of(event, name), flush=follow)
+
+
+def _check_pool(storage: PostgresStorage, pool: str) -> None:
+    """Raise an error for a pool that never was and that nobody asked for."""
+    from ..ledger.pool_lives import find_pool  # noqa: PLC0415 - SQLAlchemy takes a while to import
+
+    try:
+        find_pool(storage, pool)
+    except PoolNotFoundError as error:
+        if not error.data["asked_by"]:
+            raise
 
 
 def _known_types(types: Sequence[str]) -> frozenset[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +14,7 @@ from pydantic_core import to_jsonable_python
 from ..errors import InvalidInputError
 from ..models import utc_now
 from ..text import inert
-from .checking import moment_before
+from .checking import end_of, start_of
 from .moments import print_difference, print_moment
 from .session import Archive, past
 from .showing import AsJson, print_json
@@ -36,7 +35,7 @@ def replay(
     ],
     at: Annotated[
         str | None,
-        typer.Option(metavar=WHEN, help="Show the pool as it was then. Digits alone are a seq."),
+        typer.Option(metavar=WHEN, help="Show the pool as it was then."),
     ] = None,
     begin: Annotated[
         str | None, typer.Option("--from", metavar=WHEN, help="Play the changes from then on.")
@@ -49,7 +48,7 @@ def replay(
         typer.Option(min=0.1, metavar="N", help="Play N times as fast as it was, not at once."),
     ] = None,
     step: Annotated[
-        bool, typer.Option("--step", help="Wait for Enter before each change.")
+        bool, typer.Option("--step", help="Wait for Enter before each change; q ends.")
     ] = False,
     diff: Annotated[
         tuple[str, str] | None,
@@ -60,8 +59,9 @@ def replay(
 ) -> None:
     """Show a pool as it was at a moment, what changed after it, or between two.
 
-    A moment is a seq of the log, a time such as 2026-01-31T12:00Z, or a span
-    before now such as 2h.
+    A moment is a seq of the log (digits alone), a time with its zone such as
+    2026-01-31T12:00Z, a span before now such as 2h, or now. A time that is given
+    to the second or finer is the end of it: what was shown with it is included.
     """
     if [at, begin, diff].count(None) != 2:
         raise InvalidInputError("give one of --at, --from and --diff")
@@ -72,16 +72,12 @@ def replay(
     now = utc_now()
     with past(context, archive) as log:
         if at is not None:
-            _show(log, pool, _moment(at, now), as_json)
+            _show(log, pool, end_of(at, now), as_json)
         elif diff is not None:
-            _compare(log, pool, _moment(diff[0], now), _moment(diff[1], now), as_json)
+            _compare(log, pool, end_of(diff[0], now), end_of(diff[1], now), as_json)
         elif begin is not None:
             steps = _changes(log, pool, begin, end, now)
             _play(_one_by_one(steps) if step else steps, speed, as_json)
-
-
-def _moment(text: str, now: datetime) -> int | datetime:
-    return int(text) if re.fullmatch("[0-9]{1,18}", text) else moment_before(text, now)
 
 
 def _show(log: SealedLog, pool: str, at: int | datetime, as_json: bool) -> None:
@@ -100,8 +96,8 @@ def _changes(
     from ..ledger.replay import changes  # noqa: PLC0415
     from ..ledger.sealed_log import last_seq  # noqa: PLC0415
 
-    to = last_seq(log) if end is None else _moment(end, now)
-    return changes(log, pool, _moment(begin, now), to)
+    to = last_seq(log) if end is None else end_of(end, now)
+    return changes(log, pool, start_of(begin, now), to)
 
 
 def _play(steps: Iterable[Step], speed: float | None, as_json: bool) -> None:
@@ -160,7 +156,9 @@ def paced(
 
 def _one_by_one(steps: Iterable[Step]) -> Iterator[Step]:
     for step in steps:
-        if not sys.stdin.readline():
+        print("Enter: the next one, q: end ", end="", file=sys.stderr, flush=True)
+        answer = sys.stdin.readline()
+        if not answer or answer.strip().lower() == "q":
             return
         yield step
 

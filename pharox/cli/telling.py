@@ -1,12 +1,12 @@
 """An event as a sentence in a story: for a tired person, who asks what happened.
 
-A :class:`Told` has the sentence and, below it, what to look at next: ids, what
-was asked for, who did it. All facts of an event are in its JSON.
+A :class:`Told` has the sentence and what belongs below it: what was asked for,
+what to look at next, who did it. All facts of an event are in its JSON.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -50,10 +50,16 @@ _SHORT_S = 60
 
 
 class Told(NamedTuple):
-    """A sentence, and what belongs to it."""
+    """A sentence, and what belongs to it: lines, of which ``asked`` and ``by`` may be empty.
+
+    ``asked`` is what was asked for, and ``by`` says who did it and as part of
+    which job; events in a row often share them.
+    """
 
     sentence: str
+    asked: str
     details: tuple[str, ...]
+    by: str
 
 
 def tell(
@@ -72,12 +78,13 @@ def tell(
     """
     proxy = address or (str(event.proxy_id) if event.proxy_id else "")
     sentence = _sentence(event, _quoted(pool or ""), proxy)
-    details = [*_asked(event), *_described_as(event)]
-    if pool_had is not None:
-        details.append(in_numbers(pool_had))
-    if ids := [f"{what} {value}" for what, value in _ids(event) if value is not None]:
-        details.append(", ".join(ids))
-    return Told(sentence, tuple(details))
+    details = (
+        _row(_description(event)),
+        "" if pool_had is None else in_numbers(pool_had),
+        _row(_ids(event)),
+    )
+    by = _row((("by", event.actor), ("job", event.correlation_id)))
+    return Told(sentence, _asked(event), tuple(filter(None, details)), by)
 
 
 def in_numbers(counts: PoolCounts) -> str:
@@ -209,22 +216,27 @@ def _held(event: LeaseReleased | LeaseExpired) -> str:
     return lasting((event.recorded_at - event.acquired_at).total_seconds())
 
 
-def _asked(event: Event) -> Iterator[str]:
+def _asked(event: Event) -> str:
     if not isinstance(event, LeaseAcquired | AcquireMissed):
-        return
+        return ""
     asked = [f"selector {event.selector.value}" if event.selector else "that proxy and no other"]
     if event.filters:
         asked.append(in_words(event.filters))
     if event.predicate:
         asked.append("a predicate")
-    yield f"asked for {', '.join(asked)}"
+    return f"asked for {', '.join(asked)}"
 
 
-def _described_as(event: Event) -> Iterator[str]:
+def _description(event: Event) -> Iterator[tuple[str, Any]]:
     if isinstance(event, ProxyDescribed):
-        known = ((name, getattr(event, name)) for name in _DESCRIPTION)
-        if told := [f"{name} {_quoted(str(value))}" for name, value in known if value is not None]:
-            yield ", ".join(told)
+        for name in _DESCRIPTION:
+            value = getattr(event, name)
+            yield name, None if value is None else _quoted(str(value))
+
+
+def _row(facts: Iterable[tuple[str, Any]]) -> str:
+    """Return facts in a line, without those that there are not."""
+    return ", ".join(f"{name} {value}" for name, value in facts if value is not None)
 
 
 def in_words(filters: dict[str, Any]) -> str:
@@ -253,8 +265,6 @@ def _ids(event: Event) -> Iterator[tuple[str, Any]]:
         yield "proxy", event.proxy_id
     if isinstance(event, PoolRegistered | PoolRemoved):
         yield "pool", event.pool_id
-    yield "by", event.actor
-    yield "job", event.correlation_id
 
 
 def _quoted(name: str) -> str:

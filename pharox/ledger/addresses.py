@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from uuid import UUID
 
 from pharox.log import Extract
+from pharox.log.extract import BIGGEST
 from projections import ProxyRow
 
 from ..events import Event, ProxyDescribed
 from .sealed_log import Beginning, SealedLog
+
+_TYPES = ("ProxyRegistered", "ProxyChanged")
 
 
 def address_of(proxy: ProxyRow | ProxyDescribed) -> str:
     """Return a proxy's URL without credentials."""
     host = f"[{proxy.host}]" if ":" in proxy.host else proxy.host
     return f"{proxy.protocol}://{host}:{proxy.port}"
+
+
+def proxies_at(log: SealedLog, begin: Beginning, address: str) -> dict[UUID, UUID]:
+    """Return the pools of the proxies that ever had an address, by the proxies' ids.
+
+    Parameters
+    ----------
+    address:
+        A URL, whose credentials do not matter, or ``host:port`` for any protocol.
+    """
+    scheme, mark, place = address.strip().lower().rpartition("://")
+    wanted = f"{scheme}{mark}{place.rpartition('@')[2].removesuffix('/')}"
+    if ":" not in wanted:
+        return {}
+    described = log.history(Extract(begin.seq, types=_TYPES))
+    told = ((row.id, row) for row in begin.rows("proxies").values())
+    tells = ((e.proxy_id, e) for e in described if isinstance(e, ProxyDescribed))
+    return {
+        proxy_id: proxy.pool_id
+        for proxy_id, proxy in chain(told, tells)
+        if wanted in (whole := address_of(proxy), whole.partition("://")[2])
+    }
 
 
 class Addresses:
@@ -35,14 +61,13 @@ class Addresses:
         if isinstance(event, ProxyDescribed):
             self._known[event.proxy_id] = address_of(event)
         elif event.proxy_id not in self._known:
-            self._known[event.proxy_id] = self._described(event.proxy_id, event.seq)
+            self._known[event.proxy_id] = self.last(event.proxy_id, upto=event.seq)
         return self._known[event.proxy_id]
 
-    def _described(self, proxy_id: UUID, upto: int) -> str | None:
+    def last(self, proxy_id: UUID, *, upto: int = BIGGEST) -> str | None:
+        """Return the last address that a proxy had up to a seq; None if it was not there yet."""
         address = self._once.get(proxy_id)
-        described = Extract(
-            self._begin, upto, types=("ProxyRegistered", "ProxyChanged"), proxy_id=proxy_id
-        )
+        described = Extract(self._begin, upto, types=_TYPES, proxy_id=proxy_id)
         for event in self._log.history(described):
             if isinstance(event, ProxyDescribed):
                 address = address_of(event)

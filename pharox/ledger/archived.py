@@ -78,11 +78,19 @@ class WithArchive:
         The ledger.
     folders:
         Where its archive is now; it may have been moved since it was written.
+
+    Raises
+    ------
+    ArchiveFileError
+        If there is no such folder.
     """
 
     def __init__(self, storage: PostgresStorage, *folders: Path | str) -> None:
         self._storage = storage
         self._folders = [Path(folder) for folder in folders]
+        for folder in self._folders:
+            if not folder.is_dir():
+                raise ArchiveFileError(f"there is no folder {folder}", folder=str(folder))
 
     def events(self, *, after: int = 0) -> Iterator[Event]:
         """Yield the whole log in its sealed order, behind a seq."""

@@ -31,12 +31,15 @@ from ..events import (
     PoolRemoved,
 )
 from ..ids import NIL
-from ..models import check_aware
+from ..models import check_aware, utc_now
 from ..storage.interface import id_from_text
-from .addresses import Addresses
+from .addresses import Addresses, proxies_at
 from .past_counts import PastCounts
 from .pool_lives import PoolLife, find_pool, pool_names
-from .sealed_log import Beginning, SealedLog, beginning, first
+from .sealed_log import Beginning, SealedLog, beginning, seq_of
+
+Moment = int | datetime
+"""A seq of the log, or a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +102,8 @@ def of_lease(
     log: SealedLog,
     lease_id: str | UUID,
     *,
-    since: datetime | None = None,
-    until: datetime | None = None,
+    since: Moment | None = None,
+    until: Moment | None = None,
 ) -> Story:
     """Return the story of a lease, with what became of its proxy while it was held.
 
@@ -112,13 +115,16 @@ def of_lease(
         Its id, or the text of it.
     since, until:
         Tell only what was recorded from the one moment on and before the other.
+        Either may be a seq instead: the first or the last event to tell.
 
     Raises
     ------
     PharoxError
         If there never was such a lease.
+    InvalidInputError
+        If the log does not reach to the beginning, or to a seq.
     """
-    window = _window(since, until)
+    window = _window(log, since, until)
     uuid = id_from_text(lease_id)
     known = {} if uuid is None else _by_type(log, Extract(lease_id=uuid))
     acquired = known.get("LeaseAcquired")
@@ -139,33 +145,39 @@ def of_lease(
 
 def of_proxy(
     log: SealedLog,
-    proxy_id: str | UUID,
+    proxy: str | UUID,
     *,
-    since: datetime | None = None,
-    until: datetime | None = None,
+    since: Moment | None = None,
+    until: Moment | None = None,
 ) -> Story:
     """Return the story of a proxy: registrations, changes, holders one after another, health.
+
+    It is asked for by its id, or by an address that no other proxy had: a URL
+    or ``host:port``.
 
     Raises
     ------
     ProxyNotFoundError
         If there never was such a proxy. Parameters are those of :func:`of_lease`.
+    PharoxError
+        If several proxies had the address.
     """
-    window = _window(since, until)
-    uuid = id_from_text(proxy_id)
+    window = _window(log, since, until)
     begin = beginning(log)
-    if uuid is None or not _was_registered(log, uuid, begin):
-        raise ProxyNotFoundError(f"there never was a proxy {str(proxy_id)!r}", proxy_id=proxy_id)
+    uuid = id_from_text(proxy) or _at_address(log, begin, str(proxy))
+    address = None if uuid is None else Addresses(log, begin).last(uuid)
+    if uuid is None or address is None:
+        raise ProxyNotFoundError(f"there never was a proxy {str(proxy)!r}", proxy_id=proxy)
     events = log.history(window._replace(proxy_id=uuid))
-    return Story("proxy", uuid, str(uuid), _entries(log, events, begin))
+    return Story("proxy", uuid, address, _entries(log, events, begin))
 
 
 def of_consumer(
     log: SealedLog,
     consumer: str | UUID,
     *,
-    since: datetime | None = None,
-    until: datetime | None = None,
+    since: Moment | None = None,
+    until: Moment | None = None,
 ) -> Story:
     """Return the story of a consumer, by name or id: what it got, gave back, and did not get.
 
@@ -174,7 +186,7 @@ def of_consumer(
     ConsumerNotFoundError
         If there never was such a consumer. Parameters are those of :func:`of_lease`.
     """
-    window = _window(since, until)
+    window = _window(log, since, until)
     begin = beginning(log)
     known = _consumer(log, consumer, begin)
     if known is None:
@@ -190,8 +202,8 @@ def of_pool(
     log: SealedLog,
     pool: str | UUID,
     *,
-    since: datetime | None = None,
-    until: datetime | None = None,
+    since: Moment | None = None,
+    until: Moment | None = None,
 ) -> Story:
     """Return the story of a pool, by id or name: everything.
 
@@ -203,30 +215,51 @@ def of_pool(
     PoolNotFoundError
         If there never was such a pool. Parameters are those of :func:`of_lease`.
     """
-    window = _window(since, until)
+    window = _window(log, since, until)
     found = find_pool(log, pool)
     events = log.history(window._replace(pool_id=found.pool.id))
     entries = _entries(log, events, beginning(log), PastCounts(log, found.pool.id))
     return Story("pool", found.pool.id, found.pool.name, entries, found.namesakes)
 
 
-def _window(since: datetime | None, until: datetime | None) -> Extract:
-    for moment in (since, until):
-        if moment is not None:
-            check_aware(moment)
-    if since is not None and until is not None and until < since:
+def _window(log: SealedLog, since: Moment | None, until: Moment | None) -> Extract:
+    window = Extract()
+    match since:
+        case int():
+            window = window._replace(after=seq_of(log, since) - 1)
+        case datetime():
+            if check_aware(since) > utc_now():
+                seq_of(log, since)
+            window = window._replace(since=since)
+    match until:
+        case int():
+            window = window._replace(upto=seq_of(log, until))
+        case datetime():
+            window = window._replace(until=check_aware(until))
+    if window.upto <= window.after or _is_before(window.until, window.since):
         raise InvalidInputError(f"the end, {until}, lies before the beginning, {since}")
-    return Extract(since=since, until=until)
+    return window
+
+
+def _is_before(a: datetime | None, b: datetime | None) -> bool:
+    return a is not None and b is not None and a < b
 
 
 def _by_type(log: SealedLog, extract: Extract) -> dict[str, Event]:
     return {event.type: event for event in log.history(extract)}
 
 
-def _was_registered(log: SealedLog, proxy_id: UUID, begin: Beginning) -> bool:
-    registered = Extract(begin.seq, types=("ProxyRegistered",), proxy_id=proxy_id)
-    known = (row.id for row in begin.rows("proxies").values())
-    return proxy_id in known or first(log, registered) is not None
+def _at_address(log: SealedLog, begin: Beginning, address: str) -> UUID | None:
+    """Return the proxy that had an address, if there was one."""
+    found = proxies_at(log, begin, address)
+    if len(found) > 1:
+        names = pool_names(log, begin)
+        which = ", ".join(f"{proxy_id} of pool {names[found[proxy_id]]!r}" for proxy_id in found)
+        raise PharoxError(
+            f"{len(found)} proxies had this address; ask for one by its id: {which}",
+            proxy_ids=tuple(found),
+        )
+    return next(iter(found), None)
 
 
 def _consumer(log: SealedLog, consumer: str | UUID, begin: Beginning) -> ConsumerRow | None:

@@ -15,11 +15,13 @@ from uuid import UUID
 from pharox.log import Extract
 
 from ..errors import PoolNotFoundError
-from ..events import PoolChanged, PoolRegistered, PoolRemoved
+from ..events import AcquireMissed, PoolChanged, PoolRegistered, PoolRemoved
+from ..ids import NIL
 from ..storage.interface import id_from_text
 from .sealed_log import Beginning, SealedLog, beginning
 
 _TYPES = ("PoolRegistered", "PoolChanged", "PoolRemoved")
+_FEW = 5
 
 
 class Mark(NamedTuple):
@@ -77,9 +79,26 @@ def find_pool(log: SealedLog, pool: str | UUID) -> FoundPool:
     if uuid in lives:
         return FoundPool(lives[uuid])
     if not bearers:
-        raise PoolNotFoundError(f"there never was a pool {str(pool)!r}", pool=pool)
+        raise _never_was(log, begin, str(pool))
     *namesakes, found = bearers.values()
     return FoundPool(found, tuple(namesakes))
+
+
+def _missed_by(log: SealedLog, begin: Beginning, name: str) -> list[str]:
+    """Return who asked for a pool when none had this name, each once."""
+    misses = log.history(Extract(begin.seq, types=("AcquireMissed",), pool_id=NIL))
+    named = (miss for miss in misses if isinstance(miss, AcquireMissed) and miss.pool_name == name)
+    return list(dict.fromkeys(miss.consumer for miss in named))
+
+
+def _never_was(log: SealedLog, begin: Beginning, pool: str) -> PoolNotFoundError:
+    consumers = _missed_by(log, begin, pool)
+    told = f"there never was a pool {pool!r}"
+    if consumers:
+        some = ", ".join(consumers[:_FEW]) + (", ..." if consumers[_FEW:] else "")
+        number = "1 consumer" if len(consumers) == 1 else f"{len(consumers)} consumers"
+        told = f"{told}; {number} asked for it: {some}"
+    return PoolNotFoundError(told, pool=pool, asked_by=tuple(consumers))
 
 
 def pool_names(log: SealedLog, begin: Beginning) -> dict[UUID, str]:

@@ -151,6 +151,17 @@ class TestReadingAlong:
         assert "http://10.0.0." in outcome.out
         assert archived.is_dir()
 
+    @pytest.mark.parametrize(
+        "question", [("audit", "pool", "pool"), ("replay", "--pool", "pool", "--at", "now")]
+    )
+    def test_a_folder_that_is_not_there(
+        self, pharox: Pharox, archived: Path, question: tuple[str, ...]
+    ) -> None:
+        """A misspelt folder is told, also where the archive would not have been needed."""
+        missing = archived / "typo"
+        outcome = pharox(*question, "--archive", archived, "--archive", missing)
+        assert outcome == (1, "", f"pharox: there is no folder {missing}\n")
+
     def test_replay(self, pharox: Pharox, postgres: PostgresStorage, archived: Path) -> None:
         """A moment in an archived part is shown with the archive."""
         seq = self.first_lease(postgres, archived).seq

@@ -71,7 +71,8 @@ class TestStory:
             "for 1 min 0 s",
             "                         asked for selector least_used, country AR",
             f"                         lease {lease.id}, until 2026-01-01T00:01:00.000Z, "
-            f"proxy {lease.proxy_id}, by nightly, job run-8812",
+            f"proxy {lease.proxy_id}",
+            "                         by nightly, job run-8812",
             "  00:00:01.500        7  http://10.0.0.0:8000 was checked: slow, 2500 ms, "
             "so status active -> slow",
             f"                         by {actor}",
@@ -79,7 +80,7 @@ class TestStory:
             "Friday 2026-01-02 UTC",
             "  00:00:01.500        8  the lease of 'crawler 7' on http://10.0.0.0:8000 ran out: "
             "taken back after 1 d 0 h, 23 h 59 min late",
-            f"                         lease {lease.id}, by {actor}",
+            f"                         lease {lease.id}",
             "",
             "held for 1 d 0 h",
         ]
@@ -94,9 +95,33 @@ class TestStory:
     def test_a_proxy_has_its_holders(self, pharox: Pharox, incident: Incident) -> None:
         """What it was, and who had it."""
         out = pharox("audit", "proxy", incident.proxy.id).out
+        assert out.startswith(f"proxy http://10.0.0.0:8000 ({incident.proxy.id})\n")
         assert "joined pool 'a pool': active, up to 1 lease at once" in out
         assert "country AR\n" in out
         assert out.endswith("1 lease begun; 0 given back; 1 ran out; held for 1 d 0 h altogether\n")
+
+    @pytest.mark.parametrize(
+        "address", ["10.0.0.0:8000", "http://10.0.0.0:8000", "HTTP://user:pw@10.0.0.0:8000/"]
+    )
+    def test_a_proxy_is_found_by_its_address(
+        self, pharox: Pharox, incident: Incident, address: str
+    ) -> None:
+        """host:port or a URL will do, also of a proxy that was removed."""
+        by_id = pharox("audit", "proxy", incident.proxy.id)
+        assert pharox("audit", "proxy", address) == by_id
+        incident.storage.delete_proxy(str(incident.proxy.id))
+        assert pharox("audit", "proxy", address).status == 0
+
+    def test_proxies_of_one_address_are_listed(self, pharox: Pharox, incident: Incident) -> None:
+        """Which of them is meant, is to be said by an id."""
+        _, (other,) = fill(incident.storage, 1, name="other")
+        outcome = pharox("audit", "proxy", "10.0.0.0:8000")
+        assert (outcome.status, outcome.out) == (1, "")
+        assert outcome.err == (
+            "pharox: 2 proxies had this address; ask for one by its id: "
+            f"{incident.proxy.id} of pool 'a pool', {other.id} of pool 'other'\n"
+        )
+        assert pharox("audit", "proxy", "10.0.0.9:8000").err.startswith("pharox: there never was")
 
     def test_every_event_of_a_pool_is_told(self, pharox: Pharox, incident: Incident) -> None:
         """Each event has one line that begins with its time and its seq."""
@@ -133,11 +158,55 @@ class TestStory:
             assert outcome.status == 0
             assert outcome.out.replace("\n", "").isprintable()
 
-    def test_a_window_ends_before_its_end(self, pharox: Pharox, incident: Incident) -> None:
-        """--from and --to take moments; what is outside is not told."""
-        window = ("--from", "2026-01-01T00:00:01Z", "--to", "2026-01-02T00:00:01.5Z", "--json")
-        objects = pharox("audit", "pool", "a pool", *window).objects
+    def test_what_is_as_before_is_not_said_again(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """What was asked for, and who asked, stand only where they change."""
+        fill(storage, 1, name="p")
+        manager = px.ProxyManager(storage)
+        least_used, round_robin = px.SelectorStrategy.LEAST_USED, px.SelectorStrategy.ROUND_ROBIN
+        for actor, selector in (
+            ("one", least_used),
+            ("one", least_used),
+            ("two", least_used),
+            ("two", round_robin),
+        ):
+            with px.attributed(actor=actor):
+                lease = manager.acquire_proxy("p", consumer_name="c", selector=selector)
+                assert lease is not None
+                manager.release_proxy(lease)
+        details = [line.strip() for line in pharox("audit", "consumer", "c").out.splitlines()]
+        assert [line for line in details if line.startswith("by ")] == ["by one", "by two"]
+        asked = [line for line in details if line.startswith("asked for")]
+        assert asked == ["asked for selector least_used", "asked for selector round_robin"]
+
+    @pytest.mark.parametrize(
+        "window",
+        [
+            ("--from", "2026-01-01T00:00:01Z", "--to", "2026-01-02T00:00:01.499Z"),
+            ("--from", "2026-01-01T00:00:01.500Z", "--to", "2026-01-01T00:00:01.500Z"),
+            ("--from", "2026-01-01T00:00:01Z", "--to", "2026-01-01T00:00:01Z"),
+            ("--from", "6", "--to", "7"),
+            ("--from", "6", "--to", "2026-01-01T00:01Z"),
+        ],
+    )
+    def test_a_window_has_its_beginning_and_its_end(
+        self, pharox: Pharox, incident: Incident, window: tuple[str, ...]
+    ) -> None:
+        """--from and --to take times and seqs; what is outside is not told."""
+        objects = pharox("audit", "pool", "a pool", *window, "--json").objects
         assert [found["type"] for found in objects] == ["AcquireMissed", "HealthChecked"]
+
+    @pytest.mark.parametrize("end", ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59.999999Z"])
+    def test_a_window_may_end_with_the_calendar(
+        self, pharox: Pharox, incident: Incident, end: str
+    ) -> None:
+        """There is no moment after that one."""
+        objects = pharox("audit", "pool", "a pool", "--from", "7", "--to", end, "--json").objects
+        assert [found["type"] for found in objects] == ["HealthChecked", "LeaseExpired"]
+
+    def test_a_window_may_be_empty(self, pharox: Pharox, incident: Incident) -> None:
+        """Then it says so."""
         outcome = pharox("audit", "consumer", "late", "--to", "1999-01-01T00:00Z")
         assert (outcome.status, outcome.out.splitlines()[-1]) == (0, "nothing happened then")
 
@@ -174,6 +243,24 @@ class TestErrors:
         expected = f"pharox: there never was a {kind} {name!r}\n"
         assert pharox("audit", kind, name) == (1, "", expected)
 
+    def test_a_pool_that_was_only_asked_for(self, pharox: Pharox, incident: Incident) -> None:
+        """A misspelt name is told with those who misspelt it, each once."""
+        manager = px.ProxyManager(incident.storage)
+        for name in ("lost", "lost", "late"):
+            manager.acquire_proxy("typo", consumer_name=name)
+        expected = "pharox: there never was a pool 'typo'; 2 consumers asked for it: lost, late\n"
+        assert pharox("audit", "pool", "typo") == (1, "", expected)
+        assert "asked" not in pharox("audit", "pool", "typ").err
+
+    @pytest.mark.parametrize("begin", ["2999-01-01T00:00Z", "9"])
+    def test_a_beginning_that_is_not_yet(
+        self, pharox: Pharox, incident: Incident, begin: str
+    ) -> None:
+        """Nothing is not taken for an answer about the future."""
+        outcome = pharox("audit", "pool", "a pool", "--from", begin)
+        assert (outcome.status, outcome.out) == (2, "")
+        assert ("lies in the future" in outcome.err) or ("it ends with 8" in outcome.err)
+
     def test_of_namesakes_the_last_is_told_and_the_others_are_named(
         self, pharox: Pharox, incident: Incident
     ) -> None:
@@ -185,7 +272,15 @@ class TestErrors:
         assert f"an earlier one is {incident.pool.id}, removed at 2026-01-02T00" in outcome.err
         assert pharox("audit", "pool", incident.pool.id).err == ""
 
-    @pytest.mark.parametrize("window", [("--from", "tomorrow"), ("--from", "1s", "--to", "2s")])
+    @pytest.mark.parametrize(
+        "window",
+        [
+            ("--from", "tomorrow"),
+            ("--from", "1s", "--to", "2s"),
+            ("--from", "5", "--to", "3"),
+            ("--to", "99"),
+        ],
+    )
     def test_a_window_that_makes_no_sense_is_refused(
         self, pharox: Pharox, incident: Incident, window: tuple[str, ...]
     ) -> None:

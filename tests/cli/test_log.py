@@ -117,6 +117,19 @@ class TestLog:
         ]
         assert "reason=unknown_pool" in pharox("log", "--pool", "typo").out
 
+    def test_a_pool_may_be_gone_but_not_unknown(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """The log of a removed pool is shown, by name and id; a name that never was is told."""
+        pool, _ = fill(storage, 1, name="one")
+        storage.delete_pool(str(pool.id))
+        by_name = pharox("log", "--pool", "one")
+        assert (by_name.status, by_name.out.count("\n")) == (0, 4)
+        assert pharox("log", "--pool", pool.id) == by_name
+        expected = (1, "", "pharox: there never was a pool 'nope'\n")
+        assert pharox("log", "--pool", "nope") == expected
+        assert pharox("log", "--pool", "nope", "--follow") == expected
+
     def test_an_unknown_type_is_refused(self, pharox: Pharox) -> None:
         """A type that no event has is told with those that there are."""
         outcome = pharox("log", "--type", "LeaseLost")
@@ -178,6 +191,7 @@ class TestPrune:
             ("5m", NOW - timedelta(minutes=5)),
             ("90s", NOW - timedelta(seconds=90)),
             (" 2w ", NOW - timedelta(weeks=2)),
+            ("now", NOW),
             ("2026-01-31T12:00Z", datetime(2026, 1, 31, 12, tzinfo=UTC)),
             ("2026-01-31T12:00:00+02:00", datetime(2026, 1, 31, 10, tzinfo=UTC)),
         ],

@@ -10,9 +10,13 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import pharox as px
+from pharox.cli.checking import end_of, start_of
 from pharox.cli.replay import paced
+from pharox.cli.showing import in_utc
 from pharox.ledger.replay import changes, pool_at
 from pharox.ledger.sealed_log import last_seq
 from pharox.storage.postgres import PostgresStorage
@@ -60,6 +64,38 @@ class TestAt:
         assert row.endswith("crawler 7 until 2026-01-01T00:01:10.000Z")
         assert len(lines) == 7
 
+    @given(moment=st.datetimes(datetime(2020, 1, 1), datetime(2030, 1, 1), timezones=st.just(UTC)))
+    def test_a_time_that_was_printed_names_what_it_was_printed_for(self, moment: datetime) -> None:
+        """To the millisecond or the second, its end is at or after the moment, and so near."""
+        later = datetime(2030, 1, 2, tzinfo=UTC)
+        for shown, length in ((in_utc(moment), 0.001), (f"{moment:%Y-%m-%dT%H:%M:%SZ}", 1)):
+            start, end = start_of(shown, later), end_of(shown, later)
+            assert isinstance(start, datetime)
+            assert isinstance(end, datetime)
+            assert start <= moment <= end < start + timedelta(seconds=length)
+            assert end_of(shown, moment) == moment
+
+    def test_a_time_that_is_exact_is_not_stretched(self) -> None:
+        """Neither one to the minute nor a seq, nor now."""
+        now = datetime(2026, 2, 1, tzinfo=UTC)
+        assert end_of("2026-01-31T12:00Z", now) == datetime(2026, 1, 31, 12, tzinfo=UTC)
+        assert (end_of("17", now), end_of("now", now)) == (17, now)
+
+    def test_a_printed_time_shows_the_pool_after_its_event(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """By the database's clock, in microseconds, and cut off where they are shown."""
+        fill(storage, 1)
+        pharox("acquire", "pool", "--consumer", "late")
+        *_, line = pharox("log").out.splitlines()
+        seq, shown, *_ = line.split()
+        (found,) = pharox("replay", "--pool", "pool", "--at", shown, "--json").objects
+        assert (found["seq"], found["counts"]["total_leases"]) == (int(seq), 1)
+        window = ("--from", "0", "--to", shown, "--json")
+        assert pharox("replay", "--pool", "pool", *window).objects[-1]["seq"] == int(seq)
+        story = pharox("audit", "pool", "pool", "--to", shown, "--json").objects
+        assert story[-1]["seq"] == int(seq)
+
     def test_json_is_the_whole_moment(self, pharox: Pharox, lived: PostgresStorage) -> None:
         """One object with everything that the library tells."""
         (found,) = pharox("replay", "--pool", "a pool", "--at", "5", "--json").objects
@@ -78,7 +114,12 @@ class TestAt:
             ("0", 1, "it was registered later, by event 1"),
             ("1999-01-01T00:00Z", 1, "it was registered later, by event 1"),
             ("7", 2, "the log has no event 7 yet: it ends with 6"),
-            ("99999999999999999999999", 2, "is no moment"),
+            (
+                "99999999999999999999999",
+                2,
+                "is no moment: give a time with its zone such as 2026-01-31T12:00Z, "
+                "a span before now such as 30m, now, or a seq",
+            ),
             ("2999-01-01T00:00Z", 2, "lies in the future"),
             ("2026-01-01", 2, "has no time zone"),
             ("-1", 2, "is no moment"),
@@ -163,8 +204,11 @@ class TestPlay:
         play = ("replay", "--pool", "a pool", "--from", "0")
         assert pharox(*play, "--speed", "1e9") == pharox(*play)
 
-    def test_step_waits_for_enter(self, lived: PostgresStorage, database_url: str) -> None:
-        """On a terminal each Enter shows one change, and the end of input ends it."""
+    @pytest.mark.parametrize("end", [b"\x04", b"q\n"])
+    def test_step_waits_for_enter(
+        self, lived: PostgresStorage, database_url: str, end: bytes
+    ) -> None:
+        """On a terminal it asks before each change: Enter shows it, q or the end of input ends."""
         code = "import sys; from pharox.cli import main; sys.exit(main())"
         ours, theirs = pty.openpty()
         command = [sys.executable, "-c", code, "replay", "--pool", "a pool", "--from", "0"]
@@ -172,16 +216,19 @@ class TestPlay:
             [*command, "--step", "--json"],
             stdin=theirs,
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env={**os.environ, "PHAROX_DATABASE_URL": database_url},
         ) as process:
             os.close(theirs)
             assert process.stdout is not None
+            assert process.stderr is not None
             shown = []
             for _ in range(2):
                 os.write(ours, b"\n")
                 shown.append(process.stdout.readline())
-            os.write(ours, b"\x04")
+            os.write(ours, end)
             assert process.stdout.read() == b""
+            assert process.stderr.read() == b"Enter: the next one, q: end " * 3
             assert process.wait() == 0
         os.close(ours)
         assert [b'"PoolRegistered"' in shown[0], b'"ProxyRegistered"' in shown[1]] == [True, True]

@@ -38,8 +38,8 @@ class Shown(NamedTuple):
         return parser.found
 
 
-def opened(page: Path) -> Shown:
-    """Open a page as it is."""
+def opened(page: Path, *, width: int = 1400) -> Shown:
+    """Open a page as it is, in a window so many pixels wide."""
     assert CHROMIUM is not None
     with (
         tempfile.TemporaryDirectory(prefix="pharox-chromium-") as profile,
@@ -56,7 +56,7 @@ def opened(page: Path) -> Shown:
                 "--disable-background-networking",
                 "--disable-component-update",
                 "--disable-features=NetworkTimeServiceQuerying",
-                "--window-size=1400,1000",
+                f"--window-size={width},1000",
                 f"--host-resolver-rules=MAP * 127.0.0.1:{port}",
                 "--virtual-time-budget=2000",
                 "--enable-logging=stderr",
@@ -96,7 +96,7 @@ def _whole_internet() -> Iterator[tuple[int, list[str]]]:
             thread.join()
 
 
-def driven(page: Path, script: str) -> Any:
+def driven(page: Path, script: str, *, width: int = 1400) -> Any:
     """Return what a script returns that runs in a page, as somebody who uses it."""
     html = page.read_text(encoding="utf-8")
     # The page's own policy would refuse a script that is not its own.
@@ -108,7 +108,7 @@ def driven(page: Path, script: str) -> Any:
     )
     copy = page.with_name("driven.html")
     copy.write_text(html.replace("</body>", f"{told}</body>"), encoding="utf-8")
-    shown = opened(copy)
+    shown = opened(copy, width=width)
     assert shown.console == []
     parser = _Text("told")
     parser.feed(shown.dom)

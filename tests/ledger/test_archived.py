@@ -182,9 +182,11 @@ class TestWithoutArchive:
     ) -> None:
         """An archive may be moved; where it is not, the error says where it was."""
         moved = tmp_path / "moved"
+        with pytest.raises(ArchiveFileError, match="there is no folder"):
+            WithArchive(postgres, moved)
+        moved.mkdir()
         with pytest.raises(ArchivedError, match="has no such file"):
             list(WithArchive(postgres, moved).events())
-        moved.mkdir()
         for name in ("events", "ticks"):
             (tmp_path / name).rename(moved / name)
         assert len(list(WithArchive(postgres, tmp_path, moved).events())) == postgres.seal()

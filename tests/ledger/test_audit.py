@@ -175,6 +175,18 @@ class TestOfProxy:
         assert entries[0].address == "http://10.0.0.1:8000"
         assert entries[-1].address == "http://[::1]:8000"
 
+    def test_it_is_found_by_each_address_that_it_had(self, scene: Scene) -> None:
+        """The story is named by the last one, also when the proxy is gone."""
+        moved = scene.storage.get_proxy(str(scene.other.id)).model_copy(update={"host": "::1"})
+        scene.storage.save_proxy(moved)
+        scene.storage.delete_proxy(str(moved.id))
+        for address in ("10.0.0.1:8000", "[::1]:8000", "http://[::1]:8000"):
+            story = audit.of_proxy(scene.storage, address)
+            assert (story.id, story.name) == (moved.id, "http://[::1]:8000")
+        for address in ("10.0.0.1:800", "0.0.1:8000", "socks5://10.0.0.1:8000", ":", "10.0.0.1"):
+            with pytest.raises(ProxyNotFoundError, match="never was a proxy"):
+                audit.of_proxy(scene.storage, address)
+
     def test_an_unknown_one_is_told(self, scene: Scene) -> None:
         """A lease's id is no proxy's."""
         with pytest.raises(ProxyNotFoundError, match="never was a proxy"):
@@ -263,17 +275,41 @@ class TestOfPool:
         assert entries[2].pool_had is not None
         assert entries[2].pool_had.total_leases == 2
 
+    def test_a_window_may_be_told_in_seqs(self, scene: Scene) -> None:
+        """The first is its first event, the second its last; either may be a moment."""
+        whole = [entry.event for entry in audit.of_pool(scene.storage, "a pool").entries]
+        begin, end = whole[2], whole[-2]
+        story = audit.of_pool(scene.storage, "a pool", since=begin.seq, until=end.seq)
+        assert [entry.event for entry in story.entries] == whole[2:-1]
+        story = audit.of_pool(scene.storage, "a pool", since=begin.seq, until=BEGIN)
+        assert list(story.entries) == []
+        assert types(audit.of_pool(scene.storage, "a pool", since=0, until=0)) == []
+
     def test_a_window_that_makes_no_sense_is_refused(self, scene: Scene) -> None:
         """It ends after it begins, and its moments have time zones."""
         with pytest.raises(InvalidInputError, match="before the beginning"):
             audit.of_pool(scene.storage, "a pool", since=BEGIN, until=BEGIN - timedelta(1))
         with pytest.raises(InvalidInputError, match="time zone"):
             audit.of_pool(scene.storage, "a pool", since=BEGIN.replace(tzinfo=None))
+        with pytest.raises(InvalidInputError, match="before the beginning"):
+            audit.of_pool(scene.storage, "a pool", since=5, until=3)
+        for ahead in (10**6, datetime(2999, 1, 1, tzinfo=UTC)):
+            with pytest.raises(InvalidInputError, match=r"yet|in the future"):
+                audit.of_pool(scene.storage, "a pool", since=ahead)
 
     def test_an_unknown_one_is_told(self, scene: Scene) -> None:
         """A pool that was only asked for never was."""
         with pytest.raises(PoolNotFoundError, match="never was a pool 'typo'"):
             audit.of_pool(scene.storage, "typo")
+
+    def test_one_that_was_asked_for_is_told_with_who_asked(self, scene: Scene) -> None:
+        """The first few names stand in the sentence, all in the error."""
+        names = [f"worker-{number}" for number in range(7)]
+        for name in names:
+            scene.manager.acquire_proxy("nowhere", consumer_name=name)
+        with pytest.raises(PoolNotFoundError, match=r"7 consumers .*worker-4, \.\.\.$") as error:
+            audit.of_pool(scene.storage, "nowhere")
+        assert list(error.value.data["asked_by"]) == names
 
 
 def check_stories(storage: AnyStorage, first: int) -> None:
@@ -391,8 +427,9 @@ class TestArchived:
         lease_id = leased[0].event.lease_id
         assert proxy_id is not None
         assert lease_id is not None
-        (entry,) = audit.of_proxy(postgres, proxy_id, since=archived).entries
-        assert entry == leased[0]
+        for proxy in (proxy_id, str(leased[0].address)):
+            (entry,) = audit.of_proxy(postgres, proxy, since=archived).entries
+            assert entry == leased[0]
         (entry,) = audit.of_lease(postgres, lease_id).entries
         assert entry == leased[0]
 

@@ -108,6 +108,45 @@ class TestPicture:
             assert tuple(int(step[name]) for name in names) == numbers
         assert {int(step["data-available"]) for step in steps} >= {0, 5}
 
+    def test_the_time_without_any_proxy_is_a_band_of_its_own_colour(self, drawn: Drawn) -> None:
+        """Wherever none was available the band is drawn, in the legend's colour, over nothing."""
+        steps = drawn.shown.elements("slot")
+        dry = [(s["x"], s["width"]) for s in steps if s["data-available"] == "0"]
+        band = [part for part in drawn.shown.elements("dry") if part["tag"] == "rect"]
+        assert [(part["x"], part["width"]) for part in band] == dry
+        assert 0 < len(dry) < len(steps)
+        colours, lowest, areas = driven(
+            drawn.report.page,
+            "const band = [...document.querySelectorAll('rect.dry')];"
+            "const key = getComputedStyle(document.querySelector('.key .dry'), '::before');"
+            "const style = band.map(part => getComputedStyle(part));"
+            "const colours = style.flatMap(part => [part.fill, part.fillOpacity, part.opacity]);"
+            "return [[...new Set([...colours, key.backgroundColor])],"
+            " Math.max(...band.map(part => part.getBoundingClientRect().bottom)),"
+            " document.querySelector('.area.total').getBoundingClientRect().top];",
+        )
+        assert colours == ["rgb(209, 52, 56)", "1"]
+        assert lowest < areas
+
+    def test_no_mark_hides_a_lease(self, drawn: Drawn) -> None:
+        """On each line the marks stand above the bars, so that a lease of a blink is seen too."""
+        lines = driven(
+            drawn.report.page,
+            "return [...document.querySelectorAll('svg.lane')].map(lane => {"
+            "const boxes = (what) => [...lane.querySelectorAll(what)]"
+            ".map(part => part.getBoundingClientRect());"
+            "const {top, bottom} = lane.getBoundingClientRect();"
+            "return {top, bottom, marks: boxes('.mark').map(box => [box.top, box.bottom]),"
+            " bars: boxes('.lease').map(box => [box.top, box.bottom])}; });",
+        )
+        assert sum(bool(line["marks"] and line["bars"]) for line in lines) == 5
+        for line in lines:
+            drawn_to = [line["top"], *(bottom for _, bottom in line["marks"])]
+            begins = [line["bottom"], *(top for top, _ in line["bars"])]
+            assert max(drawn_to) <= min(begins)
+            assert all(line["top"] <= top for top, _ in line["marks"])
+            assert all(bottom <= line["bottom"] for _, bottom in line["bars"])
+
     def test_changes_of_status_are_marked(self, drawn: Drawn) -> None:
         """Each change has its mark, at its moment."""
         changes = [
@@ -215,6 +254,26 @@ class TestUse:
                 x, wide = (number(bars[lease][part]) for part in ("x", "width"))
                 assert left == pytest.approx((x - begins) * zoom, abs=2e-3)
                 assert width == pytest.approx(wide * zoom, abs=2e-3)
+
+    @pytest.mark.parametrize("width", [700, 1400])
+    def test_only_the_chart_scrolls_sideways(self, drawn: Drawn, width: int) -> None:
+        """In a narrow window the sentences and labels stay in sight; a wide one shows it all."""
+        found = driven(
+            drawn.report.page,
+            "const view = document.querySelector('.view');"
+            "const scrolls = view.scrollWidth > view.clientWidth;"
+            "view.scrollLeft = 9999;"
+            "const ends = [...document.querySelectorAll('.heading li, .label')]"
+            ".map(part => part.getBoundingClientRect());"
+            "return {window: innerWidth, page: document.documentElement.scrollWidth, scrolls,"
+            " left: Math.min(...ends.map(box => box.left)),"
+            " right: Math.max(...ends.map(box => box.right))};",
+            width=width,
+        )
+        assert found["window"] == width
+        assert found["page"] <= width
+        assert found["scrolls"] == (width == 700)
+        assert 0 <= found["left"] < found["right"] <= width
 
     def test_a_drag_shows_that_part_of_the_window(self, drawn: Drawn) -> None:
         """Dragged across the second quarter, the picture shows it alone."""

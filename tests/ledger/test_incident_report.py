@@ -498,10 +498,17 @@ class TestSentences:
         )
         misses = [line["recorded_at"][11:19] for line in lines if line["type"] == "AcquireMissed"]
         ended = Counter(line["consumer"] for line in lines if line["type"] == "LeaseExpired")
+        ten_seconds = Counter(miss[:-1] for miss in misses)
+        worst, most_at_once = ten_seconds.most_common(1)[0]
+        ((consumer, most),) = Counter(
+            line["consumer"] for line in lines if line["type"] == "AcquireMissed"
+        ).most_common(1)
         page = report.page.read_text()
         for sentence in (
             f"{len(misses)} acquisitions found nothing between {misses[0]} and {misses[-1]}: "
             "every proxy that fits was at capacity.",
+            f"{most} of them by {consumer}; "
+            f"at the worst, {most_at_once} in the 10 s from {worst}0.",
             f"No proxy was available for {span(dry)} in all, first at 10:05:",
             f"{report.leases} leases in all, 6 of which began before the window.",
             f"{ended.total()} leases ran out instead of being released, "
@@ -509,6 +516,31 @@ class TestSentences:
             "Changes of status: 5 to active, 3 to banned, 2 to slow.",
         ):
             assert sentence in page
+
+    @pytest.mark.parametrize(
+        ("misses", "told"),
+        [
+            ([(5, "a")], "By a."),
+            ([(5, "a"), (5, "a")], "All by a."),
+            ([(5, "b"), (5, "a"), (5, "a")], "2 of them by a."),
+            (
+                [(5, "a"), (70, "b"), (70.5, "b"), (90, "a"), (95, "b")],
+                "3 of them by b; at the worst, 2 in the 1 s from 00:01:10.",
+            ),
+        ],
+    )
+    def test_a_few_bursts_are_told_apart_from_a_long_drought(
+        self, misses: list[tuple[float, str]], told: str, tmp_path: Path
+    ) -> None:
+        """Who missed most is said, and when the worst was if it was not all at once."""
+        clock = Clock()
+        storage = InMemoryStorage(clock=clock)
+        start = clock.now
+        for second, consumer in misses:
+            clock.now = start + timedelta(seconds=second)
+            ProxyManager(storage).acquire_proxy("nowhere", consumer)
+        page = write_report(storage, start, start + 2 * MINUTE, tmp_path / "r").page.read_text()
+        assert f">{told}<" in page
 
     def test_a_quiet_window_is_said_to_be_one(
         self, memory: InMemoryStorage, clock: Clock, tmp_path: Path

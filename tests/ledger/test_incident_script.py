@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from pharox import ProxyManager
+from pharox.ledger.archive import archive
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import fill
+from tests.ledger.full_parts import full_parts
 from tests.ledger.incident_story import START, Incident
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "replay_incident.py"
@@ -57,15 +59,32 @@ def test_it_writes_a_report(postgres: PostgresStorage, database_url: str, tmp_pa
 def test_a_window_may_be_told_as_how_long_ago(
     postgres: PostgresStorage, database_url: str, tmp_path: Path
 ) -> None:
-    """``--from 10m --to 0s`` is what has just happened; the URL may come from the environment."""
+    """``--from 10m`` alone goes on to now; the URL may come from the environment."""
     fill(postgres, 1)
     ProxyManager(postgres).acquire_proxy("pool", "worker")
     done = replay(
-        *("--from", "10m", "--to", "0s", "--output", tmp_path / "report"),
+        *("--from", "10m", "--output", tmp_path / "report"),
         PHAROX_DATABASE_URL=database_url,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == "pharox: 4 events, 1 lease, 0 misses\n"
+
+
+def test_an_archive_is_read_along(
+    postgres: PostgresStorage, database_url: str, tmp_path: Path
+) -> None:
+    """What left the log is refused without its archive, and told with it."""
+    end = full_parts(postgres).now
+    lines = sum(1 for _ in postgres.events())
+    archive(postgres, end, tmp_path / "archive")
+    window = ("--from", "2026-01-01T00Z", "--to", (end - timedelta(minutes=1)).isoformat())
+    words = (*window, "--output", tmp_path / "report")
+    refused = replay(*words, "--database-url", database_url)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "are archived in" in refused.stderr
+    done = replay(*words, "--database-url", database_url, "--archive", tmp_path / "archive")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(f"pharox: {lines} events, 30 leases, ")
 
 
 @pytest.mark.parametrize(
@@ -74,6 +93,8 @@ def test_a_window_may_be_told_as_how_long_ago(
         ({"--from": "noon"}, 2, "'noon' is no moment"),
         ({"--to": "2026-01-01T00:00"}, 2, "has no time zone"),
         ({"--to": "1h"}, 2, "must begin before it ends"),
+        ({"--from": "now"}, 2, "must begin before it ends"),
+        ({"--archive": "/nowhere"}, 1, "/nowhere"),
         ({"--from": "2100-01-01T00Z", "--to": "2100-01-02T00Z"}, 2, "has not begun"),
         ({"--from": "2000-01-01T00Z", "--to": "2000-01-02T00Z"}, 1, "nothing was recorded"),
         ({"--pool": "asia"}, 1, "no pool was named 'asia'"),
@@ -97,7 +118,7 @@ def test_what_makes_no_sense_is_told_in_a_sentence(
     fill(postgres, 1)
     words = {
         "--from": "10m",
-        "--to": "0s",
+        "--to": "now",
         "--output": str(tmp_path / "report"),
         "--database-url": database_url,
         **given,

@@ -17,30 +17,43 @@ from .wording import REASONS, count, span
 AVAILABILITY_SLOTS = 600
 """From how many changes on availability is drawn as the lowest of each slot of time."""
 
+_BAND, _GAP = 6, 2
 _NAMES_TOLD = 5
 
 
 def draw_availability(track: Element, pool: PoolPicture, window: Window, height: int) -> None:
-    """Draw how many proxies there were, were active, and were available."""
+    """Draw how many proxies there were, were active, and were available.
+
+    The areas have the height; a band above them tells when none was available.
+    """
     points = lowest(pool.points, window, AVAILABILITY_SLOTS)
     top = max(1, *(point.total for point in points))
-    svg = add(track, "svg", height=height, role="img", tabindex=0, class_="availability")
+    above = _BAND + _GAP
+    svg = add(track, "svg", height=above + height, role="img", tabindex=0, class_="availability")
     svg.set("aria-label", f"Availability of proxies over time. {_trend(points, window)}")
     scale = Scale(window)
     edges = [*(scale(point.at) for point in points), 1.0]
     area = add(
-        svg, "svg", width="100%", height=height, viewBox="0 0 1 1", preserveAspectRatio="none"
+        svg,
+        "svg",
+        y=above,
+        width="100%",
+        height=height,
+        viewBox="0 0 1 1",
+        preserveAspectRatio="none",
     )
     for name in ("total", "active", "available"):
         shares = [getattr(point, name) / top for point in points]
         add(area, "path", d=_steps(edges, shares), class_=f"area {name}")
     for point, (left, right) in zip(points, pairwise(edges), strict=True):
+        place = {"x": percent(left), "width": percent(right - left)}
+        if point.total and not point.available:
+            add(svg, "rect", class_="dry", **place, height=_BAND)
         add(
             svg,
             "rect",
-            class_="slot" if point.available or not point.total else "slot dry",
-            x=percent(left),
-            width=percent(right - left),
+            class_="slot",
+            **place,
             height="100%",
             data_at=point.at.isoformat(),
             data_total=point.total,
@@ -65,11 +78,10 @@ def draw_misses(
     total = pool.miss_reasons.total()
     svg.set("aria-label", f"{count(total, 'miss', 'misses')}, counted every {span(slot_s)}.")
     scale, top = Scale(window), most_misses(pool)
-    for number, slot in sorted(pool.misses.items()):
-        begins = window.start + timedelta(seconds=number * slot_s)
-        left, right = scale(begins), scale(begins + timedelta(seconds=slot_s))
+    for _, slot in sorted(pool.misses.items()):
+        left, right = scale(slot.begins), scale(slot.begins + timedelta(seconds=slot_s))
         _draw_slot(svg, slot, (left, right), top, height).set(
-            "data-tip", _told(slot, f"{window.tell(begins)}, for {span(slot_s)}")
+            "data-tip", _told(slot, f"{window.tell(slot.begins)}, for {span(slot_s)}")
         )
 
 

@@ -38,6 +38,7 @@ OTHERS = "others"
 """The colour of consumers that have none of their own."""
 
 _LINE, _EDGE, _LEAST = 9, 4, 24
+_ABOVE, _MARK = 10, 7
 _THIN = 0.002
 
 
@@ -61,22 +62,23 @@ def elements(lane: Lane, style: Style) -> int:
 
 
 def draw_lane(track: Element, lane: Lane, style: Style) -> None:
-    """Draw a lane into its track."""
+    """Draw a lane into its track, the marks above the bars so that none hides a short lease."""
     lines = stacked(lane.bars)
+    above = _ABOVE if lane.bars and lane.marks else 0
     height = max(_LEAST, len(lines) * (_LINE + 1) + 2 * _EDGE)
-    svg = add(track, "svg", height=height, role="img", tabindex=0, class_="lane")
+    svg = add(track, "svg", height=above + height, role="img", tabindex=0, class_="lane")
     svg.set("aria-label", describe(lane, style.window))
     _draw_statuses(svg, lane, style)
     tall = _LINE if len(lines) > 1 else height - 3 * _EDGE
     for number, line in enumerate(lines):
-        top = _EDGE + number * (_LINE + 1) if len(lines) > 1 else (height - tall) / 2
+        top = above + (_EDGE + number * (_LINE + 1) if len(lines) > 1 else (height - tall) / 2)
         for group in _groups(line, style):
             if len(group) == 1:
                 _draw_bar(svg, lane, group[0], style, top, tall)
             else:
                 _draw_group(svg, lane, group, style, top, tall)
     for marks in _marks(lane, style):
-        _draw_mark(svg, marks, style, height / 2)
+        _draw_mark(svg, marks, style, _MARK if above else height / 2)
 
 
 def describe(lane: Lane, window: Window) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -132,7 +132,8 @@ class Picture:
         pool.happened = True
         seconds = (event.recorded_at - self.window.start).total_seconds()
         number = min(self._last_slot, max(0, int(seconds // self.miss_slot_s)))
-        slot = pool.misses.setdefault(number, MissSlot())
+        begins = self.window.start + timedelta(seconds=number * self.miss_slot_s)
+        slot = pool.misses.setdefault(number, MissSlot(begins))
         slot.reasons[event.reason] += 1
         slot.consumers[event.consumer] += 1
         slot.asked[asked_for(None, event.filters, predicate=event.predicate)] += 1

@@ -24,7 +24,7 @@ _AVAILABILITY_HEIGHT, _MISSES_HEIGHT = 84, 52
 def draw_chart(body: Element, selection: Selection, miss_slot_s: float) -> None:
     """Draw everything that stands on the time axis."""
     window = selection.style.window
-    main = add(body, "main", class_="chart")
+    main = add(add(body, "div", class_="view"), "main", class_="chart")
     defs = add(add(main, "svg", class_="defs", width=0, height=0, aria_hidden="true"), "defs")
     for status, path in MARKS.items():
         add(defs, "path", id=f"mark-{status}", d=path)
@@ -32,7 +32,7 @@ def draw_chart(body: Element, selection: Selection, miss_slot_s: float) -> None:
     _draw_ticks(add(add(main, "div", class_="grid", aria_hidden="true"), "div"), window)
     for pool, lanes in selection.pools:
         section = add(main, "section", class_="pool", data_pool=pool.name)
-        _draw_heading(section, pool, window)
+        _draw_heading(section, pool, window, miss_slot_s)
         if pool.exists:
             _draw_availability(section, pool, window)
         if pool.misses:
@@ -57,13 +57,13 @@ def _draw_ticks(track: Element, window: Window, *, labels: bool = False) -> None
                 add(level, "text", tick.label, x=place, y=15)
 
 
-def _draw_heading(section: Element, pool: PoolPicture, window: Window) -> None:
+def _draw_heading(section: Element, pool: PoolPicture, window: Window, slot_s: float) -> None:
     heading = add(section, "div", class_="heading")
     title = add(heading, "h2")
     add(title, "span", "Pool " if pool.exists else "No pool is named ")
     add(title, "bdi", pool.name)
     facts = add(heading, "ul")
-    for sentence in sentences(pool, window):
+    for sentence in sentences(pool, window, slot_s):
         add(facts, "li", sentence, dir="auto")
 
 

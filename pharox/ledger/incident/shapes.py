@@ -69,6 +69,7 @@ class Point(NamedTuple):
 class MissSlot:
     """The misses in one slot of time."""
 
+    begins: datetime
     reasons: Counter[MissReason] = field(default_factory=Counter)
     consumers: Counter[str] = field(default_factory=Counter)
     asked: Counter[str | None] = field(default_factory=Counter)
@@ -105,3 +106,8 @@ class PoolPicture:
     def miss_reasons(self) -> Counter[MissReason]:
         """How many misses there were for each reason."""
         return sum((slot.reasons for slot in self.misses.values()), Counter())
+
+    @property
+    def miss_consumers(self) -> Counter[str]:
+        """How many misses each consumer had."""
+        return sum((slot.consumers for slot in self.misses.values()), Counter())

@@ -13,9 +13,11 @@ from .window import Window
 from .wording import REASONS, count, span
 
 
-def sentences(pool: PoolPicture, window: Window) -> Iterator[str]:
+def sentences(pool: PoolPicture, window: Window, miss_slot_s: float) -> Iterator[str]:
     """Yield what is worth knowing of a pool, the worst first."""
     yield from _misses(pool, window)
+    if pool.misses:
+        yield _most_misses(pool, window, miss_slot_s)
     if pool.exists:
         yield from _availability(pool, window)
         yield from _endings(pool, window)
@@ -41,6 +43,19 @@ def _misses(pool: PoolPicture, window: Window) -> Iterator[str]:
         for reason, number in reasons.most_common()
     )
     yield f"{count(reasons.total(), 'acquisition')} found nothing {when}: {why}."
+
+
+def _most_misses(pool: PoolPicture, window: Window, slot_s: float) -> str:
+    """Tell who missed most, and if there are several slots of time, in which most missed."""
+    total = pool.miss_reasons.total()
+    consumer, most = pool.miss_consumers.most_common(1)[0]
+    those = f"{most:,} of them by" if most < total else "All by" if total > 1 else "By"
+    if len(pool.misses) == 1:
+        return f"{those} {consumer}."
+    worst = max(pool.misses.values(), key=lambda slot: slot.reasons.total())
+    begins = window.tell(worst.begins, roughly=slot_s >= 1)
+    where = f"{worst.reasons.total():,} in the {span(slot_s)} from {begins}"
+    return f"{those} {consumer}; at the worst, {where}."
 
 
 def _availability(pool: PoolPicture, window: Window) -> Iterator[str]:
