@@ -11,6 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import IntegrityError
 
 from pharox.storage.postgres.sql import quoted
 
@@ -91,4 +92,8 @@ def make_history(engine: Engine, schema: str, pool_id: UUID, events: int) -> Non
             "start": "2026-01-01T00:00Z",
         }
         with engine.connect() as connection:
-            connection.execute(statement, values)
+            try:
+                connection.execute(statement, values)
+            except IntegrityError:  # the log is at the end of its last part
+                connection.exec_driver_sql(f"SELECT {quoted(schema)}.add_partition()")
+                connection.execute(statement, values)

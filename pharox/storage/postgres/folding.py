@@ -206,17 +206,16 @@ class Folder:
     ) -> None:
         """Copy events and fold them, cut where their order asks for it.
 
-        What is copied ``at_once`` is merged in the order of positions; the planner
-        would fetch it row by row, or read more of the log than there is to copy.
+        What is copied ``at_once`` is hashed; the planner would fetch it row by row.
         """
         run = self.session.run
         run(_CREATE_BATCH)
         run(_EMPTY_BATCH)
         if at_once:
-            run(_IN_ORDER)
+            run(_NO_LOOPS)
         run(copy, **values, types=self._types)
         if at_once:
-            run(_AS_PLANNED)
+            run(_LOOPS)
         types = self._batch_types()
         cuts: list[int] = []
         if types & {"PoolChanged", "PoolRemoved", "ProxyRemoved"}:
@@ -383,8 +382,8 @@ def _load_statement(ledger: str, target: str, projection: Projection) -> Stateme
 
 
 _CREATE_BATCH = definition(CreateTable(_batch, if_not_exists=True), "")
-_IN_ORDER = Statement(b"SET enable_nestloop = off; SET enable_hashjoin = off", (), {}, ())
-_AS_PLANNED = Statement(b"RESET enable_nestloop; RESET enable_hashjoin", (), {}, ())
+_NO_LOOPS = Statement(b"SET enable_nestloop = off", (), {}, ())
+_LOOPS = Statement(b"RESET enable_nestloop", (), {}, ())
 _EMPTY_BATCH = Statement(b"TRUNCATE pg_temp.pharox_batch", (), {}, ())
 _TYPES = compiled(select(_batch.c.type).distinct(), "")
 _TURNS = compiled(
