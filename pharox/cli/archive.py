@@ -108,7 +108,7 @@ def _told(part: Archived) -> str:
 def _what_stays(kept: Kept | None) -> str:
     if kept is None:
         return "nothing else is in the log"
-    return f"positions from {kept.first_position} on stay: {kept.reason}"
+    return f"the part from position {kept.first_position} on stays: {kept.reason}"
 
 
 def _findings(checked: Checked) -> list[str]:

@@ -39,7 +39,7 @@ class TestArchive:
             "events 39 to 57",
         ]
         assert all(Path(line.partition(" -> ")[2]).is_file() for line in left)
-        assert stays == "positions from 60 on stay: it is not full yet"
+        assert stays == "the part from position 60 on stays: it is not full yet"
         again = pharox("archive", "--before", moment, "--to", tmp_path / "a", "--drop")
         assert again.out == stays + "\n"
         assert tables_of(postgres) == {"events_60", "seals_60"}
