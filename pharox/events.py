@@ -14,6 +14,7 @@ there was one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Annotated, Any, ClassVar, Literal, get_args
 from uuid import UUID
 
@@ -287,6 +288,18 @@ _UPCASTER = Upcaster(VERSIONS)
 
 ENDED_STATUS = {"LeaseReleased": LeaseStatus.RELEASED, "LeaseExpired": LeaseStatus.EXPIRED}
 """The status of a lease after the event that ended it."""
+
+
+def held(event: LeaseReleased | LeaseExpired) -> timedelta:
+    """Return for how long the lease was held that an event ended."""
+    return event.recorded_at - event.acquired_at
+
+
+def named_pool(event: EventBase) -> str | None:
+    """Return the name that an event itself gives its pool, if it does."""
+    if isinstance(event, PoolRegistered | PoolChanged | PoolRemoved):
+        return event.name
+    return getattr(event, "pool_name", None)
 
 
 def decode(columns: dict[str, Any], data: dict[str, Any]) -> Event:

@@ -32,6 +32,7 @@ from pydantic import (
 
 from .errors import InvalidInputError, InvalidLeaseError
 from .geo import same_coordinate, within_radius
+from .text import host_and_port
 
 MAX_NAME_LENGTH = 500
 """Of pools, consumers and hosts; an index holds no more than a few thousand bytes."""
@@ -243,10 +244,7 @@ class Proxy(BaseModel):
             user = quote(self.credentials.user, safe="")
             password = quote(self.credentials.password.get_secret_value(), safe="")
             auth = f"{user}:{password}@"
-        host = str(self.host)
-        if ":" in host:
-            host = f"[{host}]"
-        return f"{self.protocol.value}://{auth}{host}:{self.port}"
+        return f"{self.protocol.value}://{auth}{host_and_port(str(self.host), self.port)}"
 
 
 class ProxyPool(BaseModel):

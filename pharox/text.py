@@ -1,7 +1,7 @@
-"""Text from elsewhere, made harmless before it is shown.
+"""Names and hosts as they are shown.
 
-Names and hosts come from elsewhere. A terminal must not obey them and a page
-must not be turned around by them, so what does not print is escaped.
+They come from elsewhere: a terminal must not obey them and a page must not be
+turned around by them, so what does not print is escaped.
 """
 
 from __future__ import annotations
@@ -12,3 +12,8 @@ def inert(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def host_and_port(host: str, port: int) -> str:
+    """Return a host with its port as a URL has them: an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

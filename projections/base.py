@@ -80,7 +80,7 @@ class Events(NamedTuple):
         return Events(query.subquery(), at_most_one=True)
 
     def grouped(self, query: Select[Any], *keys: ColumnElement[Any]) -> Subquery:
-        """Return ``query``, whose values are :func:`total` or :func:`last`, once for each key."""
+        """Return ``query``, whose values are :func:`last`, once for each key."""
         return (query if self.at_most_one else query.group_by(*keys)).subquery()
 
 
@@ -114,6 +114,10 @@ class Projection(ABC):
     @abstractmethod
     def folds(self) -> tuple[Fold, ...]:
         """Return the SQL of this projection, in the order in which it must run over many events."""
+
+    def types(self) -> frozenset[str]:
+        """Return the types of event that it folds."""
+        return frozenset[str]().union(*(fold.types for fold in self.folds()))
 
     def live(self) -> Select[Any]:
         """Return the query that reads the read model, with the columns of ``row``."""

@@ -55,6 +55,10 @@ class PoolCounts:
     leased_proxies: int = 0
     total_leases: int = 0
 
+    def figures(self) -> dict[str, int]:
+        """Return the counts by name."""
+        return {name: getattr(self, name) for name in COUNTS}
+
 
 COUNTS = (
     "total_proxies",
@@ -165,7 +169,7 @@ def changes(events: Events) -> Subquery:
     A proxy counts after one event what it counts before the next, so of many
     events the first and the last of each proxy are enough.
     """
-    touching = events.c.type.in_([literal_column(f"'{name}'", Text) for name in sorted(_EVENTS)])
+    touching = of_type(events, *sorted(_EVENTS))
     names = changed(events)
     last = events.latest(touching, events.c.proxy_id, events.c.pool_id)
     after = _state_counts(last, "after")

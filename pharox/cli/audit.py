@@ -19,7 +19,7 @@ from ..text import inert
 from .checking import end_of, start_of
 from .session import Archive, past
 from .showing import AsJson, in_utc, print_json, say
-from .telling import Told, clock, counted, day_of, figures, lasting, tell
+from .telling import Told, clock, counted, day_of, lasting, tell
 
 if TYPE_CHECKING:
     from ..ledger.audit import Entry, Story, Totals
@@ -145,7 +145,7 @@ def _facts(entry: Entry) -> dict[str, object]:
         "pool": entry.pool,
         "address": entry.address,
         "held_s": entry.held_s,
-        "pool_had": figures(entry.pool_had),
+        "pool_had": entry.pool_had and entry.pool_had.figures(),
     }
 
 

@@ -18,15 +18,14 @@ from ..events import (
     HealthChecked,
     LeaseExpired,
     LeaseReleased,
-    PoolChanged,
-    PoolRegistered,
-    PoolRemoved,
     ProxyChanged,
     ProxyRegistered,
+    held,
+    named_pool,
 )
 from ..ids import NIL
 from ..models import ProxyPool
-from ..text import inert
+from ..text import host_and_port, inert
 from .showing import in_utc
 
 _ASKED = ("selector", "filters", "predicate")
@@ -54,9 +53,7 @@ class PoolNames:
 
     def of(self, event: Event) -> str:
         """Return the name of an event's pool, or its id, or "" for an event without a pool."""
-        name = getattr(event, "pool_name", None)
-        if isinstance(event, PoolRegistered | PoolChanged | PoolRemoved):
-            name = event.name
+        name = named_pool(event)
         if event.pool_id == NIL:
             return name or ""
         if name is not None:
@@ -80,8 +77,7 @@ def line_of(event: Event, pool: str) -> str:
 
 def _facts(event: Event) -> Iterator[tuple[str, Any]]:
     if isinstance(event, ProxyRegistered | ProxyChanged):
-        host = f"[{event.host}]" if ":" in event.host else event.host
-        yield "address", f"{event.protocol}://{host}:{event.port}"
+        yield "address", f"{event.protocol}://{host_and_port(event.host, event.port)}"
     before, after = getattr(event, "before", None), getattr(event, "after", None)
     if after is not None and before is None:
         yield from (("status", after.status), ("max_concurrency", after.max_concurrency))
@@ -91,7 +87,7 @@ def _facts(event: Event) -> Iterator[tuple[str, Any]]:
             if was != becomes:
                 yield field.name, f"{_word(was)}->{_word(becomes)}"
     if isinstance(event, LeaseReleased | LeaseExpired):
-        yield "held", f"{(event.recorded_at - event.acquired_at).total_seconds():.3f}s"
+        yield "held", f"{held(event).total_seconds():.3f}s"
     for name in _FACTS.get(event.type, ()):
         yield name, getattr(event, name)
     if isinstance(event, HealthChecked) and not event.applied:

@@ -18,7 +18,7 @@ from .checking import end_of, start_of
 from .moments import print_difference, print_moment
 from .session import Archive, past
 from .showing import AsJson, print_json
-from .telling import clock, day_of, figures, tell
+from .telling import clock, day_of, tell
 
 if TYPE_CHECKING:
     from ..ledger.replay import Step
@@ -134,7 +134,7 @@ def _facts(step: Step) -> dict[str, Any]:
         **step.event.model_dump(mode="json"),
         "pool": step.pool,
         "address": step.address,
-        "pool_has": figures(step.counts),
+        "pool_has": step.counts and step.counts.figures(),
     }
 
 

@@ -7,7 +7,7 @@ what to look at next, who did it. All facts of an event are in its JSON.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,6 +29,7 @@ from ..events import (
     ProxyRegistered,
     ProxyRemoved,
     ProxyState,
+    held,
 )
 from ..models import MissReason
 from .showing import in_utc
@@ -94,13 +95,6 @@ def in_numbers(counts: PoolCounts) -> str:
         f"{counts.active_proxies} active, {counts.available_proxies} available, "
         f"{counts.leased_proxies} leased ({counted(counts.total_leases, 'lease', 'leases')})"
     )
-
-
-def figures(counts: PoolCounts | None) -> dict[str, int] | None:
-    """Return a pool's statistics by name."""
-    if counts is None:
-        return None
-    return {name: value for name, value in asdict(counts).items() if name != "pool_id"}
 
 
 def counted(number: int, one: str, many: str) -> str:
@@ -213,7 +207,7 @@ def _checked(event: HealthChecked) -> str:
 
 
 def _held(event: LeaseReleased | LeaseExpired) -> str:
-    return lasting((event.recorded_at - event.acquired_at).total_seconds())
+    return lasting(held(event).total_seconds())
 
 
 def _asked(event: Event) -> str:

@@ -10,6 +10,7 @@ from pharox.log.extract import BIGGEST
 from projections import ProxyRow
 
 from ..events import Event, ProxyDescribed
+from ..text import host_and_port
 from .sealed_log import Beginning, SealedLog
 
 _TYPES = ("ProxyRegistered", "ProxyChanged")
@@ -17,8 +18,7 @@ _TYPES = ("ProxyRegistered", "ProxyChanged")
 
 def address_of(proxy: ProxyRow | ProxyDescribed) -> str:
     """Return a proxy's URL without credentials."""
-    host = f"[{proxy.host}]" if ":" in proxy.host else proxy.host
-    return f"{proxy.protocol}://{host}:{proxy.port}"
+    return f"{proxy.protocol}://{host_and_port(proxy.host, proxy.port)}"
 
 
 def proxies_at(log: SealedLog, begin: Beginning, address: str) -> dict[UUID, UUID]:

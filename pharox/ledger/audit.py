@@ -26,9 +26,8 @@ from ..events import (
     LeaseAcquired,
     LeaseExpired,
     LeaseReleased,
-    PoolChanged,
-    PoolRegistered,
-    PoolRemoved,
+    held,
+    named_pool,
 )
 from ..ids import NIL
 from ..models import check_aware, utc_now
@@ -287,7 +286,7 @@ def _entries(
         held_s = pool_had = None
         match event:
             case LeaseReleased() | LeaseExpired():
-                held_s = (event.recorded_at - event.acquired_at).total_seconds()
+                held_s = held(event).total_seconds()
             case AcquireMissed() if counts is not None and event.pool_id != NIL:
                 pool_had = counts.of(event.pool_id, event.seq)
         yield Entry(event, names.of(event), addresses.of(event), held_s, pool_had)
@@ -303,9 +302,7 @@ class _Names:
 
     def of(self, event: Event) -> str | None:
         """Return the name of an event's pool; None for an event that is about none."""
-        name: str | None = getattr(event, "pool_name", None)
-        if isinstance(event, PoolRegistered | PoolChanged | PoolRemoved):
-            name = event.name
+        name = named_pool(event)
         if event.pool_id == NIL:
             return name
         if name is not None:

@@ -18,7 +18,7 @@ from projections import POOL_STATS, PoolCounts
 from ..events import Event
 from .sealed_log import SealedLog
 
-_TYPES = frozenset(type_ for fold in POOL_STATS.folds() for type_ in fold.types)
+_TYPES = POOL_STATS.types()
 
 
 class PastCounts:

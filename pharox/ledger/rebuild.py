@@ -14,6 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
+from itertools import islice
 from typing import NamedTuple
 
 import psycopg
@@ -247,8 +249,7 @@ def _fold_in_parallel(
 def _catch_up(storage: PostgresStorage, whole: Folder) -> None:
     """Fold what has been appended since, until little is left to do under the locks."""
     while (last := storage.seal()) - whole.seq > NEAR:
-        for _ in whole.advance(last):
-            pass
+        whole.fold_to(last)
 
 
 def _compare(whole: Folder, limit: int) -> list[Finding]:
@@ -257,16 +258,17 @@ def _compare(whole: Folder, limit: int) -> list[Finding]:
     What is folded to get to that moment is rolled back, so that afterwards the
     fresh tables are again where ``whole.seq`` says.
     """
-    findings: list[Finding] = []
     session, reached = whole.session, whole.seq
     with session.connection.transaction(force_rollback=True):
         session.connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         whole.fold_visible()
-        for projection in _existing(session, whole):
-            for finding in differences(session, whole.ledger, whole.target, projection):
-                if len(findings) == limit:
-                    break
-                findings.append(finding)
+        differing = (
+            finding
+            for projection in _existing(session, whole)
+            for finding in differences(session, whole.ledger, whole.target, projection)
+        )
+        with closing(differing):
+            findings = list(islice(differing, limit))
     whole.seq = reached
     return findings
 
@@ -313,13 +315,15 @@ def _exchange_once(whole: Folder) -> float:
         sql.Identifier(whole.ledger, projection.table.name)
         for projection in _existing(whole.session, whole)
     ]
-    access = connection.execute(_ACCESS, {"schema": whole.ledger}).fetchall()
+    tables = [projection.table.name for projection in whole.projections]
+    named = {"schema": whole.ledger, "tables": tables}
+    access = connection.execute(_ACCESS, named).fetchall()
     with connection.transaction():
         connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
         asked = time.monotonic()
         if live:
-            tables = sql.SQL(", ").join(live)
-            connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(tables))
+            lock = sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE")
+            connection.execute(lock.format(sql.SQL(", ").join(live)))
         connection.execute(sql.SQL("LOCK TABLE ONLY {}.events IN SHARE MODE").format(schema))
         connection.execute(sql.SQL("SELECT {}.seal(true)").format(schema))
         connection.execute("SET LOCAL lock_timeout = 0")
@@ -329,29 +333,28 @@ def _exchange_once(whole: Folder) -> float:
         for projection in whole.projections:
             fresh = sql.Identifier(whole.target, projection.table.name)
             connection.execute(sql.SQL("ALTER TABLE {} SET SCHEMA {}").format(fresh, schema))
-        for name, grant in access:
-            if name in {projection.table.name for projection in whole.projections}:
-                connection.execute(grant)
+        for (grant,) in access:
+            connection.execute(grant)
     return (time.monotonic() - asked) * 1000
 
 
 _ACCESS = """
-SELECT c.relname::text, format('ALTER TABLE %%I.%%I OWNER TO %%I', n.nspname, c.relname, r.rolname)
+SELECT format('ALTER TABLE %%I.%%I OWNER TO %%I', n.nspname, c.relname, r.rolname)
 FROM pg_class AS c
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
 JOIN pg_roles AS r ON r.oid = c.relowner
-WHERE n.nspname = %(schema)s AND c.relkind = 'r' AND r.rolname <> current_user
+WHERE n.nspname = %(schema)s AND c.relname = ANY (%(tables)s) AND r.rolname <> current_user
 UNION ALL
-SELECT c.relname::text, format('GRANT %%s ON %%I.%%I TO %%s%%s',
+SELECT format('GRANT %%s ON %%I.%%I TO %%s%%s',
     x.privilege_type, n.nspname, c.relname,
     CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(x.grantee)) END,
     CASE WHEN x.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
 FROM pg_class AS c
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
 CROSS JOIN LATERAL aclexplode(c.relacl) AS x
-WHERE n.nspname = %(schema)s AND c.relkind = 'r' AND x.grantee <> c.relowner
+WHERE n.nspname = %(schema)s AND c.relname = ANY (%(tables)s) AND x.grantee <> c.relowner
 UNION ALL
-SELECT c.relname::text, format('GRANT %%s (%%I) ON %%I.%%I TO %%s%%s',
+SELECT format('GRANT %%s (%%I) ON %%I.%%I TO %%s%%s',
     x.privilege_type, a.attname, n.nspname, c.relname,
     CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(x.grantee)) END,
     CASE WHEN x.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
@@ -359,6 +362,6 @@ FROM pg_class AS c
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
 JOIN pg_attribute AS a ON a.attrelid = c.oid
 CROSS JOIN LATERAL aclexplode(a.attacl) AS x
-WHERE n.nspname = %(schema)s AND c.relkind = 'r'
+WHERE n.nspname = %(schema)s AND c.relname = ANY (%(tables)s)
 """
 """Commands that give fresh tables the owners and privileges of the live ones."""

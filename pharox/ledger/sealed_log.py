@@ -96,10 +96,13 @@ def seq_of(log: SealedLog, at: int | datetime) -> int:
     if at < 0:
         raise InvalidInputError(f"{at} is no place in the log: events count from 1", value=at)
     if at > 0 and event_at(log, at) is None:
-        raise InvalidInputError(
-            f"the log has no event {at} yet: it ends with {last_seq(log)}", value=at
-        )
+        raise beyond_the_end(at, last_seq(log))
     return at
+
+
+def beyond_the_end(seq: int, last: int) -> InvalidInputError:
+    """Return the error for a seq that a log has not come to."""
+    return InvalidInputError(f"the log has no event {seq} yet: it ends with {last}", value=seq)
 
 
 class _Closable(Iterator[Event], Protocol):

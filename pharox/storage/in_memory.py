@@ -85,11 +85,8 @@ E_ = TypeVar("E_", bound=EventBase)
 _HANDLERS: dict[str, tuple[projections.Projection, ...]] = {}
 """The projections that an event of a type concerns."""
 for _projection in projections.registered():
-    for _fold in _projection.folds():
-        for _type in _fold.types:
-            known = _HANDLERS.get(_type, ())
-            if _projection not in known:
-                _HANDLERS[_type] = (*known, _projection)
+    for _type in _projection.types():
+        _HANDLERS[_type] = (*_HANDLERS.get(_type, ()), _projection)
 
 
 _DESCRIBED = frozenset(ProxyRegistered.model_fields)

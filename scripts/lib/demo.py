@@ -50,6 +50,7 @@ from pharox.events import (
     LeaseReleased,
     PoolRegistered,
     ProxyRegistered,
+    held,
 )
 from pharox.storage.postgres import PostgresStorage
 from scripts.lib.demo_proxies import RealProxy, running_proxies, running_site
@@ -291,7 +292,7 @@ def note(event: Event) -> str:
         case LeaseAcquired():
             told = f"{event.before.leases} -> {event.after.leases}, {event.selector}"
         case LeaseReleased() | LeaseExpired():
-            held_s = (event.recorded_at - event.acquired_at).total_seconds()
+            held_s = held(event).total_seconds()
             told = f"{event.before.leases} -> {event.after.leases}, held {held_s:.2f} s"
         case AcquireMissed():
             told = event.reason.value

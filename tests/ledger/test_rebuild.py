@@ -370,6 +370,17 @@ def plugin(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def run_with(plugin: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process that has the package on its path."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "PYTHONPATH": str(plugin), "PHAROX_SECRET_KEY": SECRET_KEY},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def test_a_projection_of_ones_own(
     postgres: PostgresStorage, database_url: str, plugin: Path
 ) -> None:
@@ -386,13 +397,7 @@ def test_a_projection_of_ones_own(
         assert storage.verify() == [], storage.verify()
         print(*(row.consumer for row in storage.live_states()["first_leases"].values()))
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), database_url],
-        env={**os.environ, "PYTHONPATH": str(plugin), "PHAROX_SECRET_KEY": SECRET_KEY},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_with(plugin, textwrap.dedent(script), database_url)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["before", "after"]
 
@@ -420,13 +425,7 @@ def test_a_projection_that_came_after_a_snapshot(
             "leases": storage.state_at(storage.seal())["leases"],
         }
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), database_url],
-        env={**os.environ, "PYTHONPATH": str(plugin), "PHAROX_SECRET_KEY": SECRET_KEY},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_with(plugin, textwrap.dedent(script), database_url)
     assert done.returncode == 0, done.stderr
     assert 'relation "pharox.first_leases" does not exist' in done.stdout
     assert "`pharox rebuild NAME`" in done.stdout
@@ -438,13 +437,7 @@ RUN_PHAROX = "import sys; from pharox.cli import main; sys.exit(main())"
 def test_a_projection_that_cannot_be_loaded(database_url: str, plugin: Path) -> None:
     """A package's mistake is told in a sentence that names it."""
     (plugin / "first_leases.py").write_text("raise RuntimeError('half done')")
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_PHAROX, "--url", database_url, "stats"],
-        env={**os.environ, "PYTHONPATH": str(plugin)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_with(plugin, RUN_PHAROX, "--url", database_url, "stats")
     assert done.returncode == 1
     assert done.stderr == (
         "pharox: the projection 'first_leases' (first_leases:FirstLeases) can't be loaded: "

@@ -12,7 +12,6 @@ from typing import Any
 from uuid import UUID
 
 from projections import POOL_STATS, PoolCounts, State
-from projections.pool_stats import COUNTS
 
 from ...events import (
     AcquireMissed,
@@ -24,10 +23,11 @@ from ...events import (
     PoolRegistered,
     ProxyChanged,
     ProxyRegistered,
+    held,
 )
 from ..addresses import address_of
 
-_POOL_STATS_TYPES = frozenset().union(*(fold.types for fold in POOL_STATS.folds()))
+_POOL_STATS_TYPES = POOL_STATS.types()
 
 
 class Course:
@@ -88,10 +88,10 @@ class Course:
     def _derived(self, event: Event) -> dict[str, Any]:
         derived: dict[str, Any] = {}
         if isinstance(event, LeaseReleased | LeaseExpired):
-            derived["held_seconds"] = (event.recorded_at - event.acquired_at).total_seconds()
+            derived["held_seconds"] = held(event).total_seconds()
         if isinstance(event, LeaseAcquired):
             derived["granted_seconds"] = (event.expires_at - event.recorded_at).total_seconds()
         counts = self.counts_of(event.pool_id)
         if counts is not None and (event.touches_proxy or isinstance(event, AcquireMissed)):
-            derived["pool_stats"] = {name: getattr(counts, name) for name in COUNTS}
+            derived["pool_stats"] = counts.figures()
         return derived

@@ -19,6 +19,7 @@ from ...events import (
     PoolChanged,
     PoolRegistered,
     ProxyState,
+    held,
 )
 from .course import Course
 from .window import Window
@@ -88,11 +89,11 @@ def _facts(event: Event, window: Window) -> list[str]:
             asked = asked_for(event.selector, event.filters, predicate=event.predicate)
             told = [f"until {window.tell(event.expires_at)}", asked]
         case LeaseReleased():
-            told = [f"after {span(event.recorded_at - event.acquired_at)}", event.reason]
+            told = [f"after {span(held(event))}", event.reason]
         case LeaseExpired():
             told = [
                 f"ran out at {window.tell(event.expires_at)}",
-                f"taken back after {span(event.recorded_at - event.acquired_at)}",
+                f"taken back after {span(held(event))}",
             ]
         case AcquireMissed():
             asked = asked_for(event.selector, event.filters, predicate=event.predicate)

@@ -43,7 +43,6 @@ from pharox.models import (
 )
 from pharox.storage.interface import IStorage
 from projections import LEASES, POOL_STATS, POOLS, LeaseRow, PoolRow, State
-from projections.pool_stats import COUNTS
 
 from ..sealed_log import SealedLog
 from .delivery import Delivery
@@ -58,7 +57,7 @@ KEPT = 20_000
 """Of how many events the payloads are kept: more than are folded at once."""
 
 _PROJECTIONS = (POOLS, LEASES, POOL_STATS)
-_FOLDED = frozenset().union(*(fold.types for one in _PROJECTIONS for fold in one.folds()))
+_FOLDED = frozenset[str]().union(*(projection.types() for projection in _PROJECTIONS))
 
 
 _EVENTS_OF = {
@@ -224,7 +223,7 @@ def _stats(event: Event, states: dict[str, State]) -> PoolStatsSnapshot | None:
     return PoolStatsSnapshot(
         pool_name=pool.name,
         collected_at=event.recorded_at,
-        **{name: getattr(counts, name) for name in COUNTS},
+        **counts.figures(),
     )
 
 

@@ -23,6 +23,7 @@ from pharox.storage.interface import IStorage, id_from_text
 from pharox.storage.postgres import PostgresStorage
 from pharox.text import inert
 
+from ..sealed_log import beyond_the_end
 from . import statements
 from .delivery import Delivery
 from .drivers import AsyncioDriver, ThreadDriver
@@ -289,8 +290,6 @@ def checkpoint_before(start: Start, storage: PostgresStorage) -> int:
     last = storage.seal()
     if isinstance(start, int):
         if start > last + 1:
-            raise InvalidInputError(
-                f"the log has no event {start} yet: it ends with {last}", value=start
-            )
+            raise beyond_the_end(start, last)
         return start - 1
     return last if start == "now" else 0

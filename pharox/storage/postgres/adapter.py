@@ -9,8 +9,8 @@ far as its engine does.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from datetime import datetime
 from itertools import chain, islice
 from typing import Any, TypeVar
@@ -64,9 +64,10 @@ from . import reading, snapshots, verifying
 from . import schema as migrations
 from .commands import Commands
 from .driver import Driver, Program, Session
+from .folding import read_states
 from .history import history_statement, seal_statement, seq_at_statement
 from .retention import archived_error, archived_statement, parts_needed, refuse_archived
-from .sql import Query, Statement, compiled
+from .sql import Query, Statement
 from .vault import Vault
 
 T = TypeVar("T")
@@ -482,12 +483,7 @@ class PostgresStorage(IStorage):
         self._check_schema()
         with self._driver.session(snapshot=True) as session:
             verifying.hold(session, self.schema, projections.registered())
-            return {
-                projection.name: projection.load(
-                    session.rows(compiled(projection.live(), self.schema))
-                )
-                for projection in projections.registered()
-            }
+            return read_states(session, self.schema, projections.registered())
 
     def verify(self, *, limit: int = 100) -> list[Finding]:
         """Check the whole ledger at one moment, and return what is wrong with it.
@@ -503,14 +499,13 @@ class PostgresStorage(IStorage):
         """
         self._seal_if_possible()
         with self._driver.session(snapshot=True, keep=False) as session:
-            found = verifying.verify(session, self.schema, projections.registered())
-            return list(islice(found, limit))
+            return _first(limit, verifying.verify(session, self.schema, projections.registered()))
 
     def verify_log(self, *, limit: int = 100) -> list[Finding]:
         """Do the part of :meth:`verify` that asks whether the log was changed."""
         self._seal_if_possible()
         with self._driver.session(snapshot=True, keep=False) as session:
-            return list(islice(verifying.verify_log(session, self.schema), limit))
+            return _first(limit, verifying.verify_log(session, self.schema))
 
     def _seal_if_possible(self) -> None:
         try:
@@ -543,3 +538,9 @@ class PostgresStorage(IStorage):
         if not self._checked:
             migrations.check_version(self.schema_version(), self.schema)
             self._checked = True
+
+
+def _first(limit: int, findings: Generator[Finding]) -> list[Finding]:
+    """Return the first findings, and end the search while its connection is still lent."""
+    with closing(findings):
+        return list(islice(findings, limit))

@@ -108,7 +108,9 @@ class Folder:
             for projection in self.projections
             for fold in projection.folds()
         ]
-        self._types = sorted(frozenset[str]().union(*(types for types, _ in self._folds)))
+        self._types = sorted(
+            frozenset[str]().union(*(projection.types() for projection in self.projections))
+        )
 
     def create(self) -> None:
         """Create the target's tables, without indexes but for their keys."""
@@ -165,29 +167,27 @@ class Folder:
 
     def states(self) -> dict[str, State]:
         """Return what is folded so far as the projections' Python states."""
-        return {
-            projection.name: projection.load(
-                self.session.rows(compiled(projection.live(), self.target))
-            )
-            for projection in self.projections
-        }
+        return read_states(self.session, self.target, self.projections)
+
+    def fold_to(self, upto: int) -> None:
+        """Fold what follows, up to the event of this seq."""
+        for _ in self.advance(upto):
+            pass
 
     def advance(self, upto: int) -> Iterator[int]:
-        """Fold what follows, up to the event of this seq, and yield the seq after each batch."""
+        """Do the same batch by batch, and yield the seq after each."""
         while self.seq < upto:
             self.seq = self._fold_batch(min(self.seq + self.batch, upto))
             yield self.seq
 
     def fold_sealed(self) -> None:
         """Fold all of the log that is sealed, as far as the session sees it."""
-        for _ in self.advance(self._last_tick()["seq"]):
-            pass
+        self.fold_to(self._last_tick()["seq"])
 
     def fold_visible(self) -> None:
         """Fold all of the log that the session sees, sealed or not."""
         last = self._last_tick()
-        for _ in self.advance(last.pop("seq")):
-            pass
+        self.fold_to(last.pop("seq"))
         self._fold_copied(_copy_unsealed_statement(self.ledger), {"after": self.seq, **last})
 
     def _last_tick(self) -> dict[str, Any]:
@@ -237,6 +237,16 @@ class Folder:
         for wanted, statement in self._folds:
             if wanted & types:
                 self.session.run(statement)
+
+
+def read_states(
+    session: Session, schema: str, projections: Sequence[Projection]
+) -> dict[str, State]:
+    """Return the read models of a schema as the projections' Python states."""
+    return {
+        projection.name: projection.load(session.rows(compiled(projection.live(), schema)))
+        for projection in projections
+    }
 
 
 def cuts_of(turns: Iterable[Mapping[str, Any]]) -> list[int]:

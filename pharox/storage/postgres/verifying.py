@@ -9,7 +9,7 @@ have happened.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from psycopg import sql
 
@@ -154,7 +154,7 @@ left out a lease that was due."""
 LAST_TICK = "(SELECT * FROM {ledger}.ticks ORDER BY last_seq DESC LIMIT 1) AS last_tick"
 
 
-def verify(session: Session, ledger: str, projections: Sequence[Projection]) -> Iterator[Finding]:
+def verify(session: Session, ledger: str, projections: Sequence[Projection]) -> Generator[Finding]:
     """Yield what is wrong with a ledger, as one snapshot of the database shows it.
 
     Parameters
@@ -170,8 +170,7 @@ def verify(session: Session, ledger: str, projections: Sequence[Projection]) -> 
     if base := base_of(session, ledger, projections):
         folder.load(base)
     for stored in snapshots_after(session, ledger, base):
-        for _ in folder.advance(stored.seq):
-            pass
+        folder.fold_to(stored.seq)
         for projection in projections:
             if projection.name in stored.projections:
                 yield from _stored_differences(folder, projection)
@@ -182,7 +181,7 @@ def verify(session: Session, ledger: str, projections: Sequence[Projection]) -> 
         yield from _findings(session, check, _ledger_query(query, ledger))
 
 
-def verify_log(session: Session, ledger: str) -> Iterator[Finding]:
+def verify_log(session: Session, ledger: str) -> Generator[Finding]:
     """Yield what was changed in the log since it was sealed."""
     session.take_room()
     for check, query in CHAIN.items():
@@ -200,7 +199,7 @@ def hold(session: Session, ledger: str, projections: Sequence[Projection]) -> No
     session.connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(tables))
 
 
-def _findings(session: Session, check: str, statement: Statement) -> Iterator[Finding]:
+def _findings(session: Session, check: str, statement: Statement) -> Generator[Finding]:
     for row in session.stream(statement):
         yield Finding(check, row["key"], row["found"], row["expected"])
 
@@ -211,7 +210,7 @@ def _ledger_query(query: str, ledger: str) -> Statement:
     return Statement(composed.as_bytes(), (), {}, ("key", "found", "expected"))
 
 
-def _stored_differences(folder: Folder, projection: Projection) -> Iterator[Finding]:
+def _stored_differences(folder: Folder, projection: Projection) -> Generator[Finding]:
     """Yield the rows of a stored snapshot that are not as the log folds to its seq."""
     query = sql.SQL(
         "SELECT jsonb_build_object('seq', {seq}::bigint, 'projection', {name}::text), "
@@ -231,7 +230,7 @@ def _stored_differences(folder: Folder, projection: Projection) -> Iterator[Find
 
 def differences(
     session: Session, ledger: str, target: str, projection: Projection
-) -> Iterator[Finding]:
+) -> Generator[Finding]:
     """Yield the rows of a read model that are not as those that were folded into a target."""
     return _findings(session, projection.name, _difference(ledger, target, projection))
 
