@@ -33,11 +33,13 @@ if TYPE_CHECKING:
     from .ledger.subscriptions import Subscription as Subscription
     from .manager import ProxyManager as ProxyManager
     from .models import AcquireEventPayload as AcquireEventPayload
+    from .models import CheckFailure as CheckFailure
     from .models import Consumer as Consumer
     from .models import ExpireEventPayload as ExpireEventPayload
     from .models import HealthCheckOptions as HealthCheckOptions
     from .models import HealthCheckResult as HealthCheckResult
     from .models import HealthEventPayload as HealthEventPayload
+    from .models import HealthPolicy as HealthPolicy
     from .models import Lease as Lease
     from .models import LeaseStatus as LeaseStatus
     from .models import MissReason as MissReason
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from .models import RetryConfig as RetryConfig
     from .models import SelectorStrategy as SelectorStrategy
     from .storage.in_memory import InMemoryStorage as InMemoryStorage
+    from .storage.interface import HealthOutcome as HealthOutcome
     from .storage.interface import IStorage as IStorage
 
 _HOME = {
@@ -78,11 +81,13 @@ _HOME = {
     ".manager": ("ProxyManager",),
     ".models": (
         "AcquireEventPayload",
+        "CheckFailure",
         "Consumer",
         "ExpireEventPayload",
         "HealthCheckOptions",
         "HealthCheckResult",
         "HealthEventPayload",
+        "HealthPolicy",
         "Lease",
         "LeaseStatus",
         "MissReason",
@@ -99,7 +104,7 @@ _HOME = {
         "SelectorStrategy",
     ),
     ".storage.in_memory": ("InMemoryStorage",),
-    ".storage.interface": ("IStorage",),
+    ".storage.interface": ("HealthOutcome", "IStorage"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

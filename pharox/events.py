@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from .ids import NIL
 from .models import (
+    CheckFailure,
     LeaseStatus,
     MissReason,
     ProxyProtocol,
@@ -162,10 +163,11 @@ class ProxyRegistered(ProxyDescribed):
 
 
 class ProxyChanged(ProxyDescribed):
-    """A person changed a proxy's description, capacity or status."""
+    """A person changed a proxy's description, capacity or status; ``reason`` may say why."""
 
     type: Literal["ProxyChanged"] = "ProxyChanged"
     before: ProxyState
+    reason: str | None = None
 
 
 class ProxyRemoved(_ProxyEvent):
@@ -240,8 +242,12 @@ class CursorMoved(EventBase):
 class HealthChecked(_ProxyEvent):
     """A probe's result.
 
-    ``applied`` is False for one that is older than the newest; then it changes
-    no read model. ``after`` has another status only if the result decides it.
+    ``applied`` is False for one that is not newer than the newest; then it changes
+    no read model. ``after`` has another status only if the result decides it, and
+    ``lease_ids`` are the leases held on a proxy that may be leased no more by it.
+    ``streak`` is how many results in a row were like this one, negative for
+    failures; ``mean_latency_ms`` is what LOWEST_LATENCY goes by from now on, None
+    if this result does not say.
     """
 
     type: Literal["HealthChecked"] = "HealthChecked"
@@ -251,11 +257,15 @@ class HealthChecked(_ProxyEvent):
     status: ProxyStatus
     reachable: bool
     latency_ms: int | None = None
+    mean_latency_ms: int | None = None
     protocol: ProxyProtocol
     attempts: int = 1
     status_code: int | None = None
     checked_at: UtcDatetime
     error: str | None = None
+    failure: CheckFailure | None = None
+    streak: int = 0
+    lease_ids: tuple[UUID, ...] = ()
 
 
 Event = Annotated[

@@ -21,7 +21,9 @@ from .errors import InvalidInputError
 from .models import (
     AcquireEventPayload,
     ExpireEventPayload,
+    HealthCheckResult,
     HealthEventPayload,
+    HealthPolicy,
     Lease,
     ProxyFilters,
     ReleaseEventPayload,
@@ -30,7 +32,7 @@ from .models import (
     check_duration,
     utc_now,
 )
-from .storage.interface import AcquireRequest, Ending, IStorage
+from .storage.interface import AcquireRequest, Ending, HealthOutcome, IStorage
 
 if TYPE_CHECKING:
     from .ledger.subscriptions import BoundSubscription
@@ -60,6 +62,7 @@ class ProxyManager:
         self._acquire_callbacks: list[Callable[[AcquireEventPayload], None]] = []
         self._release_callbacks: list[Callable[[ReleaseEventPayload], None]] = []
         self._expire_callbacks: list[Callable[[ExpireEventPayload], None]] = []
+        self._health_callbacks: list[Callable[[HealthEventPayload], None]] = []
 
     @property
     def storage(self) -> IStorage:
@@ -222,6 +225,27 @@ class ProxyManager:
         _raise(self._tell_expired(expired))
         return count
 
+    def record_health_checks(
+        self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
+    ) -> Sequence[HealthOutcome]:
+        """Record health checks in this order, and tell the health callbacks.
+
+        Parameters
+        ----------
+        results:
+            Any number, of any proxies.
+        policy:
+            When results become a status; every one at once if None.
+
+        Returns
+        -------
+        Sequence of HealthOutcome
+            What each came to, also that a proxy is unknown.
+        """
+        outcomes = self._storage.record_health_checks(results, policy)
+        _raise(self._tell_health(outcomes))
+        return outcomes
+
     @contextmanager
     def with_lease(
         self,
@@ -283,6 +307,13 @@ class ProxyManager:
     def register_expire_callback(self, callback: Callable[[ExpireEventPayload], None]) -> None:
         """Have ``callback`` told of every lease that this manager finds to have run out."""
         self._expire_callbacks.append(callback)
+
+    def register_health_callback(self, callback: Callable[[HealthEventPayload], None]) -> None:
+        """Have ``callback`` told of every health check that this manager records.
+
+        Its ``lease_ids`` are the leases whose proxy has just become unleasable.
+        """
+        self._health_callbacks.append(callback)
 
     def subscribe(
         self,
@@ -390,6 +421,27 @@ class ProxyManager:
             for ending in expired
         )
         return _tell(self._expire_callbacks, payloads)
+
+    def _tell_health(self, outcomes: Sequence[HealthOutcome]) -> list[Exception]:
+        if not self._health_callbacks:
+            return []
+        names = {outcome.pool_name for outcome in outcomes if outcome.pool_name is not None}
+        stats = {name: self._storage.get_pool_stats(name) for name in names}
+        payloads = (
+            HealthEventPayload(
+                result=outcome.result,
+                pool_name=outcome.pool_name,
+                status_before=outcome.status_before,
+                status_after=outcome.status_after,
+                applied=outcome.applied,
+                leases=outcome.leases,
+                lease_ids=outcome.lease_ids,
+                pool_stats=stats.get(outcome.pool_name),
+            )
+            for outcome in outcomes
+            if outcome.status_before is not None and outcome.status_after is not None
+        )
+        return _tell(self._health_callbacks, payloads)
 
 
 def _tell(callbacks: Sequence[Callable[[P], None]], payloads: Iterable[P]) -> list[Exception]:

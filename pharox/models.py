@@ -174,6 +174,22 @@ class MissReason(StrEnum):
     AT_CAPACITY = "at_capacity"
 
 
+class CheckFailure(StrEnum):
+    """Why a health check failed. ``docs/health-checks.md`` tells what each looks like."""
+
+    REFUSED = "refused"
+    UNREACHABLE = "unreachable"
+    TIMEOUT = "timeout"
+    HANDSHAKE = "handshake"
+    TLS = "tls"
+    PROXY_AUTHENTICATION = "proxy_authentication"
+    UNEXPECTED_STATUS = "unexpected_status"
+    REDIRECTS = "redirects"
+    DISCONNECTED = "disconnected"
+    PROTOCOL = "protocol"
+    OTHER = "other"
+
+
 class ProxyCredentials(BaseModel):
     """What a proxy asks of its clients. Neither part shows in a repr."""
 
@@ -305,6 +321,12 @@ class HealthCheckResult(BaseModel):
     status_code: int | None = Field(default=None, ge=0, le=2**31 - 1)
     checked_at: UtcDatetime = Field(default_factory=utc_now)
     error_message: Text | None = None
+    failure: CheckFailure | None = None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the proxy did what was asked of it, at whatever speed."""
+        return self.status in (ProxyStatus.ACTIVE, ProxyStatus.SLOW)
 
 
 class ProxyHealthRecord(BaseModel):
@@ -319,6 +341,9 @@ class ProxyHealthRecord(BaseModel):
     status_before: ProxyStatus | None = None
     status_after: ProxyStatus
     error: Text | None = None
+    failure: CheckFailure | None = None
+    status_code: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    attempts: int = Field(default=1, ge=1, le=2**31 - 1)
 
 
 class ProxyFilters(BaseModel):
@@ -431,12 +456,40 @@ class HealthCheckOptions(BaseModel):
         default_factory=lambda: AnyHttpUrl("https://httpbin.org/ip"),
         description="What to fetch through the proxy.",
     )
-    timeout: float = Field(default=5.0, gt=0, description="Seconds for one attempt.")
+    timeout: float = Field(
+        default=5.0,
+        gt=0,
+        le=3600,
+        description="Seconds for one attempt: connecting, handshakes, answer and body together.",
+    )
     attempts: int = Field(default=1, ge=1, le=5)
     expected_status_codes: list[int] = Field(default_factory=lambda: [200])
     slow_threshold_ms: int = Field(default=2000, ge=0)
     allow_redirects: bool = True
     headers: dict[str, str] = Field(default_factory=dict)
+    max_body_bytes: int = Field(
+        default=65_536, ge=0, description="How much of the answer's body to wait for at most."
+    )
+
+
+@dataclass(frozen=True)
+class HealthPolicy:
+    """When results become a proxy's status.
+
+    A proxy that may be leased becomes INACTIVE after so many failures in a row,
+    one that may not is leasable again after so many successes in a row; both are
+    counted in the log. ``latency_window`` is how many results LOWEST_LATENCY goes
+    by: 1 for the latest alone, else the span of an exponential moving average.
+    """
+
+    failures_before_inactive: int = 1
+    successes_before_active: int = 1
+    latency_window: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1000:
+                raise InvalidInputError(f"{name} must be a whole number from 1 to 1000")
 
 
 class PoolStatsSnapshot(BaseModel):
@@ -499,8 +552,9 @@ class ExpireEventPayload(BaseModel):
 class HealthEventPayload(BaseModel):
     """What a health callback is told of one check, as the ledger recorded it.
 
-    ``applied`` is False for a result that is older than the newest; ``leases``
-    are held on the proxy at that moment.
+    ``applied`` is False for a result that is not newer than the newest; ``leases``
+    are held on the proxy at that moment. ``lease_ids`` names them if this check
+    made the proxy unleasable: their holders may want to know.
     """
 
     result: HealthCheckResult
@@ -509,6 +563,7 @@ class HealthEventPayload(BaseModel):
     status_after: ProxyStatus
     applied: bool = True
     leases: int = Field(ge=0, default=0)
+    lease_ids: tuple[UUID, ...] = ()
     pool_stats: PoolStatsSnapshot | None = None
 
 

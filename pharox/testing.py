@@ -482,6 +482,63 @@ class StorageContract:
         assert storage.get_last_health_result(stray.proxy_id) is None
         assert list(storage.list_health_records(stray.proxy_id)) == []
 
+    def test_results_are_recorded_many_at_a_time(self, storage: IStorage) -> None:
+        """Each has its outcome, in their order; one of an unknown proxy says that it is."""
+        pool = make_pool(storage)
+        one, other = make_proxy(storage, pool), make_proxy(storage, pool)
+        stray = checked(one.model_copy(update={"id": uuid4()}))
+        results = [checked(one, status=ProxyStatus.INACTIVE), stray, checked(other)]
+        outcomes = storage.record_health_checks(results)
+        assert [outcome.result for outcome in outcomes] == results
+        assert [outcome.known for outcome in outcomes] == [True, False, True]
+        assert [outcome.applied for outcome in outcomes] == [True, False, True]
+        assert [(o.status_before, o.status_after) for o in outcomes] == [
+            (ProxyStatus.ACTIVE, ProxyStatus.INACTIVE),
+            (None, None),
+            (ProxyStatus.ACTIVE, ProxyStatus.ACTIVE),
+        ]
+        assert outcomes[0].pool_name == pool.name
+        assert storage.get_proxy(str(one.id)).status is ProxyStatus.INACTIVE
+
+    def test_a_person_decides_a_status(self, storage: IStorage) -> None:
+        """``set_status`` lays a ban and lifts it, and refuses what is none."""
+        pool = make_pool(storage)
+        proxy = make_proxy(storage, pool)
+        for status in (ProxyStatus.BANNED, ProxyStatus.ACTIVE):
+            assert storage.set_status(proxy.id, status, reason="seen by hand").status is status
+            assert storage.get_proxy(str(proxy.id)).status is status
+        with pytest.raises(ProxyNotFoundError):
+            storage.set_status(uuid4(), ProxyStatus.BANNED)
+        with pytest.raises(InvalidInputError):
+            storage.set_status(proxy.id, "well")  # type: ignore[arg-type]
+
+    def test_what_is_due_is_loaded(self, storage: IStorage) -> None:
+        """By pool, by status and by how long ago it was checked; banned ones if asked for."""
+        pool, other = make_pool(storage), make_pool(storage, "other")
+        fresh, stale, never = (make_proxy(storage, pool) for _ in range(3))
+        banned = make_proxy(storage, other, status=ProxyStatus.BANNED)
+        storage.apply_health_check_result(checked(fresh))
+        long_ago = utc_now() - timedelta(hours=1)
+        storage.apply_health_check_result(checked(stale, checked_at=long_ago))
+
+        def due(*args: str, **choice: Any) -> set[UUID]:
+            return {proxy.id for proxy in storage.load_proxies_for_healthchecks(*args, **choice)}
+
+        assert due() == {fresh.id, stale.id, never.id}
+        assert due("other") == set()
+        assert due("other", statuses=[ProxyStatus.BANNED]) == {banned.id}
+        assert (
+            due(stale_after=1800) == due(stale_after=timedelta(hours=0.5)) == {stale.id, never.id}
+        )
+        assert due(stale_after=7200) == {never.id}
+        with pytest.raises(PoolNotFoundError):
+            due("unknown")
+        for nonsense in (-1, float("nan"), "long"):
+            with pytest.raises(InvalidInputError):
+                due(stale_after=nonsense)
+        with pytest.raises(InvalidInputError):
+            due(statuses=["well"])
+
     def test_an_observation_is_only_recorded(self, storage: IStorage) -> None:
         """``save_health_record`` keeps an observation and leaves the proxy's status alone."""
         pool = make_pool(storage)

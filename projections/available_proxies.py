@@ -5,6 +5,10 @@ makes a decision true. ``lease_rank`` is 0 for a proxy that may be leased, 1
 for a SLOW one with room (leased only where its pool allows), null otherwise;
 each selector has an index over the ranked rows in its own order, so that
 finding a proxy costs the same in a pool of a hundred and of a million.
+
+``latency_ms`` is what LOWEST_LATENCY goes by; ``streak`` counts the health
+checks in a row that went well, or negatively those that failed, since a person
+last decided the status.
 """
 
 from __future__ import annotations
@@ -27,10 +31,11 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
-    and_,
     delete,
     func,
     insert,
+    literal_column,
+    or_,
     select,
     true,
     update,
@@ -63,6 +68,7 @@ class Availability:
     current_leases: int
     latency_ms: int | None
     probed_at: datetime | None
+    streak: int
 
 
 RANK = """
@@ -84,6 +90,7 @@ available_proxies = Table(
     Column("current_leases", Integer, nullable=False),
     Column("latency_ms", Integer),
     Column("probed_at", DateTime(timezone=True)),
+    Column("streak", Integer, nullable=False),
     Column("lease_rank", SmallInteger, Computed(RANK.strip(), persisted=True)),
     PrimaryKeyConstraint("proxy_id", "pool_id"),
     CheckConstraint("status IN ('active', 'inactive', 'slow', 'banned')", name="status"),
@@ -149,6 +156,7 @@ class AvailableProxies(Projection):
                     event.after.leases,
                     None,
                     None,
+                    0,
                 )
             case ProxyChanged() | HealthChecked(applied=True):
                 row = state[event.proxy_id, event.pool_id]
@@ -157,8 +165,11 @@ class AvailableProxies(Projection):
                 row.checked_at = event.checked_at
                 if isinstance(event, HealthChecked):
                     row.probed_at = event.checked_at
-                    if event.reachable and event.latency_ms is not None:
-                        row.latency_ms = event.latency_ms
+                    row.streak = event.streak
+                    if event.mean_latency_ms is not None:
+                        row.latency_ms = event.mean_latency_ms
+                elif event.before.status is not event.after.status:
+                    row.streak = 0
             case ProxyRemoved():
                 del state[event.proxy_id, event.pool_id]
 
@@ -180,6 +191,7 @@ def _register(events: Events) -> UpdateBase:
             "checked_at",
             "max_concurrency",
             "current_leases",
+            "streak",
         ],
         select(
             events.c.proxy_id,
@@ -188,6 +200,7 @@ def _register(events: Events) -> UpdateBase:
             fact(events, "checked_at", DateTime(timezone=True)),
             fact(events, "after,max_concurrency", Integer),
             fact(events, "after,leases", Integer),
+            literal_column("0", Integer),
         ).where(of_type(events, "ProxyRegistered")),
     )
 
@@ -210,8 +223,10 @@ def _count_leases(events: Events) -> UpdateBase:
 
 def _change(events: Events) -> UpdateBase:
     checked_at = fact(events, "checked_at", DateTime(timezone=True))
-    latency = fact(events, "latency_ms", Integer)
-    measured = and_(fact(events, "reachable", Boolean), latency.is_not(None))
+    checked = of_type(events, "HealthChecked")
+    mean = fact(events, "mean_latency_ms", Integer)
+    decided = fact(events, "before,status", Text) != fact(events, "after,status", Text)
+    streak = func.coalesce(fact(events, "streak", Integer), literal_column("0", Integer))
     newest = events.grouped(
         select(
             events.c.pool_id,
@@ -219,8 +234,9 @@ def _change(events: Events) -> UpdateBase:
             last(events, fact(events, "after,status", Text)).label("status"),
             last(events, fact(events, "after,max_concurrency", Integer)).label("max_concurrency"),
             last(events, checked_at).label("checked_at"),
-            last(events, checked_at, of_type(events, "HealthChecked")).label("probed_at"),
-            last(events, latency, measured).label("latency_ms"),
+            last(events, checked_at, checked).label("probed_at"),
+            last(events, mean, mean.is_not(None)).label("latency_ms"),
+            last(events, streak, or_(checked, decided)).label("streak"),
         ).where(
             of_type(events, "ProxyChanged", "HealthChecked"),
             func.coalesce(fact(events, "applied", Boolean), true()),
@@ -236,6 +252,7 @@ def _change(events: Events) -> UpdateBase:
             checked_at=newest.c.checked_at,
             latency_ms=func.coalesce(newest.c.latency_ms, available_proxies.c.latency_ms),
             probed_at=func.coalesce(newest.c.probed_at, available_proxies.c.probed_at),
+            streak=func.coalesce(newest.c.streak, available_proxies.c.streak),
         )
         .where(
             available_proxies.c.pool_id == newest.c.pool_id,

@@ -41,6 +41,7 @@ class HealthRow:
     status_code: int | None
     checked_at: datetime
     error: str | None
+    failure: str | None
 
 
 _RESULT: dict[str, Any] = {
@@ -51,6 +52,7 @@ _RESULT: dict[str, Any] = {
     "status_code": Integer,
     "checked_at": DateTime(timezone=True),
     "error": Text,
+    "failure": Text,
 }
 
 proxy_health = Table(
@@ -65,6 +67,7 @@ proxy_health = Table(
     Column("status_code", Integer),
     Column("checked_at", DateTime(timezone=True), nullable=False),
     Column("error", Text),
+    Column("failure", Text),
     PrimaryKeyConstraint("proxy_id", "pool_id"),
 )
 
@@ -90,6 +93,7 @@ class ProxyHealth(Projection):
                     event.status_code,
                     event.checked_at,
                     event.error,
+                    event.failure and event.failure.value,
                 )
             case ProxyRemoved():
                 state.pop((event.proxy_id, event.pool_id), None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -46,6 +46,7 @@ from ..ids import imported_proxy_id, uuid7
 from ..models import (
     Consumer,
     HealthCheckResult,
+    HealthPolicy,
     Lease,
     LeaseStatus,
     MissReason,
@@ -67,17 +68,23 @@ from .interface import (
     AcquireRequest,
     Acquisition,
     Ending,
+    HealthOutcome,
     IStorage,
     Return,
+    check_age,
     check_one_pool_each,
     check_reason,
+    check_status,
+    check_statuses,
     checked_model,
     copy_ending,
     id_from_text,
     log_late_release,
     record_of_check,
+    redated,
     result_of_record,
 )
+from .judging import LEASABLE, Observation, judge
 from .pool_index import PoolIndex
 
 E_ = TypeVar("E_", bound=EventBase)
@@ -370,12 +377,52 @@ class InMemoryStorage(IStorage):
     # Health
 
     def apply_health_check_result(self, result: HealthCheckResult) -> Proxy | None:
-        reachable = result.status in (ProxyStatus.ACTIVE, ProxyStatus.SLOW)
-        return self._record_health(result, reachable=reachable, decides=True)
+        with self._lock:
+            (outcome,) = self.record_health_checks([result])
+            return self._proxy(result.proxy_id) if outcome.known else None
+
+    def record_health_checks(
+        self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
+    ) -> Sequence[HealthOutcome]:
+        """Record health checks in this order; return what each came to."""
+        seen = [Observation(result, result.healthy) for result in map(checked_model, results)]
+        with self._lock:
+            return [self._record_health(each, policy or HealthPolicy()) for each in seen]
+
+    def set_status(
+        self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
+    ) -> Proxy:
+        """Decide a proxy's status, as a person does: also lift or lay a ban."""
+        check_reason(reason)
+        with self._lock:
+            proxy = self.get_proxy(str(proxy_id))
+            wanted = proxy.model_copy(update={"status": check_status(status)})
+            self._save_proxy(wanted, change=True, reason=reason)
+            return self._proxy(proxy.id)
+
+    def load_proxies_for_healthchecks(
+        self,
+        pool_name: str | None = None,
+        *,
+        stale_after: timedelta | float | None = None,
+        statuses: Collection[ProxyStatus] | None = None,
+    ) -> Iterator[Proxy]:
+        """Yield the proxies that are due to be checked, by id within each pool."""
+        age, wanted = check_age(stale_after), check_statuses(statuses)
+        with self._lock:
+            members = [
+                (proxy_id, pool.id)
+                for pool in self._pools_named(pool_name)
+                for proxy_id in sorted(self._pools[pool.id].members)
+            ]
+        due = (self._if_due(proxy_id, pool_id, age, wanted) for proxy_id, pool_id in members)
+        return (proxy for proxy in due if proxy is not None)
 
     def save_health_record(self, record: ProxyHealthRecord) -> None:
-        result = result_of_record(record)
-        if self._record_health(result, reachable=record.reachable, decides=False) is None:
+        seen = Observation(result_of_record(record), record.reachable, counts=False)
+        with self._lock:
+            outcome = self._record_health(seen, HealthPolicy())
+        if not outcome.known:
             raise ProxyNotFoundError(
                 f"Proxy {record.proxy_id} not found.", proxy_id=record.proxy_id
             )
@@ -563,9 +610,13 @@ class InMemoryStorage(IStorage):
         return [Ending(self._lease(event.lease_id), stats) for event in events]
 
     def _release_held(self, pool_id: UUID, proxy_id: UUID, reason: str) -> None:
-        held = [self._lease_row(lease_id) for lease_id in self._pools[pool_id].held(proxy_id)]
-        for row in sorted(held, key=lambda row: row.fencing_token):
+        for row in self._held_rows(pool_id, proxy_id):
             self._end(LeaseReleased, row, reason=reason)
+
+    def _held_rows(self, pool_id: UUID, proxy_id: UUID) -> list[LeaseRow]:
+        """Return the active leases of a proxy, oldest first."""
+        held = [self._lease_row(lease_id) for lease_id in self._pools[pool_id].held(proxy_id)]
+        return sorted(held, key=lambda row: row.fencing_token)
 
     def _remove(self, pool_id: UUID, proxy_id: UUID) -> None:
         before = self._standing(pool_id, proxy_id)
@@ -610,7 +661,7 @@ class InMemoryStorage(IStorage):
             last_given = {proxy.id: proxy for proxy in proxies}
             return sum(self._save_proxy(proxy, change=change) for proxy in last_given.values())
 
-    def _save_proxy(self, proxy: Proxy, *, change: bool) -> bool:
+    def _save_proxy(self, proxy: Proxy, *, change: bool, reason: str | None = None) -> bool:
         """Register or change one proxy; return whether it is new."""
         is_new = proxy.id not in self._pool_of_proxy
         if not is_new and (not change or _same(proxy, self._proxy(proxy.id))):
@@ -621,6 +672,8 @@ class InMemoryStorage(IStorage):
             if name in _DESCRIBED
         }
         facts["host"] = str(proxy.host)
+        if reason is not None:
+            facts["reason"] = reason
         if not is_new:
             self._forget_identity(self._proxy(proxy.id))
         self._identities[proxy.pool_id, *_identity(proxy)] += 1
@@ -648,36 +701,62 @@ class InMemoryStorage(IStorage):
         )
         return is_new
 
-    def _record_health(
-        self, result: HealthCheckResult, *, reachable: bool, decides: bool
+    def _if_due(
+        self,
+        proxy_id: UUID,
+        pool_id: UUID,
+        age: timedelta | None,
+        statuses: Collection[ProxyStatus],
     ) -> Proxy | None:
-        result = checked_model(result)
         with self._lock:
-            pool_id = self._pool_of_proxy.get(result.proxy_id)
-            if pool_id is None:
+            row: Availability | None = self._states["available_proxies"].get((proxy_id, pool_id))
+            if row is None or row.status not in statuses:
                 return None
-            row: Availability = self._states["available_proxies"][result.proxy_id, pool_id]
-            before = self._standing(pool_id, result.proxy_id)
-            newest = row.probed_at is None or row.probed_at < result.checked_at
-            decides = decides and newest and before.status is not ProxyStatus.BANNED
-            event = self._append(
-                HealthChecked,
-                pool_id=pool_id,
-                proxy_id=result.proxy_id,
-                before=before,
-                after=replace(before, status=result.status) if decides else before,
-                applied=newest,
-                status=result.status,
-                reachable=reachable,
-                latency_ms=result.latency_ms,
-                protocol=result.protocol,
-                attempts=result.attempts,
-                status_code=result.status_code,
-                checked_at=result.checked_at,
-                error=result.error_message,
-            )
-            self._checks.setdefault(result.proxy_id, []).append(event)
-            return self._proxy(result.proxy_id)
+            if age is not None and row.probed_at and row.probed_at > self._clock() - age:
+                return None
+            return self._proxy(proxy_id)
+
+    def _record_health(self, seen: Observation, policy: HealthPolicy) -> HealthOutcome:
+        result = seen.result
+        pool_id = self._pool_of_proxy.get(result.proxy_id)
+        if pool_id is None:
+            return HealthOutcome(result, known=False)
+        row: Availability = self._states["available_proxies"][result.proxy_id, pool_id]
+        result = redated(result, min(result.checked_at, self._clock()))
+        judgement = judge(row, seen, result.checked_at, policy)
+        before = self._standing(pool_id, result.proxy_id)
+        dropped = before.status in LEASABLE and judgement.status not in LEASABLE
+        held = self._held_rows(pool_id, result.proxy_id) if dropped else ()
+        event = self._append(
+            HealthChecked,
+            pool_id=pool_id,
+            proxy_id=result.proxy_id,
+            before=before,
+            after=replace(before, status=judgement.status),
+            applied=judgement.applied,
+            status=result.status,
+            reachable=seen.reachable,
+            latency_ms=result.latency_ms,
+            mean_latency_ms=judgement.mean_latency_ms,
+            protocol=result.protocol,
+            attempts=result.attempts,
+            status_code=result.status_code,
+            checked_at=result.checked_at,
+            error=result.error_message,
+            failure=result.failure,
+            streak=judgement.streak,
+            lease_ids=tuple(lease.id for lease in held),
+        )
+        self._checks.setdefault(result.proxy_id, []).append(event)
+        return HealthOutcome(
+            result,
+            applied=event.applied,
+            status_before=before.status,
+            status_after=judgement.status,
+            pool_name=self._states["pools"][(pool_id,)].name,
+            leases=before.leases,
+            lease_ids=event.lease_ids,
+        )
 
     def _unavailable(self, pool: PoolIndex, proxy_id: UUID) -> ProxyUnavailableError:
         holders = sorted(self._lease_row(i).consumer_name for i in pool.held(proxy_id))

@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import TypeVar, cast
 from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
 
-from ..errors import ConflictError, InvalidInputError
+from ..errors import ConflictError, InvalidInputError, PoolNotFoundError, ProxyNotFoundError
 from ..events import EventBase, HealthChecked
 from ..ids import health_record_id
 from ..models import (
+    MAX_DURATION_S,
     HealthCheckResult,
+    HealthPolicy,
     Lease,
     LeaseStatus,
     MissReason,
@@ -31,8 +34,10 @@ from ..models import (
     ProxyFilters,
     ProxyHealthRecord,
     ProxyPool,
+    ProxyStatus,
     SelectorStrategy,
     check_text,
+    utc_now,
 )
 
 M = TypeVar("M", bound=BaseModel)
@@ -87,6 +92,25 @@ class Acquisition:
     miss_reason: MissReason | None = None
     stats: PoolStatsSnapshot | None = None
     expired: Sequence[Ending] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class HealthOutcome:
+    """What recording a health check came to.
+
+    ``known`` is False if there is no such proxy; then nothing was recorded.
+    ``result`` is dated by the storage's clock if it came from the future.
+    ``lease_ids`` are the leases held on a proxy that it made unleasable.
+    """
+
+    result: HealthCheckResult
+    known: bool = True
+    applied: bool = False
+    status_before: ProxyStatus | None = None
+    status_after: ProxyStatus | None = None
+    pool_name: str | None = None
+    leases: int = 0
+    lease_ids: tuple[UUID, ...] = ()
 
 
 class IStorage(ABC):
@@ -254,6 +278,115 @@ class IStorage(ABC):
         stats = self.get_pool_stats(request.pool_name) if request.with_stats else None
         return Acquisition(lease=lease or None, stats=stats)
 
+    def record_health_checks(
+        self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
+    ) -> Sequence[HealthOutcome]:
+        """Record health checks in this order; return what each came to.
+
+        This default asks :meth:`apply_health_check_result` for one after the
+        other. It cannot count results in a row.
+
+        Parameters
+        ----------
+        results:
+            Any number, of any proxies; unknown ones have an outcome that says so.
+        policy:
+            When results become a status; every one at once if None.
+
+        Raises
+        ------
+        InvalidInputError
+            If this storage cannot follow the policy.
+        """
+        if policy not in (None, HealthPolicy()):
+            raise InvalidInputError(
+                f"{type(self).__name__} counts no results in a row; it takes the default policy"
+            )
+        return [self._apply_one(result) for result in results]
+
+    def _apply_one(self, result: HealthCheckResult) -> HealthOutcome:
+        try:
+            before = self.get_proxy(str(result.proxy_id)).status
+        except ProxyNotFoundError:
+            return HealthOutcome(result, known=False)
+        proxy = self.apply_health_check_result(result)
+        if proxy is None:
+            return HealthOutcome(result, known=False)
+        return HealthOutcome(
+            result,
+            applied=self.get_last_health_result(proxy.id) == result,
+            status_before=before,
+            status_after=proxy.status,
+            pool_name=self.get_pool(str(proxy.pool_id)).name,
+            leases=proxy.current_leases,
+        )
+
+    def set_status(
+        self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
+    ) -> Proxy:
+        """Decide a proxy's status, as a person does: also lift or lay a ban.
+
+        This default has nowhere to keep the ``reason``.
+
+        Raises
+        ------
+        ProxyNotFoundError
+            If there is no such proxy.
+        """
+        check_reason(reason)
+        proxy = self.get_proxy(str(proxy_id))
+        proxy.status = check_status(status)
+        self.save_proxy(proxy)
+        return proxy
+
+    def load_proxies_for_healthchecks(
+        self,
+        pool_name: str | None = None,
+        *,
+        stale_after: timedelta | float | None = None,
+        statuses: Collection[ProxyStatus] | None = None,
+    ) -> Iterator[Proxy]:
+        """Yield the proxies that are due to be checked, by id within each pool.
+
+        Parameters
+        ----------
+        pool_name:
+            Only of this pool; of all if None.
+        stale_after:
+            Only those not checked for so long (seconds), or never.
+        statuses:
+            Only those with one of these; all but BANNED if None.
+
+        Raises
+        ------
+        PoolNotFoundError
+            If there is no such pool.
+        InvalidInputError
+            If ``stale_after`` or a status makes no sense.
+        """
+        age, wanted = check_age(stale_after), check_statuses(statuses)
+        pools = self._pools_named(pool_name)
+        return (
+            proxy
+            for pool in pools
+            for proxy in self.list_proxies(str(pool.id))
+            if proxy.status in wanted and self._is_stale(proxy, age)
+        )
+
+    def _pools_named(self, pool_name: str | None) -> Sequence[ProxyPool]:
+        """Return the pool of this name, or all if None."""
+        pools = self.list_pools()
+        if pool_name is None:
+            return pools
+        for pool in pools:
+            if pool.name == pool_name:
+                return [pool]
+        raise PoolNotFoundError(f"Pool {pool_name!r} not found.", pool_name=pool_name)
+
+    def _is_stale(self, proxy: Proxy, age: timedelta | None) -> bool:
+        last = None if age is None else self.get_last_health_result(proxy.id)
+        return age is None or last is None or last.checked_at <= utc_now() - age
+
     def return_lease(
         self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
     ) -> Return:
@@ -301,6 +434,34 @@ def check_reason(reason: str | None) -> None:
         check_text(reason)
 
 
+def check_age(age: timedelta | float | None) -> timedelta | None:
+    """Return an age in seconds as a timedelta, else raise :class:`InvalidInputError`."""
+    if age is None:
+        return None
+    try:
+        length = age if isinstance(age, timedelta) else timedelta(seconds=age)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidInputError("stale_after must be a number of seconds", value=age) from error
+    if not timedelta(0) <= length <= timedelta(seconds=MAX_DURATION_S):
+        raise InvalidInputError("stale_after must be from 0 to a hundred years", value=age)
+    return length
+
+
+def check_statuses(statuses: Collection[ProxyStatus] | None) -> frozenset[ProxyStatus]:
+    """Return the statuses of proxies to check, all but BANNED if None."""
+    if statuses is None:
+        return frozenset(ProxyStatus) - {ProxyStatus.BANNED}
+    return frozenset(check_status(status) for status in statuses)
+
+
+def check_status(status: ProxyStatus | str) -> ProxyStatus:
+    """Return a status if it is one, else raise :class:`InvalidInputError`."""
+    try:
+        return ProxyStatus(status)
+    except ValueError as error:
+        raise InvalidInputError(f"{status!r} is no status of a proxy", value=status) from error
+
+
 def check_one_pool_each(proxies: Sequence[Proxy]) -> Sequence[Proxy]:
     """Return proxies of which each is given for one pool only, else raise ConflictError."""
     pools: dict[UUID, UUID] = {}
@@ -337,6 +498,9 @@ def result_of_record(record: ProxyHealthRecord) -> HealthCheckResult:
         protocol=record.protocol,
         checked_at=record.checked_at,
         error_message=record.error,
+        failure=record.failure,
+        status_code=record.status_code,
+        attempts=record.attempts,
     )
 
 
@@ -353,7 +517,17 @@ def record_of_check(event: EventBase) -> ProxyHealthRecord:
         status_before=check.before.status,
         status_after=check.after.status,
         error=check.error,
+        failure=check.failure,
+        status_code=check.status_code,
+        attempts=check.attempts,
     )
+
+
+def redated(result: HealthCheckResult, checked_at: datetime) -> HealthCheckResult:
+    """Return a result with the moment that was recorded: another one if its clock was ahead."""
+    if result.checked_at == checked_at:
+        return result
+    return result.model_copy(update={"checked_at": checked_at})
 
 
 def id_from_text(text: str | UUID) -> UUID | None:

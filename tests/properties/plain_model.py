@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from fractions import Fraction
+from math import ceil
 from typing import Any
 from uuid import UUID
 
 from pharox import (
     HealthCheckResult,
+    HealthPolicy,
     MissReason,
     PoolStatsSnapshot,
     Proxy,
@@ -29,6 +32,10 @@ class PlainLease:
     status: str = "active"
     ended_at: datetime | None = None
 
+    @property
+    def is_held(self) -> bool:
+        return self.status == "active"
+
 
 @dataclass
 class PlainModel:
@@ -39,6 +46,7 @@ class PlainModel:
     turns: dict[UUID, UUID] = field(default_factory=dict)
     probed: dict[UUID, datetime] = field(default_factory=dict)
     latency: dict[UUID, int] = field(default_factory=dict)
+    since_decided: dict[UUID, list[bool]] = field(default_factory=dict)
 
     def held(self, proxy_id: UUID) -> int:
         return sum(1 for x in self.leases if x.proxy_id == proxy_id and x.status == "active")
@@ -110,20 +118,41 @@ class PlainModel:
             if lease.proxy_id == proxy_id and lease.status == "active":
                 lease.status, lease.ended_at = "released", self.now
 
-    def check(self, result: HealthCheckResult) -> None:
+    def check(self, result: HealthCheckResult, policy: HealthPolicy) -> list[str]:
+        """Take a result in; return who holds the proxy if it may be leased no more."""
         proxy = self.proxies[result.proxy_id]
         last = self.probed.get(proxy.id)
-        if last is not None and result.checked_at <= last:
-            return
-        self.probed[proxy.id] = result.checked_at
-        status = proxy.status if proxy.status is ProxyStatus.BANNED else result.status
-        changes = {"status": status, "checked_at": result.checked_at}
+        made = min(result.checked_at, self.now)
+        if last is not None and made <= last:
+            return []
+        self.probed[proxy.id] = made
+        well = result.status in ("active", "slow")
+        self.since_decided.setdefault(proxy.id, []).append(well)
+        wanted = policy.successes_before_active if well else policy.failures_before_inactive
+        in_a_row = all(x is well for x in self.since_decided[proxy.id][-wanted:])
+        enough = in_a_row and len(self.since_decided[proxy.id]) >= wanted
+        was_well = proxy.status in ("active", "slow")
+        changes: dict[str, Any] = {"checked_at": made}
+        if proxy.status != "banned" and (enough or well == was_well or result.status == "banned"):
+            changes["status"] = result.status
         self.proxies[proxy.id] = proxy.model_copy(update=changes)
-        if result.status in (ProxyStatus.ACTIVE, ProxyStatus.SLOW):
-            self.latency[proxy.id] = result.latency_ms
+        if well:
+            mean = self.latency.get(proxy.id, result.latency_ms)
+            part = Fraction(2, policy.latency_window + 1) * abs(result.latency_ms - mean)
+            step = ceil(part)
+            self.latency[proxy.id] = mean + (step if result.latency_ms > mean else -step)
+        if was_well and self.proxies[proxy.id].status not in ("active", "slow"):
+            return [x.consumer for x in self.leases if x.proxy_id == proxy.id and x.is_held]
+        return []
+
+    def decide(self, proxy: Proxy) -> None:
+        """Take in what a person says of a proxy."""
+        if (known := self.proxies.get(proxy.id)) and known.status != proxy.status:
+            self.since_decided.pop(proxy.id, None)
+        self.proxies[proxy.id] = proxy
 
     def forget(self, proxy_id: UUID) -> None:
-        for facts in (self.proxies, self.probed, self.latency):
+        for facts in (self.proxies, self.probed, self.latency, self.since_decided):
             facts.pop(proxy_id, None)
 
     def stats(self, pool: ProxyPool) -> PoolStatsSnapshot:

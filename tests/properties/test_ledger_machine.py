@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from typing import ClassVar
 from uuid import UUID, uuid4
@@ -22,6 +23,7 @@ from hypothesis.stateful import (
 import projections
 from pharox import (
     HealthCheckResult,
+    HealthPolicy,
     InMemoryStorage,
     Lease,
     Proxy,
@@ -125,7 +127,7 @@ class LedgerMachine(RuleBasedStateMachine):
         known = self.model.proxies.get(proxy.id)
         if known is not None and known.pool_id != proxy.pool_id:
             return
-        self.model.proxies[proxy.id] = proxy
+        self.model.decide(proxy)
         for storage in self.both:
             storage.save_proxy(proxy)
 
@@ -222,19 +224,67 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.proxies)
     @rule(pick=PICK, status=STATUSES, latency=st.integers(0, 5), age=st.integers(-2, 2))
     def check_health(self, pick: int, status: ProxyStatus, latency: int, age: int) -> None:
-        result = HealthCheckResult(
-            proxy_id=self._proxy(pick).id,
-            status=status,
-            latency_ms=latency * 100,
-            protocol=ProxyProtocol.SOCKS5,
-            checked_at=self.model.now - timedelta(seconds=age),
-        )
+        result = self._result(pick, status, latency, age)
         ours, theirs = (storage.apply_health_check_result(result) for storage in self.both)
-        self.model.check(result)
+        self.model.check(result, HealthPolicy())
         expected = self.model.proxies[result.proxy_id]
         assert ours == theirs
         assert ours is not None
         assert (ours.status, ours.checked_at) == (expected.status, expected.checked_at)
+
+    @precondition(lambda self: self.model.proxies)
+    @rule(
+        checks=st.lists(
+            st.tuples(PICK, STATUSES, st.integers(0, 9), st.integers(-2, 4)), min_size=1, max_size=6
+        ),
+        policy=st.builds(HealthPolicy, *[st.integers(1, 3)] * 3),
+    )
+    def sweep(self, checks: list[tuple[int, ProxyStatus, int, int]], policy: HealthPolicy) -> None:
+        """Results of a sweep come in batches, in any order, some twice, some too late."""
+        results = [self._result(*check) for check in checks]
+        ours, theirs = (storage.record_health_checks(results, policy) for storage in self.both)
+        for result, one, other in zip(results, ours, theirs, strict=True):
+            before = self.model.proxies[result.proxy_id].status
+            holders = self.model.check(result, policy)
+            after = self.model.proxies[result.proxy_id].status
+            assert (one.status_before, one.status_after) == (before, after)
+            assert replace(one, lease_ids=()) == replace(other, lease_ids=())
+            for storage, outcome in zip(self.both, (one, other), strict=True):
+                leases = [storage.get_lease(str(lease_id)) for lease_id in outcome.lease_ids]
+                assert [lease and lease.consumer_name for lease in leases] == holders
+
+    @precondition(lambda self: self.model.proxies)
+    @rule(pick=PICK, status=st.sampled_from(ProxyStatus))
+    def set_status(self, pick: int, status: ProxyStatus) -> None:
+        proxy = self._proxy(pick)
+        self.model.decide(proxy.model_copy(update={"status": status}))
+        ours, theirs = (s.set_status(proxy.id, status, reason="why") for s in self.both)
+        assert ours == theirs
+        assert ours.status is status
+
+    @rule(
+        pool=st.sampled_from([None, *POOLS]),
+        age=st.sampled_from([None, 0, 1, 60]),
+        statuses=st.one_of(st.none(), st.sets(st.sampled_from(ProxyStatus))),
+    )
+    def load_what_is_due(
+        self, pool: str | None, age: float | None, statuses: set[ProxyStatus] | None
+    ) -> None:
+        ours, theirs = (
+            list(s.load_proxies_for_healthchecks(pool, stale_after=age, statuses=statuses))
+            for s in self.both
+        )
+        wanted = set(ProxyStatus) - {ProxyStatus.BANNED} if statuses is None else statuses
+        due = {
+            proxy.id
+            for proxy in self.model.proxies.values()
+            if (pool is None or proxy.pool_id == self._pool(pool).id)
+            and proxy.status in wanted
+            and (age is None or self._age(proxy) >= timedelta(seconds=age))
+        }
+        assert ours == theirs
+        assert {proxy.id for proxy in ours} == due
+        assert len(ours) == len(due)
 
     @precondition(lambda self: self.model.proxies)
     @rule(pick=PICK)
@@ -323,6 +373,19 @@ class LedgerMachine(RuleBasedStateMachine):
     def _pool(self, name: str) -> ProxyPool:
         return next(pool for pool in self.model.pools.values() if pool.name == name)
 
+    def _age(self, proxy: Proxy) -> timedelta:
+        probed = self.model.probed.get(proxy.id)
+        return timedelta.max if probed is None else self.model.now - probed
+
+    def _result(self, pick: int, status: ProxyStatus, latency: int, age: int) -> HealthCheckResult:
+        return HealthCheckResult(
+            proxy_id=self._proxy(pick).id,
+            status=status,
+            latency_ms=latency * 100,
+            protocol=ProxyProtocol.SOCKS5,
+            checked_at=self.model.now - timedelta(seconds=age),
+        )
+
     def _proxy(self, pick: int) -> Proxy:
         return list(self.model.proxies.values())[pick % len(self.model.proxies)]
 
@@ -333,7 +396,7 @@ def _story(leases: Sequence[Lease]) -> list[object]:
 
 def _facts(event: EventBase) -> dict[str, object]:
     """Return an event without the ids that each storage makes up for itself."""
-    return event.model_dump(exclude={"position", "lease_id", "consumer_id"})
+    return event.model_dump(exclude={"position", "lease_id", "lease_ids", "consumer_id"})
 
 
 def test_no_command_tells_memory_postgres_and_the_plain_model_apart(

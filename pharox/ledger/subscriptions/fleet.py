@@ -210,6 +210,7 @@ def payload_of(event: Event, states: dict[str, State]) -> Payload:
                 status_after=event.after.status,
                 applied=event.applied,
                 leases=event.after.leases,
+                lease_ids=event.lease_ids,
                 pool_stats=stats,
             )
     raise TypeError(f"no callback is told of {event.type}")
@@ -242,4 +243,5 @@ def _result(event: HealthChecked) -> HealthCheckResult:
         status_code=event.status_code,
         checked_at=event.checked_at,
         error_message=event.error,
+        failure=event.failure,
     )

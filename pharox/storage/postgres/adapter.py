@@ -9,9 +9,9 @@ far as its engine does.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import chain, islice
 from typing import Any, TypeVar
 from uuid import UUID
@@ -33,6 +33,7 @@ from ...ids import NIL, following
 from ...models import (
     Consumer,
     HealthCheckResult,
+    HealthPolicy,
     Lease,
     PoolStatsSnapshot,
     Proxy,
@@ -50,9 +51,13 @@ from ..interface import (
     AcquireRequest,
     Acquisition,
     Ending,
+    HealthOutcome,
     IStorage,
     Return,
+    check_age,
     check_reason,
+    check_status,
+    check_statuses,
     checked_model,
     copy_ending,
     id_from_text,
@@ -60,6 +65,7 @@ from ..interface import (
     record_of_check,
     result_of_record,
 )
+from ..judging import Observation
 from . import reading, snapshots, verifying
 from . import schema as migrations
 from .commands import Commands
@@ -293,11 +299,14 @@ class PostgresStorage(IStorage):
     def iter_proxies(self, pool_id: UUID, *, with_credentials: bool = True) -> Iterator[Proxy]:
         """Yield a pool's proxies by id, a page at a time, however many there are."""
         vault = self._commands.vault if with_credentials else None
+        return self._paged(reading.proxies_statement, vault, pool_id=pool_id)
+
+    def _paged(
+        self, statement: Callable[[str], Statement], vault: Vault | None, **values: Any
+    ) -> Iterator[Proxy]:
         first = NIL
         while True:
-            rows = self._rows(
-                reading.proxies_statement, pool_id=pool_id, from_id=first, limit=_PAGE
-            )
+            rows = self._rows(statement, from_id=first, limit=_PAGE, **values)
             for row in rows:
                 yield reading.proxy_from_row(row, vault)
             if len(rows) < _PAGE:
@@ -323,19 +332,52 @@ class PostgresStorage(IStorage):
     # Health
 
     def apply_health_check_result(self, result: HealthCheckResult) -> Proxy | None:
-        result = checked_model(result)
-        reachable = result.status in (ProxyStatus.ACTIVE, ProxyStatus.SLOW)
-        program = self._commands.record_health(result, reachable=reachable, decides=True)
-        return self._run(program)
+        (outcome,) = self.record_health_checks([result])
+        if not outcome.known:
+            return None
+        return self._run(self._commands.proxy_after_check(result.proxy_id))
+
+    def record_health_checks(
+        self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
+    ) -> Sequence[HealthOutcome]:
+        seen = [Observation(result, result.healthy) for result in map(checked_model, results)]
+        return self._record(seen, policy)
+
+    def _record(
+        self, seen: Sequence[Observation], policy: HealthPolicy | None = None
+    ) -> Sequence[HealthOutcome]:
+        return self._run(self._commands.record_health_checks(seen, policy or HealthPolicy()))
+
+    def set_status(
+        self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
+    ) -> Proxy:
+        check_reason(reason)
+        self._run(self._commands.set_status(proxy_id, check_status(status), reason))
+        return self.get_proxy(str(proxy_id))
+
+    def load_proxies_for_healthchecks(
+        self,
+        pool_name: str | None = None,
+        *,
+        stale_after: timedelta | float | None = None,
+        statuses: Collection[ProxyStatus] | None = None,
+    ) -> Iterator[Proxy]:
+        values = {"age": check_age(stale_after), "statuses": list(check_statuses(statuses))}
+        pools = self._pools_named(pool_name)
+        return chain.from_iterable(
+            self._paged(
+                reading.due_proxies_statement, self._commands.vault, pool_id=pool.id, **values
+            )
+            for pool in pools
+        )
 
     def get_last_health_result(self, proxy_id: UUID) -> HealthCheckResult | None:
         rows = self._rows(reading.last_health_statement, proxy_id=proxy_id)
         return reading.health_from_row(rows[0]) if rows else None
 
     def save_health_record(self, record: ProxyHealthRecord) -> None:
-        result = result_of_record(record)
-        program = self._commands.record_health(result, reachable=record.reachable, decides=False)
-        if self._run(program) is None:
+        seen = Observation(result_of_record(record), record.reachable, counts=False)
+        if not self._record([seen])[0].known:
             raise ProxyNotFoundError(
                 f"Proxy {record.proxy_id} not found.", proxy_id=record.proxy_id
             )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import psycopg
@@ -22,6 +23,7 @@ from ...errors import (
 from ...ids import NIL, following, imported_proxy_id, uuid7
 from ...models import (
     HealthCheckResult,
+    HealthPolicy,
     Lease,
     LeaseStatus,
     MissReason,
@@ -29,13 +31,24 @@ from ...models import (
     Proxy,
     ProxyFilters,
     ProxyPool,
+    ProxyStatus,
     SelectorStrategy,
 )
-from ..interface import AcquireRequest, Acquisition, Ending, check_one_pool_each
+from ..interface import (
+    AcquireRequest,
+    Acquisition,
+    Ending,
+    HealthOutcome,
+    check_one_pool_each,
+    redated,
+)
+from ..judging import Observation
 from . import acquiring, ending, filtering, health, reading, registering
 from .driver import Program, Rows
 from .sql import Query, Statement
 from .vault import Vault
+
+T = TypeVar("T")
 
 BATCH = 1000
 """How many proxies one statement registers."""
@@ -350,37 +363,76 @@ class Commands:
 
     # Health
 
-    def record_health(
-        self, result: HealthCheckResult, *, reachable: bool, decides: bool
-    ) -> Program[Proxy | None]:
-        """Record a check; return the proxy as it then stands, or None if it is unknown."""
-        found = yield Query(reading.proxy_statement(self.schema), {"proxy_id": result.proxy_id})
-        if not found:
-            return None
-        details = {
-            "status": result.status.value,
-            "reachable": reachable,
-            "latency_ms": result.latency_ms,
-            "protocol": result.protocol.value,
-            "attempts": result.attempts,
-            "status_code": result.status_code,
-            "checked_at": result.checked_at.isoformat(),
-            "error": result.error_message,
-        }
+    def record_health_checks(
+        self, seen: Sequence[Observation], policy: HealthPolicy
+    ) -> Program[list[HealthOutcome]]:
+        """Record checks in this order; return what each came to."""
+        ids = list({x.result.proxy_id for x in seen})
+        rows = yield Query(health.pools_of_statement(self.schema), {"ids": ids})
+        known = {row["id"]: row for row in rows}
+        outcomes: dict[int, HealthOutcome] = {}
+        for places in _rounds(seen):
+            by_pool: dict[UUID, list[int]] = {}
+            for place in places:
+                if (pool := known.get(seen[place].result.proxy_id)) is not None:
+                    by_pool.setdefault(pool["pool_id"], []).append(place)
+            for pool_id, of_pool in sorted(by_pool.items()):
+                for batch in _batches(of_pool, health.BATCH):
+                    checks = {seen[place].result.proxy_id: seen[place] for place in batch}
+                    recorded = yield from self._record_batch(pool_id, checks, policy)
+                    for place in batch:
+                        proxy_id = seen[place].result.proxy_id
+                        if (data := recorded.get(proxy_id)) is not None:
+                            name = known[proxy_id]["pool_name"]
+                            outcomes[place] = _outcome(seen[place].result, data, name)
+        return [
+            outcomes.get(place) or HealthOutcome(x.result, known=False)
+            for place, x in enumerate(seen)
+        ]
+
+    def _record_batch(
+        self, pool_id: UUID, checks: Mapping[UUID, Observation], policy: HealthPolicy
+    ) -> Program[dict[UUID, dict[str, Any]]]:
+        """Record one check each of some proxies of a pool; return what was appended."""
         values = {
             **_attribution(),
-            "pool_id": found[0]["pool_id"],
-            "proxy_id": result.proxy_id,
-            "status": result.status.value,
-            "checked_at": result.checked_at,
-            "decides": decides,
-            "details": json.dumps(details),
+            "pool_id": pool_id,
+            "ids": list(checks),
+            "rows": json.dumps([_check_row(check) for check in checks.values()]),
+            "failures": policy.failures_before_inactive,
+            "successes": policy.successes_before_active,
+            "window": policy.latency_window,
         }
-        yield Query(health.record_health_statement(self.schema), values)
-        found = yield Query(reading.proxy_statement(self.schema), {"proxy_id": result.proxy_id})
+        _, recorded = yield [
+            Query(health.lock_statement(self.schema), values),
+            Query(health.record_statement(self.schema), values),
+        ]
+        return {row["proxy_id"]: row["data"] for row in recorded}
+
+    def proxy_after_check(self, proxy_id: UUID) -> Program[Proxy | None]:
+        """Return a proxy; without its credentials if there is no key to read them with."""
+        found = yield Query(reading.proxy_statement(self.schema), {"proxy_id": proxy_id})
         # The result is recorded: that its credentials cannot be read is no reason to fail.
         vault = self.vault if self.vault.has_keys else None
         return reading.proxy_from_row(found[0], vault) if found else None
+
+    def set_status(self, proxy_id: UUID, status: ProxyStatus, reason: str | None) -> Program[None]:
+        """Decide a proxy's status."""
+        row = yield from self._standing(proxy_id)
+        values = {
+            **_attribution(),
+            "pool_id": row["pool_id"],
+            "proxy_id": proxy_id,
+            "ids": [proxy_id],
+            "status": status.value,
+            "reason": reason,
+        }
+        locked, _ = yield [
+            Query(health.lock_statement(self.schema), values),
+            Query(registering.set_status_statement(self.schema), values),
+        ]
+        if not locked:
+            raise ProxyNotFoundError(f"Proxy {proxy_id} not found.", proxy_id=proxy_id)
 
     # Reading
 
@@ -627,8 +679,58 @@ def _attribution() -> dict[str, Any]:
     return {"actor": actor, "correlation_id": correlation_id}
 
 
-def _batches(proxies: Sequence[Proxy]) -> list[Sequence[Proxy]]:
-    return [proxies[start : start + BATCH] for start in range(0, len(proxies), BATCH)]
+def _batches(members: Sequence[T], size: int = BATCH) -> list[Sequence[T]]:
+    return [members[start : start + size] for start in range(0, len(members), size)]
+
+
+def _rounds(seen: Sequence[Observation]) -> list[list[int]]:
+    """Return the places of checks in rounds: one check of a proxy in each, in their order."""
+    rounds: list[list[int]] = []
+    earlier: Counter[UUID] = Counter()
+    for place, check in enumerate(seen):
+        number = earlier[check.result.proxy_id]
+        earlier[check.result.proxy_id] += 1
+        if number == len(rounds):
+            rounds.append([])
+        rounds[number].append(place)
+    return rounds
+
+
+def _check_row(check: Observation) -> dict[str, Any]:
+    """Return a check as ``health.record_statement`` takes it."""
+    result = check.result
+    data = {
+        "status": result.status,
+        "reachable": check.reachable,
+        "latency_ms": result.latency_ms,
+        "protocol": result.protocol,
+        "attempts": result.attempts,
+        "status_code": result.status_code,
+        "error": result.error_message,
+        "failure": result.failure,
+    }
+    return {
+        "proxy_id": str(result.proxy_id),
+        "status": result.status,
+        "reachable": check.reachable,
+        "counts": check.counts,
+        "latency_ms": result.latency_ms,
+        "checked_at": result.checked_at.isoformat(),
+        "data": data,
+    }
+
+
+def _outcome(result: HealthCheckResult, data: Mapping[str, Any], pool_name: str) -> HealthOutcome:
+    """Return what a check came to, from the data of its event."""
+    return HealthOutcome(
+        result=redated(result, datetime.fromisoformat(data["checked_at"])),
+        applied=data["applied"],
+        status_before=ProxyStatus(data["before"]["status"]),
+        status_after=ProxyStatus(data["after"]["status"]),
+        pool_name=pool_name,
+        leases=data["before"]["leases"],
+        lease_ids=tuple(UUID(lease_id) for lease_id in data["lease_ids"]),
+    )
 
 
 def _granted_lease(row: Mapping[str, Any], values: Mapping[str, Any]) -> Lease:

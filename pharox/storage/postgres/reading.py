@@ -11,6 +11,7 @@ from sqlalchemy import (
     BigInteger,
     DateTime,
     Integer,
+    Interval,
     Select,
     Text,
     Uuid,
@@ -194,6 +195,16 @@ def proxies_statement() -> Select[Any]:
     """Query a page of a pool's proxies, by id."""
     first, limit = parameter("from_id", Uuid), parameter("limit", Integer)
     return proxy_rows().where(d.c.pool_id == POOL_ID, d.c.id >= first).order_by(d.c.id).limit(limit)
+
+
+@_statement
+def due_proxies_statement() -> Select[Any]:
+    """Query a page of a pool's proxies that are due to be checked, by id."""
+    first, limit = parameter("from_id", Uuid), parameter("limit", Integer)
+    age, statuses = parameter("age", Interval), parameter("statuses", ARRAY(Text))
+    is_stale = or_(age.is_(None), a.c.probed_at.is_(None), a.c.probed_at <= now - age)
+    is_due = and_(d.c.pool_id == POOL_ID, d.c.id >= first, a.c.status == func.any(statuses))
+    return proxy_rows().where(is_due, is_stale).order_by(d.c.id).limit(limit)
 
 
 @_statement

@@ -208,6 +208,33 @@ def _forget_secrets(given: CTE, appended: CTE) -> CTE:
 
 
 @lru_cache(maxsize=8)
+def set_status_statement(schema: str) -> Statement:
+    """Return the statement that decides the status of a proxy, which is locked."""
+    wanted = parameter("status")
+    description = {own.name: d.c[own.name] for own in _DESCRIBED}
+    facts = json_object(
+        **description,
+        checked_at=a.c.checked_at,
+        before=state(a.c.status, a.c.current_leases, a.c.max_concurrency),
+        after=state(wanted, a.c.current_leases, a.c.max_concurrency),
+        reason=parameter("reason"),
+    )
+    row = event_row("ProxyChanged", proxy_id=a.c.proxy_id, data=facts)
+    appended = append(
+        select(*row)
+        .select_from(a.join(d, and_(d.c.id == a.c.proxy_id, d.c.pool_id == a.c.pool_id)))
+        .where(
+            a.c.pool_id == POOL_ID,
+            a.c.proxy_id == parameter("proxy_id", Uuid),
+            a.c.status != wanted,
+        )
+    )
+    result = select(appended.c.position)
+    folded = fold_into(result, appended, {"ProxyChanged"}, at_most_one=True)
+    return compiled(folded, schema)
+
+
+@lru_cache(maxsize=8)
 def rotate_secret_statement(schema: str) -> Statement:
     """Return the statement that replaces one encrypted secret."""
     secret = (

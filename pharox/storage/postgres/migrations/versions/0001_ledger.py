@@ -160,6 +160,7 @@ CREATE TABLE {schema}.available_proxies (
     current_leases INTEGER NOT NULL,
     latency_ms INTEGER,
     probed_at timestamptz,
+    streak INTEGER NOT NULL,
     lease_rank SMALLINT GENERATED ALWAYS AS (
         CASE
             WHEN current_leases >= max_concurrency THEN NULL
@@ -237,6 +238,7 @@ CREATE TABLE {schema}.proxy_health (
     status_code INTEGER,
     checked_at timestamptz NOT NULL,
     error TEXT,
+    failure TEXT,
     CONSTRAINT pk_proxy_health PRIMARY KEY (proxy_id, pool_id)
 );
 """

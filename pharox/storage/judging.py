@@ -1,0 +1,78 @@
+"""What a health check's result comes to, said in Python; in SQL, ``postgres/health.py`` says it.
+
+Three rules. A result counts only if it is newer than the newest, and none is
+newer than the storage's own clock. A ban is a person's decision: no result
+lifts it. A status follows what was found, once as many results in a row as the
+policy asks for have found it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import NamedTuple
+
+from projections.available_proxies import Availability
+
+from ..models import HealthCheckResult, HealthPolicy, ProxyStatus
+
+LEASABLE = (ProxyStatus.ACTIVE, ProxyStatus.SLOW)
+
+
+class Observation(NamedTuple):
+    """A result and what to make of it.
+
+    One that does not count leaves the status and the streak as they are.
+    """
+
+    result: HealthCheckResult
+    reachable: bool
+    counts: bool = True
+
+
+class Judgement(NamedTuple):
+    """What a result comes to, for the proxy it is about."""
+
+    applied: bool
+    status: ProxyStatus
+    streak: int
+    mean_latency_ms: int | None
+
+
+def judge(
+    row: Availability, seen: Observation, checked_at: datetime, policy: HealthPolicy
+) -> Judgement:
+    """Return what an observation made at ``checked_at`` comes to, for a proxy that stands so."""
+    status, streak = ProxyStatus(row.status), row.streak
+    if row.probed_at is not None and checked_at <= row.probed_at:
+        return Judgement(False, status, streak, None)
+    if seen.counts:
+        streak = max(streak, 0) + 1 if seen.reachable else min(streak, 0) - 1
+        if _follows(status, streak, seen, policy):
+            status = seen.result.status
+    mean = None
+    if seen.reachable:
+        mean = moving_average(row.latency_ms, seen.result.latency_ms, policy.latency_window)
+    return Judgement(True, status, streak, mean)
+
+
+def _follows(status: ProxyStatus, streak: int, seen: Observation, policy: HealthPolicy) -> bool:
+    if status is ProxyStatus.BANNED:
+        return False
+    if seen.result.status is ProxyStatus.BANNED:
+        return True
+    if seen.reachable:
+        return status in LEASABLE or streak >= policy.successes_before_active
+    return status not in LEASABLE or -streak >= policy.failures_before_inactive
+
+
+def moving_average(mean_ms: int | None, latency_ms: int, window: int) -> int:
+    """Return the exponential moving average with a span of ``window`` results, in milliseconds.
+
+    In whole numbers, rounded away from the old mean, so that it gets to where
+    the latencies stay.
+    """
+    if mean_ms is None:
+        return latency_ms
+    distance = latency_ms - mean_ms
+    step = (2 * abs(distance) + window) // (window + 1)
+    return mean_ms + (step if distance > 0 else -step)
