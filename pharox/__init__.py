@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     from .errors import SchemaError as SchemaError
     from .errors import SecretKeyError as SecretKeyError
     from .errors import SubscriptionNotFoundError as SubscriptionNotFoundError
+    from .health import AcquisitionRate as AcquisitionRate
+    from .health import HealthChecker as HealthChecker
+    from .health import HealthCheckOrchestrator as HealthCheckOrchestrator
+    from .health import HealthCheckStrategy as HealthCheckStrategy
+    from .health import HTTPHealthCheckStrategy as HTTPHealthCheckStrategy
+    from .health import SweepSummary as SweepSummary
     from .ledger.subscriptions import Delivery as Delivery
     from .ledger.subscriptions import Subscription as Subscription
     from .manager import ProxyManager as ProxyManager
@@ -76,6 +82,14 @@ _HOME = {
         "SchemaError",
         "SecretKeyError",
         "SubscriptionNotFoundError",
+    ),
+    ".health": (
+        "AcquisitionRate",
+        "HealthCheckOrchestrator",
+        "HealthCheckStrategy",
+        "HealthChecker",
+        "HTTPHealthCheckStrategy",
+        "SweepSummary",
     ),
     ".ledger.subscriptions": ("Delivery", "Subscription"),
     ".manager": ("ProxyManager",),

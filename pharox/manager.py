@@ -25,6 +25,7 @@ from .models import (
     HealthEventPayload,
     HealthPolicy,
     Lease,
+    PoolStatsSnapshot,
     ProxyFilters,
     ReleaseEventPayload,
     RetryConfig,
@@ -228,7 +229,7 @@ class ProxyManager:
     def record_health_checks(
         self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
     ) -> Sequence[HealthOutcome]:
-        """Record health checks in this order, and tell the health callbacks.
+        """Record health checks, those of one proxy in their order, and tell the callbacks.
 
         Parameters
         ----------
@@ -426,7 +427,9 @@ class ProxyManager:
         if not self._health_callbacks:
             return []
         names = {outcome.pool_name for outcome in outcomes if outcome.pool_name is not None}
-        stats = {name: self._storage.get_pool_stats(name) for name in names}
+        stats: dict[str | None, PoolStatsSnapshot | None] = {
+            name: self._storage.get_pool_stats(name) for name in names
+        }
         payloads = (
             HealthEventPayload(
                 result=outcome.result,

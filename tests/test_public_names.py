@@ -68,6 +68,25 @@ FUNCTIONS = {
     "RetryConfig": "max_attempts=3, backoff_seconds=0.5, backoff_multiplier=2.0, "
     "max_backoff_seconds",
 }
+PROXIES = "proxies, options, concurrency=100, per_host"
+HEALTH = {
+    "HealthChecker": {
+        "__init__": "default_options, protocol_options, strategies, ssl_context",
+        "check_proxy": "proxy, options",
+        "register_strategy": "protocol, strategy",
+        "set_protocol_options": "protocol, options",
+        "stream_health_checks": PROXIES,
+    },
+    "HealthCheckOrchestrator": {
+        "__init__": "storage, checker, manager, policy, pause_when",
+        "apply_result": "result",
+        "apply_result_async": "result",
+        "check_proxy": "proxy, options",
+        "stream_health_checks": PROXIES,
+    },
+    "HealthCheckStrategy": {"check": "proxy, options"},
+}
+"""What is behind the parameters of 0.11.0 is new, and can be left out."""
 FIELDS = {
     "AcquireEventPayload": "lease pool_name consumer_name filters selector started_at "
     "completed_at duration_ms pool_stats",
@@ -91,6 +110,9 @@ FIELDS = {
 }
 OTHERS = (
     "ConsumerNotFoundError",
+    "HealthCheckOrchestrator",
+    "HealthCheckStrategy",
+    "HealthChecker",
     "IStorage",
     "InMemoryStorage",
     "InvalidLeaseError",
@@ -106,6 +128,8 @@ OTHERS = (
 )
 MODULES = {
     "pharox.exceptions": "PharoxError PoolNotFoundError ProxyNotFoundError InvalidLeaseError",
+    "pharox.health": "HealthChecker HealthCheckOrchestrator HealthCheckStrategy "
+    "HTTPHealthCheckStrategy",
     "pharox.manager": "ProxyManager",
     "pharox.models": "Proxy Lease ProxyFilters RetryConfig",
     "pharox.storage": "IStorage InMemoryStorage",
@@ -134,6 +158,13 @@ def test_a_storage_has_the_methods_of_0_11_0(owner: type) -> None:
     assert {name: described(getattr(owner, name)) for name in STORAGE} == STORAGE
     if owner is not IStorage:
         assert {name: described(getattr(owner, name)) for name in IN_MEMORY} == IN_MEMORY
+
+
+@pytest.mark.parametrize("name", HEALTH)
+def test_health_checks_have_the_methods_of_0_11_0(name: str) -> None:
+    """Checker, orchestrator and strategy have each method with its parameters."""
+    owner = getattr(pharox, name)
+    assert {each: described(getattr(owner, each)) for each in HEALTH[name]} == HEALTH[name]
 
 
 def test_the_manager_has_the_methods_of_0_11_0() -> None:

@@ -84,7 +84,7 @@ from .interface import (
     redated,
     result_of_record,
 )
-from .judging import LEASABLE, Observation, judge
+from .judging import LEASABLE, Observation, in_rounds, judge
 from .pool_index import PoolIndex
 
 E_ = TypeVar("E_", bound=EventBase)
@@ -384,10 +384,14 @@ class InMemoryStorage(IStorage):
     def record_health_checks(
         self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
     ) -> Sequence[HealthOutcome]:
-        """Record health checks in this order; return what each came to."""
+        """Record health checks; return what each came to, in their order."""
         seen = [Observation(result, result.healthy) for result in map(checked_model, results)]
+        outcomes = [HealthOutcome(check.result, known=False) for check in seen]
         with self._lock:
-            return [self._record_health(each, policy or HealthPolicy()) for each in seen]
+            for _, places in in_rounds(seen, self._pool_of_proxy):
+                for place in places:
+                    outcomes[place] = self._record_health(seen[place], policy or HealthPolicy())
+        return outcomes
 
     def set_status(
         self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
@@ -421,8 +425,10 @@ class InMemoryStorage(IStorage):
     def save_health_record(self, record: ProxyHealthRecord) -> None:
         seen = Observation(result_of_record(record), record.reachable, counts=False)
         with self._lock:
-            outcome = self._record_health(seen, HealthPolicy())
-        if not outcome.known:
+            is_known = record.proxy_id in self._pool_of_proxy
+            if is_known:
+                self._record_health(seen, HealthPolicy())
+        if not is_known:
             raise ProxyNotFoundError(
                 f"Proxy {record.proxy_id} not found.", proxy_id=record.proxy_id
             )
@@ -718,9 +724,7 @@ class InMemoryStorage(IStorage):
 
     def _record_health(self, seen: Observation, policy: HealthPolicy) -> HealthOutcome:
         result = seen.result
-        pool_id = self._pool_of_proxy.get(result.proxy_id)
-        if pool_id is None:
-            return HealthOutcome(result, known=False)
+        pool_id = self._pool_of_proxy[result.proxy_id]
         row: Availability = self._states["available_proxies"][result.proxy_id, pool_id]
         result = redated(result, min(result.checked_at, self._clock()))
         judgement = judge(row, seen, result.checked_at, policy)

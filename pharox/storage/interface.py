@@ -281,8 +281,9 @@ class IStorage(ABC):
     def record_health_checks(
         self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
     ) -> Sequence[HealthOutcome]:
-        """Record health checks in this order; return what each came to.
+        """Record health checks; return what each came to, in their order.
 
+        Those of one proxy are recorded in the order in which they are given.
         This default asks :meth:`apply_health_check_result` for one after the
         other. It cannot count results in a row.
 

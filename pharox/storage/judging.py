@@ -8,8 +8,11 @@ policy asks for have found it.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
+from uuid import UUID
 
 from projections.available_proxies import Availability
 
@@ -63,6 +66,25 @@ def _follows(status: ProxyStatus, streak: int, seen: Observation, policy: Health
     if seen.reachable:
         return status in LEASABLE or streak >= policy.successes_before_active
     return status not in LEASABLE or -streak >= policy.failures_before_inactive
+
+
+def in_rounds(
+    seen: Sequence[Observation], pools: Mapping[UUID, UUID]
+) -> Iterator[tuple[UUID, list[int]]]:
+    """Yield the places of observations in the order in which they are recorded.
+
+    The first of each proxy come first, then the second ones, and so on, and in each
+    round they go by pool and proxy, as locks do. Proxies that are in none of ``pools``
+    are left out.
+    """
+    earlier: Counter[UUID] = Counter()
+    rounds: dict[tuple[int, UUID], list[int]] = {}
+    for place, (result, *_) in enumerate(seen):
+        if (pool_id := pools.get(result.proxy_id)) is not None:
+            rounds.setdefault((earlier[result.proxy_id], pool_id), []).append(place)
+            earlier[result.proxy_id] += 1
+    for (_, pool_id), places in sorted(rounds.items()):
+        yield pool_id, sorted(places, key=lambda place: seen[place].result.proxy_id)
 
 
 def moving_average(mean_ms: int | None, latency_ms: int, window: int) -> int:

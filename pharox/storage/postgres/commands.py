@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -42,7 +41,7 @@ from ..interface import (
     check_one_pool_each,
     redated,
 )
-from ..judging import Observation
+from ..judging import Observation, in_rounds
 from . import acquiring, ending, filtering, health, reading, registering
 from .driver import Program, Rows
 from .sql import Query, Statement
@@ -366,29 +365,21 @@ class Commands:
     def record_health_checks(
         self, seen: Sequence[Observation], policy: HealthPolicy
     ) -> Program[list[HealthOutcome]]:
-        """Record checks in this order; return what each came to."""
+        """Record checks; return what each came to, in their order."""
         ids = list({x.result.proxy_id for x in seen})
         rows = yield Query(health.pools_of_statement(self.schema), {"ids": ids})
-        known = {row["id"]: row for row in rows}
-        outcomes: dict[int, HealthOutcome] = {}
-        for places in _rounds(seen):
-            by_pool: dict[UUID, list[int]] = {}
-            for place in places:
-                if (pool := known.get(seen[place].result.proxy_id)) is not None:
-                    by_pool.setdefault(pool["pool_id"], []).append(place)
-            for pool_id, of_pool in sorted(by_pool.items()):
-                for batch in _batches(of_pool, health.BATCH):
-                    checks = {seen[place].result.proxy_id: seen[place] for place in batch}
-                    recorded = yield from self._record_batch(pool_id, checks, policy)
-                    for place in batch:
-                        proxy_id = seen[place].result.proxy_id
-                        if (data := recorded.get(proxy_id)) is not None:
-                            name = known[proxy_id]["pool_name"]
-                            outcomes[place] = _outcome(seen[place].result, data, name)
-        return [
-            outcomes.get(place) or HealthOutcome(x.result, known=False)
-            for place, x in enumerate(seen)
-        ]
+        outcomes = [HealthOutcome(check.result, known=False) for check in seen]
+        pools = {row["id"]: row["pool_id"] for row in rows}
+        names = {row["pool_id"]: row["pool_name"] for row in rows}
+        for pool_id, places in in_rounds(seen, pools):
+            for batch in _batches(places, health.BATCH):
+                checks = {seen[place].result.proxy_id: seen[place] for place in batch}
+                recorded = yield from self._record_batch(pool_id, checks, policy)
+                for place in batch:
+                    result = seen[place].result
+                    if (data := recorded.get(result.proxy_id)) is not None:
+                        outcomes[place] = _outcome(result, data, names[pool_id])
+        return outcomes
 
     def _record_batch(
         self, pool_id: UUID, checks: Mapping[UUID, Observation], policy: HealthPolicy
@@ -681,19 +672,6 @@ def _attribution() -> dict[str, Any]:
 
 def _batches(members: Sequence[T], size: int = BATCH) -> list[Sequence[T]]:
     return [members[start : start + size] for start in range(0, len(members), size)]
-
-
-def _rounds(seen: Sequence[Observation]) -> list[list[int]]:
-    """Return the places of checks in rounds: one check of a proxy in each, in their order."""
-    rounds: list[list[int]] = []
-    earlier: Counter[UUID] = Counter()
-    for place, check in enumerate(seen):
-        number = earlier[check.result.proxy_id]
-        earlier[check.result.proxy_id] += 1
-        if number == len(rounds):
-            rounds.append([])
-        rounds[number].append(place)
-    return rounds
 
 
 def _check_row(check: Observation) -> dict[str, Any]:

@@ -1,0 +1,169 @@
+"""From what a library raises to why a check failed.
+
+An exception is explained by the first in its chain that says something
+decisive, from the outermost inwards: what caused it, or what it was raised
+beside.
+
+A message quotes nothing that the other side said: a proxy knows its
+credentials and could repeat them in a reason phrase.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import anyio
+import httpx
+import python_socks
+
+from ..models import CheckFailure
+from ..text import inert
+
+MAX_MESSAGE = 200
+"""The longest message, in characters."""
+
+_Explain = Callable[[Any], "Failure | None"]
+_UNREACHABLE = {
+    errno.EADDRNOTAVAIL,
+    errno.EAFNOSUPPORT,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+}
+_CUT_OFF = (
+    anyio.BrokenResourceError,
+    anyio.ClosedResourceError,
+    anyio.EndOfStream,
+    ssl.SSLEOFError,
+    ssl.SSLZeroReturnError,
+    BrokenPipeError,
+    ConnectionAbortedError,
+    ConnectionResetError,
+    httpx.ReadError,
+    httpx.WriteError,
+)
+# python-socks and httpcore tell these apart by their words alone.
+_SOCKS_CUT_OFF = "Connection closed unexpectedly"
+_SOCKS_AUTHENTICATION = (
+    "No acceptable authentication methods were offered",
+    "Username and password authentication failure",
+)
+_SOCKS4_USER_REFUSED = (0x5C, 0x5D)
+_HTTP_CUT_OFF = ("Server disconnected", "peer closed connection")
+
+
+class Failure(NamedTuple):
+    """Why an attempt failed, a sentence for a person, and the proxy's own answer if it gave one."""
+
+    kind: CheckFailure
+    message: str
+    status_code: int | None = None
+
+
+class CheckFailedError(Exception):
+    """The proxy answered, and the answer is not what was asked for."""
+
+    def __init__(self, kind: CheckFailure, message: str) -> None:
+        super().__init__(message)
+        self.failure = Failure(kind, message)
+
+
+def failure_of(error: Exception) -> Failure:
+    """Return what an exception of an attempt means."""
+    found = next(filter(None, map(_explained, _chain(error))), None)
+    if found is None:
+        # Its text may hold anything, such as a header's value.
+        found = Failure(CheckFailure.OTHER, f"the check itself failed: {type(error).__name__}")
+    return found._replace(message=inert(found.message)[:MAX_MESSAGE])
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        if isinstance(error, BaseExceptionGroup):  # one for each address of a name
+            for member in error.exceptions:
+                yield from _chain(member)
+        error = error.__cause__ or error.__context__
+
+
+def _explained(error: BaseException) -> Failure | None:
+    """Return what one exception says by itself, or None for a mere wrapper."""
+    return next((explain(error) for kinds, explain in _EXPLAIN if isinstance(error, kinds)), None)
+
+
+def _cut_off(_: object) -> Failure:
+    return Failure(
+        CheckFailure.DISCONNECTED, "the connection was closed before the answer was complete"
+    )
+
+
+def _too_late(_: object) -> Failure:
+    return Failure(CheckFailure.TIMEOUT, "no complete answer in time")
+
+
+def _connect_refused(error: httpx.ProxyError) -> Failure:
+    code = int(str(error)[:3])  # its text is the status code and the reason phrase
+    if code == httpx.codes.PROXY_AUTHENTICATION_REQUIRED:
+        return Failure(
+            CheckFailure.PROXY_AUTHENTICATION, "the proxy answered CONNECT with 407", code
+        )
+    return Failure(CheckFailure.HANDSHAKE, f"the proxy answered CONNECT with {code}", code)
+
+
+def _socks_failed(error: python_socks.ProxyError) -> Failure:
+    words = str(error)
+    if words == _SOCKS_CUT_OFF:
+        return _cut_off(words)
+    refused = words in _SOCKS_AUTHENTICATION or error.error_code in _SOCKS4_USER_REFUSED
+    kind = CheckFailure.PROXY_AUTHENTICATION if refused else CheckFailure.HANDSHAKE
+    return Failure(kind, f"SOCKS: {words[:1].lower()}{words[1:]}")
+
+
+def _socks_reply_unreadable(_: object) -> Failure:
+    return Failure(CheckFailure.HANDSHAKE, "SOCKS: malformed connect reply")
+
+
+def _not_http(error: httpx.RemoteProtocolError) -> Failure:
+    words = str(error)
+    if words.startswith(_HTTP_CUT_OFF):
+        return _cut_off(words)
+    rule, _, _ = words.partition(":")  # behind it h11 quotes the answer
+    return Failure(CheckFailure.PROTOCOL, f"the answer is not HTTP: {rule}")
+
+
+def _tls_failed(error: ssl.SSLError) -> Failure:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return Failure(CheckFailure.TLS, f"bad certificate: {error.verify_message}")
+    reason = (error.reason or "unknown reason").replace("_", " ").lower()
+    return Failure(CheckFailure.TLS, f"TLS failed: {reason}")
+
+
+def _not_connected(error: OSError) -> Failure | None:
+    # The words of these two repeat what is in their cause, which says more.
+    if error.errno is None or isinstance(error, python_socks.ProxyConnectionError):
+        return None
+    if isinstance(error, ConnectionRefusedError):
+        return Failure(CheckFailure.REFUSED, "the proxy's port refused the connection")
+    if isinstance(error, socket.gaierror):
+        return Failure(CheckFailure.UNREACHABLE, "the proxy's name does not resolve")
+    kind = CheckFailure.UNREACHABLE if error.errno in _UNREACHABLE else CheckFailure.OTHER
+    return Failure(kind, f"cannot connect: {error.strerror}")
+
+
+_EXPLAIN: Sequence[tuple[type[BaseException] | tuple[type[BaseException], ...], _Explain]] = (
+    (CheckFailedError, lambda error: error.failure),
+    (httpx.ProxyError, _connect_refused),
+    (python_socks.ProxyError, _socks_failed),
+    (UnicodeDecodeError, _socks_reply_unreadable),  # raised by python-socks, of a name in it
+    (httpx.RemoteProtocolError, _not_http),
+    (_CUT_OFF, _cut_off),
+    (TimeoutError, _too_late),
+    (ssl.SSLError, _tls_failed),
+    (OSError, _not_connected),
+)
+"""How each kind of exception is read; the first that fits counts."""

@@ -1,0 +1,262 @@
+"""Sweep: check proxies, record what was found, and go on.
+
+Results flow from the checker in lists of what is ready, and each list is
+recorded in one go: while one is being written the next gathers, so a busy
+sweep writes in batches and a slow one at once. Nothing is yielded before it is
+recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Sequence,
+)
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from contextvars import copy_context
+from datetime import timedelta
+from inspect import isawaitable, iscoroutinefunction
+from itertools import islice
+from typing import Any, Protocol, TypeVar
+
+from ..errors import InvalidInputError
+from ..manager import ProxyManager
+from ..models import HealthCheckOptions, HealthCheckResult, HealthPolicy, Proxy, ProxyStatus
+from ..storage.interface import HealthOutcome, IStorage
+from .checker import CONCURRENCY, HealthChecker
+
+T = TypeVar("T")
+logger = logging.getLogger("pharox")
+
+_PAGE = 500
+_PAUSE_S = 0.25
+"""How long a sweep waits before it asks ``pause_when`` again."""
+
+
+class AsyncHealthStorage(Protocol):
+    """What a storage with coroutines needs for a sweep; the meaning is that of ``IStorage``."""
+
+    async def cleanup_expired_leases(self) -> int:
+        """Take back every proxy whose lease has run out."""
+
+    async def record_health_checks(
+        self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
+    ) -> Sequence[HealthOutcome]:
+        """Record health checks in this order."""
+
+    async def get_proxy(self, proxy_id: str) -> Proxy:
+        """Return a proxy by the text of its id."""
+
+    def load_proxies_for_healthchecks(
+        self,
+        pool_name: str | None = None,
+        *,
+        stale_after: timedelta | float | None = None,
+        statuses: Collection[ProxyStatus] | None = None,
+    ) -> AsyncIterator[Proxy]:
+        """Yield the proxies that are due to be checked."""
+
+
+class HealthCheckOrchestrator:
+    """Checks proxies and keeps the results in a storage's ledger.
+
+    Parameters
+    ----------
+    storage:
+        Where the ledger is kept, with methods that block or with coroutines.
+    checker:
+        Who probes; one with default options if None.
+    manager:
+        Whose health and expire callbacks are told, instead of ``storage`` alone.
+    policy:
+        When results become a status; every one at once if None.
+    pause_when:
+        A sweep starts no check while this returns True; those under way go on. It is
+        asked a few times a second, in a thread unless it is a coroutine function.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is neither storage nor manager, or they do not belong together.
+    """
+
+    def __init__(
+        self,
+        storage: IStorage | AsyncHealthStorage | None = None,
+        checker: HealthChecker | None = None,
+        *,
+        manager: ProxyManager | None = None,
+        policy: HealthPolicy | None = None,
+        pause_when: Callable[[], bool | Awaitable[bool]] | None = None,
+    ) -> None:
+        kept = storage if manager is None else manager.storage
+        if kept is None or (storage is not None and kept is not storage):
+            raise InvalidInputError("give a storage, or a manager with its own")
+        self._storage: Any = kept
+        self._ledger: Any = manager or kept
+        self._checker = checker or HealthChecker()
+        self._policy = policy
+        self._pause_when = pause_when
+
+    @property
+    def checker(self) -> HealthChecker:
+        """Who probes."""
+        return self._checker
+
+    def apply_result(self, result: HealthCheckResult) -> Proxy | None:
+        """Record a result; return the proxy as it then stands, or None if it is unknown.
+
+        Raises
+        ------
+        TypeError
+            If the storage has coroutines: await :meth:`apply_result_async`.
+        """
+        if iscoroutinefunction(self._ledger.record_health_checks):
+            raise TypeError("this storage has coroutines: await apply_result_async() instead")
+        (outcome,) = self._ledger.record_health_checks([result], self._policy)
+        return self._storage.get_proxy(str(result.proxy_id)) if outcome.known else None
+
+    async def apply_result_async(self, result: HealthCheckResult) -> Proxy | None:
+        """Record a result; return the proxy as it then stands, or None if it is unknown."""
+        with _Calls() as calls:
+            record = self._ledger.record_health_checks
+            (outcome,) = await calls.call(record, [result], self._policy)
+            if not outcome.known:
+                return None
+            proxy: Proxy = await calls.call(self._storage.get_proxy, str(result.proxy_id))
+            return proxy
+
+    async def check_proxy(
+        self, proxy: Proxy, options: HealthCheckOptions | None = None
+    ) -> HealthCheckResult:
+        """Check one proxy and record what was found."""
+        result = await self._checker.check_proxy(proxy, options=options)
+        with _Calls() as calls:
+            await calls.call(self._ledger.record_health_checks, [result], self._policy)
+        return result
+
+    async def stream_health_checks(
+        self,
+        proxies: Iterable[Proxy] | AsyncIterable[Proxy],
+        options: HealthCheckOptions | None = None,
+        *,
+        concurrency: int = CONCURRENCY,
+        per_host: int | None = None,
+    ) -> AsyncGenerator[HealthCheckResult, None]:
+        """Check proxies and record what was found; yield results as they come.
+
+        As :meth:`sweep`, for those who want the results alone.
+        """
+        swept = self.sweep(proxies, options, concurrency=concurrency, per_host=per_host)
+        async with aclosing(swept):
+            async for outcome in swept:
+                yield outcome.result
+
+    async def sweep(
+        self,
+        proxies: Iterable[Proxy] | AsyncIterable[Proxy] | None = None,
+        options: HealthCheckOptions | None = None,
+        *,
+        concurrency: int = CONCURRENCY,
+        per_host: int | None = None,
+    ) -> AsyncGenerator[HealthOutcome, None]:
+        """Take back what ran out, then check proxies and record what was found.
+
+        Parameters
+        ----------
+        proxies:
+            Taken as they are needed; all that are due in the storage if None. See
+            :meth:`~pharox.IStorage.load_proxies_for_healthchecks` for a choice.
+        options:
+            How to probe, instead of the checker's own.
+        concurrency:
+            How many checks at once.
+        per_host:
+            How many of them at one host of proxies; any number if None.
+
+        Yields
+        ------
+        HealthOutcome
+            What each check came to, once it is recorded.
+        """
+        with _Calls() as calls:
+            await calls.call(self._ledger.cleanup_expired_leases)
+            wanted = self._due(calls) if proxies is None else proxies
+            if self._pause_when is not None:
+                wanted = self._with_pauses(wanted, self._pause_when, calls)
+            found = self._checker.stream_chunks(
+                wanted, options, concurrency=concurrency, per_host=per_host
+            )
+            async with aclosing(found):
+                async for results in found:
+                    record = self._ledger.record_health_checks
+                    for outcome in await calls.call(record, results, self._policy):
+                        yield outcome
+
+    def _due(self, calls: _Calls) -> AsyncIterator[Proxy]:
+        due = self._storage.load_proxies_for_healthchecks()
+        return due if isinstance(due, AsyncIterator) else calls.each(due)
+
+    @staticmethod
+    async def _with_pauses(
+        proxies: Iterable[Proxy] | AsyncIterable[Proxy],
+        pause_when: Callable[[], bool | Awaitable[bool]],
+        calls: _Calls,
+    ) -> AsyncIterator[Proxy]:
+        """Yield the proxies, but none while a pause is asked for."""
+        loop = asyncio.get_running_loop()
+        asked = -_PAUSE_S
+        async for proxy in _each(proxies):
+            if loop.time() - asked >= _PAUSE_S:
+                while await calls.call(pause_when):
+                    await asyncio.sleep(_PAUSE_S)
+                asked = loop.time()
+            yield proxy
+
+
+class _Calls:
+    """Calls what may block in a thread of its own, and awaits what is a coroutine.
+
+    The loop's own threads look up names of hosts, and a slow one must not keep
+    results from being recorded.
+    """
+
+    def __enter__(self) -> _Calls:
+        self._thread = ThreadPoolExecutor(1, "pharox-health")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(wait=False)
+
+    async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what ``function`` returns, awaited if need be."""
+        if iscoroutinefunction(function):
+            return await function(*arguments)
+        loop = asyncio.get_running_loop()
+        answer = await loop.run_in_executor(self._thread, copy_context().run, function, *arguments)
+        return await answer if isawaitable(answer) else answer
+
+    async def each(self, items: Iterator[T]) -> AsyncIterator[T]:
+        """Yield what an iterator that may block yields, a page at a time."""
+        while page := await self.call(list, islice(items, _PAGE)):
+            for item in page:
+                yield item
+
+
+async def _each(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item

@@ -1,0 +1,182 @@
+"""Work through a source of any length, so much at a time, and hand on what is done.
+
+An item is taken from the source only when there is room to begin it, and what
+is done waits for the consumer in bounded room: the source may be endless and
+the consumer slow. Of items that share a key only so many are at work at once;
+those that come too early are held back, a bounded number of them too.
+
+What is not here: what the work is, and how long it may take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter, defaultdict, deque
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Hashable,
+    Iterable,
+)
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+MIN_HELD_BACK = 100
+"""How many items of busy keys are held back at least, to find some of other keys behind them."""
+
+_END: Any = object()
+
+
+async def in_chunks(
+    source: Iterable[T] | AsyncIterable[T],
+    work: Callable[[T], Awaitable[R]],
+    *,
+    concurrency: int,
+    key: Callable[[T], Hashable] | None = None,
+    per_key: int | None = None,
+) -> AsyncGenerator[list[R], None]:
+    """Yield the results of ``work`` on every item, in the order in which they are done.
+
+    Each list has all that is ready, one result at least. Leaving the loop ends
+    what is at work before anything else happens; an iterator that is closed by
+    nobody is closed by the event loop.
+
+    Parameters
+    ----------
+    concurrency:
+        How many items are at work at once; as many results may wait.
+    key, per_key:
+        Of the items with one key at most ``per_key`` are at work at once. Items
+        of busy keys are held back, at most ``max(100, concurrency)`` of them.
+
+    Raises
+    ------
+    Exception
+        What the source or the work raised first. By then nothing is at work any
+        more: the rest was cancelled.
+    """
+    run = _Run(work, concurrency, key, per_key)
+    runner = asyncio.create_task(run.to_the_end_of(source))
+    runner.add_done_callback(lambda _: run.news.set())
+    try:
+        while run.ready or not runner.done():
+            if run.ready:
+                yield run.take()
+            else:
+                run.news.clear()
+                await run.news.wait()
+    finally:
+        runner.cancel()
+        await asyncio.wait([runner])
+        error = _failure_of(runner)
+    if error is not None:
+        raise error
+
+
+def _failure_of(runner: asyncio.Task[None]) -> BaseException | None:
+    try:
+        error = runner.exception()
+    except asyncio.CancelledError as cancelled:
+        return cancelled
+    # Of several the first one counts: the others failed while they were cancelled for it.
+    return error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
+
+
+class _Run(Generic[T, R]):
+    """One pass through a source: what is at work, held back and ready."""
+
+    def __init__(
+        self,
+        work: Callable[[T], Awaitable[R]],
+        concurrency: int,
+        key: Callable[[T], Hashable] | None,
+        per_key: int | None,
+    ) -> None:
+        self._work = work
+        self._key_of = key or (lambda _: None)
+        self._per_key = math.inf if per_key is None else per_key
+        self._slots = asyncio.Semaphore(concurrency)
+        self._room = asyncio.Semaphore(concurrency)
+        self._room_behind = asyncio.Semaphore(max(MIN_HELD_BACK, concurrency))
+        self._at_work: Counter[Hashable] = Counter()
+        self._held_back: defaultdict[Hashable, deque[T]] = defaultdict(deque)
+        self.ready: list[R] = []
+        self.news = asyncio.Event()
+
+    def take(self) -> list[R]:
+        """Return what is ready and make room for more."""
+        taken, self.ready = self.ready, []
+        for _ in taken:
+            self._room.release()
+        return taken
+
+    async def to_the_end_of(self, source: Iterable[T] | AsyncIterable[T]) -> None:
+        """Begin item after item; done when the last of them is."""
+        pull = _pulling(source)
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await self._slots.acquire()
+                item = await self._next(pull)
+                if item is _END:
+                    break
+                key = self._key_of(item)
+                self._at_work[key] += 1
+                tasks.create_task(self._work_from(item, key))
+
+    async def _next(self, pull: Callable[[], Awaitable[T]]) -> T:
+        """Return the next item whose key is free, and hold back those before it."""
+        while (item := await pull()) is not _END:
+            key = self._key_of(item)
+            if not self._is_busy(key):
+                break
+            await self._room_behind.acquire()
+            # It may have become free meanwhile, and then nobody would come for the item.
+            if not self._is_busy(key):
+                self._room_behind.release()
+                break
+            self._held_back[key].append(item)
+        return item
+
+    def _is_busy(self, key: Hashable) -> bool:
+        return self._at_work[key] >= self._per_key
+
+    async def _work_from(self, item: T, key: Hashable) -> None:
+        """Work on an item, then on those of its key that were held back."""
+        while item is not _END:
+            result = await self._work(item)
+            await self._room.acquire()
+            self.ready.append(result)
+            self.news.set()
+            item = self._next_of(key)
+        self._at_work[key] -= 1
+        if not self._at_work[key]:
+            del self._at_work[key]
+        self._slots.release()
+
+    def _next_of(self, key: Hashable) -> T:
+        waiting = self._held_back.get(key)
+        if not waiting:
+            return _END  # type: ignore[no-any-return]
+        item = waiting.popleft()
+        if not waiting:
+            del self._held_back[key]
+        self._room_behind.release()
+        return item
+
+
+def _pulling(source: Iterable[T] | AsyncIterable[T]) -> Callable[[], Awaitable[T]]:
+    """Return what gives the next item of a source, and ``_END`` behind the last one."""
+    if isinstance(source, AsyncIterable):
+        items = aiter(source)
+        return lambda: anext(items, _END)
+    iterator = iter(source)
+
+    async def pull() -> T:
+        return next(iterator, _END)
+
+    return pull
