@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .errors import DatabaseUnavailableError as DatabaseUnavailableError
     from .errors import InvalidInputError as InvalidInputError
     from .errors import InvalidLeaseError as InvalidLeaseError
+    from .errors import OutOfResourcesError as OutOfResourcesError
     from .errors import PharoxError as PharoxError
     from .errors import PoolNotFoundError as PoolNotFoundError
     from .errors import ProxyNotFoundError as ProxyNotFoundError
@@ -75,6 +76,7 @@ _HOME = {
         "DatabaseUnavailableError",
         "InvalidInputError",
         "InvalidLeaseError",
+        "OutOfResourcesError",
         "PharoxError",
         "PoolNotFoundError",
         "ProxyNotFoundError",

@@ -98,6 +98,13 @@ class DatabaseUnavailableError(DatabaseError):
     """No database could be reached. Check ``PHAROX_DATABASE_URL`` and the server."""
 
 
+class OutOfResourcesError(PharoxError):
+    """The machine has no files, sockets or memory left for a check; no proxy is to blame.
+
+    Check fewer at once, or raise the limit (``ulimit -n``).
+    """
+
+
 class SourceError(PharoxError):
     """A list of proxies cannot be read to its end. Check the file or URL and its format."""
 

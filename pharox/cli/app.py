@@ -10,6 +10,7 @@ import typer
 from . import (
     archive,
     audit,
+    banning,
     db,
     importing,
     leasing,
@@ -19,6 +20,7 @@ from . import (
     replay,
     stats,
     subscriptions,
+    sweeping,
     verifying,
 )
 from .failing import USAGE
@@ -76,6 +78,9 @@ def options(
 app.command("import")(importing.import_source)
 app.command("acquire")(leasing.acquire)
 app.command("release")(leasing.release)
+app.command("sweep")(sweeping.sweep)
+app.command("ban")(banning.ban)
+app.command("unban")(banning.unban)
 app.command("stats")(stats.stats)
 app.add_typer(pools.app, name="pools")
 app.command("proxies")(pools.proxies)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ..errors import InvalidInputError
-from ..models import ProxyFilters, ProxyPool
+from ..models import MAX_DURATION_S, HealthCheckOptions, ProxyFilters, ProxyPool
 from ..sources.entries import complaint
 
 M = TypeVar("M", bound=BaseModel)
@@ -31,6 +31,30 @@ def checked_filters(**fields: Any) -> ProxyFilters | None:
     """Return the filters that the options describe, or None if none is given."""
     given = {name: value for name, value in fields.items() if value is not None}
     return _checked(ProxyFilters, given) if given else None
+
+
+def checked_options(**fields: Any) -> HealthCheckOptions:
+    """Return how to probe, as the options describe it."""
+    return _checked(HealthCheckOptions, fields)
+
+
+def length_of(text: str) -> timedelta:
+    """Return the length of time that a text such as ``60s`` or ``5m`` is.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is none, or longer than a hundred years.
+    """
+    try:
+        length = _span(text.strip())
+    except (ValueError, OverflowError) as error:
+        raise InvalidInputError(
+            f"{text.strip()!r} is no length of time: give one such as 60s, 5m or 2h"
+        ) from error
+    if length > timedelta(seconds=MAX_DURATION_S):
+        raise InvalidInputError(f"{text.strip()} is longer than a hundred years")
+    return length
 
 
 def moment_before(text: str, now: datetime) -> datetime:
@@ -79,14 +103,21 @@ def _moment(text: str, now: datetime, forms: str) -> datetime:
     try:
         if text == "now":
             return now
-        if span := _SPAN.fullmatch(text):
-            return now - timedelta(**{_UNITS[span[2]]: int(span[1])})
+        if _SPAN.fullmatch(text):
+            return now - _span(text)
         moment = datetime.fromisoformat(text)
     except (ValueError, OverflowError) as error:
         raise InvalidInputError(f"{text!r} is no moment: give {forms}") from error
     if moment.tzinfo is None:
         raise InvalidInputError(f"{text!r} has no time zone: add one, such as Z or +02:00")
     return moment
+
+
+def _span(text: str) -> timedelta:
+    span = _SPAN.fullmatch(text)
+    if span is None:
+        raise ValueError("no span")
+    return timedelta(**{_UNITS[span[2]]: int(span[1])})
 
 
 def _checked(model: type[M], fields: dict[str, Any]) -> M:

@@ -34,13 +34,13 @@ _FACTS = {
     "PoolChanged": ("description", "lease_slow"),
     "ConsumerRegistered": ("consumer_id",),
     "ProxyRegistered": ("country", "city", "isp", "source"),
-    "ProxyChanged": ("country", "city", "isp", "source"),
+    "ProxyChanged": ("country", "city", "isp", "source", "reason"),
     "LeaseAcquired": ("expires_at", *_ASKED),
     "LeaseReleased": ("reason",),
     "LeasesPruned": ("ended_before",),
     "AcquireMissed": ("reason", *_ASKED),
     "CursorMoved": ("selector",),
-    "HealthChecked": ("latency_ms", "status_code", "error"),
+    "HealthChecked": ("latency_ms", "status_code", "failure", "error", "lease_ids"),
 }
 _PLAIN = re.compile(r"[^\s\"=]+")
 
@@ -71,7 +71,7 @@ def line_of(event: Event, pool: str) -> str:
         *_facts(event),
         ("job", event.correlation_id),
     ]
-    told = [f"{name}={_word(value)}" for name, value in words if value not in (None, "", False)]
+    told = [f"{name}={_word(value)}" for name, value in words if value not in (None, "", False, ())]
     return " ".join((str(event.seq), in_utc(event.recorded_at), event.type, *told))
 
 
@@ -101,6 +101,8 @@ def _word(value: Any) -> str:
         return in_utc(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ",".join(map(_word, value))
     if isinstance(value, dict):
         return inert(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
     text = str(value)

@@ -136,15 +136,16 @@ def _sentence(event: Event, pool: str, proxy: str) -> str:  # noqa: PLR0911, PLR
         case ProxyRegistered():
             return f"{proxy} joined pool {pool}: {_state(event.after)}"
         case ProxyChanged():
-            return f"{proxy} was changed: {_moved(event.before, event.after) or 'its description'}"
+            what = _moved(event.before, event.after) or "its description"
+            return f"{proxy} was changed: {what}{_because(event.reason)}"
         case ProxyRemoved():
             return f"{proxy} left pool {pool}"
         case LeaseAcquired():
             length = lasting((event.expires_at - event.recorded_at).total_seconds())
             return f"{_quoted(event.consumer)} got {proxy} of pool {pool} for {length}"
         case LeaseReleased():
-            why = f": {event.reason}" if event.reason else ""
-            return f"{_quoted(event.consumer)} gave {proxy} back after {_held(event)}{why}"
+            back = f"{_quoted(event.consumer)} gave {proxy} back after {_held(event)}"
+            return f"{back}{_because(event.reason)}"
         case LeaseExpired():
             late = (event.recorded_at - event.expires_at).total_seconds()
             return (
@@ -162,6 +163,10 @@ def _sentence(event: Event, pool: str, proxy: str) -> str:  # noqa: PLR0911, PLR
             return (
                 f"leases of pool {pool} that ended before {in_utc(event.ended_before)} were pruned"
             )
+
+
+def _because(reason: str | None) -> str:
+    return f": {reason}" if reason else ""
 
 
 def _described(event: PoolRegistered | PoolChanged) -> str:
@@ -195,14 +200,17 @@ def _checked(event: HealthChecked) -> str:
         found.append(f"HTTP {event.status_code}")
     if not event.reachable:
         found.append("not reachable")
-    if event.error:
-        found.append(event.error)
+    if why := event.error or event.failure:
+        found.append(why)
     if not event.applied:
         found.append("but a newer check was known")
     elif moved := _moved(event.before, event.after):
         found.append(f"so {moved}")
     elif event.status is not event.before.status:
         found.append(f"it stays {event.before.status.value}")
+    if event.lease_ids:
+        leases = counted(len(event.lease_ids), "lease was", "leases were")
+        found.append(f"while {leases} held on it")
     return ", ".join(found)
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from contextlib import aclosing
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, OutOfResourcesError
 from ..models import (
     CheckFailure,
     HealthCheckOptions,
@@ -83,6 +83,8 @@ class HealthChecker:
         ------
         InvalidInputError
             If ``proxy`` is none.
+        OutOfResourcesError
+            If this machine has no socket left for the check, which is no fault of the proxy.
         """
         protocol = _checked(proxy).protocol
         chosen = options or self._options.get(protocol, self._default_options)
@@ -90,6 +92,8 @@ class HealthChecker:
         try:
             async with asyncio.timeout(chosen.timeout * chosen.attempts + GRACE_S) as deadline:
                 return _for_this(proxy, await self._strategies[protocol].check(proxy, chosen))
+        except OutOfResourcesError:
+            raise
         except Exception as error:
             failure = _failure_of_strategy(proxy, error, late=deadline.expired())
         except asyncio.CancelledError as error:
@@ -132,6 +136,8 @@ class HealthChecker:
         InvalidInputError
             If ``concurrency`` or ``per_host`` is no whole number from 1, at the
             call; if an item is no proxy, when it is reached.
+        OutOfResourcesError
+            If this machine has no sockets left for so many checks.
         """
         chunks = self.stream_chunks(proxies, options, concurrency=concurrency, per_host=per_host)
         return _one_by_one(chunks)

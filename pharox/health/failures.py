@@ -20,6 +20,7 @@ import anyio
 import httpx
 import python_socks
 
+from ..errors import OutOfResourcesError
 from ..models import CheckFailure
 from ..text import inert
 
@@ -35,6 +36,7 @@ _UNREACHABLE = {
     errno.ENETDOWN,
     errno.ENETUNREACH,
 }
+_OURS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _CUT_OFF = (
     anyio.BrokenResourceError,
     anyio.ClosedResourceError,
@@ -74,7 +76,19 @@ class CheckFailedError(Exception):
 
 
 def failure_of(error: Exception) -> Failure:
-    """Return what an exception of an attempt means."""
+    """Return what an exception of an attempt means.
+
+    Raises
+    ------
+    OutOfResourcesError
+        If it is not the proxy's: a result would make a whole pool inactive.
+    """
+    for cause in _chain(error):
+        if isinstance(cause, MemoryError) or getattr(cause, "errno", None) in _OURS:
+            raise OutOfResourcesError(
+                f"a check cannot be made, as this machine has run out of resources ({cause}): "
+                "check fewer proxies at once, or raise the limit (`ulimit -n`)"
+            ) from error
     found = next(filter(None, map(_explained, _chain(error))), None)
     if found is None:
         # Its text may hold anything, such as a header's value.

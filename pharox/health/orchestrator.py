@@ -25,7 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from contextvars import copy_context
 from datetime import timedelta
-from inspect import isawaitable, iscoroutinefunction
+from functools import partial
+from inspect import isasyncgenfunction, isawaitable, iscoroutinefunction
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
@@ -34,6 +35,7 @@ from ..manager import ProxyManager
 from ..models import HealthCheckOptions, HealthCheckResult, HealthPolicy, Proxy, ProxyStatus
 from ..storage.interface import HealthOutcome, IStorage
 from .checker import CONCURRENCY, HealthChecker
+from .streaming import each_of
 
 T = TypeVar("T")
 logger = logging.getLogger("pharox")
@@ -175,8 +177,7 @@ class HealthCheckOrchestrator:
         Parameters
         ----------
         proxies:
-            Taken as they are needed; all that are due in the storage if None. See
-            :meth:`~pharox.IStorage.load_proxies_for_healthchecks` for a choice.
+            Taken as they are needed; those of :meth:`due` if None.
         options:
             How to probe, instead of the checker's own.
         concurrency:
@@ -191,7 +192,7 @@ class HealthCheckOrchestrator:
         """
         with _Calls() as calls:
             await calls.call(self._ledger.cleanup_expired_leases)
-            wanted = self._due(calls) if proxies is None else proxies
+            wanted = self.due() if proxies is None else proxies
             if self._pause_when is not None:
                 wanted = self._with_pauses(wanted, self._pause_when, calls)
             found = self._checker.stream_chunks(
@@ -203,9 +204,27 @@ class HealthCheckOrchestrator:
                     for outcome in await calls.call(record, results, self._policy):
                         yield outcome
 
-    def _due(self, calls: _Calls) -> AsyncIterator[Proxy]:
-        due = self._storage.load_proxies_for_healthchecks()
-        return due if isinstance(due, AsyncIterator) else calls.each(due)
+    async def due(
+        self,
+        pool_name: str | None = None,
+        *,
+        stale_after: timedelta | float | None = None,
+        statuses: Collection[ProxyStatus] | None = None,
+    ) -> AsyncIterator[Proxy]:
+        """Yield the proxies that are due to be checked, for a sweep.
+
+        As the storage's ``load_proxies_for_healthchecks``, whose parameters these
+        are, and read beside the event loop.
+        """
+        with _Calls() as calls:
+            load = self._storage.load_proxies_for_healthchecks
+            choice = {"stale_after": stale_after, "statuses": statuses}
+            if isasyncgenfunction(load):
+                due = load(pool_name, **choice)
+            else:
+                due = calls.each(await calls.call(partial(load, pool_name, **choice)))
+            async for proxy in due:
+                yield proxy
 
     @staticmethod
     async def _with_pauses(
@@ -216,7 +235,7 @@ class HealthCheckOrchestrator:
         """Yield the proxies, but none while a pause is asked for."""
         loop = asyncio.get_running_loop()
         asked = -_PAUSE_S
-        async for proxy in _each(proxies):
+        async for proxy in each_of(proxies):
             if loop.time() - asked >= _PAUSE_S:
                 while await calls.call(pause_when):
                     await asyncio.sleep(_PAUSE_S)
@@ -251,12 +270,3 @@ class _Calls:
         while page := await self.call(list, islice(items, _PAGE)):
             for item in page:
                 yield item
-
-
-async def _each(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
-    if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield item
-    else:
-        for item in items:
-            yield item

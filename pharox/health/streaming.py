@@ -16,11 +16,13 @@ from collections import Counter, defaultdict, deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
+    AsyncIterator,
     Awaitable,
     Callable,
     Hashable,
     Iterable,
 )
+from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -117,20 +119,19 @@ class _Run(Generic[T, R]):
 
     async def to_the_end_of(self, source: Iterable[T] | AsyncIterable[T]) -> None:
         """Begin item after item; done when the last of them is."""
-        pull = _pulling(source)
-        async with asyncio.TaskGroup() as tasks:
+        async with aclosing(each_of(source)) as items, asyncio.TaskGroup() as tasks:
             while True:
                 await self._slots.acquire()
-                item = await self._next(pull)
+                item = await self._next(items)
                 if item is _END:
                     break
                 key = self._key_of(item)
                 self._at_work[key] += 1
                 tasks.create_task(self._work_from(item, key))
 
-    async def _next(self, pull: Callable[[], Awaitable[T]]) -> T:
+    async def _next(self, items: AsyncIterator[T]) -> T:
         """Return the next item whose key is free, and hold back those before it."""
-        while (item := await pull()) is not _END:
+        while (item := await anext(items, _END)) is not _END:
             key = self._key_of(item)
             if not self._is_busy(key):
                 break
@@ -169,14 +170,11 @@ class _Run(Generic[T, R]):
         return item
 
 
-def _pulling(source: Iterable[T] | AsyncIterable[T]) -> Callable[[], Awaitable[T]]:
-    """Return what gives the next item of a source, and ``_END`` behind the last one."""
+async def each_of(source: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[T, None]:
+    """Yield the items of a source of either kind."""
     if isinstance(source, AsyncIterable):
-        items = aiter(source)
-        return lambda: anext(items, _END)
-    iterator = iter(source)
-
-    async def pull() -> T:
-        return next(iterator, _END)
-
-    return pull
+        async for item in source:
+            yield item
+    else:
+        for item in source:
+            yield item

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from uuid import UUID
 
 from ..models import Proxy, ProxyStatus
 from ..storage.interface import HealthOutcome
 from ..storage.judging import LEASABLE
+from .streaming import each_of
 
 DIMENSIONS = ("protocol", "country", "source")
 
@@ -25,7 +26,7 @@ class SweepSummary:
     Examples
     --------
     >>> summary = SweepSummary()
-    >>> async for outcome in orchestrator.sweep(summary.watch(proxies)):
+    >>> async for outcome in orchestrator.sweep(summary.watch(orchestrator.due())):
     ...     summary.add(outcome)
     """
 
@@ -41,9 +42,9 @@ class SweepSummary:
     )
     _watched: dict[UUID, tuple[str | None, ...]] = field(default_factory=dict)
 
-    def watch(self, proxies: Iterable[Proxy]) -> Iterator[Proxy]:
+    async def watch(self, proxies: Iterable[Proxy] | AsyncIterable[Proxy]) -> AsyncIterator[Proxy]:
         """Yield the proxies, and remember what they are until their results are in."""
-        for proxy in proxies:
+        async for proxy in each_of(proxies):
             self._watched[proxy.id] = (proxy.protocol.value, proxy.country, proxy.source)
             yield proxy
 

@@ -10,15 +10,16 @@ from pharox.log.extract import BIGGEST
 from projections import ProxyRow
 
 from ..events import Event, ProxyDescribed
+from ..models import Proxy
 from ..text import host_and_port
 from .sealed_log import Beginning, SealedLog
 
 _TYPES = ("ProxyRegistered", "ProxyChanged")
 
 
-def address_of(proxy: ProxyRow | ProxyDescribed) -> str:
+def address_of(proxy: Proxy | ProxyRow | ProxyDescribed) -> str:
     """Return a proxy's URL without credentials."""
-    return f"{proxy.protocol}://{host_and_port(proxy.host, proxy.port)}"
+    return f"{proxy.protocol}://{host_and_port(str(proxy.host), proxy.port)}"
 
 
 def proxies_at(log: SealedLog, begin: Beginning, address: str) -> dict[UUID, UUID]:
@@ -29,8 +30,7 @@ def proxies_at(log: SealedLog, begin: Beginning, address: str) -> dict[UUID, UUI
     address:
         A URL, whose credentials do not matter, or ``host:port`` for any protocol.
     """
-    scheme, mark, place = address.strip().lower().rpartition("://")
-    wanted = f"{scheme}{mark}{place.rpartition('@')[2].removesuffix('/')}"
+    wanted = without_login(address)
     if ":" not in wanted:
         return {}
     described = log.history(Extract(begin.seq, types=_TYPES))
@@ -39,8 +39,19 @@ def proxies_at(log: SealedLog, begin: Beginning, address: str) -> dict[UUID, UUI
     return {
         proxy_id: proxy.pool_id
         for proxy_id, proxy in chain(told, tells)
-        if wanted in (whole := address_of(proxy), whole.partition("://")[2])
+        if names(wanted, address_of(proxy))
     }
+
+
+def without_login(address: str) -> str:
+    """Return what a person typed as an address, as :func:`address_of` spells it."""
+    scheme, mark, place = address.strip().lower().rpartition("://")
+    return f"{scheme}{mark}{place.rpartition('@')[2].removesuffix('/')}"
+
+
+def names(wanted: str, address: str) -> bool:
+    """Tell whether ``wanted`` is an address, or its ``host:port``."""
+    return wanted in (address, address.partition("://")[2])
 
 
 class Addresses:

@@ -18,7 +18,7 @@ from pharox.storage.postgres import PostgresStorage
 from scripts.benchmarks import ledger_peer
 from scripts.benchmarks.history import ONE_EVENT
 from scripts.benchmarks.ledger_leasing import Leasing
-from scripts.benchmarks.ledger_table import Bench, Figures, Line, Part
+from scripts.benchmarks.parts import Bench, Figures, Line, Part
 from scripts.benchmarks.server import connected, fill, new_database, pgbench
 
 CLIENTS = 4

@@ -8,7 +8,7 @@ import pharox
 from pharox.ledger.rebuild import rebuild
 from scripts.benchmarks.ledger_leasing import Leasing
 from scripts.benchmarks.ledger_log import BACKLOG
-from scripts.benchmarks.ledger_table import Bench, Figures, Line, Part
+from scripts.benchmarks.parts import Bench, Figures, Line, Part
 from scripts.benchmarks.server import fill, new_database
 
 WORKERS = 8

@@ -16,7 +16,7 @@ from typing import Any
 import pharox
 from pharox.ledger.subscriptions import Delivery, Subscription
 from scripts.benchmarks.history import ONE_EVENT
-from scripts.benchmarks.ledger_table import Bench, Figures, Line, Part
+from scripts.benchmarks.parts import Bench, Figures, Line, Part
 from scripts.benchmarks.server import connected, new_database
 
 RATES = (100, 1_000)

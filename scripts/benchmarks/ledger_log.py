@@ -17,7 +17,7 @@ from pharox.ledger.rebuild import rebuild
 from pharox.storage.postgres import PostgresStorage
 from scripts.benchmarks import ledger_peer
 from scripts.benchmarks.history import ONE_EVENT, make_history
-from scripts.benchmarks.ledger_table import Bench, Figures, Line, Part
+from scripts.benchmarks.parts import Bench, Figures, Line, Part
 from scripts.benchmarks.server import connected, fill, new_database
 
 BACKLOG = "backlog"

@@ -10,7 +10,7 @@ import pharox
 from pharox.ledger.subscriptions import Delivery, Subscription
 from pharox.storage.postgres import PostgresStorage
 from scripts.benchmarks.ledger_log import BACKLOG
-from scripts.benchmarks.ledger_table import Bench, Figures, Line, Part
+from scripts.benchmarks.parts import Bench, Figures, Line, Part
 from scripts.benchmarks.server import connected, new_database
 
 LINES = (Line("events, counted by type in one statement a batch", "counted", at_least=20_000),)

@@ -31,7 +31,6 @@ from sqlalchemy.schema import DropSchema
 import projections
 from pharox import (
     ExpireEventPayload,
-    HealthCheckResult,
     Lease,
     MissReason,
     PharoxError,
@@ -54,7 +53,6 @@ from pharox.events import (
 )
 from pharox.storage.postgres import PostgresStorage
 from scripts.lib.demo_proxies import RealProxy, running_proxies, running_site
-from scripts.lib.demo_worker import fetch
 
 POOL = "demo"
 WORKERS = 4
@@ -116,25 +114,15 @@ class Demo:
         self.story.held(f"the first import took all {count}", when=f" {count} new" in first)
         self.story.held("the second one changed nothing", when=" 0 new" in second)
 
-    def measure(self, page_url: str) -> None:
-        self.story.step("Measure each proxy, for the selector that goes by latency")
-        pool = self.storage.get_pool_by_name(POOL)
-        assert pool is not None
-        for proxy in self.storage.list_proxies(str(pool.id)):
-            began = time.perf_counter()
-            page = fetch(proxy.url, page_url)
-            latency_ms = round((time.perf_counter() - began) * 1000)
+    def check(self, page_url: str) -> None:
+        self.story.step("Check each proxy, and record what was found")
+        self.pharox("sweep", POOL, "--target", page_url)
+        for proxy in self.storage.load_proxies_for_healthchecks(POOL):
+            found = self.storage.get_last_health_result(proxy.id)
             self.story.held(
-                f"{proxy.protocol.value} on port {proxy.port} works: {latency_ms} ms",
-                when=f"port {proxy.port}." in page,
-            )
-            self.storage.apply_health_check_result(
-                HealthCheckResult(
-                    proxy_id=proxy.id,
-                    status=ProxyStatus.ACTIVE,
-                    latency_ms=latency_ms,
-                    protocol=proxy.protocol,
-                )
+                f"{proxy.protocol.value} on port {proxy.port} works: "
+                f"{found.latency_ms if found else '?'} ms",
+                when=proxy.status is ProxyStatus.ACTIVE and found is not None,
             )
 
     def work(self, page_url: str) -> None:
@@ -349,7 +337,7 @@ def tell(story: Story) -> None:
         demo = Demo(story, storage)
         demo.upgrade()
         demo.import_list(proxies, Path(scratch))
-        demo.measure(page_url)
+        demo.check(page_url)
         demo.work(page_url)
         demo.expire()
         demo.miss_and_release()

@@ -11,10 +11,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from pharox import InvalidInputError, ProxyPool, ProxyStatus
+from pharox import CheckFailure, InvalidInputError, ProxyPool, ProxyStatus
 from pharox.cli.checking import moment_before
 from pharox.models import HealthCheckResult, ProxyProtocol, SelectorStrategy
 from pharox.storage.postgres import PostgresStorage
+from pharox.testing import checked
 from tests.conftest import clock_of, fill, types_of
 
 from .conftest import Pharox
@@ -43,6 +44,15 @@ def lead_a_life(storage: PostgresStorage, pharox: Pharox) -> None:
             )
         )
     storage.save_proxy(proxy.model_copy(update={"max_concurrency": None}))
+    storage.create_lease(proxy, "holder", 60)
+    failed = checked(
+        proxy,
+        status=ProxyStatus.INACTIVE,
+        failure=CheckFailure.TIMEOUT,
+        error_message="no complete answer in time",
+    )
+    storage.apply_health_check_result(failed)
+    storage.set_status(proxy.id, ProxyStatus.BANNED, reason="429 = too many")
     storage.delete_pool(str(pool.id))
 
 
@@ -73,6 +83,8 @@ class TestLog:
             ("CursorMoved", "selector=round_robin"),
             ("HealthChecked", "status=active->slow latency_ms=2500"),
             ("HealthChecked", "applied=no"),
+            ("HealthChecked", 'failure=timeout error="no complete answer in time" lease_ids=01'),
+            ("ProxyChanged", 'status=inactive->banned country=AR reason="429 = too many"'),
         ],
     )
     def test_a_line_has_the_facts_that_matter(

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import random
+import resource
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
@@ -14,7 +15,7 @@ from uuid import uuid4
 
 import pytest
 
-from pharox.errors import InvalidInputError
+from pharox.errors import InvalidInputError, OutOfResourcesError
 from pharox.health import HealthChecker, HealthCheckStrategy
 from pharox.models import (
     CheckFailure,
@@ -380,3 +381,20 @@ def test_a_result_for_nobody_is_not_passed_on() -> None:
 
     (result,) = asyncio.run(run())
     assert (result.proxy_id, result.failure) == (proxy.id, CheckFailure.OTHER)
+
+
+def test_too_few_sockets_end_a_sweep_and_blame_no_proxy(zoo: Zoo) -> None:
+    """A result would make proxies inactive that nobody has tried."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files() + 20, hard))
+    try:
+
+        async def sweep() -> None:
+            proxies = [zoo.proxy("silent", protocol) for protocol in ("http", "socks5") * 50]
+            async for _ in HealthChecker().stream_health_checks(proxies, options_of(zoo, 30)):
+                pytest.fail("a silent proxy has no result before its time is up")
+
+        with pytest.raises(OutOfResourcesError):
+            asyncio.run(sweep())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -10,8 +10,22 @@ import httpx
 import pytest
 from python_socks import ProxyConnectionError
 
+from pharox.errors import OutOfResourcesError
 from pharox.health.failures import MAX_MESSAGE, CheckFailedError, failure_of
 from pharox.models import CheckFailure
+
+
+def _wrapped(cause: OSError, library: str) -> Exception:
+    """Return an exception as a library raises it for what the kernel said."""
+    if library == "httpx":
+        inner: Exception = OSError("All connection attempts failed")
+        inner.__cause__ = ExceptionGroup("of each address", [cause])
+        error: Exception = httpx.ConnectError("All connection attempts failed")
+        error.__cause__ = inner
+    else:
+        error = ProxyConnectionError(cause.errno, "Couldn't connect to proxy 127.0.0.1:1")
+        error.__cause__ = cause
+    return error
 
 
 def _of_the_kernel(number: int) -> OSError:
@@ -27,22 +41,20 @@ def _of_the_kernel(number: int) -> OSError:
         (_of_the_kernel(errno.ECONNREFUSED), "refused"),
         (_of_the_kernel(errno.ETIMEDOUT), "timeout"),
         (_of_the_kernel(errno.ECONNRESET), "disconnected"),
-        (_of_the_kernel(errno.EMFILE), "other"),
         (_of_the_kernel(errno.EACCES), "other"),
     ],
 )
 @pytest.mark.parametrize("library", ["httpx", "python_socks"])
 def test_a_connection_that_cannot_be_made(cause: OSError, kind: str, library: str) -> None:
-    """The cause counts, whichever library wrapped it, and a lack of our own is no proxy's fault."""
-    wrapper: Exception = OSError("All connection attempts failed")
-    if library == "httpx":
-        wrapper.__cause__ = ExceptionGroup("of each address", [cause])
-        error: Exception = httpx.ConnectError("All connection attempts failed")
-        error.__cause__ = wrapper
-    else:
-        error = ProxyConnectionError(cause.errno, "Couldn't connect to proxy 127.0.0.1:1")
-        error.__cause__ = cause
-    assert failure_of(error).kind == CheckFailure(kind)
+    """The cause counts, whichever library wrapped it."""
+    assert failure_of(_wrapped(cause, library)).kind == CheckFailure(kind)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+@pytest.mark.parametrize("library", ["httpx", "python_socks"])
+def test_a_lack_of_our_own_is_no_proxys_fault(number: int, library: str) -> None:
+    with pytest.raises(OutOfResourcesError, match="run out of resources"):
+        failure_of(_wrapped(_of_the_kernel(number), library))
 
 
 def test_an_unknown_exception_is_named_but_not_quoted() -> None:

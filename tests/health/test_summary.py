@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from uuid import uuid4
 
 import pytest
@@ -50,6 +51,13 @@ def outcome(
     return HealthOutcome(result, status_before=before, status_after=after, leases=leases)
 
 
+def watched(summary: SweepSummary, proxies: list[Proxy]) -> list[Proxy]:
+    async def collected() -> list[Proxy]:
+        return [checked async for checked in summary.watch(proxies)]
+
+    return asyncio.run(collected())
+
+
 @given(
     st.lists(
         st.tuples(
@@ -65,7 +73,7 @@ def test_each_way_of_counting_counts_all(
     """By status and by each dimension the sums are the same, in whatever order results come."""
     summary = SweepSummary()
     proxies = [proxy(protocol=protocol, country=country) for protocol, country, _ in found]
-    assert list(summary.watch(proxies)) == proxies
+    assert watched(summary, proxies) == proxies
     for checked, (_, _, status) in reversed(list(zip(proxies, found, strict=True))):
         summary.add(outcome(checked, status))
     assert summary.checked == len(found)
@@ -112,7 +120,7 @@ def test_failures_are_counted_by_reason() -> None:
 def test_a_proxy_that_is_gone_counts_as_checked_alone() -> None:
     """Nothing was recorded of it."""
     summary = SweepSummary()
-    (checked,) = summary.watch([proxy(country="AR")])
+    (checked,) = watched(summary, [proxy(country="AR")])
     summary.add(HealthOutcome(outcome(checked).result, known=False))
     assert (summary.checked, summary.unknown) == (1, 1)
     assert not summary.statuses
@@ -133,7 +141,11 @@ def test_a_proxy_that_was_not_watched_has_its_protocol() -> None:
 def test_it_remembers_only_those_under_way() -> None:
     """A sweep of any length takes no more room than its checks at once."""
     summary = SweepSummary()
-    for checked in summary.watch(proxy() for _ in range(1000)):
-        assert len(summary._watched) == 1
-        summary.add(outcome(checked))
+
+    async def one_by_one() -> None:
+        async for checked in summary.watch(proxy() for _ in range(1000)):
+            assert len(summary._watched) == 1
+            summary.add(outcome(checked))
+
+    asyncio.run(one_by_one())
     assert not summary._watched

@@ -335,7 +335,7 @@ class PostgresStorage(IStorage):
         (outcome,) = self.record_health_checks([result])
         if not outcome.known:
             return None
-        return self._run(self._commands.proxy_after_check(result.proxy_id))
+        return self._run(self._commands.proxy_as_it_stands(result.proxy_id))
 
     def record_health_checks(
         self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
@@ -352,8 +352,7 @@ class PostgresStorage(IStorage):
         self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
     ) -> Proxy:
         check_reason(reason)
-        self._run(self._commands.set_status(proxy_id, check_status(status), reason))
-        return self.get_proxy(str(proxy_id))
+        return self._run(self._commands.set_status(proxy_id, check_status(status), reason))
 
     def load_proxies_for_healthchecks(
         self,

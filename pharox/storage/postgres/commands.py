@@ -400,15 +400,17 @@ class Commands:
         ]
         return {row["proxy_id"]: row["data"] for row in recorded}
 
-    def proxy_after_check(self, proxy_id: UUID) -> Program[Proxy | None]:
-        """Return a proxy; without its credentials if there is no key to read them with."""
+    def proxy_as_it_stands(self, proxy_id: UUID) -> Program[Proxy | None]:
+        """Return a proxy, after something was recorded of it; None if it is gone by now.
+
+        That there is no key to read its credentials with is no reason to fail.
+        """
         found = yield Query(reading.proxy_statement(self.schema), {"proxy_id": proxy_id})
-        # The result is recorded: that its credentials cannot be read is no reason to fail.
         vault = self.vault if self.vault.has_keys else None
         return reading.proxy_from_row(found[0], vault) if found else None
 
-    def set_status(self, proxy_id: UUID, status: ProxyStatus, reason: str | None) -> Program[None]:
-        """Decide a proxy's status."""
+    def set_status(self, proxy_id: UUID, status: ProxyStatus, reason: str | None) -> Program[Proxy]:
+        """Decide a proxy's status, and return the proxy as it then stands."""
         row = yield from self._standing(proxy_id)
         values = {
             **_attribution(),
@@ -422,8 +424,10 @@ class Commands:
             Query(health.lock_statement(self.schema), values),
             Query(registering.set_status_statement(self.schema), values),
         ]
-        if not locked:
+        proxy = yield from self.proxy_as_it_stands(proxy_id)
+        if not locked or proxy is None:
             raise ProxyNotFoundError(f"Proxy {proxy_id} not found.", proxy_id=proxy_id)
+        return proxy
 
     # Reading
 

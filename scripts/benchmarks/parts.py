@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import sys
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from statistics import median
+from typing import Any, NamedTuple
 
 Figures = dict[str, float]
 
@@ -38,6 +41,29 @@ class Part(NamedTuple):
     tables: Tables
     measure: Callable[[], Figures]
     once: bool = False
+
+
+def measure(parts: Sequence[Part], rounds: int) -> dict[str, list[Figures]]:
+    """Measure each part once a round, in turn; return what each round found, by part."""
+    found: dict[str, list[Figures]] = {part.name: [] for part in parts}
+    for number in range(rounds):
+        for part in parts:
+            if number == 0 or not part.once:
+                print(f"round {number + 1} of {rounds}: {part.name}", file=sys.stderr)
+                found[part.name].append(part.measure())
+    return found
+
+
+def report(parts: Sequence[Part], found: dict[str, list[Figures]]) -> dict[str, Any]:
+    """Print each part's tables, by title; return the medians and what each round found."""
+    medians = {
+        name: {figure: median(one[figure] for one in rounds) for figure in rounds[0]}
+        for name, rounds in found.items()
+    }
+    tables = [(title, part) for part in parts for title in part.tables]
+    for title, part in sorted(tables, key=itemgetter(0)):
+        show(title, part.tables[title], medians[part.name])
+    return {"medians": medians, "rounds": found}
 
 
 def show(title: str, lines: tuple[Line, ...], figures: Figures) -> None:

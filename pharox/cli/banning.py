@@ -1,0 +1,136 @@
+"""``pharox ban`` and ``pharox unban``: a person's word on proxies, which no health check overrules.
+
+All that are named are found before any is changed. A lease on a banned proxy
+goes on; the proxy is just not leased again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import PharoxError, ProxyNotFoundError
+from ..models import Proxy, ProxyStatus
+from ..text import host_and_port, inert
+from .session import ledger
+from .showing import AsJson, print_json
+from .telling import counted
+
+if TYPE_CHECKING:
+    from ..ledger.sealed_log import Beginning
+    from ..storage.postgres import PostgresStorage
+
+LISTED = 5
+"""How many proxies of one address are told; a gateway has one for each of its users."""
+
+Names = Annotated[
+    list[str],
+    typer.Argument(metavar="PROXY", help="The proxy's id, host:port, or its URL."),
+]
+Reason = Annotated[str | None, typer.Option(metavar="TEXT", help="Why, for the log.")]
+
+
+def ban(
+    context: typer.Context, names: Names, *, reason: Reason = None, as_json: AsJson = False
+) -> None:
+    """Have proxies leased no more, whatever health checks find."""
+    with ledger(context) as storage:
+        for found in _all_of(storage, names):
+            proxy = storage.set_status(found.id, ProxyStatus.BANNED, reason=reason)
+            already = found.status is ProxyStatus.BANNED
+            _tell(
+                proxy, f"{'was banned already' if already else 'is banned'}{_held(proxy)}", as_json
+            )
+
+
+def unban(
+    context: typer.Context,
+    names: Names,
+    *,
+    reason: Reason = None,
+    active: Annotated[
+        bool, typer.Option("--active", help="Have them leased at once, without a check before.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Lift the ban on proxies: each may be leased again once a check finds it well."""
+    status = ProxyStatus.ACTIVE if active else ProxyStatus.INACTIVE
+    told = "may be leased again" if active else "is inactive until a check finds it well"
+    with ledger(context) as storage:
+        banned = _all_of(storage, names)
+        _check_banned(banned)
+        for proxy in banned:
+            _tell(storage.set_status(proxy.id, status, reason=reason), told, as_json)
+
+
+def _all_of(storage: PostgresStorage, names: Sequence[str]) -> list[Proxy]:
+    """Return the proxies that are meant, each once."""
+    return list({proxy.id: proxy for proxy in _each_of(storage, names)}.values())
+
+
+def _each_of(storage: PostgresStorage, names: Sequence[str]) -> Iterator[Proxy]:
+    from ..ledger.sealed_log import beginning  # noqa: PLC0415 - SQLAlchemy takes a while to import
+    from ..storage.interface import id_from_text  # noqa: PLC0415
+
+    begin = None
+    for name in names:
+        if (proxy_id := id_from_text(name)) is not None:
+            found = storage.get_proxy_by_id(proxy_id)
+            proxies = [] if found is None else [found]
+        else:
+            begin = begin or beginning(storage)
+            proxies = _at_address(storage, begin, name)
+        yield _only(storage, name, proxies)
+
+
+def _at_address(storage: PostgresStorage, begin: Beginning, address: str) -> list[Proxy]:
+    """Return the proxies that are at an address now; the log knows those that ever were."""
+    from ..ledger.addresses import address_of, names, proxies_at, without_login  # noqa: PLC0415
+
+    wanted = without_login(address)
+    ever = map(storage.get_proxy_by_id, proxies_at(storage, begin, address))
+    return [proxy for proxy in ever if proxy is not None and names(wanted, address_of(proxy))]
+
+
+def _only(storage: PostgresStorage, name: str, proxies: Sequence[Proxy]) -> Proxy:
+    if not proxies:
+        raise ProxyNotFoundError(f"there is no proxy {name!r}", proxy=name)
+    if len(proxies) > 1:
+        pools = {pool.id: pool.name for pool in storage.list_pools()}
+        some = [f"{proxy.id} of pool {pools[proxy.pool_id]!r}" for proxy in proxies[:LISTED]]
+        more = f" and {len(proxies) - LISTED} more" if len(proxies) > LISTED else ""
+        raise PharoxError(
+            f"{len(proxies)} proxies are at {name!r}; give one by its id: {', '.join(some)}{more}",
+            proxy_ids=tuple(proxy.id for proxy in proxies),
+        )
+    return proxies[0]
+
+
+def _check_banned(proxies: Sequence[Proxy]) -> None:
+    others = [proxy for proxy in proxies if proxy.status is not ProxyStatus.BANNED]
+    if others:
+        which = ", ".join(f"{_address(proxy)} is {proxy.status.value}" for proxy in others)
+        raise PharoxError(
+            f"not banned: {which}; nothing was changed",
+            proxy_ids=tuple(proxy.id for proxy in others),
+        )
+
+
+def _held(proxy: Proxy) -> str:
+    if not proxy.current_leases:
+        return ""
+    leases = counted(proxy.current_leases, "lease goes on", "leases go on")
+    return f"; it is leased right now, and {leases}"
+
+
+def _tell(proxy: Proxy, told: str, as_json: bool) -> None:
+    if as_json:
+        print_json(proxy.model_dump(mode="json", exclude={"credentials"}))
+    else:
+        print(inert(f"{_address(proxy)} ({proxy.id}) {told}"), flush=True)
+
+
+def _address(proxy: Proxy) -> str:
+    return f"{proxy.protocol.value}://{host_and_port(str(proxy.host), proxy.port)}"

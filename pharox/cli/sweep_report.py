@@ -1,0 +1,130 @@
+"""A sweep while it goes on, and what it came to: for a person, or as JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from ..models import ProxyStatus
+from ..text import inert
+from .showing import in_utc, print_json, print_table, say
+from .telling import counted, lasting
+
+if TYPE_CHECKING:
+    from ..health import SweepSummary
+    from .sweep_run import Swept
+
+LISTED = 10
+"""How many countries and the like have a row of their own."""
+
+LABEL_WIDTH = 36
+"""How much of a label a table has room for, beside its numbers, on 80 columns."""
+
+_ORDER = (ProxyStatus.ACTIVE, ProxyStatus.SLOW, ProxyStatus.INACTIVE, ProxyStatus.BANNED)
+
+
+def print_swept(swept: Swept, *, dated: bool, as_json: bool) -> None:
+    """Print what a sweep came to; ``dated`` says when it began, as for one of many."""
+    if as_json:
+        print_json(_facts(swept))
+    elif swept.summary.checked:
+        if dated:
+            print(f"\n{in_utc(swept.started_at)}")
+        for line in _sentences(swept):
+            print(line)
+        print()
+        _print_groups(swept.summary)
+    elif swept.interrupted:
+        say("interrupted before any check was recorded")
+    else:
+        say("no proxy is due to be checked")
+
+
+@contextmanager
+def progress(total: int | None) -> Iterator[Callable[[], None]]:
+    """Show a progress bar on a terminal, and nothing elsewhere; yields what moves it on by one."""
+    from rich.console import Console  # noqa: PLC0415 - only where there is something to show
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TimeRemainingColumn,
+    )
+
+    columns = (BarColumn(), MofNCompleteColumn(), "checked", TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not sys.stderr.isatty()
+    ) as bar:
+        task = bar.add_task("sweep", total=total)
+        yield lambda: bar.advance(task)
+
+
+def _sentences(swept: Swept) -> Iterator[str]:
+    summary = swept.summary
+    begun = "interrupted: " if swept.interrupted else ""
+    proxies = counted(summary.checked, "proxy", "proxies")
+    found = [f"{summary.statuses[s]} {s.value}" for s in _ORDER if summary.statuses[s]]
+    if summary.unknown:
+        found.append(f"{summary.unknown} removed meanwhile")
+    yield f"{begun}{proxies} checked in {lasting(swept.seconds)}: {', '.join(found)}"
+    leases = counted(summary.dropped_leases, "lease", "leases")
+    held = f", with {leases} held on them" if summary.dropped_leases else ""
+    yield f"{summary.dropped} dropped out{held}; {summary.recovered} came back"
+    if summary.failures:
+        reasons = (f"{number} {reason}" for reason, number in summary.failures.most_common())
+        yield f"failures: {', '.join(reasons).replace('_', ' ')}"
+
+
+def _print_groups(summary: SweepSummary) -> None:
+    statuses = [s for s in _ORDER if s is not ProxyStatus.BANNED or summary.statuses[s]]
+    rows = (
+        (dimension, label, *(found[status] for status in statuses))
+        for dimension, groups in summary.by.items()
+        for label, found in _most(groups)
+    )
+    print_table(("by", "value", *(status.value for status in statuses)), rows)
+
+
+def _most(
+    groups: dict[str | None, Counter[ProxyStatus]],
+) -> Iterator[tuple[str | None, Counter[ProxyStatus]]]:
+    """Yield the most frequent groups with their labels, then the others as one."""
+    ranked = sorted(groups.items(), key=lambda group: (-group[1].total(), group[0] or ""))
+    for value, found in ranked[:LISTED]:
+        yield None if value is None else _label(value), found
+    if others := ranked[LISTED:]:
+        together = sum((found for _, found in others), Counter[ProxyStatus]())
+        yield counted(len(others), "other", "others"), together
+
+
+def _label(value: str) -> str:
+    text = Text(inert(value))
+    text.truncate(LABEL_WIDTH, overflow="ellipsis")
+    return text.plain
+
+
+def _facts(swept: Swept) -> dict[str, object]:
+    summary = swept.summary
+    return {
+        "pool": swept.pool,
+        "started_at": in_utc(swept.started_at),
+        "seconds": round(swept.seconds, 3),
+        "interrupted": swept.interrupted,
+        "checked": summary.checked,
+        "unknown": summary.unknown,
+        "statuses": summary.statuses,
+        "dropped": summary.dropped,
+        "dropped_leases": summary.dropped_leases,
+        "recovered": summary.recovered,
+        "failures": summary.failures,
+        "by": {
+            dimension: [{"value": value, **found} for value, found in groups.items()]
+            for dimension, groups in summary.by.items()
+        },
+    }

@@ -1,0 +1,155 @@
+"""``pharox sweep``: check the proxies that are due, once or again and again, and record it.
+
+A signal stops the checks, not the recording of what they have found: what is
+in the log is in the summary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import InvalidInputError
+from ..models import HealthCheckOptions, HealthPolicy, ProxyStatus
+from .checking import checked_options, length_of
+from .session import ledger
+from .showing import AsJson
+
+_OPTIONS, _POLICY = HealthCheckOptions(), HealthPolicy()
+_SHORTEST = timedelta(seconds=1)
+_OTHER_FILES = 100
+"""How many files are open beside those of the checks: modules, connections, the terminal."""
+
+
+def sweep(
+    context: typer.Context,
+    pool: Annotated[
+        str | None, typer.Argument(metavar="POOL", help="Only of this pool; of all if not given.")
+    ] = None,
+    *,
+    every: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPAN", help="Sweep again and again, so far apart, until Ctrl-C: 60s, 5m."
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=100_000, metavar="N", help="How many checks at once.")
+    ] = 100,
+    per_host: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="How many of them at one host; any number if not set."
+        ),
+    ] = None,
+    target: Annotated[
+        str, typer.Option(metavar="URL", help="What to fetch through each proxy.")
+    ] = str(_OPTIONS.target_url),
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long one attempt may take.")
+    ] = _OPTIONS.timeout,
+    attempts: Annotated[
+        int, typer.Option(metavar="N", help="How often to try before it is a failure.")
+    ] = _OPTIONS.attempts,
+    expect: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=100,
+            max=599,
+            metavar="CODE",
+            help="A good answer's code; may be repeated. 200 if none is.",
+        ),
+    ] = None,
+    slow: Annotated[
+        int, typer.Option(metavar="MS", help="A proxy that takes longer is SLOW.")
+    ] = _OPTIONS.slow_threshold_ms,
+    stale_after: Annotated[
+        str | None,
+        typer.Option(metavar="SPAN", help="Only those not checked for so long, or never: 10m."),
+    ] = None,
+    status: Annotated[
+        list[ProxyStatus] | None,
+        typer.Option(
+            help="Only those of this status; may be repeated. If not set, all but banned."
+        ),
+    ] = None,
+    failures: Annotated[
+        int, typer.Option(metavar="N", help="After so many failures in a row, INACTIVE.")
+    ] = _POLICY.failures_before_inactive,
+    successes: Annotated[
+        int, typer.Option(metavar="N", help="After so many successes in a row, leasable again.")
+    ] = _POLICY.successes_before_active,
+    latency_window: Annotated[
+        int, typer.Option(metavar="N", help="How many results lowest_latency goes by.")
+    ] = _POLICY.latency_window,
+    ca: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            help="Trust these certificates (PEM) beside the usual ones.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check every proxy that is due, record what is found, and sum it up.
+
+    The exit status does not depend on what is found. Ctrl-C ends the sweep; what was
+    recorded by then is summed up.
+    """
+    policy = HealthPolicy(failures, successes, latency_window)
+    options = checked_options(
+        target_url=target,
+        timeout=timeout,
+        attempts=attempts,
+        expected_status_codes=expect or _OPTIONS.expected_status_codes,
+        slow_threshold_ms=slow,
+    )
+    interval = None if every is None else length_of(every)
+    age = None if stale_after is None else length_of(stale_after)
+    if interval is not None and interval < _SHORTEST:
+        raise InvalidInputError("--every must be 1s at least")
+    _make_room_for(concurrency)
+    from .sweep_report import print_swept, progress  # noqa: PLC0415 - httpx takes a while
+    from .sweep_run import Plan, sweep_until_stopped, trusting  # noqa: PLC0415
+
+    plan = Plan(
+        pool,
+        options,
+        policy,
+        stale_after=age,
+        statuses=status or None,
+        concurrency=concurrency,
+        per_host=per_host,
+        ssl_context=None if ca is None else trusting(ca),
+    )
+    report = partial(print_swept, dated=interval is not None, as_json=as_json)
+    with ledger(context) as storage:
+        ended_by = asyncio.run(sweep_until_stopped(storage, plan, interval, progress, report))
+    if ended_by is not None and interval is None:
+        raise typer.Exit(128 + ended_by)
+
+
+def _make_room_for(checks: int) -> None:
+    """Allow as many open files as so many checks need; one that gets none would blame its proxy.
+
+    A check has two for a moment: a name may have two addresses, which are tried at once.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * checks + _OTHER_FILES
+    if soft == resource.RLIM_INFINITY or wanted <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and wanted > hard:
+        raise InvalidInputError(
+            f"{checks} checks at once need {wanted} open files, and the system allows {hard}: "
+            "give a smaller --concurrency, or raise the limit (`ulimit -n`)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,17 @@
+"""Measure in a new process, so that nothing of an earlier measurement is in its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def in_new_process(function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+    """Return what a function of a module returns there."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(function, *arguments, **named).result()

@@ -1,0 +1,58 @@
+#!/usr/bin/env python3
+"""Check every proxy that is due, and tell whose proxy has just dropped out.
+
+    scripts/health_sweep.py [POOL [TARGET]]
+
+The same as ``pharox sweep``, as a script to copy from. The database is that of
+PHAROX_DATABASE_URL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from contextlib import aclosing, closing
+
+import pharox as px
+
+
+def tell_if_dropped(check: px.HealthEventPayload) -> None:
+    if check.status_before is not check.status_after is px.ProxyStatus.INACTIVE:
+        leases = ", ".join(map(str, check.lease_ids)) or "none"
+        print(f"{check.result.proxy_id} dropped out ({check.result.failure}); leases: {leases}")
+
+
+async def sweep(storage: px.IStorage, pool: str | None, target: str) -> px.SweepSummary:
+    usual = px.HealthCheckOptions.model_validate({"target_url": target})
+    patient = usual.model_copy(update={"timeout": 10.0, "attempts": 2})
+    checker = px.HealthChecker(usual, {px.ProxyProtocol.SOCKS5: patient})
+
+    manager = px.ProxyManager(storage)
+    manager.register_health_callback(tell_if_dropped)
+    # A sweep waits while this process leases more than so many proxies a second.
+    rate = px.AcquisitionRate(per_second=200)
+    manager.register_acquire_callback(rate.note)
+
+    sweeper = px.HealthCheckOrchestrator(manager=manager, checker=checker, pause_when=rate.is_high)
+    summary = px.SweepSummary()
+    due = summary.watch(sweeper.due(pool))
+    async with aclosing(sweeper.sweep(due, concurrency=100, per_host=20)) as outcomes:
+        async for outcome in outcomes:
+            summary.add(outcome)
+    return summary
+
+
+def main(pool: str | None = None, target: str = "https://httpbin.org/ip") -> int:
+    try:
+        with closing(px.connect()) as storage:
+            summary = asyncio.run(sweep(storage, pool, target))
+    except px.PharoxError as error:
+        print(f"health_sweep.py: {error}", file=sys.stderr)
+        return 1
+    found = ", ".join(f"{number} {status}" for status, number in summary.statuses.most_common())
+    print(f"{summary.checked} checked: {found or 'none was due'}; {summary.recovered} came back")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:3]))
