@@ -8,6 +8,7 @@ What differs from 0.11.0 is told in ``docs/switching.md``.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,6 +37,9 @@ from .text import host_and_port
 
 MAX_NAME_LENGTH = 500
 """Of pools, consumers and hosts; an index holds no more than a few thousand bytes."""
+
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_HEADER_VALUE = re.compile(r"([!-~]([ \t!-~]*[!-~])?)?")
 
 MAX_FILTER_DEPTH = 50
 """How deep filters may nest."""
@@ -452,6 +456,8 @@ class ProxyFilters(BaseModel):
 class HealthCheckOptions(BaseModel):
     """How to probe a proxy."""
 
+    model_config = ConfigDict(extra="forbid")
+
     target_url: AnyHttpUrl = Field(
         default_factory=lambda: AnyHttpUrl("https://httpbin.org/ip"),
         description="What to fetch through the proxy.",
@@ -463,13 +469,35 @@ class HealthCheckOptions(BaseModel):
         description="Seconds for one attempt: connecting, handshakes, answer and body together.",
     )
     attempts: int = Field(default=1, ge=1, le=5)
-    expected_status_codes: list[int] = Field(default_factory=lambda: [200])
+    expected_status_codes: list[Annotated[int, Field(ge=200, le=599)]] = Field(
+        default_factory=lambda: [200], min_length=1
+    )
     slow_threshold_ms: int = Field(default=2000, ge=0)
     allow_redirects: bool = True
     headers: dict[str, str] = Field(default_factory=dict)
     max_body_bytes: int = Field(
         default=65_536, ge=0, description="How much of the answer's body to wait for at most."
     )
+
+    @field_validator("target_url")
+    @classmethod
+    def _target_has_a_port(cls, value: AnyHttpUrl) -> AnyHttpUrl:
+        if value.port == 0:
+            raise ValueError("nobody listens at port 0")
+        return value
+
+    @field_validator("headers")
+    @classmethod
+    def _headers_can_be_sent(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, text in value.items():
+            if not _HEADER_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of a header")
+            if not _HEADER_VALUE.fullmatch(text):
+                raise ValueError(
+                    f"the header {name} cannot be sent: it has letters beyond ASCII, control "
+                    "characters, or spaces around it"
+                )
+        return value
 
 
 @dataclass(frozen=True)

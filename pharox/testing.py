@@ -536,8 +536,9 @@ class StorageContract:
         for nonsense in (-1, float("nan"), "long"):
             with pytest.raises(InvalidInputError):
                 due(stale_after=nonsense)
-        with pytest.raises(InvalidInputError):
-            due(statuses=["well"])
+        for statuses in (["well"], "active"):
+            with pytest.raises(InvalidInputError):
+                due(statuses=statuses)
 
     def test_an_observation_is_only_recorded(self, storage: IStorage) -> None:
         """``save_health_record`` keeps an observation and leaves the proxy's status alone."""

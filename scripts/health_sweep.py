@@ -3,12 +3,11 @@
 
     scripts/health_sweep.py [POOL [TARGET]]
 
-The same as ``pharox sweep``, as a script to copy from. The database is that of
-PHAROX_DATABASE_URL.
-"""
+A script to copy from. The database is that of PHAROX_DATABASE_URL."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import sys
 from contextlib import aclosing, closing
@@ -29,24 +28,26 @@ async def sweep(storage: px.IStorage, pool: str | None, target: str) -> px.Sweep
 
     manager = px.ProxyManager(storage)
     manager.register_health_callback(tell_if_dropped)
-    # A sweep waits while this process leases more than so many proxies a second.
-    rate = px.AcquisitionRate(per_second=200)
+    rate = px.AcquisitionRate(per_second=200)  # while there are more, a sweep waits
     manager.register_acquire_callback(rate.note)
 
     sweeper = px.HealthCheckOrchestrator(manager=manager, checker=checker, pause_when=rate.is_high)
     summary = px.SweepSummary()
-    due = summary.watch(sweeper.due(pool))
-    async with aclosing(sweeper.sweep(due, concurrency=100, per_host=20)) as outcomes:
+    async with aclosing(sweeper.sweep(summary.watch(sweeper.due(pool)), per_host=20)) as outcomes:
         async for outcome in outcomes:
             summary.add(outcome)
     return summary
 
 
-def main(pool: str | None = None, target: str = "https://httpbin.org/ip") -> int:
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("pool", nargs="?")
+    parser.add_argument("target", nargs="?", default="https://httpbin.org/ip")
+    asked = parser.parse_args()
     try:
         with closing(px.connect()) as storage:
-            summary = asyncio.run(sweep(storage, pool, target))
-    except px.PharoxError as error:
+            summary = asyncio.run(sweep(storage, asked.pool, asked.target))
+    except (px.PharoxError, ValueError) as error:
         print(f"health_sweep.py: {error}", file=sys.stderr)
         return 1
     found = ", ".join(f"{number} {status}" for status, number in summary.statuses.most_common())
@@ -55,4 +56,4 @@ def main(pool: str | None = None, target: str = "https://httpbin.org/ip") -> int
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:3]))
+    sys.exit(main())

@@ -2,7 +2,8 @@
 
 Results go to standard output, everything else to standard error. An error is
 one sentence; the exit status is 0, 1 for a failure, 2 for a command that makes
-no sense, 130 after Ctrl-C, 143 after SIGTERM for what takes both. With ``--json`` a result is one JSON object a line.
+no sense, 130 after Ctrl-C, and 143 where SIGTERM is heard as well. With
+``--json`` a result is one JSON object a line.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import unquote
 
 import typer
 
@@ -27,7 +28,9 @@ LISTED = 5
 
 Names = Annotated[
     list[str],
-    typer.Argument(metavar="PROXY", help="The proxy's id, host:port, or its URL."),
+    typer.Argument(
+        metavar="PROXY", help="The proxy's id, host:port, or its URL, with its user if need be."
+    ),
 ]
 Reason = Annotated[str | None, typer.Option(metavar="TEXT", help="Why, for the log.")]
 
@@ -89,20 +92,34 @@ def _at_address(storage: PostgresStorage, begin: Beginning, address: str) -> lis
     """Return the proxies that are at an address now; the log knows those that ever were."""
     from ..ledger.addresses import address_of, names, proxies_at, without_login  # noqa: PLC0415
 
-    wanted = without_login(address)
+    wanted, user = without_login(address), _user_in(address)
     ever = map(storage.get_proxy_by_id, proxies_at(storage, begin, address))
-    return [proxy for proxy in ever if proxy is not None and names(wanted, address_of(proxy))]
+    return [
+        proxy
+        for proxy in ever
+        if proxy is not None
+        and names(wanted, address_of(proxy))
+        and user in (None, proxy.credentials and proxy.credentials.user)
+    ]
+
+
+def _user_in(address: str) -> str | None:
+    login, mark, _ = address.strip().rpartition("://")[2].rpartition("@")
+    return unquote(login.partition(":")[0]) if mark else None
 
 
 def _only(storage: PostgresStorage, name: str, proxies: Sequence[Proxy]) -> Proxy:
     if not proxies:
-        raise ProxyNotFoundError(f"there is no proxy {name!r}", proxy=name)
+        raise ProxyNotFoundError(
+            f"there is no proxy {name!r}: give its id, host:port or URL", proxy=name
+        )
     if len(proxies) > 1:
         pools = {pool.id: pool.name for pool in storage.list_pools()}
         some = [f"{proxy.id} of pool {pools[proxy.pool_id]!r}" for proxy in proxies[:LISTED]]
         more = f" and {len(proxies) - LISTED} more" if len(proxies) > LISTED else ""
         raise PharoxError(
-            f"{len(proxies)} proxies are at {name!r}; give one by its id: {', '.join(some)}{more}",
+            f"{len(proxies)} proxies are at {name!r}; give protocol and user, or an id: "
+            f"{', '.join(some)}{more}",
             proxy_ids=tuple(proxy.id for proxy in proxies),
         )
     return proxies[0]

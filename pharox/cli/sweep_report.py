@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from ..models import ProxyStatus
+from ..storage.judging import LEASABLE
 from ..text import inert
 from .showing import in_utc, print_json, print_table, say
 from .telling import counted, lasting
@@ -39,6 +40,8 @@ def print_swept(swept: Swept, *, dated: bool, as_json: bool) -> None:
             print(line)
         print()
         _print_groups(swept.summary)
+        if not any(swept.summary.statuses[status] for status in LEASABLE):
+            say("no check went well: is the target itself to be reached?")
     elif swept.interrupted:
         say("interrupted before any check was recorded")
     else:
@@ -72,7 +75,7 @@ def _sentences(swept: Swept) -> Iterator[str]:
     found = [f"{summary.statuses[s]} {s.value}" for s in _ORDER if summary.statuses[s]]
     if summary.unknown:
         found.append(f"{summary.unknown} removed meanwhile")
-    yield f"{begun}{proxies} checked in {lasting(swept.seconds)}: {', '.join(found)}"
+    yield f"{begun}{proxies} checked in {lasting(swept.seconds)}: found {', '.join(found)}"
     leases = counted(summary.dropped_leases, "lease", "leases")
     held = f", with {leases} held on them" if summary.dropped_leases else ""
     yield f"{summary.dropped} dropped out{held}; {summary.recovered} came back"

@@ -198,7 +198,7 @@ def _checked(event: HealthChecked) -> str:
         found.append(f"{event.latency_ms} ms")
     if event.status_code is not None:
         found.append(f"HTTP {event.status_code}")
-    if not event.reachable:
+    if not (event.reachable or event.error):
         found.append("not reachable")
     if why := event.error or event.failure:
         found.append(why)

@@ -91,7 +91,8 @@ class HealthChecker:
         started = time.perf_counter()
         try:
             async with asyncio.timeout(chosen.timeout * chosen.attempts + GRACE_S) as deadline:
-                return _for_this(proxy, await self._strategies[protocol].check(proxy, chosen))
+                strategy = self._strategies[protocol]
+                return _for_this(proxy, await strategy.check(proxy, chosen), strategy)
         except OutOfResourcesError:
             raise
         except Exception as error:
@@ -202,12 +203,14 @@ def _check_bound(name: str, value: object) -> None:
         raise InvalidInputError(f"{name} must be a whole number from 1", value=value)
 
 
-def _for_this(proxy: Proxy, result: object) -> HealthCheckResult:
+def _for_this(proxy: Proxy, result: object, strategy: HealthCheckStrategy) -> HealthCheckResult:
     if not isinstance(result, HealthCheckResult):
         raise _StrangeResultError(f"a {type(result).__name__} in place of a result")
     if result.proxy_id != proxy.id:
         raise _StrangeResultError(f"a result for {result.proxy_id}")
-    return result
+    if type(strategy) is HTTPHealthCheckStrategy:  # valid as it was made
+        return result
+    return HealthCheckResult.model_validate(result.model_dump(warnings=False))
 
 
 def _failure_of_strategy(proxy: Proxy, error: BaseException, *, late: bool) -> CheckFailure:

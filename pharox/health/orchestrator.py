@@ -89,7 +89,8 @@ class HealthCheckOrchestrator:
     Raises
     ------
     InvalidInputError
-        If there is neither storage nor manager, or they do not belong together.
+        If there is neither storage nor manager, or they do not belong together, or
+        ``pause_when`` is no function.
     """
 
     def __init__(
@@ -104,6 +105,8 @@ class HealthCheckOrchestrator:
         kept = storage if manager is None else manager.storage
         if kept is None or (storage is not None and kept is not storage):
             raise InvalidInputError("give a storage, or a manager with its own")
+        if pause_when is not None and not callable(pause_when):
+            raise InvalidInputError("pause_when must be a function", value=pause_when)
         self._storage: Any = kept
         self._ledger: Any = manager or kept
         self._checker = checker or HealthChecker()
@@ -189,17 +192,23 @@ class HealthCheckOrchestrator:
         ------
         HealthOutcome
             What each check came to, once it is recorded.
+
+        Raises
+        ------
+        Exception
+            What a callback of the manager raised. The results that it was told of
+            are recorded by then.
         """
         with _Calls() as calls:
             await calls.call(self._ledger.cleanup_expired_leases)
             wanted = self.due() if proxies is None else proxies
             if self._pause_when is not None:
                 wanted = self._with_pauses(wanted, self._pause_when, calls)
-            found = self._checker.stream_chunks(
+            chunks = self._checker.stream_chunks(
                 wanted, options, concurrency=concurrency, per_host=per_host
             )
-            async with aclosing(found):
-                async for results in found:
+            async with aclosing(chunks):
+                async for results in chunks:
                     record = self._ledger.record_health_checks
                     for outcome in await calls.call(record, results, self._policy):
                         yield outcome
@@ -210,7 +219,7 @@ class HealthCheckOrchestrator:
         *,
         stale_after: timedelta | float | None = None,
         statuses: Collection[ProxyStatus] | None = None,
-    ) -> AsyncIterator[Proxy]:
+    ) -> AsyncGenerator[Proxy, None]:
         """Yield the proxies that are due to be checked, for a sweep.
 
         As the storage's ``load_proxies_for_healthchecks``, whose parameters these
@@ -220,27 +229,30 @@ class HealthCheckOrchestrator:
             load = self._storage.load_proxies_for_healthchecks
             choice = {"stale_after": stale_after, "statuses": statuses}
             if isasyncgenfunction(load):
-                due = load(pool_name, **choice)
+                loaded = load(pool_name, **choice)
             else:
-                due = calls.each(await calls.call(partial(load, pool_name, **choice)))
-            async for proxy in due:
-                yield proxy
+                loaded = await calls.call(partial(load, pool_name, **choice))
+            found = loaded if isinstance(loaded, AsyncIterable) else calls.each(loaded)
+            async with aclosing(each_of(found)) as due:
+                async for proxy in due:
+                    yield proxy
 
     @staticmethod
     async def _with_pauses(
         proxies: Iterable[Proxy] | AsyncIterable[Proxy],
         pause_when: Callable[[], bool | Awaitable[bool]],
         calls: _Calls,
-    ) -> AsyncIterator[Proxy]:
+    ) -> AsyncGenerator[Proxy, None]:
         """Yield the proxies, but none while a pause is asked for."""
         loop = asyncio.get_running_loop()
         asked = -_PAUSE_S
-        async for proxy in each_of(proxies):
-            if loop.time() - asked >= _PAUSE_S:
-                while await calls.call(pause_when):
-                    await asyncio.sleep(_PAUSE_S)
-                asked = loop.time()
-            yield proxy
+        async with aclosing(each_of(proxies)) as all_of_them:
+            async for proxy in all_of_them:
+                if loop.time() - asked >= _PAUSE_S:
+                    while await calls.call(pause_when):
+                        await asyncio.sleep(_PAUSE_S)
+                    asked = loop.time()
+                yield proxy
 
 
 class _Calls:
@@ -265,7 +277,7 @@ class _Calls:
         answer = await loop.run_in_executor(self._thread, copy_context().run, function, *arguments)
         return await answer if isawaitable(answer) else answer
 
-    async def each(self, items: Iterator[T]) -> AsyncIterator[T]:
+    async def each(self, items: Iterator[T]) -> AsyncGenerator[T, None]:
         """Yield what an iterator that may block yields, a page at a time."""
         while page := await self.call(list, islice(items, _PAGE)):
             for item in page:

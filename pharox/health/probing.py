@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+import socket
 import ssl
 import time
 from abc import ABC, abstractmethod
 from base64 import b64encode
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +37,12 @@ from ..models import (
 from .failures import CheckFailedError, Failure, failure_of
 
 MAX_REDIRECTS = 20
+
+MAX_PIECES = 500
+"""Of a body in more pieces the rest is not waited for: each costs time, however small it is."""
+
+LOOKUPS = 256
+"""How many names of proxies are looked up at once."""
 
 _SOCKS = {
     ProxyProtocol.SOCKS4: ProxyType.SOCKS4,
@@ -76,10 +84,14 @@ class HTTPHealthCheckStrategy(HealthCheckStrategy):
     def _ssl_context(self) -> ssl.SSLContext:
         return self._given or httpx.create_ssl_context()
 
+    @cached_property
+    def _names(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(LOOKUPS, "pharox-names")
+
     async def check(self, proxy: Proxy, options: HealthCheckOptions) -> HealthCheckResult:
         """Fetch the target, again after a failure if ``options.attempts`` allows it."""
         async with AsyncExitStack() as connections:
-            route = _Route(proxy, self._ssl_context, connections)
+            route = _Route(proxy, self._ssl_context, self._names, connections)
             for attempts in range(1, options.attempts + 1):  # noqa: B007 - read below
                 finding = await _attempt(route, options)
                 if finding.failure is None:
@@ -100,15 +112,31 @@ class _Route:
     """The way through a proxy; what it opens is closed with ``connections``."""
 
     def __init__(
-        self, proxy: Proxy, ssl_context: ssl.SSLContext, connections: AsyncExitStack
+        self,
+        proxy: Proxy,
+        ssl_context: ssl.SSLContext,
+        names: ThreadPoolExecutor,
+        connections: AsyncExitStack,
     ) -> None:
-        self._proxy, self._ssl_context, self._connections = proxy, ssl_context, connections
+        self._proxy, self._ssl_context = proxy, ssl_context
+        self._names, self._connections = names, connections
 
     @cached_property
     def _transport(self) -> httpx.AsyncBaseTransport:
         transport = _transport(self._proxy, self._ssl_context)
         self._connections.push_async_callback(transport.aclose)
         return transport
+
+    async def look_up(self) -> None:
+        """Look the proxy's name up, if it has one, so that only names that resolve go on.
+
+        The event loop has but a few threads for this. A few slow names would keep all
+        others waiting there, until their checks are out of time.
+        """
+        if isinstance(self._proxy.host, str):
+            loop = asyncio.get_running_loop()
+            place = (self._proxy.host, self._proxy.port)
+            await loop.run_in_executor(self._names, socket.getaddrinfo, *place)
 
     async def get(self, url: httpx.URL, headers: httpx.Headers) -> httpx.Response:
         extensions = {"timeout": _NO_TIMEOUT, "trace": self._note}
@@ -150,6 +178,7 @@ async def _attempt(route: _Route, options: HealthCheckOptions) -> _Finding:
     started = time.perf_counter()
     try:
         async with asyncio.timeout(options.timeout):
+            await route.look_up()
             await _fetch(route, options, finding)
     except Exception as error:
         finding.failure = failure_of(error)
@@ -211,11 +240,13 @@ async def _judge(response: httpx.Response, options: HealthCheckOptions) -> None:
 
 
 async def _read(response: httpx.Response, max_bytes: int) -> None:
-    """Wait for the body's end, or for so much of it."""
+    """Wait for the body's end, or for so much of it, in so many pieces."""
     if max_bytes == 0:
         return
+    pieces = 0
     async for _ in response.aiter_raw():
-        if response.num_bytes_downloaded >= max_bytes:
+        pieces += 1
+        if response.num_bytes_downloaded >= max_bytes or pieces >= MAX_PIECES:
             break
 
 

@@ -171,8 +171,12 @@ class _Run(Generic[T, R]):
 
 
 async def each_of(source: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[T, None]:
-    """Yield the items of a source of either kind."""
-    if isinstance(source, AsyncIterable):
+    """Yield the items of a source of either kind; an async generator is closed with this one."""
+    if isinstance(source, AsyncGenerator):
+        async with aclosing(source):
+            async for item in source:
+                yield item
+    elif isinstance(source, AsyncIterable):
         async for item in source:
             yield item
     else:

@@ -150,7 +150,9 @@ def complaint(error: ValidationError) -> tuple[str, str]:
     found = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = [str(part) for part in found["loc"] if part != "credentials"]
     message = found["msg"].removeprefix("Value error, ")
-    return place[0] if place else "entry", message[:1].lower() + message[1:]
+    if message[1:2].islower():
+        message = message[:1].lower() + message[1:]
+    return place[0] if place else "entry", message
 
 
 def _member(value: Mapping[str, Any], *path: str) -> Any:

@@ -452,6 +452,8 @@ def check_statuses(statuses: Collection[ProxyStatus] | None) -> frozenset[ProxyS
     """Return the statuses of proxies to check, all but BANNED if None."""
     if statuses is None:
         return frozenset(ProxyStatus) - {ProxyStatus.BANNED}
+    if isinstance(statuses, str):
+        raise InvalidInputError("statuses must be several, such as ['active']", value=statuses)
     return frozenset(check_status(status) for status in statuses)
 
 

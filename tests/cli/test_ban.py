@@ -21,7 +21,7 @@ def statuses(storage: PostgresStorage, proxies: list[Proxy]) -> list[ProxyStatus
 
 class TestBan:
     @pytest.mark.parametrize(
-        "name", ["{id}", "10.0.0.0:8000", "http://10.0.0.0:8000", "HTTP://user:pw@10.0.0.0:8000/"]
+        "name", ["{id}", "10.0.0.0:8000", "http://10.0.0.0:8000", "HTTP://10.0.0.0:8000/"]
     )
     def test_a_banned_proxy_is_leased_no_more(
         self, pharox: Pharox, storage: PostgresStorage, name: str
@@ -78,7 +78,7 @@ class TestBan:
         _, proxies = fill(storage, 2)
         outcome = pharox("ban", proxies[0].id, name)
         assert (outcome.status, outcome.out) == (1, "")
-        assert outcome.err == f"pharox: there is no proxy {name!r}\n"
+        assert outcome.err == f"pharox: there is no proxy {name!r}: give its id, host:port or URL\n"
         assert statuses(storage, proxies) == ["active", "active"]
 
     def test_an_address_of_several_is_refused(
@@ -89,9 +89,24 @@ class TestBan:
         _, (other,) = fill(storage, name="other")
         outcome = pharox("ban", "10.0.0.0:8000")
         assert (outcome.status, outcome.out) == (1, "")
-        assert outcome.err.startswith("pharox: 2 proxies are at '10.0.0.0:8000'; give one by its")
+        assert outcome.err.startswith("pharox: 2 proxies are at '10.0.0.0:8000'; give protocol and")
         assert f"{mine.id} of pool 'pool'" in outcome.err
         assert statuses(storage, [mine, other]) == ["active", "active"]
+
+    def test_a_user_tells_the_proxies_of_one_address_apart(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """As a URL has it; nobody else's proxy is banned for one that is unknown."""
+        pool, _ = fill(storage, 0)
+        gateway = {"host": "gate.test", "port": 7000, "protocol": "http", "pool_id": pool.id}
+        proxies = [
+            Proxy.model_validate({**gateway, "credentials": {"user": user, "password": "pw"}})
+            for user in ("alice", "b@b")
+        ]
+        storage.add_proxies_bulk(proxies)
+        assert pharox("ban", "http://nobody@gate.test:7000").status == 1
+        assert pharox("ban", "http://b%40b@gate.test:7000").status == 0
+        assert statuses(storage, proxies) == ["inactive", "banned"]
 
     def test_the_many_of_a_gateway_are_not_all_listed(
         self, pharox: Pharox, storage: PostgresStorage

@@ -133,7 +133,7 @@ class TestWhatIsFound:
         assert statuses(storage, proxies) == ["active", "active", "inactive"]
         first, *lines = outcome.out.splitlines()
         assert first.startswith("3 proxies checked in ")
-        assert first.endswith(" s: 2 active, 1 inactive")
+        assert first.endswith(" s: found 2 active, 1 inactive")
         assert lines == [
             "1 dropped out; 0 came back",
             "failures: 1 disconnected",
@@ -144,6 +144,15 @@ class TestWhatIsFound:
             "country   AR           2     0         1",
             "source    a list       2     0         1",
         ]
+
+    def test_that_nothing_went_well_may_be_the_targets_fault(
+        self, pharox: Pharox, keep: Keep, target: Target
+    ) -> None:
+        """A target that is down makes all of a pool inactive: somebody should look at it."""
+        keep(CLOSING, CLOSING)
+        outcome = pharox("sweep", "pool", *target)
+        assert outcome.status == 0
+        assert outcome.err == "pharox: no check went well: is the target itself to be reached?\n"
 
     def test_leases_on_what_dropped_out_are_told(
         self, pharox: Pharox, storage: PostgresStorage, keep: Keep, target: Target
@@ -159,7 +168,7 @@ class TestWhatIsFound:
         assert "so status active -> inactive, while 2 leases were held on it\n" in story
 
     @pytest.mark.parametrize(
-        ("error", "told"), [(None, "not reachable, timeout"), ("no answer", "not reachable, no a")]
+        ("error", "told"), [(None, "not reachable, timeout"), ("no answer", "inactive, no answer")]
     )
     def test_why_a_check_failed_is_told_once(
         self, pharox: Pharox, storage: PostgresStorage, error: str | None, told: str

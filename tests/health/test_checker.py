@@ -7,6 +7,8 @@ import logging
 import os
 import random
 import resource
+import socket
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
@@ -111,6 +113,11 @@ def _raise(error: BaseException) -> None:
         (lambda _: _raise(asyncio.CancelledError()), CheckFailure.OTHER),
         (lambda _: None, CheckFailure.OTHER),
         (lambda _: result_of(some_proxy()), CheckFailure.OTHER),
+        (lambda proxy: result_of(proxy).model_copy(update={"latency_ms": -5}), CheckFailure.OTHER),
+        (
+            lambda proxy: result_of(proxy).model_copy(update={"error_message": "\0"}),
+            CheckFailure.OTHER,
+        ),
     ],
 )
 def test_a_strange_strategy_is_a_result(
@@ -381,6 +388,41 @@ def test_a_result_for_nobody_is_not_passed_on() -> None:
 
     (result,) = asyncio.run(run())
     assert (result.proxy_id, result.failure) == (proxy.id, CheckFailure.OTHER)
+
+
+def test_tiny_pieces_do_not_take_the_time_of_others(zoo: Zoo) -> None:
+    """A body in pieces of a byte is waited for up to a number of them, not of bytes."""
+    options = options_of(zoo, 30).model_copy(update={"max_body_bytes": 10**9})
+    proxy = zoo.proxy("http-tiny-pieces", "http")
+    result = asyncio.run(HealthChecker().check_proxy(proxy, options))
+    assert (result.status, result.failure) == (ProxyStatus.ACTIVE, None)
+
+
+def test_names_that_do_not_resolve_keep_no_others_waiting(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resolver takes seconds over a dead name; the event loop has a handful of threads for it."""
+    look_up, over = socket.getaddrinfo, threading.Event()
+
+    def slow_for_dead_names(host: Any, *args: Any, **options: Any) -> Any:
+        if str(host).endswith(".dead"):
+            over.wait(20)
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return look_up(host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow_for_dead_names)
+    good = zoo.proxy("http-answers", "http")
+    dead = [good.model_copy(update={"id": uuid4(), "host": f"p{n}.dead"}) for n in range(60)]
+    living = [good.model_copy(update={"id": uuid4(), "host": "localhost"}) for _ in range(60)]
+
+    async def sweep() -> Counter[tuple[bool, CheckFailure | None]]:
+        stream = HealthChecker().stream_health_checks([*dead, *living], options_of(zoo, 3))
+        names = {proxy.id for proxy in living}
+        return Counter([(r.proxy_id in names, r.failure) async for r in stream])
+
+    found = asyncio.run(sweep())
+    over.set()
+    assert found == {(False, CheckFailure.TIMEOUT): 60, (True, None): 60}
 
 
 def test_too_few_sockets_end_a_sweep_and_blame_no_proxy(zoo: Zoo) -> None:

@@ -212,6 +212,8 @@ def test_a_storage_is_needed() -> None:
         HealthCheckOrchestrator()
     with pytest.raises(InvalidInputError, match="storage"):
         HealthCheckOrchestrator(InMemoryStorage(), manager=ProxyManager(InMemoryStorage()))
+    with pytest.raises(InvalidInputError, match="pause_when"):
+        HealthCheckOrchestrator(InMemoryStorage(), pause_when=5)  # type: ignore[arg-type]
 
 
 # A storage with coroutines
@@ -243,8 +245,16 @@ class Async:
             yield proxy
 
 
-def test_a_storage_with_coroutines_is_awaited() -> None:
-    storage = Async()
+class Plain(Async):
+    """One whose loading is a plain function that returns an async iterator."""
+
+    def load_proxies_for_healthchecks(self, *args: Any, **choice: Any) -> AsyncIterator[Proxy]:
+        return super().load_proxies_for_healthchecks(*args, **choice)
+
+
+@pytest.mark.parametrize("kind", [Async, Plain])
+def test_a_storage_with_coroutines_is_awaited(kind: type[Async]) -> None:
+    storage = kind()
     _, proxies = fill(storage.kept, 20)
     orchestrator = HealthCheckOrchestrator(storage, checker_with(Scripted(port_is_even)))
     assert len(sweep(orchestrator)) == 20

@@ -273,7 +273,7 @@ def test_names_are_resolved_by_the_proxy(zoo: Zoo, protocol: str, user: str) -> 
     [
         ("/status/404", {}, "inactive", "unexpected_status", 404),
         ("/status/404", {"expected_status_codes": [404, 200]}, "active", None, 404),
-        ("/status/200", {"expected_status_codes": []}, "inactive", "unexpected_status", 200),
+        ("/status/200", {"expected_status_codes": [204]}, "inactive", "unexpected_status", 200),
         ("/slow", {"slow_threshold_ms": 100}, "slow", None, 200),
         ("/redirect-once", {}, "active", None, 200),
         ("/redirect-once", {"allow_redirects": False}, "inactive", "unexpected_status", 301),
@@ -368,12 +368,6 @@ def test_credentials_that_cannot_be_sent_are_a_result(
     result = check(zoo, zoo.proxy(name, protocol, user, password), zoo.target("/ok"))
     assert result.failure == CheckFailure.OTHER, result
     assert "ä" not in str(result.error_message)
-
-
-@pytest.mark.parametrize("headers", [{"X": "a\nb"}, {"X\n": "a"}, {"X": "ä"}])
-def test_headers_that_cannot_be_sent_are_a_result(zoo: Zoo, headers: dict[str, str]) -> None:
-    result = check(zoo, zoo.proxy("http-answers", "http"), zoo.target("/ok"), headers=headers)
-    assert result.failure == CheckFailure.OTHER, result
 
 
 def test_an_error_of_the_caller_is_no_reason(zoo: Zoo) -> None:

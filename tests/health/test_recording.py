@@ -403,6 +403,37 @@ def test_statuses_are_those_of_the_newest_results(
 
 
 @pytest.mark.stress
+def test_proxies_that_come_and_go_under_a_sweep_leave_a_clean_ledger(
+    storage: PostgresStorage,
+) -> None:
+    """One removed and registered again, under the same id, is not judged without its lock."""
+    _, proxies = fill(storage, 20, max_concurrency=2)
+    fleeting = proxies[-4:]
+    over = threading.Event()
+
+    def work(number: int) -> None:
+        own = random.Random(number)
+        if number == 0:
+            for _ in range(100):
+                proxy = own.choice(fleeting)
+                storage.delete_proxy(str(proxy.id))
+                storage.save_proxy(proxy)
+            over.set()
+        manager = ProxyManager(storage)
+        while not over.is_set():
+            if number % 2:
+                batch = own.choices(proxies, k=40)
+                manager.record_health_checks(
+                    [checked(p, status=own.choice([GOOD, BAD])) for p in batch]
+                )
+            else:
+                manager.acquire_proxy("pool", duration_seconds=1)
+
+    threads(5, work)
+    assert storage.verify() == []
+
+
+@pytest.mark.stress
 def test_sweeps_at_once_beside_leasing_leave_a_clean_ledger(storage: PostgresStorage) -> None:
     """Batches that overlap in any order never deadlock, and nobody leases what is inactive."""
     _, proxies = fill(storage, 40, max_concurrency=2)

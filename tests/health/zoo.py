@@ -62,6 +62,12 @@ HOSTILE: dict[str, tuple[str | bytes, ...]] = {
     "http-silent-in-body": (HEAD, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok", SILENT),
     "http-drips": (HEAD, b"HTTP/1.1 200 OK\r\nX: ", DRIP),
     "http-continues-forever": (HEAD, b"HTTP/1.1 100 Continue\r\n\r\n", FLOOD),
+    "http-tiny-pieces": (
+        HEAD,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"1\r\na\r\n",
+        FLOOD,
+    ),
     "http-closes": (HEAD, CLOSE),
     "http-closes-in-headers": (HEAD, b"HTTP/1.1 200 OK\r\nContent-Le", CLOSE),
     "http-resets": (HEAD, RESET),

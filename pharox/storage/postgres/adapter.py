@@ -352,7 +352,8 @@ class PostgresStorage(IStorage):
         self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
     ) -> Proxy:
         check_reason(reason)
-        return self._run(self._commands.set_status(proxy_id, check_status(status), reason))
+        uuid = id_from_text(proxy_id) or NIL
+        return self._run(self._commands.set_status(uuid, check_status(status), reason))
 
     def load_proxies_for_healthchecks(
         self,

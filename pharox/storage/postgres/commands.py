@@ -388,16 +388,19 @@ class Commands:
         values = {
             **_attribution(),
             "pool_id": pool_id,
-            "ids": list(checks),
-            "rows": json.dumps([_check_row(check) for check in checks.values()]),
             "failures": policy.failures_before_inactive,
             "successes": policy.successes_before_active,
             "window": policy.latency_window,
         }
-        _, recorded = yield [
-            Query(health.lock_statement(self.schema), values),
-            Query(health.record_statement(self.schema), values),
-        ]
+
+        def record(answers: Sequence[Rows]) -> Query:
+            # Not one that came while the locks were waited for: it is not locked.
+            rows = [_check_row(checks[row["proxy_id"]]) for row in answers[0]]
+            statement = health.record_statement(self.schema)
+            return Query(statement, {**values, "rows": json.dumps(rows)})
+
+        lock = health.lock_statement(self.schema)
+        _, recorded = yield [Query(lock, {**values, "ids": list(checks)}), record]
         return {row["proxy_id"]: row["data"] for row in recorded}
 
     def proxy_as_it_stands(self, proxy_id: UUID) -> Program[Proxy | None]:
@@ -420,9 +423,10 @@ class Commands:
             "status": status.value,
             "reason": reason,
         }
+        change = Query(registering.set_status_statement(self.schema), values)
         locked, _ = yield [
             Query(health.lock_statement(self.schema), values),
-            Query(registering.set_status_statement(self.schema), values),
+            lambda answers: change if answers[0] else None,
         ]
         proxy = yield from self.proxy_as_it_stands(proxy_id)
         if not locked or proxy is None:

@@ -3,9 +3,10 @@
 A program is a generator: it yields queries and receives their rows, so it
 knows nothing of connections, and an async driver can run the same program. A
 single query is one statement and one commit; a list of queries is one
-transaction. What the server refuses is raised inside the program, where it
-was yielded. Where the log has no partition yet for what a command appends, the
-driver has one added and asks again.
+transaction, in which a function makes of the answers so far the query that it
+stands for, or None if nothing is to be asked. What the server refuses is raised
+inside the program, where it was yielded. Where the log has no partition yet for
+what a command appends, the driver has one added and asks again.
 
 What reads much, or in many steps, opens a :class:`Session` instead: one
 transaction on one connection.
@@ -13,7 +14,7 @@ transaction on one connection.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -29,7 +30,8 @@ from .sql import Query, Statement, quoted
 
 T = TypeVar("T")
 Rows = list[dict[str, Any]]
-Program = Generator[Query | Sequence[Query], Any, T]
+Step = Query | Callable[[Sequence[Rows]], Query | None]
+Program = Generator[Query | Sequence[Step], Any, T]
 
 UPGRADE_HINT = "run `pharox db upgrade` or call storage.upgrade_schema()"
 
@@ -66,12 +68,16 @@ class Driver:
         connection: psycopg.Connection[Any],
         cursor: psycopg.RawCursor[Any],
         slot: int,
-        asked: Query | Sequence[Query],
+        asked: Query | Sequence[Step],
     ) -> Rows | list[Rows]:
         if isinstance(asked, Query):
             return _rows(cursor, asked, slot)
+        answers: list[Rows] = []
         with connection.transaction():
-            return [_rows(cursor, query, slot) for query in asked]
+            for step in asked:
+                query = step if isinstance(step, Query) else step(answers)
+                answers.append([] if query is None else _rows(cursor, query, slot))
+        return answers
 
     @contextmanager
     def session(self, *, snapshot: bool = False, keep: bool = True) -> Iterator[Session]:
