@@ -168,7 +168,7 @@ class HealthChecker:
             proxies,
             check,
             concurrency=concurrency,
-            key=lambda proxy: str(_checked(proxy).host),
+            key=None if per_host is None else lambda proxy: str(_checked(proxy).host),
             per_key=per_host,
         )
 

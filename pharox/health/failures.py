@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import anyio
+import httpcore
 import httpx
 import python_socks
 
@@ -46,6 +47,8 @@ _CUT_OFF = (
     BrokenPipeError,
     ConnectionAbortedError,
     ConnectionResetError,
+    httpcore.ReadError,
+    httpcore.WriteError,
     httpx.ReadError,
     httpx.WriteError,
 )
@@ -120,7 +123,7 @@ def _too_late(_: object) -> Failure:
     return Failure(CheckFailure.TIMEOUT, "no complete answer in time")
 
 
-def _connect_refused(error: httpx.ProxyError) -> Failure:
+def _connect_refused(error: httpcore.ProxyError) -> Failure:
     code = int(str(error)[:3])  # its text is the status code and the reason phrase
     if code == httpx.codes.PROXY_AUTHENTICATION_REQUIRED:
         return Failure(
@@ -142,7 +145,7 @@ def _socks_reply_unreadable(_: object) -> Failure:
     return Failure(CheckFailure.HANDSHAKE, "SOCKS: malformed connect reply")
 
 
-def _not_http(error: httpx.RemoteProtocolError) -> Failure:
+def _not_http(error: Exception) -> Failure:
     words = str(error)
     if words.startswith(_HTTP_CUT_OFF):
         return _cut_off(words)
@@ -171,10 +174,10 @@ def _not_connected(error: OSError) -> Failure | None:
 
 _EXPLAIN: Sequence[tuple[type[BaseException] | tuple[type[BaseException], ...], _Explain]] = (
     (CheckFailedError, lambda error: error.failure),
-    (httpx.ProxyError, _connect_refused),
+    (httpcore.ProxyError, _connect_refused),
     (python_socks.ProxyError, _socks_failed),
     (UnicodeDecodeError, _socks_reply_unreadable),  # raised by python-socks, of a name in it
-    (httpx.RemoteProtocolError, _not_http),
+    ((httpcore.RemoteProtocolError, httpx.RemoteProtocolError), _not_http),
     (_CUT_OFF, _cut_off),
     (TimeoutError, _too_late),
     (ssl.SSLError, _tls_failed),

@@ -15,13 +15,15 @@ import ssl
 import time
 from abc import ABC, abstractmethod
 from base64 import b64encode
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.metadata import version
 from typing import Any
 
+import httpcore
 import httpx
 from httpx_socks import AsyncProxyTransport
 from python_socks import ProxyType
@@ -49,11 +51,13 @@ _SOCKS = {
     ProxyProtocol.SOCKS5: ProxyType.SOCKS5,
 }
 _USER_AGENT = f"pharox/{version('pharox')}"
+_REDIRECTS = (301, 302, 303, 307, 308)
 _NOT_FOR_OTHERS = ("authorization", "cookie", "host")
 """Headers that are meant for one origin."""
 
 # The deadline is the attempt's. None would not do: python-socks then takes a minute.
 _NO_TIMEOUT = {"connect": math.inf}
+_NETWORK = httpcore.AnyIOBackend()
 
 
 class HealthCheckStrategy(ABC):
@@ -91,7 +95,8 @@ class HTTPHealthCheckStrategy(HealthCheckStrategy):
     async def check(self, proxy: Proxy, options: HealthCheckOptions) -> HealthCheckResult:
         """Fetch the target, again after a failure if ``options.attempts`` allows it."""
         async with AsyncExitStack() as connections:
-            route = _Route(proxy, self._ssl_context, self._names, connections)
+            kind = _SOCKSRoute if proxy.protocol in _SOCKS else _HTTPRoute
+            route = kind(proxy, self._ssl_context, self._names, connections)
             for attempts in range(1, options.attempts + 1):  # noqa: B007 - read below
                 finding = await _attempt(route, options)
                 if finding.failure is None:
@@ -108,7 +113,23 @@ class _Finding:
     failure: Failure | None = None
 
 
-class _Route:
+@dataclass(slots=True)
+class _Answer:
+    """What came back: its head, and its body as it comes."""
+
+    status_code: int
+    headers: Sequence[tuple[bytes, bytes]]
+    body: AsyncIterable[bytes]
+    aclose: Callable[[], Awaitable[None]]
+
+    @property
+    def location(self) -> str | None:
+        """Where a redirect leads."""
+        found = (value for name, value in self.headers if name.lower() == b"location")
+        return next((value.decode("latin-1") for value in found), None)
+
+
+class _Route(ABC):
     """The way through a proxy; what it opens is closed with ``connections``."""
 
     def __init__(
@@ -121,12 +142,6 @@ class _Route:
         self._proxy, self._ssl_context = proxy, ssl_context
         self._names, self._connections = names, connections
 
-    @cached_property
-    def _transport(self) -> httpx.AsyncBaseTransport:
-        transport = _transport(self._proxy, self._ssl_context)
-        self._connections.push_async_callback(transport.aclose)
-        return transport
-
     async def look_up(self) -> None:
         """Look the proxy's name up, if it has one, so that only names that resolve go on.
 
@@ -138,39 +153,80 @@ class _Route:
             place = (self._proxy.host, self._proxy.port)
             await loop.run_in_executor(self._names, socket.getaddrinfo, *place)
 
-    async def get(self, url: httpx.URL, headers: httpx.Headers) -> httpx.Response:
-        extensions = {"timeout": _NO_TIMEOUT, "trace": self._note}
-        request = httpx.Request("GET", url, headers=headers, extensions=extensions)
-        return await self._transport.handle_async_request(request)
+    @abstractmethod
+    async def get(self, url: httpx.URL, headers: httpx.Headers) -> _Answer:
+        """Ask for a page."""
 
-    async def _note(self, event: str, info: dict[str, Any]) -> None:
-        """Note every connection, as httpcore forgets one that is cancelled during its TLS."""
-        if event == "connection.connect_tcp.complete":
-            self._connections.push_async_callback(info["return_value"].aclose)
+    def _login(self) -> tuple[str, str] | None:
+        login = self._proxy.credentials
+        return None if login is None else (login.user, login.password.get_secret_value())
 
 
-def _transport(proxy: Proxy, ssl_context: ssl.SSLContext) -> httpx.AsyncBaseTransport:
-    host, user, password = str(proxy.host), None, None
-    if proxy.credentials is not None:
-        user = proxy.credentials.user
-        password = proxy.credentials.password.get_secret_value()
-    if proxy.protocol in _SOCKS:
-        return AsyncProxyTransport(
-            proxy_type=_SOCKS[proxy.protocol],
-            proxy_host=host,
-            proxy_port=proxy.port,
-            username=user,
-            password=password,
+class _HTTPRoute(_Route, httpcore.AsyncNetworkBackend):
+    """Through an HTTP or HTTPS proxy, by what is inside of httpx.
+
+    It opens its own connections, as httpcore forgets one that is cancelled during its TLS.
+    """
+
+    @cached_property
+    def _pool(self) -> httpcore.AsyncConnectionPool:
+        proxy = self._proxy
+        login = self._login()
+        pool = httpcore.AsyncHTTPProxy(
+            httpcore.URL(scheme=proxy.protocol, host=str(proxy.host), port=proxy.port, target="/"),
+            proxy_auth=login and (login[0].encode(), login[1].encode()),
+            ssl_context=self._ssl_context,
+            proxy_ssl_context=(
+                self._ssl_context if proxy.protocol is ProxyProtocol.HTTPS else None
+            ),
+            network_backend=self,
+        )
+        self._connections.push_async_callback(pool.aclose)
+        return pool
+
+    async def get(self, url: httpx.URL, headers: httpx.Headers) -> _Answer:
+        host = [] if "host" in headers else [(b"Host", url.netloc)]
+        target = httpcore.URL(
+            scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
+        )
+        request = httpcore.Request("GET", target, headers=[*host, *headers.raw])
+        response = await self._pool.handle_async_request(request)
+        return _Answer(response.status, response.headers, response.aiter_stream(), response.aclose)
+
+    async def connect_tcp(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
+        """Connect as httpcore would, and see to it that the connection is closed."""
+        stream = await _NETWORK.connect_tcp(*args, **options)
+        self._connections.push_async_callback(stream.aclose)
+        return stream
+
+
+class _SOCKSRoute(_Route):
+    """Through a SOCKS proxy, which resolves the target's name."""
+
+    @cached_property
+    def _transport(self) -> AsyncProxyTransport:
+        login = self._login()
+        transport = AsyncProxyTransport(
+            proxy_type=_SOCKS[self._proxy.protocol],
+            proxy_host=str(self._proxy.host),
+            proxy_port=self._proxy.port,
+            username=login and login[0],
+            password=login and login[1],
             rdns=True,
-            verify=ssl_context,
+            verify=self._ssl_context,
             trust_env=False,
         )
-    server = httpx.Proxy(
-        httpx.URL(scheme=proxy.protocol.value, host=host, port=proxy.port),
-        auth=None if user is None or password is None else (user, password),
-        ssl_context=ssl_context if proxy.protocol is ProxyProtocol.HTTPS else None,
-    )
-    return httpx.AsyncHTTPTransport(proxy=server, verify=ssl_context, trust_env=False)
+        self._connections.push_async_callback(transport.aclose)
+        return transport
+
+    async def get(self, url: httpx.URL, headers: httpx.Headers) -> _Answer:
+        extensions = {"timeout": _NO_TIMEOUT}
+        request = httpx.Request("GET", url, headers=headers, extensions=extensions)
+        response = await self._transport.handle_async_request(request)
+        assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - an async transport
+        return _Answer(
+            response.status_code, response.headers.raw, response.stream, response.stream.aclose
+        )
 
 
 async def _attempt(route: _Route, options: HealthCheckOptions) -> _Finding:
@@ -188,25 +244,31 @@ async def _attempt(route: _Route, options: HealthCheckOptions) -> _Finding:
 
 
 async def _fetch(route: _Route, options: HealthCheckOptions, finding: _Finding) -> None:
-    url = httpx.URL(str(options.target_url))
+    url = _parsed(str(options.target_url))
     headers = _headers(url, options)
     for _ in range(MAX_REDIRECTS + 1):
-        response = await route.get(url, headers)
+        answer = await route.get(url, headers)
         try:
-            finding.status_code = response.status_code
-            if not _leads_on(response, options):
-                await _judge(response, options)
+            finding.status_code = answer.status_code
+            location = _next_of(answer, options)
+            if location is None:
+                await _judge(answer, options)
                 return
-            await _read(response, options.max_body_bytes)
+            await _read(answer, options.max_body_bytes)
         finally:
-            await response.aclose()
-        destination = _destination(url, response.headers["location"])
+            await answer.aclose()
+        destination = _destination(url, location)
         if _origin(destination) != _origin(url):
             headers = httpx.Headers(
                 [(name, value) for name, value in headers.items() if name not in _NOT_FOR_OTHERS]
             )
         url = destination
     raise CheckFailedError(CheckFailure.REDIRECTS, f"more than {MAX_REDIRECTS} redirects")
+
+
+@lru_cache(maxsize=64)
+def _parsed(url: str) -> httpx.URL:
+    return httpx.URL(url)
 
 
 def _headers(url: httpx.URL, options: HealthCheckOptions) -> httpx.Headers:
@@ -218,18 +280,17 @@ def _headers(url: httpx.URL, options: HealthCheckOptions) -> httpx.Headers:
     return headers
 
 
-def _leads_on(response: httpx.Response, options: HealthCheckOptions) -> bool:
-    return (
-        options.allow_redirects
-        and response.has_redirect_location
-        and response.status_code not in options.expected_status_codes
-    )
+def _next_of(answer: _Answer, options: HealthCheckOptions) -> str | None:
+    """Return where an answer leads, if that is to be followed."""
+    is_final = answer.status_code in options.expected_status_codes
+    leads_on = answer.status_code in _REDIRECTS and options.allow_redirects
+    return answer.location if leads_on and not is_final else None
 
 
-async def _judge(response: httpx.Response, options: HealthCheckOptions) -> None:
-    code = response.status_code
+async def _judge(answer: _Answer, options: HealthCheckOptions) -> None:
+    code = answer.status_code
     if code in options.expected_status_codes:
-        await _read(response, options.max_body_bytes)
+        await _read(answer, options.max_body_bytes)
     elif code == httpx.codes.PROXY_AUTHENTICATION_REQUIRED:
         raise CheckFailedError(CheckFailure.PROXY_AUTHENTICATION, "the answer is 407")
     else:
@@ -239,14 +300,14 @@ async def _judge(response: httpx.Response, options: HealthCheckOptions) -> None:
         )
 
 
-async def _read(response: httpx.Response, max_bytes: int) -> None:
+async def _read(answer: _Answer, max_bytes: int) -> None:
     """Wait for the body's end, or for so much of it, in so many pieces."""
     if max_bytes == 0:
         return
-    pieces = 0
-    async for _ in response.aiter_raw():
-        pieces += 1
-        if response.num_bytes_downloaded >= max_bytes or pieces >= MAX_PIECES:
+    pieces = size = 0
+    async for piece in answer.body:
+        pieces, size = pieces + 1, size + len(piece)
+        if size >= max_bytes or pieces >= MAX_PIECES:
             break
 
 

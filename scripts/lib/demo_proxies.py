@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import quote
 
-import pproxy
-import proxy
 import psutil  # type: ignore[import-untyped]
 
 HOST = "127.0.0.1"
@@ -132,6 +130,8 @@ def running_site(proxies: Sequence[RealProxy]) -> Iterator[str]:
 
 
 def _serve_with_pproxy(protocol: str, login: str) -> None:
+    import pproxy
+
     async def serve() -> None:
         listener = pproxy.Server(f"{protocol}://{HOST}:0/" + (f"#{login}" if login else ""))
         server = await listener.start_server({"rserver": []})
@@ -142,6 +142,8 @@ def _serve_with_pproxy(protocol: str, login: str) -> None:
 
 
 def _serve_with_proxy_py(login: str) -> None:
+    import proxy
+
     options = ["--hostname", HOST, "--port", "0", "--num-acceptors", "1", "--num-workers", "1"]
     options += ["--log-level", "critical", *(["--basic-auth", login] if login else [])]
     with proxy.Proxy(options) as server:

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import pproxy
 import trustme
 
 from pharox.models import Proxy, ProxyCredentials, ProxyProtocol
@@ -332,6 +331,8 @@ async def _listen(serve: Serve, context: ssl.SSLContext | None = None) -> int:
 
 
 async def _listen_with_pproxy(url: str) -> int:
+    import pproxy  # here, as it warns when it is compiled, and only the zoo's process may
+
     # Else who gave the password once need not give it again from the same address.
     server = await pproxy.Server(url).start_server({"rserver": [], "authtime": -1})
     _SERVERS.append(server)
