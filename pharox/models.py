@@ -33,7 +33,7 @@ from pydantic import (
 
 from .errors import InvalidInputError, InvalidLeaseError
 from .geo import same_coordinate, within_radius
-from .text import host_and_port
+from .text import url_of
 
 MAX_NAME_LENGTH = 500
 """Of pools, consumers and hosts; an index holds no more than a few thousand bytes."""
@@ -140,6 +140,10 @@ class ProxyStatus(StrEnum):
     INACTIVE = "inactive"
     SLOW = "slow"
     BANNED = "banned"
+
+
+LEASABLE = (ProxyStatus.ACTIVE, ProxyStatus.SLOW)
+"""What a proxy that does its work is; whether a SLOW one is leased is for its pool to say."""
 
 
 class LeaseStatus(StrEnum):
@@ -264,7 +268,7 @@ class Proxy(BaseModel):
             user = quote(self.credentials.user, safe="")
             password = quote(self.credentials.password.get_secret_value(), safe="")
             auth = f"{user}:{password}@"
-        return f"{self.protocol.value}://{auth}{host_and_port(str(self.host), self.port)}"
+        return url_of(self.protocol, self.host, self.port, auth)
 
 
 class ProxyPool(BaseModel):
@@ -330,7 +334,7 @@ class HealthCheckResult(BaseModel):
     @property
     def healthy(self) -> bool:
         """Whether the proxy did what was asked of it, at whatever speed."""
-        return self.status in (ProxyStatus.ACTIVE, ProxyStatus.SLOW)
+        return self.status in LEASABLE
 
 
 class ProxyHealthRecord(BaseModel):

@@ -14,6 +14,7 @@ def inert(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def host_and_port(host: str, port: int) -> str:
-    """Return a host with its port as a URL has them: an IPv6 address in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def url_of(protocol: str, host: object, port: int, login: str = "") -> str:
+    """Return the URL of a proxy, an IPv6 address in brackets; ``login`` ends with its ``@``."""
+    spelled = f"[{host}]" if ":" in str(host) else f"{host}"
+    return f"{protocol}://{login}{spelled}:{port}"

@@ -14,7 +14,7 @@ import typer
 
 from ..errors import PharoxError, ProxyNotFoundError
 from ..models import Proxy, ProxyStatus
-from ..text import host_and_port, inert
+from ..text import inert, url_of
 from .session import ledger
 from .showing import AsJson, print_json
 from .telling import counted
@@ -128,7 +128,10 @@ def _only(storage: PostgresStorage, name: str, proxies: Sequence[Proxy]) -> Prox
 def _check_banned(proxies: Sequence[Proxy]) -> None:
     others = [proxy for proxy in proxies if proxy.status is not ProxyStatus.BANNED]
     if others:
-        which = ", ".join(f"{_address(proxy)} is {proxy.status.value}" for proxy in others)
+        which = ", ".join(
+            f"{url_of(proxy.protocol, proxy.host, proxy.port)} is {proxy.status.value}"
+            for proxy in others
+        )
         raise PharoxError(
             f"not banned: {which}; nothing was changed",
             proxy_ids=tuple(proxy.id for proxy in others),
@@ -146,8 +149,7 @@ def _tell(proxy: Proxy, told: str, as_json: bool) -> None:
     if as_json:
         print_json(proxy.model_dump(mode="json", exclude={"credentials"}))
     else:
-        print(inert(f"{_address(proxy)} ({proxy.id}) {told}"), flush=True)
-
-
-def _address(proxy: Proxy) -> str:
-    return f"{proxy.protocol.value}://{host_and_port(str(proxy.host), proxy.port)}"
+        print(
+            inert(f"{url_of(proxy.protocol, proxy.host, proxy.port)} ({proxy.id}) {told}"),
+            flush=True,
+        )

@@ -25,7 +25,7 @@ from ..events import (
 )
 from ..ids import NIL
 from ..models import ProxyPool
-from ..text import host_and_port, inert
+from ..text import inert, url_of
 from .showing import in_utc
 
 _ASKED = ("selector", "filters", "predicate")
@@ -77,7 +77,7 @@ def line_of(event: Event, pool: str) -> str:
 
 def _facts(event: Event) -> Iterator[tuple[str, Any]]:
     if isinstance(event, ProxyRegistered | ProxyChanged):
-        yield "address", f"{event.protocol}://{host_and_port(event.host, event.port)}"
+        yield "address", url_of(event.protocol, event.host, event.port)
     before, after = getattr(event, "before", None), getattr(event, "after", None)
     if after is not None and before is None:
         yield from (("status", after.status), ("max_concurrency", after.max_concurrency))

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from ..models import ProxyStatus
-from ..storage.judging import LEASABLE
+from ..models import LEASABLE, ProxyStatus
 from ..text import inert
 from .showing import in_utc, print_json, print_table, say
 from .telling import counted, lasting

@@ -14,9 +14,7 @@ import sys
 import time
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterable,
     Callable,
-    Iterable,
 )
 from contextlib import AbstractContextManager, aclosing, suppress
 from dataclasses import dataclass, field
@@ -28,12 +26,11 @@ import httpx
 
 from ..errors import DatabaseUnavailableError, InvalidInputError
 from ..health import HealthChecker, HealthCheckOrchestrator, SweepSummary
-from ..health.checker import CONCURRENCY
+from ..health.checker import CONCURRENCY, Proxies
 from ..models import (
     HealthCheckOptions,
     HealthCheckResult,
     HealthPolicy,
-    Proxy,
     ProxyStatus,
     utc_now,
 )
@@ -197,7 +194,7 @@ class _StoppableChecker(HealthChecker):
 
     def stream_chunks(
         self,
-        proxies: Iterable[Proxy] | AsyncIterable[Proxy],
+        proxies: Proxies,
         options: HealthCheckOptions | None = None,
         *,
         concurrency: int = CONCURRENCY,

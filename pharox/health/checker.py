@@ -22,6 +22,7 @@ from ..models import (
     ProxyProtocol,
     ProxyStatus,
 )
+from ..storage.interface import checked_model
 from .probing import HealthCheckStrategy, HTTPHealthCheckStrategy
 from .streaming import in_chunks
 
@@ -210,7 +211,7 @@ def _for_this(proxy: Proxy, result: object, strategy: HealthCheckStrategy) -> He
         raise _StrangeResultError(f"a result for {result.proxy_id}")
     if type(strategy) is HTTPHealthCheckStrategy:  # valid as it was made
         return result
-    return HealthCheckResult.model_validate(result.model_dump(warnings=False))
+    return checked_model(result)
 
 
 def _failure_of_strategy(proxy: Proxy, error: BaseException, *, late: bool) -> CheckFailure:

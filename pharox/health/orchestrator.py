@@ -9,7 +9,6 @@ recorded.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -17,7 +16,6 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
-    Iterable,
     Iterator,
     Sequence,
 )
@@ -34,11 +32,10 @@ from ..errors import InvalidInputError
 from ..manager import ProxyManager
 from ..models import HealthCheckOptions, HealthCheckResult, HealthPolicy, Proxy, ProxyStatus
 from ..storage.interface import HealthOutcome, IStorage
-from .checker import CONCURRENCY, HealthChecker
+from .checker import CONCURRENCY, HealthChecker, Proxies
 from .streaming import each_of
 
 T = TypeVar("T")
-logger = logging.getLogger("pharox")
 
 _PAGE = 500
 _PAUSE_S = 0.25
@@ -152,7 +149,7 @@ class HealthCheckOrchestrator:
 
     async def stream_health_checks(
         self,
-        proxies: Iterable[Proxy] | AsyncIterable[Proxy],
+        proxies: Proxies,
         options: HealthCheckOptions | None = None,
         *,
         concurrency: int = CONCURRENCY,
@@ -169,7 +166,7 @@ class HealthCheckOrchestrator:
 
     async def sweep(
         self,
-        proxies: Iterable[Proxy] | AsyncIterable[Proxy] | None = None,
+        proxies: Proxies | None = None,
         options: HealthCheckOptions | None = None,
         *,
         concurrency: int = CONCURRENCY,
@@ -239,7 +236,7 @@ class HealthCheckOrchestrator:
 
     @staticmethod
     async def _with_pauses(
-        proxies: Iterable[Proxy] | AsyncIterable[Proxy],
+        proxies: Proxies,
         pause_when: Callable[[], bool | Awaitable[bool]],
         calls: _Calls,
     ) -> AsyncGenerator[Proxy, None]:

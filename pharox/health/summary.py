@@ -7,9 +7,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from ..models import Proxy, ProxyStatus
+from ..models import LEASABLE, Proxy, ProxyStatus
 from ..storage.interface import HealthOutcome
-from ..storage.judging import LEASABLE
 from .streaming import each_of
 
 DIMENSIONS = ("protocol", "country", "source")

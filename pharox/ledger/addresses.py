@@ -11,7 +11,7 @@ from projections import ProxyRow
 
 from ..events import Event, ProxyDescribed
 from ..models import Proxy
-from ..text import host_and_port
+from ..text import url_of
 from .sealed_log import Beginning, SealedLog
 
 _TYPES = ("ProxyRegistered", "ProxyChanged")
@@ -19,7 +19,7 @@ _TYPES = ("ProxyRegistered", "ProxyChanged")
 
 def address_of(proxy: Proxy | ProxyRow | ProxyDescribed) -> str:
     """Return a proxy's URL without credentials."""
-    return f"{proxy.protocol}://{host_and_port(str(proxy.host), proxy.port)}"
+    return url_of(proxy.protocol, proxy.host, proxy.port)
 
 
 def proxies_at(log: SealedLog, begin: Beginning, address: str) -> dict[UUID, UUID]:

@@ -44,6 +44,7 @@ from ..events import (
 )
 from ..ids import imported_proxy_id, uuid7
 from ..models import (
+    LEASABLE,
     Consumer,
     HealthCheckResult,
     HealthPolicy,
@@ -84,7 +85,7 @@ from .interface import (
     redated,
     result_of_record,
 )
-from .judging import LEASABLE, Observation, in_rounds, judge
+from .judging import Observation, in_rounds, judge
 from .pool_index import PoolIndex
 
 E_ = TypeVar("E_", bound=EventBase)

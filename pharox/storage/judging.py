@@ -16,9 +16,7 @@ from uuid import UUID
 
 from projections.available_proxies import Availability
 
-from ..models import HealthCheckResult, HealthPolicy, ProxyStatus
-
-LEASABLE = (ProxyStatus.ACTIVE, ProxyStatus.SLOW)
+from ..models import LEASABLE, HealthCheckResult, HealthPolicy, ProxyStatus
 
 
 class Observation(NamedTuple):

@@ -51,7 +51,6 @@ class Scripted(HealthCheckStrategy):
         delay_s: Callable[[Proxy], float] = lambda _: 0,
     ) -> None:
         self.verdict, self.delay_s = verdict, delay_s
-        self.at_work: set[Proxy] = set()
         self.begun = 0
 
     async def check(self, proxy: Proxy, options: HealthCheckOptions) -> HealthCheckResult:
