@@ -376,13 +376,7 @@ class IStorage(ABC):
 
     def _pools_named(self, pool_name: str | None) -> Sequence[ProxyPool]:
         """Return the pool of this name, or all if None."""
-        pools = self.list_pools()
-        if pool_name is None:
-            return pools
-        for pool in pools:
-            if pool.name == pool_name:
-                return [pool]
-        raise PoolNotFoundError(f"Pool {pool_name!r} not found.", pool_name=pool_name)
+        return pool_named(pool_name, self.list_pools())
 
     def _is_stale(self, proxy: Proxy, age: timedelta | None) -> bool:
         last = None if age is None else self.get_last_health_result(proxy.id)
@@ -433,6 +427,14 @@ def check_reason(reason: str | None) -> None:
     """Raise :class:`InvalidInputError` if a release's reason cannot be stored."""
     if reason is not None:
         check_text(reason)
+
+
+def pool_named(pool_name: str | None, pools: Sequence[ProxyPool]) -> Sequence[ProxyPool]:
+    """Return the pool of this name, or all if None; raises :class:`PoolNotFoundError`."""
+    found = [pool for pool in pools if pool_name in (None, pool.name)]
+    if pool_name is not None and not found:
+        raise PoolNotFoundError(f"Pool {pool_name!r} not found.", pool_name=pool_name)
+    return found
 
 
 def check_age(age: timedelta | float | None) -> timedelta | None:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pharox import Proxy, ProxyFilters, ProxyPool, ProxyProtocol, ProxyStatus, SelectorStrategy
 from pharox.geo import EARTH_RADIUS_KM, haversine_distance_km
 from pharox.storage.interface import AcquireRequest
-from pharox.storage.postgres import PostgresStorage
+from pharox.storage.postgres import PostgresStorage, driver
 from tests.conftest import fill
 
 Place = tuple[float, float]
@@ -198,14 +198,14 @@ def test_a_predicate_is_not_asked_in_a_query_each(postgres: PostgresStorage, cou
     """A predicate that rejects hundreds of proxies costs a handful of statements."""
     fill(postgres, count)
     asked: list[object] = []
-    original = type(postgres._driver)._ask
+    original = driver._rows
 
     def counting(*arguments: Any) -> Any:
         asked.append(arguments)
         return original(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(postgres._driver), "_ask", counting)
+        patch.setattr(driver, "_rows", counting)
         filters = ProxyFilters(predicate=lambda proxy: str(proxy.host) == "10.0.0.0")
         acquired = postgres.acquire_lease(AcquireRequest("pool", "default", filters=filters))
         assert acquired.lease is not None

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import chain, islice
 from typing import Any, TypeVar
 from uuid import UUID
@@ -23,13 +24,9 @@ import projections
 from pharox.log import Extract, event_from_row
 from projections import Finding, State
 
-from ...errors import (
-    DatabaseError,
-    PoolNotFoundError,
-    ProxyNotFoundError,
-)
+from ...errors import DatabaseError
 from ...events import Event
-from ...ids import NIL, following
+from ...ids import NIL
 from ...models import (
     Consumer,
     HealthCheckResult,
@@ -43,8 +40,6 @@ from ...models import (
     ProxyStatus,
     SelectorStrategy,
     check_aware,
-    check_duration,
-    check_name,
 )
 from ...settings import Settings
 from ..interface import (
@@ -55,29 +50,19 @@ from ..interface import (
     IStorage,
     Return,
     check_age,
-    check_reason,
-    check_status,
     check_statuses,
-    checked_model,
-    copy_ending,
-    id_from_text,
-    log_late_release,
-    record_of_check,
-    result_of_record,
 )
-from ..judging import Observation
-from . import reading, snapshots, verifying
 from . import schema as migrations
+from . import snapshots, verifying
 from .commands import Commands
 from .driver import Driver, Program, Session
 from .folding import read_states
-from .history import history_statement, seal_statement, seq_at_statement
+from .history import history_statement, seq_at_statement
+from .lookups import Page
 from .retention import archived_error, archived_statement, parts_needed, refuse_archived
-from .sql import Query, Statement
 from .vault import Vault
 
 T = TypeVar("T")
-_PAGE = 1000
 
 
 class PostgresStorage(IStorage):
@@ -123,7 +108,6 @@ class PostgresStorage(IStorage):
         keys = Settings().secret_keys() if secret_keys is None else secret_keys
         self._commands = Commands(schema, Vault(keys))
         self._driver = Driver(engine, schema)
-        self._checked = False
 
     def __repr__(self) -> str:
         return f"PostgresStorage({self.engine.url!r}, schema={self.schema!r})"
@@ -136,8 +120,7 @@ class PostgresStorage(IStorage):
 
     def schema_version(self) -> str | None:
         """Return the schema's version, or None if the database has none."""
-        with self._driver.connection() as connection:
-            return migrations.current_version(connection, self.schema)
+        return self._driver.run(self._commands.schema_version())
 
     def rotate_secrets(self) -> int:
         """Encrypt every proxy's credentials anew with the first key, and return how many."""
@@ -151,23 +134,12 @@ class PostgresStorage(IStorage):
 
     def acquire_lease(self, request: AcquireRequest) -> Acquisition:
         """Lease a proxy, or record why none was to be had: one statement, one commit."""
-        check_duration(request.duration_seconds)
-        check_name(request.pool_name, "pool")
-        check_name(request.consumer_name, "consumer")
         return self._run(self._commands.acquire(request))
 
     def return_lease(
         self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
     ) -> Return:
-        check_reason(reason)
-        program = self._commands.release(lease, reason, with_stats=with_stats)
-        released, recorded, expired = self._run(program)
-        if released is None:
-            log_late_release(lease, recorded)
-            copy_ending(recorded, lease)
-            return Return(None, expired)
-        copy_ending(released.lease, lease)
-        return Return(Ending(lease, released.stats, reason), expired)
+        return self._run(self._commands.give_back(lease, reason, with_stats=with_stats))
 
     def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[Ending]]:
         expired = self._run(self._commands.expire(with_stats=with_stats))
@@ -179,14 +151,10 @@ class PostgresStorage(IStorage):
         filters: ProxyFilters | None = None,
         selector: SelectorStrategy | None = None,
     ) -> Proxy | None:
-        check_name(pool_name, "pool")
-        strategy = SelectorStrategy(selector or SelectorStrategy.FIRST_AVAILABLE)
-        return self._run(self._commands.find(pool_name, strategy, filters))
+        return self._run(self._commands.find(pool_name, filters, selector))
 
     def create_lease(self, proxy: Proxy, consumer_name: str, duration_seconds: int) -> Lease:
-        check_duration(duration_seconds)
-        check_name(consumer_name, "consumer")
-        return self._run(self._commands.lease_one(proxy.id, consumer_name, duration_seconds))
+        return self._run(self._commands.create_lease(proxy, consumer_name, duration_seconds))
 
     def release_lease(self, lease: Lease) -> None:
         self.return_lease(lease)
@@ -195,15 +163,10 @@ class PostgresStorage(IStorage):
         return self.expire_leases()[0]
 
     def get_lease(self, lease_id: str) -> Lease | None:
-        uuid = id_from_text(lease_id)
-        return None if uuid is None else self._run(self._commands.lease(uuid))
+        return self._run(self._commands.lease(lease_id))
 
     def list_leases(self, consumer_id: str | None = None) -> Sequence[Lease]:
-        uuid = None
-        if consumer_id is not None and (uuid := id_from_text(consumer_id)) is None:
-            return []
-        rows = self._rows(reading.leases_statement, consumer_id=uuid)
-        return [reading.lease_from_row(row) for row in rows]
+        return self._run(self._commands.leases(consumer_id))
 
     def prune_leases(self, ended_before: datetime) -> int:
         """Forget the leases that ended before a moment, in the read model only.
@@ -221,52 +184,46 @@ class PostgresStorage(IStorage):
         InvalidInputError
             If the moment has no time zone.
         """
-        return self._run(self._commands.prune(check_aware(ended_before)))
+        return self._run(self._commands.prune(ended_before))
 
     # Consumers, pools and proxies
 
     def ensure_consumer(self, consumer_name: str) -> UUID:
-        return self._run(self._commands.ensure_consumer(check_name(consumer_name, "consumer")))
+        return self._run(self._commands.ensure_consumer(consumer_name))
 
     def add_consumer(self, consumer: Consumer) -> Consumer:
         """Register a consumer and return it, with the id it has if its name was known."""
-        uuid = self._run(self._commands.ensure_consumer(consumer.name, consumer.id))
-        return Consumer(id=uuid, name=consumer.name)
+        return self._run(self._commands.add_consumer(consumer))
 
     def save_pool(self, pool: ProxyPool) -> None:
-        self._run(self._commands.save_pool(checked_model(pool)))
+        self._run(self._commands.save_pool(pool))
 
     def add_pool(self, pool: ProxyPool) -> None:
         """Register a pool, or change the one of this id."""
         self.save_pool(pool)
 
     def get_pool(self, pool_id: str) -> ProxyPool:
-        rows = self._rows(reading.pool_statement, pool_id=id_from_text(pool_id) or NIL)
-        if not rows:
-            raise PoolNotFoundError(f"Pool {pool_id!r} not found.", pool_id=pool_id)
-        return reading.pool_from_row(rows[0])
+        return self._run(self._commands.pool(pool_id))
 
     def get_pool_by_name(self, name: str) -> ProxyPool | None:
         """Return the pool of this name, or None."""
-        rows = self._rows(reading.pool_by_name_statement, name=check_name(name, "pool"))
-        return reading.pool_from_row(rows[0]) if rows else None
+        return self._run(self._commands.pool_by_name(name))
 
     def list_pools(self) -> Sequence[ProxyPool]:
-        return [reading.pool_from_row(row) for row in self._rows(reading.pools_statement)]
+        return self._run(self._commands.pools())
 
     def delete_pool(self, pool_id: str) -> None:
-        self._run(self._commands.delete_pool(id_from_text(pool_id) or NIL))
+        self._run(self._commands.delete_pool(pool_id))
 
     def save_proxy(self, proxy: Proxy) -> None:
-        self._run(self._commands.save_proxies([checked_model(proxy)], change=True))
+        self._run(self._commands.save_proxies([proxy], change=True))
 
     def add_proxy(self, proxy: Proxy) -> None:
         """Register a proxy, or change the one of this id."""
         self.save_proxy(proxy)
 
     def add_proxies_bulk(self, proxies: Sequence[Proxy]) -> int:
-        checked = [checked_model(proxy) for proxy in proxies]
-        return self._run(self._commands.save_proxies(checked, change=False)) if checked else 0
+        return self._run(self._commands.save_proxies(proxies, change=False))
 
     def import_proxies(self, pool_id: UUID, proxies: Sequence[Proxy]) -> int:
         """Register the proxies whose identity the pool does not know, and return how many.
@@ -274,23 +231,14 @@ class PostgresStorage(IStorage):
         A proxy's identity is its pool, protocol, host, port and user. It gets an
         id made of these, so two imports at once register it once.
         """
-        if not proxies:
-            self.get_pool(str(pool_id))
-            return 0
-        checked = [checked_model(proxy) for proxy in proxies]
-        return self._run(self._commands.import_proxies(pool_id, checked))
+        return self._run(self._commands.import_proxies(pool_id, proxies))
 
     def get_proxy(self, proxy_id: str) -> Proxy:
-        uuid = id_from_text(proxy_id)
-        proxy = None if uuid is None else self.get_proxy_by_id(uuid)
-        if proxy is None:
-            raise ProxyNotFoundError(f"Proxy {proxy_id!r} not found.", proxy_id=proxy_id)
-        return proxy
+        return self._run(self._commands.proxy(proxy_id))
 
     def get_proxy_by_id(self, proxy_id: UUID) -> Proxy | None:
         """Return a proxy, or None."""
-        rows = self._rows(reading.proxy_statement, proxy_id=proxy_id)
-        return reading.proxy_from_row(rows[0], self._commands.vault) if rows else None
+        return self._run(self._commands.proxy_by_id(proxy_id))
 
     def list_proxies(self, pool_id: str) -> Sequence[Proxy]:
         pool = self.get_pool(pool_id)
@@ -298,62 +246,33 @@ class PostgresStorage(IStorage):
 
     def iter_proxies(self, pool_id: UUID, *, with_credentials: bool = True) -> Iterator[Proxy]:
         """Yield a pool's proxies by id, a page at a time, however many there are."""
-        vault = self._commands.vault if with_credentials else None
-        return self._paged(reading.proxies_statement, vault, pool_id=pool_id)
-
-    def _paged(
-        self, statement: Callable[[str], Statement], vault: Vault | None, **values: Any
-    ) -> Iterator[Proxy]:
-        first = NIL
-        while True:
-            rows = self._rows(statement, from_id=first, limit=_PAGE, **values)
-            for row in rows:
-                yield reading.proxy_from_row(row, vault)
-            if len(rows) < _PAGE:
-                return
-            first = following(rows[-1]["id"])
+        page = partial(self._commands.proxies_page, pool_id, with_credentials=with_credentials)
+        return self._pages(page)
 
     def delete_proxy(self, proxy_id: str) -> None:
-        self._run(self._commands.delete_proxy(id_from_text(proxy_id) or NIL))
+        self._run(self._commands.delete_proxy(proxy_id))
 
     def get_pool_stats(self, pool_name: str) -> PoolStatsSnapshot | None:
-        rows = self._rows(reading.stats_statement, name=check_name(pool_name, "pool"))
-        if not rows:
-            return None
-        return reading.stats_from_row(pool_name, rows[0], rows[0]["collected_at"])
+        return self._run(self._commands.stats(pool_name))
 
     def list_pool_stats(self) -> Sequence[PoolStatsSnapshot]:
         """Return every pool in numbers, by name."""
-        return [
-            reading.stats_from_row(row["name"], row, row["collected_at"])
-            for row in self._rows(reading.stats_statement, name=None)
-        ]
+        return self._run(self._commands.all_stats())
 
     # Health
 
     def apply_health_check_result(self, result: HealthCheckResult) -> Proxy | None:
-        (outcome,) = self.record_health_checks([result])
-        if not outcome.known:
-            return None
-        return self._run(self._commands.proxy_as_it_stands(result.proxy_id))
+        return self._run(self._commands.apply_health_check(result))
 
     def record_health_checks(
         self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
     ) -> Sequence[HealthOutcome]:
-        seen = [Observation(result, result.healthy) for result in map(checked_model, results)]
-        return self._record(seen, policy)
-
-    def _record(
-        self, seen: Sequence[Observation], policy: HealthPolicy | None = None
-    ) -> Sequence[HealthOutcome]:
-        return self._run(self._commands.record_health_checks(seen, policy or HealthPolicy()))
+        return self._run(self._commands.record_health_checks(results, policy))
 
     def set_status(
         self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
     ) -> Proxy:
-        check_reason(reason)
-        uuid = id_from_text(proxy_id) or NIL
-        return self._run(self._commands.set_status(uuid, check_status(status), reason))
+        return self._run(self._commands.set_status(proxy_id, status, reason))
 
     def load_proxies_for_healthchecks(
         self,
@@ -362,30 +281,20 @@ class PostgresStorage(IStorage):
         stale_after: timedelta | float | None = None,
         statuses: Collection[ProxyStatus] | None = None,
     ) -> Iterator[Proxy]:
-        values = {"age": check_age(stale_after), "statuses": list(check_statuses(statuses))}
-        pools = self._pools_named(pool_name)
-        return chain.from_iterable(
-            self._paged(
-                reading.due_proxies_statement, self._commands.vault, pool_id=pool.id, **values
-            )
-            for pool in pools
+        page = partial(
+            self._commands.due_page, age=check_age(stale_after), statuses=check_statuses(statuses)
         )
+        pools = self._run(self._commands.pools_named(pool_name))
+        return chain.from_iterable(self._pages(partial(page, pool.id)) for pool in pools)
 
     def get_last_health_result(self, proxy_id: UUID) -> HealthCheckResult | None:
-        rows = self._rows(reading.last_health_statement, proxy_id=proxy_id)
-        return reading.health_from_row(rows[0]) if rows else None
+        return self._run(self._commands.last_health(proxy_id))
 
     def save_health_record(self, record: ProxyHealthRecord) -> None:
-        seen = Observation(result_of_record(record), record.reachable, counts=False)
-        if not self._record([seen])[0].known:
-            raise ProxyNotFoundError(
-                f"Proxy {record.proxy_id} not found.", proxy_id=record.proxy_id
-            )
+        self._run(self._commands.save_health_record(record))
 
     def list_health_records(self, proxy_id: UUID, limit: int = 100) -> Sequence[ProxyHealthRecord]:
-        bounded = min(max(limit, 0), 2**31 - 1)
-        rows = self._rows(reading.health_records_statement, proxy_id=proxy_id, limit=bounded)
-        return [record_of_check(event_from_row(row)) for row in rows]
+        return self._run(self._commands.health_records(proxy_id, limit))
 
     # The log
 
@@ -394,7 +303,7 @@ class PostgresStorage(IStorage):
 
         Whatever reads the log does so first; nobody needs to call it.
         """
-        return self._seal(wait=True)
+        return self._run(self._commands.seal())
 
     def events(self, *, after: int = 0) -> Iterator[Event]:
         """Yield the log in its sealed order, up to what was committed before the call.
@@ -449,17 +358,12 @@ class PostgresStorage(IStorage):
         """
         seq = self.seal() if after is None else after
         while True:
-            upto = self._seal(wait=False)
-            values = {"after": seq, "upto": upto}
-            statement = history_statement(self.schema, frozenset(values), limited=True)
-            rows = self._ask(statement, **values, limit=_PAGE) if upto > seq else []
-            if upto > seq:
-                with self._driver.session() as session:
-                    refuse_archived(session, self.schema, Extract(seq, upto))
-            for row in rows:
-                seq = row["seq"]
-                yield event_from_row(row)
-            if not rows:
+            upto = self._run(self._commands.seal(wait=False))
+            page = self._run(self._commands.events_page(seq, upto))
+            for event in page:
+                seq = event.seq
+                yield event
+            if not page:
                 time.sleep(poll_s)
 
     def seq_at(self, moment: datetime) -> int:
@@ -473,7 +377,7 @@ class PostgresStorage(IStorage):
             If that event may have been archived.
         """
         self.seal()
-        rows = self._rows(seq_at_statement, moment=check_aware(moment))
+        rows = self._run(self._commands.rows(seq_at_statement, moment=check_aware(moment)))
         archived = self.archived_parts(Extract())
         if later := [part for part in archived if moment < part["last_recorded_at"]]:
             raise archived_error(later)
@@ -485,7 +389,7 @@ class PostgresStorage(IStorage):
 
         Each is a row of the table ``partitions``; ``archive`` is the file of its events.
         """
-        return parts_needed(self._rows(archived_statement), extract)
+        return parts_needed(self._run(self._commands.rows(archived_statement)), extract)
 
     def state_at(self, seq: int) -> dict[str, State]:
         """Return every read model as it was after the event of this seq.
@@ -560,26 +464,16 @@ class PostgresStorage(IStorage):
     # Parts
 
     def _run(self, program: Program[T]) -> T:
-        self._check_schema()
-        return self._driver.run(program)
+        return self._driver.run(self._commands.checked(program))
 
-    def _rows(self, statement: Callable[[str], Statement], **values: Any) -> list[dict[str, Any]]:
-        return self._ask(statement(self.schema), **values)
-
-    def _ask(self, statement: Statement, **values: Any) -> list[dict[str, Any]]:
-        def program() -> Program[list[dict[str, Any]]]:
-            return (yield Query(statement, values))  # type: ignore[no-any-return]
-
-        return self._run(program())
-
-    def _seal(self, *, wait: bool) -> int:
-        (row,) = self._ask(seal_statement(self.schema, wait=wait))
-        return row["seq"]  # type: ignore[no-any-return]
+    def _pages(self, page: Callable[[UUID], Program[Page]]) -> Iterator[Proxy]:
+        first: UUID | None = NIL
+        while first is not None:
+            proxies, first = self._run(page(first))
+            yield from proxies
 
     def _check_schema(self) -> None:
-        if not self._checked:
-            migrations.check_version(self.schema_version(), self.schema)
-            self._checked = True
+        self._run(self._commands.nothing())
 
 
 def _first(limit: int, findings: Generator[Finding]) -> list[Finding]:

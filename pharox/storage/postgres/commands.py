@@ -21,6 +21,7 @@ from ...errors import (
 )
 from ...ids import NIL, following, imported_proxy_id, uuid7
 from ...models import (
+    Consumer,
     HealthCheckResult,
     HealthPolicy,
     Lease,
@@ -29,21 +30,34 @@ from ...models import (
     PoolStatsSnapshot,
     Proxy,
     ProxyFilters,
+    ProxyHealthRecord,
     ProxyPool,
     ProxyStatus,
     SelectorStrategy,
+    check_aware,
+    check_duration,
+    check_name,
 )
 from ..interface import (
     AcquireRequest,
     Acquisition,
     Ending,
     HealthOutcome,
+    Return,
     check_one_pool_each,
+    check_reason,
+    check_status,
+    checked_model,
+    copy_ending,
+    id_from_text,
+    log_late_release,
     redated,
+    result_of_record,
 )
 from ..judging import Observation, in_rounds
 from . import acquiring, ending, filtering, health, reading, registering
 from .driver import Program, Rows
+from .lookups import Lookups
 from .sql import Query, Statement
 from .vault import Vault
 
@@ -69,18 +83,50 @@ def request_details(request: AcquireRequest) -> dict[str, Any]:
     return details
 
 
-class Commands:
-    """Every command of one schema. Remembers the ids of pools it has met, nothing else."""
+class Commands(Lookups):
+    """Every command of one schema. Remembers the ids of pools it has met, nothing else.
+
+    What a caller gives is checked when a command is made, before it asks for anything.
+    """
 
     def __init__(self, schema: str, vault: Vault) -> None:
-        self.schema = schema
-        self.vault = vault
+        super().__init__(schema, vault)
         self._pool_ids: dict[str, UUID] = {}
 
     # Leasing
 
     def acquire(self, request: AcquireRequest) -> Program[Acquisition]:
         """Lease a proxy, or record why none was to be had."""
+        check_duration(request.duration_seconds)
+        check_name(request.pool_name, "pool")
+        check_name(request.consumer_name, "consumer")
+        return self._acquire(request)
+
+    def create_lease(self, proxy: Proxy, consumer: str, duration: float) -> Program[Lease]:
+        """Lease this very proxy."""
+        check_duration(duration)
+        return self._lease_one(proxy.id, check_name(consumer, "consumer"), duration)
+
+    def find(
+        self, pool_name: str, filters: ProxyFilters | None, selector: SelectorStrategy | None
+    ) -> Program[Proxy | None]:
+        """Return the proxy that a selector offers, without leasing it."""
+        strategy = SelectorStrategy(selector or SelectorStrategy.FIRST_AVAILABLE)
+        return self._find(check_name(pool_name, "pool"), strategy, filters)
+
+    def give_back(self, lease: Lease, reason: str | None, *, with_stats: bool) -> Program[Return]:
+        """End a lease; the caller's own copy is told how it ended, whoever ended it."""
+        check_reason(reason)
+        return self._give_back(lease, reason, with_stats=with_stats)
+
+    def expire(self, *, with_stats: bool) -> Program[Sequence[Ending]]:
+        """Take back every lease that has run out, pool by pool."""
+        expired: list[Ending] = []
+        for row in (yield Query(reading.due_pools_statement(self.schema), {})):
+            expired += yield from self._expire(row["id"], with_stats=with_stats)
+        return expired
+
+    def _acquire(self, request: AcquireRequest) -> Program[Acquisition]:
         shape = filtering.shape_of(request.filters)
         details = request_details(request)
         values: dict[str, Any] = {
@@ -122,8 +168,7 @@ class Commands:
                 row, values, expired, waited=wait, with_stats=request.with_stats
             )
 
-    def lease_one(self, proxy_id: UUID, consumer: str, duration: float) -> Program[Lease]:
-        """Lease this very proxy."""
+    def _lease_one(self, proxy_id: UUID, consumer: str, duration: float) -> Program[Lease]:
         row = yield from self._standing(proxy_id)
         values: dict[str, Any] = {
             **_attribution(),
@@ -149,10 +194,9 @@ class Commands:
                     proxy_id, standing["status"], standing["holders"]
                 )
 
-    def find(
+    def _find(
         self, pool_name: str, selector: SelectorStrategy, filters: ProxyFilters | None
     ) -> Program[Proxy | None]:
-        """Return the proxy that a selector offers, without leasing it."""
         self._pool_ids.pop(pool_name, None)  # no statement below checks the name again
         pool_id = yield from self._pool_id(pool_name)
         if pool_id is None:
@@ -177,7 +221,16 @@ class Commands:
                 return None
             offset, size = offset + size, min(2 * size, _LARGEST_PAGE)
 
-    def release(
+    def _give_back(self, lease: Lease, reason: str | None, *, with_stats: bool) -> Program[Return]:
+        released, recorded, expired = yield from self._release(lease, reason, with_stats=with_stats)
+        if released is None:
+            log_late_release(lease, recorded)
+            copy_ending(recorded, lease)
+            return Return(None, expired)
+        copy_ending(released.lease, lease)
+        return Return(Ending(lease, released.stats, reason), expired)
+
+    def _release(
         self, lease: Lease, reason: str | None, *, with_stats: bool
     ) -> Program[tuple[Ending | None, Lease | None, Sequence[Ending]]]:
         """End a lease. Return its ending if this did it, the lease as recorded, and what expired.
@@ -201,17 +254,18 @@ class Commands:
         recorded = yield from self.lease(lease.id)
         return None, recorded, expired
 
-    def expire(self, *, with_stats: bool) -> Program[Sequence[Ending]]:
-        """Take back every lease that has run out, pool by pool."""
-        expired: list[Ending] = []
-        for row in (yield Query(reading.due_pools_statement(self.schema), {})):
-            expired += yield from self._expire(row["id"], with_stats=with_stats)
-        return expired
-
     # Registering
 
     def ensure_consumer(self, name: str, consumer_id: UUID | None = None) -> Program[UUID]:
         """Return a consumer's id, registering the name if it is new."""
+        return self._ensure_consumer(check_name(name, "consumer"), consumer_id)
+
+    def add_consumer(self, consumer: Consumer) -> Program[Consumer]:
+        """Register a consumer and return it, with the id it has if its name was known."""
+        uuid = yield from self.ensure_consumer(consumer.name, consumer.id)
+        return Consumer(id=uuid, name=consumer.name)
+
+    def _ensure_consumer(self, name: str, consumer_id: UUID | None) -> Program[UUID]:
         statement = registering.register_consumer_statement(self.schema)
         values = {**_attribution(), "consumer": name, "consumer_id": consumer_id or uuid4()}
         while True:
@@ -227,6 +281,9 @@ class Commands:
 
     def save_pool(self, pool: ProxyPool) -> Program[None]:
         """Register a pool or change the one of this id."""
+        return self._save_pool(checked_model(pool))
+
+    def _save_pool(self, pool: ProxyPool) -> Program[None]:
         values = {**_attribution(), "pool_id": pool.id, **pool.model_dump(exclude={"id"})}
         while True:
             try:
@@ -241,6 +298,11 @@ class Commands:
 
     def save_proxies(self, proxies: Sequence[Proxy], *, change: bool) -> Program[int]:
         """Register proxies, all or none; with ``change`` also change those that are known."""
+        return self._save_proxies([checked_model(proxy) for proxy in proxies], change=change)
+
+    def _save_proxies(self, proxies: Sequence[Proxy], *, change: bool) -> Program[int]:
+        if not proxies:
+            return 0
         statement = registering.save_proxies_statement(self.schema, change=change)
         by_pool: dict[UUID, list[Proxy]] = {}
         for proxy in check_one_pool_each(proxies):
@@ -275,6 +337,12 @@ class Commands:
 
         Of several with one identity the first counts.
         """
+        return self._import_proxies(pool_id, [checked_model(proxy) for proxy in proxies])
+
+    def _import_proxies(self, pool_id: UUID, proxies: Sequence[Proxy]) -> Program[int]:
+        if not proxies:
+            yield from self.pool(str(pool_id))
+            return 0
         fresh: dict[tuple[str, str, int, str], Proxy] = {}
         for proxy in proxies:
             fresh.setdefault(_identity(proxy), proxy)
@@ -300,10 +368,13 @@ class Commands:
             )
             for identity, proxy in fresh.items()
         ]
-        return (yield from self.save_proxies(batch, change=False)) if batch else 0
+        return (yield from self._save_proxies(batch, change=False))
 
-    def delete_proxy(self, proxy_id: UUID) -> Program[None]:
+    def delete_proxy(self, proxy_id: str) -> Program[None]:
         """Release a proxy's leases and remove it."""
+        return self._delete_proxy(id_from_text(proxy_id) or NIL)
+
+    def _delete_proxy(self, proxy_id: UUID) -> Program[None]:
         row = yield from self._standing(proxy_id)
         values = {
             **_attribution(),
@@ -319,8 +390,11 @@ class Commands:
         if not answers[-1][0]["removed"]:
             raise ProxyNotFoundError(f"Proxy {proxy_id} not found.", proxy_id=proxy_id)
 
-    def delete_pool(self, pool_id: UUID) -> Program[None]:
+    def delete_pool(self, pool_id: str) -> Program[None]:
         """Release a pool's leases, remove its proxies and then the pool."""
+        return self._delete_pool(id_from_text(pool_id) or NIL)
+
+    def _delete_pool(self, pool_id: UUID) -> Program[None]:
         values = {**_attribution(), "pool_id": pool_id, "reason": "pool removed"}
         answers = yield [
             *(Query(lock, values) for lock in self._removal_locks(whole_pool=True)),
@@ -333,6 +407,9 @@ class Commands:
 
     def prune(self, ended_before: datetime) -> Program[int]:
         """Forget the leases that ended before a moment; return how many."""
+        return self._prune(check_aware(ended_before))
+
+    def _prune(self, ended_before: datetime) -> Program[int]:
         pruned = 0
         concerned = reading.pools_with_ended_statement(self.schema)
         for row in (yield Query(concerned, {"ended_before": ended_before})):
@@ -363,9 +440,31 @@ class Commands:
     # Health
 
     def record_health_checks(
-        self, seen: Sequence[Observation], policy: HealthPolicy
+        self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None
     ) -> Program[list[HealthOutcome]]:
         """Record checks; return what each came to, in their order."""
+        seen = [Observation(result, result.healthy) for result in map(checked_model, results)]
+        return self._record_health_checks(seen, policy or HealthPolicy())
+
+    def apply_health_check(self, result: HealthCheckResult) -> Program[Proxy | None]:
+        """Record a check and return the proxy as it then stands; None if it is unknown."""
+        (outcome,) = yield from self.record_health_checks([result], None)
+        if not outcome.known:
+            return None
+        return (yield from self.proxy_as_it_stands(result.proxy_id))
+
+    def save_health_record(self, record: ProxyHealthRecord) -> Program[None]:
+        """Record an observation made elsewhere; it does not change the proxy's status."""
+        seen = Observation(result_of_record(record), record.reachable, counts=False)
+        (outcome,) = yield from self._record_health_checks([seen], HealthPolicy())
+        if not outcome.known:
+            raise ProxyNotFoundError(
+                f"Proxy {record.proxy_id} not found.", proxy_id=record.proxy_id
+            )
+
+    def _record_health_checks(
+        self, seen: Sequence[Observation], policy: HealthPolicy
+    ) -> Program[list[HealthOutcome]]:
         ids = list({x.result.proxy_id for x in seen})
         rows = yield Query(health.pools_of_statement(self.schema), {"ids": ids})
         outcomes = [HealthOutcome(check.result, known=False) for check in seen]
@@ -403,17 +502,14 @@ class Commands:
         _, recorded = yield [Query(lock, {**values, "ids": list(checks)}), record]
         return {row["proxy_id"]: row["data"] for row in recorded}
 
-    def proxy_as_it_stands(self, proxy_id: UUID) -> Program[Proxy | None]:
-        """Return a proxy, after something was recorded of it; None if it is gone by now.
-
-        That there is no key to read its credentials with is no reason to fail.
-        """
-        found = yield Query(reading.proxy_statement(self.schema), {"proxy_id": proxy_id})
-        vault = self.vault if self.vault.has_keys else None
-        return reading.proxy_from_row(found[0], vault) if found else None
-
     def set_status(self, proxy_id: UUID, status: ProxyStatus, reason: str | None) -> Program[Proxy]:
         """Decide a proxy's status, and return the proxy as it then stands."""
+        check_reason(reason)
+        return self._set_status(id_from_text(proxy_id) or NIL, check_status(status), reason)
+
+    def _set_status(
+        self, proxy_id: UUID, status: ProxyStatus, reason: str | None
+    ) -> Program[Proxy]:
         row = yield from self._standing(proxy_id)
         values = {
             **_attribution(),
@@ -432,13 +528,6 @@ class Commands:
         if not locked or proxy is None:
             raise ProxyNotFoundError(f"Proxy {proxy_id} not found.", proxy_id=proxy_id)
         return proxy
-
-    # Reading
-
-    def lease(self, lease_id: UUID) -> Program[Lease | None]:
-        """Return a lease as recorded."""
-        rows = yield Query(reading.lease_statement(self.schema), {"lease_id": lease_id})
-        return reading.lease_from_row(rows[0]) if rows else None
 
     # Parts
 

@@ -25,6 +25,7 @@ from sqlalchemy.engine import Engine
 
 from projections.pool_stats import SLOTS
 
+from ... import programs
 from ...errors import DatabaseError, DatabaseUnavailableError, SchemaError
 from .sql import Query, Statement, quoted
 
@@ -48,36 +49,18 @@ class Driver:
         with self.connection() as connection:
             cursor = psycopg.RawCursor(connection)
             slot = connection.info.backend_pid % SLOTS
-            try:
-                asked = next(program)
-                while True:
-                    try:
-                        answer = self._ask(connection, cursor, slot, asked)
-                    except psycopg.IntegrityError as error:
-                        if lacks_partition(error):
-                            cursor.execute(self._add_partition)
-                        else:
-                            asked = program.throw(error)
-                    else:
-                        asked = program.send(answer)
-            except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]
+            return programs.run(program, lambda asked: self._ask(cursor, slot, asked))
 
     def _ask(
-        self,
-        connection: psycopg.Connection[Any],
-        cursor: psycopg.RawCursor[Any],
-        slot: int,
-        asked: Query | Sequence[Step],
+        self, cursor: psycopg.RawCursor[Any], slot: int, asked: Query | Sequence[Step]
     ) -> Rows | list[Rows]:
-        if isinstance(asked, Query):
-            return _rows(cursor, asked, slot)
-        answers: list[Rows] = []
-        with connection.transaction():
-            for step in asked:
-                query = step if isinstance(step, Query) else step(answers)
-                answers.append([] if query is None else _rows(cursor, query, slot))
-        return answers
+        try:
+            return _answer(cursor, slot, asked)
+        except psycopg.IntegrityError as error:
+            if not lacks_partition(error):
+                raise
+        cursor.execute(self._add_partition)
+        return self._ask(cursor, slot, asked)
 
     @contextmanager
     def session(self, *, snapshot: bool = False, keep: bool = True) -> Iterator[Session]:
@@ -195,6 +178,24 @@ class Session:
             cursor.execute(statement.text, statement.arguments(values, 0))
             for row in cursor:
                 yield dict(zip(statement.columns, row, strict=True))
+
+
+def _answer(
+    cursor: psycopg.RawCursor[Any], slot: int, asked: Query | Sequence[Step]
+) -> Rows | list[Rows]:
+    if isinstance(asked, Query):
+        return _rows(cursor, asked, slot)
+    answers: list[Rows] = []
+    with cursor.connection.transaction():
+        for step in asked:
+            query = query_of(step, answers)
+            answers.append([] if query is None else _rows(cursor, query, slot))
+    return answers
+
+
+def query_of(step: Step, answers: Sequence[Rows]) -> Query | None:
+    """Return what a step of a transaction asks, given the answers before it."""
+    return step if isinstance(step, Query) else step(answers)
 
 
 def lacks_partition(error: psycopg.Error) -> bool:

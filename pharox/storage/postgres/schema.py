@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from importlib.resources import files
 
-import psycopg
-from psycopg import sql
 from sqlalchemy import text
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
@@ -13,7 +12,7 @@ from sqlalchemy.exc import OperationalError
 from ...errors import DatabaseUnavailableError, SchemaError
 from .driver import UPGRADE_HINT
 from .migrations import HEAD
-from .sql import quoted
+from .sql import Statement, quoted
 
 _LOCK = 0x7068_6172_6F78
 """The advisory lock ("pharox" in ASCII) under which one process at a time migrates."""
@@ -37,14 +36,11 @@ def upgrade(engine: Engine, schema: str) -> None:
         raise DatabaseUnavailableError(f"no connection to the database: {error.orig}") from error
 
 
-def current_version(connection: psycopg.Connection[object], schema: str) -> str | None:
-    """Return the version of the schema in a database, or None if it has none."""
-    query = sql.SQL("SELECT version_num FROM {}.alembic_version").format(sql.Identifier(schema))
-    try:
-        row = connection.execute(query).fetchone()
-    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
-        return None
-    return str(row[0]) if row else None  # type: ignore[index]
+@lru_cache(maxsize=8)
+def version_statement(schema: str) -> Statement:
+    """Return the statement that reads the version of the schema."""
+    text = f"SELECT version_num FROM {quoted(schema)}.alembic_version"  # noqa: S608 - quoted
+    return Statement(text.encode(), (), {}, ("version",))
 
 
 def check_version(version: str | None, schema: str) -> None:

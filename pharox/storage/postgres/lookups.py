@@ -1,0 +1,236 @@
+"""What is read of one schema, as programs: the read models, and the log a page at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+from uuid import UUID
+
+import psycopg
+
+from pharox.log import Extract, event_from_row
+
+from ...errors import PoolNotFoundError, ProxyNotFoundError
+from ...events import Event
+from ...ids import NIL, following
+from ...models import (
+    HealthCheckResult,
+    Lease,
+    PoolStatsSnapshot,
+    Proxy,
+    ProxyHealthRecord,
+    ProxyPool,
+    ProxyStatus,
+    check_name,
+)
+from ..interface import id_from_text, pool_named, record_of_check
+from . import reading, retention
+from .driver import Program
+from .history import history_statement, seal_statement
+from .schema import check_version, version_statement
+from .sql import Query, Statement
+from .vault import Vault
+
+T = TypeVar("T")
+
+Page = tuple[list[Proxy], UUID | None]
+"""Some of a pool's proxies by id, and from which id on the next are; None if none are."""
+
+PAGE = 1000
+"""How many rows one statement reads of what may be long."""
+
+
+class Lookups:
+    """Every question about one schema."""
+
+    def __init__(self, schema: str, vault: Vault) -> None:
+        self.schema = schema
+        self.vault = vault
+        self.is_checked = False
+
+    # The schema
+
+    def schema_version(self) -> Program[str | None]:
+        """Return the schema's version, or None if the database has none."""
+        try:
+            rows = yield Query(version_statement(self.schema), {})
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+            return None
+        return rows[0]["version"] if rows else None
+
+    def checked(self, program: Program[T]) -> Program[T]:
+        """Run a program, if the schema is the one that this code needs."""
+        if not self.is_checked:
+            check_version((yield from self.schema_version()), self.schema)
+            self.is_checked = True
+        return (yield from program)
+
+    def nothing(self) -> Program[None]:
+        """Ask for nothing, as is enough to have the schema checked."""
+        return
+        yield
+
+    # Pools
+
+    def pool(self, pool_id: str) -> Program[ProxyPool]:
+        """Return a pool by the text of its id."""
+        rows = yield from self.rows(reading.pool_statement, pool_id=id_from_text(pool_id) or NIL)
+        if not rows:
+            raise PoolNotFoundError(f"Pool {pool_id!r} not found.", pool_id=pool_id)
+        return reading.pool_from_row(rows[0])
+
+    def pool_by_name(self, name: str) -> Program[ProxyPool | None]:
+        """Return the pool of this name, or None."""
+        return self._pool_by_name(check_name(name, "pool"))
+
+    def pools(self) -> Program[list[ProxyPool]]:
+        """Return all pools, by name."""
+        rows = yield from self.rows(reading.pools_statement)
+        return [reading.pool_from_row(row) for row in rows]
+
+    def pools_named(self, pool_name: str | None) -> Program[Sequence[ProxyPool]]:
+        """Return the pool of this name, or all if None."""
+        return pool_named(pool_name, (yield from self.pools()))
+
+    def stats(self, pool_name: str) -> Program[PoolStatsSnapshot | None]:
+        """Return a pool in numbers, or None if there is no such pool."""
+        return self._stats_of(check_name(pool_name, "pool"))
+
+    def all_stats(self) -> Program[list[PoolStatsSnapshot]]:
+        """Return every pool in numbers, by name."""
+        rows = yield from self.rows(reading.stats_statement, name=None)
+        return [reading.stats_from_row(row["name"], row, row["collected_at"]) for row in rows]
+
+    # Proxies
+
+    def proxy(self, proxy_id: str) -> Program[Proxy]:
+        """Return a proxy by the text of its id."""
+        uuid = id_from_text(proxy_id)
+        proxy = None if uuid is None else (yield from self.proxy_by_id(uuid))
+        if proxy is None:
+            raise ProxyNotFoundError(f"Proxy {proxy_id!r} not found.", proxy_id=proxy_id)
+        return proxy
+
+    def proxy_by_id(self, proxy_id: UUID) -> Program[Proxy | None]:
+        """Return a proxy, or None."""
+        return self._proxy(proxy_id, self.vault)
+
+    def proxy_as_it_stands(self, proxy_id: UUID) -> Program[Proxy | None]:
+        """Return a proxy, after something was recorded of it; None if it is gone by now.
+
+        That there is no key to read its credentials with is no reason to fail.
+        """
+        return self._proxy(proxy_id, self.vault if self.vault.has_keys else None)
+
+    def proxies_page(
+        self, pool_id: UUID, first: UUID, *, with_credentials: bool = True
+    ) -> Program[Page]:
+        """Return a pool's proxies by id, from ``first`` on, and where the next page begins."""
+        vault = self.vault if with_credentials else None
+        return self._page(reading.proxies_statement, vault, first, pool_id=pool_id)
+
+    def due_page(
+        self,
+        pool_id: UUID,
+        first: UUID,
+        *,
+        age: timedelta | None,
+        statuses: Collection[ProxyStatus],
+    ) -> Program[Page]:
+        """Do as :meth:`proxies_page` with the proxies that are due to be checked."""
+        choice = {"pool_id": pool_id, "age": age, "statuses": list(statuses)}
+        return self._page(reading.due_proxies_statement, self.vault, first, **choice)
+
+    # Leases and health
+
+    def lease(self, lease_id: str | UUID) -> Program[Lease | None]:
+        """Return a lease as recorded, or None."""
+        uuid = id_from_text(lease_id)
+        if uuid is None:
+            return None
+        rows = yield from self.rows(reading.lease_statement, lease_id=uuid)
+        return reading.lease_from_row(rows[0]) if rows else None
+
+    def leases(self, consumer_id: str | None) -> Program[list[Lease]]:
+        """Return leases, oldest first, of one consumer or of all."""
+        uuid = None if consumer_id is None else id_from_text(consumer_id)
+        if consumer_id is not None and uuid is None:
+            return []
+        rows = yield from self.rows(reading.leases_statement, consumer_id=uuid)
+        return [reading.lease_from_row(row) for row in rows]
+
+    def last_health(self, proxy_id: UUID) -> Program[HealthCheckResult | None]:
+        """Return the newest health check of a proxy, or None if there was none."""
+        rows = yield from self.rows(reading.last_health_statement, proxy_id=proxy_id)
+        return reading.health_from_row(rows[0]) if rows else None
+
+    def health_records(self, proxy_id: UUID, limit: int) -> Program[list[ProxyHealthRecord]]:
+        """Return the newest health checks of a proxy, newest first."""
+        bounded = min(max(limit, 0), 2**31 - 1)
+        statement = reading.health_records_statement
+        rows = yield from self.rows(statement, proxy_id=proxy_id, limit=bounded)
+        return [record_of_check(event_from_row(row)) for row in rows]
+
+    # The log
+
+    def seal(self, *, wait: bool = True) -> Program[int]:
+        """Give every committed event its place in the order, and return the last one's seq.
+
+        Without ``wait`` leave that to whoever is at it already.
+        """
+        (row,) = yield Query(seal_statement(self.schema, wait=wait), {})
+        return row["seq"]  # type: ignore[no-any-return]
+
+    def events_page(self, after: int, upto: int) -> Program[list[Event]]:
+        """Return the first events of a stretch of the log, as many as make a page.
+
+        Raises
+        ------
+        ArchivedError
+            If the next event may be in an archived part of the log.
+        """
+        if upto <= after:
+            return []
+        values = {"after": after, "upto": upto}
+        statement = history_statement(self.schema, frozenset(values), limited=True)
+        rows = yield Query(statement, {**values, "limit": PAGE})
+        # Asked after the events: a part that leaves meanwhile is listed by then.
+        archived = yield from self.rows(retention.archived_statement)
+        if needed := retention.parts_needed(archived, Extract(after, upto)):
+            raise retention.archived_error(needed)
+        return [event_from_row(row) for row in rows]
+
+    # Parts
+
+    def rows(
+        self, statement: Callable[[str], Statement], **values: Any
+    ) -> Program[list[dict[str, Any]]]:
+        """Return the rows of a statement."""
+        return (yield Query(statement(self.schema), values))  # type: ignore[no-any-return]
+
+    def _pool_by_name(self, name: str) -> Program[ProxyPool | None]:
+        rows = yield from self.rows(reading.pool_by_name_statement, name=name)
+        return reading.pool_from_row(rows[0]) if rows else None
+
+    def _stats_of(self, pool_name: str) -> Program[PoolStatsSnapshot | None]:
+        rows = yield from self.rows(reading.stats_statement, name=pool_name)
+        if not rows:
+            return None
+        row: Mapping[str, Any] = rows[0]
+        return reading.stats_from_row(pool_name, row, row["collected_at"])
+
+    def _proxy(self, proxy_id: UUID, vault: Vault | None) -> Program[Proxy | None]:
+        rows = yield from self.rows(reading.proxy_statement, proxy_id=proxy_id)
+        return reading.proxy_from_row(rows[0], vault) if rows else None
+
+    def _page(
+        self,
+        statement: Callable[[str], Statement],
+        vault: Vault | None,
+        first: UUID,
+        **values: Any,
+    ) -> Program[Page]:
+        rows = yield from self.rows(statement, from_id=first, limit=PAGE, **values)
+        page = [reading.proxy_from_row(row, vault) for row in rows]
+        return page, following(rows[-1]["id"]) if len(rows) == PAGE else None
