@@ -11,17 +11,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .aio import AsyncProxyManager as AsyncProxyManager
+    from .async_helpers import acquire_proxy_async as acquire_proxy_async
+    from .async_helpers import acquire_proxy_with_retry_async as acquire_proxy_with_retry_async
+    from .async_helpers import release_proxy_async as release_proxy_async
+    from .async_helpers import with_lease_async as with_lease_async
+    from .async_helpers import with_retrying_lease_async as with_retrying_lease_async
     from .attribution import attributed as attributed
     from .bootstrap import bootstrap_consumer as bootstrap_consumer
     from .bootstrap import bootstrap_pool as bootstrap_pool
     from .bootstrap import bootstrap_proxy as bootstrap_proxy
+    from .clients import AsyncLeasedClient as AsyncLeasedClient
+    from .clients import LeasedClient as LeasedClient
     from .connecting import connect as connect
+    from .connecting import connect_async as connect_async
     from .errors import ConflictError as ConflictError
     from .errors import ConsumerNotFoundError as ConsumerNotFoundError
     from .errors import DatabaseError as DatabaseError
     from .errors import DatabaseUnavailableError as DatabaseUnavailableError
     from .errors import InvalidInputError as InvalidInputError
     from .errors import InvalidLeaseError as InvalidLeaseError
+    from .errors import LeaseEndedError as LeaseEndedError
     from .errors import OutOfResourcesError as OutOfResourcesError
     from .errors import PharoxError as PharoxError
     from .errors import PoolNotFoundError as PoolNotFoundError
@@ -61,14 +71,26 @@ if TYPE_CHECKING:
     from .models import ReleaseEventPayload as ReleaseEventPayload
     from .models import RetryConfig as RetryConfig
     from .models import SelectorStrategy as SelectorStrategy
+    from .storage.async_in_memory import AsyncInMemoryStorage as AsyncInMemoryStorage
+    from .storage.async_interface import CancelledLate as CancelledLate
+    from .storage.async_interface import IAsyncStorage as IAsyncStorage
     from .storage.in_memory import InMemoryStorage as InMemoryStorage
-    from .storage.interface import HealthOutcome as HealthOutcome
     from .storage.interface import IStorage as IStorage
+    from .storage.terms import HealthOutcome as HealthOutcome
 
 _HOME = {
+    ".aio": ("AsyncProxyManager",),
+    ".async_helpers": (
+        "acquire_proxy_async",
+        "acquire_proxy_with_retry_async",
+        "release_proxy_async",
+        "with_lease_async",
+        "with_retrying_lease_async",
+    ),
     ".attribution": ("attributed",),
     ".bootstrap": ("bootstrap_consumer", "bootstrap_pool", "bootstrap_proxy"),
-    ".connecting": ("connect",),
+    ".clients": ("AsyncLeasedClient", "LeasedClient"),
+    ".connecting": ("connect", "connect_async"),
     ".errors": (
         "ConflictError",
         "ConsumerNotFoundError",
@@ -76,6 +98,7 @@ _HOME = {
         "DatabaseUnavailableError",
         "InvalidInputError",
         "InvalidLeaseError",
+        "LeaseEndedError",
         "OutOfResourcesError",
         "PharoxError",
         "PoolNotFoundError",
@@ -119,8 +142,11 @@ _HOME = {
         "RetryConfig",
         "SelectorStrategy",
     ),
+    ".storage.async_in_memory": ("AsyncInMemoryStorage",),
+    ".storage.async_interface": ("CancelledLate", "IAsyncStorage"),
     ".storage.in_memory": ("InMemoryStorage",),
-    ".storage.interface": ("HealthOutcome", "IStorage"),
+    ".storage.interface": ("IStorage",),
+    ".storage.terms": ("HealthOutcome",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -11,18 +11,21 @@ because of the password in it.
 
 from __future__ import annotations
 
+import asyncio
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
 
 from sqlalchemy import URL, Engine, create_engine, make_url
 from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from .errors import DatabaseUnavailableError, InvalidInputError
 from .settings import Settings
 
 if TYPE_CHECKING:
-    from .storage.postgres import PostgresStorage
+    from .storage.postgres import AsyncPostgresStorage, PostgresStorage
 
 _SCHEMES = ("postgres", "postgresql", "postgresql+psycopg")
 _EXAMPLE = "postgresql://user:password@host:5432/database"
@@ -48,9 +51,42 @@ def connect(url: str | None = None, *, schema: str = "pharox") -> PostgresStorag
     DatabaseUnavailableError
         If the embedded server does not start, or what it takes is not installed.
     """
+    target = _target(url)
+    engine = create_engine(target.url, **_options(target.url), max_overflow=20)
+    _engines.add(engine)
+    from .storage.postgres import PostgresStorage  # noqa: PLC0415 - it comes with an extra
+
+    return PostgresStorage(engine, schema=schema, secret_keys=target.secret_keys)
+
+
+async def connect_async(url: str | None = None, *, schema: str = "pharox") -> AsyncPostgresStorage:
+    """Return the ledger in a database, for code that awaits.
+
+    As :func:`connect`, whose parameters and errors these are. The storage belongs
+    to the event loop that is running, and its tasks share ten connections: who
+    finds none free waits for one.
+    """
+    target = await asyncio.to_thread(_target, url)
+    # A task that waits costs nothing, so there are no more connections than that.
+    options = {**_options(target.url), "max_overflow": 0, "pool_timeout": 300}
+    engine = create_async_engine(target.url, **options)
+    _engines.add(engine.sync_engine)
+    from .storage.postgres import AsyncPostgresStorage  # noqa: PLC0415 - it comes with an extra
+
+    return AsyncPostgresStorage(engine, schema=schema, secret_keys=target.secret_keys)
+
+
+class _Target(NamedTuple):
+    """Which database, and its own keys if it is the embedded one."""
+
+    url: URL
+    secret_keys: Sequence[str] | None = None
+
+
+def _target(url: str | None) -> _Target:
     try:
-        from . import embedded  # noqa: PLC0415 - these come with extras
-        from .storage.postgres import PostgresStorage  # noqa: PLC0415
+        from . import embedded  # noqa: PLC0415 - it comes with extras
+        from .storage import postgres  # noqa: F401, PLC0415
     except ModuleNotFoundError as error:
         raise DatabaseUnavailableError(
             "a database is an extra: pip install 'pharox[postgres]' for a server of your own, "
@@ -59,10 +95,9 @@ def connect(url: str | None = None, *, schema: str = "pharox") -> PostgresStorag
     if url is None and (known := Settings().database_url) is not None:
         url = known.get_secret_value()
     if url is not None:
-        return PostgresStorage(_engine(_parsed(url)), schema=schema)
+        return _Target(_parsed(url))
     server = embedded.start()
-    engine = _engine(make_url(server.url))
-    return PostgresStorage(engine, schema=schema, secret_keys=server.secret_keys)
+    return _Target(make_url(server.url), server.secret_keys)
 
 
 def _parsed(url: str) -> URL:
@@ -87,19 +122,16 @@ def _parsed(url: str) -> URL:
     return parsed.set(drivername="postgresql+psycopg")
 
 
-def _engine(url: URL) -> Engine:
-    engine = create_engine(
-        url,
-        isolation_level="AUTOCOMMIT",
-        pool_size=10,
-        max_overflow=20,
-        pool_use_lifo=True,  # few connections stay warm, with their prepared statements
-        pool_reset_on_return=None,  # in autocommit mode there is nothing to roll back
-        hide_parameters=True,
-        connect_args={key: value for key, value in _OPTIONS.items() if key not in url.query},
-    )
-    _engines.add(engine)
-    return engine
+def _options(url: URL) -> dict[str, Any]:
+    """Return what every engine of ours is made with."""
+    return {
+        "isolation_level": "AUTOCOMMIT",
+        "pool_size": 10,
+        "pool_use_lifo": True,  # few connections stay warm, with their prepared statements
+        "pool_reset_on_return": None,  # in autocommit mode there is nothing to roll back
+        "hide_parameters": True,
+        "connect_args": {key: value for key, value in _OPTIONS.items() if key not in url.query},
+    }
 
 
 _engines: WeakSet[Engine] = WeakSet()

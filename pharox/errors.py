@@ -52,6 +52,13 @@ class ProxyUnavailableError(PharoxError):
         )
 
 
+class LeaseEndedError(PharoxError):
+    """The lease of an HTTP client has run out, and somebody else may hold its proxy.
+
+    Open another client, with a longer ``duration_seconds`` if need be.
+    """
+
+
 class ConsumerNotFoundError(PharoxError):
     """No consumer has this name. Kept for adapters that do not register consumers on first use."""
 

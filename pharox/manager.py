@@ -1,23 +1,20 @@
 """ProxyManager: lease, release, and tell whoever listens.
 
-The storage decides and records; the manager adds defaults, retries, context
-managers and callbacks. A callback is told of what this manager appended, after
-it is committed. One that raises keeps neither the ledger nor the other
-callbacks from their work: all of them run, then the exception reaches the
-caller (several as an ``ExceptionGroup``), and a lease that the failed call had
-been granted has been given back by then.
+What it does is said in :mod:`pharox.leasing`; here it is done in the calling
+thread. :class:`pharox.AsyncProxyManager` is its twin for code that awaits.
 """
 
 from __future__ import annotations
 
-import logging
+import inspect
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from uuid import UUID
 
 from .errors import InvalidInputError
+from .leasing import Ask, Leasing, fleet_subscriptions
 from .models import (
     AcquireEventPayload,
     ExpireEventPayload,
@@ -25,27 +22,23 @@ from .models import (
     HealthEventPayload,
     HealthPolicy,
     Lease,
-    PoolStatsSnapshot,
     ProxyFilters,
     ReleaseEventPayload,
     RetryConfig,
     SelectorStrategy,
-    check_duration,
-    utc_now,
 )
-from .storage.interface import AcquireRequest, Ending, HealthOutcome, IStorage
+from .programs import call, run
+from .storage.interface import IStorage
+from .storage.terms import HealthOutcome
 
 if TYPE_CHECKING:
+    from .clients import LeasedClient
     from .ledger.subscriptions import BoundSubscription
 
 P = TypeVar("P")
-logger = logging.getLogger("pharox")
-
-CALLBACK_FAILED = "callback failed"
-"""The reason of a release that a failing callback caused."""
 
 
-class ProxyManager:
+class ProxyManager(Leasing):
     """Leases proxies of a storage's pools.
 
     Keeps no state but the registered callbacks, so threads can share one.
@@ -56,19 +49,13 @@ class ProxyManager:
         Where the ledger is kept.
     """
 
-    DEFAULT_CONSUMER_NAME = "default"
-
     def __init__(self, storage: IStorage) -> None:
-        self._storage = storage
-        self._acquire_callbacks: list[Callable[[AcquireEventPayload], None]] = []
-        self._release_callbacks: list[Callable[[ReleaseEventPayload], None]] = []
-        self._expire_callbacks: list[Callable[[ExpireEventPayload], None]] = []
-        self._health_callbacks: list[Callable[[HealthEventPayload], None]] = []
+        super().__init__(storage)
 
     @property
     def storage(self) -> IStorage:
         """Where the ledger is kept."""
-        return self._storage
+        return self._storage  # type: ignore[no-any-return]
 
     def acquire_proxy(
         self,
@@ -105,45 +92,8 @@ class ProxyManager:
         InvalidInputError
             If a name is empty or cannot be stored.
         """
-        check_duration(duration_seconds)
-        strategy = SelectorStrategy(selector or SelectorStrategy.FIRST_AVAILABLE)
-        request = AcquireRequest(
-            pool_name=pool_name,
-            consumer_name=consumer_name or self.DEFAULT_CONSUMER_NAME,
-            duration_seconds=duration_seconds,
-            filters=filters,
-            selector=strategy,
-            with_stats=bool(self._acquire_callbacks or self._expire_callbacks),
-        )
-        started_at = utc_now()
-        acquisition = self._storage.acquire_lease(request)
-        lease = acquisition.lease
-        if not request.with_stats:
-            return lease
-        completed_at = utc_now()
-        payload = AcquireEventPayload(
-            lease=lease,
-            pool_name=pool_name,
-            consumer_name=request.consumer_name,
-            filters=filters,
-            selector=strategy,
-            started_at=started_at,
-            completed_at=completed_at,
-            duration_ms=max(0, int((completed_at - started_at).total_seconds() * 1000)),
-            pool_stats=acquisition.stats,
-            miss_reason=acquisition.miss_reason,
-        )
-        try:
-            errors = self._tell_expired(acquisition.expired)
-            errors += _tell(self._acquire_callbacks, [payload])
-        except BaseException:  # such as KeyboardInterrupt: the caller will never see this lease
-            if lease is not None:
-                self._storage.return_lease(lease, reason=CALLBACK_FAILED)
-            raise
-        if errors and lease is not None:
-            errors += self._return(lease, reason=CALLBACK_FAILED)
-        _raise(errors)
-        return lease
+        ask = Ask(pool_name, consumer_name, duration_seconds, filters, selector)
+        return run(self._acquiring(ask), call).lease
 
     def acquire_proxy_with_retry(
         self,
@@ -189,16 +139,8 @@ class ProxyManager:
             backoff_multiplier=backoff_multiplier,
             max_backoff_seconds=max_backoff_seconds,
         )
-        sleep = sleep_fn or time.sleep
-        ask = (pool_name, consumer_name, duration_seconds, filters, selector)
-        lease = self.acquire_proxy(*ask)
-        for delay in config.delays():
-            if lease is not None:
-                break
-            if delay > 0:
-                sleep(delay)
-            lease = self.acquire_proxy(*ask)
-        return lease
+        ask = Ask(pool_name, consumer_name, duration_seconds, filters, selector)
+        return run(self._acquiring_with_retry(ask, config, sleep_fn or time.sleep), call).lease
 
     def release_proxy(self, lease: Lease) -> None:
         """Give a lease back.
@@ -212,7 +154,7 @@ class ProxyManager:
         lease:
             What :meth:`acquire_proxy` returned.
         """
-        _raise(self._return(lease))
+        run(self._releasing(lease), call)
 
     def cleanup_expired_leases(self) -> int:
         """Take back the proxies of all leases that have run out.
@@ -222,9 +164,7 @@ class ProxyManager:
         int
             How many leases this call ended.
         """
-        count, expired = self._storage.expire_leases(with_stats=bool(self._expire_callbacks))
-        _raise(self._tell_expired(expired))
-        return count
+        return run(self._cleaning_up(), call)
 
     def record_health_checks(
         self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
@@ -243,9 +183,7 @@ class ProxyManager:
         Sequence of HealthOutcome
             What each came to, also that a proxy is unknown.
         """
-        outcomes = self._storage.record_health_checks(results, policy)
-        _raise(self._tell_health(outcomes))
-        return outcomes
+        return run(self._recording(results, policy), call)
 
     @contextmanager
     def with_lease(
@@ -262,8 +200,8 @@ class ProxyManager:
         block is never replaced by one of a callback.
         """
         lease = self.acquire_proxy(pool_name, consumer_name, duration_seconds, filters, selector)
-        with self._held(lease):
-            yield lease
+        with self._held(lease) as held:
+            yield held
 
     @contextmanager
     def with_retrying_lease(
@@ -294,27 +232,51 @@ class ProxyManager:
             backoff_multiplier,
             max_backoff_seconds,
         )
-        with self._held(lease):
-            yield lease
+        with self._held(lease) as held:
+            yield held
 
-    def register_acquire_callback(self, callback: Callable[[AcquireEventPayload], None]) -> None:
-        """Have ``callback`` told of every attempt to lease, hit or miss."""
-        self._acquire_callbacks.append(callback)
+    def client(
+        self,
+        pool_name: str,
+        consumer_name: str | None = None,
+        duration_seconds: int = 300,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+        *,
+        retry_config: RetryConfig | None = None,
+        client_options: Mapping[str, Any] | None = None,
+    ) -> LeasedClient:
+        """Lease a proxy and return an HTTP client that goes through it.
 
-    def register_release_callback(self, callback: Callable[[ReleaseEventPayload], None]) -> None:
-        """Have ``callback`` told of every lease that this manager releases."""
-        self._release_callbacks.append(callback)
+        Parameters
+        ----------
+        pool_name, consumer_name, duration_seconds, filters, selector:
+            As for :meth:`acquire_proxy`.
+        retry_config:
+            How often and how long to ask; once if None.
+        client_options:
+            What else ``httpx.Client`` is to be made with, such as ``timeout``.
 
-    def register_expire_callback(self, callback: Callable[[ExpireEventPayload], None]) -> None:
-        """Have ``callback`` told of every lease that this manager finds to have run out."""
-        self._expire_callbacks.append(callback)
+        Returns
+        -------
+        LeasedClient
+            An ``httpx.Client`` that gives its lease back when it is closed.
 
-    def register_health_callback(self, callback: Callable[[HealthEventPayload], None]) -> None:
-        """Have ``callback`` told of every health check that this manager records.
-
-        Its ``lease_ids`` are the leases whose proxy has just become unleasable.
+        Raises
+        ------
+        ProxyUnavailableError
+            If nothing was free; ``miss_reason`` says why.
+        InvalidInputError
+            If ``client_options`` choose the way themselves.
         """
-        self._health_callbacks.append(callback)
+        from .clients import (  # noqa: PLC0415 - httpx takes a while to import
+            LeasedClient,
+            opening_client,
+        )
+
+        ask = Ask(pool_name, consumer_name, duration_seconds, filters, selector)
+        program = opening_client(self, LeasedClient, ask, retry_config, client_options, time.sleep)
+        return run(program, call)
 
     def subscribe(
         self,
@@ -355,112 +317,31 @@ class ProxyManager:
         InvalidInputError
             If the storage is not in PostgreSQL, or there is no callback.
         """
-        try:
-            from .ledger.subscriptions.fleet import (  # noqa: PLC0415 - it needs the driver
-                fleet_subscription,
-            )
-        except ModuleNotFoundError as error:
-            raise InvalidInputError(
-                "subscriptions are kept in PostgreSQL: pip install 'pharox[postgres]'"
-            ) from error
         callbacks = {
             "on_acquire": on_acquire,
             "on_release": on_release,
             "on_expire": on_expire,
             "on_health": on_health,
         }
-        return fleet_subscription(self._storage, name, callbacks, start=start, pool=pool)
+        fleet = fleet_subscriptions()
+        bound: BoundSubscription = fleet.fleet_subscription(
+            self._storage, name, callbacks, start=start, pool=pool
+        )
+        return bound
 
     @contextmanager
-    def _held(self, lease: Lease | None) -> Iterator[None]:
+    def _held(self, lease: Lease | None) -> Iterator[Lease | None]:
         try:
-            yield
+            yield lease
         except BaseException as error:
-            if lease is not None:
-                self._release_after(error, lease)
+            run(self._releasing_after(error, lease), call)
             raise
-        if lease is not None:
-            self.release_proxy(lease)
+        run(self._releasing(lease), call)
 
-    def _release_after(self, error: BaseException, lease: Lease) -> None:
-        """Release because the block failed; the block's exception is the one that counts."""
-        try:
-            self.release_proxy(lease)
-        except Exception as failure:
-            logger.exception("pharox.release.failed: lease %s", lease.id)
-            error.add_note(f"releasing lease {lease.id} failed too: {failure!r}")
-
-    def _return(self, lease: Lease, reason: str | None = None) -> list[Exception]:
-        """Give a lease back, tell the callbacks, and return what they raised."""
-        wanted = bool(self._release_callbacks or self._expire_callbacks)
-        returned = self._storage.return_lease(lease, reason=reason, with_stats=wanted)
-        errors = self._tell_expired(returned.expired)
-        if returned.ending is None or not self._release_callbacks:
-            return errors
-        ended = returned.ending.lease
-        payload = ReleaseEventPayload(
-            lease=ended,
-            pool_name=ended.pool_name,
-            released_at=ended.released_at or utc_now(),
-            lease_duration_ms=ended.duration_ms,
-            pool_stats=returned.ending.stats,
-            reason=reason,
-        )
-        return errors + _tell(self._release_callbacks, [payload])
-
-    def _tell_expired(self, expired: Sequence[Ending]) -> list[Exception]:
-        if not self._expire_callbacks:
-            return []
-        payloads = (
-            ExpireEventPayload(
-                lease=ending.lease,
-                pool_name=ending.lease.pool_name,
-                expired_at=ending.lease.released_at or utc_now(),
-                lease_duration_ms=ending.lease.duration_ms,
-                pool_stats=ending.stats,
+    def _checked(self, callback: Callable[[P], Any]) -> Callable[[P], Any]:
+        """Return a callback, unless nobody here would await it."""
+        if inspect.iscoroutinefunction(callback):
+            raise InvalidInputError(
+                "this callback is a coroutine function; AsyncProxyManager awaits such"
             )
-            for ending in expired
-        )
-        return _tell(self._expire_callbacks, payloads)
-
-    def _tell_health(self, outcomes: Sequence[HealthOutcome]) -> list[Exception]:
-        if not self._health_callbacks:
-            return []
-        names = {outcome.pool_name for outcome in outcomes if outcome.pool_name is not None}
-        stats: dict[str | None, PoolStatsSnapshot | None] = {
-            name: self._storage.get_pool_stats(name) for name in names
-        }
-        payloads = (
-            HealthEventPayload(
-                result=outcome.result,
-                pool_name=outcome.pool_name,
-                status_before=outcome.status_before,
-                status_after=outcome.status_after,
-                applied=outcome.applied,
-                leases=outcome.leases,
-                lease_ids=outcome.lease_ids,
-                pool_stats=stats.get(outcome.pool_name),
-            )
-            for outcome in outcomes
-            if outcome.status_before is not None and outcome.status_after is not None
-        )
-        return _tell(self._health_callbacks, payloads)
-
-
-def _tell(callbacks: Sequence[Callable[[P], None]], payloads: Iterable[P]) -> list[Exception]:
-    """Call every callback with every payload, in order, and return what they raised."""
-    errors: list[Exception] = []
-    for payload in payloads:
-        for callback in tuple(callbacks):
-            try:
-                callback(payload)
-            except Exception as error:
-                errors.append(error)
-    return errors
-
-
-def _raise(errors: Sequence[Exception]) -> None:
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        raise ExceptionGroup("several callbacks failed", errors)
+        return callback

@@ -44,7 +44,8 @@ from .models import (
     SelectorStrategy,
     utc_now,
 )
-from .storage.interface import AcquireRequest, IStorage
+from .storage.interface import IStorage
+from .storage.terms import AcquireRequest
 
 PassTime = Callable[[float], None]
 _ports = count(1024)

@@ -7,14 +7,13 @@ ledger.
 """
 
 from .checker import HealthChecker
-from .orchestrator import AsyncHealthStorage, HealthCheckOrchestrator
+from .orchestrator import HealthCheckOrchestrator
 from .pausing import AcquisitionRate
 from .probing import HealthCheckStrategy, HTTPHealthCheckStrategy
 from .summary import SweepSummary
 
 __all__ = [
     "AcquisitionRate",
-    "AsyncHealthStorage",
     "HTTPHealthCheckStrategy",
     "HealthCheckOrchestrator",
     "HealthCheckStrategy",

@@ -12,12 +12,10 @@ import asyncio
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
-    AsyncIterator,
     Awaitable,
     Callable,
     Collection,
     Iterator,
-    Sequence,
 )
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -26,12 +24,15 @@ from datetime import timedelta
 from functools import partial
 from inspect import isasyncgenfunction, isawaitable, iscoroutinefunction
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
+from ..aio import AsyncProxyManager
 from ..errors import InvalidInputError
 from ..manager import ProxyManager
 from ..models import HealthCheckOptions, HealthCheckResult, HealthPolicy, Proxy, ProxyStatus
-from ..storage.interface import HealthOutcome, IStorage
+from ..storage.async_interface import IAsyncStorage
+from ..storage.interface import IStorage
+from ..storage.terms import HealthOutcome
 from .checker import CONCURRENCY, HealthChecker, Proxies
 from .streaming import each_of
 
@@ -40,30 +41,6 @@ T = TypeVar("T")
 _PAGE = 500
 _PAUSE_S = 0.25
 """How long a sweep waits before it asks ``pause_when`` again."""
-
-
-class AsyncHealthStorage(Protocol):
-    """What a storage with coroutines needs for a sweep; the meaning is that of ``IStorage``."""
-
-    async def cleanup_expired_leases(self) -> int:
-        """Take back every proxy whose lease has run out."""
-
-    async def record_health_checks(
-        self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
-    ) -> Sequence[HealthOutcome]:
-        """Record health checks in this order."""
-
-    async def get_proxy(self, proxy_id: str) -> Proxy:
-        """Return a proxy by the text of its id."""
-
-    def load_proxies_for_healthchecks(
-        self,
-        pool_name: str | None = None,
-        *,
-        stale_after: timedelta | float | None = None,
-        statuses: Collection[ProxyStatus] | None = None,
-    ) -> AsyncIterator[Proxy]:
-        """Yield the proxies that are due to be checked."""
 
 
 class HealthCheckOrchestrator:
@@ -92,10 +69,10 @@ class HealthCheckOrchestrator:
 
     def __init__(
         self,
-        storage: IStorage | AsyncHealthStorage | None = None,
+        storage: IStorage | IAsyncStorage | None = None,
         checker: HealthChecker | None = None,
         *,
-        manager: ProxyManager | None = None,
+        manager: ProxyManager | AsyncProxyManager | None = None,
         policy: HealthPolicy | None = None,
         pause_when: Callable[[], bool | Awaitable[bool]] | None = None,
     ) -> None:

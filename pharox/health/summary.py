@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from ..models import LEASABLE, Proxy, ProxyStatus
-from ..storage.interface import HealthOutcome
+from ..storage.terms import HealthOutcome
 from .streaming import each_of
 
 DIMENSIONS = ("protocol", "country", "source")

@@ -31,7 +31,7 @@ from ..events import (
 )
 from ..ids import NIL
 from ..models import check_aware, utc_now
-from ..storage.interface import id_from_text
+from ..storage.terms import id_from_text
 from .addresses import Addresses, proxies_at
 from .past_counts import PastCounts
 from .pool_lives import PoolLife, find_pool, pool_names

@@ -1,6 +1,18 @@
 """Where the ledger is kept: the interface, and the adapter that needs no server."""
 
+from .async_in_memory import AsyncInMemoryStorage
+from .async_interface import IAsyncStorage
 from .in_memory import InMemoryStorage
-from .interface import AcquireRequest, Acquisition, Ending, IStorage, Return
+from .interface import IStorage
+from .terms import AcquireRequest, Acquisition, Ending, Return
 
-__all__ = ["AcquireRequest", "Acquisition", "Ending", "IStorage", "InMemoryStorage", "Return"]
+__all__ = [
+    "AcquireRequest",
+    "Acquisition",
+    "AsyncInMemoryStorage",
+    "Ending",
+    "IAsyncStorage",
+    "IStorage",
+    "InMemoryStorage",
+    "Return",
+]

@@ -65,12 +65,14 @@ from ..models import (
     check_name,
     utc_now,
 )
-from .interface import (
+from .interface import IStorage
+from .judging import Observation, in_rounds, judge
+from .pool_index import PoolIndex
+from .terms import (
     AcquireRequest,
     Acquisition,
     Ending,
     HealthOutcome,
-    IStorage,
     Return,
     check_age,
     check_one_pool_each,
@@ -81,12 +83,11 @@ from .interface import (
     copy_ending,
     id_from_text,
     log_late_release,
+    pool_named,
     record_of_check,
     redated,
     result_of_record,
 )
-from .judging import Observation, in_rounds, judge
-from .pool_index import PoolIndex
 
 E_ = TypeVar("E_", bound=EventBase)
 
@@ -417,7 +418,7 @@ class InMemoryStorage(IStorage):
         with self._lock:
             members = [
                 (proxy_id, pool.id)
-                for pool in self._pools_named(pool_name)
+                for pool in pool_named(pool_name, self.list_pools())
                 for proxy_id in sorted(self._pools[pool.id].members)
             ]
         due = (self._if_due(proxy_id, pool_id, age, wanted) for proxy_id, pool_id in members)

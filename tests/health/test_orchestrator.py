@@ -16,6 +16,7 @@ import pytest
 
 from pharox import (
     AcquisitionRate,
+    AsyncInMemoryStorage,
     ExpireEventPayload,
     HealthChecker,
     HealthCheckOptions,
@@ -218,28 +219,19 @@ def test_a_storage_is_needed() -> None:
 # A storage with coroutines
 
 
-class Async:
-    """A storage whose methods are coroutines, as somebody's adapter may have them."""
-
-    def __init__(self) -> None:
-        self.kept = InMemoryStorage()
-
-    async def cleanup_expired_leases(self) -> int:
-        return self.kept.cleanup_expired_leases()
+class Async(AsyncInMemoryStorage):
+    """A storage whose methods are coroutines that wait."""
 
     async def record_health_checks(
         self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
     ) -> Sequence[HealthOutcome]:
         await asyncio.sleep(0)
-        return self.kept.record_health_checks(results, policy)
-
-    async def get_proxy(self, proxy_id: str) -> Proxy:
-        return self.kept.get_proxy(proxy_id)
+        return await super().record_health_checks(results, policy)
 
     async def load_proxies_for_healthchecks(
         self, *args: Any, **choice: Any
     ) -> AsyncIterator[Proxy]:
-        for proxy in self.kept.load_proxies_for_healthchecks(*args, **choice):
+        async for proxy in super().load_proxies_for_healthchecks(*args, **choice):
             await asyncio.sleep(0)
             yield proxy
 
@@ -254,11 +246,11 @@ class Plain(Async):
 @pytest.mark.parametrize("kind", [Async, Plain])
 def test_a_storage_with_coroutines_is_awaited(kind: type[Async]) -> None:
     storage = kind()
-    _, proxies = fill(storage.kept, 20)
+    _, proxies = fill(storage.blocking, 20)
     orchestrator = HealthCheckOrchestrator(storage, checker_with(Scripted(port_is_even)))
     assert len(sweep(orchestrator)) == 20
     for proxy in proxies:
-        assert storage.kept.get_proxy(str(proxy.id)).status is port_is_even(proxy)
+        assert storage.blocking.get_proxy(str(proxy.id)).status is port_is_even(proxy)
     with pytest.raises(TypeError, match="apply_result_async"):
         orchestrator.apply_result(checked(proxies[0]))
     applied = asyncio.run(orchestrator.apply_result_async(checked(proxies[0], status=BAD)))

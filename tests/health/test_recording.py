@@ -30,9 +30,10 @@ from pharox import (
 )
 from pharox.events import HealthChecked, ProxyChanged
 from pharox.models import utc_now
-from pharox.storage.interface import HealthOutcome, IStorage
+from pharox.storage.interface import IStorage
 from pharox.storage.postgres import PostgresStorage
 from pharox.storage.postgres.health import BATCH
+from pharox.storage.terms import HealthOutcome
 from pharox.testing import checked
 from tests import servers
 from tests.conftest import AnyStorage, Clusters, clock_of, fill, ledger, new_database, threads

@@ -20,7 +20,7 @@ from pharox import (
     SelectorStrategy,
 )
 from pharox.events import LeaseReleased
-from pharox.manager import CALLBACK_FAILED
+from pharox.leasing import CALLBACK_FAILED
 from tests.conftest import AnyStorage, clock_of, fill, types_of
 
 

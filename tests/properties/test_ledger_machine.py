@@ -36,9 +36,9 @@ from pharox import (
 )
 from pharox.events import EventBase
 from pharox.ledger.rebuild import rebuild
-from pharox.storage.interface import AcquireRequest, Return
 from pharox.storage.postgres import PostgresStorage
 from pharox.storage.postgres.folding import Folder
+from pharox.storage.terms import AcquireRequest, Return
 from tests.conftest import (
     SECRET_KEY,
     AnyStorage,

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 import psycopg
 
+from pharox.programs import run, run_async
 from pharox.storage.postgres import PostgresStorage
-from pharox.storage.postgres.driver import Rows
+from pharox.storage.postgres.driver import Rows, parameters_of
 from pharox.storage.postgres.sql import Query
 
 from .effects import AwaitNotice, Call, Connect, Effect, InTransaction, Pause, Program, Together
@@ -34,22 +35,9 @@ class ThreadDriver:
     def run(self, program: Program[T]) -> T:
         """Run a program to its end, close the connection, and return what it returns."""
         try:
-            return self._run(program)
+            return run(program, self._do)
         finally:
             self._close()
-
-    def _run(self, program: Program[T]) -> T:
-        try:
-            effect = next(program)
-            while True:
-                try:
-                    answer = self._do(effect)
-                except BaseException as error:
-                    effect = program.throw(error)
-                else:
-                    effect = program.send(answer)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
 
     def _do(self, effect: Effect) -> Any:
         match effect:
@@ -75,7 +63,7 @@ class ThreadDriver:
                 return [_rows(*pair) for pair in zip(cursors, queries, strict=True)]
             case InTransaction(program):
                 with connection.transaction():
-                    return self._run(program)
+                    return run(program, self._do)
             case AwaitNotice(seconds):
                 return list(connection.notifies(timeout=seconds, stop_after=1))
 
@@ -100,22 +88,9 @@ class AsyncioDriver:
     async def run(self, program: Program[T]) -> T:
         """Run a program to its end, close the connection, and return what it returns."""
         try:
-            return await self._run(program)
+            return await run_async(program, self._do)
         finally:
             await self._close()
-
-    async def _run(self, program: Program[T]) -> T:
-        try:
-            effect = next(program)
-            while True:
-                try:
-                    answer = await self._do(effect)
-                except BaseException as error:
-                    effect = program.throw(error)
-                else:
-                    effect = program.send(answer)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
 
     async def _do(self, effect: Effect) -> Any:
         match effect:
@@ -143,7 +118,7 @@ class AsyncioDriver:
                 return [await _rows_async(*pair) for pair in pairs]
             case InTransaction(program):
                 async with connection.transaction():
-                    return await self._run(program)
+                    return await run_async(program, self._do)
             case AwaitNotice(seconds):
                 notices = connection.notifies(timeout=seconds, stop_after=1)
                 return [notice async for notice in notices]
@@ -189,7 +164,5 @@ def connection_parameters(storage: PostgresStorage) -> dict[str, Any]:
         If the engine has no connection to give.
     """
     with storage._driver.connection() as connection:
-        known = connection.info.get_parameters()
-        password = connection.info.password
         connection.execute("SELECT 1")  # one that was cut meanwhile leaves the pool
-    return {**known, **({"password": password} if password else {}), "autocommit": True}
+        return parameters_of(connection)

@@ -46,7 +46,9 @@ from projections import LEASES, POOL_STATS, POOLS, LeaseRow, PoolRow, State
 
 from ..sealed_log import SealedLog
 from .delivery import Delivery
-from .subscription import BoundSubscription, Start, Subscription, in_postgres
+from .subscription import BoundSubscription, Start, Subscription, for_threads, in_postgres
+
+__all__ = ["Payloads", "fleet_subscription", "for_threads", "payload_of"]
 
 Payload = AcquireEventPayload | ReleaseEventPayload | ExpireEventPayload | HealthEventPayload
 Callback = Callable[[Any], Any]

@@ -19,8 +19,10 @@ from pharox.errors import InvalidInputError, PoolNotFoundError
 from pharox.events import Event
 from pharox.log import Extract
 from pharox.models import check_name
-from pharox.storage.interface import IStorage, id_from_text
-from pharox.storage.postgres import PostgresStorage
+from pharox.storage.async_interface import IAsyncStorage
+from pharox.storage.interface import IStorage
+from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage
+from pharox.storage.terms import id_from_text
 from pharox.text import inert
 
 from ..sealed_log import beyond_the_end
@@ -148,13 +150,16 @@ class Subscription:
         """
         return Running(self, self._prepared(storage))
 
-    async def run_async(self, storage: IStorage, stop: asyncio.Event | None = None) -> None:
+    async def run_async(
+        self, storage: IStorage | IAsyncStorage, stop: asyncio.Event | None = None
+    ) -> None:
         """Do as :meth:`run`, in the running event loop.
 
         A handler that is no coroutine function runs in the loop too.
         """
         stop = stop or asyncio.Event()
-        reading = await asyncio.to_thread(self._prepared, storage, may_be_async=True)
+        blocking = await for_threads(storage)
+        reading = await asyncio.to_thread(self._prepared, blocking, may_be_async=True)
         try:
             await AsyncioDriver(reading.storage, stop).run(Reader(reading, stop.is_set).run())
         finally:
@@ -261,7 +266,20 @@ class Running:
             self._error = error
 
 
-def in_postgres(storage: IStorage) -> PostgresStorage:
+async def for_threads(storage: IStorage | IAsyncStorage) -> IStorage:
+    """Return the same ledger for code that blocks.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is no storage that could keep subscriptions.
+    """
+    if isinstance(storage, AsyncPostgresStorage):
+        return await storage.blocking()
+    return in_postgres(storage)
+
+
+def in_postgres(storage: IStorage | IAsyncStorage) -> PostgresStorage:
     """Return the storage, if subscriptions can be kept in it."""
     if not isinstance(storage, PostgresStorage):
         raise InvalidInputError(

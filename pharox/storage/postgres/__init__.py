@@ -1,5 +1,6 @@
-"""The ledger on PostgreSQL."""
+"""The ledger on PostgreSQL, for code that blocks and for code that awaits."""
 
 from .adapter import PostgresStorage
+from .async_adapter import AsyncPostgresStorage
 
-__all__ = ["PostgresStorage"]
+__all__ = ["AsyncPostgresStorage", "PostgresStorage"]

@@ -42,12 +42,12 @@ from ...models import (
     check_aware,
 )
 from ...settings import Settings
-from ..interface import (
+from ..interface import IStorage
+from ..terms import (
     AcquireRequest,
     Acquisition,
     Ending,
     HealthOutcome,
-    IStorage,
     Return,
     check_age,
     check_statuses,

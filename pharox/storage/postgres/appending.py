@@ -37,6 +37,7 @@ from projections.available_proxies import available_proxies
 from projections.base import fact
 from projections.pool_stats import COUNTS, changed, changes, pool_stats
 
+from ...attribution import current_attribution
 from .sql import POOL_ID, now, parameter, word
 
 COLUMNS = (
@@ -73,6 +74,12 @@ def event_row(
         parameter("correlation_id"),
         data,
     )
+
+
+def origin() -> dict[str, Any]:
+    """Return the values that every appended event needs: who does this, for which job."""
+    actor, correlation_id = current_attribution()
+    return {"actor": actor, "correlation_id": correlation_id}
 
 
 def json_object(**facts: Any) -> ColumnElement[Any]:

@@ -34,6 +34,8 @@ Rows = list[dict[str, Any]]
 Step = Query | Callable[[Sequence[Rows]], Query | None]
 Program = Generator[Query | Sequence[Step], Any, T]
 
+AnyConnection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
+
 UPGRADE_HINT = "run `pharox db upgrade` or call storage.upgrade_schema()"
 
 
@@ -42,7 +44,7 @@ class Driver:
 
     def __init__(self, engine: Engine, schema: str) -> None:
         self._engine = engine
-        self._add_partition = f"SELECT {quoted(schema)}.add_partition()".encode()
+        self._add_partition = add_partition_statement(schema)
 
     def run(self, program: Program[T]) -> T:
         """Run a program to its end and return what it returns."""
@@ -81,12 +83,12 @@ class Driver:
         It connects as those of the engine's pool do, and takes none of them.
         """
         with self.connection() as lent:
-            dsn, password = lent.info.dsn, lent.info.password
+            parameters = parameters_of(lent)
         try:
-            connection = psycopg.connect(dsn, password=password, autocommit=True)
+            connection = psycopg.connect(**parameters)
         except psycopg.OperationalError as error:
-            raise DatabaseUnavailableError(f"no connection to the database: {error}") from error
-        with connection, _in_our_words(connection):
+            raise no_connection(error) from error
+        with connection, in_our_words(connection):
             yield Session(connection)
 
     @contextmanager
@@ -95,17 +97,15 @@ class Driver:
         try:
             lent = self._engine.raw_connection()
         except exc.TimeoutError as error:
-            raise DatabaseUnavailableError(
-                "all connections of the engine's pool are in use; give it as many as threads lease"
-            ) from error
+            raise pool_exhausted("threads") from error
         except (exc.DBAPIError, psycopg.OperationalError) as error:
-            raise DatabaseUnavailableError(f"no connection to the database: {error}") from error
+            raise no_connection(error) from error
         connection: psycopg.Connection[Any] = lent.driver_connection  # type: ignore[assignment]
         was_autocommit = connection.autocommit
         try:
             if not was_autocommit:
                 connection.autocommit = True
-            with _in_our_words(connection):
+            with in_our_words(connection):
                 yield connection
         except DatabaseUnavailableError:
             self._engine.dispose()  # the others of the pool were cut as well, most likely
@@ -118,8 +118,33 @@ class Driver:
             lent.close()
 
 
+def add_partition_statement(schema: str) -> bytes:
+    """Return what is executed where the log lacks a partition."""
+    return f"SELECT {quoted(schema)}.add_partition()".encode()
+
+
+def parameters_of(connection: AnyConnection) -> dict[str, Any]:
+    """Return what to connect with, in autocommit mode: what libpq was told for a connection."""
+    password = connection.info.password
+    known = connection.info.get_parameters()
+    return {**known, **({"password": password} if password else {}), "autocommit": True}
+
+
+def no_connection(error: Exception) -> DatabaseUnavailableError:
+    """Return the error for a server that cannot be reached."""
+    return DatabaseUnavailableError(f"no connection to the database: {error}")
+
+
+def pool_exhausted(callers: str) -> DatabaseUnavailableError:
+    """Return the error for an engine whose connections were all lent for too long."""
+    return DatabaseUnavailableError(
+        f"all connections of the engine's pool are in use; give it more, or let fewer {callers} "
+        "lease at once"
+    )
+
+
 @contextmanager
-def _in_our_words(connection: psycopg.Connection[Any]) -> Iterator[None]:
+def in_our_words(connection: AnyConnection) -> Iterator[None]:
     """Say what the server refused, or that it is gone, as an error of ours."""
     try:
         yield

@@ -24,7 +24,7 @@ from ...models import (
     ProxyStatus,
     check_name,
 )
-from ..interface import id_from_text, pool_named, record_of_check
+from ..terms import id_from_text, pool_named, record_of_check
 from . import reading, retention
 from .driver import Program
 from .history import history_statement, seal_statement
@@ -208,6 +208,13 @@ class Lookups:
     ) -> Program[list[dict[str, Any]]]:
         """Return the rows of a statement."""
         return (yield Query(statement(self.schema), values))  # type: ignore[no-any-return]
+
+    def standing(self, proxy_id: UUID) -> Program[Mapping[str, Any]]:
+        """Return a proxy's pool, status and who holds it."""
+        rows = yield Query(reading.standing_statement(self.schema), {"proxy_id": proxy_id})
+        if not rows:
+            raise ProxyNotFoundError(f"Proxy {proxy_id} not found.", proxy_id=proxy_id)
+        return rows[0]  # type: ignore[no-any-return]
 
     def _pool_by_name(self, name: str) -> Program[ProxyPool | None]:
         rows = yield from self.rows(reading.pool_by_name_statement, name=name)

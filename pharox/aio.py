@@ -1,0 +1,248 @@
+"""AsyncProxyManager: lease, release, and tell whoever listens, for code that awaits.
+
+What it does is said in :mod:`pharox.leasing`; here it is awaited. A task may be
+cancelled wherever it waits: while it acquires it leaves no lease behind, while
+it releases the lease is released all the same, and callbacks are told of what
+was committed either way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import UUID
+
+from .leasing import Ask, Leasing, fleet_subscriptions
+from .models import (
+    AcquireEventPayload,
+    ExpireEventPayload,
+    HealthCheckResult,
+    HealthEventPayload,
+    HealthPolicy,
+    Lease,
+    ProxyFilters,
+    ReleaseEventPayload,
+    RetryConfig,
+    SelectorStrategy,
+)
+from .programs import call_async, run_async
+from .storage.async_interface import IAsyncStorage
+from .storage.terms import HealthOutcome
+
+if TYPE_CHECKING:
+    from .clients import OpeningClient
+    from .ledger.subscriptions import BoundSubscription
+
+
+class AsyncProxyManager(Leasing):
+    """Leases proxies of a storage's pools, as :class:`pharox.ProxyManager` does.
+
+    Keeps no state but the registered callbacks, so tasks can share one. A
+    callback may be a coroutine function; it is awaited before the next is told.
+
+    Parameters
+    ----------
+    storage:
+        Where the ledger is kept.
+    """
+
+    def __init__(self, storage: IAsyncStorage) -> None:
+        super().__init__(storage)
+
+    @property
+    def storage(self) -> IAsyncStorage:
+        """Where the ledger is kept."""
+        return self._storage  # type: ignore[no-any-return]
+
+    async def acquire_proxy(
+        self,
+        pool_name: str,
+        consumer_name: str | None = None,
+        duration_seconds: int = 300,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+    ) -> Lease | None:
+        """Lease a proxy of a pool; None if nothing was free.
+
+        Parameters and errors are those of :meth:`pharox.ProxyManager.acquire_proxy`.
+        A task that is cancelled meanwhile has no lease.
+        """
+        ask = Ask(pool_name, consumer_name, duration_seconds, filters, selector)
+        return (await run_async(self._acquiring(ask), call_async)).lease
+
+    async def acquire_proxy_with_retry(
+        self,
+        pool_name: str,
+        consumer_name: str | None = None,
+        duration_seconds: int = 300,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+        retry_config: RetryConfig | None = None,
+        sleep_fn: Callable[[float], Any] | None = None,
+        max_attempts: int = 3,
+        backoff_seconds: float = 0.5,
+        backoff_multiplier: float = 2.0,
+        max_backoff_seconds: float | None = None,
+    ) -> Lease | None:
+        """Lease a proxy, asking again after a pause while nothing is free.
+
+        Parameters and errors are those of
+        :meth:`pharox.ProxyManager.acquire_proxy_with_retry`; ``sleep_fn`` may be a
+        coroutine function, and is ``asyncio.sleep`` if None.
+        """
+        config = retry_config or RetryConfig(
+            max_attempts=max_attempts,
+            backoff_seconds=backoff_seconds,
+            backoff_multiplier=backoff_multiplier,
+            max_backoff_seconds=max_backoff_seconds,
+        )
+        ask = Ask(pool_name, consumer_name, duration_seconds, filters, selector)
+        program = self._acquiring_with_retry(ask, config, sleep_fn or asyncio.sleep)
+        return (await run_async(program, call_async)).lease
+
+    async def release_proxy(self, lease: Lease) -> None:
+        """Give a lease back, also if the task is cancelled meanwhile.
+
+        As :meth:`pharox.ProxyManager.release_proxy`.
+        """
+        await run_async(self._releasing(lease), call_async)
+
+    async def cleanup_expired_leases(self) -> int:
+        """Take back the proxies of all leases that have run out; return how many there were."""
+        return await run_async(self._cleaning_up(), call_async)
+
+    async def record_health_checks(
+        self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
+    ) -> Sequence[HealthOutcome]:
+        """Record health checks, those of one proxy in their order, and tell the callbacks.
+
+        As :meth:`pharox.ProxyManager.record_health_checks`.
+        """
+        return await run_async(self._recording(results, policy), call_async)
+
+    @asynccontextmanager
+    async def with_lease(
+        self,
+        pool_name: str,
+        consumer_name: str | None = None,
+        duration_seconds: int = 300,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+    ) -> AsyncIterator[Lease | None]:
+        """Lease a proxy for a block; yields None if nothing was free.
+
+        Parameters are those of :meth:`acquire_proxy`. An exception of the
+        block is never replaced by one of a callback.
+        """
+        lease = await self.acquire_proxy(
+            pool_name, consumer_name, duration_seconds, filters, selector
+        )
+        async with self._held(lease) as held:
+            yield held
+
+    @asynccontextmanager
+    async def with_retrying_lease(
+        self,
+        pool_name: str,
+        consumer_name: str | None = None,
+        duration_seconds: int = 300,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+        retry_config: RetryConfig | None = None,
+        sleep_fn: Callable[[float], Any] | None = None,
+        max_attempts: int = 3,
+        backoff_seconds: float = 0.5,
+        backoff_multiplier: float = 2.0,
+        max_backoff_seconds: float | None = None,
+    ) -> AsyncIterator[Lease | None]:
+        """Lease a proxy for a block, with the retries of :meth:`acquire_proxy_with_retry`."""
+        lease = await self.acquire_proxy_with_retry(
+            pool_name,
+            consumer_name,
+            duration_seconds,
+            filters,
+            selector,
+            retry_config,
+            sleep_fn,
+            max_attempts,
+            backoff_seconds,
+            backoff_multiplier,
+            max_backoff_seconds,
+        )
+        async with self._held(lease) as held:
+            yield held
+
+    def client(
+        self,
+        pool_name: str,
+        consumer_name: str | None = None,
+        duration_seconds: int = 300,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+        *,
+        retry_config: RetryConfig | None = None,
+        client_options: Mapping[str, Any] | None = None,
+    ) -> OpeningClient:
+        """Lease a proxy and return an HTTP client that goes through it.
+
+        ``async with manager.client("pool") as client:`` leases and gives back;
+        ``await manager.client("pool")`` leases, and ``aclose()`` gives back.
+        Parameters and errors are those of :meth:`pharox.ProxyManager.client`.
+
+        Returns
+        -------
+        OpeningClient
+            To be entered or awaited once, and then an ``httpx.AsyncClient``.
+        """
+        from .clients import (  # noqa: PLC0415 - httpx takes a while to import
+            AsyncLeasedClient,
+            OpeningClient,
+            opening_client,
+        )
+
+        ask = Ask(pool_name, consumer_name, duration_seconds, filters, selector)
+        return OpeningClient(
+            opening_client(
+                self, AsyncLeasedClient, ask, retry_config, client_options, asyncio.sleep
+            )
+        )
+
+    async def subscribe(
+        self,
+        name: str | None = None,
+        *,
+        on_acquire: Callable[[AcquireEventPayload], Any] | None = None,
+        on_release: Callable[[ReleaseEventPayload], Any] | None = None,
+        on_expire: Callable[[ExpireEventPayload], Any] | None = None,
+        on_health: Callable[[HealthEventPayload], Any] | None = None,
+        start: Literal["beginning", "now"] | int = "now",
+        pool: str | UUID | None = None,
+    ) -> BoundSubscription:
+        """Have callbacks told of what any manager does, from the log.
+
+        As :meth:`pharox.ProxyManager.subscribe`; await the ``run_async()`` of what
+        it returns.
+        """
+        callbacks = {
+            "on_acquire": on_acquire,
+            "on_release": on_release,
+            "on_expire": on_expire,
+            "on_health": on_health,
+        }
+        fleet = fleet_subscriptions()
+        blocking = await fleet.for_threads(self._storage)
+        bound: BoundSubscription = fleet.fleet_subscription(
+            blocking, name, callbacks, start=start, pool=pool
+        )
+        return bound
+
+    @asynccontextmanager
+    async def _held(self, lease: Lease | None) -> AsyncIterator[Lease | None]:
+        try:
+            yield lease
+        except BaseException as error:
+            await run_async(self._releasing_after(error, lease), call_async)
+            raise
+        await run_async(self._releasing(lease), call_async)

@@ -1,0 +1,266 @@
+"""HTTP clients that go through a leased proxy, and give the lease back when they are closed.
+
+Every request takes the leased proxy, whichever of the four protocols it speaks
+and whatever the environment says of proxies; names of targets are resolved by
+it. When the lease has run out somebody else may hold the proxy, so from then on
+a client sends nothing more.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from types import TracebackType
+from typing import Any, TypeVar
+
+import httpx
+import python_socks
+from httpx_socks import AsyncProxyTransport, SyncProxyTransport
+from python_socks import ProxyType
+
+from .errors import InvalidInputError, LeaseEndedError, ProxyUnavailableError
+from .leasing import Ask, Leasing
+from .models import Lease, Proxy, ProxyProtocol, RetryConfig
+from .programs import Calls, call, call_async, run, run_async
+from .text import url_of
+
+C = TypeVar("C", "LeasedClient", "AsyncLeasedClient")
+
+_SOCKS = {ProxyProtocol.SOCKS4: ProxyType.SOCKS4, ProxyProtocol.SOCKS5: ProxyType.SOCKS5}
+_OUR_OWN = ("proxy", "transport", "mounts")
+_OF_TRANSPORTS = ("http1", "http2", "limits")
+
+
+def opening_client(
+    leasing: Leasing,
+    kind: type[C],
+    ask: Ask,
+    retry_config: RetryConfig | None,
+    client_options: Mapping[str, Any] | None,
+    sleep: Callable[[float], Any],
+) -> Calls[C]:
+    """Lease a proxy and return a client that goes through it."""
+    options = dict(client_options or {})
+    if chosen := [name for name in _OUR_OWN if name in options]:
+        raise InvalidInputError(f"the way is the leased proxy; leave out {', '.join(chosen)}")
+    config = retry_config or RetryConfig(max_attempts=1)
+    acquisition = yield from leasing._acquiring_with_retry(ask, config, sleep)
+    lease = acquisition.lease
+    if lease is None:
+        why = acquisition.miss_reason
+        raise ProxyUnavailableError(
+            f"Pool {ask.pool_name!r} has no proxy free{f': {why.value}' if why else ''}.",
+            pool_name=ask.pool_name,
+            miss_reason=why,
+        )
+    try:
+        proxy = yield partial(leasing._storage.get_proxy, str(lease.proxy_id))
+        return kind(leasing, lease, proxy, options)
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        yield from leasing._releasing_after(error, lease)
+        raise
+
+
+class LeasedClient(httpx.Client):
+    """An ``httpx.Client`` whose requests go through a leased proxy.
+
+    Made by :meth:`pharox.ProxyManager.client`. A request after the lease has run
+    out, or after the client was closed, is refused.
+
+    Attributes
+    ----------
+    lease:
+        What is given back when the client is closed.
+    """
+
+    def __init__(
+        self, leasing: Leasing, lease: Lease, proxy: Proxy, options: dict[str, Any]
+    ) -> None:
+        self._leasing, self.lease = leasing, lease
+        self._is_held = True
+        way = _Way(lease, _transport(proxy, options, httpx.HTTPTransport, SyncProxyTransport))
+        super().__init__(transport=way, **options)
+
+    def close(self) -> None:
+        """Close the connections and give the lease back."""
+        try:
+            super().close()
+        finally:
+            self._give_back(None)
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        try:
+            super().__exit__(exc_type, exc_value, traceback)
+        finally:
+            self._give_back(exc_value)
+
+    def _give_back(self, error: BaseException | None) -> None:
+        run(_giving_back(self, error), call)
+
+
+class AsyncLeasedClient(httpx.AsyncClient):
+    """An ``httpx.AsyncClient`` whose requests go through a leased proxy.
+
+    Made by :meth:`pharox.AsyncProxyManager.client`. A request after the lease has
+    run out, or after the client was closed, is refused.
+
+    Attributes
+    ----------
+    lease:
+        What is given back when the client is closed.
+    """
+
+    def __init__(
+        self, leasing: Leasing, lease: Lease, proxy: Proxy, options: dict[str, Any]
+    ) -> None:
+        self._leasing, self.lease = leasing, lease
+        self._is_held = True
+        kinds = httpx.AsyncHTTPTransport, AsyncProxyTransport
+        super().__init__(transport=_AsyncWay(lease, _transport(proxy, options, *kinds)), **options)
+
+    async def aclose(self) -> None:
+        """Close the connections and give the lease back."""
+        try:
+            await super().aclose()
+        finally:
+            await self._give_back(None)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        try:
+            await super().__aexit__(exc_type, exc_value, traceback)
+        finally:
+            await self._give_back(exc_value)
+
+    async def _give_back(self, error: BaseException | None) -> None:
+        await run_async(_giving_back(self, error), call_async)
+
+
+class OpeningClient:
+    """A client that is still to be leased: ``await`` it, or enter it with ``async with``."""
+
+    def __init__(self, program: Calls[AsyncLeasedClient]) -> None:
+        self._program = program
+        self._client: AsyncLeasedClient | None = None
+
+    def __await__(self) -> Generator[Any, Any, AsyncLeasedClient]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> AsyncLeasedClient:
+        self._client = await self._open()
+        return await self._client.__aenter__()
+
+    async def __aexit__(self, *error: Any) -> None:
+        assert self._client is not None  # noqa: S101 - it was entered
+        await self._client.__aexit__(*error)
+
+    def _open(self) -> Awaitable[AsyncLeasedClient]:
+        return run_async(self._program, call_async)
+
+
+class _Deadline:
+    """The end of a lease by this process's own monotonic clock, from when it was granted."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+        self._ends_at = time.monotonic() + (lease.expires_at - lease.acquired_at).total_seconds()
+
+    @contextmanager
+    def request(self, request: httpx.Request) -> Iterator[None]:
+        """Refuse a request after the end; raise what httpx raises where SOCKS fails."""
+        if time.monotonic() >= self._ends_at:
+            raise LeaseEndedError(
+                f"Lease {self._lease.id} has run out; open another client.", lease_id=self._lease.id
+            )
+        try:
+            yield
+        except python_socks.ProxyTimeoutError as error:
+            raise httpx.ConnectTimeout(str(error), request=request) from error
+        except python_socks.ProxyConnectionError as error:
+            raise httpx.ConnectError(str(error), request=request) from error
+        except python_socks.ProxyError as error:
+            raise httpx.ProxyError(str(error), request=request) from error
+
+
+class _Way(httpx.BaseTransport):
+    """Through a leased proxy, as long as it is leased."""
+
+    def __init__(self, lease: Lease, transport: httpx.BaseTransport) -> None:
+        self._deadline, self._transport = _Deadline(lease), transport
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        with self._deadline.request(request):
+            return self._transport.handle_request(request)
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+class _AsyncWay(httpx.AsyncBaseTransport):
+    """The same, awaited."""
+
+    def __init__(self, lease: Lease, transport: httpx.AsyncBaseTransport) -> None:
+        self._deadline, self._transport = _Deadline(lease), transport
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        with self._deadline.request(request):
+            return await self._transport.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+
+
+def _giving_back(
+    client: LeasedClient | AsyncLeasedClient, error: BaseException | None
+) -> Calls[None]:
+    """Give a client's lease back, once; the exception of a failing block is what counts."""
+    if not client._is_held:
+        return
+    client._is_held = False
+    if error is None:
+        yield from client._leasing._releasing(client.lease)
+    else:
+        yield from client._leasing._releasing_after(error, client.lease)
+
+
+def _transport(proxy: Proxy, options: dict[str, Any], http: Any, socks: Any) -> Any:
+    """Return a transport through a proxy, and take out of the options what it is made with."""
+    named = {name: options.pop(name) for name in _OF_TRANSPORTS if name in options}
+    context: ssl.SSLContext = httpx.create_ssl_context(
+        verify=options.pop("verify", True),
+        cert=options.pop("cert", None),
+        trust_env=options.get("trust_env", True),
+    )
+    host, login = str(proxy.host), proxy.credentials
+    user, password = (login.user, login.password.get_secret_value()) if login else (None, None)
+    if (kind := _SOCKS.get(proxy.protocol)) is not None:
+        return socks(
+            proxy_type=kind,
+            proxy_host=host,
+            proxy_port=proxy.port,
+            username=user,
+            password=password,
+            rdns=True,
+            verify=context,
+            **named,
+        )
+    way = httpx.Proxy(
+        url_of(proxy.protocol, host, proxy.port),
+        auth=(user, password or "") if user is not None else None,
+        ssl_context=context if proxy.protocol is ProxyProtocol.HTTPS else None,
+    )
+    return http(verify=context, proxy=way, **named)

@@ -1,0 +1,196 @@
+"""What a storage adapter with coroutines does: :class:`~pharox.storage.IStorage`, awaited.
+
+Each method means what it means there. One rule is added, as a task may be
+cancelled wherever it waits: a command that is cancelled has either not happened
+or is over. ``acquire_lease`` and ``create_lease`` leave no lease behind then,
+``return_lease`` and ``release_lease`` end the lease all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Collection, Sequence
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from ..models import (
+    HealthCheckResult,
+    HealthPolicy,
+    Lease,
+    PoolStatsSnapshot,
+    Proxy,
+    ProxyFilters,
+    ProxyHealthRecord,
+    ProxyPool,
+    ProxyStatus,
+    SelectorStrategy,
+)
+from ..programs import call_async, run_async
+from . import defaults
+from .terms import (
+    AcquireRequest,
+    Acquisition,
+    Ending,
+    HealthOutcome,
+    Return,
+    check_age,
+    check_statuses,
+    pool_named,
+)
+
+CANCELLED = "cancelled"
+"""The reason of a release because the task that had asked for the lease was cancelled."""
+
+
+class CancelledLate(asyncio.CancelledError):
+    """The task was cancelled when its command could not be stopped any more.
+
+    Parameters
+    ----------
+    outcome:
+        What the command would have returned. A lease in it has been given back.
+    args:
+        Those of the cancellation.
+    """
+
+    def __init__(self, outcome: Any, *args: Any) -> None:
+        super().__init__(*args)
+        self.outcome = outcome
+
+
+class IAsyncStorage(ABC):
+    """Keeps pools, proxies, consumers, leases and health, and decides who gets what."""
+
+    @abstractmethod
+    async def find_available_proxy(
+        self,
+        pool_name: str,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+    ) -> Proxy | None:
+        """Return the proxy that the selector offers next, without leasing it."""
+
+    @abstractmethod
+    async def create_lease(self, proxy: Proxy, consumer_name: str, duration_seconds: int) -> Lease:
+        """Lease this very proxy."""
+
+    @abstractmethod
+    async def ensure_consumer(self, consumer_name: str) -> UUID:
+        """Return the consumer's id, registering the name if it is new."""
+
+    @abstractmethod
+    async def release_lease(self, lease: Lease) -> None:
+        """End a lease. Only its id counts; one that has ended already stays as it is."""
+
+    @abstractmethod
+    async def cleanup_expired_leases(self) -> int:
+        """Take back every proxy whose lease has run out, and return how many leases did."""
+
+    @abstractmethod
+    async def apply_health_check_result(self, result: HealthCheckResult) -> Proxy | None:
+        """Record a health check and return the proxy as it then stands; None if unknown."""
+
+    @abstractmethod
+    async def get_last_health_result(self, proxy_id: UUID) -> HealthCheckResult | None:
+        """Return the newest health check of a proxy, or None if there was none."""
+
+    @abstractmethod
+    async def get_pool_stats(self, pool_name: str) -> PoolStatsSnapshot | None:
+        """Return a pool in numbers, or None if there is no such pool."""
+
+    @abstractmethod
+    async def add_proxies_bulk(self, proxies: Sequence[Proxy]) -> int:
+        """Register many proxies, all or none, and return how many were new."""
+
+    @abstractmethod
+    async def save_pool(self, pool: ProxyPool) -> None:
+        """Register a pool, or change the one of this id."""
+
+    @abstractmethod
+    async def get_pool(self, pool_id: str) -> ProxyPool:
+        """Return a pool by the text of its id; raises :class:`PoolNotFoundError`."""
+
+    @abstractmethod
+    async def list_pools(self) -> Sequence[ProxyPool]:
+        """Return all pools, by name."""
+
+    @abstractmethod
+    async def delete_pool(self, pool_id: str) -> None:
+        """Remove a pool, its proxies and their leases; raises :class:`PoolNotFoundError`."""
+
+    @abstractmethod
+    async def save_proxy(self, proxy: Proxy) -> None:
+        """Register a proxy, or change the one of this id; its leases stay as they are."""
+
+    @abstractmethod
+    async def get_proxy(self, proxy_id: str) -> Proxy:
+        """Return a proxy by the text of its id; raises :class:`ProxyNotFoundError`."""
+
+    @abstractmethod
+    async def list_proxies(self, pool_id: str) -> Sequence[Proxy]:
+        """Return a pool's proxies, by id; raises :class:`PoolNotFoundError`."""
+
+    @abstractmethod
+    async def delete_proxy(self, proxy_id: str) -> None:
+        """Remove a proxy and release its leases; raises :class:`ProxyNotFoundError`."""
+
+    @abstractmethod
+    async def get_lease(self, lease_id: str) -> Lease | None:
+        """Return a lease by the text of its id, or None."""
+
+    @abstractmethod
+    async def list_leases(self, consumer_id: str | None = None) -> Sequence[Lease]:
+        """Return leases, oldest first, of one consumer (the text of its id) or of all."""
+
+    @abstractmethod
+    async def save_health_record(self, record: ProxyHealthRecord) -> None:
+        """Record an observation made elsewhere; it does not change the proxy's status."""
+
+    @abstractmethod
+    async def list_health_records(
+        self, proxy_id: UUID, limit: int = 100
+    ) -> Sequence[ProxyHealthRecord]:
+        """Return the newest health checks of a proxy, newest first."""
+
+    async def acquire_lease(self, request: AcquireRequest) -> Acquisition:
+        """Find a proxy and lease it."""
+        return await run_async(defaults.acquire_lease(self, request), call_async)
+
+    async def record_health_checks(
+        self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
+    ) -> Sequence[HealthOutcome]:
+        """Record health checks; return what each came to, in their order."""
+        return await run_async(defaults.record_health_checks(self, results, policy), call_async)
+
+    async def set_status(
+        self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
+    ) -> Proxy:
+        """Decide a proxy's status, as a person does: also lift or lay a ban."""
+        return await run_async(defaults.set_status(self, proxy_id, status, reason), call_async)
+
+    async def load_proxies_for_healthchecks(
+        self,
+        pool_name: str | None = None,
+        *,
+        stale_after: timedelta | float | None = None,
+        statuses: Collection[ProxyStatus] | None = None,
+    ) -> AsyncIterator[Proxy]:
+        """Yield the proxies that are due to be checked, by id within each pool."""
+        age, wanted = check_age(stale_after), check_statuses(statuses)
+        for pool in pool_named(pool_name, await self.list_pools()):
+            for proxy in await self.list_proxies(str(pool.id)):
+                if await run_async(defaults.is_due(self, proxy, age, wanted), call_async):
+                    yield proxy
+
+    async def return_lease(
+        self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
+    ) -> Return:
+        """Release a lease and tell what came of it."""
+        program = defaults.return_lease(self, lease, reason, with_stats=with_stats)
+        return await run_async(program, call_async)
+
+    async def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[Ending]]:
+        """Take back what has run out; return how many leases did, and those it can tell of."""
+        return await self.cleanup_expired_leases(), ()

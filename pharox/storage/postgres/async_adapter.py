@@ -1,0 +1,388 @@
+"""AsyncPostgresStorage: the ledger for code that awaits.
+
+The same programs as those of :class:`PostgresStorage`, over an async engine;
+both can work on one ledger at once. What reads or folds the whole log (verify,
+rebuild, replay, archives) is work for a thread: :meth:`~AsyncPostgresStorage.blocking`
+returns the same ledger for code that blocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+from typing import TypeVar
+from uuid import UUID
+
+import psycopg
+from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from ...errors import InvalidInputError
+from ...events import Event
+from ...ids import NIL
+from ...models import (
+    Consumer,
+    HealthCheckResult,
+    HealthPolicy,
+    Lease,
+    PoolStatsSnapshot,
+    Proxy,
+    ProxyFilters,
+    ProxyHealthRecord,
+    ProxyPool,
+    ProxyStatus,
+    SelectorStrategy,
+)
+from ...settings import Settings
+from ..async_interface import CANCELLED, CancelledLate, IAsyncStorage
+from ..terms import (
+    AcquireRequest,
+    Acquisition,
+    Ending,
+    HealthOutcome,
+    Return,
+    check_age,
+    check_statuses,
+)
+from .adapter import PostgresStorage
+from .async_driver import AsyncDriver, Stops
+from .commands import Commands
+from .driver import Program
+from .lookups import Page
+from .vault import Vault
+
+T = TypeVar("T")
+logger = logging.getLogger("pharox")
+
+
+class AsyncPostgresStorage(IAsyncStorage):
+    """The ledger in one schema of a PostgreSQL database, version 14 or later.
+
+    Parameters
+    ----------
+    engine:
+        An async engine of SQLAlchemy with the psycopg driver
+        (``create_async_engine("postgresql+psycopg://...")``). Its pool bounds
+        the connections; tasks wait for one as long as the pool lets them. Like
+        the engine, a storage belongs to one event loop.
+    schema:
+        Where all tables are. :meth:`upgrade_schema` creates it.
+    secret_keys:
+        Fernet keys for proxies' credentials, the encrypting one first;
+        if None, those of ``PHAROX_SECRET_KEY``.
+
+    Raises
+    ------
+    InvalidInputError
+        If the engine is not async, or has another driver.
+    SecretKeyError
+        If a key is none.
+
+    Notes
+    -----
+    Every method raises :class:`SchemaError` when the schema is missing or of
+    another version, and :class:`DatabaseUnavailableError` when there is no
+    database to be reached. A cancelled task waits for the statement it has sent,
+    a few seconds at most; the lease of a cancelled acquisition is given back.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        schema: str = "pharox",
+        secret_keys: Sequence[str] | None = None,
+    ) -> None:
+        if not isinstance(engine, AsyncEngine):
+            raise InvalidInputError("the engine is not async; make it with create_async_engine")
+        if engine.dialect.driver != "psycopg":
+            raise InvalidInputError(
+                f"the engine uses the driver {engine.dialect.driver!r}; "
+                "make it with a postgresql+psycopg:// URL"
+            )
+        self.engine = engine
+        self.schema = schema
+        self._keys = Settings().secret_keys() if secret_keys is None else secret_keys
+        self._commands = Commands(schema, Vault(self._keys))
+        self._driver = AsyncDriver(engine, schema)
+        self._blocking: PostgresStorage | None = None
+
+    def __repr__(self) -> str:
+        return f"AsyncPostgresStorage({self.engine.url!r}, schema={self.schema!r})"
+
+    # The schema, and the ledger for threads
+
+    async def upgrade_schema(self) -> None:
+        """Create the schema or bring it up to date; safe from many processes at once."""
+        await asyncio.to_thread((await self.blocking()).upgrade_schema)
+
+    async def schema_version(self) -> str | None:
+        """Return the schema's version, or None if the database has none."""
+        return await self._driver.run(self._commands.schema_version())
+
+    async def rotate_secrets(self) -> int:
+        """Encrypt every proxy's credentials anew with the first key, and return how many."""
+        return await self._run(self._commands.rotate_secrets())
+
+    async def blocking(self) -> PostgresStorage:
+        """Return the same ledger for code that blocks, to be used in threads.
+
+        It connects as this storage's engine does, with a pool of its own, and is
+        closed with this storage.
+        """
+        if self._blocking is None:
+            parameters = await self._driver.connection_parameters()
+            engine = create_engine(
+                "postgresql+psycopg://",
+                creator=lambda: psycopg.connect(**parameters),
+                isolation_level="AUTOCOMMIT",
+                pool_reset_on_return=None,
+                hide_parameters=True,
+            )
+            # Another task may have been quicker while this one waited.
+            self._blocking = self._blocking or PostgresStorage(
+                engine, schema=self.schema, secret_keys=self._keys
+            )
+        return self._blocking
+
+    async def close(self) -> None:
+        """Close the engine's idle connections."""
+        if self._blocking is not None:
+            await asyncio.to_thread(self._blocking.close)
+        await self.engine.dispose()
+
+    # Leasing
+
+    async def acquire_lease(self, request: AcquireRequest) -> Acquisition:
+        """Lease a proxy, or record why none was to be had: one statement, one commit."""
+        try:
+            return await self._run(self._commands.acquire(request), stops="before the first step")
+        except CancelledLate as late:
+            if late.outcome.lease is not None:
+                await self._give_up(late.outcome.lease)
+            raise
+
+    async def create_lease(self, proxy: Proxy, consumer_name: str, duration_seconds: int) -> Lease:
+        program = self._commands.create_lease(proxy, consumer_name, duration_seconds)
+        try:
+            return await self._run(program, stops="before the first step")
+        except CancelledLate as late:
+            await self._give_up(late.outcome)
+            raise
+
+    async def return_lease(
+        self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
+    ) -> Return:
+        program = self._commands.give_back(lease, reason, with_stats=with_stats)
+        return await self._run(program, stops="never")
+
+    async def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[Ending]]:
+        program = self._commands.expire(with_stats=with_stats)
+        try:
+            expired = await self._run(program, stops="before the first step")
+        except CancelledLate as late:
+            late.outcome = len(late.outcome), late.outcome
+            raise
+        return len(expired), expired
+
+    async def find_available_proxy(
+        self,
+        pool_name: str,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+    ) -> Proxy | None:
+        return await self._run(self._commands.find(pool_name, filters, selector))
+
+    async def release_lease(self, lease: Lease) -> None:
+        await self.return_lease(lease)
+
+    async def cleanup_expired_leases(self) -> int:
+        return (await self.expire_leases())[0]
+
+    async def get_lease(self, lease_id: str) -> Lease | None:
+        return await self._run(self._commands.lease(lease_id))
+
+    async def list_leases(self, consumer_id: str | None = None) -> Sequence[Lease]:
+        return await self._run(self._commands.leases(consumer_id))
+
+    async def prune_leases(self, ended_before: datetime) -> int:
+        """Forget the leases that ended before a moment, in the read model only."""
+        return await self._run(self._commands.prune(ended_before))
+
+    # Consumers, pools and proxies
+
+    async def ensure_consumer(self, consumer_name: str) -> UUID:
+        return await self._run(self._commands.ensure_consumer(consumer_name))
+
+    async def add_consumer(self, consumer: Consumer) -> Consumer:
+        """Register a consumer and return it, with the id it has if its name was known."""
+        return await self._run(self._commands.add_consumer(consumer))
+
+    async def save_pool(self, pool: ProxyPool) -> None:
+        await self._run(self._commands.save_pool(pool))
+
+    async def get_pool(self, pool_id: str) -> ProxyPool:
+        return await self._run(self._commands.pool(pool_id))
+
+    async def get_pool_by_name(self, name: str) -> ProxyPool | None:
+        """Return the pool of this name, or None."""
+        return await self._run(self._commands.pool_by_name(name))
+
+    async def list_pools(self) -> Sequence[ProxyPool]:
+        return await self._run(self._commands.pools())
+
+    async def delete_pool(self, pool_id: str) -> None:
+        await self._run(self._commands.delete_pool(pool_id))
+
+    async def save_proxy(self, proxy: Proxy) -> None:
+        await self._run(self._commands.save_proxies([proxy], change=True))
+
+    async def add_proxies_bulk(self, proxies: Sequence[Proxy]) -> int:
+        return await self._run(self._commands.save_proxies(proxies, change=False))
+
+    async def import_proxies(self, pool_id: UUID, proxies: Sequence[Proxy]) -> int:
+        """Register the proxies whose identity the pool does not know, and return how many."""
+        return await self._run(self._commands.import_proxies(pool_id, proxies))
+
+    async def get_proxy(self, proxy_id: str) -> Proxy:
+        return await self._run(self._commands.proxy(proxy_id))
+
+    async def get_proxy_by_id(self, proxy_id: UUID) -> Proxy | None:
+        """Return a proxy, or None."""
+        return await self._run(self._commands.proxy_by_id(proxy_id))
+
+    async def list_proxies(self, pool_id: str) -> Sequence[Proxy]:
+        pool = await self.get_pool(pool_id)
+        return [proxy async for proxy in self.iter_proxies(pool.id)]
+
+    def iter_proxies(self, pool_id: UUID, *, with_credentials: bool = True) -> AsyncIterator[Proxy]:
+        """Yield a pool's proxies by id, a page at a time, however many there are."""
+        page = partial(self._commands.proxies_page, pool_id, with_credentials=with_credentials)
+        return self._pages(page)
+
+    async def delete_proxy(self, proxy_id: str) -> None:
+        await self._run(self._commands.delete_proxy(proxy_id))
+
+    async def get_pool_stats(self, pool_name: str) -> PoolStatsSnapshot | None:
+        return await self._run(self._commands.stats(pool_name))
+
+    async def list_pool_stats(self) -> Sequence[PoolStatsSnapshot]:
+        """Return every pool in numbers, by name."""
+        return await self._run(self._commands.all_stats())
+
+    # Health
+
+    async def apply_health_check_result(self, result: HealthCheckResult) -> Proxy | None:
+        return await self._run(self._commands.apply_health_check(result))
+
+    async def record_health_checks(
+        self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
+    ) -> Sequence[HealthOutcome]:
+        program = self._commands.record_health_checks(results, policy)
+        return await self._run(program, stops="before the first step")
+
+    async def set_status(
+        self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
+    ) -> Proxy:
+        return await self._run(self._commands.set_status(proxy_id, status, reason))
+
+    async def load_proxies_for_healthchecks(
+        self,
+        pool_name: str | None = None,
+        *,
+        stale_after: timedelta | float | None = None,
+        statuses: Collection[ProxyStatus] | None = None,
+    ) -> AsyncIterator[Proxy]:
+        page = partial(
+            self._commands.due_page, age=check_age(stale_after), statuses=check_statuses(statuses)
+        )
+        for pool in await self._run(self._commands.pools_named(pool_name)):
+            async for proxy in self._pages(partial(page, pool.id)):
+                yield proxy
+
+    async def get_last_health_result(self, proxy_id: UUID) -> HealthCheckResult | None:
+        return await self._run(self._commands.last_health(proxy_id))
+
+    async def save_health_record(self, record: ProxyHealthRecord) -> None:
+        await self._run(self._commands.save_health_record(record))
+
+    async def list_health_records(
+        self, proxy_id: UUID, limit: int = 100
+    ) -> Sequence[ProxyHealthRecord]:
+        return await self._run(self._commands.health_records(proxy_id, limit))
+
+    # The log
+
+    async def seal(self) -> int:
+        """Give every committed event its place in the order, and return the last one's seq."""
+        return await self._run(self._commands.seal())
+
+    async def events(self, *, after: int = 0) -> AsyncIterator[Event]:
+        """Yield the log in its sealed order, up to what was committed before the first is asked.
+
+        Parameters
+        ----------
+        after:
+            Yield only events of later ``seq``.
+
+        Raises
+        ------
+        ArchivedError
+            If the next event may have been archived.
+        """
+        seq, upto = after, await self.seal()
+        while page := await self._run(self._commands.events_page(seq, upto)):
+            for event in page:
+                seq = event.seq
+                yield event
+
+    async def follow(
+        self, after: int | None = None, *, poll_s: float = 0.1
+    ) -> AsyncIterator[Event]:
+        """Yield events as they are committed, in their sealed order, without end.
+
+        Parameters
+        ----------
+        after:
+            Begin with what the log has after this ``seq``; None for new events only.
+        poll_s:
+            How many seconds to wait where nothing is new.
+
+        Raises
+        ------
+        ArchivedError
+            If the next event may have been archived.
+        """
+        seq = await self.seal() if after is None else after
+        while True:
+            upto = await self._run(self._commands.seal(wait=False))
+            page = await self._run(self._commands.events_page(seq, upto))
+            for event in page:
+                seq = event.seq
+                yield event
+            if not page:
+                await asyncio.sleep(poll_s)
+
+    # Parts
+
+    async def _run(self, program: Program[T], *, stops: Stops = "between steps") -> T:
+        return await self._driver.run(self._commands.checked(program), stops=stops)
+
+    async def _pages(self, page: Callable[[UUID], Program[Page]]) -> AsyncIterator[Proxy]:
+        first: UUID | None = NIL
+        while first is not None:
+            proxies, first = await self._run(page(first))
+            for proxy in proxies:
+                yield proxy
+
+    async def _give_up(self, lease: Lease) -> None:
+        """Give back a lease that its task will never see; if that fails, it runs out."""
+        try:
+            await self.return_lease(lease, reason=CANCELLED)
+        except CancelledLate:
+            pass  # Cancelled once more; it was given back all the same.
+        except Exception:
+            logger.exception("pharox.release.failed: lease %s of a cancelled task", lease.id)

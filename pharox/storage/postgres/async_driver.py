@@ -1,0 +1,166 @@
+"""Run the programs of :mod:`.driver` over connections of an async engine.
+
+The same programs, the same answers and errors; what differs is that a task may
+be cancelled at any time. Until a statement is sent nothing has happened, and a
+cancellation ends the command. From then on each statement is waited for
+(:mod:`.patience`), and the command says how it may end: between two of its
+steps, only as a whole, or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Literal, TypeVar
+
+import psycopg
+from sqlalchemy import exc
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import PoolProxiedConnection
+from sqlalchemy.util import greenlet_spawn
+
+from projections.pool_stats import SLOTS
+
+from ... import programs
+from ...errors import DatabaseUnavailableError
+from ..async_interface import CancelledLate
+from .driver import (
+    Program,
+    Rows,
+    Step,
+    add_partition_statement,
+    in_our_words,
+    lacks_partition,
+    no_connection,
+    parameters_of,
+    pool_exhausted,
+    query_of,
+)
+from .patience import Patience
+from .sql import Query
+
+T = TypeVar("T")
+
+Stops = Literal["between steps", "before the first step", "never"]
+"""When a cancellation may still stop a command."""
+
+
+class AsyncDriver:
+    """Runs programs, one connection of the engine at a time for each task that calls."""
+
+    def __init__(self, engine: AsyncEngine, schema: str) -> None:
+        self._engine = engine
+        self._add_partition = add_partition_statement(schema)
+
+    async def run(self, program: Program[T], *, stops: Stops = "between steps") -> T:
+        """Run a program to its end and return what it returns.
+
+        Raises
+        ------
+        CancelledLate
+            If the task was cancelled and the program has come to its end all the same.
+        asyncio.CancelledError
+            If it was cancelled before; what was not committed was rolled back.
+        """
+        patience = Patience()
+        try:
+            async with self._lent(patience, obeying=stops != "never") as connection:
+                cursor = psycopg.AsyncRawCursor(connection)
+                slot = connection.info.backend_pid % SLOTS
+                obeying = patience if stops == "between steps" else Patience()
+                outcome = await programs.run_async(
+                    program, lambda asked: self._ask(cursor, slot, asked, obeying)
+                )
+        except Exception as error:
+            if patience.cancelled is not None:
+                raise patience.cancelled from error
+            raise
+        if patience.cancelled is not None:
+            raise CancelledLate(outcome, *patience.cancelled.args) from patience.cancelled
+        return outcome
+
+    async def connection_parameters(self) -> dict[str, Any]:
+        """Return what to connect with, as the engine's own connections do."""
+        patience = Patience()
+        async with self._lent(patience, obeying=True) as connection:
+            parameters = parameters_of(connection)
+        patience.obey()
+        return parameters
+
+    async def _ask(
+        self,
+        cursor: psycopg.AsyncRawCursor[Any],
+        slot: int,
+        asked: Query | Sequence[Step],
+        obeying: Patience,
+    ) -> Rows | list[Rows]:
+        try:
+            return await _answer(cursor, slot, asked, obeying)
+        except psycopg.IntegrityError as error:
+            if not lacks_partition(error):
+                raise
+        await cursor.execute(self._add_partition)
+        return await self._ask(cursor, slot, asked, obeying)
+
+    @asynccontextmanager
+    async def _lent(
+        self, patience: Patience, *, obeying: bool
+    ) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        """Lend a psycopg connection in autocommit mode, and say what went wrong in our words."""
+        lent = await self._checked_out(patience, obeying=obeying)
+        connection: psycopg.AsyncConnection[Any] = lent.driver_connection  # type: ignore[assignment]
+        was_autocommit = connection.autocommit
+        try:
+            with patience.waiting_on(connection), in_our_words(connection):
+                if not was_autocommit:
+                    await connection.set_autocommit(True)
+                yield connection
+        except DatabaseUnavailableError:
+            with patience.noting():
+                await self._engine.dispose()  # the others of the pool were cut too, most likely
+            raise
+        finally:
+            with patience.noting():
+                if connection.closed:
+                    await greenlet_spawn(lent.invalidate)
+                elif not was_autocommit:
+                    await connection.set_autocommit(False)
+            with patience.noting():
+                await greenlet_spawn(lent.close)
+
+    async def _checked_out(self, patience: Patience, *, obeying: bool) -> PoolProxiedConnection:
+        """Take a connection of the pool; a cancelled one who cannot obey queues again."""
+        while True:
+            with patience.noting():
+                try:
+                    return await greenlet_spawn(self._engine.sync_engine.raw_connection)
+                except exc.TimeoutError as error:
+                    raise pool_exhausted("tasks") from error
+                except (exc.DBAPIError, psycopg.OperationalError) as error:
+                    raise no_connection(error) from error
+            if obeying:
+                patience.obey()
+
+
+async def _answer(
+    cursor: psycopg.AsyncRawCursor[Any],
+    slot: int,
+    asked: Query | Sequence[Step],
+    obeying: Patience,
+) -> Rows | list[Rows]:
+    if isinstance(asked, Query):
+        obeying.obey()
+        return await _rows(cursor, asked, slot)
+    answers: list[Rows] = []
+    async with cursor.connection.transaction():
+        for step in asked:
+            obeying.obey()
+            query = query_of(step, answers)
+            answers.append([] if query is None else await _rows(cursor, query, slot))
+    return answers
+
+
+async def _rows(cursor: psycopg.AsyncRawCursor[Any], query: Query, slot: int) -> Rows:
+    statement, values = query
+    await cursor.execute(statement.text, statement.arguments(values, slot))
+    return statement.rows(await cursor.fetchall())

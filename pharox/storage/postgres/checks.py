@@ -1,0 +1,160 @@
+"""Record health checks and decide statuses, as programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from ...errors import ProxyNotFoundError
+from ...ids import NIL
+from ...models import HealthCheckResult, HealthPolicy, Proxy, ProxyHealthRecord, ProxyStatus
+from ..judging import Observation, in_rounds
+from ..terms import (
+    HealthOutcome,
+    check_reason,
+    check_status,
+    checked_model,
+    id_from_text,
+    redated,
+    result_of_record,
+)
+from . import health, registering
+from .appending import origin
+from .driver import Program, Rows
+from .lookups import Lookups
+from .sql import Query
+
+
+class Checks(Lookups):
+    """Everything that says how well a proxy is."""
+
+    def record_health_checks(
+        self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None
+    ) -> Program[list[HealthOutcome]]:
+        """Record checks; return what each came to, in their order."""
+        seen = [Observation(result, result.healthy) for result in map(checked_model, results)]
+        return self._record_health_checks(seen, policy or HealthPolicy())
+
+    def apply_health_check(self, result: HealthCheckResult) -> Program[Proxy | None]:
+        """Record a check and return the proxy as it then stands; None if it is unknown."""
+        (outcome,) = yield from self.record_health_checks([result], None)
+        if not outcome.known:
+            return None
+        return (yield from self.proxy_as_it_stands(result.proxy_id))
+
+    def save_health_record(self, record: ProxyHealthRecord) -> Program[None]:
+        """Record an observation made elsewhere; it does not change the proxy's status."""
+        seen = Observation(result_of_record(record), record.reachable, counts=False)
+        (outcome,) = yield from self._record_health_checks([seen], HealthPolicy())
+        if not outcome.known:
+            raise ProxyNotFoundError(
+                f"Proxy {record.proxy_id} not found.", proxy_id=record.proxy_id
+            )
+
+    def _record_health_checks(
+        self, seen: Sequence[Observation], policy: HealthPolicy
+    ) -> Program[list[HealthOutcome]]:
+        ids = list({x.result.proxy_id for x in seen})
+        rows = yield Query(health.pools_of_statement(self.schema), {"ids": ids})
+        outcomes = [HealthOutcome(check.result, known=False) for check in seen]
+        pools = {row["id"]: row["pool_id"] for row in rows}
+        names = {row["pool_id"]: row["pool_name"] for row in rows}
+        for pool_id, places in in_rounds(seen, pools):
+            for start in range(0, len(places), health.BATCH):
+                batch = places[start : start + health.BATCH]
+                checks = {seen[place].result.proxy_id: seen[place] for place in batch}
+                recorded = yield from self._record_batch(pool_id, checks, policy)
+                for place in batch:
+                    result = seen[place].result
+                    if (data := recorded.get(result.proxy_id)) is not None:
+                        outcomes[place] = _outcome(result, data, names[pool_id])
+        return outcomes
+
+    def _record_batch(
+        self, pool_id: UUID, checks: Mapping[UUID, Observation], policy: HealthPolicy
+    ) -> Program[dict[UUID, dict[str, Any]]]:
+        """Record one check each of some proxies of a pool; return what was appended."""
+        values = {
+            **origin(),
+            "pool_id": pool_id,
+            "failures": policy.failures_before_inactive,
+            "successes": policy.successes_before_active,
+            "window": policy.latency_window,
+        }
+
+        def record(answers: Sequence[Rows]) -> Query:
+            # Not one that came while the locks were waited for: it is not locked.
+            rows = [_check_row(checks[row["proxy_id"]]) for row in answers[0]]
+            statement = health.record_statement(self.schema)
+            return Query(statement, {**values, "rows": json.dumps(rows)})
+
+        lock = health.lock_statement(self.schema)
+        _, recorded = yield [Query(lock, {**values, "ids": list(checks)}), record]
+        return {row["proxy_id"]: row["data"] for row in recorded}
+
+    def set_status(self, proxy_id: UUID, status: ProxyStatus, reason: str | None) -> Program[Proxy]:
+        """Decide a proxy's status, and return the proxy as it then stands."""
+        check_reason(reason)
+        return self._set_status(id_from_text(proxy_id) or NIL, check_status(status), reason)
+
+    def _set_status(
+        self, proxy_id: UUID, status: ProxyStatus, reason: str | None
+    ) -> Program[Proxy]:
+        row = yield from self.standing(proxy_id)
+        values = {
+            **origin(),
+            "pool_id": row["pool_id"],
+            "proxy_id": proxy_id,
+            "ids": [proxy_id],
+            "status": status.value,
+            "reason": reason,
+        }
+        change = Query(registering.set_status_statement(self.schema), values)
+        locked, _ = yield [
+            Query(health.lock_statement(self.schema), values),
+            lambda answers: change if answers[0] else None,
+        ]
+        proxy = yield from self.proxy_as_it_stands(proxy_id)
+        if not locked or proxy is None:
+            raise ProxyNotFoundError(f"Proxy {proxy_id} not found.", proxy_id=proxy_id)
+        return proxy
+
+
+def _check_row(check: Observation) -> dict[str, Any]:
+    """Return a check as ``health.record_statement`` takes it."""
+    result = check.result
+    data = {
+        "status": result.status,
+        "reachable": check.reachable,
+        "latency_ms": result.latency_ms,
+        "protocol": result.protocol,
+        "attempts": result.attempts,
+        "status_code": result.status_code,
+        "error": result.error_message,
+        "failure": result.failure,
+    }
+    return {
+        "proxy_id": str(result.proxy_id),
+        "status": result.status,
+        "reachable": check.reachable,
+        "counts": check.counts,
+        "latency_ms": result.latency_ms,
+        "checked_at": result.checked_at.isoformat(),
+        "data": data,
+    }
+
+
+def _outcome(result: HealthCheckResult, data: Mapping[str, Any], pool_name: str) -> HealthOutcome:
+    """Return what a check came to, from the data of its event."""
+    return HealthOutcome(
+        result=redated(result, datetime.fromisoformat(data["checked_at"])),
+        applied=data["applied"],
+        status_before=ProxyStatus(data["before"]["status"]),
+        status_after=ProxyStatus(data["after"]["status"]),
+        pool_name=pool_name,
+        leases=data["before"]["leases"],
+        lease_ids=tuple(UUID(lease_id) for lease_id in data["lease_ids"]),
+    )

@@ -1,0 +1,119 @@
+"""A cancelled task waits for the answer of the statement that it has sent.
+
+Obeying at once would leave it unknown what was committed: psycopg asks the
+server to cancel a statement that is cut short, and one that was quicker than
+that has leased a proxy of which nobody knows. A statement of ours takes
+milliseconds. So a cancellation is noted, the answer is awaited, and whoever
+sent the statement then knows what there is to undo before it obeys.
+
+What the server does not answer for :data:`PATIENCE_S` it is asked to cancel, and
+what it then says counts. If it says nothing at all, the connection is closed:
+nobody knows, and a lease that was granted runs out by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import waiting
+
+T = TypeVar("T")
+logger = logging.getLogger("pharox")
+
+PATIENCE_S = 5.0
+"""How long a cancelled task waits for an answer, and again after it has asked for its end."""
+
+
+class Patience:
+    """Keeps a cancellation for later.
+
+    Attributes
+    ----------
+    cancelled:
+        The last one that was noted, or None.
+    """
+
+    def __init__(self) -> None:
+        self.cancelled: asyncio.CancelledError | None = None
+
+    def obey(self) -> None:
+        """Raise the cancellation that was noted, if there was one."""
+        if self.cancelled is not None:
+            raise self.cancelled
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """End a block at a cancellation and note it."""
+        try:
+            yield
+        except asyncio.CancelledError as error:
+            self.cancelled = error
+
+    @contextmanager
+    def waiting_on(self, connection: psycopg.AsyncConnection[Any]) -> Iterator[None]:
+        """Have a connection wait in this way, for a block."""
+
+        async def wait(gen: Generator[Any, Any, T], interval: float = 0.1, **_: Any) -> T:
+            return await self._wait(connection, gen, interval)
+
+        connection.wait = wait  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            del connection.wait
+
+    async def _wait(
+        self, connection: psycopg.AsyncConnection[Any], gen: Generator[Any, Any, T], interval: float
+    ) -> T:
+        """Do as ``connection.wait``, but come back with what the server says."""
+        answer: list[T] = []
+
+        def arriving() -> Generator[Any, Any, None]:
+            answer.append((yield from gen))
+
+        until_it_is_here = arriving()
+        with self.noting():
+            await waiting.wait_async(until_it_is_here, connection.pgconn.socket, interval)
+        if not answer:
+            await self._outlast(connection, until_it_is_here, interval)
+        return answer[0]
+
+    async def _outlast(
+        self,
+        connection: psycopg.AsyncConnection[Any],
+        arriving: Generator[Any, Any, None],
+        interval: float,
+    ) -> None:
+        if await self._has_come(connection, arriving, interval):
+            return
+        with self.noting(), suppress(psycopg.Error):
+            await connection.cancel_safe(timeout=PATIENCE_S)
+        if await self._has_come(connection, arriving, interval):
+            return
+        logger.warning("pharox.connection.given_up: the server did not answer a cancelled task")
+        connection.pgconn.finish()
+        raise psycopg.OperationalError("the server did not answer; what it did is not known")
+
+    async def _has_come(
+        self,
+        connection: psycopg.AsyncConnection[Any],
+        arriving: Generator[Any, Any, None],
+        interval: float,
+    ) -> bool:
+        """Wait for an answer, through all further cancellations, and tell whether it came."""
+        deadline = asyncio.get_running_loop().time() + PATIENCE_S
+        while True:
+            with self.noting():
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        await waiting.wait_async(arriving, connection.pgconn.socket, interval)
+                except TimeoutError:
+                    return False
+                return True
+            if arriving.gi_frame is None:  # it had come when the cancellation did
+                return True

@@ -1,0 +1,281 @@
+"""Register, change and remove consumers, pools and proxies, as programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
+
+import psycopg
+
+from ...errors import ConflictError, PoolNotFoundError, ProxyNotFoundError
+from ...ids import NIL, imported_proxy_id
+from ...models import Consumer, Proxy, ProxyPool, check_aware, check_name
+from ..terms import check_one_pool_each, checked_model, id_from_text
+from . import ending, reading, registering
+from .appending import origin
+from .driver import Program, Rows
+from .lookups import Lookups
+from .sql import Query, Statement
+
+T = TypeVar("T")
+
+BATCH = 1000
+"""How many proxies one statement registers."""
+
+
+class Registrations(Lookups):
+    """Everything that says what there is to lease, and by whom."""
+
+    def ensure_consumer(self, name: str, consumer_id: UUID | None = None) -> Program[UUID]:
+        """Return a consumer's id, registering the name if it is new."""
+        return self._ensure_consumer(check_name(name, "consumer"), consumer_id)
+
+    def add_consumer(self, consumer: Consumer) -> Program[Consumer]:
+        """Register a consumer and return it, with the id it has if its name was known."""
+        uuid = yield from self.ensure_consumer(consumer.name, consumer.id)
+        return Consumer(id=uuid, name=consumer.name)
+
+    def _ensure_consumer(self, name: str, consumer_id: UUID | None) -> Program[UUID]:
+        statement = registering.register_consumer_statement(self.schema)
+        values = {**origin(), "consumer": name, "consumer_id": consumer_id or uuid4()}
+        while True:
+            try:
+                rows = yield Query(statement, values)
+            except psycopg.errors.UniqueViolation as error:
+                if error.diag.constraint_name == "uq_consumers_id":
+                    raise ConflictError(
+                        f"consumer id {consumer_id} belongs to another name", name=name
+                    ) from error
+                continue  # Somebody registered it between this statement's look and its write.
+            return rows[0]["id"]  # type: ignore[no-any-return]
+
+    def save_pool(self, pool: ProxyPool) -> Program[None]:
+        """Register a pool or change the one of this id."""
+        return self._save_pool(checked_model(pool))
+
+    def _save_pool(self, pool: ProxyPool) -> Program[None]:
+        values = {**origin(), "pool_id": pool.id, **pool.model_dump(exclude={"id"})}
+        while True:
+            try:
+                yield Query(registering.save_pool_statement(self.schema), values)
+            except psycopg.errors.UniqueViolation as error:
+                if error.diag.constraint_name == "uq_pools_name":
+                    raise ConflictError(
+                        f"another pool is named {pool.name!r}", name=pool.name
+                    ) from error
+                continue
+            return
+
+    def save_proxies(self, proxies: Sequence[Proxy], *, change: bool) -> Program[int]:
+        """Register proxies, all or none; with ``change`` also change those that are known."""
+        return self._save_proxies([checked_model(proxy) for proxy in proxies], change=change)
+
+    def _save_proxies(self, proxies: Sequence[Proxy], *, change: bool) -> Program[int]:
+        if not proxies:
+            return 0
+        statement = registering.save_proxies_statement(self.schema, change=change)
+        by_pool: dict[UUID, list[Proxy]] = {}
+        for proxy in check_one_pool_each(proxies):
+            by_pool.setdefault(proxy.pool_id, []).append(proxy)
+        while True:
+            yield from self._check_pools(by_pool)
+            known = yield from self._known_credentials(proxies)
+            queries = [
+                Query(
+                    statement,
+                    {
+                        **origin(),
+                        "pool_id": pool_id,
+                        "rows": json.dumps(
+                            [self._row(n, p, known.get(p.id)) for n, p in enumerate(batch)]
+                        ),
+                    },
+                )
+                # Locks are taken in the order of ids, over all batches.
+                for pool_id, members in sorted(by_pool.items())
+                for batch in _batches(sorted(members, key=lambda proxy: proxy.id))
+            ]
+            try:
+                answers: list[Rows] = yield queries
+            except psycopg.errors.UniqueViolation:
+                continue
+            if all(answers):
+                return sum(rows[0]["new"] for rows in answers)
+
+    def import_proxies(self, pool_id: UUID, proxies: Sequence[Proxy]) -> Program[int]:
+        """Register the proxies whose identity the pool does not know; return how many.
+
+        Of several with one identity the first counts.
+        """
+        return self._import_proxies(pool_id, [checked_model(proxy) for proxy in proxies])
+
+    def _import_proxies(self, pool_id: UUID, proxies: Sequence[Proxy]) -> Program[int]:
+        if not proxies:
+            yield from self.pool(str(pool_id))
+            return 0
+        fresh: dict[tuple[str, str, int, str], Proxy] = {}
+        for proxy in proxies:
+            fresh.setdefault(_identity(proxy), proxy)
+        with_user = {identity[:3] for identity in fresh if identity[3]}
+        if secrets := [proxy.credentials for proxy in fresh.values() if proxy.credentials]:
+            self.vault.seal(secrets[0])  # Without a key, say so before anything is asked.
+        spelled = {(str(proxy.host), proxy.port) for proxy in fresh.values()}
+        asked = spelled | {(host.lower(), port) for host, port in spelled}
+        values = {
+            "pool_id": pool_id,
+            "hosts": [host for host, _ in asked],
+            "ports": [port for _, port in asked],
+        }
+        for row in (yield Query(reading.identities_statement(self.schema), values)):
+            address = (row["protocol"], row["host"].lower(), row["port"])
+            if row["secret"] is None:
+                fresh.pop((*address, ""), None)
+            elif address in with_user:  # Else no user is asked for, and no key is needed.
+                fresh.pop((*address, self.vault.open(row["secret"]).user), None)
+        batch = [
+            proxy.model_copy(
+                update={"id": imported_proxy_id(pool_id, *identity), "pool_id": pool_id}
+            )
+            for identity, proxy in fresh.items()
+        ]
+        return (yield from self._save_proxies(batch, change=False))
+
+    def delete_proxy(self, proxy_id: str) -> Program[None]:
+        """Release a proxy's leases and remove it."""
+        return self._delete_proxy(id_from_text(proxy_id) or NIL)
+
+    def _delete_proxy(self, proxy_id: UUID) -> Program[None]:
+        row = yield from self.standing(proxy_id)
+        values = {
+            **origin(),
+            "pool_id": row["pool_id"],
+            "proxy_id": proxy_id,
+            "reason": "proxy removed",
+        }
+        answers = yield [
+            *(Query(lock, values) for lock in self._removal_locks(whole_pool=False)),
+            Query(ending.release_held_statement(self.schema, whole_pool=False), values),
+            Query(registering.remove_proxies_statement(self.schema, whole_pool=False), values),
+        ]
+        if not answers[-1][0]["removed"]:
+            raise ProxyNotFoundError(f"Proxy {proxy_id} not found.", proxy_id=proxy_id)
+
+    def delete_pool(self, pool_id: str) -> Program[None]:
+        """Release a pool's leases, remove its proxies and then the pool."""
+        return self._delete_pool(id_from_text(pool_id) or NIL)
+
+    def _delete_pool(self, pool_id: UUID) -> Program[None]:
+        values = {**origin(), "pool_id": pool_id, "reason": "pool removed"}
+        answers = yield [
+            *(Query(lock, values) for lock in self._removal_locks(whole_pool=True)),
+            Query(ending.release_held_statement(self.schema, whole_pool=True), values),
+            Query(registering.remove_proxies_statement(self.schema, whole_pool=True), values),
+            Query(registering.remove_pool_statement(self.schema), values),
+        ]
+        if not answers[-1][0]["removed"]:
+            raise PoolNotFoundError(f"Pool {pool_id} not found.", pool_id=pool_id)
+
+    def prune(self, ended_before: datetime) -> Program[int]:
+        """Forget the leases that ended before a moment; return how many."""
+        return self._prune(check_aware(ended_before))
+
+    def _prune(self, ended_before: datetime) -> Program[int]:
+        pruned = 0
+        concerned = reading.pools_with_ended_statement(self.schema)
+        for row in (yield Query(concerned, {"ended_before": ended_before})):
+            values = {**origin(), "pool_id": row["pool_id"], "ended_before": ended_before}
+            rows = yield Query(registering.prune_statement(self.schema), values)
+            pruned += rows[0]["pruned"]
+        return pruned
+
+    def rotate_secrets(self) -> Program[int]:
+        """Encrypt every proxy's credentials anew with the first key; return how many."""
+        rows: Rows = yield Query(reading.secrets_statement(self.schema), {})
+        statement = registering.rotate_secret_statement(self.schema)
+        queries = [
+            Query(
+                statement,
+                {
+                    "id": row["id"],
+                    "pool_id": row["pool_id"],
+                    "secret": self.vault.rotate(row["secret"]),
+                },
+            )
+            for row in rows
+        ]
+        if queries:
+            yield queries
+        return len(queries)
+
+    # Parts
+
+    def _removal_locks(self, *, whole_pool: bool) -> Sequence[Statement]:
+        return registering.removal_locks(self.schema, whole_pool=whole_pool)
+
+    def _check_pools(self, by_pool: Mapping[UUID, Any]) -> Program[None]:
+        rows = yield Query(reading.pools_statement(self.schema), {})
+        if missing := by_pool.keys() - {row["id"] for row in rows}:
+            pool_id = min(missing)
+            raise PoolNotFoundError(f"Pool {pool_id} not found.", pool_id=pool_id)
+
+    def _known_credentials(self, proxies: Sequence[Proxy]) -> Program[dict[UUID, Any]]:
+        """Return what is stored of the credentials of those proxies that may keep theirs.
+
+        Raises :class:`ConflictError` where a proxy is registered in another pool.
+        """
+        rows = yield Query(
+            reading.known_proxies_statement(self.schema), {"ids": [p.id for p in proxies]}
+        )
+        pools = {proxy.id: proxy.pool_id for proxy in proxies}
+        for row in rows:
+            if row["pool_id"] != pools[row["id"]]:
+                raise ConflictError(
+                    f"proxy {row['id']} is registered in another pool; remove it there first",
+                    proxy_id=row["id"],
+                    pool_id=row["pool_id"],
+                )
+        return {row["id"]: row for row in rows if row["credential_id"] is not None}
+
+    def _row(self, place: int, proxy: Proxy, known: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return a proxy as an item of the parameter ``rows``."""
+        credential_id, secret = None, None
+        if proxy.credentials is not None:
+            if known is not None and self.vault.open(known["secret"]) == proxy.credentials:
+                credential_id = known["credential_id"]
+            else:
+                credential_id, secret = uuid4(), self.vault.seal(proxy.credentials)
+        data = {
+            "protocol": proxy.protocol.value,
+            "host": str(proxy.host),
+            "port": proxy.port,
+            "checked_at": proxy.checked_at.isoformat(),
+            "credential_id": credential_id and str(credential_id),
+            "source": proxy.source,
+            "country": proxy.country,
+            "city": proxy.city,
+            "latitude": proxy.latitude,
+            "longitude": proxy.longitude,
+            "isp": proxy.isp,
+            "asn": proxy.asn,
+        }
+        return {
+            "place": place,
+            "id": str(proxy.id),
+            "secret": secret and secret.hex(),
+            "status": proxy.status.value,
+            "max_concurrency": proxy.max_concurrency,
+            "data": {name: value for name, value in data.items() if value is not None},
+        }
+
+
+def _identity(proxy: Proxy) -> tuple[str, str, int, str]:
+    """Return what tells an imported proxy from others of its pool."""
+    user = proxy.credentials.user if proxy.credentials else ""
+    return proxy.protocol.value, str(proxy.host).lower(), proxy.port, user
+
+
+def _batches(members: Sequence[T], size: int = BATCH) -> list[Sequence[T]]:
+    return [members[start : start + size] for start in range(0, len(members), size)]
