@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .bootstrap import bootstrap_consumer as bootstrap_consumer
     from .bootstrap import bootstrap_pool as bootstrap_pool
     from .bootstrap import bootstrap_proxy as bootstrap_proxy
+    from .cancelling import CancelledLate as CancelledLate
     from .clients import AsyncLeasedClient as AsyncLeasedClient
     from .clients import LeasedClient as LeasedClient
     from .connecting import connect as connect
@@ -72,7 +73,6 @@ if TYPE_CHECKING:
     from .models import RetryConfig as RetryConfig
     from .models import SelectorStrategy as SelectorStrategy
     from .storage.async_in_memory import AsyncInMemoryStorage as AsyncInMemoryStorage
-    from .storage.async_interface import CancelledLate as CancelledLate
     from .storage.async_interface import IAsyncStorage as IAsyncStorage
     from .storage.in_memory import InMemoryStorage as InMemoryStorage
     from .storage.interface import IStorage as IStorage
@@ -89,6 +89,7 @@ _HOME = {
     ),
     ".attribution": ("attributed",),
     ".bootstrap": ("bootstrap_consumer", "bootstrap_pool", "bootstrap_proxy"),
+    ".cancelling": ("CancelledLate",),
     ".clients": ("AsyncLeasedClient", "LeasedClient"),
     ".connecting": ("connect", "connect_async"),
     ".errors": (
@@ -143,7 +144,7 @@ _HOME = {
         "SelectorStrategy",
     ),
     ".storage.async_in_memory": ("AsyncInMemoryStorage",),
-    ".storage.async_interface": ("CancelledLate", "IAsyncStorage"),
+    ".storage.async_interface": ("IAsyncStorage",),
     ".storage.in_memory": ("InMemoryStorage",),
     ".storage.interface": ("IStorage",),
     ".storage.terms": ("HealthOutcome",),

@@ -11,20 +11,19 @@ cancellation goes on its way. A pause between two attempts ends at once.
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
 from functools import partial
 from typing import TypeVar
 
+from .cancelling import CancelledLate, to_the_end
 from .manager import ProxyManager
 from .models import Lease, ProxyFilters, RetryConfig, SelectorStrategy
-from .programs import call, run
+from .programs import Calls, call, run
 
 T = TypeVar("T")
-logger = logging.getLogger("pharox")
 
 
 async def acquire_proxy_async(
@@ -87,9 +86,7 @@ async def release_proxy_async(manager: ProxyManager, lease: Lease) -> None:
 
     It is released also if the task is cancelled meanwhile.
     """
-    _, cancelled = await _to_the_end(partial(manager.release_proxy, lease))
-    if cancelled is not None:
-        raise cancelled
+    await _in_a_thread(partial(manager.release_proxy, lease))
 
 
 @asynccontextmanager
@@ -155,12 +152,13 @@ async def _acquired(
             raise _NoMoreError
         return acquire()
 
-    lease, cancelled = await _to_the_end(unless_too_late, no_more.set)
-    if cancelled is None:
-        return lease
-    if lease is not None:
-        await _to_the_end(lambda: run(manager._giving_up(lease), call))
-    raise cancelled
+    try:
+        return await _in_a_thread(unless_too_late, no_more.set)
+    except CancelledLate as late:
+        if late.outcome is not None:
+            with suppress(CancelledLate):
+                await _run_in_a_thread(manager._giving_up(late.outcome))
+        raise
 
 
 @asynccontextmanager
@@ -168,35 +166,19 @@ async def _held(manager: ProxyManager, lease: Lease | None) -> AsyncIterator[Lea
     try:
         yield lease
     except BaseException as error:
-        after = partial(manager._releasing_after, error, lease)
-        _, cancelled = await _to_the_end(lambda: run(after(), call))
-        if cancelled is not None:
-            raise cancelled from error
+        await _run_in_a_thread(manager._releasing_after(error, lease))
         raise
-    if lease is not None:
-        await release_proxy_async(manager, lease)
+    await _run_in_a_thread(manager._releasing(lease))
 
 
-async def _to_the_end(
-    function: Callable[[], T], when_cancelled: Callable[[], None] = lambda: None
-) -> tuple[T, asyncio.CancelledError | None]:
-    """Call in a thread and wait for it, through all cancellations; return the last of them too.
+async def _run_in_a_thread(program: Calls[T]) -> T:
+    return await _in_a_thread(lambda: run(program, call))
 
-    What it raises once the task was cancelled is logged, and the cancellation raised.
-    """
-    # A future, not a task: a loop that shuts down cancels all of its tasks.
+
+async def _in_a_thread(
+    function: Callable[[], T], when_cancelled: Callable[[], None] | None = None
+) -> T:
+    # A future, not the task that asyncio.to_thread would be: a loop that shuts down cancels tasks.
     loop = asyncio.get_running_loop()
     future = loop.run_in_executor(None, copy_context().run, function)
-    cancelled: asyncio.CancelledError | None = None
-    while True:
-        try:
-            return await asyncio.shield(future), cancelled
-        except asyncio.CancelledError as error:
-            cancelled = error
-            when_cancelled()
-        except Exception as error:
-            if cancelled is None:
-                raise
-            if not isinstance(error, _NoMoreError):
-                logger.exception("pharox.call.failed: of a cancelled task")
-            raise cancelled from error
+    return await to_the_end(future, when_cancelled)

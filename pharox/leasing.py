@@ -23,6 +23,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any, TypeVar
 
+from .cancelling import CANCELLED, CancelledLate
 from .errors import InvalidInputError
 from .models import (
     AcquireEventPayload,
@@ -40,7 +41,6 @@ from .models import (
     utc_now,
 )
 from .programs import Calls
-from .storage.async_interface import CANCELLED, CancelledLate
 from .storage.terms import AcquireRequest, Acquisition, Ending, HealthOutcome, Return
 
 P = TypeVar("P")

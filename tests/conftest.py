@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from psycopg import sql
 from sqlalchemy import Engine, create_engine, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from pharox import InMemoryStorage, Proxy, ProxyPool, ProxyProtocol, ProxyStatus
 from pharox.storage.interface import IStorage
@@ -83,6 +85,12 @@ def run_sql(engine: Engine, query: str | sql.Composed) -> list[tuple[object, ...
 def open_engine(url: str) -> Engine:
     """Return an engine as :func:`pharox.connect` makes them, with room for many threads."""
     return create_engine(url, isolation_level="AUTOCOMMIT", pool_size=20, hide_parameters=True)
+
+
+def open_async_engine(url: str, **options: Any) -> AsyncEngine:
+    """Return an async engine as :func:`pharox.connect_async` makes them."""
+    known = {"isolation_level": "AUTOCOMMIT", "pool_size": 10, "max_overflow": 0}
+    return create_async_engine(url, hide_parameters=True, **{**known, **options})
 
 
 class Clusters:

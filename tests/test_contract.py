@@ -1,17 +1,31 @@
-"""Both storages, and a plain adapter, keep the contract of ``pharox.testing``, unchanged."""
+"""All four storages, and plain adapters, keep the contract of ``pharox.testing``, unchanged."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from pharox import HealthPolicy, InMemoryStorage, InvalidInputError
+from pharox import (
+    AsyncInMemoryStorage,
+    HealthPolicy,
+    IAsyncStorage,
+    InMemoryStorage,
+    InvalidInputError,
+)
 from pharox.storage.interface import IStorage
-from pharox.storage.postgres import PostgresStorage
-from pharox.testing import PassTime, StorageContract, checked, make_pool, make_proxy
-from tests.conftest import clock_of
+from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage
+from pharox.testing import (
+    AsyncStorageContract,
+    PassTime,
+    StorageContract,
+    checked,
+    make_pool,
+    make_proxy,
+)
+from tests.conftest import SECRET_KEY, clock_of, open_async_engine
 
 
 class TestInMemoryStorage(StorageContract):
@@ -28,6 +42,22 @@ class TestPostgresStorage(StorageContract):
     @pytest.fixture
     def storage(self, postgres: PostgresStorage) -> IStorage:
         return postgres
+
+
+class TestAsyncInMemoryStorage(AsyncStorageContract):
+    @pytest.fixture
+    def async_storage(self) -> IAsyncStorage:
+        return AsyncInMemoryStorage()
+
+    @pytest.fixture
+    def pass_time(self, async_storage: AsyncInMemoryStorage) -> PassTime:
+        return clock_of(async_storage.blocking).advance
+
+
+class TestAsyncPostgresStorage(AsyncStorageContract):
+    @pytest.fixture
+    def async_storage(self, database_url: str) -> IAsyncStorage:
+        return AsyncPostgresStorage(open_async_engine(database_url), secret_keys=[SECRET_KEY])
 
 
 class Elsewhere(IStorage):
@@ -65,3 +95,33 @@ class TestAdapterOfSomebody(StorageContract):
         with pytest.raises(InvalidInputError, match="Elsewhere counts no results"):
             storage.record_health_checks([checked(proxy)], policy)
         assert storage.get_last_health_result(proxy.id) is None
+
+
+class AsyncElsewhere(IAsyncStorage):
+    """An adapter with the coroutines of 0.11.0 alone, each of which waits before it begins."""
+
+    def __init__(self) -> None:
+        self.kept = InMemoryStorage()
+
+
+def _passed_on_later(name: str) -> Callable[..., Any]:
+    async def method(self: AsyncElsewhere, *args: Any, **options: Any) -> Any:
+        await asyncio.sleep(0)
+        return getattr(self.kept, name)(*args, **options)
+
+    return method
+
+
+for _name in IAsyncStorage.__abstractmethods__:
+    setattr(AsyncElsewhere, _name, _passed_on_later(_name))
+AsyncElsewhere.__abstractmethods__ = frozenset()
+
+
+class TestAsyncAdapterOfSomebody(AsyncStorageContract):
+    @pytest.fixture
+    def async_storage(self) -> IAsyncStorage:
+        return AsyncElsewhere()  # type: ignore[abstract]
+
+    @pytest.fixture
+    def pass_time(self, async_storage: AsyncElsewhere) -> PassTime:
+        return clock_of(async_storage.kept).advance

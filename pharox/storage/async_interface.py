@@ -9,12 +9,13 @@ or is over. ``acquire_lease`` and ``create_lease`` leave no lease behind then,
 from __future__ import annotations
 
 import asyncio
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import timedelta
-from typing import Any
 from uuid import UUID
 
+from ..cancelling import CANCELLED, CancelledLate, to_the_end
 from ..models import (
     HealthCheckResult,
     HealthPolicy,
@@ -40,24 +41,7 @@ from .terms import (
     pool_named,
 )
 
-CANCELLED = "cancelled"
-"""The reason of a release because the task that had asked for the lease was cancelled."""
-
-
-class CancelledLate(asyncio.CancelledError):
-    """The task was cancelled when its command could not be stopped any more.
-
-    Parameters
-    ----------
-    outcome:
-        What the command would have returned. A lease in it has been given back.
-    args:
-        Those of the cancellation.
-    """
-
-    def __init__(self, outcome: Any, *args: Any) -> None:
-        super().__init__(*args)
-        self.outcome = outcome
+logger = logging.getLogger("pharox")
 
 
 class IAsyncStorage(ABC):
@@ -156,7 +140,12 @@ class IAsyncStorage(ABC):
 
     async def acquire_lease(self, request: AcquireRequest) -> Acquisition:
         """Find a proxy and lease it."""
-        return await run_async(defaults.acquire_lease(self, request), call_async)
+        program = run_async(defaults.acquire_lease(self, request), call_async)
+        try:
+            return await to_the_end(asyncio.ensure_future(program))
+        except CancelledLate as late:
+            await self._give_up(late.outcome.lease)
+            raise
 
     async def record_health_checks(
         self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
@@ -189,8 +178,19 @@ class IAsyncStorage(ABC):
     ) -> Return:
         """Release a lease and tell what came of it."""
         program = defaults.return_lease(self, lease, reason, with_stats=with_stats)
-        return await run_async(program, call_async)
+        return await to_the_end(asyncio.ensure_future(run_async(program, call_async)))
 
     async def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[Ending]]:
         """Take back what has run out; return how many leases did, and those it can tell of."""
         return await self.cleanup_expired_leases(), ()
+
+    async def _give_up(self, lease: Lease | None) -> None:
+        """Give back a lease that its task will never see; if that fails, it runs out."""
+        if lease is None:
+            return
+        try:
+            await self.return_lease(lease, reason=CANCELLED)
+        except CancelledLate:
+            pass  # Cancelled once more; it was given back all the same.
+        except Exception:
+            logger.exception("pharox.release.failed: lease %s of a cancelled task", lease.id)

@@ -1,4 +1,4 @@
-"""Fill a database for pharox 0.11.0, in its environment: seed_peer.py URL POOL COUNT."""
+"""Fill a database for pharox 0.11.0, in its environment: seed_peer.py URL POOL COUNT CONSUMER..."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pharox import Proxy, ProxyPool
 def main() -> None:
     import pharox.storage.postgres as peer
 
-    url, name, count = sys.argv[1:]
+    url, name, count, *consumers = sys.argv[1:]
     engine = create_engine(url)
     tables: Any = peer
     tables.metadata.create_all(engine)
@@ -27,6 +27,8 @@ def main() -> None:
             for n in range(int(count))
         ]
     )
+    for consumer in consumers:
+        storage.ensure_consumer(consumer)
 
 
 main()

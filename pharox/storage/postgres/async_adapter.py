@@ -9,7 +9,6 @@ returns the same ledger for code that blocks.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -20,6 +19,7 @@ import psycopg
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from ...cancelling import CancelledLate
 from ...errors import InvalidInputError
 from ...events import Event
 from ...ids import NIL
@@ -37,7 +37,7 @@ from ...models import (
     SelectorStrategy,
 )
 from ...settings import Settings
-from ..async_interface import CANCELLED, CancelledLate, IAsyncStorage
+from ..async_interface import IAsyncStorage
 from ..terms import (
     AcquireRequest,
     Acquisition,
@@ -55,7 +55,6 @@ from .lookups import Page
 from .vault import Vault
 
 T = TypeVar("T")
-logger = logging.getLogger("pharox")
 
 
 class AsyncPostgresStorage(IAsyncStorage):
@@ -161,8 +160,7 @@ class AsyncPostgresStorage(IAsyncStorage):
         try:
             return await self._run(self._commands.acquire(request), stops="before the first step")
         except CancelledLate as late:
-            if late.outcome.lease is not None:
-                await self._give_up(late.outcome.lease)
+            await self._give_up(late.outcome.lease)
             raise
 
     async def create_lease(self, proxy: Proxy, consumer_name: str, duration_seconds: int) -> Lease:
@@ -377,12 +375,3 @@ class AsyncPostgresStorage(IAsyncStorage):
             proxies, first = await self._run(page(first))
             for proxy in proxies:
                 yield proxy
-
-    async def _give_up(self, lease: Lease) -> None:
-        """Give back a lease that its task will never see; if that fails, it runs out."""
-        try:
-            await self.return_lease(lease, reason=CANCELLED)
-        except CancelledLate:
-            pass  # Cancelled once more; it was given back all the same.
-        except Exception:
-            logger.exception("pharox.release.failed: lease %s of a cancelled task", lease.id)

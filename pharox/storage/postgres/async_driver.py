@@ -9,8 +9,7 @@ steps, only as a whole, or not at all.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import psycopg
@@ -22,8 +21,8 @@ from sqlalchemy.util import greenlet_spawn
 from projections.pool_stats import SLOTS
 
 from ... import programs
+from ...cancelling import settled
 from ...errors import DatabaseUnavailableError
-from ..async_interface import CancelledLate
 from .driver import (
     Program,
     Rows,
@@ -36,7 +35,7 @@ from .driver import (
     pool_exhausted,
     query_of,
 )
-from .patience import Patience
+from .patience import Patience, forget
 from .sql import Query
 
 T = TypeVar("T")
@@ -62,28 +61,32 @@ class AsyncDriver:
         asyncio.CancelledError
             If it was cancelled before; what was not committed was rolled back.
         """
-        patience = Patience()
+        obeying = Patience()
+
+        async def work(connection: psycopg.AsyncConnection[Any]) -> T:
+            cursor = psycopg.AsyncRawCursor(connection)
+            slot = connection.info.backend_pid % SLOTS
+            return await programs.run_async(
+                program, lambda asked: self._ask(cursor, slot, asked, obeying)
+            )
+
+        patience = obeying if stops == "between steps" else Patience()
         try:
-            async with self._lent(patience, obeying=stops != "never") as connection:
-                cursor = psycopg.AsyncRawCursor(connection)
-                slot = connection.info.backend_pid % SLOTS
-                obeying = patience if stops == "between steps" else Patience()
-                outcome = await programs.run_async(
-                    program, lambda asked: self._ask(cursor, slot, asked, obeying)
-                )
+            outcome = await self._with_connection(work, patience, obeying=stops != "never")
         except Exception as error:
             if patience.cancelled is not None:
                 raise patience.cancelled from error
             raise
-        if patience.cancelled is not None:
-            raise CancelledLate(outcome, *patience.cancelled.args) from patience.cancelled
-        return outcome
+        return settled(outcome, patience.cancelled)
 
     async def connection_parameters(self) -> dict[str, Any]:
         """Return what to connect with, as the engine's own connections do."""
+
+        async def work(connection: psycopg.AsyncConnection[Any]) -> dict[str, Any]:
+            return parameters_of(connection)
+
         patience = Patience()
-        async with self._lent(patience, obeying=True) as connection:
-            parameters = parameters_of(connection)
+        parameters = await self._with_connection(work, patience, obeying=True)
         patience.obey()
         return parameters
 
@@ -102,36 +105,41 @@ class AsyncDriver:
         await cursor.execute(self._add_partition)
         return await self._ask(cursor, slot, asked, obeying)
 
-    @asynccontextmanager
-    async def _lent(
-        self, patience: Patience, *, obeying: bool
-    ) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-        """Lend a psycopg connection in autocommit mode, and say what went wrong in our words."""
+    async def _with_connection(
+        self,
+        work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]],
+        patience: Patience,
+        *,
+        obeying: bool,
+    ) -> T:
+        """Do something with a connection in autocommit mode; say what goes wrong in our words."""
         lent = await self._checked_out(patience, obeying=obeying)
         connection: psycopg.AsyncConnection[Any] = lent.driver_connection  # type: ignore[assignment]
         was_autocommit = connection.autocommit
+        patience.teach(connection)
         try:
-            with patience.waiting_on(connection), in_our_words(connection):
+            with in_our_words(connection):
                 if not was_autocommit:
                     await connection.set_autocommit(True)
-                yield connection
+                return await work(connection)
         except DatabaseUnavailableError:
-            with patience.noting():
+            with patience:
                 await self._engine.dispose()  # the others of the pool were cut too, most likely
             raise
         finally:
-            with patience.noting():
+            with patience:
                 if connection.closed:
                     await greenlet_spawn(lent.invalidate)
                 elif not was_autocommit:
                     await connection.set_autocommit(False)
-            with patience.noting():
+            forget(connection)
+            with patience:
                 await greenlet_spawn(lent.close)
 
     async def _checked_out(self, patience: Patience, *, obeying: bool) -> PoolProxiedConnection:
         """Take a connection of the pool; a cancelled one who cannot obey queues again."""
         while True:
-            with patience.noting():
+            with patience:
                 try:
                     return await greenlet_spawn(self._engine.sync_engine.raw_connection)
                 except exc.TimeoutError as error:

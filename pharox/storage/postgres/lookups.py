@@ -47,7 +47,7 @@ class Lookups:
     def __init__(self, schema: str, vault: Vault) -> None:
         self.schema = schema
         self.vault = vault
-        self.is_checked = False
+        self._is_checked = False
 
     # The schema
 
@@ -60,10 +60,12 @@ class Lookups:
         return rows[0]["version"] if rows else None
 
     def checked(self, program: Program[T]) -> Program[T]:
-        """Run a program, if the schema is the one that this code needs."""
-        if not self.is_checked:
-            check_version((yield from self.schema_version()), self.schema)
-            self.is_checked = True
+        """Return a program that fails unless the schema is the one that this code needs."""
+        return program if self._is_checked else self._checked_first(program)
+
+    def _checked_first(self, program: Program[T]) -> Program[T]:
+        check_version((yield from self.schema_version()), self.schema)
+        self._is_checked = True
         return (yield from program)
 
     def nothing(self) -> Program[None]:

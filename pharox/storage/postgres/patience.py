@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Generator
+from contextlib import suppress
+from inspect import GEN_CLOSED, getgeneratorstate
 from typing import Any, TypeVar
 
 import psycopg
@@ -30,7 +31,7 @@ PATIENCE_S = 5.0
 
 
 class Patience:
-    """Keeps a cancellation for later.
+    """Keeps a cancellation for later: as a context manager, ends its block there and notes it.
 
     Attributes
     ----------
@@ -38,34 +39,32 @@ class Patience:
         The last one that was noted, or None.
     """
 
+    __slots__ = ("cancelled",)
+
     def __init__(self) -> None:
         self.cancelled: asyncio.CancelledError | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> bool:
+        if isinstance(error, asyncio.CancelledError):
+            self.cancelled = error
+            return True
+        return False
 
     def obey(self) -> None:
         """Raise the cancellation that was noted, if there was one."""
         if self.cancelled is not None:
             raise self.cancelled
 
-    @contextmanager
-    def noting(self) -> Iterator[None]:
-        """End a block at a cancellation and note it."""
-        try:
-            yield
-        except asyncio.CancelledError as error:
-            self.cancelled = error
+    def teach(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """Have a connection wait in this way, until :func:`forget` is called."""
 
-    @contextmanager
-    def waiting_on(self, connection: psycopg.AsyncConnection[Any]) -> Iterator[None]:
-        """Have a connection wait in this way, for a block."""
-
-        async def wait(gen: Generator[Any, Any, T], interval: float = 0.1, **_: Any) -> T:
-            return await self._wait(connection, gen, interval)
+        def wait(gen: Generator[Any, Any, T], interval: float = 0.1, **_: Any) -> Awaitable[T]:
+            return self._wait(connection, gen, interval)
 
         connection.wait = wait  # type: ignore[method-assign, assignment]
-        try:
-            yield
-        finally:
-            del connection.wait
 
     async def _wait(
         self, connection: psycopg.AsyncConnection[Any], gen: Generator[Any, Any, T], interval: float
@@ -77,7 +76,7 @@ class Patience:
             answer.append((yield from gen))
 
         until_it_is_here = arriving()
-        with self.noting():
+        with self:
             await waiting.wait_async(until_it_is_here, connection.pgconn.socket, interval)
         if not answer:
             await self._outlast(connection, until_it_is_here, interval)
@@ -91,7 +90,7 @@ class Patience:
     ) -> None:
         if await self._has_come(connection, arriving, interval):
             return
-        with self.noting(), suppress(psycopg.Error):
+        with self, suppress(psycopg.Error):
             await connection.cancel_safe(timeout=PATIENCE_S)
         if await self._has_come(connection, arriving, interval):
             return
@@ -108,12 +107,17 @@ class Patience:
         """Wait for an answer, through all further cancellations, and tell whether it came."""
         deadline = asyncio.get_running_loop().time() + PATIENCE_S
         while True:
-            with self.noting():
+            with self:
                 try:
                     async with asyncio.timeout_at(deadline):
                         await waiting.wait_async(arriving, connection.pgconn.socket, interval)
                 except TimeoutError:
                     return False
                 return True
-            if arriving.gi_frame is None:  # it had come when the cancellation did
+            if getgeneratorstate(arriving) == GEN_CLOSED:  # it had come when the cancellation did
                 return True
+
+
+def forget(connection: psycopg.AsyncConnection[Any]) -> None:
+    """Have a connection wait as psycopg does."""
+    del connection.wait

@@ -1,17 +1,4 @@
-"""The contract of a storage adapter, as tests to run over your own.
-
-    from pharox.testing import StorageContract
-
-    class TestMyStorage(StorageContract):
-        @pytest.fixture
-        def storage(self):
-            return MyStorage(...)
-
-Each test gets a fresh, empty storage from the fixture ``storage``. Where the
-storage's clock can be moved, override the fixture ``pass_time`` as well: it
-returns a function that lets so many seconds go by, and waits for real if you
-leave it. The suite runs unchanged over both of pharox's own storages.
-"""
+"""The contract of a storage adapter, as tests to run over your own."""
 
 from __future__ import annotations
 
@@ -24,14 +11,14 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from .errors import (
+from ..errors import (
     InvalidInputError,
     InvalidLeaseError,
     PoolNotFoundError,
     ProxyNotFoundError,
     ProxyUnavailableError,
 )
-from .models import (
+from ..models import (
     HealthCheckResult,
     Lease,
     LeaseStatus,
@@ -44,8 +31,8 @@ from .models import (
     SelectorStrategy,
     utc_now,
 )
-from .storage.interface import IStorage
-from .storage.terms import AcquireRequest
+from ..storage.interface import IStorage
+from ..storage.terms import AcquireRequest
 
 PassTime = Callable[[float], None]
 _ports = count(1024)
