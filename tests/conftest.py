@@ -19,6 +19,7 @@ from pharox import InMemoryStorage, Proxy, ProxyPool, ProxyProtocol, ProxyStatus
 from pharox.storage.interface import IStorage
 from pharox.storage.postgres import PostgresStorage
 from tests import pgbouncer, servers
+from tests.health.zoo import Zoo, running_zoo
 
 SECRET_KEY = "Zm9yLXRlc3RzLW9ubHktZm9yLXRlc3RzLW9ubHktMTI="
 
@@ -213,6 +214,13 @@ def any_storage(request: pytest.FixtureRequest, clusters: Clusters) -> Iterator[
         ledger(url) as storage,
     ):
         yield storage
+
+
+@pytest.fixture(scope="session")
+def zoo() -> Iterator[Zoo]:
+    """Proxies and sites, good and hostile."""
+    with running_zoo() as zoo:
+        yield zoo
 
 
 @pytest.fixture(autouse=True)

@@ -138,8 +138,7 @@ def no_connection(error: Exception) -> DatabaseUnavailableError:
 def pool_exhausted(callers: str) -> DatabaseUnavailableError:
     """Return the error for an engine whose connections were all lent for too long."""
     return DatabaseUnavailableError(
-        f"all connections of the engine's pool are in use; give it more, or let fewer {callers} "
-        "lease at once"
+        f"all connections of the engine's pool are in use; give it as many as {callers} lease"
     )
 
 

@@ -1,0 +1,61 @@
+"""Storages with coroutines, and what to look at afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from pharox import AsyncInMemoryStorage, IAsyncStorage, LeaseStatus
+from pharox.storage.postgres import AsyncPostgresStorage
+from pharox.testing import Awaited
+from tests import servers
+from tests.conftest import SECRET_KEY, AnyStorage, Clusters, ledger, new_database, open_async_engine
+
+
+class Kept:
+    """A storage with coroutines, and the same ledger for a test that does not await."""
+
+    def __init__(self, storage: IAsyncStorage, blocking: AnyStorage, loop: Awaited) -> None:
+        self.storage = storage
+        self.blocking = blocking
+        self.run: Callable[..., Any] = loop.run
+        self.is_cancelled: Callable[..., bool] = loop.is_cancelled
+
+    def assert_nothing_is_left(self) -> None:
+        """No lease is active, and every read model is the fold of the log."""
+        assert [x for x in self.blocking.list_leases() if x.status is LeaseStatus.ACTIVE] == []
+        assert self.blocking.verify() == []
+
+
+@pytest.fixture
+def in_memory() -> Iterator[Kept]:
+    """An empty ledger in memory."""
+    storage = AsyncInMemoryStorage()
+    with Awaited(storage) as loop:
+        yield Kept(storage, storage.blocking, loop)
+
+
+@pytest.fixture
+def url(clusters: Clusters) -> Iterator[str]:
+    """The URL of an empty ledger, on one server: the statements are those of other tests."""
+    server_url, template = clusters.get(servers.names()[0])
+    with new_database(server_url, f"pharox_{uuid4().hex[:12]}", template) as url:
+        yield url
+
+
+@pytest.fixture
+def in_postgres(url: str) -> Iterator[Kept]:
+    """An empty ledger in PostgreSQL, with four connections for tasks."""
+    storage = AsyncPostgresStorage(open_async_engine(url, pool_size=4), secret_keys=[SECRET_KEY])
+    with ledger(url) as blocking, Awaited(storage) as loop:
+        yield Kept(storage, blocking, loop)
+
+
+@pytest.fixture(params=["in_memory", "in_postgres"])
+def kept(request: pytest.FixtureRequest) -> Kept:
+    """Each of our storages with coroutines in turn."""
+    found: Kept = request.getfixturevalue(request.param)
+    return found

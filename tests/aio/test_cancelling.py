@@ -1,0 +1,376 @@
+"""A cancelled task leaves no lease behind, wherever the cancellation finds it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from itertools import count
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import NullPool
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from pharox import (
+    AsyncProxyManager,
+    LeaseStatus,
+    ProxyManager,
+    acquire_proxy_async,
+    acquire_proxy_with_retry_async,
+    release_proxy_async,
+    with_lease_async,
+    with_retrying_lease_async,
+)
+from pharox.events import LeaseAcquired, LeaseReleased
+from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage
+from pharox.testing import Awaited, Interrupted
+from tests.aio.conftest import Kept
+from tests.conftest import SECRET_KEY, fill, ledger, types_of
+
+Scenario = Callable[[], Awaitable[Any]]
+
+
+def telling(manager: AsyncProxyManager) -> list[str]:
+    """Register callbacks that wait and some that do not; return what they will have heard."""
+    told: list[str] = []
+
+    async def later(what: str) -> None:
+        await asyncio.sleep(0)
+        told.append(what)
+
+    async def of_release(payload: Any) -> None:
+        await later(f"later released {payload.reason}")
+
+    async def of_acquisition(payload: Any) -> None:
+        await later("later acquired")
+
+    manager.register_acquire_callback(lambda payload: told.append("acquired"))
+    manager.register_acquire_callback(of_acquisition)
+    manager.register_release_callback(of_release)
+    manager.register_release_callback(lambda payload: told.append("released"))
+    return told
+
+
+def scenarios(kept: Kept) -> dict[str, Scenario]:
+    """What a task may be at when it is cancelled; one exclusive proxy is free."""
+    manager = AsyncProxyManager(kept.storage)
+    telling(manager)
+    helped = ProxyManager(kept.blocking)
+
+    async def cycle() -> None:
+        lease = await manager.acquire_proxy("pool")
+        assert lease is not None
+        try:
+            await asyncio.sleep(0)
+        finally:
+            await manager.release_proxy(lease)
+
+    async def block() -> None:
+        async with manager.with_lease("pool") as lease:
+            assert lease is not None
+            await asyncio.sleep(0)
+
+    async def waiting_block() -> None:
+        async with manager.with_retrying_lease(
+            "pool", max_attempts=3, backoff_seconds=0.001
+        ) as lease:
+            assert lease is not None
+
+    async def waiting_in_vain() -> None:
+        async with manager.with_lease("pool") as lease:
+            assert lease is not None
+            again = await manager.acquire_proxy_with_retry("pool", backoff_seconds=0.001)
+            assert again is None
+
+    async def failing_block() -> None:
+        with contextlib.suppress(ZeroDivisionError):
+            async with manager.with_lease("pool"):
+                raise ZeroDivisionError
+
+    async def client() -> None:
+        async with manager.client("pool") as client:
+            assert client.lease is not None
+
+    async def awaited_client() -> None:
+        client = await manager.client("pool")
+        try:
+            await asyncio.sleep(0)
+        finally:
+            await client.aclose()
+
+    async def helped_block() -> None:
+        async with with_lease_async(helped, "pool") as lease:
+            assert lease is not None
+            await asyncio.sleep(0)
+
+    async def helped_cycle() -> None:
+        lease = await acquire_proxy_async(helped, "pool")
+        assert lease is not None
+        await release_proxy_async(helped, lease)
+
+    async def helped_waiting_block() -> None:
+        async with with_retrying_lease_async(
+            helped, "pool", max_attempts=2, backoff_seconds=0.01
+        ) as lease:
+            assert lease is not None
+            assert (
+                await acquire_proxy_with_retry_async(helped, "pool", backoff_seconds=0.01) is None
+            )
+
+    return {
+        scenario.__name__: scenario
+        for scenario in (
+            cycle,
+            block,
+            waiting_block,
+            waiting_in_vain,
+            failing_block,
+            client,
+            awaited_client,
+            helped_block,
+            helped_cycle,
+            helped_waiting_block,
+        )
+    }
+
+
+NAMES = (
+    "cycle",
+    "block",
+    "waiting_block",
+    "waiting_in_vain",
+    "failing_block",
+    "client",
+    "awaited_client",
+    "helped_block",
+    "helped_cycle",
+    "helped_waiting_block",
+)
+
+
+@pytest.mark.parametrize("as_it_wakes", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_wherever_it_is_cancelled_no_lease_is_left(
+    kept: Kept, name: str, *, as_it_wakes: bool
+) -> None:
+    """Cancelled at the first step, the second, and so on to the last: the proxy is free again."""
+    fill(kept.blocking)
+    scenario = scenarios(kept)[name]
+    cancelled = 0
+    for step in count(1):
+        interrupted = Interrupted(scenario(), [step], as_it_wakes=as_it_wakes)
+        if kept.is_cancelled(interrupted):
+            cancelled += 1
+        kept.assert_nothing_is_left()
+        if interrupted.steps < step:
+            break
+    assert cancelled >= 1
+
+
+@settings(max_examples=40)
+@given(
+    tasks=st.lists(
+        st.tuples(
+            st.sampled_from(("block", "waiting_block", "failing_block", "client", "helped_block")),
+            st.sets(st.integers(1, 14), max_size=4),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_many_tasks_cancelled_many_times_leave_nothing(
+    in_postgres: Kept, tasks: list[tuple[str, set[int], bool]]
+) -> None:
+    """Tasks that share proxies and connections, each cancelled at any steps, again and again."""
+    kept = in_postgres
+    if not kept.blocking.list_pools():
+        fill(kept.blocking, 8)
+    known = scenarios(kept)
+
+    async def main() -> list[Any]:
+        async def task(name: str, at: set[int], as_it_wakes: bool) -> None:
+            await Interrupted(known[name](), at, as_it_wakes=as_it_wakes)
+
+        started = [asyncio.create_task(task(*each)) for each in tasks]
+        return await asyncio.gather(*started, return_exceptions=True)
+
+    for outcome in kept.run(main()):
+        assert outcome is None or isinstance(outcome, asyncio.CancelledError)
+    kept.assert_nothing_is_left()
+
+
+def test_the_log_says_that_a_task_was_cancelled(in_postgres: Kept) -> None:
+    """What was granted to a cancelled task is in the log, with its release and the reason."""
+    kept = in_postgres
+    fill(kept.blocking)
+    manager = AsyncProxyManager(kept.storage)
+    kept.run(manager.release_proxy(kept.run(manager.acquire_proxy("pool"))))  # it is warm now
+    assert kept.is_cancelled(Interrupted(manager.acquire_proxy("pool"), [1]))
+    *_, acquired, released = kept.blocking.events()
+    assert isinstance(acquired, LeaseAcquired)
+    assert isinstance(released, LeaseReleased)
+    assert (released.lease_id, released.reason) == (acquired.lease_id, "cancelled")
+
+
+def test_a_task_that_waits_for_a_connection_is_cancelled_at_once(in_postgres: Kept) -> None:
+    """Nothing was asked yet, so nothing is in the log."""
+    kept = in_postgres
+    fill(kept.blocking)
+    manager = AsyncProxyManager(kept.storage)
+    before = types_of(kept.blocking)
+
+    async def main() -> None:
+        async with contextlib.AsyncExitStack() as lent:
+            for _ in range(4):
+                await lent.enter_async_context(kept.storage.engine.connect())  # type: ignore[attr-defined]
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await manager.acquire_proxy("pool")
+
+    kept.run(main())
+    assert types_of(kept.blocking) == before
+
+
+def test_a_release_that_waits_for_a_connection_goes_on_waiting(in_postgres: Kept) -> None:
+    """Cancelled before it has a connection, it releases when it gets one."""
+    kept = in_postgres
+    fill(kept.blocking)
+    manager = AsyncProxyManager(kept.storage)
+
+    async def main() -> None:
+        lease = await manager.acquire_proxy("pool")
+        assert lease is not None
+        async with contextlib.AsyncExitStack() as lent:
+            for _ in range(4):
+                await lent.enter_async_context(kept.storage.engine.connect())  # type: ignore[attr-defined]
+            releasing = asyncio.create_task(manager.release_proxy(lease))
+            for _ in range(3):
+                await asyncio.sleep(0.01)
+                releasing.cancel()
+            assert not releasing.done()
+        with pytest.raises(asyncio.CancelledError):
+            await releasing
+
+    kept.run(main())
+    kept.assert_nothing_is_left()
+
+
+def test_callbacks_are_told_of_a_release_that_was_cancelled(in_postgres: Kept) -> None:
+    """Wherever a release is cancelled, each of its callbacks that do not wait is told once."""
+    kept = in_postgres
+    fill(kept.blocking)
+    manager = AsyncProxyManager(kept.storage)
+    told = telling(manager)
+    for step in count(1):
+        lease = kept.run(manager.acquire_proxy("pool"))
+        told.clear()
+        releasing = Interrupted(manager.release_proxy(lease), [step])
+        kept.is_cancelled(releasing)
+        assert told.count("released") == 1
+        if releasing.steps < step:
+            break
+    assert told == ["later released None", "released"]
+
+
+def test_a_callback_that_is_cancelled_costs_the_lease(kept: Kept) -> None:
+    """A task cancelled while an acquire callback waits has no lease; the callbacks hear of both."""
+    fill(kept.blocking)
+    manager = AsyncProxyManager(kept.storage)
+    told = telling(manager)
+
+    async def main() -> None:
+        async with asyncio.timeout(0.05):
+            await manager.acquire_proxy("pool")
+
+    async def stuck(payload: Any) -> None:
+        await asyncio.sleep(60)
+
+    manager.register_acquire_callback(stuck)
+    with pytest.raises(TimeoutError):
+        kept.run(main())
+    assert told == ["acquired", "later acquired", "later released cancelled", "released"]
+    kept.assert_nothing_is_left()
+
+
+# As asyncio cancels
+
+
+def test_a_failing_task_group_leaves_nothing(kept: Kept) -> None:
+    """When one task of a group fails, the others are cancelled wherever they are."""
+    fill(kept.blocking, 8)
+    manager = AsyncProxyManager(kept.storage)
+
+    async def work() -> None:
+        while True:
+            async with manager.with_lease("pool"):
+                await asyncio.sleep(0)
+
+    async def fail() -> None:
+        await asyncio.sleep(0.05)
+        raise ZeroDivisionError
+
+    async def main() -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(7):
+                group.create_task(work())
+            group.create_task(fail())
+
+    with pytest.raises(ExceptionGroup) as raised:
+        kept.run(main())
+    assert raised.group_contains(ZeroDivisionError)
+    kept.assert_nothing_is_left()
+
+
+def test_a_timeout_leaves_nothing(kept: Kept) -> None:
+    """``asyncio.timeout`` ends a task in the middle, in ever other places, with a TimeoutError."""
+    fill(kept.blocking, 2)
+    manager = AsyncProxyManager(kept.storage)
+
+    async def main() -> None:
+        for step in range(40):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(step / 10_000):
+                    async with manager.with_lease("pool"), manager.with_lease("pool"):
+                        await asyncio.sleep(0.001)
+            current = asyncio.current_task()
+            assert current is not None
+            assert current.cancelling() == 0
+
+    kept.run(main())
+    kept.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loop_that_shuts_down_leaves_nothing(url: str, name: str) -> None:
+    """At whatever step of a task its loop ends, the lease is given back before it is closed."""
+    with ledger(url) as blocking:
+        fill(blocking)
+        shut_down_at_each_step(url, blocking, name)
+        assert blocking.verify() == []
+
+
+def shut_down_at_each_step(url: str, blocking: PostgresStorage, name: str) -> None:
+    for step in count(1):
+        # No connection outlives its use, as nobody is there to close it.
+        engine = create_async_engine(url, poolclass=NullPool)
+        storage = AsyncPostgresStorage(engine, secret_keys=[SECRET_KEY])
+        interrupted = Interrupted(scenarios(Kept(storage, blocking, Awaited(storage)))[name](), ())
+
+        async def main(step: int = step, interrupted: Any = interrupted) -> bool:
+            async def work() -> None:
+                await interrupted
+
+            running = asyncio.create_task(work())
+            while interrupted.steps < step and not running.done():
+                await asyncio.sleep(0)
+            return running.done()
+
+        was_done = asyncio.run(main())
+        assert [x for x in blocking.list_leases() if x.status is LeaseStatus.ACTIVE] == []
+        if was_done:
+            break
+    assert step > 1
