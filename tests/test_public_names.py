@@ -12,8 +12,8 @@ import pytest
 from pydantic import BaseModel
 
 import pharox
-from pharox import InMemoryStorage, IStorage, ProxyManager
-from pharox.storage.postgres import PostgresStorage
+from pharox import AsyncInMemoryStorage, IAsyncStorage, InMemoryStorage, IStorage, ProxyManager
+from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage
 
 ASK = "pool_name, consumer_name, duration_seconds=300, filters, selector"
 RETRY = (
@@ -68,6 +68,13 @@ FUNCTIONS = {
     "RetryConfig": "max_attempts=3, backoff_seconds=0.5, backoff_multiplier=2.0, "
     "max_backoff_seconds",
 }
+HELPERS = {
+    "acquire_proxy_async": f"manager, {ASK}",
+    "acquire_proxy_with_retry_async": f"manager, {ASK}, {RETRY}",
+    "release_proxy_async": "manager, lease",
+    "with_lease_async": f"manager, {ASK}",
+    "with_retrying_lease_async": f"manager, {ASK}, {RETRY}",
+}
 PROXIES = "proxies, options, concurrency=100, per_host"
 HEALTH = {
     "HealthChecker": {
@@ -108,11 +115,14 @@ FIELDS = {
     "ProxyPool": "id name description",
     "ReleaseEventPayload": "lease pool_name released_at lease_duration_ms pool_stats",
 }
+ASYNC = (IAsyncStorage, AsyncInMemoryStorage, AsyncPostgresStorage)
 OTHERS = (
+    "AsyncInMemoryStorage",
     "ConsumerNotFoundError",
     "HealthCheckOrchestrator",
     "HealthCheckStrategy",
     "HealthChecker",
+    "IAsyncStorage",
     "IStorage",
     "InMemoryStorage",
     "InvalidLeaseError",
@@ -127,15 +137,18 @@ OTHERS = (
     "SelectorStrategy",
 )
 MODULES = {
+    "pharox.async_helpers": " ".join(HELPERS),
     "pharox.exceptions": "PharoxError PoolNotFoundError ProxyNotFoundError InvalidLeaseError",
     "pharox.health": "HealthChecker HealthCheckOrchestrator HealthCheckStrategy "
     "HTTPHealthCheckStrategy",
     "pharox.manager": "ProxyManager",
     "pharox.models": "Proxy Lease ProxyFilters RetryConfig",
-    "pharox.storage": "IStorage InMemoryStorage",
+    "pharox.storage": "IStorage InMemoryStorage IAsyncStorage AsyncInMemoryStorage",
+    "pharox.storage.async_in_memory": "AsyncInMemoryStorage",
+    "pharox.storage.async_interface": "IAsyncStorage",
     "pharox.storage.in_memory": "InMemoryStorage",
     "pharox.storage.interface": "IStorage",
-    "pharox.storage.postgres": "PostgresStorage",
+    "pharox.storage.postgres": "PostgresStorage AsyncPostgresStorage",
     "pharox.utils": "bootstrap_pool bootstrap_proxy bootstrap_consumer haversine_distance_km",
 }
 
@@ -152,11 +165,13 @@ def described(function: Any) -> str:
     return ", ".join(parts)
 
 
-@pytest.mark.parametrize("owner", [IStorage, InMemoryStorage, PostgresStorage])
+@pytest.mark.parametrize("owner", [IStorage, InMemoryStorage, PostgresStorage, *ASYNC])
 def test_a_storage_has_the_methods_of_0_11_0(owner: type) -> None:
     """Interface and both storages have each method with its parameters."""
     assert {name: described(getattr(owner, name)) for name in STORAGE} == STORAGE
-    if owner is not IStorage:
+    if owner in ASYNC:
+        assert all(inspect.iscoroutinefunction(getattr(owner, name)) for name in STORAGE)
+    if owner in (InMemoryStorage, PostgresStorage, AsyncInMemoryStorage):
         assert {name: described(getattr(owner, name)) for name in IN_MEMORY} == IN_MEMORY
 
 
@@ -175,7 +190,8 @@ def test_the_manager_has_the_methods_of_0_11_0() -> None:
 
 def test_functions_have_the_parameters_of_0_11_0() -> None:
     """Helpers take what they took."""
-    assert {name: described(getattr(pharox, name)) for name in FUNCTIONS} == FUNCTIONS
+    known = FUNCTIONS | HELPERS
+    assert {name: described(getattr(pharox, name)) for name in known} == known
 
 
 @pytest.mark.parametrize("name", FIELDS)

@@ -1,0 +1,260 @@
+"""HTTP clients through leased proxies of every protocol, blocking and awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from pharox import (
+    AsyncInMemoryStorage,
+    AsyncLeasedClient,
+    AsyncProxyManager,
+    InMemoryStorage,
+    InvalidInputError,
+    LeasedClient,
+    LeaseEndedError,
+    LeaseStatus,
+    Proxy,
+    ProxyManager,
+    ProxyNotFoundError,
+    ProxyPool,
+    ProxyStatus,
+    ProxyUnavailableError,
+    RetryConfig,
+)
+from pharox.testing import Awaited
+from tests.conftest import fill, types_of
+from tests.health.zoo import USER, Zoo
+
+REAL = [
+    ("pproxy-http", "http", ""),
+    ("pproxy-http-password", "http", USER),
+    ("pproxy-socks4", "socks4", ""),
+    ("pproxy-socks5", "socks5", ""),
+    ("pproxy-socks5-password", "socks5", USER),
+    ("https-proxy", "https", ""),
+]
+
+
+class Ours:
+    """A storage with one proxy, and clients of both kinds through it, used in the same way."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self.storage = AsyncInMemoryStorage()
+        self.blocking = self.storage.blocking
+        self.blocking.save_pool(ProxyPool(id=proxy.pool_id, name="pool"))
+        ready = {"status": ProxyStatus.ACTIVE, "max_concurrency": 1}
+        self.blocking.save_proxy(proxy.model_copy(update=ready))
+
+    def get(self, url: str, *, is_async: bool, **options: Any) -> httpx.Response:
+        """Fetch a page through the proxy with a client made for it."""
+        if not is_async:
+            with ProxyManager(self.blocking).client("pool", client_options=options) as client:
+                return client.get(url)
+
+        async def main() -> httpx.Response:
+            manager = AsyncProxyManager(self.storage)
+            async with manager.client("pool", client_options=options) as client:
+                return await client.get(url)
+
+        return asyncio.run(main())
+
+    @property
+    def active(self) -> int:
+        """How many leases there are."""
+        leases = self.blocking.list_leases()
+        return len([lease for lease in leases if lease.status is LeaseStatus.ACTIVE])
+
+
+both = pytest.mark.parametrize("is_async", [False, True])
+
+
+@both
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize(("name", "protocol", "user"), REAL)
+def test_a_client_goes_through_its_proxy(
+    zoo: Zoo, name: str, protocol: str, user: str, *, tls: bool, is_async: bool
+) -> None:
+    """Whatever the proxy speaks, with and without a password, to sites with and without TLS."""
+    ours = Ours(zoo.proxy(name, protocol, user))
+    url = zoo.tls_target("/ok") if tls else zoo.target("/ok")
+    answer = ours.get(url, is_async=is_async, verify=zoo.ssl_context())
+    assert (answer.status_code, answer.text) == (200, "ok")
+    assert ours.active == 0
+    assert types_of(ours.blocking)[-2:] == ["LeaseAcquired", "LeaseReleased"]
+
+
+@both
+def test_the_environment_does_not_choose_the_way(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch, *, is_async: bool
+) -> None:
+    """Neither another proxy nor NO_PROXY of the environment leads past the leased one."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "*")
+    ours = Ours(zoo.proxy("http-503", "http"))
+    answer = ours.get(zoo.target("/ok"), is_async=is_async)
+    assert answer.status_code == 503
+    assert ours.active == 0
+
+
+@both
+def test_options_are_those_of_httpx(zoo: Zoo, *, is_async: bool) -> None:
+    """What else httpx takes is handed on; what would choose the way is refused."""
+    ours = Ours(zoo.proxy("pproxy-http", "http"))
+    answer = ours.get(
+        "/redirect-once",
+        is_async=is_async,
+        base_url=zoo.target(""),
+        follow_redirects=True,
+        limits=httpx.Limits(max_connections=1),
+        http1=True,
+        headers={"x-job": "nightly"},
+    )
+    assert answer.status_code == 200
+    assert answer.request.headers["x-job"] == "nightly"
+    for name in ("proxy", "transport", "mounts"):
+        with pytest.raises(InvalidInputError, match=name):
+            ours.get(zoo.target("/ok"), is_async=is_async, **{name: None})
+    with pytest.raises(TypeError):
+        ours.get(zoo.target("/ok"), is_async=is_async, no_such_option=1)
+    assert ours.active == 0
+
+
+@both
+@pytest.mark.parametrize(
+    ("name", "protocol", "error"),
+    [
+        ("socks5-silent-after-greeting", "socks5", httpx.ConnectTimeout),
+        ("socks5-error-2", "socks5", httpx.ProxyError),
+        ("socks4-refuses", "socks4", httpx.ProxyError),
+        ("http-silent", "http", httpx.ReadTimeout),
+    ],
+)
+def test_what_fails_is_an_error_of_httpx(
+    zoo: Zoo, name: str, protocol: str, error: type[Exception], *, is_async: bool
+) -> None:
+    """Also where another library speaks SOCKS; and the lease is given back."""
+    ours = Ours(zoo.proxy(name, protocol))
+    begun = time.monotonic()
+    with pytest.raises(error) as raised:
+        ours.get(zoo.target("/ok"), is_async=is_async, timeout=0.3)
+    assert time.monotonic() - begun < 10
+    assert isinstance(raised.value, httpx.TransportError)
+    assert ours.active == 0
+
+
+@both
+def test_no_proxy_free_is_told_with_the_reason(*, is_async: bool) -> None:
+    """A client without a proxy would be useless, so a miss is an error here."""
+    storage = AsyncInMemoryStorage()
+    fill(storage.blocking)
+    retry = RetryConfig(max_attempts=2, backoff_seconds=0)
+    held = ProxyManager(storage.blocking).acquire_proxy("pool")
+    assert held is not None
+
+    def lease_client() -> None:
+        if not is_async:
+            ProxyManager(storage.blocking).client("pool", retry_config=retry)
+        with Awaited(storage) as loop:
+            loop.run(AsyncProxyManager(storage).client("pool", retry_config=retry))
+
+    with pytest.raises(ProxyUnavailableError, match="at_capacity") as missed:
+        lease_client()
+    assert missed.value.data["miss_reason"] == "at_capacity"
+    assert types_of(storage.blocking).count("AcquireMissed") == 2
+
+
+@both
+def test_a_client_sends_nothing_after_its_lease(zoo: Zoo, *, is_async: bool) -> None:
+    """When the lease has run out somebody else may hold the proxy."""
+    ours = Ours(zoo.proxy("pproxy-http", "http"))
+    url = zoo.target("/ok")
+
+    async def main() -> None:
+        async with AsyncProxyManager(ours.storage).client("pool", duration_seconds=1) as client:
+            assert (await client.get(url)).status_code == 200
+            time.sleep(1)
+            await client.get(url)
+
+    def block() -> None:
+        with ProxyManager(ours.blocking).client("pool", duration_seconds=1) as client:
+            assert client.get(url).status_code == 200
+            time.sleep(1)
+            client.get(url)
+
+    run: Callable[[], None] = (lambda: asyncio.run(main())) if is_async else block
+    with pytest.raises(LeaseEndedError) as ended:
+        run()
+    assert ended.value.data["lease_id"] == ours.blocking.list_leases()[0].id
+
+
+def test_closing_twice_gives_back_once(zoo: Zoo) -> None:
+    """``close`` and the end of a block may both come; a closed client is refused by httpx."""
+    ours = Ours(zoo.proxy("pproxy-http", "http"))
+    manager = ProxyManager(ours.blocking)
+    told: list[Any] = []
+    manager.register_release_callback(told.append)
+    client = manager.client("pool", "crawler", 60)
+    assert isinstance(client, LeasedClient)
+    assert client.lease.consumer_name == "crawler"
+    assert ours.active == 1
+    client.close()
+    client.close()
+    assert ours.active == 0
+    assert len(told) == 1
+    with pytest.raises(RuntimeError, match="closed"):
+        client.get(zoo.target("/ok"))
+
+    async def main() -> None:
+        client = await AsyncProxyManager(ours.storage).client("pool")
+        assert isinstance(client, AsyncLeasedClient)
+        assert ours.active == 1
+        await client.aclose()
+        await client.aclose()
+
+    asyncio.run(main())
+    assert ours.active == 0
+
+
+@both
+def test_the_exception_of_a_block_comes_through(zoo: Zoo, *, is_async: bool) -> None:
+    """A release callback that fails does not replace it."""
+    ours = Ours(zoo.proxy("pproxy-http", "http"))
+
+    def fail(payload: Any) -> None:
+        raise RuntimeError("listener")
+
+    async def main() -> None:
+        manager = AsyncProxyManager(ours.storage)
+        manager.register_release_callback(fail)
+        async with manager.client("pool"):
+            raise ZeroDivisionError
+
+    def block() -> None:
+        manager = ProxyManager(ours.blocking)
+        manager.register_release_callback(fail)
+        with manager.client("pool"):
+            raise ZeroDivisionError
+
+    run: Callable[[], None] = (lambda: asyncio.run(main())) if is_async else block
+    with pytest.raises(ZeroDivisionError) as raised:
+        run()
+    assert "listener" in raised.value.__notes__[0]
+    assert ours.active == 0
+
+
+def test_a_proxy_that_is_gone_by_then_costs_no_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Removed between being leased and being read, it is an error, and nothing is held."""
+    storage = InMemoryStorage()
+    _, (proxy,) = fill(storage)
+    manager = ProxyManager(storage)
+    manager.register_acquire_callback(lambda payload: storage.delete_proxy(str(proxy.id)))
+    with pytest.raises(ProxyNotFoundError):
+        manager.client("pool")
+    assert [lease.status for lease in storage.list_leases()] == [LeaseStatus.RELEASED]
