@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from .bootstrap import bootstrap_consumer as bootstrap_consumer
     from .bootstrap import bootstrap_pool as bootstrap_pool
     from .bootstrap import bootstrap_proxy as bootstrap_proxy
-    from .cancelling import CancelledLate as CancelledLate
     from .clients import AsyncLeasedClient as AsyncLeasedClient
     from .clients import LeasedClient as LeasedClient
     from .connecting import connect as connect
@@ -89,7 +88,6 @@ _HOME = {
     ),
     ".attribution": ("attributed",),
     ".bootstrap": ("bootstrap_consumer", "bootstrap_pool", "bootstrap_proxy"),
-    ".cancelling": ("CancelledLate",),
     ".clients": ("AsyncLeasedClient", "LeasedClient"),
     ".connecting": ("connect", "connect_async"),
     ".errors": (

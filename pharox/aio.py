@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
-from .leasing import Ask, Leasing, fleet_subscriptions
+from .leasing import Ask, Leasing, fleet_subscriptions, releasing_after
 from .models import (
     AcquireEventPayload,
     ExpireEventPayload,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .ledger.subscriptions import BoundSubscription
 
 
-class AsyncProxyManager(Leasing):
+class AsyncProxyManager(Leasing[IAsyncStorage]):
     """Leases proxies of a storage's pools, as :class:`pharox.ProxyManager` does.
 
     Keeps no state but the registered callbacks, so tasks can share one. A
@@ -47,14 +47,6 @@ class AsyncProxyManager(Leasing):
     storage:
         Where the ledger is kept.
     """
-
-    def __init__(self, storage: IAsyncStorage) -> None:
-        super().__init__(storage)
-
-    @property
-    def storage(self) -> IAsyncStorage:
-        """Where the ledger is kept."""
-        return self._storage  # type: ignore[no-any-return]
 
     async def acquire_proxy(
         self,
@@ -99,8 +91,8 @@ class AsyncProxyManager(Leasing):
             max_backoff_seconds=max_backoff_seconds,
         )
         ask = Ask(pool_name, consumer_name, duration_seconds, filters, selector)
-        program = self._acquiring_with_retry(ask, config, sleep_fn or asyncio.sleep)
-        return (await run_async(program, call_async)).lease
+        program = self._acquiring_again(ask, config, sleep_fn or asyncio.sleep)
+        return await run_async(program, call_async)
 
     async def release_proxy(self, lease: Lease) -> None:
         """Give a lease back, also if the task is cancelled meanwhile.
@@ -243,6 +235,7 @@ class AsyncProxyManager(Leasing):
         try:
             yield lease
         except BaseException as error:
-            await run_async(self._releasing_after(error, lease), call_async)
+            await run_async(releasing_after(error, self.release_proxy, lease), call_async)
             raise
-        await run_async(self._releasing(lease), call_async)
+        if lease is not None:
+            await self.release_proxy(lease)

@@ -18,10 +18,11 @@ from contextvars import copy_context
 from functools import partial
 from typing import TypeVar
 
-from .cancelling import CancelledLate, to_the_end
+from .cancelling import to_the_end
+from .leasing import releasing_after
 from .manager import ProxyManager
 from .models import Lease, ProxyFilters, RetryConfig, SelectorStrategy
-from .programs import Calls, call, run
+from .programs import call, run
 
 T = TypeVar("T")
 
@@ -86,7 +87,9 @@ async def release_proxy_async(manager: ProxyManager, lease: Lease) -> None:
 
     It is released also if the task is cancelled meanwhile.
     """
-    await _in_a_thread(partial(manager.release_proxy, lease))
+    _, cancelled = await _in_a_thread(partial(manager.release_proxy, lease))
+    if cancelled is not None:
+        raise cancelled
 
 
 @asynccontextmanager
@@ -152,13 +155,13 @@ async def _acquired(
             raise _NoMoreError
         return acquire()
 
-    try:
-        return await _in_a_thread(unless_too_late, no_more.set)
-    except CancelledLate as late:
-        if late.outcome is not None:
-            with suppress(CancelledLate):
-                await _run_in_a_thread(manager._giving_up(late.outcome))
-        raise
+    lease, cancelled = await _in_a_thread(unless_too_late, no_more.set)
+    if cancelled is None:
+        return lease
+    if lease is not None:
+        with suppress(asyncio.CancelledError):  # once more, and for nothing
+            await _in_a_thread(lambda: run(manager._giving_up(lease), call))
+    raise cancelled
 
 
 @asynccontextmanager
@@ -166,18 +169,18 @@ async def _held(manager: ProxyManager, lease: Lease | None) -> AsyncIterator[Lea
     try:
         yield lease
     except BaseException as error:
-        await _run_in_a_thread(manager._releasing_after(error, lease))
+        after = releasing_after(error, manager.release_proxy, lease)
+        _, cancelled = await _in_a_thread(lambda: run(after, call))
+        if cancelled is not None:
+            raise cancelled from error
         raise
-    await _run_in_a_thread(manager._releasing(lease))
-
-
-async def _run_in_a_thread(program: Calls[T]) -> T:
-    return await _in_a_thread(lambda: run(program, call))
+    if lease is not None:
+        await release_proxy_async(manager, lease)
 
 
 async def _in_a_thread(
     function: Callable[[], T], when_cancelled: Callable[[], None] | None = None
-) -> T:
+) -> tuple[T, asyncio.CancelledError | None]:
     # A future, not the task that asyncio.to_thread would be: a loop that shuts down cancels tasks.
     loop = asyncio.get_running_loop()
     future = loop.run_in_executor(None, copy_context().run, function)

@@ -2,7 +2,10 @@
 
 A task may be cancelled wherever it waits, and the loop may cancel all of them
 when it shuts down. What cannot be stopped any more is waited for, and then the
-cancellation goes on its way, together with what came of it.
+cancellation goes on its way, with what came of it for those who must tell of it.
+
+It stays the ``asyncio.CancelledError`` that it was: ``asyncio.timeout`` and
+``TaskGroup`` look for that very class.
 """
 
 from __future__ import annotations
@@ -17,32 +20,26 @@ CANCELLED = "cancelled"
 """The reason of a release because the task that had asked for the lease was cancelled."""
 
 
-class CancelledLate(asyncio.CancelledError):
-    """The task was cancelled when its command could not be stopped any more.
+def with_outcome(
+    cancelled: asyncio.CancelledError, command: str, outcome: Any
+) -> asyncio.CancelledError:
+    """Return a cancellation that came too late to stop a command, with what that came to.
 
-    Parameters
-    ----------
-    outcome:
-        What the command would have returned. A lease in it has been given back.
-    args:
-        Those of the cancellation.
+    Whoever called the command finds it with :func:`outcome_of`.
     """
-
-    def __init__(self, outcome: Any, *args: Any) -> None:
-        super().__init__(*args)
-        self.outcome = outcome
+    cancelled.pharox_outcome = (command, outcome)  # type: ignore[attr-defined]
+    return cancelled
 
 
-def settled(outcome: T, cancelled: asyncio.CancelledError | None) -> T:
-    """Return what a command came to, unless its task was cancelled on the way."""
-    if cancelled is not None:
-        raise CancelledLate(outcome, *cancelled.args) from cancelled
-    return outcome
+def outcome_of(cancelled: asyncio.CancelledError, command: str) -> tuple[Any, ...]:
+    """Return what a command came to although it was cancelled, alone in a tuple, or nothing."""
+    name, outcome = getattr(cancelled, "pharox_outcome", (None, None))
+    return (outcome,) if name == command else ()
 
 
 async def to_the_end(
     future: asyncio.Future[T], when_cancelled: Callable[[], None] | None = None
-) -> T:
+) -> tuple[T, asyncio.CancelledError | None]:
     """Wait for a future through all cancellations of this task.
 
     Parameters
@@ -52,12 +49,15 @@ async def to_the_end(
     when_cancelled:
         Called at each cancellation, to make the end come sooner.
 
+    Returns
+    -------
+    tuple
+        The future's result, and the last cancellation if there was one.
+
     Raises
     ------
-    CancelledLate
-        If this task was cancelled and the future has a result.
     asyncio.CancelledError
-        If it was cancelled and the future failed, which is the cause.
+        If this task was cancelled and the future failed, which is the cause.
     """
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
@@ -68,9 +68,8 @@ async def to_the_end(
             if when_cancelled is not None:
                 when_cancelled()
     try:
-        outcome = future.result()
+        return future.result(), cancelled
     except Exception as error:
         if cancelled is not None:
             raise cancelled from error
         raise
-    return settled(outcome, cancelled)

@@ -8,6 +8,7 @@ a client sends nothing more.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
@@ -22,9 +23,10 @@ from httpx_socks import AsyncProxyTransport, SyncProxyTransport
 from python_socks import ProxyType
 
 from .errors import InvalidInputError, LeaseEndedError, ProxyUnavailableError
-from .leasing import Ask, Leasing
+from .leasing import Ask, Leasing, releasing_after, retrying
 from .models import Lease, Proxy, ProxyProtocol, RetryConfig
 from .programs import Calls, call, call_async, run, run_async
+from .storage.terms import Acquisition
 from .text import url_of
 
 C = TypeVar("C", "LeasedClient", "AsyncLeasedClient")
@@ -35,7 +37,7 @@ _OF_TRANSPORTS = ("http1", "http2", "limits")
 
 
 def opening_client(
-    leasing: Leasing,
+    leasing: Leasing[Any],
     kind: type[C],
     ask: Ask,
     retry_config: RetryConfig | None,
@@ -47,7 +49,14 @@ def opening_client(
     if chosen := [name for name in _OUR_OWN if name in options]:
         raise InvalidInputError(f"the way is the leased proxy; leave out {', '.join(chosen)}")
     config = retry_config or RetryConfig(max_attempts=1)
-    acquisition = yield from leasing._acquiring_with_retry(ask, config, sleep)
+
+    def attempt() -> Calls[tuple[Acquisition, float]]:
+        begun = time.monotonic()
+        return (yield from leasing._acquiring(ask)), begun
+
+    acquisition, begun = yield from retrying(
+        attempt, config, sleep, is_enough=lambda found: found[0].lease is not None
+    )
     lease = acquisition.lease
     if lease is None:
         why = acquisition.miss_reason
@@ -58,11 +67,14 @@ def opening_client(
         )
     try:
         proxy = yield partial(leasing._storage.get_proxy, str(lease.proxy_id))
-        return kind(leasing, lease, proxy, options)
+        return kind(leasing, lease, begun, proxy, options)
     except GeneratorExit:
         raise
+    except asyncio.CancelledError:
+        yield from leasing._giving_up(lease)
+        raise
     except BaseException as error:
-        yield from leasing._releasing_after(error, lease)
+        yield from releasing_after(error, leasing.release_proxy, lease)
         raise
 
 
@@ -79,12 +91,17 @@ class LeasedClient(httpx.Client):
     """
 
     def __init__(
-        self, leasing: Leasing, lease: Lease, proxy: Proxy, options: dict[str, Any]
+        self,
+        leasing: Leasing[Any],
+        lease: Lease,
+        begun: float,
+        proxy: Proxy,
+        options: dict[str, Any],
     ) -> None:
         self._leasing, self.lease = leasing, lease
         self._is_held = True
-        way = _Way(lease, _transport(proxy, options, httpx.HTTPTransport, SyncProxyTransport))
-        super().__init__(transport=way, **options)
+        transport = _transport(proxy, options, httpx.HTTPTransport, SyncProxyTransport)
+        super().__init__(transport=_Way(_Deadline(lease, begun), transport), **options)
 
     def close(self) -> None:
         """Close the connections and give the lease back."""
@@ -121,12 +138,17 @@ class AsyncLeasedClient(httpx.AsyncClient):
     """
 
     def __init__(
-        self, leasing: Leasing, lease: Lease, proxy: Proxy, options: dict[str, Any]
+        self,
+        leasing: Leasing[Any],
+        lease: Lease,
+        begun: float,
+        proxy: Proxy,
+        options: dict[str, Any],
     ) -> None:
         self._leasing, self.lease = leasing, lease
         self._is_held = True
-        kinds = httpx.AsyncHTTPTransport, AsyncProxyTransport
-        super().__init__(transport=_AsyncWay(lease, _transport(proxy, options, *kinds)), **options)
+        transport = _transport(proxy, options, httpx.AsyncHTTPTransport, AsyncProxyTransport)
+        super().__init__(transport=_AsyncWay(_Deadline(lease, begun), transport), **options)
 
     async def aclose(self) -> None:
         """Close the connections and give the lease back."""
@@ -154,7 +176,7 @@ class OpeningClient:
     """A client that is still to be leased: ``await`` it, or enter it with ``async with``."""
 
     def __init__(self, program: Calls[AsyncLeasedClient]) -> None:
-        self._program = program
+        self._program: Calls[AsyncLeasedClient] | None = program
         self._client: AsyncLeasedClient | None = None
 
     def __await__(self) -> Generator[Any, Any, AsyncLeasedClient]:
@@ -169,15 +191,18 @@ class OpeningClient:
         await self._client.__aexit__(*error)
 
     def _open(self) -> Awaitable[AsyncLeasedClient]:
-        return run_async(self._program, call_async)
+        program, self._program = self._program, None
+        if program is None:
+            raise InvalidInputError("this client was opened before; ask the manager for another")
+        return run_async(program, call_async)
 
 
 class _Deadline:
-    """The end of a lease by this process's own monotonic clock, from when it was granted."""
+    """The end of a lease by this process's own monotonic clock, from when it was asked for."""
 
-    def __init__(self, lease: Lease) -> None:
+    def __init__(self, lease: Lease, begun: float) -> None:
         self._lease = lease
-        self._ends_at = time.monotonic() + (lease.expires_at - lease.acquired_at).total_seconds()
+        self._ends_at = begun + (lease.expires_at - lease.acquired_at).total_seconds()
 
     @contextmanager
     def request(self, request: httpx.Request) -> Iterator[None]:
@@ -199,8 +224,8 @@ class _Deadline:
 class _Way(httpx.BaseTransport):
     """Through a leased proxy, as long as it is leased."""
 
-    def __init__(self, lease: Lease, transport: httpx.BaseTransport) -> None:
-        self._deadline, self._transport = _Deadline(lease), transport
+    def __init__(self, deadline: _Deadline, transport: httpx.BaseTransport) -> None:
+        self._deadline, self._transport = deadline, transport
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         with self._deadline.request(request):
@@ -213,8 +238,8 @@ class _Way(httpx.BaseTransport):
 class _AsyncWay(httpx.AsyncBaseTransport):
     """The same, awaited."""
 
-    def __init__(self, lease: Lease, transport: httpx.AsyncBaseTransport) -> None:
-        self._deadline, self._transport = _Deadline(lease), transport
+    def __init__(self, deadline: _Deadline, transport: httpx.AsyncBaseTransport) -> None:
+        self._deadline, self._transport = deadline, transport
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         with self._deadline.request(request):
@@ -230,11 +255,12 @@ def _giving_back(
     """Give a client's lease back, once; the exception of a failing block is what counts."""
     if not client._is_held:
         return
-    client._is_held = False
+    release = client._leasing.release_proxy
     if error is None:
-        yield from client._leasing._releasing(client.lease)
+        yield partial(release, client.lease)
     else:
-        yield from client._leasing._releasing_after(error, client.lease)
+        yield from releasing_after(error, release, client.lease)
+    client._is_held = False
 
 
 def _transport(proxy: Proxy, options: dict[str, Any], http: Any, socks: Any) -> Any:

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from .cancelling import CANCELLED, CancelledLate
+from .cancelling import CANCELLED, outcome_of
 from .errors import InvalidInputError
 from .models import (
     AcquireEventPayload,
@@ -41,17 +41,17 @@ from .models import (
     utc_now,
 )
 from .programs import Calls
-from .storage.terms import AcquireRequest, Acquisition, Ending, HealthOutcome, Return
+from .storage.terms import AcquireRequest, Acquisition, Ending, HealthOutcome, Return, given_up
 
 P = TypeVar("P")
+S = TypeVar("S")
 logger = logging.getLogger("pharox")
 
 CALLBACK_FAILED = "callback failed"
 """The reason of a release that a failing callback caused."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """What a caller asks a manager for, as it was given."""
 
     pool_name: str
@@ -61,17 +61,22 @@ class Ask:
     selector: SelectorStrategy | None
 
 
-class Leasing:
+class Leasing(ABC, Generic[S]):
     """The callbacks of a manager, and its programs over whatever storage it has."""
 
     DEFAULT_CONSUMER_NAME = "default"
 
-    def __init__(self, storage: Any) -> None:
-        self._storage = storage
+    def __init__(self, storage: S) -> None:
+        self._storage: Any = storage
         self._acquire_callbacks: list[Callable[[AcquireEventPayload], Any]] = []
         self._release_callbacks: list[Callable[[ReleaseEventPayload], Any]] = []
         self._expire_callbacks: list[Callable[[ExpireEventPayload], Any]] = []
         self._health_callbacks: list[Callable[[HealthEventPayload], Any]] = []
+
+    @property
+    def storage(self) -> S:
+        """Where the ledger is kept."""
+        return self._storage  # type: ignore[no-any-return]
 
     def register_acquire_callback(self, callback: Callable[[AcquireEventPayload], Any]) -> None:
         """Have ``callback`` told of every attempt to lease, hit or miss."""
@@ -92,6 +97,21 @@ class Leasing:
         """
         self._health_callbacks.append(self._checked(callback))
 
+    @abstractmethod
+    def acquire_proxy(
+        self,
+        pool_name: str,
+        consumer_name: str | None = None,
+        duration_seconds: int = 300,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+    ) -> Any:
+        """Lease a proxy of a pool."""
+
+    @abstractmethod
+    def release_proxy(self, lease: Lease) -> Any:
+        """Give a lease back."""
+
     def _checked(self, callback: Callable[[P], Any]) -> Callable[[P], Any]:
         return callback
 
@@ -111,8 +131,10 @@ class Leasing:
         started_at = utc_now()
         try:
             acquisition: Acquisition = yield partial(self._storage.acquire_lease, request)
-        except CancelledLate as late:  # Nobody will see that lease; what ran out on the way did.
-            _log((yield from self._tell_expired(late.outcome.expired)))
+        except asyncio.CancelledError as cancelled:
+            # Nobody will see a lease that was granted; what ran out on the way did run out.
+            for late in outcome_of(cancelled, "acquire_lease"):
+                _log((yield from self._tell_expired(late.expired)))
             raise
         if not request.with_stats:
             return acquisition
@@ -129,62 +151,53 @@ class Leasing:
             raise
         if errors and lease is not None:
             reason = CANCELLED if _cancellation(errors) else CALLBACK_FAILED
-            errors += yield from self._returning(lease, reason)
+            try:
+                errors += yield from self._returning(lease, reason)
+            except Exception as error:
+                errors.append(error)
         _raise(errors)
         return acquisition
 
-    def _acquiring_with_retry(
+    def _acquiring_again(
         self, ask: Ask, config: RetryConfig, sleep: Callable[[float], Any]
-    ) -> Calls[Acquisition]:
+    ) -> Calls[Lease | None]:
         """Lease a proxy, asking again after a pause while nothing is free."""
-        acquisition = yield from self._acquiring(ask)
-        for delay in config.delays():
-            if acquisition.lease is not None:
-                break
-            if delay > 0:
-                yield partial(sleep, delay)
-            acquisition = yield from self._acquiring(ask)
-        return acquisition
 
-    def _releasing(self, lease: Lease | None, reason: str | None = None) -> Calls[None]:
-        """Give a lease back, if there is one, and tell of it."""
-        if lease is not None:
-            _raise((yield from self._returning(lease, reason)))
+        def attempt() -> Calls[Lease | None]:
+            return (yield partial(self.acquire_proxy, *ask))  # type: ignore[no-any-return]
 
-    def _releasing_after(self, error: BaseException, lease: Lease | None) -> Calls[None]:
-        """Release because the caller's block failed; the block's exception is what counts."""
-        try:
-            yield from self._releasing(lease)
-        except Exception as failure:
-            logger.exception("pharox.release.failed: lease %s", lease and lease.id)
-            error.add_note(f"releasing lease {lease and lease.id} failed too: {failure!r}")
+        return (
+            yield from retrying(attempt, config, sleep, is_enough=lambda lease: lease is not None)
+        )
+
+    def _releasing(self, lease: Lease) -> Calls[None]:
+        """Give a lease back and tell of it."""
+        _raise((yield from self._returning(lease)))
 
     def _giving_up(self, lease: Lease) -> Calls[None]:
         """Give back a lease that a cancelled task will never see; if that fails, it runs out."""
-        try:
+        with given_up(lease):
             _log((yield from self._returning(lease, CANCELLED)))
-        except Exception:
-            logger.exception("pharox.release.failed: lease %s of a cancelled task", lease.id)
 
     def _cleaning_up(self) -> Calls[int]:
         """Take back what has run out and tell of it; return how many leases that were."""
         wanted = bool(self._expire_callbacks)
-        (count, expired), late = yield from _to_the_end(
-            partial(self._storage.expire_leases, with_stats=wanted)
+        (count, expired), errors = yield from _to_the_end(
+            "expire_leases", partial(self._storage.expire_leases, with_stats=wanted)
         )
-        errors = yield from self._tell_expired(expired)
-        _raise([*late, *errors])
+        errors += yield from self._tell_expired(expired)
+        _raise(errors)
         return count  # type: ignore[no-any-return]
 
     def _recording(
         self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None
     ) -> Calls[Sequence[HealthOutcome]]:
         """Record health checks and tell of them."""
-        outcomes, late = yield from _to_the_end(
-            partial(self._storage.record_health_checks, results, policy)
+        outcomes, errors = yield from _to_the_end(
+            "record_health_checks", partial(self._storage.record_health_checks, results, policy)
         )
-        errors = yield from self._tell_health(outcomes)
-        _raise([*late, *errors])
+        errors += yield from self._tell_health(outcomes)
+        _raise(errors)
         return outcomes  # type: ignore[no-any-return]
 
     def _returning(self, lease: Lease, reason: str | None = None) -> Calls[list[BaseException]]:
@@ -192,7 +205,8 @@ class Leasing:
         wanted = bool(self._release_callbacks or self._expire_callbacks)
         returned: Return
         returned, errors = yield from _to_the_end(
-            partial(self._storage.return_lease, lease, reason=reason, with_stats=wanted)
+            "return_lease",
+            partial(self._storage.return_lease, lease, reason=reason, with_stats=wanted),
         )
         errors += yield from self._tell_expired(returned.expired)
         if returned.ending is None or not self._release_callbacks:
@@ -227,8 +241,12 @@ class Leasing:
             return []
         names = {outcome.pool_name for outcome in outcomes if outcome.pool_name is not None}
         stats: dict[str | None, PoolStatsSnapshot | None] = {}
+        errors: list[BaseException] = []
         for name in sorted(names):
-            stats[name] = yield partial(self._storage.get_pool_stats, name)
+            try:
+                stats[name] = yield partial(self._storage.get_pool_stats, name)
+            except (Exception, asyncio.CancelledError) as error:
+                errors.append(error)  # It is recorded, and told without them.
         payloads = (
             HealthEventPayload(
                 result=outcome.result,
@@ -243,7 +261,8 @@ class Leasing:
             for outcome in outcomes
             if outcome.status_before is not None and outcome.status_after is not None
         )
-        return (yield from _tell(self._health_callbacks, payloads))
+        errors += yield from _tell(self._health_callbacks, payloads)
+        return errors
 
 
 def fleet_subscriptions() -> ModuleType:
@@ -281,12 +300,45 @@ def _acquire_payload(
     )
 
 
-def _to_the_end(command: Callable[[], Any]) -> Calls[tuple[Any, list[BaseException]]]:
+def retrying(
+    attempt: Callable[[], Calls[P]],
+    config: RetryConfig,
+    sleep: Callable[[float], Any],
+    *,
+    is_enough: Callable[[P], bool],
+) -> Calls[P]:
+    """Make an attempt, and others after a pause while none has brought enough."""
+    found = yield from attempt()
+    for delay in config.delays():
+        if is_enough(found):
+            break
+        # Also if it is no time at all: others may have something to do meanwhile.
+        yield partial(sleep, delay)
+        found = yield from attempt()
+    return found
+
+
+def releasing_after(
+    error: BaseException, release: Callable[[Lease], Any], lease: Lease | None
+) -> Calls[None]:
+    """Release because the caller's block failed; the block's exception is what counts."""
+    if lease is None:
+        return
+    try:
+        yield partial(release, lease)
+    except Exception as failure:
+        logger.exception("pharox.release.failed: lease %s", lease.id)
+        error.add_note(f"releasing lease {lease.id} failed too: {failure!r}")
+
+
+def _to_the_end(command: str, ask: Callable[[], Any]) -> Calls[tuple[Any, list[BaseException]]]:
     """Return what a command came to, and with it the cancellation that came too late to stop it."""
     try:
-        return (yield command), []
-    except CancelledLate as late:
-        return late.outcome, [late]
+        return (yield ask), []
+    except asyncio.CancelledError as cancelled:
+        for outcome in outcome_of(cancelled, command):
+            return outcome, [cancelled]
+        raise
 
 
 def _tell(

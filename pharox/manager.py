@@ -6,7 +6,6 @@ thread. :class:`pharox.AsyncProxyManager` is its twin for code that awaits.
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from uuid import UUID
 
 from .errors import InvalidInputError
-from .leasing import Ask, Leasing, fleet_subscriptions
+from .leasing import Ask, Leasing, fleet_subscriptions, releasing_after
 from .models import (
     AcquireEventPayload,
     ExpireEventPayload,
@@ -27,7 +26,7 @@ from .models import (
     RetryConfig,
     SelectorStrategy,
 )
-from .programs import call, run
+from .programs import call, is_async, run
 from .storage.interface import IStorage
 from .storage.terms import HealthOutcome
 
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 P = TypeVar("P")
 
 
-class ProxyManager(Leasing):
+class ProxyManager(Leasing[IStorage]):
     """Leases proxies of a storage's pools.
 
     Keeps no state but the registered callbacks, so threads can share one.
@@ -48,14 +47,6 @@ class ProxyManager(Leasing):
     storage:
         Where the ledger is kept.
     """
-
-    def __init__(self, storage: IStorage) -> None:
-        super().__init__(storage)
-
-    @property
-    def storage(self) -> IStorage:
-        """Where the ledger is kept."""
-        return self._storage  # type: ignore[no-any-return]
 
     def acquire_proxy(
         self,
@@ -140,7 +131,8 @@ class ProxyManager(Leasing):
             max_backoff_seconds=max_backoff_seconds,
         )
         ask = Ask(pool_name, consumer_name, duration_seconds, filters, selector)
-        return run(self._acquiring_with_retry(ask, config, sleep_fn or time.sleep), call).lease
+        sleep = self._checked(sleep_fn or time.sleep)
+        return run(self._acquiring_again(ask, config, sleep), call)
 
     def release_proxy(self, lease: Lease) -> None:
         """Give a lease back.
@@ -334,14 +326,15 @@ class ProxyManager(Leasing):
         try:
             yield lease
         except BaseException as error:
-            run(self._releasing_after(error, lease), call)
+            run(releasing_after(error, self.release_proxy, lease), call)
             raise
-        run(self._releasing(lease), call)
+        if lease is not None:
+            self.release_proxy(lease)
 
     def _checked(self, callback: Callable[[P], Any]) -> Callable[[P], Any]:
         """Return a callback, unless nobody here would await it."""
-        if inspect.iscoroutinefunction(callback):
+        if is_async(callback):
             raise InvalidInputError(
-                "this callback is a coroutine function; AsyncProxyManager awaits such"
+                "this is a coroutine function, which nobody would await; use AsyncProxyManager"
             )
         return callback

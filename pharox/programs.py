@@ -12,7 +12,7 @@ The simplest request is a call without arguments: :func:`call` makes it, and
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
-from inspect import isawaitable
+from inspect import isawaitable, iscoroutinefunction
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -54,6 +54,14 @@ async def run_async(
                 request = program.send(answer)
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Tell whether what a call of this returns is to be awaited."""
+    # An object may have a coroutine function as its own __call__.
+    return iscoroutinefunction(function) or iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004
+    )
 
 
 def call(function: Callable[[], Any]) -> Any:

@@ -51,7 +51,7 @@ class TestAsyncInMemoryStorage(AsyncStorageContract):
 
     @pytest.fixture
     def pass_time(self, async_storage: AsyncInMemoryStorage) -> PassTime:
-        return clock_of(async_storage.blocking).advance
+        return clock_of(async_storage.memory).advance
 
 
 class TestAsyncPostgresStorage(AsyncStorageContract):

@@ -43,34 +43,44 @@ class AsyncInMemoryStorage(IAsyncStorage):
     """
 
     def __init__(self, *, clock: Callable[[], datetime] = utc_now) -> None:
-        self.blocking = InMemoryStorage(clock=clock)
+        self.memory = InMemoryStorage(clock=clock)
         """The same ledger, for code that does not await."""
+
+    async def blocking(self) -> InMemoryStorage:
+        """Return the same ledger for code that blocks."""
+        return self.memory
+
+    async def upgrade_schema(self) -> None:
+        """Do nothing: there is no schema here."""
+
+    async def close(self) -> None:
+        """Do nothing: there is nothing to close."""
 
     # Without await, as in 0.11.0
 
     def add_pool(self, pool: ProxyPool) -> None:
         """Register a pool, or change the one of this id."""
-        self.blocking.add_pool(pool)
+        self.memory.add_pool(pool)
 
     def add_consumer(self, consumer: Consumer) -> Consumer:
         """Register a consumer and return it, with the id it has if its name was known."""
-        return self.blocking.add_consumer(consumer)
+        return self.memory.add_consumer(consumer)
 
     def add_proxy(self, proxy: Proxy) -> None:
         """Register a proxy, or change the one of this id."""
-        self.blocking.add_proxy(proxy)
+        self.memory.add_proxy(proxy)
 
     def get_proxy_by_id(self, proxy_id: UUID) -> Proxy | None:
         """Return a proxy, or None."""
-        return self.blocking.get_proxy_by_id(proxy_id)
+        return self.memory.get_proxy_by_id(proxy_id)
 
     # Leasing
 
     async def acquire_lease(self, request: AcquireRequest) -> Acquisition:
-        return self.blocking.acquire_lease(request)
+        return self.memory.acquire_lease(request)
 
     async def create_lease(self, proxy: Proxy, consumer_name: str, duration_seconds: int) -> Lease:
-        return self.blocking.create_lease(proxy, consumer_name, duration_seconds)
+        return self.memory.create_lease(proxy, consumer_name, duration_seconds)
 
     async def find_available_proxy(
         self,
@@ -78,93 +88,93 @@ class AsyncInMemoryStorage(IAsyncStorage):
         filters: ProxyFilters | None = None,
         selector: SelectorStrategy | None = None,
     ) -> Proxy | None:
-        return self.blocking.find_available_proxy(pool_name, filters, selector)
+        return self.memory.find_available_proxy(pool_name, filters, selector)
 
     async def return_lease(
         self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
     ) -> Return:
-        return self.blocking.return_lease(lease, reason=reason, with_stats=with_stats)
+        return self.memory.return_lease(lease, reason=reason, with_stats=with_stats)
 
     async def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[Ending]]:
-        return self.blocking.expire_leases(with_stats=with_stats)
+        return self.memory.expire_leases(with_stats=with_stats)
 
     async def release_lease(self, lease: Lease) -> None:
-        self.blocking.release_lease(lease)
+        self.memory.release_lease(lease)
 
     async def cleanup_expired_leases(self) -> int:
-        return self.blocking.cleanup_expired_leases()
+        return self.memory.cleanup_expired_leases()
 
     async def get_lease(self, lease_id: str) -> Lease | None:
-        return self.blocking.get_lease(lease_id)
+        return self.memory.get_lease(lease_id)
 
     async def list_leases(self, consumer_id: str | None = None) -> Sequence[Lease]:
-        return self.blocking.list_leases(consumer_id)
+        return self.memory.list_leases(consumer_id)
 
     async def prune_leases(self, ended_before: datetime) -> int:
         """Forget the leases that ended before a moment; the log keeps them."""
-        return self.blocking.prune_leases(ended_before)
+        return self.memory.prune_leases(ended_before)
 
     # Consumers, pools and proxies
 
     async def ensure_consumer(self, consumer_name: str) -> UUID:
-        return self.blocking.ensure_consumer(consumer_name)
+        return self.memory.ensure_consumer(consumer_name)
 
     async def save_pool(self, pool: ProxyPool) -> None:
-        self.blocking.save_pool(pool)
+        self.memory.save_pool(pool)
 
     async def get_pool(self, pool_id: str) -> ProxyPool:
-        return self.blocking.get_pool(pool_id)
+        return self.memory.get_pool(pool_id)
 
     async def get_pool_by_name(self, name: str) -> ProxyPool | None:
         """Return the pool of this name, or None."""
-        return self.blocking.get_pool_by_name(name)
+        return self.memory.get_pool_by_name(name)
 
     async def list_pools(self) -> Sequence[ProxyPool]:
-        return self.blocking.list_pools()
+        return self.memory.list_pools()
 
     async def delete_pool(self, pool_id: str) -> None:
-        self.blocking.delete_pool(pool_id)
+        self.memory.delete_pool(pool_id)
 
     async def save_proxy(self, proxy: Proxy) -> None:
-        self.blocking.save_proxy(proxy)
+        self.memory.save_proxy(proxy)
 
     async def add_proxies_bulk(self, proxies: Sequence[Proxy]) -> int:
-        return self.blocking.add_proxies_bulk(proxies)
+        return self.memory.add_proxies_bulk(proxies)
 
     async def import_proxies(self, pool_id: UUID, proxies: Sequence[Proxy]) -> int:
         """Register the proxies whose identity the pool does not know, and return how many."""
-        return self.blocking.import_proxies(pool_id, proxies)
+        return self.memory.import_proxies(pool_id, proxies)
 
     async def get_proxy(self, proxy_id: str) -> Proxy:
-        return self.blocking.get_proxy(proxy_id)
+        return self.memory.get_proxy(proxy_id)
 
     async def list_proxies(self, pool_id: str) -> Sequence[Proxy]:
-        return self.blocking.list_proxies(pool_id)
+        return self.memory.list_proxies(pool_id)
 
     async def delete_proxy(self, proxy_id: str) -> None:
-        self.blocking.delete_proxy(proxy_id)
+        self.memory.delete_proxy(proxy_id)
 
     async def get_pool_stats(self, pool_name: str) -> PoolStatsSnapshot | None:
-        return self.blocking.get_pool_stats(pool_name)
+        return self.memory.get_pool_stats(pool_name)
 
     async def list_pool_stats(self) -> Sequence[PoolStatsSnapshot]:
         """Return every pool in numbers, by name."""
-        return self.blocking.list_pool_stats()
+        return self.memory.list_pool_stats()
 
     # Health
 
     async def apply_health_check_result(self, result: HealthCheckResult) -> Proxy | None:
-        return self.blocking.apply_health_check_result(result)
+        return self.memory.apply_health_check_result(result)
 
     async def record_health_checks(
         self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
     ) -> Sequence[HealthOutcome]:
-        return self.blocking.record_health_checks(results, policy)
+        return self.memory.record_health_checks(results, policy)
 
     async def set_status(
         self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
     ) -> Proxy:
-        return self.blocking.set_status(proxy_id, status, reason=reason)
+        return self.memory.set_status(proxy_id, status, reason=reason)
 
     async def load_proxies_for_healthchecks(
         self,
@@ -173,33 +183,33 @@ class AsyncInMemoryStorage(IAsyncStorage):
         stale_after: timedelta | float | None = None,
         statuses: Collection[ProxyStatus] | None = None,
     ) -> AsyncIterator[Proxy]:
-        for proxy in self.blocking.load_proxies_for_healthchecks(
+        for proxy in self.memory.load_proxies_for_healthchecks(
             pool_name, stale_after=stale_after, statuses=statuses
         ):
             yield proxy
 
     async def get_last_health_result(self, proxy_id: UUID) -> HealthCheckResult | None:
-        return self.blocking.get_last_health_result(proxy_id)
+        return self.memory.get_last_health_result(proxy_id)
 
     async def save_health_record(self, record: ProxyHealthRecord) -> None:
-        self.blocking.save_health_record(record)
+        self.memory.save_health_record(record)
 
     async def list_health_records(
         self, proxy_id: UUID, limit: int = 100
     ) -> Sequence[ProxyHealthRecord]:
-        return self.blocking.list_health_records(proxy_id, limit)
+        return self.memory.list_health_records(proxy_id, limit)
 
     # The log
 
     async def events(self, *, after: int = 0) -> AsyncIterator[Event]:
         """Yield the log in order, as it is now; only events of a ``seq`` later than ``after``."""
-        for event in self.blocking.events(after=after):
+        for event in self.memory.events(after=after):
             yield event
 
     async def state_at(self, seq: int) -> dict[str, State]:
         """Return every read model as it was after the event of this seq."""
-        return self.blocking.state_at(seq)
+        return self.memory.state_at(seq)
 
     async def verify(self) -> list[Finding]:
         """Fold the whole log anew and return every row of a read model that differs."""
-        return self.blocking.verify()
+        return self.memory.verify()

@@ -9,13 +9,13 @@ or is over. ``acquire_lease`` and ``create_lease`` leave no lease behind then,
 from __future__ import annotations
 
 import asyncio
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from uuid import UUID
 
-from ..cancelling import CANCELLED, CancelledLate, to_the_end
+from ..cancelling import CANCELLED, to_the_end, with_outcome
 from ..models import (
     HealthCheckResult,
     HealthPolicy,
@@ -38,10 +38,9 @@ from .terms import (
     Return,
     check_age,
     check_statuses,
+    given_up,
     pool_named,
 )
-
-logger = logging.getLogger("pharox")
 
 
 class IAsyncStorage(ABC):
@@ -141,11 +140,11 @@ class IAsyncStorage(ABC):
     async def acquire_lease(self, request: AcquireRequest) -> Acquisition:
         """Find a proxy and lease it."""
         program = run_async(defaults.acquire_lease(self, request), call_async)
-        try:
-            return await to_the_end(asyncio.ensure_future(program))
-        except CancelledLate as late:
-            await self._give_up(late.outcome.lease)
-            raise
+        acquisition, cancelled = await to_the_end(asyncio.ensure_future(program))
+        if cancelled is not None:
+            await self._give_up(acquisition.lease)
+            raise with_outcome(cancelled, "acquire_lease", acquisition)
+        return acquisition
 
     async def record_health_checks(
         self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
@@ -178,7 +177,11 @@ class IAsyncStorage(ABC):
     ) -> Return:
         """Release a lease and tell what came of it."""
         program = defaults.return_lease(self, lease, reason, with_stats=with_stats)
-        return await to_the_end(asyncio.ensure_future(run_async(program, call_async)))
+        task = asyncio.ensure_future(run_async(program, call_async))
+        returned, cancelled = await to_the_end(task)
+        if cancelled is not None:
+            raise with_outcome(cancelled, "return_lease", returned)
+        return returned
 
     async def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[Ending]]:
         """Take back what has run out; return how many leases did, and those it can tell of."""
@@ -186,11 +189,6 @@ class IAsyncStorage(ABC):
 
     async def _give_up(self, lease: Lease | None) -> None:
         """Give back a lease that its task will never see; if that fails, it runs out."""
-        if lease is None:
-            return
-        try:
-            await self.return_lease(lease, reason=CANCELLED)
-        except CancelledLate:
-            pass  # Cancelled once more; it was given back all the same.
-        except Exception:
-            logger.exception("pharox.release.failed: lease %s of a cancelled task", lease.id)
+        if lease is not None:
+            with given_up(lease), suppress(asyncio.CancelledError):  # once more, and for nothing
+                await self.return_lease(lease, reason=CANCELLED)

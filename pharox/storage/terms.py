@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeVar, cast
@@ -188,6 +189,15 @@ def log_late_release(lease: Lease, recorded: Lease | None) -> None:
         why,
         extra={"lease_id": str(lease.id), "status": recorded and recorded.status.value},
     )
+
+
+@contextmanager
+def given_up(lease: Lease) -> Iterator[None]:
+    """Log that the lease of a cancelled task could not be given back; it runs out by itself."""
+    try:
+        yield
+    except Exception:
+        logger.exception("pharox.release.failed: lease %s of a cancelled task", lease.id)
 
 
 def result_of_record(record: ProxyHealthRecord) -> HealthCheckResult:

@@ -7,6 +7,8 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import QueuePool
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from pharox import AsyncInMemoryStorage, IAsyncStorage, LeaseStatus
 from pharox.storage.postgres import AsyncPostgresStorage
@@ -28,6 +30,18 @@ class Kept:
         """No lease is active, and every read model is the fold of the log."""
         assert [x for x in self.blocking.list_leases() if x.status is LeaseStatus.ACTIVE] == []
         assert self.blocking.verify() == []
+        if isinstance(self.storage, AsyncPostgresStorage):
+            assert self.run(_connections_are_as_they_were(self.storage.engine))
+
+
+async def _connections_are_as_they_were(engine: AsyncEngine) -> bool:
+    """Tell whether none is lent, and the next ones wait as psycopg does."""
+    pool = engine.sync_engine.pool
+    assert isinstance(pool, QueuePool)
+    assert pool.checkedout() == 0
+    async with engine.connect() as connection:
+        lent = await connection.get_raw_connection()
+        return "wait" not in vars(lent.driver_connection)
 
 
 @pytest.fixture
@@ -35,7 +49,7 @@ def in_memory() -> Iterator[Kept]:
     """An empty ledger in memory."""
     storage = AsyncInMemoryStorage()
     with Awaited(storage) as loop:
-        yield Kept(storage, storage.blocking, loop)
+        yield Kept(storage, storage.memory, loop)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Any
@@ -15,6 +16,7 @@ from sqlalchemy import NullPool
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from pharox import (
+    AsyncInMemoryStorage,
     AsyncProxyManager,
     LeaseStatus,
     ProxyManager,
@@ -158,6 +160,7 @@ def test_wherever_it_is_cancelled_no_lease_is_left(
 ) -> None:
     """Cancelled at the first step, the second, and so on to the last: the proxy is free again."""
     fill(kept.blocking)
+    assert set(scenarios(kept)) == set(NAMES)
     scenario = scenarios(kept)[name]
     cancelled = 0
     for step in count(1):
@@ -214,6 +217,34 @@ def test_the_log_says_that_a_task_was_cancelled(in_postgres: Kept) -> None:
     assert isinstance(acquired, LeaseAcquired)
     assert isinstance(released, LeaseReleased)
     assert (released.lease_id, released.reason) == (acquired.lease_id, "cancelled")
+    with pytest.raises(asyncio.CancelledError) as raised:
+        kept.run(asyncio.wait_for(_cancelled(manager.acquire_proxy("pool")), 20))
+    assert type(raised.value) is asyncio.CancelledError
+
+
+async def _cancelled(awaitable: Awaitable[Any]) -> None:
+    await Interrupted(awaitable, [1])
+
+
+def test_the_log_says_so_of_a_client_as_well(in_postgres: Kept) -> None:
+    """Cancelled while it reads the proxy that it was granted, it says why it gave it back."""
+    kept = in_postgres
+    fill(kept.blocking)
+    manager = AsyncProxyManager(kept.storage)
+    kept.run(kept.run(manager.client("pool")).aclose())  # it is warm now
+    reasons = set()
+    for step in count(1):
+        opening = Interrupted(manager.client("pool"), [step])
+
+        async def main(opening: Any = opening) -> None:
+            await (await opening).aclose()
+
+        if not kept.is_cancelled(main()):
+            break
+        *_, released = kept.blocking.events()
+        assert isinstance(released, LeaseReleased)
+        reasons.add(released.reason)
+    assert reasons == {"cancelled"}
 
 
 def test_a_task_that_waits_for_a_connection_is_cancelled_at_once(in_postgres: Kept) -> None:
@@ -329,19 +360,102 @@ def test_a_timeout_leaves_nothing(kept: Kept) -> None:
     """``asyncio.timeout`` ends a task in the middle, in ever other places, with a TimeoutError."""
     fill(kept.blocking, 2)
     manager = AsyncProxyManager(kept.storage)
+    outcomes: Counter[str] = Counter()
+
+    async def once(seconds: float) -> None:
+        async with asyncio.timeout(seconds):
+            async with manager.with_lease("pool") as one, manager.with_lease("pool") as other:
+                assert one
+                assert other
+                await asyncio.sleep(0.001)
 
     async def main() -> None:
-        for step in range(40):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(step / 10_000):
-                    async with manager.with_lease("pool"), manager.with_lease("pool"):
-                        await asyncio.sleep(0.001)
+        await once(20)
+        for step in range(60):
+            try:
+                await once(step / 5_000)
+                outcomes["in time"] += 1
+            except TimeoutError:
+                outcomes["too late"] += 1
             current = asyncio.current_task()
             assert current is not None
             assert current.cancelling() == 0
 
     kept.run(main())
+    assert outcomes["too late"] > 0
+    reasons = [e.reason for e in kept.blocking.events() if isinstance(e, LeaseReleased)]
+    assert len(reasons) >= 4  # leases were granted, and not only to the first
     kept.assert_nothing_is_left()
+
+
+def test_a_timeout_that_has_passed_is_a_timeout(in_postgres: Kept) -> None:
+    """Also of a statement that goes on to its end, in the same coroutine."""
+    kept = in_postgres
+    fill(kept.blocking)
+    manager = AsyncProxyManager(kept.storage)
+
+    async def in_no_time(ask: Callable[[str], Awaitable[Any]]) -> None:
+        async with asyncio.timeout(0):
+            await ask("pool")
+
+    async def main() -> None:
+        await kept.storage.get_pool_stats("pool")
+        for ask in (manager.acquire_proxy, kept.storage.get_pool_stats, manager.client):
+            with pytest.raises(TimeoutError):
+                await in_no_time(ask)
+
+    kept.run(main())
+    kept.assert_nothing_is_left()
+
+
+def test_the_body_of_a_task_group_may_lease(in_postgres: Kept) -> None:
+    """A child that fails while the body acquires is the only error of the group."""
+    kept = in_postgres
+    fill(kept.blocking)
+    manager = AsyncProxyManager(kept.storage)
+
+    async def fail() -> None:
+        raise ZeroDivisionError
+
+    async def main() -> None:
+        await kept.storage.get_pool_stats("pool")
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail())
+            await manager.acquire_proxy("pool")
+
+    with pytest.raises(ExceptionGroup) as raised:
+        kept.run(main())
+    assert [type(error) for error in raised.value.exceptions] == [ZeroDivisionError]
+    kept.assert_nothing_is_left()
+
+
+class Wrapping(AsyncInMemoryStorage):
+    """An adapter around another storage, whose methods ask for more than their own."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    async def acquire_lease(self, request: Any) -> Any:
+        await self.inner.get_pool_stats(request.pool_name)
+        return await self.inner.acquire_lease(request)
+
+    async def return_lease(self, lease: Any, **options: Any) -> Any:
+        return await self.inner.return_lease(lease, **options)
+
+
+def test_an_adapter_around_ours_may_be_cancelled_too(in_postgres: Kept) -> None:
+    """What another command came to is not taken for the outcome of the adapter's."""
+    kept = in_postgres
+    fill(kept.blocking)
+    manager = AsyncProxyManager(Wrapping(kept.storage))
+    manager.register_expire_callback(print)
+    kept.run(manager.release_proxy(kept.run(manager.acquire_proxy("pool"))))
+    for step in count(1):
+        if not kept.is_cancelled(Interrupted(manager.acquire_proxy("pool"), [step])):
+            break
+        kept.assert_nothing_is_left()
+    assert step > 1
 
 
 @pytest.mark.parametrize("name", NAMES)

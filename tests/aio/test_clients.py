@@ -14,6 +14,7 @@ from pharox import (
     AsyncInMemoryStorage,
     AsyncLeasedClient,
     AsyncProxyManager,
+    DatabaseUnavailableError,
     InMemoryStorage,
     InvalidInputError,
     LeasedClient,
@@ -46,7 +47,7 @@ class Ours:
 
     def __init__(self, proxy: Proxy) -> None:
         self.storage = AsyncInMemoryStorage()
-        self.blocking = self.storage.blocking
+        self.blocking = self.storage.memory
         self.blocking.save_pool(ProxyPool(id=proxy.pool_id, name="pool"))
         ready = {"status": ProxyStatus.ACTIVE, "max_concurrency": 1}
         self.blocking.save_proxy(proxy.model_copy(update=ready))
@@ -153,21 +154,21 @@ def test_what_fails_is_an_error_of_httpx(
 def test_no_proxy_free_is_told_with_the_reason(*, is_async: bool) -> None:
     """A client without a proxy would be useless, so a miss is an error here."""
     storage = AsyncInMemoryStorage()
-    fill(storage.blocking)
+    fill(storage.memory)
     retry = RetryConfig(max_attempts=2, backoff_seconds=0)
-    held = ProxyManager(storage.blocking).acquire_proxy("pool")
+    held = ProxyManager(storage.memory).acquire_proxy("pool")
     assert held is not None
 
     def lease_client() -> None:
         if not is_async:
-            ProxyManager(storage.blocking).client("pool", retry_config=retry)
+            ProxyManager(storage.memory).client("pool", retry_config=retry)
         with Awaited(storage) as loop:
             loop.run(AsyncProxyManager(storage).client("pool", retry_config=retry))
 
     with pytest.raises(ProxyUnavailableError, match="at_capacity") as missed:
         lease_client()
     assert missed.value.data["miss_reason"] == "at_capacity"
-    assert types_of(storage.blocking).count("AcquireMissed") == 2
+    assert types_of(storage.memory).count("AcquireMissed") == 2
 
 
 @both
@@ -258,3 +259,49 @@ def test_a_proxy_that_is_gone_by_then_costs_no_lease(monkeypatch: pytest.MonkeyP
     with pytest.raises(ProxyNotFoundError):
         manager.client("pool")
     assert [lease.status for lease in storage.list_leases()] == [LeaseStatus.RELEASED]
+
+
+def test_a_client_is_opened_once() -> None:
+    """To await it again, or to enter it afterwards, is an error and leases nothing."""
+    storage = AsyncInMemoryStorage()
+    fill(storage.memory)
+
+    async def main() -> None:
+        opening = AsyncProxyManager(storage).client("pool")
+        async with opening as client:
+            assert client.lease.status is LeaseStatus.ACTIVE
+            with pytest.raises(InvalidInputError, match="opened before"):
+                await opening
+        with pytest.raises(InvalidInputError, match="opened before"):
+            await opening
+
+    asyncio.run(main())
+    assert types_of(storage.memory).count("LeaseAcquired") == 1
+
+
+def test_a_close_whose_release_failed_can_be_repeated() -> None:
+    """The lease is not forgotten."""
+    storage = InMemoryStorage()
+    fill(storage)
+    manager = ProxyManager(storage)
+    client = manager.client("pool")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "return_lease", _unavailable)
+        with pytest.raises(DatabaseUnavailableError):
+            client.close()
+    client.close()
+    assert [lease.status for lease in storage.list_leases()] == [LeaseStatus.RELEASED]
+
+
+def _unavailable(*_: Any, **__: Any) -> None:
+    raise DatabaseUnavailableError("away")
+
+
+def test_a_lease_counts_from_when_it_was_asked_for() -> None:
+    """A slow callback takes from the time in which the client may send."""
+    storage = InMemoryStorage()
+    fill(storage)
+    manager = ProxyManager(storage)
+    manager.register_acquire_callback(lambda payload: time.sleep(1.1))
+    with manager.client("pool", duration_seconds=1) as client, pytest.raises(LeaseEndedError):
+        client.get("http://127.0.0.1:1/")

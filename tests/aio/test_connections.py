@@ -16,17 +16,19 @@ from sqlalchemy.ext.asyncio import create_async_engine
 import pharox
 from pharox import (
     AsyncProxyManager,
-    CancelledLate,
     DatabaseUnavailableError,
     InvalidInputError,
     InvalidLeaseError,
+    LeaseStatus,
     SchemaError,
 )
+from pharox.cancelling import outcome_of
 from pharox.storage.postgres import AsyncPostgresStorage, patience
 from pharox.storage.terms import AcquireRequest
 from pharox.testing import Awaited, Interrupted
 from tests.aio.conftest import Kept
 from tests.conftest import SECRET_KEY, fill, new_database, open_async_engine, run_sql, types_of
+from tests.ledger.following import until
 
 OTHERS = "FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()"
 
@@ -126,12 +128,15 @@ def test_a_shared_engine_is_left_as_it_was(url: str) -> None:
 
 def test_a_storage_connects_for_threads_as_its_engine_does(url: str) -> None:
     """What an engine was told, such as the application's name, holds for its twin as well."""
-    options = {"connect_args": {"application_name": "nightly-crawl", "connect_timeout": 7}}
+    options = {"connect_args": {"application_name": "nightly-crawl", "prepare_threshold": None}}
     with Awaited(open_storage(url, **options)) as storage:
         blocking = storage.blocking()
         assert storage.blocking() is blocking
         (row,) = run_sql(blocking.engine, "SELECT current_setting('application_name')")
         assert row == ("nightly-crawl",)
+        with blocking.own_session() as session:
+            assert session.connection.prepare_threshold is None
+        storage.ping()
         assert blocking.verify() == []
 
 
@@ -180,14 +185,38 @@ def test_what_came_while_it_was_waited_for_counts(
             await asyncio.sleep(0.02)
             releasing.cancel()
         unlock()
-        with pytest.raises(CancelledLate) as late:
+        with pytest.raises(asyncio.CancelledError) as cancelled:
             await releasing
-        assert late.value.outcome.ending.lease.id == lease.id
+        (returned,) = outcome_of(cancelled.value, "return_lease")
+        assert returned.ending.lease.id == lease.id
+        assert outcome_of(cancelled.value, "acquire_lease") == ()
 
     lease = kept.run(manager.acquire_proxy("pool"))
     lock = locked(kept)
     lock.__enter__()
     kept.run(main(lease, lambda: lock.__exit__(None, None, None)))
+    kept.assert_nothing_is_left()
+
+
+def test_a_release_that_waits_for_too_long_is_left_to_the_server(
+    in_postgres: Kept, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is never cancelled there: the task goes on, and the lease ends when the lock does."""
+    kept = in_postgres
+    monkeypatch.setattr(patience, "PATIENCE_S", 0.2)
+    fill(kept.blocking)
+    manager = AsyncProxyManager(kept.storage)
+    lease = kept.run(manager.acquire_proxy("pool"))
+
+    async def main() -> None:
+        async with asyncio.timeout(0.1):
+            await manager.release_proxy(lease)
+
+    with locked(kept), pytest.raises(TimeoutError):
+        kept.run(main())
+    assert "given_up" in caplog.text
+    assert "command.failed" in caplog.text
+    until(lambda: kept.blocking.get_lease(str(lease.id)).status is LeaseStatus.RELEASED)  # type: ignore[union-attr]
     kept.assert_nothing_is_left()
 
 

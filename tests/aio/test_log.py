@@ -123,7 +123,7 @@ def test_what_0_11_0_offered_without_await_needs_none(in_memory: Kept) -> None:
     """A test fills an AsyncInMemoryStorage as it did."""
     storage = in_memory.storage
     assert isinstance(storage, AsyncInMemoryStorage)
-    pool, (proxy,) = fill(storage.blocking)
+    pool, (proxy,) = fill(storage.memory)
     storage.add_pool(pool)
     storage.add_proxy(proxy)
     assert storage.get_proxy_by_id(proxy.id) == proxy

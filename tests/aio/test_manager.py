@@ -28,6 +28,7 @@ from pharox import (
     ProxyStatus,
     SelectorStrategy,
     attributed,
+    with_lease_async,
 )
 from pharox.leasing import CALLBACK_FAILED
 from pharox.testing import Awaited, checked
@@ -47,6 +48,10 @@ def test_every_method_of_the_manager_is_here() -> None:
         assert [(p.name, p.default, p.kind) for p in ours.values()] == [
             (p.name, p.default, p.kind) for p in theirs.values()
         ]
+        begins = inspect.unwrap(twin)  # of a context manager, its function
+        without_waiting = name == "client" or name.startswith("register_")
+        is_async = inspect.iscoroutinefunction(begins) or inspect.isasyncgenfunction(begins)
+        assert is_async is not without_waiting
 
 
 def test_a_block_leases_and_releases(kept: Kept) -> None:
@@ -184,7 +189,14 @@ def test_a_manager_that_blocks_refuses_coroutine_functions() -> None:
 
     async def callback(payload: Any) -> None: ...
 
+    class Listener:
+        async def __call__(self, payload: Any) -> None: ...
+
     manager = ProxyManager(InMemoryStorage())
+    with pytest.raises(InvalidInputError, match="AsyncProxyManager"):
+        manager.register_acquire_callback(Listener())
+    with pytest.raises(InvalidInputError, match="AsyncProxyManager"):
+        manager.acquire_proxy_with_retry("pool", sleep_fn=asyncio.sleep)  # type: ignore[arg-type]
     for what in ("acquire", "release", "expire", "health"):
         with pytest.raises(InvalidInputError, match="AsyncProxyManager"):
             getattr(manager, f"register_{what}_callback")(callback)
@@ -307,12 +319,12 @@ def test_both_managers_do_the_same(actions: list[Any]) -> None:
     one_clock, other_clock = Clock(), Clock()
     one, other = InMemoryStorage(clock=one_clock), AsyncInMemoryStorage(clock=other_clock)
     with Awaited(AsyncProxyManager(other)) as manager:  # type: ignore[arg-type]
-        their_answers, they_told = play(manager, other.blocking, other_clock, actions)
+        their_answers, they_told = play(manager, other.memory, other_clock, actions)
     answers, told = play(ProxyManager(one), one, one_clock, actions)
     assert their_answers == answers
     assert [without_ids(payload) for payload in they_told] == [without_ids(p) for p in told]
-    assert types_of(other.blocking) == types_of(one)
-    assert other.blocking.verify() == []
+    assert types_of(other.memory) == types_of(one)
+    assert other.memory.verify() == []
 
 
 def without_ids(payload: Any) -> Any:
@@ -339,3 +351,84 @@ def test_what_is_unknown_is_unknown_here_as_well(kept: Kept) -> None:
     (outcome,) = kept.run(manager.record_health_checks([stray]))
     assert not outcome.known
     assert types_of(kept.blocking) == before
+
+
+class Overridden:
+    """Part of a manager of somebody's own, who wants to know of every call."""
+
+    called: list[str]
+
+    def acquire_proxy(self, *args: Any) -> Any:
+        self.called.append("acquire")
+        return super().acquire_proxy(*args)  # type: ignore[misc]
+
+    def release_proxy(self, lease: Any) -> Any:
+        self.called.append("release")
+        return super().release_proxy(lease)  # type: ignore[misc]
+
+
+class Theirs(Overridden, ProxyManager):
+    pass
+
+
+class TheirsAwaited(Overridden, AsyncProxyManager):
+    pass
+
+
+def test_a_subclass_may_override_acquiring_and_releasing() -> None:
+    """Blocks, retries and clients go through ``acquire_proxy`` and ``release_proxy``."""
+    storage = AsyncInMemoryStorage()
+    fill(storage.memory)
+    theirs, awaited = Theirs(storage.memory), TheirsAwaited(storage)
+    called: list[str] = []
+    theirs.called = awaited.called = called
+
+    async def main() -> None:
+        async with awaited.with_lease("pool"):
+            pass
+        async with awaited.with_retrying_lease("pool"):
+            pass
+        async with with_lease_async(theirs, "pool"):
+            pass
+
+    with theirs.with_lease("pool"):
+        pass
+    with theirs.with_retrying_lease("pool"):
+        pass
+    asyncio.run(main())
+    assert called == ["acquire", "release"] * 5
+    theirs.client("pool").close()
+    assert called[10:] == ["release"]
+
+
+def test_no_pause_at_all_lets_others_have_their_turn(kept: Kept) -> None:
+    """With ``backoff_seconds=0`` other tasks run between two attempts all the same."""
+    fill(kept.blocking)
+    manager = AsyncProxyManager(kept.storage)
+
+    async def main() -> Any:
+        lease = await manager.acquire_proxy("pool")
+        assert lease is not None
+        asking = asyncio.create_task(
+            manager.acquire_proxy_with_retry("pool", max_attempts=10_000, backoff_seconds=0)
+        )
+        await asyncio.sleep(0)
+        await manager.release_proxy(lease)
+        return await asking
+
+    assert kept.run(main()) is not None
+
+
+def test_what_was_recorded_is_told_without_statistics(kept: Kept) -> None:
+    """A task that is cancelled while these are read has told of the checks."""
+    _, (proxy,) = fill(kept.blocking)
+    manager = AsyncProxyManager(kept.storage)
+    told: list[Any] = []
+    manager.register_health_callback(told.append)
+
+    async def cancelled(name: str) -> None:
+        raise asyncio.CancelledError
+
+    kept.storage.get_pool_stats = cancelled  # type: ignore[assignment]
+    assert kept.is_cancelled(manager.record_health_checks([checked(proxy)]))
+    assert [payload.pool_stats for payload in told] == [None]

@@ -246,11 +246,11 @@ class Plain(Async):
 @pytest.mark.parametrize("kind", [Async, Plain])
 def test_a_storage_with_coroutines_is_awaited(kind: type[Async]) -> None:
     storage = kind()
-    _, proxies = fill(storage.blocking, 20)
+    _, proxies = fill(storage.memory, 20)
     orchestrator = HealthCheckOrchestrator(storage, checker_with(Scripted(port_is_even)))
     assert len(sweep(orchestrator)) == 20
     for proxy in proxies:
-        assert storage.blocking.get_proxy(str(proxy.id)).status is port_is_even(proxy)
+        assert storage.memory.get_proxy(str(proxy.id)).status is port_is_even(proxy)
     with pytest.raises(TypeError, match="apply_result_async"):
         orchestrator.apply_result(checked(proxies[0]))
     applied = asyncio.run(orchestrator.apply_result_async(checked(proxies[0], status=BAD)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import threading
 from collections.abc import Callable, Collection
@@ -19,6 +18,7 @@ from pharox.errors import InvalidInputError, PoolNotFoundError
 from pharox.events import Event
 from pharox.log import Extract
 from pharox.models import check_name
+from pharox.programs import is_async
 from pharox.storage.async_interface import IAsyncStorage
 from pharox.storage.interface import IStorage
 from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage
@@ -119,8 +119,7 @@ class Subscription:
     @property
     def is_async(self) -> bool:
         """Whether the handler is a coroutine function."""
-        call = getattr(self.handler, "__call__", None)  # noqa: B004 - an object's own method
-        return inspect.iscoroutinefunction(self.handler) or inspect.iscoroutinefunction(call)
+        return is_async(self.handler)
 
     def run(self, storage: IStorage, stop: threading.Event | None = None) -> None:
         """Deliver events in this thread until ``stop`` is set.

@@ -473,7 +473,8 @@ class PostgresStorage(IStorage):
             yield from proxies
 
     def _check_schema(self) -> None:
-        self._run(self._commands.nothing())
+        if not self._commands.is_checked:
+            self._run(self._commands.nothing())
 
 
 def _first(limit: int, findings: Generator[Finding]) -> list[Finding]:

@@ -19,7 +19,7 @@ import psycopg
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from ...cancelling import CancelledLate
+from ...cancelling import with_outcome
 from ...errors import InvalidInputError
 from ...events import Event
 from ...ids import NIL
@@ -120,7 +120,11 @@ class AsyncPostgresStorage(IAsyncStorage):
 
     async def schema_version(self) -> str | None:
         """Return the schema's version, or None if the database has none."""
-        return await self._driver.run(self._commands.schema_version())
+        return _unless_cancelled(*await self._driver.run(self._commands.schema_version()))
+
+    async def ping(self) -> None:
+        """Ask the database for nothing, to see whether it is there."""
+        await self.schema_version()
 
     async def rotate_secrets(self) -> int:
         """Encrypt every proxy's credentials anew with the first key, and return how many."""
@@ -129,8 +133,8 @@ class AsyncPostgresStorage(IAsyncStorage):
     async def blocking(self) -> PostgresStorage:
         """Return the same ledger for code that blocks, to be used in threads.
 
-        It connects as this storage's engine does, with a pool of its own, and is
-        closed with this storage.
+        It connects with the parameters and the ``prepare_threshold`` of this storage's
+        engine, has a pool of its own, and is closed with this storage.
         """
         if self._blocking is None:
             parameters = await self._driver.connection_parameters()
@@ -157,33 +161,35 @@ class AsyncPostgresStorage(IAsyncStorage):
 
     async def acquire_lease(self, request: AcquireRequest) -> Acquisition:
         """Lease a proxy, or record why none was to be had: one statement, one commit."""
-        try:
-            return await self._run(self._commands.acquire(request), stops="before the first step")
-        except CancelledLate as late:
-            await self._give_up(late.outcome.lease)
-            raise
+        program = self._commands.acquire(request)
+        acquisition, cancelled = await self._ended(program, stops="before the first step")
+        if cancelled is not None:
+            await self._give_up(acquisition.lease)
+            raise with_outcome(cancelled, "acquire_lease", acquisition)
+        return acquisition
 
     async def create_lease(self, proxy: Proxy, consumer_name: str, duration_seconds: int) -> Lease:
         program = self._commands.create_lease(proxy, consumer_name, duration_seconds)
-        try:
-            return await self._run(program, stops="before the first step")
-        except CancelledLate as late:
-            await self._give_up(late.outcome)
-            raise
+        lease, cancelled = await self._ended(program, stops="before the first step")
+        if cancelled is not None:
+            await self._give_up(lease)
+            raise cancelled
+        return lease
 
     async def return_lease(
         self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
     ) -> Return:
         program = self._commands.give_back(lease, reason, with_stats=with_stats)
-        return await self._run(program, stops="never")
+        returned, cancelled = await self._ended(program, stops="never")
+        if cancelled is not None:
+            raise with_outcome(cancelled, "return_lease", returned)
+        return returned
 
     async def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[Ending]]:
         program = self._commands.expire(with_stats=with_stats)
-        try:
-            expired = await self._run(program, stops="before the first step")
-        except CancelledLate as late:
-            late.outcome = len(late.outcome), late.outcome
-            raise
+        expired, cancelled = await self._ended(program, stops="before the first step")
+        if cancelled is not None:
+            raise with_outcome(cancelled, "expire_leases", (len(expired), expired))
         return len(expired), expired
 
     async def find_available_proxy(
@@ -274,18 +280,23 @@ class AsyncPostgresStorage(IAsyncStorage):
     # Health
 
     async def apply_health_check_result(self, result: HealthCheckResult) -> Proxy | None:
-        return await self._run(self._commands.apply_health_check(result))
+        program = self._commands.apply_health_check(result)
+        return _unless_cancelled(*await self._ended(program, stops="before the first step"))
 
     async def record_health_checks(
         self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
     ) -> Sequence[HealthOutcome]:
         program = self._commands.record_health_checks(results, policy)
-        return await self._run(program, stops="before the first step")
+        outcomes, cancelled = await self._ended(program, stops="before the first step")
+        if cancelled is not None:
+            raise with_outcome(cancelled, "record_health_checks", outcomes)
+        return outcomes
 
     async def set_status(
         self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
     ) -> Proxy:
-        return await self._run(self._commands.set_status(proxy_id, status, reason))
+        program = self._commands.set_status(proxy_id, status, reason)
+        return _unless_cancelled(*await self._ended(program, stops="before the first step"))
 
     async def load_proxies_for_healthchecks(
         self,
@@ -366,7 +377,12 @@ class AsyncPostgresStorage(IAsyncStorage):
 
     # Parts
 
-    async def _run(self, program: Program[T], *, stops: Stops = "between steps") -> T:
+    async def _run(self, program: Program[T]) -> T:
+        return _unless_cancelled(*await self._ended(program))
+
+    async def _ended(
+        self, program: Program[T], *, stops: Stops = "between steps"
+    ) -> tuple[T, asyncio.CancelledError | None]:
         return await self._driver.run(self._commands.checked(program), stops=stops)
 
     async def _pages(self, page: Callable[[UUID], Program[Page]]) -> AsyncIterator[Proxy]:
@@ -375,3 +391,9 @@ class AsyncPostgresStorage(IAsyncStorage):
             proxies, first = await self._run(page(first))
             for proxy in proxies:
                 yield proxy
+
+
+def _unless_cancelled(outcome: T, cancelled: asyncio.CancelledError | None) -> T:
+    if cancelled is not None:
+        raise cancelled
+    return outcome

@@ -9,10 +9,13 @@ steps, only as a whole, or not at all.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import PoolProxiedConnection
@@ -21,7 +24,6 @@ from sqlalchemy.util import greenlet_spawn
 from projections.pool_stats import SLOTS
 
 from ... import programs
-from ...cancelling import settled
 from ...errors import DatabaseUnavailableError
 from .driver import (
     Program,
@@ -39,6 +41,7 @@ from .patience import Patience, forget
 from .sql import Query
 
 T = TypeVar("T")
+logger = logging.getLogger("pharox")
 
 Stops = Literal["between steps", "before the first step", "never"]
 """When a cancellation may still stop a command."""
@@ -51,17 +54,25 @@ class AsyncDriver:
         self._engine = engine
         self._add_partition = add_partition_statement(schema)
 
-    async def run(self, program: Program[T], *, stops: Stops = "between steps") -> T:
-        """Run a program to its end and return what it returns.
+    async def run(
+        self, program: Program[T], *, stops: Stops = "between steps"
+    ) -> tuple[T, asyncio.CancelledError | None]:
+        """Run a program to its end.
+
+        Returns
+        -------
+        tuple
+            What the program returns, and the cancellation that came too late to
+            stop it, if there was one: to be raised by whoever has undone what
+            must not last.
 
         Raises
         ------
-        CancelledLate
-            If the task was cancelled and the program has come to its end all the same.
         asyncio.CancelledError
-            If it was cancelled before; what was not committed was rolled back.
+            If it was stopped; what was not committed was rolled back.
         """
-        obeying = Patience()
+        patience = Patience(certain=stops == "never")
+        obeying = patience if stops == "between steps" else Patience()
 
         async def work(connection: psycopg.AsyncConnection[Any]) -> T:
             cursor = psycopg.AsyncRawCursor(connection)
@@ -70,14 +81,14 @@ class AsyncDriver:
                 program, lambda asked: self._ask(cursor, slot, asked, obeying)
             )
 
-        patience = obeying if stops == "between steps" else Patience()
         try:
-            outcome = await self._with_connection(work, patience, obeying=stops != "never")
+            outcome = await self._with_connection(work, patience)
         except Exception as error:
-            if patience.cancelled is not None:
-                raise patience.cancelled from error
-            raise
-        return settled(outcome, patience.cancelled)
+            if patience.cancelled is None:
+                raise
+            logger.warning("pharox.command.failed: of a cancelled task: %s", error)
+            raise patience.cancelled from error
+        return outcome, patience.cancelled
 
     async def connection_parameters(self) -> dict[str, Any]:
         """Return what to connect with, as the engine's own connections do."""
@@ -86,7 +97,7 @@ class AsyncDriver:
             return parameters_of(connection)
 
         patience = Patience()
-        parameters = await self._with_connection(work, patience, obeying=True)
+        parameters = await self._with_connection(work, patience)
         patience.obey()
         return parameters
 
@@ -106,14 +117,10 @@ class AsyncDriver:
         return await self._ask(cursor, slot, asked, obeying)
 
     async def _with_connection(
-        self,
-        work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]],
-        patience: Patience,
-        *,
-        obeying: bool,
+        self, work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]], patience: Patience
     ) -> T:
         """Do something with a connection in autocommit mode; say what goes wrong in our words."""
-        lent = await self._checked_out(patience, obeying=obeying)
+        lent = await self._checked_out(patience)
         connection: psycopg.AsyncConnection[Any] = lent.driver_connection  # type: ignore[assignment]
         was_autocommit = connection.autocommit
         patience.teach(connection)
@@ -127,17 +134,16 @@ class AsyncDriver:
                 await self._engine.dispose()  # the others of the pool were cut too, most likely
             raise
         finally:
-            with patience:
-                if connection.closed:
-                    await greenlet_spawn(lent.invalidate)
-                elif not was_autocommit:
-                    await connection.set_autocommit(False)
-            forget(connection)
-            with patience:
-                await greenlet_spawn(lent.close)
+            try:
+                with patience:
+                    await _tidied(lent, connection, autocommit=was_autocommit)
+            finally:
+                forget(connection)
+                with patience:
+                    await greenlet_spawn(lent.close)
 
-    async def _checked_out(self, patience: Patience, *, obeying: bool) -> PoolProxiedConnection:
-        """Take a connection of the pool; a cancelled one who cannot obey queues again."""
+    async def _checked_out(self, patience: Patience) -> PoolProxiedConnection:
+        """Take a connection of the pool; who must have one queues again when cancelled."""
         while True:
             with patience:
                 try:
@@ -146,8 +152,18 @@ class AsyncDriver:
                     raise pool_exhausted("tasks") from error
                 except (exc.DBAPIError, psycopg.OperationalError) as error:
                     raise no_connection(error) from error
-            if obeying:
+            if not patience.certain:
                 patience.obey()
+
+
+async def _tidied(
+    lent: PoolProxiedConnection, connection: psycopg.AsyncConnection[Any], *, autocommit: bool
+) -> None:
+    """Leave a connection as it was, or leave it to nobody."""
+    if connection.closed or connection.info.transaction_status != TransactionStatus.IDLE:
+        await greenlet_spawn(lent.invalidate)
+    elif not autocommit:
+        await connection.set_autocommit(False)
 
 
 async def _answer(

@@ -124,10 +124,14 @@ def add_partition_statement(schema: str) -> bytes:
 
 
 def parameters_of(connection: AnyConnection) -> dict[str, Any]:
-    """Return what to connect with, in autocommit mode: what libpq was told for a connection."""
+    """Return what to connect with, in autocommit mode, as a connection was."""
     password = connection.info.password
-    known = connection.info.get_parameters()
-    return {**known, **({"password": password} if password else {}), "autocommit": True}
+    return {
+        **connection.info.get_parameters(),
+        **({"password": password} if password else {}),
+        "prepare_threshold": connection.prepare_threshold,
+        "autocommit": True,
+    }
 
 
 def no_connection(error: Exception) -> DatabaseUnavailableError:

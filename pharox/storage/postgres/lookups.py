@@ -47,7 +47,7 @@ class Lookups:
     def __init__(self, schema: str, vault: Vault) -> None:
         self.schema = schema
         self.vault = vault
-        self._is_checked = False
+        self.is_checked = False
 
     # The schema
 
@@ -61,11 +61,11 @@ class Lookups:
 
     def checked(self, program: Program[T]) -> Program[T]:
         """Return a program that fails unless the schema is the one that this code needs."""
-        return program if self._is_checked else self._checked_first(program)
+        return program if self.is_checked else self._checked_first(program)
 
     def _checked_first(self, program: Program[T]) -> Program[T]:
         check_version((yield from self.schema_version()), self.schema)
-        self._is_checked = True
+        self.is_checked = True
         return (yield from program)
 
     def nothing(self) -> Program[None]:

@@ -7,8 +7,9 @@ milliseconds. So a cancellation is noted, the answer is awaited, and whoever
 sent the statement then knows what there is to undo before it obeys.
 
 What the server does not answer for :data:`PATIENCE_S` it is asked to cancel, and
-what it then says counts. If it says nothing at all, the connection is closed:
-nobody knows, and a lease that was granted runs out by itself.
+what it then says counts; but not the end of a lease, which is to happen in any
+case. If it says nothing at all, the connection is closed, and what the server
+makes of the statement is not known here: a lease may be left, and runs out.
 """
 
 from __future__ import annotations
@@ -33,15 +34,21 @@ PATIENCE_S = 5.0
 class Patience:
     """Keeps a cancellation for later: as a context manager, ends its block there and notes it.
 
+    Parameters
+    ----------
+    certain:
+        What is waited for is to happen in any case, so the server is never asked to cancel it.
+
     Attributes
     ----------
     cancelled:
-        The last one that was noted, or None.
+        The last cancellation that was noted, or None.
     """
 
-    __slots__ = ("cancelled",)
+    __slots__ = ("cancelled", "certain")
 
-    def __init__(self) -> None:
+    def __init__(self, *, certain: bool = False) -> None:
+        self.certain = certain
         self.cancelled: asyncio.CancelledError | None = None
 
     def __enter__(self) -> None:
@@ -90,8 +97,9 @@ class Patience:
     ) -> None:
         if await self._has_come(connection, arriving, interval):
             return
-        with self, suppress(psycopg.Error):
-            await connection.cancel_safe(timeout=PATIENCE_S)
+        if not self.certain:
+            with self, suppress(psycopg.Error):
+                await connection.cancel_safe(timeout=PATIENCE_S)
         if await self._has_come(connection, arriving, interval):
             return
         logger.warning("pharox.connection.given_up: the server did not answer a cancelled task")
