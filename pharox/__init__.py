@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from .async_helpers import with_retrying_lease_async as with_retrying_lease_async
     from .attribution import attributed as attributed
     from .bootstrap import bootstrap_consumer as bootstrap_consumer
+    from .bootstrap import bootstrap_consumer_async as bootstrap_consumer_async
     from .bootstrap import bootstrap_pool as bootstrap_pool
+    from .bootstrap import bootstrap_pool_async as bootstrap_pool_async
     from .bootstrap import bootstrap_proxy as bootstrap_proxy
+    from .bootstrap import bootstrap_proxy_async as bootstrap_proxy_async
     from .clients import AsyncLeasedClient as AsyncLeasedClient
     from .clients import LeasedClient as LeasedClient
     from .connecting import connect as connect
@@ -87,7 +90,14 @@ _HOME = {
         "with_retrying_lease_async",
     ),
     ".attribution": ("attributed",),
-    ".bootstrap": ("bootstrap_consumer", "bootstrap_pool", "bootstrap_proxy"),
+    ".bootstrap": (
+        "bootstrap_consumer",
+        "bootstrap_consumer_async",
+        "bootstrap_pool",
+        "bootstrap_pool_async",
+        "bootstrap_proxy",
+        "bootstrap_proxy_async",
+    ),
     ".clients": ("AsyncLeasedClient", "LeasedClient"),
     ".connecting": ("connect", "connect_async"),
     ".errors": (

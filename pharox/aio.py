@@ -29,7 +29,7 @@ from .models import (
 )
 from .programs import call_async, run_async
 from .storage.async_interface import IAsyncStorage
-from .storage.terms import HealthOutcome
+from .storage.terms import HealthOutcome, check_storage
 
 if TYPE_CHECKING:
     from .clients import OpeningClient
@@ -46,7 +46,16 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
     ----------
     storage:
         Where the ledger is kept.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is none, or one that blocks.
     """
+
+    def __init__(self, storage: IAsyncStorage) -> None:
+        check_storage(storage, awaited=True)
+        super().__init__(storage)
 
     async def acquire_proxy(
         self,

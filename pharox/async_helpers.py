@@ -5,7 +5,7 @@ nothing needs a thread.
 
 A thread cannot be cancelled. So a task that is cancelled waits until the call
 under way is over, and a lease that it was granted is given back before the
-cancellation goes on its way. A pause between two attempts ends at once.
+cancellation goes on its way. Pauses between two attempts take no thread.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from functools import partial
 from typing import TypeVar
 
 from .cancelling import to_the_end
-from .leasing import releasing_after
+from .errors import InvalidInputError
+from .leasing import releasing_after, retrying
 from .manager import ProxyManager
 from .models import Lease, ProxyFilters, RetryConfig, SelectorStrategy
-from .programs import call, run
+from .programs import Calls, call, call_async, is_async, run, run_async
 
 T = TypeVar("T")
 
@@ -36,8 +37,22 @@ async def acquire_proxy_async(
     selector: SelectorStrategy | None = None,
 ) -> Lease | None:
     """Do as :meth:`ProxyManager.acquire_proxy` without blocking the event loop."""
-    ask = (pool_name, consumer_name, duration_seconds, filters, selector)
-    return await _acquired(manager, partial(manager.acquire_proxy, *ask), threading.Event())
+    if is_async(manager.acquire_proxy):
+        raise InvalidInputError("this manager is to be awaited itself, without a helper")
+    too_late = threading.Event()
+
+    def acquire() -> Lease | None:
+        if too_late.is_set():  # cancelled before a thread was free
+            return None
+        return manager.acquire_proxy(pool_name, consumer_name, duration_seconds, filters, selector)
+
+    lease, cancelled = await _in_a_thread(acquire, too_late.set)
+    if cancelled is None:
+        return lease
+    if lease is not None:
+        with suppress(asyncio.CancelledError):  # once more, and for nothing
+            await _in_a_thread(lambda: run(manager._giving_up(lease), call))
+    raise cancelled
 
 
 async def acquire_proxy_with_retry_async(
@@ -55,31 +70,26 @@ async def acquire_proxy_with_retry_async(
     max_backoff_seconds: float | None = None,
 ) -> Lease | None:
     """Do as :meth:`ProxyManager.acquire_proxy_with_retry` without blocking the event loop."""
-    no_more = threading.Event()
-
-    def sleep(seconds: float) -> None:
-        if sleep_fn is not None:
-            sleep_fn(seconds)
-        else:
-            no_more.wait(seconds)
-        if no_more.is_set():
-            raise _NoMoreError
-
-    acquire = partial(
-        manager.acquire_proxy_with_retry,
-        pool_name,
-        consumer_name,
-        duration_seconds,
-        filters,
-        selector,
-        retry_config,
-        sleep,
-        max_attempts,
-        backoff_seconds,
-        backoff_multiplier,
-        max_backoff_seconds,
+    config = retry_config or RetryConfig(
+        max_attempts=max_attempts,
+        backoff_seconds=backoff_seconds,
+        backoff_multiplier=backoff_multiplier,
+        max_backoff_seconds=max_backoff_seconds,
     )
-    return await _acquired(manager, acquire, no_more)
+    ask = (pool_name, consumer_name, duration_seconds, filters, selector)
+
+    def attempt() -> Calls[Lease | None]:
+        return (yield partial(acquire_proxy_async, manager, *ask))  # type: ignore[no-any-return]
+
+    # Paused in the loop: threads that sleep would be missed by those who want to release.
+    async def sleep(seconds: float) -> None:
+        if sleep_fn is None:
+            await asyncio.sleep(seconds)
+        else:
+            await asyncio.to_thread(sleep_fn, seconds)
+
+    program = retrying(attempt, config, sleep, is_enough=lambda lease: lease is not None)
+    return await run_async(program, call_async)
 
 
 async def release_proxy_async(manager: ProxyManager, lease: Lease) -> None:
@@ -143,25 +153,13 @@ async def with_retrying_lease_async(
         yield held
 
 
-class _NoMoreError(Exception):
-    """The task that asked was cancelled; nobody wants another attempt."""
-
-
-async def _acquired(
-    manager: ProxyManager, acquire: Callable[[], Lease | None], no_more: threading.Event
-) -> Lease | None:
-    def unless_too_late() -> Lease | None:
-        if no_more.is_set():  # cancelled before a thread was free
-            raise _NoMoreError
-        return acquire()
-
-    lease, cancelled = await _in_a_thread(unless_too_late, no_more.set)
-    if cancelled is None:
-        return lease
-    if lease is not None:
-        with suppress(asyncio.CancelledError):  # once more, and for nothing
-            await _in_a_thread(lambda: run(manager._giving_up(lease), call))
-    raise cancelled
+async def _in_a_thread(
+    function: Callable[[], T], when_cancelled: Callable[[], None] | None = None
+) -> tuple[T, asyncio.CancelledError | None]:
+    # A future, not the task that asyncio.to_thread would be: a loop that shuts down cancels tasks.
+    loop = asyncio.get_running_loop()
+    future = loop.run_in_executor(None, copy_context().run, function)
+    return await to_the_end(future, when_cancelled)
 
 
 @asynccontextmanager
@@ -176,12 +174,3 @@ async def _held(manager: ProxyManager, lease: Lease | None) -> AsyncIterator[Lea
         raise
     if lease is not None:
         await release_proxy_async(manager, lease)
-
-
-async def _in_a_thread(
-    function: Callable[[], T], when_cancelled: Callable[[], None] | None = None
-) -> tuple[T, asyncio.CancelledError | None]:
-    # A future, not the task that asyncio.to_thread would be: a loop that shuts down cancels tasks.
-    loop = asyncio.get_running_loop()
-    future = loop.run_in_executor(None, copy_context().run, function)
-    return await to_the_end(future, when_cancelled)

@@ -13,7 +13,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from python_socks import ProxyType
 
 from .errors import InvalidInputError, LeaseEndedError, ProxyUnavailableError
 from .leasing import Ask, Leasing, releasing_after, retrying
-from .models import Lease, Proxy, ProxyProtocol, RetryConfig
+from .models import Lease, LeaseStatus, MissReason, Proxy, ProxyProtocol, RetryConfig
 from .programs import Calls, call, call_async, run, run_async
 from .storage.terms import Acquisition
 from .text import url_of
@@ -47,7 +47,9 @@ def opening_client(
     """Lease a proxy and return a client that goes through it."""
     options = dict(client_options or {})
     if chosen := [name for name in _OUR_OWN if name in options]:
-        raise InvalidInputError(f"the way is the leased proxy; leave out {', '.join(chosen)}")
+        raise InvalidInputError(
+            f"requests go through the leased proxy; client_options cannot have {', '.join(chosen)}"
+        )
     config = retry_config or RetryConfig(max_attempts=1)
 
     def attempt() -> Calls[tuple[Acquisition, float]]:
@@ -60,8 +62,11 @@ def opening_client(
     lease = acquisition.lease
     if lease is None:
         why = acquisition.miss_reason
+        told = f"Pool {ask.pool_name!r} has no proxy free{f': {why.value}' if why else ''}."
+        if why is MissReason.UNKNOWN_POOL:
+            told = f"There is no pool {ask.pool_name!r}."
         raise ProxyUnavailableError(
-            f"Pool {ask.pool_name!r} has no proxy free{f': {why.value}' if why else ''}.",
+            told,
             pool_name=ask.pool_name,
             miss_reason=why,
         )
@@ -198,7 +203,10 @@ class OpeningClient:
 
 
 class _Deadline:
-    """The end of a lease by this process's own monotonic clock, from when it was asked for."""
+    """The end of a lease by this process's own monotonic clock, from when it was asked for.
+
+    Or its release, if it was given back with this very object.
+    """
 
     def __init__(self, lease: Lease, begun: float) -> None:
         self._lease = lease
@@ -206,19 +214,32 @@ class _Deadline:
 
     @contextmanager
     def request(self, request: httpx.Request) -> Iterator[None]:
-        """Refuse a request after the end; raise what httpx raises where SOCKS fails."""
-        if time.monotonic() >= self._ends_at:
+        """Refuse a request after the end; say of one that fails through which proxy it went."""
+        released = self._lease.status is not LeaseStatus.ACTIVE
+        if released or time.monotonic() >= self._ends_at:
+            how = "was released" if released else "has run out"
             raise LeaseEndedError(
-                f"Lease {self._lease.id} has run out; open another client.", lease_id=self._lease.id
+                f"Lease {self._lease.id} {how}; open another client.", lease_id=self._lease.id
             )
         try:
-            yield
-        except python_socks.ProxyTimeoutError as error:
-            raise httpx.ConnectTimeout(str(error), request=request) from error
-        except python_socks.ProxyConnectionError as error:
-            raise httpx.ConnectError(str(error), request=request) from error
-        except python_socks.ProxyError as error:
-            raise httpx.ProxyError(str(error), request=request) from error
+            with _in_words_of_httpx(request):
+                yield
+        except httpx.TransportError as error:
+            error.add_note(f"through proxy {self._lease.proxy_id}, lease {self._lease.id}")
+            raise
+
+
+@contextmanager
+def _in_words_of_httpx(request: httpx.Request) -> Iterator[None]:
+    """Raise what httpx would raise where it is another library that speaks SOCKS."""
+    try:
+        yield
+    except python_socks.ProxyTimeoutError as error:
+        raise httpx.ConnectTimeout(str(error), request=request) from error
+    except python_socks.ProxyConnectionError as error:
+        raise httpx.ConnectError(str(error), request=request) from error
+    except python_socks.ProxyError as error:
+        raise httpx.ProxyError(str(error), request=request) from error
 
 
 class _Way(httpx.BaseTransport):
@@ -266,11 +287,7 @@ def _giving_back(
 def _transport(proxy: Proxy, options: dict[str, Any], http: Any, socks: Any) -> Any:
     """Return a transport through a proxy, and take out of the options what it is made with."""
     named = {name: options.pop(name) for name in _OF_TRANSPORTS if name in options}
-    context: ssl.SSLContext = httpx.create_ssl_context(
-        verify=options.pop("verify", True),
-        cert=options.pop("cert", None),
-        trust_env=options.get("trust_env", True),
-    )
+    context = _ssl_context(options, http2=named.get("http2", False))
     host, login = str(proxy.host), proxy.credentials
     user, password = (login.user, login.password.get_secret_value()) if login else (None, None)
     if (kind := _SOCKS.get(proxy.protocol)) is not None:
@@ -290,3 +307,21 @@ def _transport(proxy: Proxy, options: dict[str, Any], http: Any, socks: Any) -> 
         ssl_context=context if proxy.protocol is ProxyProtocol.HTTPS else None,
     )
     return http(verify=context, proxy=way, **named)
+
+
+def _ssl_context(options: dict[str, Any], *, http2: bool) -> ssl.SSLContext:
+    """Return a context made of httpx's options, which it takes out of them."""
+    trust_env = options.get("trust_env", True)
+    if "verify" not in options and "cert" not in options:
+        return _usual_ssl_context(trust_env=trust_env, http2=http2)
+    chosen = {"verify": options.pop("verify", True), "cert": options.pop("cert", None)}
+    return httpx.create_ssl_context(trust_env=trust_env, **chosen)
+
+
+@lru_cache
+def _usual_ssl_context(*, trust_env: bool, http2: bool) -> ssl.SSLContext:
+    """Return the context that clients share, as it takes longer to make than a lease.
+
+    Connections write into it which versions of HTTP they offer, so there are two.
+    """
+    return httpx.create_ssl_context(trust_env=trust_env)

@@ -113,6 +113,9 @@ class Leasing(ABC, Generic[S]):
         """Give a lease back."""
 
     def _checked(self, callback: Callable[[P], Any]) -> Callable[[P], Any]:
+        """Return a callback, if it is one for this manager."""
+        if not callable(callback):
+            raise InvalidInputError("a callback must be a function", value=callback)
         return callback
 
     # Programs
@@ -328,7 +331,7 @@ def releasing_after(
         yield partial(release, lease)
     except Exception as failure:
         logger.exception("pharox.release.failed: lease %s", lease.id)
-        error.add_note(f"releasing lease {lease.id} failed too: {failure!r}")
+        error.add_note(f"giving back lease {lease.id} raised as well: {failure!r}")
 
 
 def _to_the_end(command: str, ask: Callable[[], Any]) -> Calls[tuple[Any, list[BaseException]]]:

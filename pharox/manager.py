@@ -28,7 +28,7 @@ from .models import (
 )
 from .programs import call, is_async, run
 from .storage.interface import IStorage
-from .storage.terms import HealthOutcome
+from .storage.terms import HealthOutcome, check_storage
 
 if TYPE_CHECKING:
     from .clients import LeasedClient
@@ -46,7 +46,16 @@ class ProxyManager(Leasing[IStorage]):
     ----------
     storage:
         Where the ledger is kept.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is none, or one that is to be awaited.
     """
+
+    def __init__(self, storage: IStorage) -> None:
+        check_storage(storage, awaited=False)
+        super().__init__(storage)
 
     def acquire_proxy(
         self,
@@ -332,9 +341,8 @@ class ProxyManager(Leasing[IStorage]):
             self.release_proxy(lease)
 
     def _checked(self, callback: Callable[[P], Any]) -> Callable[[P], Any]:
-        """Return a callback, unless nobody here would await it."""
         if is_async(callback):
             raise InvalidInputError(
                 "this is a coroutine function, which nobody would await; use AsyncProxyManager"
             )
-        return callback
+        return super()._checked(callback)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from datetime import datetime, timedelta
+from typing import Self
 from uuid import UUID
 
 from projections import Finding, State
@@ -52,6 +53,12 @@ class AsyncInMemoryStorage(IAsyncStorage):
 
     async def upgrade_schema(self) -> None:
         """Do nothing: there is no schema here."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     async def close(self) -> None:
         """Do nothing: there is nothing to close."""

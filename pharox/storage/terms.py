@@ -29,6 +29,7 @@ from ..models import (
     SelectorStrategy,
     check_text,
 )
+from ..programs import is_async
 
 M = TypeVar("M", bound=BaseModel)
 logger = logging.getLogger("pharox")
@@ -118,6 +119,25 @@ def checked_model(model: M) -> M:
             f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
         )
         raise InvalidInputError(f"{type(model).__name__} is not valid: {faults}") from None
+
+
+def check_storage(storage: object, *, awaited: bool) -> None:
+    """Raise :class:`InvalidInputError` unless this is a storage, of the kind that is meant."""
+    save_pool = getattr(storage, "save_pool", None)
+    if save_pool is None:
+        # Its text may be a URL, with a password in it.
+        raise InvalidInputError(f"a storage is needed here, not a {type(storage).__name__}")
+    if is_async(save_pool) is awaited:
+        return
+    kind = type(storage).__name__
+    if awaited:
+        raise InvalidInputError(
+            f"{kind} blocks; use pharox.connect_async(), or ProxyManager and helpers such as "
+            "with_lease_async"
+        )
+    raise InvalidInputError(
+        f"{kind} is to be awaited; use AsyncProxyManager and functions whose names end in _async"
+    )
 
 
 def check_reason(reason: str | None) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Any
 
+import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -426,6 +427,46 @@ def test_the_body_of_a_task_group_may_lease(in_postgres: Kept) -> None:
     with pytest.raises(ExceptionGroup) as raised:
         kept.run(main())
     assert [type(error) for error in raised.value.exceptions] == [ZeroDivisionError]
+    kept.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_scope_of_anyio_leaves_nothing(kept: Kept, name: str) -> None:
+    """It cancels in each turn of the loop until its task has left; many frameworks use it."""
+    fill(kept.blocking)
+    scenario = scenarios(kept)[name]
+
+    async def main() -> None:
+        await scenario()
+        for step in range(30):
+            with anyio.move_on_after(step / 3_000):
+                await scenario()
+
+    kept.run(asyncio.wait_for(main(), 60))
+    kept.assert_nothing_is_left()
+
+
+def test_a_release_waits_for_a_connection_under_anyio_too(in_postgres: Kept) -> None:
+    """Cancelled in each turn of the loop, it still gets one when it is there."""
+    kept = in_postgres
+    fill(kept.blocking)
+    manager = AsyncProxyManager(kept.storage)
+
+    async def release(lease: Any) -> None:
+        with anyio.move_on_after(0):
+            await manager.release_proxy(lease)
+
+    async def main() -> None:
+        lease = await manager.acquire_proxy("pool")
+        async with contextlib.AsyncExitStack() as lent:
+            for _ in range(4):
+                await lent.enter_async_context(kept.storage.engine.connect())  # type: ignore[attr-defined]
+            releasing = asyncio.create_task(release(lease))
+            await asyncio.sleep(0.05)
+            assert not releasing.done()
+        await asyncio.wait_for(releasing, 20)
+
+    kept.run(main())
     kept.assert_nothing_is_left()
 
 

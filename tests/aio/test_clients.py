@@ -27,6 +27,7 @@ from pharox import (
     ProxyStatus,
     ProxyUnavailableError,
     RetryConfig,
+    clients,
 )
 from pharox.testing import Awaited
 from tests.conftest import fill, types_of
@@ -147,6 +148,8 @@ def test_what_fails_is_an_error_of_httpx(
         ours.get(zoo.target("/ok"), is_async=is_async, timeout=0.3)
     assert time.monotonic() - begun < 10
     assert isinstance(raised.value, httpx.TransportError)
+    lease = ours.blocking.list_leases()[0]
+    assert raised.value.__notes__ == [f"through proxy {lease.proxy_id}, lease {lease.id}"]
     assert ours.active == 0
 
 
@@ -305,3 +308,39 @@ def test_a_lease_counts_from_when_it_was_asked_for() -> None:
     manager.register_acquire_callback(lambda payload: time.sleep(1.1))
     with manager.client("pool", duration_seconds=1) as client, pytest.raises(LeaseEndedError):
         client.get("http://127.0.0.1:1/")
+
+
+def test_a_client_sends_nothing_after_its_lease_was_released() -> None:
+    """Released by hand with the client's own lease, the proxy may be somebody else's."""
+    storage = InMemoryStorage()
+    fill(storage)
+    manager = ProxyManager(storage)
+    with manager.client("pool") as client:
+        manager.release_proxy(client.lease)
+        with pytest.raises(LeaseEndedError, match="released"):
+            client.get("http://127.0.0.1:1/")
+
+
+def test_clients_share_a_tls_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes longer to make than a lease; who asks for something else gets another one."""
+    made: list[dict[str, Any]] = []
+    original = httpx.create_ssl_context
+
+    def counting(**options: Any) -> Any:
+        made.append(options)
+        return original(**options)
+
+    clients._usual_ssl_context.cache_clear()
+    monkeypatch.setattr(clients.httpx, "create_ssl_context", counting)
+    storage = InMemoryStorage()
+    fill(storage)
+    manager = ProxyManager(storage)
+    for options in ({}, {"timeout": 3}, {"follow_redirects": True}, {"verify": False}):
+        manager.client("pool", client_options=options).close()
+    assert [each.get("verify") for each in made] == [None, False]
+
+
+def test_there_is_no_such_pool() -> None:
+    """A misspelled pool is told as such."""
+    with pytest.raises(ProxyUnavailableError, match="There is no pool 'nowhere'"):
+        ProxyManager(InMemoryStorage()).client("nowhere")

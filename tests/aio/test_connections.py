@@ -23,7 +23,7 @@ from pharox import (
     SchemaError,
 )
 from pharox.cancelling import outcome_of
-from pharox.storage.postgres import AsyncPostgresStorage, patience
+from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage, patience
 from pharox.storage.terms import AcquireRequest
 from pharox.testing import Awaited, Interrupted
 from tests.aio.conftest import Kept
@@ -89,6 +89,8 @@ def test_another_engine_is_refused(url: str) -> None:
     """An engine that is not async, and one of another driver, is refused at once."""
     with pytest.raises(InvalidInputError, match="create_async_engine"):
         AsyncPostgresStorage(create_engine(url))  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="AsyncPostgresStorage"):
+        PostgresStorage(create_async_engine(url))  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match=r"postgresql\+psycopg"):
         AsyncPostgresStorage(create_async_engine("sqlite+aiosqlite://", module=_Nothing()))
 
@@ -101,6 +103,30 @@ class _Nothing:
 
     def __getattr__(self, name: str) -> Any:
         return Exception
+
+
+def test_a_storage_belongs_to_one_loop(url: str) -> None:
+    """Used in another one it says so, instead of failing now and then."""
+    storage = open_storage(url)
+    with Awaited(storage) as first:
+        first.list_pools()
+        with pytest.raises(InvalidInputError, match="event loop"):
+            asyncio.run(storage.list_pools())
+        assert first.list_pools() == []
+
+
+def test_a_storage_is_closed_with_its_block(url: str) -> None:
+    """``async with`` closes the connections, those for threads as well."""
+
+    async def main() -> int:
+        async with await pharox.connect_async(url) as storage:
+            await storage.list_pools()
+            blocking = await storage.blocking()
+            await asyncio.to_thread(blocking.list_pools)
+            engine = storage.engine
+        return engine.sync_engine.pool.checkedin() + blocking.engine.pool.checkedin()  # type: ignore[attr-defined,no-any-return]
+
+    assert asyncio.run(main()) == 0
 
 
 def test_a_shared_engine_is_left_as_it_was(url: str) -> None:

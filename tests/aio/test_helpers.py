@@ -174,3 +174,26 @@ def test_a_lease_granted_to_a_cancelled_task_is_given_back_with_the_reason(
     assert active(manager) == 0
     *_, released = manager.storage.events()  # type: ignore[attr-defined]
     assert released.reason == "cancelled"
+
+
+def test_those_who_wait_do_not_keep_others_from_releasing() -> None:
+    """More tasks than threads, and fewer proxies: pauses take no thread, so all have their turn."""
+    storage = InMemoryStorage()
+    fill(storage, 2)
+    manager = ProxyManager(storage)
+
+    async def work() -> None:
+        async with with_retrying_lease_async(
+            manager, "pool", max_attempts=10_000, backoff_seconds=0.01, max_backoff_seconds=0.02
+        ) as lease:
+            assert lease is not None
+            await asyncio.sleep(0.01)
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+            for _ in range(20):
+                group.create_task(work())
+
+    asyncio.run(main())
+    assert active(manager) == 0

@@ -27,7 +27,12 @@ from pharox import (
     ProxyProtocol,
     ProxyStatus,
     SelectorStrategy,
+    acquire_proxy_async,
     attributed,
+    bootstrap_consumer_async,
+    bootstrap_pool,
+    bootstrap_pool_async,
+    bootstrap_proxy_async,
     with_lease_async,
 )
 from pharox.leasing import CALLBACK_FAILED
@@ -432,3 +437,39 @@ def test_what_was_recorded_is_told_without_statistics(kept: Kept) -> None:
     kept.storage.get_pool_stats = cancelled  # type: ignore[assignment]
     assert kept.is_cancelled(manager.record_health_checks([checked(proxy)]))
     assert [payload.pool_stats for payload in told] == [None]
+
+
+def test_each_manager_takes_its_own_kind_of_storage() -> None:
+    """The other kind, or what is none, is refused at once, and a URL is not repeated."""
+    blocking, awaited = InMemoryStorage(), AsyncInMemoryStorage()
+    kinds: list[tuple[Any, object]] = [(AsyncProxyManager, blocking), (ProxyManager, awaited)]
+    for manager, storage in kinds:
+        with pytest.raises(InvalidInputError, match=type(storage).__name__):
+            manager(storage)
+        for none in (None, "postgresql://u:hunter2@h/d"):
+            with pytest.raises(InvalidInputError, match="a storage is needed") as refused:
+                manager(none)
+            assert "hunter2" not in str(refused.value)
+    with pytest.raises(InvalidInputError, match="_async"):
+        bootstrap_pool(awaited)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="without a helper"):
+        asyncio.run(acquire_proxy_async(AsyncProxyManager(awaited), "pool"))  # type: ignore[arg-type]
+    for not_callable in (None, "print"):
+        with pytest.raises(InvalidInputError, match="function"):
+            ProxyManager(blocking).register_acquire_callback(not_callable)  # type: ignore[arg-type]
+
+
+def test_a_storage_is_filled_in_a_line_or_two(kept: Kept) -> None:
+    """The twins of the bootstrap functions do as these."""
+
+    async def main() -> None:
+        storage = kept.storage
+        pool = await bootstrap_pool_async(storage, name="pool")
+        assert await bootstrap_pool_async(storage, name="pool") == pool
+        proxy = await bootstrap_proxy_async(storage, pool=pool, host="192.0.2.1", port=80)
+        assert proxy.status is ProxyStatus.ACTIVE
+        consumer = await bootstrap_consumer_async(storage, name="crawler")
+        assert consumer.id == await storage.ensure_consumer("crawler")
+
+    kept.run(main())
+    assert kept.run(AsyncProxyManager(kept.storage).acquire_proxy("pool")) is not None

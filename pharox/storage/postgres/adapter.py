@@ -24,7 +24,7 @@ import projections
 from pharox.log import Extract, event_from_row
 from projections import Finding, State
 
-from ...errors import DatabaseError
+from ...errors import DatabaseError, InvalidInputError
 from ...events import Event
 from ...ids import NIL
 from ...models import (
@@ -98,6 +98,10 @@ class PostgresStorage(IStorage):
         schema: str = "pharox",
         secret_keys: Sequence[str] | None = None,
     ) -> None:
+        if not isinstance(engine, Engine):
+            raise InvalidInputError(
+                "make the engine with create_engine; for an async one there is AsyncPostgresStorage"
+            )
         if engine.dialect.driver != "psycopg":
             raise ValueError(
                 f"the engine uses the driver {engine.dialect.driver!r}; "

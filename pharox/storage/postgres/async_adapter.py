@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TypeVar
+from typing import Self, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -151,8 +151,14 @@ class AsyncPostgresStorage(IAsyncStorage):
             )
         return self._blocking
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
     async def close(self) -> None:
-        """Close the engine's idle connections."""
+        """Close the connections. Tasks that still use the storage would open others."""
         if self._blocking is not None:
             await asyncio.to_thread(self._blocking.close)
         await self.engine.dispose()

@@ -24,7 +24,7 @@ from sqlalchemy.util import greenlet_spawn
 from projections.pool_stats import SLOTS
 
 from ... import programs
-from ...errors import DatabaseUnavailableError
+from ...errors import DatabaseUnavailableError, InvalidInputError
 from .driver import (
     Program,
     Rows,
@@ -53,6 +53,7 @@ class AsyncDriver:
     def __init__(self, engine: AsyncEngine, schema: str) -> None:
         self._engine = engine
         self._add_partition = add_partition_statement(schema)
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def run(
         self, program: Program[T], *, stops: Stops = "between steps"
@@ -71,6 +72,7 @@ class AsyncDriver:
         asyncio.CancelledError
             If it was stopped; what was not committed was rolled back.
         """
+        self._check_loop()
         patience = Patience(certain=stops == "never")
         obeying = patience if stops == "between steps" else Patience()
 
@@ -92,6 +94,7 @@ class AsyncDriver:
 
     async def connection_parameters(self) -> dict[str, Any]:
         """Return what to connect with, as the engine's own connections do."""
+        self._check_loop()
 
         async def work(connection: psycopg.AsyncConnection[Any]) -> dict[str, Any]:
             return parameters_of(connection)
@@ -100,6 +103,16 @@ class AsyncDriver:
         parameters = await self._with_connection(work, patience)
         patience.obey()
         return parameters
+
+    def _check_loop(self) -> None:
+        """Raise an error in another event loop than the first: connections and queues are its."""
+        loop = asyncio.get_running_loop()
+        self._loop = self._loop or loop
+        if loop is not self._loop:
+            raise InvalidInputError(
+                "a storage belongs to the event loop in which it was first used; "
+                "make another one, with an engine of its own"
+            )
 
     async def _ask(
         self,
@@ -143,17 +156,27 @@ class AsyncDriver:
                     await greenlet_spawn(lent.close)
 
     async def _checked_out(self, patience: Patience) -> PoolProxiedConnection:
-        """Take a connection of the pool; who must have one queues again when cancelled."""
+        """Take a connection of the pool; who must have one goes on waiting when cancelled."""
+        with patience:
+            return await self._from_the_pool()
+        if not patience.certain:
+            patience.obey()
         while True:
-            with patience:
-                try:
-                    return await greenlet_spawn(self._engine.sync_engine.raw_connection)
-                except exc.TimeoutError as error:
-                    raise pool_exhausted("tasks") from error
-                except (exc.DBAPIError, psycopg.OperationalError) as error:
-                    raise no_connection(error) from error
-            if not patience.certain:
-                patience.obey()
+            # In a task of its own, as a scope of anyio cancels this one in each turn of the loop.
+            waiting = asyncio.ensure_future(self._from_the_pool())
+            while not waiting.done():
+                with patience:
+                    await asyncio.wait([waiting])
+            if not waiting.cancelled():  # as a loop that shuts down cancels it, once
+                return waiting.result()
+
+    async def _from_the_pool(self) -> PoolProxiedConnection:
+        try:
+            return await greenlet_spawn(self._engine.sync_engine.raw_connection)
+        except exc.TimeoutError as error:
+            raise pool_exhausted("tasks") from error
+        except (exc.DBAPIError, psycopg.OperationalError) as error:
+            raise no_connection(error) from error
 
 
 async def _tidied(

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 from collections.abc import Awaitable, Generator
 from contextlib import suppress
-from inspect import GEN_CLOSED, getgeneratorstate
 from typing import Any, TypeVar
 
 import psycopg
@@ -29,6 +29,8 @@ logger = logging.getLogger("pharox")
 
 PATIENCE_S = 5.0
 """How long a cancelled task waits for an answer, and again after it has asked for its end."""
+
+_LOOK_S = 0.002
 
 
 class Patience:
@@ -86,44 +88,57 @@ class Patience:
         with self:
             await waiting.wait_async(until_it_is_here, connection.pgconn.socket, interval)
         if not answer:
-            await self._outlast(connection, until_it_is_here, interval)
+            await self._outlast(connection, until_it_is_here)
         return answer[0]
 
     async def _outlast(
-        self,
-        connection: psycopg.AsyncConnection[Any],
-        arriving: Generator[Any, Any, None],
-        interval: float,
+        self, connection: psycopg.AsyncConnection[Any], arriving: Generator[Any, Any, None]
     ) -> None:
-        if await self._has_come(connection, arriving, interval):
+        if await self._has_come(connection, arriving):
             return
         if not self.certain:
             with self, suppress(psycopg.Error):
                 await connection.cancel_safe(timeout=PATIENCE_S)
-        if await self._has_come(connection, arriving, interval):
+        if await self._has_come(connection, arriving):
             return
         logger.warning("pharox.connection.given_up: the server did not answer a cancelled task")
         connection.pgconn.finish()
         raise psycopg.OperationalError("the server did not answer; what it did is not known")
 
     async def _has_come(
-        self,
-        connection: psycopg.AsyncConnection[Any],
-        arriving: Generator[Any, Any, None],
-        interval: float,
+        self, connection: psycopg.AsyncConnection[Any], arriving: Generator[Any, Any, None]
     ) -> bool:
-        """Wait for an answer, through all further cancellations, and tell whether it came."""
-        deadline = asyncio.get_running_loop().time() + PATIENCE_S
-        while True:
-            with self:
-                try:
-                    async with asyncio.timeout_at(deadline):
-                        await waiting.wait_async(arriving, connection.pgconn.socket, interval)
-                except TimeoutError:
-                    return False
-                return True
-            if getgeneratorstate(arriving) == GEN_CLOSED:  # it had come when the cancellation did
-                return True
+        """Wait for an answer, through all further cancellations, and tell whether it came.
+
+        The socket is looked at now and then instead of being waited for: a scope of
+        anyio cancels in each turn of the loop, so that no waiting would ever end.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + PATIENCE_S
+        try:
+            wanted = next(arriving)
+            while True:
+                while not (ready := _ready(connection.pgconn.socket, wanted)):
+                    if loop.time() >= deadline:
+                        return False
+                    with self:
+                        await asyncio.sleep(_LOOK_S)
+                wanted = arriving.send(ready)
+        except StopIteration:
+            return True
+
+
+def _ready(socket: int, wanted: int) -> int:
+    """Return for which of the things that psycopg waits for a socket is ready now."""
+    events = (select.POLLIN if wanted & waiting.Wait.R else 0) | (
+        select.POLLOUT if wanted & waiting.Wait.W else 0
+    )
+    poll = select.poll()
+    poll.register(socket, events)
+    found = sum(event for _, event in poll.poll(0))
+    broken = found & ~(select.POLLIN | select.POLLOUT)
+    ready = waiting.Ready.R if found & select.POLLIN or broken else 0
+    return ready | (waiting.Ready.W if found & select.POLLOUT else 0)
 
 
 def forget(connection: psycopg.AsyncConnection[Any]) -> None:
