@@ -331,7 +331,7 @@ def test_clients_share_a_tls_context(monkeypatch: pytest.MonkeyPatch) -> None:
         return original(**options)
 
     clients._usual_ssl_context.cache_clear()
-    monkeypatch.setattr(clients.httpx, "create_ssl_context", counting)
+    monkeypatch.setattr(httpx, "create_ssl_context", counting)
     storage = InMemoryStorage()
     fill(storage)
     manager = ProxyManager(storage)
