@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from .ledger.subscriptions import Subscription as Subscription
     from .manager import ProxyManager as ProxyManager
     from .models import AcquireEventPayload as AcquireEventPayload
+    from .models import CallbackFailurePayload as CallbackFailurePayload
     from .models import CheckFailure as CheckFailure
     from .models import Consumer as Consumer
     from .models import ExpireEventPayload as ExpireEventPayload
@@ -74,6 +75,14 @@ if TYPE_CHECKING:
     from .models import ReleaseEventPayload as ReleaseEventPayload
     from .models import RetryConfig as RetryConfig
     from .models import SelectorStrategy as SelectorStrategy
+    from .observability import DEFAULT_LATENCY_BUCKETS as DEFAULT_LATENCY_BUCKETS
+    from .observability import DEFAULT_QUANTILES as DEFAULT_QUANTILES
+    from .observability import PrometheusMetricsRecorder as PrometheusMetricsRecorder
+    from .observability import StructuredLogger as StructuredLogger
+    from .observability import TracingRecorder as TracingRecorder
+    from .observability import register_prometheus_metrics as register_prometheus_metrics
+    from .observability import register_structured_logging as register_structured_logging
+    from .observability import register_tracing as register_tracing
     from .storage.async_in_memory import AsyncInMemoryStorage as AsyncInMemoryStorage
     from .storage.async_interface import IAsyncStorage as IAsyncStorage
     from .storage.in_memory import InMemoryStorage as InMemoryStorage
@@ -129,6 +138,7 @@ _HOME = {
     ".manager": ("ProxyManager",),
     ".models": (
         "AcquireEventPayload",
+        "CallbackFailurePayload",
         "CheckFailure",
         "Consumer",
         "ExpireEventPayload",
@@ -150,6 +160,16 @@ _HOME = {
         "ReleaseEventPayload",
         "RetryConfig",
         "SelectorStrategy",
+    ),
+    ".observability": (
+        "DEFAULT_LATENCY_BUCKETS",
+        "DEFAULT_QUANTILES",
+        "PrometheusMetricsRecorder",
+        "StructuredLogger",
+        "TracingRecorder",
+        "register_prometheus_metrics",
+        "register_structured_logging",
+        "register_tracing",
     ),
     ".storage.async_in_memory": ("AsyncInMemoryStorage",),
     ".storage.async_interface": ("IAsyncStorage",),

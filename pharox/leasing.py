@@ -27,6 +27,7 @@ from .cancelling import CANCELLED, outcome_of
 from .errors import InvalidInputError
 from .models import (
     AcquireEventPayload,
+    CallbackFailurePayload,
     ExpireEventPayload,
     HealthCheckResult,
     HealthEventPayload,
@@ -72,6 +73,7 @@ class Leasing(ABC, Generic[S]):
         self._release_callbacks: list[Callable[[ReleaseEventPayload], Any]] = []
         self._expire_callbacks: list[Callable[[ExpireEventPayload], Any]] = []
         self._health_callbacks: list[Callable[[HealthEventPayload], Any]] = []
+        self._failure_callbacks: list[Callable[[CallbackFailurePayload], Any]] = []
 
     @property
     def storage(self) -> S:
@@ -96,6 +98,13 @@ class Leasing(ABC, Generic[S]):
         Its ``lease_ids`` are the leases whose proxy has just become unleasable.
         """
         self._health_callbacks.append(self._checked(callback))
+
+    def register_failure_callback(self, callback: Callable[[CallbackFailurePayload], Any]) -> None:
+        """Have ``callback`` told of every other callback that raised.
+
+        What it raises itself is only logged.
+        """
+        self._failure_callbacks.append(self._checked(callback))
 
     @abstractmethod
     def acquire_proxy(
@@ -145,7 +154,7 @@ class Leasing(ABC, Generic[S]):
         lease = acquisition.lease
         try:
             errors = yield from self._tell_expired(acquisition.expired)
-            errors += yield from _tell(self._acquire_callbacks, [payload])
+            errors += yield from self._tell("acquire", self._acquire_callbacks, [payload])
         except GeneratorExit:
             raise
         except BaseException:  # such as KeyboardInterrupt: the caller will never see this lease
@@ -206,6 +215,7 @@ class Leasing(ABC, Generic[S]):
     def _returning(self, lease: Lease, reason: str | None = None) -> Calls[list[BaseException]]:
         """Give a lease back, tell the callbacks, and return what they raised."""
         wanted = bool(self._release_callbacks or self._expire_callbacks)
+        started_at = utc_now()
         returned: Return
         returned, errors = yield from _to_the_end(
             "return_lease",
@@ -222,8 +232,10 @@ class Leasing(ABC, Generic[S]):
             lease_duration_ms=ended.duration_ms,
             pool_stats=returned.ending.stats,
             reason=reason,
+            started_at=started_at,
+            completed_at=utc_now(),
         )
-        errors += yield from _tell(self._release_callbacks, [payload])
+        errors += yield from self._tell("release", self._release_callbacks, [payload])
         return errors
 
     def _tell_expired(self, expired: Sequence[Ending]) -> Calls[list[BaseException]]:
@@ -237,7 +249,7 @@ class Leasing(ABC, Generic[S]):
             )
             for ending in expired
         )
-        return (yield from _tell(self._expire_callbacks, payloads))
+        return (yield from self._tell("expire", self._expire_callbacks, payloads))
 
     def _tell_health(self, outcomes: Sequence[HealthOutcome]) -> Calls[list[BaseException]]:
         if not self._health_callbacks:
@@ -264,8 +276,45 @@ class Leasing(ABC, Generic[S]):
             for outcome in outcomes
             if outcome.status_before is not None and outcome.status_after is not None
         )
-        errors += yield from _tell(self._health_callbacks, payloads)
+        errors += yield from self._tell("health", self._health_callbacks, payloads)
         return errors
+
+    def _tell(
+        self, what: str, callbacks: Sequence[Callable[[P], Any]], payloads: Iterable[P]
+    ) -> Calls[list[BaseException]]:
+        """Call every callback with every payload, in order, and return what they raised."""
+        errors: list[BaseException] = []
+        if not callbacks:
+            return errors
+        for payload in payloads:
+            for callback in tuple(callbacks):
+                try:
+                    yield partial(callback, payload)
+                except (Exception, asyncio.CancelledError) as error:
+                    errors.append(error)
+                    yield from self._tell_failure(what, callback, payload, error)
+        return errors
+
+    def _tell_failure(
+        self, what: str, callback: Callable[..., Any], payload: Any, error: BaseException
+    ) -> Calls[None]:
+        if not self._failure_callbacks or not isinstance(error, Exception):
+            return
+        lease = getattr(payload, "lease", None)
+        failure = CallbackFailurePayload.model_validate(
+            {
+                "told": what,
+                "callback": getattr(callback, "__qualname__", type(callback).__name__),
+                "error_type": type(error).__name__,
+                "pool_name": payload.pool_name,
+                "lease_id": lease and lease.id,
+            }
+        )
+        for listener in tuple(self._failure_callbacks):
+            try:
+                yield partial(listener, failure)
+            except Exception:
+                logger.exception("pharox.callback.failed: while it was told of a failure")
 
 
 def fleet_subscriptions() -> ModuleType:
@@ -342,22 +391,6 @@ def _to_the_end(command: str, ask: Callable[[], Any]) -> Calls[tuple[Any, list[B
         for outcome in outcome_of(cancelled, command):
             return outcome, [cancelled]
         raise
-
-
-def _tell(
-    callbacks: Sequence[Callable[[P], Any]], payloads: Iterable[P]
-) -> Calls[list[BaseException]]:
-    """Call every callback with every payload, in order, and return what they raised."""
-    errors: list[BaseException] = []
-    if not callbacks:
-        return errors
-    for payload in payloads:
-        for callback in tuple(callbacks):
-            try:
-                yield partial(callback, payload)
-            except (Exception, asyncio.CancelledError) as error:
-                errors.append(error)
-    return errors
 
 
 def _cancellation(errors: Sequence[BaseException]) -> BaseException | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote
 from uuid import UUID, uuid4
 
@@ -539,6 +539,10 @@ class PoolStatsSnapshot(BaseModel):
     total_leases: int = Field(ge=0, default=0)
     collected_at: UtcDatetime = Field(default_factory=utc_now)
 
+    def figures(self) -> dict[str, int]:
+        """Return the numbers by their names."""
+        return self.model_dump(exclude={"pool_name", "collected_at"})
+
 
 class AcquireEventPayload(BaseModel):
     """What an acquire callback is told of one attempt.
@@ -561,7 +565,11 @@ class AcquireEventPayload(BaseModel):
 
 
 class ReleaseEventPayload(BaseModel):
-    """What a release callback is told of one release, as the ledger recorded it."""
+    """What a release callback is told of one release, as the ledger recorded it.
+
+    ``started_at`` and ``completed_at`` are when it was asked for and done, by this
+    machine's clock; a log does not know them.
+    """
 
     lease: Lease
     pool_name: str | None = None
@@ -569,6 +577,8 @@ class ReleaseEventPayload(BaseModel):
     lease_duration_ms: int | None = Field(default=None, ge=0)
     pool_stats: PoolStatsSnapshot | None = None
     reason: str | None = None
+    started_at: UtcDatetime | None = None
+    completed_at: UtcDatetime | None = None
 
 
 class ExpireEventPayload(BaseModel):
@@ -597,6 +607,20 @@ class HealthEventPayload(BaseModel):
     leases: int = Field(ge=0, default=0)
     lease_ids: tuple[UUID, ...] = ()
     pool_stats: PoolStatsSnapshot | None = None
+
+
+class CallbackFailurePayload(BaseModel):
+    """What a failure callback is told of a callback that raised.
+
+    ``told`` is what that one was told of. Of the exception there is only its
+    class, as its text may hold anything; the exception itself reaches the caller.
+    """
+
+    told: Literal["acquire", "release", "expire", "health"]
+    callback: str
+    error_type: str
+    pool_name: str | None = None
+    lease_id: UUID | None = None
 
 
 @dataclass

@@ -1,0 +1,212 @@
+"""Log what a manager does, a line an event, with the fields of the event as keys.
+
+Lines are made with structlog. Where the application has configured it, they go
+where its other lines go; where it has not, they go to the standard logger
+"pharox", with the fields as attributes of the record. No field holds a secret:
+credentials are in no payload, and of an exception only the class is told.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from ..attribution import current_attribution
+from ..leasing import Leasing
+from ..models import (
+    AcquireEventPayload,
+    CallbackFailurePayload,
+    ExpireEventPayload,
+    HealthEventPayload,
+    MissReason,
+    PoolStatsSnapshot,
+    ReleaseEventPayload,
+)
+
+_SAMPLES = 1_000_000
+
+
+class StructuredLogger:
+    """Writes a line for each acquisition, release, expiry, health check and failed callback.
+
+    Parameters
+    ----------
+    logger:
+        Where to: a logger of structlog or of the standard library. If None,
+        structlog's if it is configured, else the standard logger "pharox".
+    sample_rate:
+        Which part of the lines to write, from 0 to 1. All lines of one lease are
+        written or none; failed callbacks, misses for an unknown pool, and checks
+        that cost a proxy its leases always are.
+    include_pool_stats:
+        Whether lines have the pool in numbers.
+    random_fn:
+        Returns a number from 0 up to 1 for each line, instead of what a lease's
+        id and chance say.
+
+    Raises
+    ------
+    ValueError
+        If ``sample_rate`` makes no sense.
+    """
+
+    def __init__(
+        self,
+        *,
+        logger: Any = None,
+        sample_rate: float = 1.0,
+        include_pool_stats: bool = True,
+        random_fn: Callable[[], float] | None = None,
+    ) -> None:
+        if not 0 <= sample_rate <= 1:
+            raise ValueError("sample_rate must be between 0 and 1.")
+        self._logger = _bound(logger)
+        self._sample_rate = sample_rate
+        self._include_pool_stats = include_pool_stats
+        self._random_fn = random_fn
+
+    def register(self, manager: Leasing[Any]) -> StructuredLogger:
+        """Have a manager of either kind tell this logger, and return it."""
+        manager.register_acquire_callback(self.handle_acquire)
+        manager.register_release_callback(self.handle_release)
+        manager.register_expire_callback(self.handle_expire)
+        manager.register_health_callback(self.handle_health)
+        manager.register_failure_callback(self.handle_failure)
+        return self
+
+    def handle_acquire(self, payload: AcquireEventPayload) -> None:
+        """Write a line of an attempt to lease, hit or miss."""
+        lease = payload.lease
+        is_misspelled = payload.miss_reason is MissReason.UNKNOWN_POOL
+        if not is_misspelled and not self._is_sampled(lease.id if lease else None):
+            return
+        filters = payload.filters
+        self._write(
+            "pharox.acquire",
+            pool=payload.pool_name,
+            consumer=payload.consumer_name,
+            selector=payload.selector.value,
+            status="hit" if lease else "miss",
+            miss_reason=payload.miss_reason and payload.miss_reason.value,
+            duration_ms=payload.duration_ms,
+            lease_id=lease and str(lease.id),
+            proxy_id=lease and str(lease.proxy_id),
+            started_at=payload.started_at.isoformat(),
+            completed_at=payload.completed_at.isoformat(),
+            filters=None if filters is None else filters.recorded(),
+            stats=payload.pool_stats,
+        )
+
+    def handle_release(self, payload: ReleaseEventPayload) -> None:
+        """Write a line of a release."""
+        self._write_ending("pharox.release", "released", payload, payload.released_at.isoformat())
+
+    def handle_expire(self, payload: ExpireEventPayload) -> None:
+        """Write a line of a lease that ran out."""
+        self._write_ending("pharox.expire", "expired", payload, payload.expired_at.isoformat())
+
+    def handle_health(self, payload: HealthEventPayload) -> None:
+        """Write a line of a health check."""
+        if not payload.lease_ids and not self._is_sampled(None):
+            return
+        result = payload.result
+        self._write(
+            "pharox.health",
+            pool=payload.pool_name,
+            proxy_id=str(result.proxy_id),
+            protocol=result.protocol.value,
+            status=result.status.value,
+            status_before=payload.status_before.value,
+            status_after=payload.status_after.value,
+            applied=payload.applied,
+            latency_ms=result.latency_ms,
+            status_code=result.status_code,
+            attempts=result.attempts,
+            failure=result.failure and result.failure.value,
+            lease_ids=[str(lease_id) for lease_id in payload.lease_ids],
+            stats=payload.pool_stats,
+        )
+
+    def handle_failure(self, payload: CallbackFailurePayload) -> None:
+        """Write a line of a callback that raised."""
+        self._write(
+            "pharox.callback_failed",
+            level="error",
+            told=payload.told,
+            callback=payload.callback,
+            error_type=payload.error_type,
+            pool=payload.pool_name,
+            lease_id=payload.lease_id and str(payload.lease_id),
+        )
+
+    def _write_ending(
+        self, event: str, status: str, payload: ReleaseEventPayload | ExpireEventPayload, at: str
+    ) -> None:
+        lease = payload.lease
+        if not self._is_sampled(lease.id):
+            return
+        self._write(
+            event,
+            pool=payload.pool_name,
+            consumer=lease.consumer_name,
+            consumer_id=str(lease.consumer_id),
+            status=status,
+            lease_id=str(lease.id),
+            proxy_id=str(lease.proxy_id),
+            lease_duration_ms=payload.lease_duration_ms,
+            reason=payload.reason if isinstance(payload, ReleaseEventPayload) else None,
+            stats=payload.pool_stats,
+            **{f"{status}_at": at},
+        )
+
+    def _write(
+        self,
+        event: str,
+        *,
+        level: str = "info",
+        stats: PoolStatsSnapshot | None = None,
+        **fields: Any,
+    ) -> None:
+        actor, correlation_id = current_attribution()
+        if stats is not None and self._include_pool_stats:
+            fields["pool_stats"] = {"pool": stats.pool_name, **stats.figures()}
+        getattr(self._logger, level)(event, actor=actor, correlation_id=correlation_id, **fields)
+
+    def _is_sampled(self, lease_id: UUID | None) -> bool:
+        if self._sample_rate >= 1:
+            return True
+        if self._random_fn is not None:
+            return self._random_fn() < self._sample_rate
+        if lease_id is None:
+            return random.random() < self._sample_rate  # noqa: S311 - a sample, no secret
+        # The end of an id is random, and the same for all lines of a lease.
+        return lease_id.int % _SAMPLES < self._sample_rate * _SAMPLES
+
+
+def register_structured_logging(manager: Leasing[Any], **options: Any) -> StructuredLogger:
+    """Have a manager of either kind log what it does; options are those of StructuredLogger."""
+    return StructuredLogger(**options).register(manager)
+
+
+def _bound(logger: Any) -> Any:
+    if logger is None:
+        if structlog.is_configured():
+            return structlog.get_logger("pharox")
+        logger = logging.getLogger("pharox")
+    if isinstance(logger, logging.Logger | logging.LoggerAdapter):
+        return structlog.wrap_logger(
+            logger,
+            processors=[structlog.contextvars.merge_contextvars, _as_record],
+            wrapper_class=structlog.stdlib.BoundLogger,
+        )
+    return logger
+
+
+def _as_record(logger: Any, method: str, fields: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """Return what the standard library logs: the event as message, all of it as attributes."""
+    return {"msg": fields["event"], "extra": dict(fields)}

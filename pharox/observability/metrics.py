@@ -1,0 +1,285 @@
+"""Metrics of what a manager does, for Prometheus.
+
+Everything a process does through its managers is counted there; what the whole
+fleet does is in the log, and :mod:`.fleet` counts that. Labels that callers
+control are bounded: the first names are told apart, the others are "other".
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Summary
+
+from ..errors import InvalidInputError
+from ..leasing import Leasing
+from ..models import (
+    AcquireEventPayload,
+    CallbackFailurePayload,
+    ExpireEventPayload,
+    HealthEventPayload,
+    PoolStatsSnapshot,
+    ReleaseEventPayload,
+)
+from .labels import OTHER, BoundedLabel
+
+DEFAULT_LATENCY_BUCKETS: Sequence[float] = (
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+)
+"""Upper bounds for acquisitions and health checks, in seconds."""
+
+DEFAULT_LEASE_BUCKETS: Sequence[float] = (0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+"""Upper bounds for the lengths of leases, in seconds."""
+
+DEFAULT_QUANTILES: Sequence[float] = (0.5, 0.95, 0.99)
+"""Kept for 0.11.0. The client library computes no quantiles; ``histogram_quantile`` does."""
+
+POOL_GAUGES = {
+    "total_proxies": "Proxies of the pool.",
+    "active_proxies": "Proxies of the pool that are healthy.",
+    "available_proxies": "Proxies of the pool that could be leased now.",
+    "leased_proxies": "Proxies of the pool with at least one lease.",
+    "leases": "Active leases of the pool.",
+}
+
+
+class PrometheusMetricsRecorder:
+    """Translates what callbacks are told into metrics.
+
+    Recorders of one registry and namespace share their metrics, so each manager
+    of a process may have one.
+
+    Parameters
+    ----------
+    registry:
+        Where the metrics are registered; the client library's default if None.
+    namespace:
+        What their names begin with.
+    acquire_buckets, lease_buckets:
+        Upper bounds of the histograms, in seconds.
+    enable_summaries:
+        Whether to count acquisitions and leases in summaries too, as 0.11.0
+        meant to. They have a count and a sum, and nothing that the histograms lack.
+    quantiles:
+        Not used; see :data:`DEFAULT_QUANTILES`.
+    max_consumers, max_pools:
+        How many consumers and pools are told apart.
+
+    Raises
+    ------
+    InvalidInputError
+        If the registry has these metrics with other buckets, or from elsewhere.
+    """
+
+    def __init__(
+        self,
+        *,
+        registry: CollectorRegistry | None = None,
+        namespace: str = "pharox",
+        acquire_buckets: Sequence[float] | None = None,
+        lease_buckets: Sequence[float] | None = None,
+        enable_summaries: bool = False,
+        quantiles: Sequence[float] | None = None,
+        max_consumers: int = 100,
+        max_pools: int = 1000,
+    ) -> None:
+        shape = _Shape(
+            namespace,
+            tuple(acquire_buckets or DEFAULT_LATENCY_BUCKETS),
+            tuple(lease_buckets or DEFAULT_LEASE_BUCKETS),
+            enable_summaries,
+            max_consumers,
+            max_pools,
+        )
+        self._metrics = _metrics_of(registry or REGISTRY, shape)
+
+    def register(self, manager: Leasing[Any]) -> PrometheusMetricsRecorder:
+        """Have a manager of either kind tell this recorder, and return it."""
+        manager.register_acquire_callback(self.handle_acquire)
+        manager.register_release_callback(self.handle_release)
+        manager.register_expire_callback(self.handle_expire)
+        manager.register_health_callback(self.handle_health)
+        manager.register_failure_callback(self.handle_failure)
+        return self
+
+    def handle_acquire(self, payload: AcquireEventPayload) -> None:
+        """Count an attempt to lease, and how long it took."""
+        metrics = self._metrics
+        pool, consumer = metrics.pool(payload.pool_name), metrics.consumer(payload.consumer_name)
+        selector, status = payload.selector.value, "hit" if payload.lease else "miss"
+        seconds = max(payload.duration_ms, 0) / 1000
+        metrics.acquire_total.labels(pool, consumer, selector, status).inc()
+        metrics.acquire_seconds.labels(pool, consumer, selector, status).observe(seconds)
+        if payload.lease is None:
+            reason = payload.miss_reason.value if payload.miss_reason else "unknown"
+            metrics.misses.labels(pool, consumer, selector, reason).inc()
+        if metrics.acquire_summary is not None:
+            metrics.acquire_summary.labels(pool, status).observe(seconds)
+        self._set_gauges(payload.pool_stats)
+
+    def handle_release(self, payload: ReleaseEventPayload) -> None:
+        """Count a release, and how long the lease was held."""
+        pool = self._metrics.pool(payload.pool_name)
+        self._metrics.release_total.labels(pool).inc()
+        self._ended(pool, "released", payload)
+
+    def handle_expire(self, payload: ExpireEventPayload) -> None:
+        """Count a lease that ran out, and how long it was held."""
+        pool = self._metrics.pool(payload.pool_name)
+        self._metrics.expired_total.labels(pool).inc()
+        self._ended(pool, "expired", payload)
+
+    def handle_health(self, payload: HealthEventPayload) -> None:
+        """Count a health check by what it found, and how long it took."""
+        pool, result = self._metrics.pool(payload.pool_name), payload.result
+        protocol = result.protocol.value
+        self._metrics.health_total.labels(pool, protocol, result.status.value).inc()
+        self._metrics.health_seconds.labels(pool, protocol).observe(result.latency_ms / 1000)
+        self._set_gauges(payload.pool_stats)
+
+    def handle_failure(self, payload: CallbackFailurePayload) -> None:
+        """Count a callback that raised."""
+        self._metrics.callback_failures.labels(payload.told).inc()
+
+    def _ended(
+        self, pool: str, how: str, payload: ReleaseEventPayload | ExpireEventPayload
+    ) -> None:
+        seconds = max(payload.lease_duration_ms or 0, 0) / 1000
+        self._metrics.lease_seconds.labels(pool, how).observe(seconds)
+        if self._metrics.lease_summary is not None:
+            self._metrics.lease_summary.labels(pool).observe(seconds)
+        self._set_gauges(payload.pool_stats)
+
+    def _set_gauges(self, stats: PoolStatsSnapshot | None) -> None:
+        if stats is None or (pool := self._metrics.pool(stats.pool_name)) == OTHER:
+            return  # One gauge cannot tell of several pools.
+        for name, number in pool_figures(stats).items():
+            self._metrics.gauges[name].labels(pool).set(number)
+
+
+def register_prometheus_metrics(manager: Leasing[Any], **options: Any) -> PrometheusMetricsRecorder:
+    """Have a manager of either kind count what it does, and return the recorder.
+
+    Options are those of :class:`PrometheusMetricsRecorder`.
+
+    Raises
+    ------
+    TypeError
+        If it is no manager.
+    """
+    if not isinstance(manager, Leasing):
+        raise TypeError("manager must be a ProxyManager or an AsyncProxyManager.")
+    return PrometheusMetricsRecorder(**options).register(manager)
+
+
+def pool_figures(stats: PoolStatsSnapshot) -> dict[str, int]:
+    """Return a pool in numbers, by the names of :data:`POOL_GAUGES`."""
+    figures = stats.figures()
+    return {name: figures["total_leases" if name == "leases" else name] for name in POOL_GAUGES}
+
+
+class _Shape(NamedTuple):
+    """What two recorders must have in common to share their metrics."""
+
+    namespace: str
+    acquire_buckets: tuple[float, ...]
+    lease_buckets: tuple[float, ...]
+    summaries: bool
+    max_consumers: int
+    max_pools: int
+
+
+class _Metrics:
+    """The metrics of one registry and namespace."""
+
+    def __init__(self, registry: CollectorRegistry, shape: _Shape) -> None:
+        self.shape = shape
+        self.pool = BoundedLabel(shape.max_pools)
+        self.consumer = BoundedLabel(shape.max_consumers)
+        own: dict[str, Any] = {"namespace": shape.namespace, "registry": registry}
+        asked = ("pool", "consumer", "selector")
+        self.acquire_total = Counter(
+            "acquire_total", "Attempts to lease.", (*asked, "status"), **own
+        )
+        self.acquire_seconds = Histogram(
+            "acquire_duration_seconds",
+            "How long attempts to lease took.",
+            (*asked, "status"),
+            buckets=shape.acquire_buckets,
+            **own,
+        )
+        self.misses = Counter(
+            "acquire_misses_total", "Attempts that found nothing.", (*asked, "reason"), **own
+        )
+        self.release_total = Counter("release_total", "Leases given back.", ("pool",), **own)
+        self.expired_total = Counter("expired_total", "Leases that ran out.", ("pool",), **own)
+        self.lease_seconds = Histogram(
+            "lease_duration_seconds",
+            "How long leases were held.",
+            ("pool", "ended"),
+            buckets=shape.lease_buckets,
+            **own,
+        )
+        self.health_total = Counter(
+            "health_checks_total", "Health checks.", ("pool", "protocol", "status"), **own
+        )
+        self.health_seconds = Histogram(
+            "health_check_duration_seconds",
+            "How long health checks took.",
+            ("pool", "protocol"),
+            buckets=shape.acquire_buckets,
+            **own,
+        )
+        self.callback_failures = Counter(
+            "callback_failures_total", "Callbacks that raised.", ("told",), **own
+        )
+        self.gauges = {
+            name: Gauge(f"pool_{name}", text, ("pool",), multiprocess_mode="mostrecent", **own)
+            for name, text in POOL_GAUGES.items()
+        }
+        self.acquire_summary = self.lease_summary = None
+        if shape.summaries:
+            self.acquire_summary = Summary(
+                "acquire_duration_summary_seconds",
+                "How long attempts to lease took.",
+                ("pool", "status"),
+                **own,
+            )
+            self.lease_summary = Summary(
+                "lease_duration_summary_seconds", "How long leases were held.", ("pool",), **own
+            )
+
+
+_known: WeakKeyDictionary[CollectorRegistry, dict[str, _Metrics]] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def _metrics_of(registry: CollectorRegistry, shape: _Shape) -> _Metrics:
+    """Return the metrics of a registry, made when they are first asked for."""
+    with _lock:
+        known = _known.setdefault(registry, {}).get(shape.namespace)
+        if known is None:
+            try:
+                known = _known[registry][shape.namespace] = _Metrics(registry, shape)
+            except ValueError as error:
+                raise InvalidInputError(
+                    f"the registry has metrics of these names already: {error}"
+                ) from error
+    if known.shape != shape:
+        raise InvalidInputError(
+            f"the registry has these metrics with other options: {known.shape}", known=known.shape
+        )
+    return known
