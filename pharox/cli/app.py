@@ -15,6 +15,7 @@ from . import (
     importing,
     leasing,
     log,
+    metrics,
     pools,
     pruning,
     replay,
@@ -92,4 +93,5 @@ app.command("rebuild")(verifying.rebuild)
 app.command("prune")(pruning.prune)
 app.add_typer(archive.app, name="archive")
 app.add_typer(subscriptions.app, name="subscriptions")
+app.add_typer(metrics.app, name="metrics")
 app.add_typer(db.app, name="db")

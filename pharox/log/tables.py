@@ -17,6 +17,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     DateTime,
+    Double,
     Index,
     Integer,
     LargeBinary,
@@ -188,3 +189,14 @@ parked_events = Table(
     Index("ix_parked_events_key", "subscription", "key", "seq"),
 )
 """What a subscription's handler could not take; with no error, what waits behind such."""
+
+fleet_counts = Table(
+    "fleet_counts",
+    metadata,
+    Column("subscription", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("labels", ARRAY(Text), nullable=False),
+    Column("value", Double, nullable=False),
+    PrimaryKeyConstraint("subscription", "name", "labels"),
+)
+"""What a subscription has counted of the log, for metrics of the whole fleet."""

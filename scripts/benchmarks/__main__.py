@@ -8,12 +8,12 @@ import os
 import platform
 from pathlib import Path
 
-from scripts.benchmarks import asynchronous, health, lease, ledger
+from scripts.benchmarks import asynchronous, health, lease, ledger, observe
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("what", choices=["async", "health", "lease", "ledger"])
+    parser.add_argument("what", choices=["async", "health", "lease", "ledger", "observe"])
     parser.add_argument("--seconds", type=float, default=4, help="of one measurement")
     parser.add_argument("--rounds", type=int, default=3, help="of all measurements, interleaved")
     parser.add_argument("--events", type=int, default=500_000, help="in the log, for ledger")
@@ -27,6 +27,8 @@ def main() -> None:
         lease.show(figures)
     elif asked.what == "async":
         figures = asynchronous.run(seconds=asked.seconds, rounds=asked.rounds)
+    elif asked.what == "observe":
+        figures = observe.run(seconds=asked.seconds, rounds=asked.rounds)
     elif asked.what == "health":
         figures = health.run(rounds=asked.rounds)
     else:

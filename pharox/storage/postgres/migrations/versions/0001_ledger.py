@@ -105,6 +105,14 @@ CREATE TABLE {schema}.parked_events (
 );
 CREATE INDEX ix_parked_events_key ON {schema}.parked_events (subscription, key, seq);
 
+CREATE TABLE {schema}.fleet_counts (
+    subscription TEXT NOT NULL,
+    name TEXT NOT NULL,
+    labels TEXT[] NOT NULL,
+    value DOUBLE PRECISION NOT NULL,
+    CONSTRAINT pk_fleet_counts PRIMARY KEY (subscription, name, labels)
+);
+
 CREATE TABLE {schema}.pools (
     id UUID NOT NULL,
     name TEXT NOT NULL,

@@ -1,0 +1,80 @@
+"""``pharox metrics``: what the whole fleet does, for Prometheus, and files to look at it with."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import InvalidInputError
+from .session import ledger
+from .showing import say
+
+app = typer.Typer(no_args_is_help=True)
+
+_FILES = ("grafana-dashboard.json", "prometheus-rules.yml")
+
+
+@app.callback()
+def metrics() -> None:
+    """Serve metrics of the whole fleet, and write a dashboard and alerts for them."""
+
+
+@app.command()
+def serve(
+    context: typer.Context,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Where to listen.")] = 9464,
+    bind: Annotated[str, typer.Option(metavar="ADDRESS", help="On which address.")] = "127.0.0.1",
+    name: Annotated[str, typer.Option(metavar="NAME", help="The subscription's name.")] = "metrics",
+    max_consumers: Annotated[
+        int, typer.Option(min=0, metavar="N", help="How many consumers to tell apart.")
+    ] = 100,
+    certfile: Annotated[Path | None, typer.Option(help="A certificate, for HTTPS.")] = None,
+    keyfile: Annotated[Path | None, typer.Option(help="Its key.")] = None,
+) -> None:
+    """Count the log and serve /metrics, until Ctrl-C or SIGTERM.
+
+    Counts are kept in the ledger, so they go on where they were. Several servers
+    of one name show the same; one of them counts.
+    """
+    try:
+        from ..observability.fleet import FleetServer  # noqa: PLC0415 - it needs an extra
+    except ModuleNotFoundError as error:
+        raise InvalidInputError(str(error)) from error
+
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    with (
+        ledger(context) as storage,
+        FleetServer(
+            storage,
+            port=port,
+            address=bind,
+            name=name,
+            max_consumers=max_consumers,
+            certfile=str(certfile) if certfile else None,
+            keyfile=str(keyfile) if keyfile else None,
+        ) as server,
+    ):
+        scheme = "https" if certfile else "http"
+        shown = f"[{bind}]" if ":" in bind else bind
+        say(f"serving {scheme}://{shown}:{server.port}/metrics")
+        while server.is_counting and not stop.wait(0.2):
+            pass
+
+
+@app.command("files")
+def write_files(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write them.")],
+) -> None:
+    """Write a Grafana dashboard and Prometheus alert rules for these metrics."""
+    if not folder.is_dir():
+        raise InvalidInputError(f"there is no folder {folder}")
+    for name in _FILES:
+        source = files("pharox.observability") / "files" / name
+        (folder / name).write_bytes(source.read_bytes())
+        print(folder / name)

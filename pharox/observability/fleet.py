@@ -1,0 +1,222 @@
+"""Metrics of the whole fleet, from the ledger, for Prometheus to scrape.
+
+Counters come from what was counted of the log, gauges from the read models at
+the moment of the scrape. Any number of servers may show them; a scrape asks
+the database, and says so with ``pharox_fleet_up 0`` if that cannot be reached.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from ..errors import InvalidInputError, PharoxError
+from ..ledger.subscriptions import subscriptions
+from ..storage.postgres import PostgresStorage
+from .counting import LABELS, Count, FleetCounter, held_statement
+from .metrics import DEFAULT_LEASE_BUCKETS, POOL_GAUGES, pool_figures
+
+NAMESPACE = "pharox_fleet"
+
+COUNTERS = {
+    "events": "Events of the log, by type.",
+    "leases_acquired": "Leases granted.",
+    "acquire_misses": "Attempts that found nothing.",
+    "health_checks": "Health checks that were recorded.",
+}
+GAUGES = {
+    "oldest_lease_age_seconds": "How long the oldest active lease has been held.",
+    "overdue_leases": "Leases that have run out and were not taken back yet.",
+}
+SUBSCRIPTION_GAUGES = {
+    "subscription_lag_events": "Events that the subscription has not read yet.",
+    "subscription_lag_seconds": "How old the first of these is.",
+    "subscription_parked_events": "Events that its handler could not take.",
+}
+logger = logging.getLogger("pharox")
+
+
+class FleetCollector(Collector):
+    """Collects the metrics of a ledger when it is scraped.
+
+    Parameters
+    ----------
+    storage:
+        Where the ledger is.
+    counter:
+        What counts its log.
+    """
+
+    def __init__(self, storage: PostgresStorage, counter: FleetCounter) -> None:
+        self._storage = storage
+        self._counter = counter
+
+    def describe(self) -> list[Metric]:
+        """Say nothing beforehand: a registry would else ask the database when it registers."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield all metrics as they are now."""
+        up = GaugeMetricFamily(f"{NAMESPACE}_up", "Whether the ledger could be read.")
+        try:
+            found = [
+                *_counters(self._counter.counts()),
+                *self._pool_gauges(),
+                *self._subscription_gauges(),
+            ]
+        except PharoxError as error:
+            logger.warning("pharox.metrics.failed: %s", error)
+            found = []
+        up.add_metric([], float(bool(found)))
+        yield up
+        yield from found
+
+    def _pool_gauges(self) -> Iterator[Metric]:
+        families = {
+            name: GaugeMetricFamily(f"{NAMESPACE}_pool_{name}", text, labels=["pool"])
+            for name, text in POOL_GAUGES.items()
+        }
+        for stats in self._storage.list_pool_stats():
+            for name, number in pool_figures(stats).items():
+                families[name].add_metric([stats.pool_name], number)
+        yield from families.values()
+        oldest, overdue = (
+            GaugeMetricFamily(f"{NAMESPACE}_{name}", text, labels=["pool"])
+            for name, text in GAUGES.items()
+        )
+        with self._storage._driver.session() as session:
+            rows = session.rows(held_statement(self._storage.schema))
+        for row in rows:
+            oldest.add_metric([row["pool_name"]], max(0.0, row["oldest_s"]))
+            overdue.add_metric([row["pool_name"]], row["overdue"])
+        yield from (oldest, overdue)
+
+    def _subscription_gauges(self) -> Iterator[Metric]:
+        families = [
+            GaugeMetricFamily(f"{NAMESPACE}_{name}", text, labels=["subscription"])
+            for name, text in SUBSCRIPTION_GAUGES.items()
+        ]
+        for status in subscriptions(self._storage):
+            numbers = (status.lag_events, status.lag_seconds, status.parked)
+            for family, number in zip(families, numbers, strict=True):
+                family.add_metric([status.name], number)
+        yield from families
+
+
+def _counters(counts: dict[Count, float]) -> Iterator[Metric]:
+    families = {
+        name: CounterMetricFamily(f"{NAMESPACE}_{name}", text, labels=LABELS[name])
+        for name, text in COUNTERS.items()
+    }
+    buckets: dict[tuple[str, ...], dict[str, float]] = defaultdict(
+        lambda: {**{f"{bound:.1f}": 0.0 for bound in DEFAULT_LEASE_BUCKETS}, "+Inf": 0.0}
+    )
+    sums: dict[tuple[str, ...], float] = {}
+    for (name, labels), value in counts.items():
+        if name in families:
+            families[name].add_metric(labels, value)
+        elif name == "lease_duration_seconds_bucket":
+            buckets[labels[:-1]][labels[-1]] = value
+        else:
+            sums[labels] = value
+    yield from families.values()
+    durations = HistogramMetricFamily(
+        f"{NAMESPACE}_lease_duration_seconds",
+        "How long leases were held.",
+        labels=LABELS["lease_duration_seconds_sum"],
+    )
+    for labels, found in buckets.items():
+        durations.add_metric(labels, _cumulated(found), sums.get(labels, 0.0))
+    yield durations
+
+
+def _cumulated(buckets: dict[str, float]) -> list[tuple[str, float]]:
+    total, cumulated = 0.0, []
+    for bound in sorted(buckets, key=float):
+        total += buckets[bound]
+        cumulated.append((bound, total))
+    return cumulated
+
+
+class FleetServer(AbstractContextManager["FleetServer"]):
+    """Counts the log of a ledger and serves ``/metrics``, for a block.
+
+    Parameters
+    ----------
+    storage:
+        Where the ledger is.
+    port:
+        Where to listen; a free one if 0.
+    address:
+        On which address; only on this machine by default.
+    name, max_consumers, max_pools:
+        As for :class:`FleetCounter`.
+    certfile, keyfile:
+        For HTTPS.
+
+    Raises
+    ------
+    InvalidInputError
+        If the port cannot be listened on.
+    """
+
+    def __init__(
+        self,
+        storage: PostgresStorage,
+        *,
+        port: int = 9464,
+        address: str = "127.0.0.1",
+        name: str = "metrics",
+        max_consumers: int = 100,
+        max_pools: int = 1000,
+        certfile: str | None = None,
+        keyfile: str | None = None,
+    ) -> None:
+        counter = FleetCounter(storage, name=name, max_consumers=max_consumers, max_pools=max_pools)
+        registry = CollectorRegistry()
+        registry.register(FleetCollector(storage, counter))
+        options: dict[str, Any] = {"certfile": certfile, "keyfile": keyfile}
+        try:
+            self._server, self._thread = start_http_server(port, address, registry, **options)
+        except OSError as error:
+            raise InvalidInputError(f"cannot listen on {address} port {port}: {error}") from error
+        self.port: int = self._server.server_port
+        try:
+            self._counting = counter.subscription().running(storage)
+        except BaseException:
+            self._close()
+            raise
+
+    @property
+    def is_counting(self) -> bool:
+        """Whether the log is still being read."""
+        return self._counting.is_alive
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self._counting.stop()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

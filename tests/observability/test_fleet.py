@@ -1,0 +1,231 @@
+"""Metrics of the whole fleet, from the log: exact, whoever restarts or dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from pharox import InvalidInputError, ProxyManager, ProxyStatus
+from pharox.ledger.subscriptions import reset
+from pharox.observability.fleet import FleetServer
+from pharox.storage.postgres import PostgresStorage
+from pharox.testing import checked
+from tests.conftest import DatabaseClock, fill, ledger, run_sql
+from tests.ledger.following import until
+
+SERVE = [str(Path(sys.executable).parent / "pharox"), *["metrics", "serve", "--port", "0"]]
+Samples = dict[tuple[str, tuple[str, ...]], float]
+
+
+def scraped(port: int) -> Samples:
+    """Return what a server shows, by name and label values in the order of the labels' names."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+        text = answer.read().decode()
+    types = [line for line in text.splitlines() if line.startswith("# TYPE")]
+    assert len(types) == len(set(types))
+    return {
+        (
+            s.name.removeprefix("pharox_fleet_"),
+            tuple(v for _, v in sorted(s.labels.items())),
+        ): s.value
+        for family in text_string_to_metric_families(text)
+        for s in family.samples
+    }
+
+
+def counted(samples: Samples) -> Samples:
+    """Return the counters alone."""
+    kinds = ("_total", "_bucket", "_sum", "_count")
+    return {key: value for key, value in samples.items() if key[0].endswith(kinds)}
+
+
+def level(server: FleetServer, events: int) -> Samples:
+    """Wait until so many events are counted, and return what the server shows then."""
+
+    def are_counted() -> bool:
+        shown = scraped(server.port)
+        return sum(v for k, v in shown.items() if k[0] == "events_total") >= events
+
+    until(are_counted)
+    return scraped(server.port)
+
+
+def test_everything_that_happened_is_counted(storage: PostgresStorage) -> None:
+    """By whatever process, before the server was there or since."""
+    clock = DatabaseClock(storage)
+    _, proxies = fill(storage, 2)
+    manager = ProxyManager(storage)
+    with manager.with_lease("pool", "crawler"):
+        clock.advance(4)
+    with FleetServer(storage, port=0) as server:
+        manager.acquire_proxy("pool", "slow", duration_seconds=5)
+        clock.advance(6)
+        manager.cleanup_expired_leases()
+        held = manager.acquire_proxy("pool", "crawler", duration_seconds=60)
+        assert held is not None
+        manager.acquire_proxy("nowhere", "crawler")
+        clock.advance(90)
+        storage.record_health_checks(
+            [checked(proxies[1], status=ProxyStatus.INACTIVE, checked_at=clock.now)]
+        )
+        storage.seal()
+        found = level(server, len(list(storage.events())))
+    first = "first_available"
+    assert found["leases_acquired_total", ("crawler", "pool", first)] == 2
+    assert found["leases_acquired_total", ("slow", "pool", first)] == 1
+    missed = ("crawler", "nowhere", "unknown_pool", first)
+    assert found["acquire_misses_total", missed] == 1
+    assert found["lease_duration_seconds_sum", ("released", "pool")] == 4
+    assert found["lease_duration_seconds_bucket", ("released", "1.0", "pool")] == 0
+    assert found["lease_duration_seconds_bucket", ("released", "5.0", "pool")] == 1
+    assert found["lease_duration_seconds_count", ("expired", "pool")] == 1
+    assert found["health_checks_total", ("pool", "http", "inactive")] == 1
+    assert found["pool_total_proxies", ("pool",)] == 2
+    assert found["pool_active_proxies", ("pool",)] == 1
+    assert found["pool_leases", ("pool",)] == 1
+    assert found["oldest_lease_age_seconds", ("pool",)] == 90
+    assert found["overdue_leases", ("pool",)] == 1
+    assert found["subscription_lag_events", ("metrics",)] == 0
+    assert found["up", ()] == 1
+
+
+def test_counts_go_on_after_a_restart(storage: PostgresStorage, database_url: str) -> None:
+    """Neither a second server, nor a restart, nor a checkpoint set back counts anything twice."""
+    fill(storage, 1)
+    manager = ProxyManager(storage)
+
+    def cycles(count: int) -> int:
+        for number in range(count):
+            with manager.with_lease("pool", f"worker-{number}"):
+                pass
+        storage.seal()
+        return len(list(storage.events()))
+
+    with (
+        FleetServer(storage, port=0, max_consumers=3) as one,
+        ledger(database_url) as elsewhere,
+        FleetServer(elsewhere, port=0, max_consumers=3) as other,
+    ):
+        before = level(one, cycles(10))
+        assert counted(scraped(other.port)) == counted(before)
+    reset(storage, "metrics", "beginning")
+    with FleetServer(storage, port=0, max_consumers=3) as again:
+        assert counted(scraped(again.port)) == counted(before)
+        after = level(again, cycles(5))
+    assert all(after[key] >= value for key, value in counted(before).items())
+    granted = {
+        key[1][0]: value for key, value in after.items() if key[0] == "leases_acquired_total"
+    }
+    assert granted == {"worker-0": 2, "worker-1": 2, "worker-2": 2, "other": 9}
+    assert sum(granted.values()) == 15
+
+
+def test_without_a_database_a_scrape_says_so(
+    storage: PostgresStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The scrape does not fail; it has one metric, and the others when the database is back."""
+    fill(storage)
+    with FleetServer(storage, port=0) as server:
+        level(server, 2)
+        run_sql(storage.engine, "ALTER TABLE pharox.fleet_counts RENAME TO away")
+        assert scraped(server.port) == {("up", ()): 0}
+        run_sql(storage.engine, "ALTER TABLE pharox.away RENAME TO fleet_counts")
+        assert level(server, 2)["up", ()] == 1
+    assert "metrics.failed" in caplog.text
+
+
+def test_a_taken_port_is_told(storage: PostgresStorage) -> None:
+    """And nothing is left behind: neither a reader nor a subscription."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(InvalidInputError, match="cannot listen"):
+            FleetServer(storage, port=taken.getsockname()[1])
+    assert run_sql(storage.engine, "SELECT name FROM pharox.subscriptions") == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_serves_until_it_is_told_to_end(
+    storage: PostgresStorage, database_url: str, number: signal.Signals
+) -> None:
+    """It says where, counts, and gives the port and the subscription back."""
+    fill(storage)
+    with subprocess.Popen(
+        SERVE,
+        env={**os.environ, "PHAROX_DATABASE_URL": database_url},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        port = int(said.rsplit(":", 1)[1].split("/")[0])
+        until(lambda: ("events_total", ("PoolRegistered",)) in scraped(port))
+        process.send_signal(number)
+        rest = process.communicate(timeout=20)[1]
+    assert process.returncode in (0, 130)
+    assert "Traceback" not in rest
+    owners = run_sql(storage.engine, "SELECT owner FROM pharox.subscriptions")
+    assert owners == [(None,)]
+
+
+def counted_seq(storage: PostgresStorage) -> float:
+    """Return up to which event the log has been counted."""
+    query = "SELECT coalesce(max(value), 0) FROM pharox.fleet_counts WHERE name = 'counted_seq'"
+    ((seq,),) = run_sql(storage.engine, query)
+    assert isinstance(seq, float)
+    return seq
+
+
+def test_kill_9_costs_no_count(storage: PostgresStorage, database_url: str) -> None:
+    """Servers that are killed in the middle of counting leave exact counts behind."""
+    fill(storage, 4)
+    manager = ProxyManager(storage)
+    for _ in range(3):
+        before = counted_seq(storage)
+        with subprocess.Popen(
+            SERVE,
+            env={**os.environ, "PHAROX_DATABASE_URL": database_url},
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            end = time.monotonic() + 60
+            while counted_seq(storage) < before + 50 and time.monotonic() < end:
+                for _ in range(20):
+                    with manager.with_lease("pool"):
+                        pass
+            process.kill()
+        assert counted_seq(storage) > before
+    storage.seal()
+    events = list(storage.events())
+    with FleetServer(storage, port=0) as server:
+        found = level(server, len(events))
+    granted = sum(event.type == "LeaseAcquired" for event in events)
+    assert found["leases_acquired_total", ("default", "pool", "first_available")] == granted
+    by_type = {key[1][0]: value for key, value in found.items() if key[0] == "events_total"}
+    assert sum(by_type.values()) == len(events)
+
+
+def test_it_serves_https(storage: PostgresStorage, tmp_path: Path) -> None:
+    """With a certificate and its key."""
+    import ssl
+
+    import trustme
+
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    pem, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    pem.write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+    key.write_bytes(certificate.private_key_pem.bytes())
+    context = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
+    with FleetServer(storage, port=0, certfile=str(pem), keyfile=str(key)) as server:
+        url = f"https://127.0.0.1:{server.port}/metrics"
+        with urllib.request.urlopen(url, context=context, timeout=20) as answer:
+            assert b"pharox_fleet_up 1.0" in answer.read()
