@@ -37,8 +37,7 @@ async def acquire_proxy_async(
     selector: SelectorStrategy | None = None,
 ) -> Lease | None:
     """Do as :meth:`ProxyManager.acquire_proxy` without blocking the event loop."""
-    if is_async(manager.acquire_proxy):
-        raise InvalidInputError("this manager is to be awaited itself, without a helper")
+    _check_blocks(manager)
     too_late = threading.Event()
 
     def acquire() -> Lease | None:
@@ -97,6 +96,7 @@ async def release_proxy_async(manager: ProxyManager, lease: Lease) -> None:
 
     It is released also if the task is cancelled meanwhile.
     """
+    _check_blocks(manager)
     _, cancelled = await _in_a_thread(partial(manager.release_proxy, lease))
     if cancelled is not None:
         raise cancelled
@@ -151,6 +151,11 @@ async def with_retrying_lease_async(
     )
     async with _held(manager, lease) as held:
         yield held
+
+
+def _check_blocks(manager: ProxyManager) -> None:
+    if is_async(manager.release_proxy):
+        raise InvalidInputError("this manager is to be awaited itself, without a helper")
 
 
 async def _in_a_thread(

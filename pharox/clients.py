@@ -277,11 +277,13 @@ def _giving_back(
     if not client._is_held:
         return
     release = client._leasing.release_proxy
-    if error is None:
-        yield partial(release, client.lease)
-    else:
-        yield from releasing_after(error, release, client.lease)
-    client._is_held = False
+    try:
+        if error is None:
+            yield partial(release, client.lease)
+        else:
+            yield from releasing_after(error, release, client.lease)
+    finally:  # A release that failed can be repeated; what was cancelled is done.
+        client._is_held = client.lease.status is LeaseStatus.ACTIVE
 
 
 def _transport(proxy: Proxy, options: dict[str, Any], http: Any, socks: Any) -> Any:

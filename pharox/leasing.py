@@ -292,14 +292,16 @@ class Leasing(ABC, Generic[S]):
                     yield partial(callback, payload)
                 except (Exception, asyncio.CancelledError) as error:
                     errors.append(error)
-                    yield from self._tell_failure(what, callback, payload, error)
+                    errors += yield from self._tell_failure(what, callback, payload, error)
         return errors
 
     def _tell_failure(
         self, what: str, callback: Callable[..., Any], payload: Any, error: BaseException
-    ) -> Calls[None]:
+    ) -> Calls[list[BaseException]]:
+        """Tell of a callback that raised; return a cancellation that came meanwhile."""
+        cancelled: list[BaseException] = []
         if not self._failure_callbacks or not isinstance(error, Exception):
-            return
+            return cancelled
         lease = getattr(payload, "lease", None)
         failure = CallbackFailurePayload.model_validate(
             {
@@ -313,8 +315,11 @@ class Leasing(ABC, Generic[S]):
         for listener in tuple(self._failure_callbacks):
             try:
                 yield partial(listener, failure)
+            except asyncio.CancelledError as cancellation:
+                cancelled.append(cancellation)
             except Exception:
                 logger.exception("pharox.callback.failed: while it was told of a failure")
+        return cancelled
 
 
 def fleet_subscriptions() -> ModuleType:

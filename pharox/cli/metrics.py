@@ -29,10 +29,15 @@ def serve(
     context: typer.Context,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Where to listen.")] = 9464,
     bind: Annotated[str, typer.Option(metavar="ADDRESS", help="On which address.")] = "127.0.0.1",
-    name: Annotated[str, typer.Option(metavar="NAME", help="The subscription's name.")] = "metrics",
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="The subscription's name.")
+    ] = "pharox-metrics",
     max_consumers: Annotated[
         int, typer.Option(min=0, metavar="N", help="How many consumers to tell apart.")
     ] = 100,
+    max_pools: Annotated[
+        int, typer.Option(min=0, metavar="N", help="How many pools to tell apart.")
+    ] = 1000,
     certfile: Annotated[Path | None, typer.Option(help="A certificate, for HTTPS.")] = None,
     keyfile: Annotated[Path | None, typer.Option(help="Its key.")] = None,
 ) -> None:
@@ -56,6 +61,7 @@ def serve(
             address=bind,
             name=name,
             max_consumers=max_consumers,
+            max_pools=max_pools,
             certfile=str(certfile) if certfile else None,
             keyfile=str(keyfile) if keyfile else None,
         ) as server,

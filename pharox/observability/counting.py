@@ -33,6 +33,7 @@ from ..events import (
 )
 from ..ledger.subscriptions import Delivery, Subscription
 from ..log import fleet_counts
+from ..models import MissReason
 from ..storage.postgres import PostgresStorage
 from ..storage.postgres.driver import Session
 from ..storage.postgres.sql import Statement, compiled, now, parameter, word
@@ -41,6 +42,9 @@ from .metrics import DEFAULT_LEASE_BUCKETS
 
 Count = tuple[str, tuple[str, ...]]
 """A metric's name and the values of its labels."""
+
+NAME = "pharox-metrics"
+"""The subscription's name, which no other one should have."""
 
 COUNTED_SEQ = "counted_seq"
 
@@ -73,24 +77,29 @@ class FleetCounter:
         self,
         storage: PostgresStorage,
         *,
-        name: str = "metrics",
+        name: str = NAME,
         max_consumers: int = 100,
         max_pools: int = 1000,
     ) -> None:
         self._storage = storage
         self._name = name
-        # Names that were told apart before a restart still are.
-        known = [dict(zip(LABELS[n], labels, strict=True)) for n, labels in self.counts()]
-        self._pool = BoundedLabel(max_pools, _distinct("pool", known))
-        self._consumer = BoundedLabel(max_consumers, _distinct("consumer", known))
-        self._pools: dict[UUID, str] = {pool.id: pool.name for pool in storage.list_pools()}
+        self._limits = max_pools, max_consumers
+        self._epoch: int | None = None
+        self._pool, self._consumer = BoundedLabel(max_pools), BoundedLabel(max_consumers)
+        self._pools: dict[UUID, str] = {}
 
     def subscription(self) -> Subscription:
-        """Return the subscription that counts, to be run."""
+        """Return the subscription that counts, to be run.
+
+        If it is a new one under a name that has counted before, it goes on from there:
+        what lies before may have been archived.
+        """
+        with self._storage._driver.session() as session:
+            counted = self._counted(session)
         return Subscription(
             self._name,
             self._count,
-            start="beginning",
+            start=int(counted) + 1 if counted else "beginning",
             batch_size=2000,
             whole_batches=True,
             in_transaction=True,
@@ -101,16 +110,32 @@ class FleetCounter:
     def counts(self) -> dict[Count, float]:
         """Return all that has been counted so far."""
         with self._storage._driver.session() as session:
-            rows = session.rows(counts_statement(self._storage.schema), subscription=self._name)
-        counted = {(row["name"], tuple(row["labels"])): row["value"] for row in rows}
-        counted.pop((COUNTED_SEQ, ()), None)
-        return counted
+            return self._counts(session)
+
+    def _counts(self, session: Session) -> dict[Count, float]:
+        rows = session.rows(counts_statement(self._storage.schema), subscription=self._name)
+        counts = {(row["name"], tuple(row["labels"])): row["value"] for row in rows}
+        counts.pop((COUNTED_SEQ, ()), None)
+        return counts
+
+    def _counted(self, session: Session) -> float:
+        found = session.rows(counted_statement(self._storage.schema), subscription=self._name)
+        return found[0]["value"] if found else 0
+
+    def _take_over(self, session: Session, epoch: int) -> None:
+        """Tell apart the names that were told apart before, by whoever counted then."""
+        known = [dict(zip(LABELS[n], labels, strict=True)) for n, labels in self._counts(session)]
+        max_pools, max_consumers = self._limits
+        self._pool = BoundedLabel(max_pools, _distinct("pool", known))
+        self._consumer = BoundedLabel(max_consumers, _distinct("consumer", known))
+        self._pools = {pool.id: pool.name for pool in self._storage.list_pools()}
+        self._epoch = epoch
 
     def _count(self, deliveries: list[Delivery]) -> None:
         session = Session(deliveries[0].connection)
-        schema = self._storage.schema
-        found = session.rows(counted_statement(schema), subscription=self._name)
-        counted = found[0]["value"] if found else 0
+        if deliveries[0].epoch != self._epoch:
+            self._take_over(session, deliveries[0].epoch)
+        counted = self._counted(session)
         new = [delivery.event for delivery in deliveries if delivery.seq > counted]
         if not new:
             return
@@ -119,7 +144,9 @@ class FleetCounter:
             self._add(event, added)
         added[COUNTED_SEQ, ()] = new[-1].seq - counted
         rows = [{"name": n, "labels": labels, "value": v} for (n, labels), v in added.items()]
-        session.run(add_statement(schema), subscription=self._name, rows=json.dumps(rows))
+        session.run(
+            add_statement(self._storage.schema), subscription=self._name, rows=json.dumps(rows)
+        )
 
     def _add(self, event: Event, added: dict[Count, float]) -> None:
         added["events", (event.type,)] += 1
@@ -151,7 +178,9 @@ class FleetCounter:
 
     def _asked(self, event: LeaseAcquired | AcquireMissed) -> tuple[str, str, str]:
         selector = event.selector.value if event.selector else OTHER
-        return self._pool(event.pool_name), self._consumer(event.consumer), selector
+        is_misspelled = isinstance(event, AcquireMissed) and event.reason is MissReason.UNKNOWN_POOL
+        pool = self._pool(None if is_misspelled else event.pool_name)
+        return pool, self._consumer(event.consumer), selector
 
 
 def _distinct(label: str, known: Sequence[Mapping[str, str]]) -> tuple[str, ...]:

@@ -8,8 +8,9 @@ the database, and says so with ``pharox_fleet_up 0`` if that cannot be reached.
 from __future__ import annotations
 
 import logging
+import ssl
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
@@ -24,9 +25,10 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from ..errors import InvalidInputError, PharoxError
-from ..ledger.subscriptions import subscriptions
+from ..ledger.subscriptions import Running, subscriptions
+from ..ledger.subscriptions.fleet import UNNAMED
 from ..storage.postgres import PostgresStorage
-from .counting import LABELS, Count, FleetCounter, held_statement
+from .counting import LABELS, NAME, Count, FleetCounter, held_statement
 from .metrics import DEFAULT_LEASE_BUCKETS, POOL_GAUGES, pool_figures
 
 NAMESPACE = "pharox_fleet"
@@ -58,11 +60,19 @@ class FleetCollector(Collector):
         Where the ledger is.
     counter:
         What counts its log.
+    is_counting:
+        Returns whether it still does.
     """
 
-    def __init__(self, storage: PostgresStorage, counter: FleetCounter) -> None:
+    def __init__(
+        self,
+        storage: PostgresStorage,
+        counter: FleetCounter,
+        is_counting: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._storage = storage
         self._counter = counter
+        self._is_counting = is_counting
 
     def describe(self) -> list[Metric]:
         """Say nothing beforehand: a registry would else ask the database when it registers."""
@@ -82,6 +92,9 @@ class FleetCollector(Collector):
             found = []
         up.add_metric([], float(bool(found)))
         yield up
+        counting = GaugeMetricFamily(f"{NAMESPACE}_counting", "Whether this server reads the log.")
+        counting.add_metric([], float(self._is_counting()))
+        yield counting
         yield from found
 
     def _pool_gauges(self) -> Iterator[Metric]:
@@ -110,10 +123,24 @@ class FleetCollector(Collector):
             for name, text in SUBSCRIPTION_GAUGES.items()
         ]
         for status in subscriptions(self._storage):
+            if not status.active and status.name.startswith(UNNAMED):
+                continue  # It had no name, and its process was killed: nobody goes on with it.
             numbers = (status.lag_events, status.lag_seconds, status.parked)
             for family, number in zip(families, numbers, strict=True):
                 family.add_metric([status.name], number)
         yield from families
+
+
+def _check_certificate(certfile: str | None, keyfile: str | None) -> None:
+    """Raise InvalidInputError unless HTTPS could be served with these, before anything listens."""
+    if certfile is None and keyfile is None:
+        return
+    if certfile is None or keyfile is None:
+        raise InvalidInputError("HTTPS takes both, a certificate and its key")
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certfile, keyfile)
+    except OSError as error:
+        raise InvalidInputError(f"the certificate or its key cannot be used: {error}") from error
 
 
 def _counters(counts: dict[Count, float]) -> Iterator[Metric]:
@@ -170,7 +197,7 @@ class FleetServer(AbstractContextManager["FleetServer"]):
     Raises
     ------
     InvalidInputError
-        If the port cannot be listened on.
+        If the port cannot be listened on, or the certificate not be used.
     """
 
     def __init__(
@@ -179,7 +206,7 @@ class FleetServer(AbstractContextManager["FleetServer"]):
         *,
         port: int = 9464,
         address: str = "127.0.0.1",
-        name: str = "metrics",
+        name: str = NAME,
         max_consumers: int = 100,
         max_pools: int = 1000,
         certfile: str | None = None,
@@ -187,12 +214,14 @@ class FleetServer(AbstractContextManager["FleetServer"]):
     ) -> None:
         counter = FleetCounter(storage, name=name, max_consumers=max_consumers, max_pools=max_pools)
         registry = CollectorRegistry()
-        registry.register(FleetCollector(storage, counter))
+        self._counting: Running | None = None
+        registry.register(FleetCollector(storage, counter, lambda: self.is_counting))
+        _check_certificate(certfile, keyfile)
         options: dict[str, Any] = {"certfile": certfile, "keyfile": keyfile}
         try:
             self._server, self._thread = start_http_server(port, address, registry, **options)
         except OSError as error:
-            raise InvalidInputError(f"cannot listen on {address} port {port}: {error}") from error
+            raise InvalidInputError(f"cannot serve {address} port {port}: {error}") from error
         self.port: int = self._server.server_port
         try:
             self._counting = counter.subscription().running(storage)
@@ -203,7 +232,7 @@ class FleetServer(AbstractContextManager["FleetServer"]):
     @property
     def is_counting(self) -> bool:
         """Whether the log is still being read."""
-        return self._counting.is_alive
+        return self._counting is not None and self._counting.is_alive
 
     def __exit__(
         self,
@@ -212,7 +241,8 @@ class FleetServer(AbstractContextManager["FleetServer"]):
         traceback: TracebackType | None,
     ) -> None:
         try:
-            self._counting.stop()
+            if self._counting is not None:
+                self._counting.stop()
         finally:
             self._close()
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import threading
+from hashlib import sha256
 
 OTHER = "other"
 """What stands for all names beyond the first ones."""
+
+
+LONGEST = 100
+"""Of a longer name so many characters are shown, and a hash tells it from others."""
 
 
 class BoundedLabel:
@@ -30,6 +35,8 @@ class BoundedLabel:
         """Return the label's value for a name."""
         if name is None:
             return OTHER
+        if len(name) > LONGEST:
+            name = f"{name[:LONGEST]}-{sha256(name.encode()).hexdigest()[:8]}"
         if name in self._known:
             return name
         with self._lock:

@@ -65,7 +65,9 @@ class StructuredLogger:
     ) -> None:
         if not 0 <= sample_rate <= 1:
             raise ValueError("sample_rate must be between 0 and 1.")
-        self._logger = _bound(logger)
+        is_standard = isinstance(logger, logging.Logger | logging.LoggerAdapter)
+        self._logger = _wrapped(logger) if is_standard else logger
+        self._unless_configured = _wrapped(logging.getLogger("pharox"))
         self._sample_rate = sample_rate
         self._include_pool_stats = include_pool_stats
         self._random_fn = random_fn
@@ -175,7 +177,12 @@ class StructuredLogger:
         actor, correlation_id = current_attribution()
         if stats is not None and self._include_pool_stats:
             fields["pool_stats"] = {"pool": stats.pool_name, **stats.figures()}
-        getattr(self._logger, level)(event, actor=actor, correlation_id=correlation_id, **fields)
+        logger = self._logger
+        if logger is None:  # The application may configure structlog after this was registered.
+            configured = structlog.is_configured()
+            logger = structlog.get_logger("pharox") if configured else self._unless_configured
+        write = getattr(logger, level)
+        write(event, actor=actor, correlation_id=correlation_id, **fields)
 
     def _is_sampled(self, lease_id: UUID | None) -> bool:
         if self._sample_rate >= 1:
@@ -193,20 +200,27 @@ def register_structured_logging(manager: Leasing[Any], **options: Any) -> Struct
     return StructuredLogger(**options).register(manager)
 
 
-def _bound(logger: Any) -> Any:
-    if logger is None:
-        if structlog.is_configured():
-            return structlog.get_logger("pharox")
-        logger = logging.getLogger("pharox")
-    if isinstance(logger, logging.Logger | logging.LoggerAdapter):
-        return structlog.wrap_logger(
-            logger,
-            processors=[structlog.contextvars.merge_contextvars, _as_record],
-            wrapper_class=structlog.stdlib.BoundLogger,
-        )
-    return logger
+def _wrapped(logger: logging.Logger | logging.LoggerAdapter[Any]) -> Any:
+    """Return a logger of structlog that writes to one of the standard library."""
+    own: Mapping[str, Any] = {}
+    if isinstance(logger, logging.LoggerAdapter):
+        own = logger.extra or {}
+        logger = logger.logger
+    return structlog.wrap_logger(
+        logger,
+        processors=[structlog.contextvars.merge_contextvars, _as_record],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        **own,
+    )
+
+
+_OF_A_RECORD = {*vars(logging.makeLogRecord({})), "message", "asctime"}
 
 
 def _as_record(logger: Any, method: str, fields: MutableMapping[str, Any]) -> Mapping[str, Any]:
-    """Return what the standard library logs: the event as message, all of it as attributes."""
-    return {"msg": fields["event"], "extra": dict(fields)}
+    """Return what the standard library logs: the event as message, all of it as attributes.
+
+    What the application has bound may have a name that a record needs for itself.
+    """
+    extra = {f"{key}_" if key in _OF_A_RECORD else key: fact for key, fact in fields.items()}
+    return {"msg": fields["event"], "extra": extra}

@@ -21,6 +21,7 @@ from ..models import (
     CallbackFailurePayload,
     ExpireEventPayload,
     HealthEventPayload,
+    MissReason,
     PoolStatsSnapshot,
     ReleaseEventPayload,
 )
@@ -118,7 +119,10 @@ class PrometheusMetricsRecorder:
     def handle_acquire(self, payload: AcquireEventPayload) -> None:
         """Count an attempt to lease, and how long it took."""
         metrics = self._metrics
-        pool, consumer = metrics.pool(payload.pool_name), metrics.consumer(payload.consumer_name)
+        known = payload.miss_reason is not MissReason.UNKNOWN_POOL
+        # What is misspelled must not take the place of a pool.
+        pool = metrics.pool(payload.pool_name if known else None)
+        consumer = metrics.consumer(payload.consumer_name)
         selector, status = payload.selector.value, "hit" if payload.lease else "miss"
         seconds = max(payload.duration_ms, 0) / 1000
         metrics.acquire_total.labels(pool, consumer, selector, status).inc()
@@ -246,6 +250,8 @@ class _Metrics:
         self.callback_failures = Counter(
             "callback_failures_total", "Callbacks that raised.", ("told",), **own
         )
+        for told in ("acquire", "release", "expire", "health"):
+            self.callback_failures.labels(told)  # from 0 on, so that a first one is an increase
         self.gauges = {
             name: Gauge(f"pool_{name}", text, ("pool",), multiprocess_mode="mostrecent", **own)
             for name, text in POOL_GAUGES.items()
@@ -272,6 +278,11 @@ def _metrics_of(registry: CollectorRegistry, shape: _Shape) -> _Metrics:
     with _lock:
         known = _known.setdefault(registry, {}).get(shape.namespace)
         if known is None:
+            trial = CollectorRegistry()
+            try:
+                _Metrics(trial, shape)
+            except ValueError as error:
+                raise InvalidInputError(f"these metrics make no sense: {error}") from error
             try:
                 known = _known[registry][shape.namespace] = _Metrics(registry, shape)
             except ValueError as error:

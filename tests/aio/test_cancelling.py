@@ -328,6 +328,36 @@ def test_a_callback_that_is_cancelled_costs_the_lease(kept: Kept) -> None:
     kept.assert_nothing_is_left()
 
 
+def test_a_listener_to_failures_that_is_cancelled_keeps_nobody_from_being_told(
+    in_memory: Kept,
+) -> None:
+    """The callbacks after the one that failed hear of the release all the same."""
+    kept = in_memory
+    fill(kept.blocking)
+    manager = AsyncProxyManager(kept.storage)
+    told: list[Any] = []
+
+    def fail(payload: Any) -> None:
+        raise ZeroDivisionError
+
+    async def stuck(payload: Any) -> None:
+        await asyncio.sleep(60)
+
+    manager.register_release_callback(fail)
+    manager.register_release_callback(told.append)
+    manager.register_failure_callback(stuck)
+
+    async def main() -> None:
+        lease = await manager.acquire_proxy("pool")
+        assert lease is not None
+        async with asyncio.timeout(0.05):
+            await manager.release_proxy(lease)
+
+    with pytest.raises(TimeoutError):
+        kept.run(main())
+    assert len(told) == 1
+
+
 # As asyncio cancels
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import anyio
+import psycopg
 import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -175,19 +177,30 @@ def locked(kept: Kept) -> Iterator[None]:
         yield
 
 
+@pytest.mark.parametrize("scope", ["asyncio", "anyio"])
 def test_a_statement_that_waits_for_too_long_is_cancelled(
-    in_postgres: Kept, monkeypatch: pytest.MonkeyPatch
+    in_postgres: Kept, monkeypatch: pytest.MonkeyPatch, scope: str
 ) -> None:
     """A cancelled task waits a while for its statement, then has the server cancel it."""
     kept = in_postgres
     monkeypatch.setattr(patience, "PATIENCE_S", 0.3)
+    original = psycopg.AsyncConnection.cancel_safe
+
+    async def over_a_network(self: Any, *, timeout: float) -> None:
+        await asyncio.sleep(0.05)
+        await original(self, timeout=timeout)
+
+    monkeypatch.setattr(psycopg.AsyncConnection, "cancel_safe", over_a_network)
     fill(kept.blocking)
     manager = AsyncProxyManager(kept.storage)
     kept.run(manager.cleanup_expired_leases())
     before = types_of(kept.blocking)
 
     async def main() -> None:
-        async with asyncio.timeout(0.1):
+        if scope == "asyncio":
+            async with asyncio.timeout(0.1):
+                await manager.acquire_proxy("pool")
+        with anyio.fail_after(0.1):
             await manager.acquire_proxy("pool")
 
     with locked(kept), pytest.raises(TimeoutError):

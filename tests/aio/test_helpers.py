@@ -13,7 +13,10 @@ import pytest
 
 import pharox
 from pharox import (
+    AsyncInMemoryStorage,
+    AsyncProxyManager,
     InMemoryStorage,
+    InvalidInputError,
     LeaseStatus,
     ProxyManager,
     acquire_proxy_async,
@@ -197,3 +200,19 @@ def test_those_who_wait_do_not_keep_others_from_releasing() -> None:
 
     asyncio.run(main())
     assert active(manager) == 0
+
+
+def test_a_manager_to_be_awaited_needs_no_helper() -> None:
+    """Instead of a coroutine that nobody awaits, and a lease that stays."""
+    storage = AsyncInMemoryStorage()
+    fill(storage.memory)
+    awaited: Any = AsyncProxyManager(storage)
+
+    async def main() -> None:
+        lease = await awaited.acquire_proxy("pool")
+        with pytest.raises(InvalidInputError, match="without a helper"):
+            await release_proxy_async(awaited, lease)
+        with pytest.raises(InvalidInputError, match="without a helper"):
+            await acquire_proxy_async(awaited, "pool")
+
+    asyncio.run(main())

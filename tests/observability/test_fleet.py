@@ -82,7 +82,7 @@ def test_everything_that_happened_is_counted(storage: PostgresStorage) -> None:
     first = "first_available"
     assert found["leases_acquired_total", ("crawler", "pool", first)] == 2
     assert found["leases_acquired_total", ("slow", "pool", first)] == 1
-    missed = ("crawler", "nowhere", "unknown_pool", first)
+    missed = ("crawler", "other", "unknown_pool", first)
     assert found["acquire_misses_total", missed] == 1
     assert found["lease_duration_seconds_sum", ("released", "pool")] == 4
     assert found["lease_duration_seconds_bucket", ("released", "1.0", "pool")] == 0
@@ -94,7 +94,7 @@ def test_everything_that_happened_is_counted(storage: PostgresStorage) -> None:
     assert found["pool_leases", ("pool",)] == 1
     assert found["oldest_lease_age_seconds", ("pool",)] == 90
     assert found["overdue_leases", ("pool",)] == 1
-    assert found["subscription_lag_events", ("metrics",)] == 0
+    assert found["subscription_lag_events", ("pharox-metrics",)] == 0
     assert found["up", ()] == 1
 
 
@@ -117,7 +117,7 @@ def test_counts_go_on_after_a_restart(storage: PostgresStorage, database_url: st
     ):
         before = level(one, cycles(10))
         assert counted(scraped(other.port)) == counted(before)
-    reset(storage, "metrics", "beginning")
+    reset(storage, "pharox-metrics", "beginning")
     with FleetServer(storage, port=0, max_consumers=3) as again:
         assert counted(scraped(again.port)) == counted(before)
         after = level(again, cycles(5))
@@ -137,7 +137,9 @@ def test_without_a_database_a_scrape_says_so(
     with FleetServer(storage, port=0) as server:
         level(server, 2)
         run_sql(storage.engine, "ALTER TABLE pharox.fleet_counts RENAME TO away")
-        assert scraped(server.port) == {("up", ()): 0}
+        found = scraped(server.port)
+        assert found["up", ()] == 0
+        assert set(found) == {("up", ()), ("counting", ())}
         run_sql(storage.engine, "ALTER TABLE pharox.away RENAME TO fleet_counts")
         assert level(server, 2)["up", ()] == 1
     assert "metrics.failed" in caplog.text
@@ -148,8 +150,12 @@ def test_a_taken_port_is_told(storage: PostgresStorage) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(InvalidInputError, match="cannot listen"):
+        with pytest.raises(InvalidInputError, match="cannot serve"):
             FleetServer(storage, port=taken.getsockname()[1])
+    with pytest.raises(InvalidInputError, match="its key"):
+        FleetServer(storage, port=0, certfile="cert.pem")
+    with pytest.raises(InvalidInputError, match="cannot be used"):
+        FleetServer(storage, port=0, certfile="none.pem", keyfile="none.pem")
     assert run_sql(storage.engine, "SELECT name FROM pharox.subscriptions") == []
 
 
@@ -229,3 +235,62 @@ def test_it_serves_https(storage: PostgresStorage, tmp_path: Path) -> None:
         url = f"https://127.0.0.1:{server.port}/metrics"
         with urllib.request.urlopen(url, context=context, timeout=20) as answer:
             assert b"pharox_fleet_up 1.0" in answer.read()
+
+
+def test_a_server_that_takes_over_knows_what_the_other_one_knew(
+    storage: PostgresStorage, database_url: str
+) -> None:
+    """Pools that came meanwhile, and which consumers are told apart."""
+    fill(storage, 1, name="old")
+    manager = ProxyManager(storage)
+
+    def cycle(pool: str, consumer: str) -> None:
+        with manager.with_lease(pool, consumer):
+            pass
+
+    with ledger(database_url) as elsewhere:
+        first = FleetServer(elsewhere, port=0, max_consumers=2)
+        cycle("old", "c1")
+        level(first, 4)
+        with FleetServer(storage, port=0, max_consumers=2) as second:
+            _, (proxy,) = fill(storage, 1, name="new")
+            cycle("new", "c2")
+            level(first, 8)
+            first.__exit__(None, None, None)
+            cycle("new", "c3")
+            storage.record_health_checks([checked(proxy)])
+            storage.seal()
+            found = level(second, len(list(storage.events())))
+            assert second.is_counting
+            assert found["counting", ()] == 1
+    granted = {key[1][0]: v for key, v in found.items() if key[0] == "leases_acquired_total"}
+    assert granted == {"c1": 1, "c2": 1, "other": 1}
+    assert found["health_checks_total", ("new", "http", "active")] == 1
+
+
+def test_the_longest_names_are_counted(storage: PostgresStorage) -> None:
+    """They are shown up to a hundred characters, and a hash tells one from the other."""
+    name = "代理" * 250
+    fill(storage, 1, name=name)
+    manager = ProxyManager(storage)
+    with FleetServer(storage, port=0) as server:
+        for consumer in (name, name[:-1]):
+            with manager.with_lease(name, consumer):
+                pass
+        storage.seal()
+        found = level(server, len(list(storage.events())))
+    consumers = [key[1][0] for key in found if key[0] == "leases_acquired_total"]
+    assert len(set(consumers)) == 2
+    assert all(len(consumer) == 109 for consumer in consumers)
+
+
+def test_a_killed_reader_without_a_name_is_not_shown(storage: PostgresStorage) -> None:
+    """Nobody will ever go on with it, so its lag says nothing."""
+    fill(storage)
+    query = "INSERT INTO pharox.subscriptions (name, checkpoint, epoch) VALUES ('{}', 0, 1)"
+    run_sql(storage.engine, query.format("callbacks-0000"))
+    run_sql(storage.engine, query.format("audit"))
+    with FleetServer(storage, port=0) as server:
+        found = level(server, 2)
+    shown = {key[1][0] for key in found if key[0] == "subscription_lag_events"}
+    assert shown == {"audit", "pharox-metrics"}

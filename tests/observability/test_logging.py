@@ -197,3 +197,50 @@ def test_a_failing_failure_callback_changes_nothing(caplog: pytest.LogCaptureFix
     with pytest.raises(ZeroDivisionError):
         manager.acquire_proxy("pool")
     assert "told of a failure" in caplog.text
+
+
+def test_what_the_application_has_bound_costs_no_lease(caplog: pytest.LogCaptureFixture) -> None:
+    """A name that a record of the standard library needs for itself is told with a dash behind."""
+    caplog.set_level(logging.INFO)
+    storage = InMemoryStorage()
+    fill(storage)
+    manager = ProxyManager(storage)
+    register_structured_logging(manager)
+    with structlog.contextvars.bound_contextvars(name="alice", args=1, request_id="r-1"):
+        assert manager.acquire_proxy("pool") is not None
+    (record,) = caplog.records
+    line: Any = record
+    assert (line.name, line.name_, line.args_, line.request_id) == ("pharox", "alice", 1, "r-1")
+
+
+def test_an_adapter_keeps_its_own_fields(caplog: pytest.LogCaptureFixture) -> None:
+    """A LoggerAdapter of the standard library adds what it adds to all lines."""
+    caplog.set_level(logging.INFO)
+    storage = InMemoryStorage()
+    fill(storage)
+    manager = ProxyManager(storage)
+    adapter = logging.LoggerAdapter(logging.getLogger("theirs"), {"app": "crawler"})
+    StructuredLogger(logger=adapter).register(manager)
+    manager.acquire_proxy("pool")
+    (record,) = caplog.records
+    line: Any = record
+    assert (line.name, line.app, line.event) == ("theirs", "crawler", "pharox.acquire")
+
+
+def test_structlog_may_be_configured_later(caplog: pytest.LogCaptureFixture) -> None:
+    """From then on lines go where the application's others go."""
+    caplog.set_level(logging.INFO)
+    storage = InMemoryStorage()
+    fill(storage)
+    manager = ProxyManager(storage)
+    register_structured_logging(manager)
+    with manager.with_lease("pool"):
+        pass
+    capture = LogCapture()
+    structlog.configure(processors=[capture])
+    try:
+        manager.acquire_proxy("pool")
+    finally:
+        structlog.reset_defaults()
+    assert len(caplog.records) == 2
+    assert [line["event"] for line in capture.entries] == ["pharox.acquire"]

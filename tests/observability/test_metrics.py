@@ -17,6 +17,7 @@ from pharox import (
     PrometheusMetricsRecorder,
     ProxyManager,
     ProxyStatus,
+    bootstrap_pool,
     register_prometheus_metrics,
 )
 from pharox.observability.labels import BoundedLabel
@@ -64,9 +65,10 @@ def test_everything_is_counted() -> None:
     asked = ("crawler", "pool", "first_available")
     assert found["pharox_acquire_total", (*asked, "hit")] == 2
     assert found["pharox_acquire_total", (*asked, "miss")] == 1
+    assert found["pharox_acquire_total", ("crawler", "other", asked[2], "miss")] == 1
     assert found["pharox_acquire_duration_seconds_count", (*asked, "hit")] == 2
     assert found["pharox_acquire_misses_total", ("crawler", "pool", "at_capacity", asked[2])] == 1
-    misspelled = ("crawler", "nowhere", "unknown_pool", asked[2])
+    misspelled = ("crawler", "other", "unknown_pool", asked[2])
     assert found["pharox_acquire_misses_total", misspelled] == 1
     assert found["pharox_release_total", ("pool",)] == 2
     assert found["pharox_expired_total", ("pool",)] == 1
@@ -75,6 +77,7 @@ def test_everything_is_counted() -> None:
     assert found["pharox_health_checks_total", ("pool", "http", "slow")] == 1
     assert found["pharox_health_check_duration_seconds_sum", ("pool", "http")] == 1.5
     assert found["pharox_callback_failures_total", ("acquire",)] == 1
+    assert found["pharox_callback_failures_total", ("release",)] == 0
     gauges = ("total_proxies", "active_proxies", "available_proxies", "leased_proxies", "leases")
     assert [found[f"pharox_pool_{name}", ("pool",)] for name in gauges] == [2, 1, 1, 0, 0]
 
@@ -91,6 +94,7 @@ def test_names_beyond_the_first_are_other() -> None:
     registry = CollectorRegistry()
     register_prometheus_metrics(manager, registry=registry, max_consumers=2, max_pools=1)
     for number in range(50):
+        bootstrap_pool(storage, name=f"pool-{number}")
         with manager.with_lease("pool", f"worker-{number}"):
             manager.acquire_proxy(f"pool-{number}", f"worker-{number}")
     found = samples(registry)
@@ -117,6 +121,10 @@ def test_managers_of_a_process_share_their_metrics() -> None:
     with pytest.raises(InvalidInputError, match="other options"):
         PrometheusMetricsRecorder(registry=registry, acquire_buckets=[1])
     PrometheusMetricsRecorder(registry=registry, namespace="theirs", acquire_buckets=[1])
+    fresh = CollectorRegistry()
+    with pytest.raises(InvalidInputError, match="make no sense"):
+        PrometheusMetricsRecorder(registry=fresh, acquire_buckets=[2, 1])
+    PrometheusMetricsRecorder(registry=fresh, acquire_buckets=[1, 2])
     taken = CollectorRegistry()
     Counter("pharox_release_total", "theirs", registry=taken)
     with pytest.raises(InvalidInputError, match="already"):

@@ -53,6 +53,9 @@ __all__ = ["Payloads", "fleet_subscription", "for_threads", "payload_of"]
 Payload = AcquireEventPayload | ReleaseEventPayload | ExpireEventPayload | HealthEventPayload
 Callback = Callable[[Any], Any]
 
+UNNAMED = "callbacks-"
+"""What the names of subscriptions begin with that are forgotten when they end."""
+
 AHEAD = 2_000
 """How many events of the log are folded at once."""
 KEPT = 20_000
@@ -95,7 +98,7 @@ def fleet_subscription(
         raise InvalidInputError(f"give a callback: {', '.join(_EVENTS_OF)}")
     payloads = Payloads(in_postgres(storage), by_type)
     subscription = Subscription(
-        name or f"callbacks-{uuid4()}",
+        name or f"{UNNAMED}{uuid4()}",
         _telling(payloads, by_type),
         start=start,
         types=tuple(by_type),

@@ -162,13 +162,9 @@ class AsyncDriver:
         if not patience.certain:
             patience.obey()
         while True:
-            # In a task of its own, as a scope of anyio cancels this one in each turn of the loop.
-            waiting = asyncio.ensure_future(self._from_the_pool())
-            while not waiting.done():
-                with patience:
-                    await asyncio.wait([waiting])
-            if not waiting.cancelled():  # as a loop that shuts down cancels it, once
-                return waiting.result()
+            lending = await patience.outlast(self._from_the_pool())
+            if not lending.cancelled():  # as a loop that shuts down cancels it, once
+                return lending.result()
 
     async def _from_the_pool(self) -> PoolProxiedConnection:
         try:

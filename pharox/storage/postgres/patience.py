@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import select
-from collections.abc import Awaitable, Generator
+from collections.abc import Awaitable, Coroutine, Generator
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -67,6 +67,18 @@ class Patience:
         if self.cancelled is not None:
             raise self.cancelled
 
+    async def outlast(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run in a task of its own until that is done; note all cancellations of this one.
+
+        A scope of anyio cancels in each turn of the loop, and would let nothing that
+        has to wait come to its end in this task.
+        """
+        task = asyncio.create_task(coroutine)
+        while not task.done():
+            with self:
+                await asyncio.wait([task])
+        return task
+
     def teach(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """Have a connection wait in this way, until :func:`forget` is called."""
 
@@ -97,8 +109,8 @@ class Patience:
         if await self._has_come(connection, arriving):
             return
         if not self.certain:
-            with self, suppress(psycopg.Error):
-                await connection.cancel_safe(timeout=PATIENCE_S)
+            with suppress(psycopg.Error, asyncio.CancelledError):
+                (await self.outlast(connection.cancel_safe(timeout=PATIENCE_S))).result()
         if await self._has_come(connection, arriving):
             return
         logger.warning("pharox.connection.given_up: the server did not answer a cancelled task")
