@@ -31,7 +31,9 @@ from .text import url_of
 
 C = TypeVar("C", "LeasedClient", "AsyncLeasedClient")
 
-_SOCKS = {ProxyProtocol.SOCKS4: ProxyType.SOCKS4, ProxyProtocol.SOCKS5: ProxyType.SOCKS5}
+SOCKS = {ProxyProtocol.SOCKS4: ProxyType.SOCKS4, ProxyProtocol.SOCKS5: ProxyType.SOCKS5}
+"""The protocols that httpx-socks speaks, by its own names."""
+
 _OUR_OWN = ("proxy", "transport", "mounts")
 _OF_TRANSPORTS = ("http1", "http2", "limits")
 
@@ -292,7 +294,7 @@ def _transport(proxy: Proxy, options: dict[str, Any], http: Any, socks: Any) -> 
     context = _ssl_context(options, http2=named.get("http2", False))
     host, login = str(proxy.host), proxy.credentials
     user, password = (login.user, login.password.get_secret_value()) if login else (None, None)
-    if (kind := _SOCKS.get(proxy.protocol)) is not None:
+    if (kind := SOCKS.get(proxy.protocol)) is not None:
         return socks(
             proxy_type=kind,
             proxy_host=host,

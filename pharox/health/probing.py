@@ -26,8 +26,8 @@ from typing import Any
 import httpcore
 import httpx
 from httpx_socks import AsyncProxyTransport
-from python_socks import ProxyType
 
+from ..clients import SOCKS
 from ..models import (
     CheckFailure,
     HealthCheckOptions,
@@ -46,10 +46,6 @@ MAX_PIECES = 500
 LOOKUPS = 256
 """How many names of proxies are looked up at once."""
 
-_SOCKS = {
-    ProxyProtocol.SOCKS4: ProxyType.SOCKS4,
-    ProxyProtocol.SOCKS5: ProxyType.SOCKS5,
-}
 _USER_AGENT = f"pharox/{version('pharox')}"
 _REDIRECTS = (301, 302, 303, 307, 308)
 _NOT_FOR_OTHERS = ("authorization", "cookie", "host")
@@ -95,7 +91,7 @@ class HTTPHealthCheckStrategy(HealthCheckStrategy):
     async def check(self, proxy: Proxy, options: HealthCheckOptions) -> HealthCheckResult:
         """Fetch the target, again after a failure if ``options.attempts`` allows it."""
         async with AsyncExitStack() as connections:
-            kind = _SOCKSRoute if proxy.protocol in _SOCKS else _HTTPRoute
+            kind = _SOCKSRoute if proxy.protocol in SOCKS else _HTTPRoute
             route = kind(proxy, self._ssl_context, self._names, connections)
             for attempts in range(1, options.attempts + 1):  # noqa: B007 - read below
                 finding = await _attempt(route, options)
@@ -207,7 +203,7 @@ class _SOCKSRoute(_Route):
     def _transport(self) -> AsyncProxyTransport:
         login = self._login()
         transport = AsyncProxyTransport(
-            proxy_type=_SOCKS[self._proxy.protocol],
+            proxy_type=SOCKS[self._proxy.protocol],
             proxy_host=str(self._proxy.host),
             proxy_port=self._proxy.port,
             username=login and login[0],

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -36,7 +35,7 @@ from ..log import fleet_counts
 from ..models import MissReason
 from ..storage.postgres import PostgresStorage
 from ..storage.postgres.driver import Session
-from ..storage.postgres.sql import Statement, compiled, now, parameter, word
+from ..storage.postgres.sql import by_schema, now, parameter, word
 from .labels import OTHER, BoundedLabel
 from .metrics import DEFAULT_LEASE_BUCKETS
 
@@ -188,19 +187,11 @@ def _distinct(label: str, known: Sequence[Mapping[str, str]]) -> tuple[str, ...]
     return tuple(dict.fromkeys(name for name in names if name != OTHER))
 
 
-def _statement(element: Callable[[], Any]) -> Callable[[str], Statement]:
-    @lru_cache(maxsize=8)
-    def for_schema(schema: str) -> Statement:
-        return compiled(element(), schema)
-
-    return for_schema
-
-
 _f = fleet_counts
 _NAME = parameter("subscription")
 
 
-@_statement
+@by_schema
 def counts_statement() -> Any:
     """Query what a subscription has counted."""
     return (
@@ -210,13 +201,13 @@ def counts_statement() -> Any:
     )
 
 
-@_statement
+@by_schema
 def counted_statement() -> Any:
     """Query up to which seq a subscription has counted."""
     return select(_f.c.value).where(_f.c.subscription == _NAME, _f.c.name == word(COUNTED_SEQ))
 
 
-@_statement
+@by_schema
 def add_statement() -> Any:
     """Add to what has been counted."""
     given = (
@@ -232,7 +223,7 @@ def add_statement() -> Any:
     )
 
 
-@_statement
+@by_schema
 def held_statement() -> Any:
     """Query, of each pool with leases, how old the oldest is and how many are overdue."""
     overdue = func.count().filter(leases.c.expires_at < now)

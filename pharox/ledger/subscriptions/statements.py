@@ -7,8 +7,6 @@ moments of ``seen_at`` are the server's, so readers' clocks do not matter.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 from psycopg import sql
@@ -38,7 +36,15 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from pharox.log import events, parked_events, seals, subscriptions, ticks
 from pharox.storage.postgres.history import SEALED
-from pharox.storage.postgres.sql import ONE, Statement, compiled, now, parameter, quoted, word
+from pharox.storage.postgres.sql import (
+    ONE,
+    Statement,
+    by_schema,
+    now,
+    parameter,
+    quoted,
+    word,
+)
 
 TAKE_OVER_S = 2.5
 """How long the reader of a subscription may be silent before another one takes over."""
@@ -55,30 +61,19 @@ _is_silent = or_(
 _is_parked = p.c.subscription == _NAME
 
 
-def _statement(element: Callable[[], Any]) -> Callable[[str], Statement]:
-    """Make of a Core element a function from a schema to the statement."""
-
-    @lru_cache(maxsize=8)
-    def for_schema(schema: str) -> Statement:
-        return compiled(element(), schema)
-
-    for_schema.__doc__ = element.__doc__
-    return for_schema
-
-
 def _to_be_retried() -> ColumnElement[bool]:
     marked = select(ONE).where(p.c.subscription == s.c.name, p.c.retry)
     return marked.exists().label("retries")
 
 
-@_statement
+@by_schema
 def register() -> Any:
     """Remember a subscription, if its name is new."""
     values = {"name": _NAME, "checkpoint": parameter("checkpoint", BigInteger)}
     return upsert(s).values(**values, epoch=literal_column("0")).on_conflict_do_nothing()
 
 
-@_statement
+@by_schema
 def claim() -> Any:
     """Become the reader, if there is none, or none that was heard of lately."""
     free = (
@@ -95,7 +90,7 @@ def claim() -> Any:
     )
 
 
-@_statement
+@by_schema
 def renew() -> Any:
     """Let oneself be heard of; no row if another one is the reader now."""
     return (
@@ -106,13 +101,13 @@ def renew() -> Any:
     )
 
 
-@_statement
+@by_schema
 def release() -> Any:
     """Leave the subscription to whoever asks next."""
     return update(s).where(*_is_mine).values(owner=null(), seen_at=null())
 
 
-@_statement
+@by_schema
 def lock() -> Any:
     """Hold the subscription to the end of the transaction; no row if another one has it."""
     return (
@@ -122,20 +117,20 @@ def lock() -> Any:
     )
 
 
-@_statement
+@by_schema
 def advance() -> Any:
     """Move the checkpoint."""
     checkpoint = parameter("checkpoint", BigInteger)
     return update(s).where(*_is_mine).values(checkpoint=checkpoint, seen_at=func.clock_timestamp())
 
 
-@_statement
+@by_schema
 def parked_keys() -> Any:
     """Ask behind which keys events wait."""
     return select(p.c.key).distinct().where(_is_parked)
 
 
-@_statement
+@by_schema
 def park() -> Any:
     """Put an event aside: with its error, or without one behind another of its key."""
     row = insert(p).values(
@@ -149,25 +144,25 @@ def park() -> Any:
     return row.inline()  # or it would return the key
 
 
-@_statement
+@by_schema
 def next_retry() -> Any:
     """Ask for the first event that is to be tried again: always the first of its key."""
     return select(p.c.seq, p.c.key).where(_is_parked, p.c.retry).order_by(p.c.seq).limit(ONE)
 
 
-@_statement
+@by_schema
 def take_back() -> Any:
     """Forget that an event was parked."""
     return delete(p).where(_is_parked, p.c.seq == _SEQ)
 
 
-@_statement
+@by_schema
 def mark_key() -> Any:
     """Have what waits under a key tried."""
     return update(p).where(_is_parked, p.c.key == parameter("key", Text)).values(retry=true())
 
 
-@_statement
+@by_schema
 def leave_parked() -> Any:
     """Keep the error of an event that was tried in vain, and let its key wait again."""
     tried = p.c.seq == _SEQ
@@ -183,13 +178,13 @@ def leave_parked() -> Any:
     )
 
 
-@_statement
+@by_schema
 def session_pid() -> Any:
     """Ask which of the server's processes answers."""
     return select(func.pg_backend_pid().label("pid"))
 
 
-@_statement
+@by_schema
 def keep_alive() -> Any:
     """Have the server notice within seconds that the reader's machine is gone."""
     return select(
@@ -206,13 +201,13 @@ def listening(schema: str) -> Statement:
     return Statement(sql.SQL("LISTEN {}").format(channel).as_bytes(), (), {}, ())
 
 
-@_statement
+@by_schema
 def find() -> Any:
     """Ask whether there is a subscription of this name."""
     return select(s.c.name).where(s.c.name == _NAME)
 
 
-@_statement
+@by_schema
 def statuses() -> Any:
     """Ask how far each subscription is."""
     last = select(func.coalesce(func.max(ticks.c.last_seq), literal_column("0")))
@@ -238,7 +233,7 @@ def statuses() -> Any:
     ).order_by(s.c.name.collate("C"))
 
 
-@_statement
+@by_schema
 def parked() -> Any:
     """Ask what is parked."""
     sealed = p.join(seals, seals.c.seq == p.c.seq).join(
@@ -252,7 +247,7 @@ def parked() -> Any:
     )
 
 
-@_statement
+@by_schema
 def mark() -> Any:
     """Have parked events tried: all, or those of a key, given as itself or by one of its events."""
     key, seq = parameter("key", Text), _SEQ
@@ -269,19 +264,19 @@ def mark() -> Any:
     )
 
 
-@_statement
+@by_schema
 def move() -> Any:
     """Put the checkpoint somewhere else."""
     return update(s).where(s.c.name == _NAME).values(checkpoint=parameter("checkpoint", BigInteger))
 
 
-@_statement
+@by_schema
 def forget_parked() -> Any:
     """Forget all that is parked."""
     return delete(p).where(_is_parked)
 
 
-@_statement
+@by_schema
 def remove() -> Any:
     """Forget a subscription that nobody reads."""
     return delete(s).where(s.c.name == _NAME, _is_silent)

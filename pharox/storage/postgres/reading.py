@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
-from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
@@ -40,7 +39,7 @@ from ...models import (
     Proxy,
     ProxyPool,
 )
-from .sql import POOL_ID, PROXY_ID, Statement, compiled, now, parameter, word
+from .sql import POOL_ID, PROXY_ID, by_schema, now, parameter, word
 from .tables import proxy_credentials
 from .vault import Vault
 
@@ -112,42 +111,31 @@ def health_from_row(row: Mapping[str, Any]) -> HealthCheckResult:
     return HealthCheckResult(**fields, error_message=row["error"])
 
 
-def _statement(query: Callable[[], Select[Any]]) -> Callable[[str], Statement]:
-    """Make of a query a function from a schema to the query compiled for it."""
-
-    @lru_cache(maxsize=8)
-    def for_schema(schema: str) -> Statement:
-        return compiled(query(), schema)
-
-    for_schema.__doc__ = query.__doc__
-    return for_schema
-
-
-@_statement
+@by_schema
 def pools_statement() -> Select[Any]:
     """Query all pools, by name."""
     return select(pools).order_by(pools.c.name.collate("C"))
 
 
-@_statement
+@by_schema
 def pool_statement() -> Select[Any]:
     """Query one pool by id."""
     return select(pools).where(pools.c.id == POOL_ID)
 
 
-@_statement
+@by_schema
 def pool_by_name_statement() -> Select[Any]:
     """Query one pool by name."""
     return select(pools).where(pools.c.name == parameter("name"))
 
 
-@_statement
+@by_schema
 def pool_size_statement() -> Select[Any]:
     """Query whether a pool has a proxy: one row, or none."""
     return select(a.c.proxy_id).where(a.c.pool_id == POOL_ID).limit(literal_column("1"))
 
 
-@_statement
+@by_schema
 def due_pools_statement() -> Select[Any]:
     """Query the pools in which a lease has run out."""
     due: Select[Any] = select(literal_column("1")).where(
@@ -158,7 +146,7 @@ def due_pools_statement() -> Select[Any]:
     return select(pools.c.id).where(due.exists()).order_by(pools.c.id)
 
 
-@_statement
+@by_schema
 def pools_with_ended_statement() -> Select[Any]:
     """Query the ids of pools with a lease that ended before a moment, also of removed ones."""
     before = parameter("ended_before", DateTime(timezone=True))
@@ -170,7 +158,7 @@ def pools_with_ended_statement() -> Select[Any]:
     )
 
 
-@_statement
+@by_schema
 def stats_statement() -> Select[Any]:
     """Query the pools in numbers, all or the one named, with the database's time."""
     name = parameter("name")
@@ -184,20 +172,20 @@ def stats_statement() -> Select[Any]:
     )
 
 
-@_statement
+@by_schema
 def proxy_statement() -> Select[Any]:
     """Query one proxy by id."""
     return proxy_rows().where(d.c.id == PROXY_ID)
 
 
-@_statement
+@by_schema
 def proxies_statement() -> Select[Any]:
     """Query a page of a pool's proxies, by id."""
     first, limit = parameter("from_id", Uuid), parameter("limit", Integer)
     return proxy_rows().where(d.c.pool_id == POOL_ID, d.c.id >= first).order_by(d.c.id).limit(limit)
 
 
-@_statement
+@by_schema
 def due_proxies_statement() -> Select[Any]:
     """Query a page of a pool's proxies that are due to be checked, by id."""
     first, limit = parameter("from_id", Uuid), parameter("limit", Integer)
@@ -207,7 +195,7 @@ def due_proxies_statement() -> Select[Any]:
     return proxy_rows().where(is_due, is_stale).order_by(d.c.id).limit(limit)
 
 
-@_statement
+@by_schema
 def known_proxies_statement() -> Select[Any]:
     """Query where proxies are registered and with which credentials."""
     ids = parameter("ids", ARRAY(Uuid))
@@ -216,7 +204,7 @@ def known_proxies_statement() -> Select[Any]:
     return select(*columns).select_from(joined).where(d.c.id == func.any(ids))
 
 
-@_statement
+@by_schema
 def identities_statement() -> Select[Any]:
     """Query which of many addresses are registered in a pool, and with which credentials."""
     hosts, ports = parameter("hosts", ARRAY(Text)), parameter("ports", ARRAY(Integer))
@@ -228,13 +216,13 @@ def identities_statement() -> Select[Any]:
     return select(*columns).select_from(joined).where(d.c.pool_id == POOL_ID)
 
 
-@_statement
+@by_schema
 def secrets_statement() -> Select[Any]:
     """Query every proxy's encrypted credentials."""
     return select(_c.c.id, _c.c.pool_id, _c.c.secret).order_by(_c.c.id)
 
 
-@_statement
+@by_schema
 def standing_statement() -> Select[Any]:
     """Query why a proxy cannot be leased: its pool, its status, and who holds it."""
     consumer = leases.c.consumer_name
@@ -260,13 +248,13 @@ def standing_statement() -> Select[Any]:
     )
 
 
-@_statement
+@by_schema
 def lease_statement() -> Select[Any]:
     """Query one lease by id."""
     return select(leases).where(leases.c.id == parameter("lease_id", Uuid))
 
 
-@_statement
+@by_schema
 def leases_statement() -> Select[Any]:
     """Query the leases of one consumer, or all, oldest first."""
     consumer_id = parameter("consumer_id", Uuid)
@@ -277,13 +265,13 @@ def leases_statement() -> Select[Any]:
     )
 
 
-@_statement
+@by_schema
 def last_health_statement() -> Select[Any]:
     """Query a proxy's newest health check."""
     return select(proxy_health).where(proxy_health.c.proxy_id == PROXY_ID)
 
 
-@_statement
+@by_schema
 def health_records_statement() -> Select[Any]:
     """Query a proxy's health checks, newest first, from the log."""
     checked_at = cast(events.c.data["checked_at"].astext, DateTime(timezone=True))

@@ -7,7 +7,8 @@ parameters as PostgreSQL itself takes them, and psycopg runs the text as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -90,6 +91,17 @@ def compiled(element: Any, schema: str) -> Statement:
         {name: value for name, value in result.params.items() if value is not None},
         tuple(column.key for column in element.exported_columns),
     )
+
+
+def by_schema(element: Callable[[], Any]) -> Callable[[str], Statement]:
+    """Make of a function that returns a Core element one from a schema to the statement."""
+
+    @lru_cache(maxsize=8)
+    def for_schema(schema: str) -> Statement:
+        return compiled(element(), schema)
+
+    for_schema.__doc__ = element.__doc__
+    return for_schema
 
 
 def definition(element: DDLElement, schema: str) -> Statement:
