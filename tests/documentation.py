@@ -21,7 +21,7 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipP
 from tests import servers
 
 ROOT = Path(__file__).parents[1]
-ELSEWHERE = ("scripts/demo", "scripts/test")
+ELSEWHERE = ("scripts/demo", "scripts/gunicorn_demo", "scripts/test")
 """Commands that other tests run: a documented call of them is checked to exist only."""
 
 

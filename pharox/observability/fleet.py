@@ -8,14 +8,12 @@ the database, and says so with ``pharox_fleet_up 0`` if that cannot be reached.
 from __future__ import annotations
 
 import logging
-import ssl
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -24,9 +22,10 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from ..errors import InvalidInputError, PharoxError
+from ..errors import PharoxError
 from ..ledger.subscriptions import Running, subscriptions
 from ..ledger.subscriptions.fleet import UNNAMED
+from ..scraping import Certificates, MetricsServer
 from ..storage.postgres import PostgresStorage
 from .counting import LABELS, NAME, Count, FleetCounter, held_statement
 from .metrics import DEFAULT_LEASE_BUCKETS, POOL_GAUGES, pool_figures
@@ -131,18 +130,6 @@ class FleetCollector(Collector):
         yield from families
 
 
-def _check_certificate(certfile: str | None, keyfile: str | None) -> None:
-    """Raise InvalidInputError unless HTTPS could be served with these, before anything listens."""
-    if certfile is None and keyfile is None:
-        return
-    if certfile is None or keyfile is None:
-        raise InvalidInputError("HTTPS takes both, a certificate and its key")
-    try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certfile, keyfile)
-    except OSError as error:
-        raise InvalidInputError(f"the certificate or its key cannot be used: {error}") from error
-
-
 def _counters(counts: dict[Count, float]) -> Iterator[Metric]:
     families = {
         name: CounterMetricFamily(f"{NAMESPACE}_{name}", text, labels=LABELS[name])
@@ -216,17 +203,12 @@ class FleetServer(AbstractContextManager["FleetServer"]):
         registry = CollectorRegistry()
         self._counting: Running | None = None
         registry.register(FleetCollector(storage, counter, lambda: self.is_counting))
-        _check_certificate(certfile, keyfile)
-        options: dict[str, Any] = {"certfile": certfile, "keyfile": keyfile}
-        try:
-            self._server, self._thread = start_http_server(port, address, registry, **options)
-        except OSError as error:
-            raise InvalidInputError(f"cannot serve {address} port {port}: {error}") from error
-        self.port: int = self._server.server_port
+        self._server = MetricsServer(registry, port, address, Certificates(certfile, keyfile))
+        self.port = self._server.port
         try:
             self._counting = counter.subscription().running(storage)
         except BaseException:
-            self._close()
+            self._server.close()
             raise
 
     @property
@@ -244,9 +226,4 @@ class FleetServer(AbstractContextManager["FleetServer"]):
             if self._counting is not None:
                 self._counting.stop()
         finally:
-            self._close()
-
-    def _close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+            self._server.close()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from hashlib import sha256
+from pathlib import Path
 
 OTHER = "other"
 """What stands for all names beyond the first ones."""
@@ -22,13 +24,17 @@ class BoundedLabel:
         How many names are told apart.
     known:
         Names that have been told apart before.
+    shared:
+        A folder in which several processes agree on the first names, so that there
+        are no more of them however many processes come and go.
     """
 
-    def __init__(self, limit: int, known: tuple[str, ...] = ()) -> None:
+    def __init__(self, limit: int, known: tuple[str, ...] = (), shared: Path | None = None) -> None:
         if limit < 0:
             raise ValueError("the number of label values must be non-negative")
         self._limit = limit
         self._known = set(known[:limit])
+        self._shared = shared
         self._lock = threading.Lock()
 
     def __call__(self, name: str | None) -> str:
@@ -40,7 +46,26 @@ class BoundedLabel:
         if name in self._known:
             return name
         with self._lock:
-            if len(self._known) >= self._limit:
-                return OTHER
-            self._known.add(name)
-        return name
+            if self._shared is not None and name not in self._known:
+                self._agree(self._shared, name)
+            elif len(self._known) < self._limit:
+                self._known.add(name)
+            return name if name in self._known else OTHER
+
+    def _agree(self, folder: Path, name: str) -> None:
+        """Take the next place in the folder, and learn which names have the places before it."""
+        own = folder / f".{os.getpid()}-{threading.get_ident()}"
+        try:
+            folder.mkdir(exist_ok=True)
+            own.write_text(name)
+            while len(self._known) < self._limit and name not in self._known:
+                place = folder / str(len(self._known))
+                try:
+                    os.link(own, place)
+                except FileExistsError:
+                    self._known.add(place.read_text())
+                else:
+                    self._known.add(name)
+            own.unlink()
+        except OSError:
+            return  # There is no room: it is among the others until there is.

@@ -7,12 +7,22 @@ control are bounded: the first names are told apart, the others are "other".
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Summary
+from prometheus_client import (
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Summary,
+    values,
+)
 
 from ..errors import InvalidInputError
 from ..leasing import Leasing
@@ -211,8 +221,10 @@ class _Metrics:
 
     def __init__(self, registry: CollectorRegistry, shape: _Shape) -> None:
         self.shape = shape
-        self.pool = BoundedLabel(shape.max_pools)
-        self.consumer = BoundedLabel(shape.max_consumers)
+        self.pool = BoundedLabel(shape.max_pools, shared=_shared(shape.namespace, "pools"))
+        self.consumer = BoundedLabel(
+            shape.max_consumers, shared=_shared(shape.namespace, "consumers")
+        )
         own: dict[str, Any] = {"namespace": shape.namespace, "registry": registry}
         asked = ("pool", "consumer", "selector")
         self.acquire_total = Counter(
@@ -267,6 +279,14 @@ class _Metrics:
             self.lease_summary = Summary(
                 "lease_duration_summary_seconds", "How long leases were held.", ("pool",), **own
             )
+
+
+def _shared(namespace: str, what: str) -> Path | None:
+    """Return where the processes that count together agree on names; None if this one is alone."""
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if not folder or not values.ValueClass._multiprocess:
+        return None
+    return Path(folder) / f"names.{namespace}.{what}"
 
 
 _known: WeakKeyDictionary[CollectorRegistry, dict[str, _Metrics]] = WeakKeyDictionary()

@@ -1,0 +1,62 @@
+"""Hooks for gunicorn: one scrape shows what all workers of a server do.
+
+Import what is wanted in ``gunicorn.conf.py``, before anything that makes metrics::
+
+    from pharox.gunicorn import (
+        default_on_exit as on_exit,
+        default_on_starting as on_starting,
+        default_post_fork as post_fork,
+        default_when_ready as when_ready,
+        default_worker_int as worker_int,
+    )
+
+Within gunicorn the import itself makes the folder that the workers count into and
+sets ``PROMETHEUS_MULTIPROC_DIR`` to it: with ``--preload`` the application comes
+before the first hook. The rest is said by the environment; see docs/gunicorn.md.
+"""
+
+import sys
+
+_is_late = "prometheus_client" in sys.modules
+try:
+    from .environment import EnvironmentManager, MetricsSettings, RedisSettings
+    from .hooks import (
+        HookContext,
+        HookManager,
+        default_on_exit,
+        default_on_starting,
+        default_post_fork,
+        default_when_ready,
+        default_worker_abort,
+        default_worker_exit,
+        default_worker_int,
+        prepare,
+        redis_when_ready,
+    )
+    from .keeping import MetricsServerManager, ProcessManager
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"{error.name} is not installed: pip install 'pharox[gunicorn]'", name=error.name
+    ) from error
+
+if "gunicorn" in sys.modules:
+    prepare(is_late=_is_late)
+
+__all__ = [
+    "EnvironmentManager",
+    "HookContext",
+    "HookManager",
+    "MetricsServerManager",
+    "MetricsSettings",
+    "ProcessManager",
+    "RedisSettings",
+    "default_on_exit",
+    "default_on_starting",
+    "default_post_fork",
+    "default_when_ready",
+    "default_worker_abort",
+    "default_worker_exit",
+    "default_worker_int",
+    "prepare",
+    "redis_when_ready",
+]

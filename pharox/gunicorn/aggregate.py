@@ -1,0 +1,333 @@
+"""What all processes of a server have counted, the dead ones too.
+
+The files of processes that have ended are added up in an archive, one file a type,
+so that their number does not grow with the number of workers that come and go. One
+small file, the manifest, is replaced at once when the archive has them: it names
+the archive's generation and the files that are in it, so whatever a crash leaves
+behind is neither lost nor counted twice.
+
+Numbers of gauges that tell of the living (``live...``) end with their process, and
+so do those that are shown for each process (``all``): their number would have no
+bound.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import struct
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from .family import RUNNING, Family, Member
+from .values import ReservedDict
+
+logger = logging.getLogger("pharox.gunicorn")
+
+Numbers = dict[str, tuple[float, float]]
+"""Values and their times, by the key that prometheus_client gives a series."""
+
+Sample = tuple[str, tuple[tuple[str, str], ...]]
+
+_FILE = re.compile(r"(?P<prefix>counter|histogram|summary|gauge_[a-z]+)_(?P<owner>[^_]+)\.db")
+_ARCHIVE = re.compile(r"archive\.(\d+)")
+_UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, struct.error)
+_MANIFEST = "archive.json"
+
+
+@dataclass
+class Manifest:
+    """What the archive holds: which generation of its files, and of whom."""
+
+    generation: int = 0
+    merged: list[str] = field(default_factory=list)
+    starts: int = 0
+    exits: dict[str, int] = field(default_factory=dict)
+    corrupt: int = 0
+
+
+class Aggregate(Collector):
+    """Adds up what the processes of a server count; one at a time for a folder.
+
+    Parameters
+    ----------
+    family:
+        Whose.
+    """
+
+    def __init__(self, family: Family) -> None:
+        self._folder = family.folder
+        self._family = family
+        self._lock = threading.Lock()
+        self._warned: set[str] = set()
+        self._read: dict[str, Numbers] = {}
+        try:
+            self._manifest = Manifest(**json.loads((self._folder / _MANIFEST).read_text()))
+        except FileNotFoundError:
+            self._manifest = Manifest()
+        self._archive = {
+            match["prefix"]: dict(_numbers(self._folder / match.string))
+            for match in self._files()
+            if match["owner"] == f"archive.{self._manifest.generation}"
+        }
+
+    def describe(self) -> list[Metric]:
+        """Say nothing beforehand: what there is shows when it is asked for."""
+        return []
+
+    def collect(self) -> list[Metric]:
+        """Return all metrics as they are now."""
+        with self._lock:
+            members = self._sweep()
+            found: dict[str, list[tuple[str, Numbers]]] = {
+                prefix: [("archive", numbers)] for prefix, numbers in self._archive.items()
+            }
+            for match in self._files():
+                if not self._is_archived(match):
+                    numbers = self._numbers(match.string)
+                    found.setdefault(match["prefix"], []).append((match["owner"], numbers))
+            return [*self._own_metrics(members), *_families(found)]
+
+    def sweep(self) -> None:
+        """Move what processes that have ended leave into the archive."""
+        with self._lock:
+            self._sweep()
+
+    def _sweep(self) -> list[Member]:
+        """Move what the dead leave into the archive; return who is alive."""
+        members = self._family.members()
+        merged = set(self._manifest.merged)
+        dead = [one for one, is_alive in members if not is_alive and one.file not in merged]
+        alive = [one for one, is_alive in members if is_alive]
+        known = {member.identity for member in alive}
+        files = [
+            match
+            for match in self._files()
+            if not self._is_archived(match) and not _lives(match["owner"], known)
+        ]
+        try:
+            if dead or files:
+                self._bury(dead, files)
+            self._clear()
+        except OSError as error:
+            self._warn("archive", "what ended workers counted cannot be merged: %s", error.strerror)
+        return alive
+
+    def _bury(self, members: list[Member], files: list[re.Match[str]]) -> None:
+        """Write the next generation of the archive, with these in it."""
+        archive = dict(self._archive)
+        for match in files:
+            prefix, numbers = match["prefix"], self._numbers(match.string)
+            if not prefix.startswith(("gauge_live", "gauge_all")):
+                archive[prefix] = _added(prefix, (archive.get(prefix, {}), numbers))
+        following = Manifest(**asdict(self._manifest))
+        following.generation += 1
+        for member in members:
+            if member.role == "worker":
+                how = "killed" if member.state == RUNNING else member.state
+                following.starts += 1
+                following.exits[how] = following.exits.get(how, 0) + 1
+        names = [*(member.file for member in members), *(match.string for match in files)]
+        following.merged = [*self._manifest.merged, *names]
+        for prefix, numbers in archive.items():
+            path = self._folder / f"{prefix}_archive.{following.generation}.db"
+            path.unlink(missing_ok=True)
+            written = ReservedDict(path)
+            try:
+                for key, (value, timestamp) in numbers.items():
+                    written.write_value(key, value, timestamp)
+            finally:
+                written.close()
+        self._commit(following)
+        self._archive = archive
+
+    def _commit(self, manifest: Manifest) -> None:
+        new = self._folder / f"{_MANIFEST}.new"
+        new.write_text(json.dumps(asdict(manifest)))
+        new.replace(self._folder / _MANIFEST)
+        self._manifest = manifest
+
+    def _clear(self) -> None:
+        """Remove what the archive holds, and generations of it that are none."""
+        for match in self._files():
+            archive = _ARCHIVE.fullmatch(match["owner"])
+            if archive and int(archive[1]) != self._manifest.generation:
+                (self._folder / match.string).unlink(missing_ok=True)
+        for name in self._manifest.merged:
+            (self._folder / name).unlink(missing_ok=True)
+            self._read.pop(name, None)
+        if self._manifest.merged:
+            self._commit(replace(self._manifest, merged=[]))
+
+    def _files(self) -> Iterator[re.Match[str]]:
+        """Yield the names of all files of numbers that are there."""
+        return filter(None, map(_FILE.fullmatch, os.listdir(self._folder)))
+
+    def _is_archived(self, match: re.Match[str]) -> bool:
+        return bool(_ARCHIVE.fullmatch(match["owner"])) or match.string in self._manifest.merged
+
+    def _numbers(self, name: str) -> Numbers:
+        """Return what a file holds, or last held before it was damaged."""
+        try:
+            self._read[name] = _numbers(self._folder / name)
+        except FileNotFoundError:
+            pass
+        except _UNREADABLE:
+            if name not in self._warned:
+                self._warn(name, "%s is damaged; what it held before is shown", name)
+                self._manifest.corrupt += 1
+        return self._read.get(name, {})
+
+    def _warn(self, about: str, message: str, *arguments: Any) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            logger.warning(message, *arguments)
+
+    def _own_metrics(self, alive: list[Member]) -> Iterator[Metric]:
+        workers = sum(member.role == "worker" for member in alive)
+        yield GaugeMetricFamily("gunicorn_workers", "Workers that are alive.", workers)
+        yield CounterMetricFamily(
+            "gunicorn_worker_starts", "Workers that were started.", self._manifest.starts + workers
+        )
+        restarts = CounterMetricFamily(
+            "gunicorn_worker_restarts",
+            "Workers that ended, by how; gunicorn replaces each that it still wants.",
+            labels=["reason"],
+        )
+        for reason in sorted({*EXITS, *self._manifest.exits}):
+            restarts.add_metric([reason], self._manifest.exits.get(reason, 0))
+        yield restarts
+        yield CounterMetricFamily(
+            "gunicorn_corrupt_files",
+            "Files of metrics that could not be read.",
+            self._manifest.corrupt,
+        )
+
+
+EXITS = ("aborted", "ended", "interrupted", "killed", "max_requests")
+"""How workers end: by SIGABRT (a time-out), orderly, by SIGINT, at once, at their limit."""
+
+
+def _lives(owner: str, known: set[str]) -> bool:
+    """Return whether a file's process lives. One that is not ours is known by its pid alone."""
+    if not owner.isdigit():
+        return owner in known
+    try:
+        os.kill(int(owner), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _numbers(path: Path) -> Numbers:
+    """Return what a file holds.
+
+    Raises
+    ------
+    OSError, RuntimeError, ValueError, TypeError, struct.error
+        If it cannot be read, or makes no sense.
+    """
+    if path.stat().st_size == 0:
+        return {}  # It was made just now.
+    numbers: Numbers = {}
+    last = 0
+    for key, value, timestamp, position in MmapedDict.read_all_values_from_file(str(path)):
+        if position <= last:
+            raise ValueError("the file leads back to where it has been read")
+        last = position
+        before = numbers.get(key)
+        numbers[key] = (value + before[0] if before else value, timestamp)
+        if before is None:
+            _series(key)
+    return numbers
+
+
+@lru_cache(maxsize=1 << 16)
+def _series(key: str) -> tuple[str, str, dict[str, str], str]:
+    """Return metric, sample, labels and help text of a key."""
+    metric, sample, labels, help_text = json.loads(key)
+    if not isinstance(labels, dict):
+        raise TypeError("labels are a mapping")
+    return metric, sample, labels, help_text
+
+
+def _added(prefix: str, several: Iterable[Numbers]) -> Numbers:
+    """Return one for all numbers of a series, by the rule of their type."""
+    total: Numbers = {}
+    rule = prefix.removeprefix("gauge_").removeprefix("live")
+    for numbers in several:
+        for key, (value, timestamp) in numbers.items():
+            before = total.get(key)
+            if before is None:
+                total[key] = (value, timestamp)
+            elif rule == "mostrecent":
+                total[key] = max((timestamp, value), before[::-1])[::-1]
+            elif rule in ("min", "max"):
+                total[key] = ((min if rule == "min" else max)(value, before[0]), timestamp)
+            else:
+                total[key] = (before[0] + value, timestamp)
+    return total
+
+
+def _families(found: Mapping[str, list[tuple[str, Numbers]]]) -> list[Metric]:
+    """Return metrics for numbers of several processes, by the prefix of their files."""
+    families: dict[str, Metric] = {}
+    for prefix, several in sorted(found.items()):
+        kind = prefix.partition("_")[0]
+        if prefix in ("gauge_all", "gauge_liveall"):
+            parts = [({"pid": _pid(owner)}, numbers) for owner, numbers in several]
+        else:
+            parts = [({}, _added(prefix, (numbers for _, numbers in several)))]
+        samples: dict[str, dict[Sample, float]] = defaultdict(dict)
+        for own, numbers in parts:
+            for key, (value, _) in numbers.items():
+                name, sample, labels, help_text = _series(key)
+                family = families.setdefault(name, Metric(name, help_text, kind))
+                if family.type == kind:  # Else two versions of an application do not agree.
+                    series = (sample, tuple(sorted({**labels, **own}.items())))
+                    before = 0.0 if kind == "gauge" else samples[name].get(series, 0.0)
+                    samples[name][series] = before + value  # Keys may differ in the help text.
+        for name, values in samples.items():
+            shown = _cumulated(name, values) if kind == "histogram" else values
+            for (sample, place), value in shown.items():
+                families[name].add_sample(sample, dict(place), value)
+    return list(families.values())
+
+
+def _pid(owner: str) -> str:
+    return owner.partition("-")[0]
+
+
+def _cumulated(name: str, values: Mapping[Sample, float]) -> dict[Sample, float]:
+    """Return the samples of a histogram with each bucket in all larger ones, and the count."""
+    buckets: dict[tuple[tuple[str, str], ...], dict[float, float]] = defaultdict(dict)
+    result: dict[Sample, float] = {}
+    for (sample, labels), value in values.items():
+        bound = dict(labels).get("le")
+        if bound is None:
+            result[sample, labels] = value
+        else:
+            rest = tuple(label for label in labels if label[0] != "le")
+            buckets[rest][float(bound)] = value
+    for labels, by_bound in buckets.items():
+        total = 0.0
+        for limit in sorted(by_bound):
+            total += by_bound[limit]
+            with_bound = tuple(sorted((*labels, ("le", floatToGoString(limit)))))
+            result[f"{name}_bucket", with_bound] = total
+        result[f"{name}_count", labels] = total
+    return result

@@ -1,0 +1,150 @@
+"""What the environment says of metrics, and what gunicorn's command line says, carried into it.
+
+A variable that is empty counts as one that is not set. Errors name the variable,
+never its value, which may be a secret.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from ..errors import InvalidInputError
+from ..scraping import Certificates
+
+T = TypeVar("T")
+
+VARIABLES = (
+    "PROMETHEUS_METRICS_PORT",
+    "PROMETHEUS_BIND_ADDRESS",
+    "PROMETHEUS_SSL_CERTFILE",
+    "PROMETHEUS_SSL_KEYFILE",
+    "PROMETHEUS_SSL_CLIENT_CAFILE",
+    "PROMETHEUS_SSL_CLIENT_CAPATH",
+    "PROMETHEUS_SSL_CLIENT_AUTH_REQUIRED",
+    "REDIS_ENABLED",
+    "REDIS_HOST",
+    "REDIS_PORT",
+    "REDIS_DB",
+    "REDIS_PASSWORD",
+    "REDIS_KEY_PREFIX",
+    "REDIS_TTL_SECONDS",
+)
+"""What may change while a server runs: read again when it reloads its configuration."""
+
+
+@dataclass(frozen=True)
+class RedisSettings:
+    """Where servers share what they count."""
+
+    host: str = "127.0.0.1"
+    port: int = 6379
+    db: int = 0
+    password: str | None = field(default=None, repr=False)
+    key_prefix: str = "pharox"
+    ttl_s: int = 300
+
+
+@dataclass(frozen=True)
+class MetricsSettings:
+    """Where metrics are served, and whether with those of other servers."""
+
+    port: int = 9091
+    address: str = "127.0.0.1"
+    certificates: Certificates = field(default_factory=Certificates)
+    redis: RedisSettings | None = None
+
+
+class EnvironmentManager:
+    """Reads the environment, and writes gunicorn's settings into it.
+
+    Parameters
+    ----------
+    environment:
+        What to read and write; that of this process if None.
+    """
+
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        self._environment = os.environ if environment is None else environment
+
+    def settings(self) -> MetricsSettings:
+        """Return where and how to serve metrics.
+
+        Raises
+        ------
+        InvalidInputError
+            If a variable makes no sense.
+        """
+        known = MetricsSettings()
+        return MetricsSettings(
+            port=self._get("PROMETHEUS_METRICS_PORT", _port, known.port),
+            address=self._get("PROMETHEUS_BIND_ADDRESS", str, known.address),
+            certificates=Certificates(
+                certfile=self._get("PROMETHEUS_SSL_CERTFILE", str, None),
+                keyfile=self._get("PROMETHEUS_SSL_KEYFILE", str, None),
+                client_cafile=self._get("PROMETHEUS_SSL_CLIENT_CAFILE", str, None),
+                client_capath=self._get("PROMETHEUS_SSL_CLIENT_CAPATH", str, None),
+                client_auth_required=self._get("PROMETHEUS_SSL_CLIENT_AUTH_REQUIRED", _flag, False),
+            ),
+            redis=self._redis() if self._get("REDIS_ENABLED", _flag, False) else None,
+        )
+
+    def _redis(self) -> RedisSettings:
+        known = RedisSettings()
+        return RedisSettings(
+            host=self._get("REDIS_HOST", str, known.host),
+            port=self._get("REDIS_PORT", _port, known.port),
+            db=self._get("REDIS_DB", _number(0, 1_000_000), known.db),
+            password=self._get("REDIS_PASSWORD", str, None),
+            key_prefix=self._get("REDIS_KEY_PREFIX", str, known.key_prefix),
+            ttl_s=self._get("REDIS_TTL_SECONDS", _number(2, 10**9), known.ttl_s),
+        )
+
+    @property
+    def workers(self) -> int:
+        """How many workers ``GUNICORN_WORKERS`` asks for; 1 if it is not set."""
+        return self._get("GUNICORN_WORKERS", _number(1, 10_000), 1)
+
+    def carry(self, cfg: Any) -> None:
+        """Write what gunicorn was started with where the application looks for it.
+
+        Parameters
+        ----------
+        cfg:
+            Gunicorn's configuration, in which the command line and the file are one.
+        """
+        os.environ["GUNICORN_WORKERS"] = str(cfg.workers)
+        os.environ["GUNICORN_BIND"] = ",".join(cfg.bind)
+        os.environ["GUNICORN_WORKER_CLASS"] = str(cfg.worker_class_str)
+        os.environ["GUNICORN_TIMEOUT"] = str(cfg.timeout)
+
+    def _get(self, name: str, read: Callable[[str], T], default: T) -> T:
+        text = self._environment.get(name, "").strip()
+        if not text:
+            return default
+        try:
+            return read(text)
+        except ValueError as error:
+            raise InvalidInputError(f"{name} {error}", variable=name) from None
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+            raise ValueError(f"has to be a number from {least} to {most}")
+        return int(text)
+
+    return read
+
+
+_port = _number(1, 65535)
+
+
+def _flag(text: str) -> bool:
+    if text.lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("0", "false", "no", "off"):
+        return False
+    raise ValueError('has to be "true" or "false"')

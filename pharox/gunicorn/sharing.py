@@ -1,0 +1,169 @@
+"""What several servers have counted, shared by way of Redis.
+
+Each server's metrics process writes all it shows about once a second, and reads
+what the others wrote; a scrape shows what was read last, and waits for nobody.
+A key outlives its server by its time to live, which each writing renews:
+
+    {prefix}:{host}:{boot id}      what a server shows, as JSON
+    {prefix}:instances             the names of these keys
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import redis
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from .environment import RedisSettings
+from .family import Family
+
+logger = logging.getLogger("pharox.gunicorn")
+
+_EVERY_S = 1.0
+_PATIENCE_S = 1.0
+_STALE_S = 10.0
+_TYPES = frozenset(("counter", "gauge", "histogram", "summary"))
+
+
+class SharedMetrics(Collector):
+    """Shows what a server counts together with what the others do.
+
+    Parameters
+    ----------
+    family:
+        Whose processes this server's are.
+    own:
+        Returns this server's metrics.
+    settings:
+        Where they are shared.
+    """
+
+    def __init__(
+        self, family: Family, own: Callable[[], Iterable[Metric]], settings: RedisSettings
+    ) -> None:
+        self._own = own
+        self._instance = f"{family.host}:{family.boot_id}"
+        self._prefix, self._ttl_s = settings.key_prefix, settings.ttl_s
+        self._redis = redis.Redis(
+            host=settings.host,
+            port=settings.port,
+            db=settings.db,
+            password=settings.password,
+            socket_timeout=_PATIENCE_S,
+            socket_connect_timeout=_PATIENCE_S,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._others: dict[str, tuple[float, list[Metric]]] = {}
+        self._is_up: bool | None = None
+        self._answered_at = 0.0
+        self._warned: set[str] = set()
+
+    def describe(self) -> list[Metric]:
+        """Say nothing beforehand: what there is shows when it is asked for."""
+        return []
+
+    def collect(self) -> list[Metric]:
+        """Return the metrics of all servers, each with its name as the label ``instance``."""
+        now = time.monotonic()
+        others = dict(self._others)
+        found = [(self._instance, list(self._own()))] + [
+            (instance, metrics)
+            for instance, (seen_at, metrics) in sorted(others.items())
+            if now - seen_at < self._ttl_s
+        ]
+        up = GaugeMetricFamily("redis_up", "Whether Redis answered when it was last asked.")
+        up.add_metric([], float(bool(self._is_up) and now - self._answered_at < _STALE_S))
+        return [up, *_merged(found)]
+
+    def run(self, stop: threading.Event) -> None:
+        """Write and read about once a second, until told to stop; Redis may come and go."""
+        while not stop.is_set():
+            begun = time.monotonic()
+            try:
+                self._exchange()
+            except (redis.RedisError, OSError) as error:
+                if self._is_up is not False:
+                    # Its message may quote what was sent: only the kind of error is told.
+                    logger.warning("Redis cannot be used: %s", type(error).__name__)
+                self._is_up = False
+            else:
+                if self._is_up is False:
+                    logger.info("Redis can be used again")
+                self._is_up, self._answered_at = True, time.monotonic()
+            stop.wait(max(0.0, _EVERY_S - (time.monotonic() - begun)))
+
+    def _exchange(self) -> None:
+        own, index = f"{self._prefix}:{self._instance}", f"{self._prefix}:instances"
+        with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.set(own, _encoded(self._own()), ex=self._ttl_s)
+            pipeline.sadd(index, own)
+            pipeline.expire(index, self._ttl_s)
+            pipeline.smembers(index)
+            names: set[bytes] = pipeline.execute()[-1]
+        keys = sorted(names - {own.encode()})
+        gone = []
+        answers: Any = self._redis.mget(keys) if keys else []
+        for key, text in zip(keys, answers, strict=True):
+            instance = key.decode(errors="replace").removeprefix(f"{self._prefix}:")
+            if text is None:
+                gone.append(key)
+                self._others.pop(instance, None)
+                continue
+            try:
+                self._others[instance] = time.monotonic(), _decoded(text)
+            except (ValueError, TypeError, KeyError) as error:
+                if instance not in self._warned:
+                    self._warned.add(instance)
+                    logger.warning("what a server shares makes no sense: %s", type(error).__name__)
+        if gone:
+            self._redis.srem(index, *gone)
+
+
+def _encoded(metrics: Iterable[Metric]) -> str:
+    return json.dumps(
+        [
+            (one.name, one.documentation, one.type, [sample[:3] for sample in one.samples])
+            for one in metrics
+        ]
+    )
+
+
+def _decoded(text: bytes) -> list[Metric]:
+    metrics = []
+    for name, documentation, kind, samples in json.loads(text):
+        if kind not in _TYPES:
+            raise ValueError("there is no such type of metric")
+        metric = Metric(name, str(documentation), kind)
+        for sample, labels, value in samples:
+            metric.add_sample(
+                str(sample), {str(k): str(v) for k, v in labels.items()}, float(value)
+            )
+        metrics.append(metric)
+    return metrics
+
+
+def _merged(found: Sequence[tuple[str, list[Metric]]]) -> list[Metric]:
+    """Return each metric once, with all servers' samples; the first one says what it is."""
+    merged: dict[str, Metric] = {}
+    for instance, metrics in found:
+        for metric in metrics:
+            known = merged.setdefault(
+                metric.name, Metric(metric.name, metric.documentation, metric.type)
+            )
+            if known.type != metric.type:
+                continue  # Two versions of an application do not agree.
+            for sample in metric.samples:
+                labels = dict(sample.labels)
+                if "instance" in labels:  # As Prometheus does with what it scrapes.
+                    labels["exported_instance"] = labels["instance"]
+                known.add_sample(sample.name, {**labels, "instance": instance}, sample.value)
+    return list(merged.values())

@@ -1,0 +1,1 @@
+"""pharox.gunicorn, within the real gunicorn."""
