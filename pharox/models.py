@@ -541,7 +541,9 @@ class PoolStatsSnapshot(BaseModel):
 
     def figures(self) -> dict[str, int]:
         """Return the numbers by their names."""
-        return self.model_dump(exclude={"pool_name", "collected_at"})
+        figures = vars(self).copy()
+        del figures["pool_name"], figures["collected_at"]
+        return figures
 
 
 class AcquireEventPayload(BaseModel):

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 from prometheus_client import (
@@ -36,6 +36,8 @@ from ..models import (
     ReleaseEventPayload,
 )
 from .labels import OTHER, BoundedLabel
+
+M = TypeVar("M")
 
 DEFAULT_LATENCY_BUCKETS: Sequence[float] = (
     0.005,
@@ -65,6 +67,7 @@ POOL_GAUGES = {
     "leased_proxies": "Proxies of the pool with at least one lease.",
     "leases": "Active leases of the pool.",
 }
+_COUNT_OF_GAUGE = {name: "total_leases" if name == "leases" else name for name in POOL_GAUGES}
 
 
 class PrometheusMetricsRecorder:
@@ -135,53 +138,53 @@ class PrometheusMetricsRecorder:
         consumer = metrics.consumer(payload.consumer_name)
         selector, status = payload.selector.value, "hit" if payload.lease else "miss"
         seconds = max(payload.duration_ms, 0) / 1000
-        metrics.acquire_total.labels(pool, consumer, selector, status).inc()
-        metrics.acquire_seconds.labels(pool, consumer, selector, status).observe(seconds)
+        metrics.acquire_total[pool, consumer, selector, status].inc()
+        metrics.acquire_seconds[pool, consumer, selector, status].observe(seconds)
         if payload.lease is None:
             reason = payload.miss_reason.value if payload.miss_reason else "unknown"
-            metrics.misses.labels(pool, consumer, selector, reason).inc()
+            metrics.misses[pool, consumer, selector, reason].inc()
         if metrics.acquire_summary is not None:
-            metrics.acquire_summary.labels(pool, status).observe(seconds)
+            metrics.acquire_summary[pool, status].observe(seconds)
         self._set_gauges(payload.pool_stats)
 
     def handle_release(self, payload: ReleaseEventPayload) -> None:
         """Count a release, and how long the lease was held."""
         pool = self._metrics.pool(payload.pool_name)
-        self._metrics.release_total.labels(pool).inc()
+        self._metrics.release_total[pool,].inc()
         self._ended(pool, "released", payload)
 
     def handle_expire(self, payload: ExpireEventPayload) -> None:
         """Count a lease that ran out, and how long it was held."""
         pool = self._metrics.pool(payload.pool_name)
-        self._metrics.expired_total.labels(pool).inc()
+        self._metrics.expired_total[pool,].inc()
         self._ended(pool, "expired", payload)
 
     def handle_health(self, payload: HealthEventPayload) -> None:
         """Count a health check by what it found, and how long it took."""
         pool, result = self._metrics.pool(payload.pool_name), payload.result
         protocol = result.protocol.value
-        self._metrics.health_total.labels(pool, protocol, result.status.value).inc()
-        self._metrics.health_seconds.labels(pool, protocol).observe(result.latency_ms / 1000)
+        self._metrics.health_total[pool, protocol, result.status.value].inc()
+        self._metrics.health_seconds[pool, protocol].observe(result.latency_ms / 1000)
         self._set_gauges(payload.pool_stats)
 
     def handle_failure(self, payload: CallbackFailurePayload) -> None:
         """Count a callback that raised."""
-        self._metrics.callback_failures.labels(payload.told).inc()
+        self._metrics.callback_failures[payload.told,].inc()
 
     def _ended(
         self, pool: str, how: str, payload: ReleaseEventPayload | ExpireEventPayload
     ) -> None:
         seconds = max(payload.lease_duration_ms or 0, 0) / 1000
-        self._metrics.lease_seconds.labels(pool, how).observe(seconds)
+        self._metrics.lease_seconds[pool, how].observe(seconds)
         if self._metrics.lease_summary is not None:
-            self._metrics.lease_summary.labels(pool).observe(seconds)
+            self._metrics.lease_summary[pool,].observe(seconds)
         self._set_gauges(payload.pool_stats)
 
     def _set_gauges(self, stats: PoolStatsSnapshot | None) -> None:
         if stats is None or (pool := self._metrics.pool(stats.pool_name)) == OTHER:
             return  # One gauge cannot tell of several pools.
         for name, number in pool_figures(stats).items():
-            self._metrics.gauges[name].labels(pool).set(number)
+            self._metrics.gauges[name][pool,].set(number)
 
 
 def register_prometheus_metrics(manager: Leasing[Any], **options: Any) -> PrometheusMetricsRecorder:
@@ -201,8 +204,7 @@ def register_prometheus_metrics(manager: Leasing[Any], **options: Any) -> Promet
 
 def pool_figures(stats: PoolStatsSnapshot) -> dict[str, int]:
     """Return a pool in numbers, by the names of :data:`POOL_GAUGES`."""
-    figures = stats.figures()
-    return {name: figures["total_leases" if name == "leases" else name] for name in POOL_GAUGES}
+    return {name: getattr(stats, count) for name, count in _COUNT_OF_GAUGE.items()}
 
 
 class _Shape(NamedTuple):
@@ -216,6 +218,22 @@ class _Shape(NamedTuple):
     max_pools: int
 
 
+class _Series(dict[tuple[str, ...], M]):
+    """The series of a metric by the values of their labels, each made when it is first used.
+
+    Having the client library look one up takes longer than to count. Here are as many
+    as there, so what bounds the labels bounds these.
+    """
+
+    def __init__(self, kind: Callable[..., M], *description: Any, **options: Any) -> None:
+        self._metric: Any = kind(*description, **options)
+
+    def __missing__(self, labels: tuple[str, ...]) -> M:
+        series: M = self._metric.labels(*labels)
+        self[labels] = series
+        return series
+
+
 class _Metrics:
     """The metrics of one registry and namespace."""
 
@@ -227,57 +245,75 @@ class _Metrics:
         )
         own: dict[str, Any] = {"namespace": shape.namespace, "registry": registry}
         asked = ("pool", "consumer", "selector")
-        self.acquire_total = Counter(
-            "acquire_total", "Attempts to lease.", (*asked, "status"), **own
+        self.acquire_total = _Series(
+            Counter, "acquire_total", "Attempts to lease.", (*asked, "status"), **own
         )
-        self.acquire_seconds = Histogram(
+        self.acquire_seconds = _Series(
+            Histogram,
             "acquire_duration_seconds",
             "How long attempts to lease took.",
             (*asked, "status"),
             buckets=shape.acquire_buckets,
             **own,
         )
-        self.misses = Counter(
-            "acquire_misses_total", "Attempts that found nothing.", (*asked, "reason"), **own
+        self.misses = _Series(
+            Counter,
+            "acquire_misses_total",
+            "Attempts that found nothing.",
+            (*asked, "reason"),
+            **own,
         )
-        self.release_total = Counter("release_total", "Leases given back.", ("pool",), **own)
-        self.expired_total = Counter("expired_total", "Leases that ran out.", ("pool",), **own)
-        self.lease_seconds = Histogram(
+        self.release_total = _Series(
+            Counter, "release_total", "Leases given back.", ("pool",), **own
+        )
+        self.expired_total = _Series(
+            Counter, "expired_total", "Leases that ran out.", ("pool",), **own
+        )
+        self.lease_seconds = _Series(
+            Histogram,
             "lease_duration_seconds",
             "How long leases were held.",
             ("pool", "ended"),
             buckets=shape.lease_buckets,
             **own,
         )
-        self.health_total = Counter(
-            "health_checks_total", "Health checks.", ("pool", "protocol", "status"), **own
+        self.health_total = _Series(
+            Counter, "health_checks_total", "Health checks.", ("pool", "protocol", "status"), **own
         )
-        self.health_seconds = Histogram(
+        self.health_seconds = _Series(
+            Histogram,
             "health_check_duration_seconds",
             "How long health checks took.",
             ("pool", "protocol"),
             buckets=shape.acquire_buckets,
             **own,
         )
-        self.callback_failures = Counter(
-            "callback_failures_total", "Callbacks that raised.", ("told",), **own
+        self.callback_failures = _Series(
+            Counter, "callback_failures_total", "Callbacks that raised.", ("told",), **own
         )
         for told in ("acquire", "release", "expire", "health"):
-            self.callback_failures.labels(told)  # from 0 on, so that a first one is an increase
+            self.callback_failures[told,]  # from 0 on, so that a first one is an increase
         self.gauges = {
-            name: Gauge(f"pool_{name}", text, ("pool",), multiprocess_mode="mostrecent", **own)
+            name: _Series(
+                Gauge, f"pool_{name}", text, ("pool",), multiprocess_mode="mostrecent", **own
+            )
             for name, text in POOL_GAUGES.items()
         }
         self.acquire_summary = self.lease_summary = None
         if shape.summaries:
-            self.acquire_summary = Summary(
+            self.acquire_summary = _Series(
+                Summary,
                 "acquire_duration_summary_seconds",
                 "How long attempts to lease took.",
                 ("pool", "status"),
                 **own,
             )
-            self.lease_summary = Summary(
-                "lease_duration_summary_seconds", "How long leases were held.", ("pool",), **own
+            self.lease_summary = _Series(
+                Summary,
+                "lease_duration_summary_seconds",
+                "How long leases were held.",
+                ("pool",),
+                **own,
             )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pharox import (
+    AcquireEventPayload,
     AsyncInMemoryStorage,
     AsyncProxyManager,
     InMemoryStorage,
@@ -23,6 +26,8 @@ from pharox import (
 from pharox.observability.labels import BoundedLabel
 from pharox.testing import checked
 from tests.conftest import clock_of, fill
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def samples(registry: CollectorRegistry) -> dict[tuple[str, tuple[str, ...]], float]:
@@ -84,6 +89,30 @@ def test_everything_is_counted() -> None:
 
 def _fail(payload: Any) -> None:
     raise ZeroDivisionError
+
+
+def test_what_threads_count_at_once_is_counted() -> None:
+    """Also while each of them is the first to meet a series."""
+    payload = {"lease": None, "pool_name": "pool", "started_at": NOW, "completed_at": NOW}
+    registry = CollectorRegistry()
+    recorder = PrometheusMetricsRecorder(registry=registry)
+    ready = threading.Barrier(8)
+
+    def count() -> None:
+        ready.wait()
+        for number in range(50):
+            recorder.handle_acquire(
+                AcquireEventPayload(**payload, consumer_name=f"worker-{number}", duration_ms=1)
+            )
+
+    threads = [threading.Thread(target=count) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = samples(registry)
+    assert {v for (name, _), v in found.items() if name == "pharox_acquire_total"} == {8}
+    assert sum(v for (name, _), v in found.items() if name == "pharox_acquire_total") == 400
 
 
 def test_names_beyond_the_first_are_other() -> None:
