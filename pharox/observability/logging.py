@@ -1,16 +1,16 @@
 """Log what a manager does, a line an event, with the fields of the event as keys.
 
-Lines are made with structlog. Where the application has configured it, they go
-where its other lines go; where it has not, they go to the standard logger
-"pharox", with the fields as attributes of the record. No field holds a secret:
-credentials are in no payload, and of an exception only the class is told.
+Where the application has configured structlog, lines go where its other lines
+go; where it has not, they go to the standard logger "pharox", with the fields
+as attributes of the record. No field holds a secret: credentials are in no
+payload, and of an exception only the class is told.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -66,8 +66,8 @@ class StructuredLogger:
         if not 0 <= sample_rate <= 1:
             raise ValueError("sample_rate must be between 0 and 1.")
         is_standard = isinstance(logger, logging.Logger | logging.LoggerAdapter)
-        self._logger = _wrapped(logger) if is_standard else logger
-        self._unless_configured = _wrapped(logging.getLogger("pharox"))
+        self._logger = _Records(logger) if is_standard else logger
+        self._unless_configured = _Records(logging.getLogger("pharox"))
         self._sample_rate = sample_rate
         self._include_pool_stats = include_pool_stats
         self._random_fn = random_fn
@@ -200,27 +200,35 @@ def register_structured_logging(manager: Leasing[Any], **options: Any) -> Struct
     return StructuredLogger(**options).register(manager)
 
 
-def _wrapped(logger: logging.Logger | logging.LoggerAdapter[Any]) -> Any:
-    """Return a logger of structlog that writes to one of the standard library."""
-    own: Mapping[str, Any] = {}
-    if isinstance(logger, logging.LoggerAdapter):
-        own = logger.extra or {}
-        logger = logger.logger
-    return structlog.wrap_logger(
-        logger,
-        processors=[structlog.contextvars.merge_contextvars, _as_record],
-        wrapper_class=structlog.stdlib.BoundLogger,
-        **own,
-    )
+class _Records:
+    """Writes lines to a logger of the standard library, the fields as attributes of the record.
+
+    What is bound around a line, in structlog's context or by a LoggerAdapter, is told
+    with it; a field of the line itself comes before both.
+    """
+
+    def __init__(self, logger: logging.Logger | logging.LoggerAdapter[Any]) -> None:
+        self._own: Mapping[str, Any] = {}
+        if isinstance(logger, logging.LoggerAdapter):
+            self._own = _renamed(logger.extra or {})
+            logger = logger.logger
+        self._logger = logger
+
+    def info(self, event: str, **fields: Any) -> None:
+        self._log(logging.INFO, event, fields)
+
+    def error(self, event: str, **fields: Any) -> None:
+        self._log(logging.ERROR, event, fields)
+
+    def _log(self, level: int, event: str, fields: dict[str, Any]) -> None:
+        if self._logger.isEnabledFor(level):
+            bound = _renamed(structlog.contextvars.get_contextvars())
+            self._logger.log(level, event, extra={**bound, **self._own, **fields, "event": event})
 
 
 _OF_A_RECORD = {*vars(logging.makeLogRecord({})), "message", "asctime"}
 
 
-def _as_record(logger: Any, method: str, fields: MutableMapping[str, Any]) -> Mapping[str, Any]:
-    """Return what the standard library logs: the event as message, all of it as attributes.
-
-    What the application has bound may have a name that a record needs for itself.
-    """
-    extra = {f"{key}_" if key in _OF_A_RECORD else key: fact for key, fact in fields.items()}
-    return {"msg": fields["event"], "extra": extra}
+def _renamed(bound: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what the application has bound, by names that a record does not need for itself."""
+    return {f"{key}_" if key in _OF_A_RECORD else key: fact for key, fact in bound.items()}

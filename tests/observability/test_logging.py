@@ -227,6 +227,42 @@ def test_an_adapter_keeps_its_own_fields(caplog: pytest.LogCaptureFixture) -> No
     assert (line.name, line.app, line.event) == ("theirs", "crawler", "pharox.acquire")
 
 
+def test_a_line_says_its_own_fields_whatever_is_bound(caplog: pytest.LogCaptureFixture) -> None:
+    """An adapter comes before structlog's context, and the line itself before both."""
+    caplog.set_level(logging.INFO)
+    storage = InMemoryStorage()
+    fill(storage)
+    manager = ProxyManager(storage)
+    adapter = logging.LoggerAdapter(
+        logging.getLogger("theirs"), {"pool": "adapter", "app": "adapter", "module": "adapter"}
+    )
+    StructuredLogger(logger=adapter).register(manager)
+    with structlog.contextvars.bound_contextvars(pool="context", event="context", app="context"):
+        manager.acquire_proxy("pool")
+    (record,) = caplog.records
+    line: Any = record
+    assert (line.pool, line.event, line.app) == ("pool", "pharox.acquire", "adapter")
+    assert (line.module_, record.getMessage()) == ("adapter", "pharox.acquire")
+
+
+def test_a_logger_that_takes_no_such_lines_gets_none(caplog: pytest.LogCaptureFixture) -> None:
+    """Its level decides, also if it was set after the manager was registered."""
+    caplog.set_level(logging.INFO)
+    storage = InMemoryStorage()
+    fill(storage)
+    manager = ProxyManager(storage)
+    register_structured_logging(manager)
+    manager.acquire_proxy("pool")
+    caplog.set_level(logging.ERROR, logger="pharox")
+    manager.register_acquire_callback(_fail)
+    with pytest.raises(ZeroDivisionError):
+        manager.acquire_proxy("pool")
+    assert [(r.getMessage(), r.levelname) for r in caplog.records] == [
+        ("pharox.acquire", "INFO"),
+        ("pharox.callback_failed", "ERROR"),
+    ]
+
+
 def test_structlog_may_be_configured_later(caplog: pytest.LogCaptureFixture) -> None:
     """From then on lines go where the application's others go."""
     caplog.set_level(logging.INFO)
