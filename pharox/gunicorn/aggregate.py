@@ -180,8 +180,12 @@ class Aggregate(Collector):
 
     def _numbers(self, name: str) -> Numbers:
         """Return what a file holds, or last held before it was damaged."""
+        known = self._read.get(name, {})
         try:
-            self._read[name] = _numbers(self._folder / name)
+            numbers = _numbers(self._folder / name)
+            if len(numbers) < len(known):  # A process only adds to it.
+                raise ValueError("there was more in the file")
+            self._read[name] = numbers
         except FileNotFoundError:
             pass
         except _UNREADABLE:
@@ -245,6 +249,10 @@ def _numbers(path: Path) -> Numbers:
         return {}  # It was made just now.
     numbers: Numbers = {}
     last = 0
+    with path.open("rb") as file:
+        (used,) = struct.unpack("i", file.read(4))
+    if used < 0:
+        raise ValueError("the file has no such length")
     for key, value, timestamp, position in MmapedDict.read_all_values_from_file(str(path)):
         if position <= last:
             raise ValueError("the file leads back to where it has been read")
