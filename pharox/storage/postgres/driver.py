@@ -158,6 +158,11 @@ def in_our_words(connection: AnyConnection) -> Iterator[None]:
         ) from error
     except psycopg.errors.UndefinedColumn as error:
         raise SchemaError(f"the pharox schema is outdated: {UPGRADE_HINT}") from error
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise DatabaseError(
+            f"the database refused: {error.diag.message_primary}; connect as a role that may, "
+            "`pharox db grant` says what each needs"
+        ) from error
     except psycopg.Error as error:
         if connection.closed:
             raise DatabaseUnavailableError(f"the database went away: {error}") from error

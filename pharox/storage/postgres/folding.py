@@ -141,6 +141,11 @@ class Folder:
             self.session.run(_load_statement(self.ledger, self.target, projection), seq=seq)
         self.seq = seq
 
+    def may_store(self) -> bool:
+        """Tell whether the session's role may store snapshots."""
+        (row,) = self.session.rows(_may_store_statement(self.ledger))
+        return row["may"]  # type: ignore[no-any-return]
+
     def store(self) -> None:
         """Store what is folded so far as a snapshot, unless there is one of this seq."""
         self.session.connection.execute(STORED_TIME_ZONE)
@@ -350,6 +355,14 @@ def _copy_unsealed_statement(ledger: str) -> Statement:
     )
     columns = [column.name for column in _batch.c]
     return compiled(insert(_batch).from_select(columns, query), ledger)
+
+
+@lru_cache(maxsize=16)
+def _may_store_statement(ledger: str) -> Statement:
+    may = "SELECT bool_and(has_table_privilege(format('%I.%I', {}, name), 'INSERT')) "
+    tables = "FROM unnest(ARRAY['snapshots', 'snapshot_rows']) AS name"
+    query = sql.SQL(may + tables).format(ledger)
+    return Statement(query.as_bytes(), (), {}, ("may",))
 
 
 def _snapshot_statement(ledger: str) -> Statement:

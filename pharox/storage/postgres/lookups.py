@@ -129,8 +129,9 @@ class Lookups:
         self, pool_id: UUID, first: UUID, *, with_credentials: bool = True
     ) -> Program[Page]:
         """Return a pool's proxies by id, from ``first`` on, and where the next page begins."""
-        vault = self.vault if with_credentials else None
-        return self._page(reading.proxies_statement, vault, first, pool_id=pool_id)
+        if not with_credentials:
+            return self._page(reading.bare_proxies_statement, None, first, pool_id=pool_id)
+        return self._page(reading.proxies_statement, self.vault, first, pool_id=pool_id)
 
     def due_page(
         self,

@@ -64,17 +64,18 @@ _DESCRIPTION = (
 _STANDING = ("status", "checked_at", "max_concurrency", "current_leases")
 
 
-def proxy_rows() -> Select[Any]:
-    """Return the query of whole proxies."""
-    joined = d.join(a, and_(a.c.proxy_id == d.c.id, a.c.pool_id == d.c.pool_id)).outerjoin(
+_COLUMNS = (*(d.c[name] for name in _DESCRIPTION), *(a.c[name] for name in _STANDING))
+
+
+def proxy_rows(*, with_credentials: bool = True) -> Select[Any]:
+    """Return the query of whole proxies; a role may do without the right to see credentials."""
+    joined = d.join(a, and_(a.c.proxy_id == d.c.id, a.c.pool_id == d.c.pool_id))
+    if not with_credentials:
+        return select(*_COLUMNS).select_from(joined)
+    with_secrets = joined.outerjoin(
         _c, and_(_c.c.id == d.c.credential_id, _c.c.pool_id == d.c.pool_id)
     )
-    return select(
-        *(d.c[name] for name in _DESCRIPTION),
-        *(a.c[name] for name in _STANDING),
-        d.c.credential_id,
-        _c.c.secret,
-    ).select_from(joined)
+    return select(*_COLUMNS, d.c.credential_id, _c.c.secret).select_from(with_secrets)
 
 
 def proxy_from_row(row: Mapping[str, Any], vault: Vault | None) -> Proxy:
@@ -181,8 +182,19 @@ def proxy_statement() -> Select[Any]:
 @by_schema
 def proxies_statement() -> Select[Any]:
     """Query a page of a pool's proxies, by id."""
+    return _page_by_id(proxy_rows())
+
+
+@by_schema
+def bare_proxies_statement() -> Select[Any]:
+    """Query the same without their credentials."""
+    return _page_by_id(proxy_rows(with_credentials=False))
+
+
+def _page_by_id(proxies_of_all: Select[Any]) -> Select[Any]:
     first, limit = parameter("from_id", Uuid), parameter("limit", Integer)
-    return proxy_rows().where(d.c.pool_id == POOL_ID, d.c.id >= first).order_by(d.c.id).limit(limit)
+    page = proxies_of_all.where(d.c.pool_id == POOL_ID, d.c.id >= first)
+    return page.order_by(d.c.id).limit(limit)
 
 
 @by_schema

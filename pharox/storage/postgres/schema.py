@@ -7,15 +7,17 @@ from importlib.resources import files
 
 from sqlalchemy import text
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
-from ...errors import DatabaseUnavailableError, SchemaError
+from ...errors import DatabaseError, DatabaseUnavailableError, SchemaError
 from .driver import UPGRADE_HINT
 from .migrations import HEAD
 from .sql import Statement, quoted
 
 _LOCK = 0x7068_6172_6F78
 """The advisory lock ("pharox" in ASCII) under which one process at a time migrates."""
+
+_THERE = text("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = :schema)")
 
 
 def upgrade(engine: Engine, schema: str) -> None:
@@ -27,13 +29,18 @@ def upgrade(engine: Engine, schema: str) -> None:
     try:
         with transactional.begin() as connection:
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
-            connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}"))
+            if not connection.scalar(_THERE, {"schema": schema}):  # IF NOT EXISTS needs the right
+                connection.execute(text(f"CREATE SCHEMA {quoted(schema)}"))
             config = Config()
             config.set_main_option("script_location", str(files(__package__) / "migrations"))
             config.attributes.update(connection=connection, schema=schema)
             command.upgrade(config, "head")
     except OperationalError as error:
         raise DatabaseUnavailableError(f"no connection to the database: {error.orig}") from error
+    except DBAPIError as error:
+        raise DatabaseError(
+            f"the database refused the upgrade, and the schema is as it was: {error.orig}"
+        ) from error
 
 
 @lru_cache(maxsize=8)

@@ -29,7 +29,10 @@ EVENTS_PER_ROW = 5
 
 
 def fold_to(session: Session, ledger: str, projections: Sequence[Projection], seq: int) -> Folder:
-    """Return a folder that has folded the log up to a seq, from the last snapshot before it."""
+    """Return a folder that has folded the log up to a seq, from the last snapshot before it.
+
+    Further snapshots are left behind by those who may write them.
+    """
     session.take_room()
     folder = Folder(session, ledger, projections)
     folder.create()
@@ -39,10 +42,10 @@ def fold_to(session: Session, ledger: str, projections: Sequence[Projection], se
         folder.load(known["seq"])
     rest = Extract(after=folder.seq, upto=seq)
     refuse_archived(session, ledger, rest)
-    stored = folder.seq
+    stored, may_store = folder.seq, folder.may_store()
     for reached in folder.advance(seq):
         passed = reached - stored
-        if passed >= BATCH and EVENTS_PER_ROW * folder.size() <= passed:
+        if may_store and passed >= BATCH and EVENTS_PER_ROW * folder.size() <= passed:
             folder.store()
             stored = reached
     refuse_archived(session, ledger, rest)  # some may have left while the fold went on
