@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from ..text import inert
 from .session import ledger
 
-app = typer.Typer(help="Create the ledger's schema, or see its version.")
+app = typer.Typer(help="Create the ledger's schema, see its version, or say who may use it.")
 
 
 @app.command()
@@ -30,3 +33,40 @@ def current(context: typer.Context) -> None:
         if version is not None:
             print(version)
         check_version(version, storage.schema)
+
+
+@app.command()
+def grant(
+    context: typer.Context,
+    *,
+    apps: Annotated[
+        list[str] | None,
+        typer.Option("--app", metavar="ROLE", help="Who leases; may be repeated."),
+    ] = None,
+    readers: Annotated[
+        list[str] | None,
+        typer.Option("--reader", metavar="ROLE", help="Who only reads; may be repeated."),
+    ] = None,
+    owner: Annotated[
+        str | None, typer.Option(metavar="ROLE", help="Whom the ledger shall belong to.")
+    ] = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Run it, all or nothing, and look at what came of it.")
+    ] = False,
+) -> None:
+    """Print the SQL that gives roles the rights they need and takes all others away."""
+    from ..ledger import privileges  # noqa: PLC0415 - SQLAlchemy takes a while to import
+
+    roles = privileges.Roles(apps or (), readers or (), owner)
+    with ledger(context) as storage:
+        if not apply:
+            statements = privileges.statements(storage, roles)
+            print("\n".join(f"{line};" for line in ("BEGIN", *statements, "COMMIT")))
+            return
+        privileges.grant(storage, roles)
+    for name in roles.app:
+        print(inert(f"{name} may lease, and neither change the log nor make or alter tables"))
+    for name in roles.reader:
+        print(inert(f"{name} may read all but credentials"))
+    if owner is not None:
+        print(inert(f"{owner} owns the ledger"))
