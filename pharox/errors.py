@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
+LONGEST_MESSAGE = 2000
+"""A longer one quotes a value that no person reads: its middle is left out."""
+
 
 class PharoxError(Exception):
     """Base of every error of pharox.
@@ -24,9 +27,16 @@ class PharoxError(Exception):
     """
 
     def __init__(self, message: str = "", **data: Any) -> None:
-        super().__init__(message)
+        super().__init__(_shortened(message))
         self.data = data
         self.__dict__.update(data)
+
+
+def _shortened(message: str) -> str:
+    if len(message) <= LONGEST_MESSAGE:
+        return message
+    half = LONGEST_MESSAGE // 2
+    return f"{message[:half]} [...] {message[-half:]}"
 
 
 class PoolNotFoundError(PharoxError):

@@ -7,12 +7,13 @@ What differs from 0.11.0 is told in ``docs/switching.md``.
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Address
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote
 from uuid import UUID, uuid4
@@ -22,11 +23,13 @@ from pydantic import (
     AnyHttpUrl,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     IPvAnyAddress,
     PrivateAttr,
     SecretStr,
+    ValidationError,
     field_validator,
     model_validator,
 )
@@ -41,8 +44,14 @@ MAX_NAME_LENGTH = 500
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _HEADER_VALUE = re.compile(r"([!-~]([ \t!-~]*[!-~])?)?")
 
+MAX_TEXT_LENGTH = 100_000
+"""Of every text, in characters: the log keeps it for ever, and hands it to every reader."""
+
 MAX_FILTER_DEPTH = 50
 """How deep filters may nest."""
+
+MAX_FILTERS = 1000
+"""How many filters one tree of them has; one that stands in several places counts in each."""
 
 MAX_DURATION_S = 100 * 365 * 86_400
 """The longest lease: a hundred years, which every storage's calendar can hold."""
@@ -69,9 +78,13 @@ def check_text(value: str) -> str:
     Raises
     ------
     InvalidInputError
-        If it has a NUL or an unpaired surrogate; a ``ValueError`` too, so that
-        pydantic reports it with the field's name.
+        If it is too long, or has a NUL or an unpaired surrogate; a ``ValueError``
+        too, so that pydantic reports it with the field's name.
     """
+    if not isinstance(value, str):
+        raise InvalidInputError(f"a text is needed here, not a {type(value).__name__}", value=value)
+    if len(value) > MAX_TEXT_LENGTH:
+        raise InvalidInputError(f"a text has at most {MAX_TEXT_LENGTH} characters")
     if "\x00" in value:
         raise InvalidInputError("text cannot contain a NUL character", value=value)
     try:
@@ -90,11 +103,26 @@ def check_name(value: str, what: str) -> str:
     return check_text(value)
 
 
+def check_whole(value: int, name: str) -> int:
+    """Return a whole number that is one, else raise :class:`InvalidInputError`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidInputError(f"{name} must be a whole number", value=value)
+    return value
+
+
+def check_pause(seconds: float, name: str) -> float:
+    """Return how long to wait if it is a time to wait, else raise :class:`InvalidInputError`."""
+    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not is_number or not 0 <= seconds <= MAX_DURATION_S:  # which NaN is not either
+        raise InvalidInputError(f"{name} must be a number of seconds", value=seconds)
+    return seconds
+
+
 def check_duration(duration_seconds: float) -> float:
     """Return a lease's duration if it is one, else raise :class:`InvalidLeaseError`."""
     if isinstance(duration_seconds, bool) or not isinstance(duration_seconds, int | float):
         raise InvalidLeaseError("duration_seconds must be a number", duration=duration_seconds)
-    if math.isnan(duration_seconds) or not 0 < duration_seconds <= MAX_DURATION_S:
+    if not 0 < duration_seconds <= MAX_DURATION_S:  # which NaN is not either
         raise InvalidLeaseError(
             f"duration_seconds must be greater than zero and at most {MAX_DURATION_S}",
             duration=duration_seconds,
@@ -104,6 +132,8 @@ def check_duration(duration_seconds: float) -> float:
 
 def check_aware(moment: datetime) -> datetime:
     """Return a moment that has a time zone, else raise :class:`InvalidInputError`."""
+    if not isinstance(moment, datetime):
+        raise InvalidInputError("a moment must be a datetime with a time zone", value=moment)
     if moment.tzinfo is None:
         raise InvalidInputError("a moment needs a time zone; this datetime has none", value=moment)
     return moment
@@ -220,16 +250,27 @@ class ProxyCredentials(BaseModel):
         return value
 
 
+_NO_HOST = "/@:?#[]<>\\^|%"
+"""What no host of a URL may have: some client would read another host there, or a path."""
+
+
 def _check_host(host: Any) -> Any:
     if isinstance(host, str):
         check_text(host)
         if len(host) > MAX_NAME_LENGTH:
             raise ValueError(f"a host has at most {MAX_NAME_LENGTH} characters")
-        if not host or any(c.isspace() or c in "/@:?#[]" or not c.isprintable() for c in host):
+        if not host or any(c.isspace() or c in _NO_HOST or not c.isprintable() for c in host):
             raise ValueError(
-                "a host is a name or an address, without spaces or any of / @ : ? # [ ]"
+                f"a host is a name or an address, without spaces or any of {' '.join(_NO_HOST)}"
             )
         return host.lower()
+    return host
+
+
+def _is_text_or_address(host: Any) -> Any:
+    """Refuse the numbers and bytes that Python reads as addresses."""
+    if not isinstance(host, str | IPv4Address | IPv6Address):
+        raise ValueError("a host is a text or an IP address")
     return host
 
 
@@ -241,7 +282,9 @@ class Proxy(BaseModel):
     """
 
     id: UUID = Field(default_factory=uuid4)
-    host: Annotated[IPvAnyAddress | str, AfterValidator(_check_host)]
+    host: Annotated[
+        IPvAnyAddress | str, BeforeValidator(_is_text_or_address), AfterValidator(_check_host)
+    ]
     port: int = Field(gt=0, le=65535)
     protocol: ProxyProtocol
     pool_id: UUID
@@ -378,6 +421,7 @@ class ProxyFilters(BaseModel):
     predicate: Callable[[Proxy], bool] | None = Field(default=None, repr=False)
 
     _depth: int = PrivateAttr(default=1)
+    _size: int = PrivateAttr(default=1)
 
     @field_validator("all_of", "any_of", "none_of", mode="before")
     @classmethod
@@ -396,10 +440,13 @@ class ProxyFilters(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _depth_is_bounded(self) -> Self:
+    def _tree_is_bounded(self) -> Self:
         self._depth = 1 + max((child._depth for child in self.children()), default=0)
+        self._size = 1 + sum(child._size for child in self.children())
         if self._depth > MAX_FILTER_DEPTH:
             raise ValueError(f"filters may be nested {MAX_FILTER_DEPTH} deep")
+        if self._size > MAX_FILTERS:
+            raise ValueError(f"there may be {MAX_FILTERS} filters in one")
         return self
 
     def matches(self, proxy: Proxy) -> bool:
@@ -455,6 +502,37 @@ class ProxyFilters(BaseModel):
         return within_radius(
             self.latitude, self.longitude, proxy.latitude, proxy.longitude, self.radius_km
         )
+
+
+_OWN_FIELDS = sorted(ProxyFilters.model_fields.keys() - {"all_of", "any_of", "none_of"})
+
+
+def check_filters(filters: ProxyFilters | None) -> ProxyFilters | None:
+    """Return filters that are valid also if parts of them were assigned after they were made.
+
+    Raises
+    ------
+    InvalidInputError
+        If they are not: no storage could answer them, or one would and another not.
+    """
+    waiting: list[tuple[Any, int]] = [] if filters is None else [(filters, 1)]
+    for _ in range(MAX_FILTERS + 1):
+        if not waiting:
+            return filters
+        each, depth = waiting.pop()
+        if not isinstance(each, ProxyFilters):
+            raise InvalidInputError(f"filters are needed, not a {type(each).__name__}", value=each)
+        if depth > MAX_FILTER_DEPTH:
+            raise InvalidInputError(f"filters may be nested {MAX_FILTER_DEPTH} deep")
+        try:
+            own = {name: getattr(each, name) for name in _OWN_FIELDS}
+            ProxyFilters.model_validate(own, strict=True)
+        except ValidationError as error:
+            (fault, *_) = error.errors(include_input=False)
+            place = ".".join(map(str, fault["loc"]))
+            raise InvalidInputError(f"the filters are not valid: {place}: {fault['msg']}") from None
+        waiting += [(child, depth + 1) for child in each.children()]
+    raise InvalidInputError(f"there may be {MAX_FILTERS} filters in one")
 
 
 class HealthCheckOptions(BaseModel):
@@ -636,20 +714,22 @@ class RetryConfig:
 
     def __post_init__(self) -> None:
         if isinstance(self.max_attempts, bool) or not isinstance(self.max_attempts, int):
-            raise ValueError("max_attempts must be a whole number.")
+            raise InvalidInputError("max_attempts must be a whole number.")
         for name in ("backoff_seconds", "backoff_multiplier", "max_backoff_seconds"):
-            if not isinstance(getattr(self, name), int | float | None):
-                raise ValueError(f"{name} must be a number.")
+            value = getattr(self, name)
+            is_missing = value is None and name == "max_backoff_seconds"
+            if isinstance(value, bool) or not (is_missing or isinstance(value, int | float)):
+                raise InvalidInputError(f"{name} must be a number.")
         if self.max_attempts < 1:
-            raise ValueError("max_attempts must be at least 1.")
-        if not (math.isfinite(self.backoff_seconds) and self.backoff_seconds >= 0):
-            raise ValueError("backoff_seconds must be non-negative.")
-        if not (math.isfinite(self.backoff_multiplier) and self.backoff_multiplier >= 1):
-            raise ValueError("backoff_multiplier must be at least 1.")
+            raise InvalidInputError("max_attempts must be at least 1.")
+        if not 0 <= self.backoff_seconds <= sys.float_info.max:  # which NaN is not either
+            raise InvalidInputError("backoff_seconds must be non-negative.")
+        if not 1 <= self.backoff_multiplier <= sys.float_info.max:
+            raise InvalidInputError("backoff_multiplier must be at least 1.")
         if self.max_backoff_seconds is not None and not (
-            math.isfinite(self.max_backoff_seconds) and self.max_backoff_seconds > 0
+            0 < self.max_backoff_seconds <= sys.float_info.max
         ):
-            raise ValueError("max_backoff_seconds must be positive when provided.")
+            raise InvalidInputError("max_backoff_seconds must be positive when provided.")
 
     def delays(self) -> Iterator[float]:
         """Yield the pause after each attempt but the last, in seconds."""

@@ -16,7 +16,7 @@ from projections import State
 
 from ..errors import ArchivedError, InvalidInputError
 from ..events import Event
-from ..models import check_aware, utc_now
+from ..models import check_aware, check_whole, utc_now
 
 _END_OF_TIME = datetime(9000, 1, 1, tzinfo=UTC)
 
@@ -93,7 +93,7 @@ def seq_of(log: SealedLog, at: int | datetime) -> int:
         if at > utc_now() and (latest := event_at(log, seq)) and latest.recorded_at < at:
             raise InvalidInputError(f"{at.isoformat()} lies in the future", value=at)
         return seq
-    if at < 0:
+    if check_whole(at, "a seq") < 0:
         raise InvalidInputError(f"{at} is no place in the log: events count from 1", value=at)
     if at > 0 and event_at(log, at) is None:
         raise beyond_the_end(at, last_seq(log))

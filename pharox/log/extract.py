@@ -7,7 +7,9 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from pharox.errors import InvalidInputError
 from pharox.events import EventBase
+from pharox.models import check_aware, check_text, check_whole
 
 BIGGEST = 2**63 - 1
 
@@ -34,8 +36,24 @@ class Extract(NamedTuple):
         """Whether an index leads to it, wherever in the log it is."""
         return (self.proxy_id, self.lease_id, self.consumer) != (None, None, None)
 
+    def check(self) -> None:
+        """Raise :class:`InvalidInputError` if a part is none that any log could have."""
+        check_whole(self.after, "after")
+        check_whole(self.upto, "upto")
+        if isinstance(self.types, str):
+            raise InvalidInputError("types must be several", value=self.types)
+        for text in (*(self.types or ()), *([] if self.consumer is None else [self.consumer])):
+            check_text(text)
+        for moment in (self.since, self.until):
+            if moment is not None:
+                check_aware(moment)
+        for uuid in (self.pool_id, self.proxy_id, self.lease_id):
+            if uuid is not None and not isinstance(uuid, UUID):
+                raise InvalidInputError(f"{uuid!r} is no UUID", value=uuid)
+
     def given(self) -> dict[str, Any]:
         """Return the values of the parts that are given, by name."""
+        self.check()
         values = {name: value for name, value in self._asdict().items() if value is not None}
         if self.types is not None:
             values["types"] = sorted(self.types)

@@ -42,7 +42,7 @@ from ..events import (
     ProxyRemoved,
     ProxyState,
 )
-from ..ids import imported_proxy_id, uuid7
+from ..ids import NIL, imported_proxy_id, uuid7
 from ..models import (
     LEASABLE,
     Consumer,
@@ -62,7 +62,9 @@ from ..models import (
     SelectorStrategy,
     check_aware,
     check_duration,
+    check_filters,
     check_name,
+    check_whole,
     utc_now,
 )
 from .interface import IStorage
@@ -178,6 +180,7 @@ class InMemoryStorage(IStorage):
         selector: SelectorStrategy | None = None,
     ) -> Proxy | None:
         check_name(pool_name, "pool")
+        check_filters(filters)
         strategy = SelectorStrategy(selector or SelectorStrategy.FIRST_AVAILABLE)
         with self._lock:
             pool_id = self._pool_ids.get(pool_name)
@@ -352,7 +355,8 @@ class InMemoryStorage(IStorage):
     def get_proxy_by_id(self, proxy_id: UUID) -> Proxy | None:
         """Return a proxy, or None."""
         with self._lock:
-            return self._proxy(proxy_id) if proxy_id in self._pool_of_proxy else None
+            uuid = id_from_text(proxy_id)
+            return self._proxy(uuid) if uuid in self._pool_of_proxy else None
 
     def list_proxies(self, pool_id: str) -> Sequence[Proxy]:
         with self._lock:
@@ -436,9 +440,10 @@ class InMemoryStorage(IStorage):
             )
 
     def get_last_health_result(self, proxy_id: UUID) -> HealthCheckResult | None:
+        uuid = id_from_text(proxy_id) or NIL
         with self._lock:
-            pool_id = self._pool_of_proxy.get(proxy_id)
-            row = self._states["proxy_health"].get((proxy_id, pool_id))
+            pool_id = self._pool_of_proxy.get(uuid)
+            row = self._states["proxy_health"].get((uuid, pool_id))
         if row is None:
             return None
         facts = asdict(row)
@@ -448,8 +453,9 @@ class InMemoryStorage(IStorage):
         return HealthCheckResult(**facts, error_message=error)
 
     def list_health_records(self, proxy_id: UUID, limit: int = 100) -> Sequence[ProxyHealthRecord]:
+        check_whole(limit, "limit")
         with self._lock:
-            checks = list(self._checks.get(proxy_id, ()))
+            checks = list(self._checks.get(id_from_text(proxy_id) or NIL, ()))
         checks.sort(key=lambda event: (event.checked_at, event.position), reverse=True)
         return [record_of_check(event) for event in checks[: max(limit, 0)]]
 
@@ -467,6 +473,7 @@ class InMemoryStorage(IStorage):
 
     def history(self, extract: Extract) -> Iterator[Event]:
         """Yield those events of the log, as it is now, that an extract means, in order."""
+        extract.check()
         with self._lock:
             last = min(extract.upto, len(self._log))
         for place in range(max(extract.after, 0), last):

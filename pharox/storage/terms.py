@@ -27,6 +27,7 @@ from ..models import (
     ProxyPool,
     ProxyStatus,
     SelectorStrategy,
+    check_filters,
     check_text,
 )
 from ..programs import is_async
@@ -48,6 +49,7 @@ class AcquireRequest:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "selector", SelectorStrategy(self.selector))
+        check_filters(self.filters)
 
 
 @dataclass(frozen=True, slots=True)

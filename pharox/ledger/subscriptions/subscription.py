@@ -17,7 +17,7 @@ from tenacity.wait import wait_base
 from pharox.errors import InvalidInputError, PoolNotFoundError
 from pharox.events import Event
 from pharox.log import Extract
-from pharox.models import check_name
+from pharox.models import check_name, check_pause, check_whole
 from pharox.programs import is_async
 from pharox.storage.async_interface import IAsyncStorage
 from pharox.storage.interface import IStorage
@@ -109,8 +109,11 @@ class Subscription:
         check_start(self.start)
         for name in ("batch_size", "attempts"):
             count = getattr(self, name)
-            if count is not None and count < 1:
+            if count is None and name == "attempts":
+                continue
+            if check_whole(count, name) < 1:
                 raise InvalidInputError(f"{name} must be at least 1")
+        check_pause(self.poll_s, "poll_s")
         if unknown := sorted(set(self.types or ()) - _TYPES):
             raise InvalidInputError(f"no event is of type {unknown[0]!r}", types=unknown)
         if self.proxy_id is not None and id_from_text(self.proxy_id) is None:

@@ -8,6 +8,7 @@ far as its engine does.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
@@ -40,6 +41,8 @@ from ...models import (
     ProxyStatus,
     SelectorStrategy,
     check_aware,
+    check_pause,
+    check_whole,
 )
 from ...settings import Settings
 from ..interface import IStorage
@@ -334,6 +337,7 @@ class PostgresStorage(IStorage):
         ArchivedError
             If an event of the extract may be in an archived part of the log.
         """
+        extract.check()
         last = self.seal()
         values = extract._replace(upto=min(extract.upto, last)).given()
         statement = history_statement(self.schema, frozenset(values))
@@ -360,7 +364,8 @@ class PostgresStorage(IStorage):
         ArchivedError
             If the next event may have been archived.
         """
-        seq = self.seal() if after is None else after
+        check_pause(poll_s, "poll_s")
+        seq = self.seal() if after is None else check_whole(after, "after")
         while True:
             upto = self._run(self._commands.seal(wait=False))
             page = self._run(self._commands.events_page(seq, upto))
@@ -408,7 +413,7 @@ class PostgresStorage(IStorage):
             that were active then.
         """
         wanted = projections.registered()
-        seq = min(seq, self.seal())
+        seq = min(check_whole(seq, "seq"), self.seal())
         with self._driver.session() as session:
             folder = snapshots.fold_to(session, self.schema, wanted, seq)
             states = folder.states()
@@ -484,4 +489,4 @@ class PostgresStorage(IStorage):
 def _first(limit: int, findings: Generator[Finding]) -> list[Finding]:
     """Return the first findings, and end the search while its connection is still lent."""
     with closing(findings):
-        return list(islice(findings, limit))
+        return list(islice(findings, min(max(check_whole(limit, "limit"), 0), sys.maxsize)))

@@ -35,6 +35,8 @@ from ...models import (
     ProxyPool,
     ProxyStatus,
     SelectorStrategy,
+    check_pause,
+    check_whole,
 )
 from ...settings import Settings
 from ..async_interface import IAsyncStorage
@@ -348,7 +350,7 @@ class AsyncPostgresStorage(IAsyncStorage):
         ArchivedError
             If the next event may have been archived.
         """
-        seq, upto = after, await self.seal()
+        seq, upto = check_whole(after, "after"), await self.seal()
         while page := await self._run(self._commands.events_page(seq, upto)):
             for event in page:
                 seq = event.seq
@@ -371,7 +373,8 @@ class AsyncPostgresStorage(IAsyncStorage):
         ArchivedError
             If the next event may have been archived.
         """
-        seq = await self.seal() if after is None else after
+        check_pause(poll_s, "poll_s")
+        seq = await self.seal() if after is None else check_whole(after, "after")
         while True:
             upto = await self._run(self._commands.seal(wait=False))
             page = await self._run(self._commands.events_page(seq, upto))

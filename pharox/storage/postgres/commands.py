@@ -26,6 +26,7 @@ from ...models import (
     ProxyFilters,
     SelectorStrategy,
     check_duration,
+    check_filters,
     check_name,
 )
 from ..terms import (
@@ -91,7 +92,7 @@ class Commands(Registrations, Checks):
     ) -> Program[Proxy | None]:
         """Return the proxy that a selector offers, without leasing it."""
         strategy = SelectorStrategy(selector or SelectorStrategy.FIRST_AVAILABLE)
-        return self._find(check_name(pool_name, "pool"), strategy, filters)
+        return self._find(check_name(pool_name, "pool"), strategy, check_filters(filters))
 
     def give_back(self, lease: Lease, reason: str | None, *, with_stats: bool) -> Program[Return]:
         """End a lease; the caller's own copy is told how it ended, whoever ended it."""

@@ -23,6 +23,7 @@ from ...models import (
     ProxyPool,
     ProxyStatus,
     check_name,
+    check_whole,
 )
 from ..terms import id_from_text, pool_named, record_of_check
 from . import reading, retention
@@ -116,7 +117,7 @@ class Lookups:
 
     def proxy_by_id(self, proxy_id: UUID) -> Program[Proxy | None]:
         """Return a proxy, or None."""
-        return self._proxy(proxy_id, self.vault)
+        return self._proxy(id_from_text(proxy_id) or NIL, self.vault)
 
     def proxy_as_it_stands(self, proxy_id: UUID) -> Program[Proxy | None]:
         """Return a proxy, after something was recorded of it; None if it is gone by now.
@@ -165,14 +166,15 @@ class Lookups:
 
     def last_health(self, proxy_id: UUID) -> Program[HealthCheckResult | None]:
         """Return the newest health check of a proxy, or None if there was none."""
-        rows = yield from self.rows(reading.last_health_statement, proxy_id=proxy_id)
+        uuid = id_from_text(proxy_id) or NIL
+        rows = yield from self.rows(reading.last_health_statement, proxy_id=uuid)
         return reading.health_from_row(rows[0]) if rows else None
 
     def health_records(self, proxy_id: UUID, limit: int) -> Program[list[ProxyHealthRecord]]:
         """Return the newest health checks of a proxy, newest first."""
-        bounded = min(max(limit, 0), 2**31 - 1)
-        statement = reading.health_records_statement
-        rows = yield from self.rows(statement, proxy_id=proxy_id, limit=bounded)
+        bounded = min(max(check_whole(limit, "limit"), 0), 2**31 - 1)
+        statement, uuid = reading.health_records_statement, id_from_text(proxy_id) or NIL
+        rows = yield from self.rows(statement, proxy_id=uuid, limit=bounded)
         return [record_of_check(event_from_row(row)) for row in rows]
 
     # The log

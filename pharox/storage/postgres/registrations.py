@@ -110,7 +110,8 @@ class Registrations(Lookups):
 
         Of several with one identity the first counts.
         """
-        return self._import_proxies(pool_id, [checked_model(proxy) for proxy in proxies])
+        known = [checked_model(proxy) for proxy in proxies]
+        return self._import_proxies(id_from_text(pool_id) or NIL, known)
 
     def _import_proxies(self, pool_id: UUID, proxies: Sequence[Proxy]) -> Program[int]:
         if not proxies:
