@@ -1,5 +1,8 @@
 """Open a file, standard input or a URL as chunks of bytes.
 
+A server may be hostile: what it sends is decompressed piece by piece, so that
+little cannot become much at once, and a list that does not end is given up.
+
 Every failure is a :class:`SourceError`. Of a URL it shows the scheme and host
 alone: what stands before, and the path behind, is often a key.
 """
@@ -8,7 +11,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
@@ -21,6 +25,12 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 16
 TIMEOUT_S = 30.0
+
+MAX_FETCHED_BYTES = 1 << 30
+"""How long a list behind a URL may be, as it is when decompressed: ten million proxies and more."""
+
+_WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+"""The encodings that are read, by what zlib calls them."""
 
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _USERINFO = re.compile(r"(?<=://)[^/@\s]*@")
@@ -95,7 +105,8 @@ def _unreadable(name: str, error: Exception) -> SourceError:
 def _fetched(url: str) -> Iterator[OpenedSource]:
     import httpx  # noqa: PLC0415 - takes a while to import, and most sources are files
 
-    stream = httpx.stream("GET", url, follow_redirects=True, timeout=TIMEOUT_S)
+    headers = {"accept-encoding": "gzip, deflate"}
+    stream = httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=TIMEOUT_S)
     with _our_errors(url):
         response = stream.__enter__()
     try:
@@ -108,8 +119,39 @@ def _fetched(url: str) -> Iterator[OpenedSource]:
 
 
 def _body(response: httpx.Response, url: str) -> Iterator[bytes]:
+    encoding = response.headers.get("content-encoding", "").strip().lower()
+    length = 0
     with _our_errors(url):
-        yield from response.iter_bytes(CHUNK_BYTES)
+        for chunk in _decoded(response.iter_raw(CHUNK_BYTES), encoding, _shown(url)):
+            length += len(chunk)
+            if length > MAX_FETCHED_BYTES:
+                raise SourceError(
+                    f"{_shown(url)} sends more than {MAX_FETCHED_BYTES >> 20} MiB, and may never "
+                    "end; save what is wanted of it, and import the file",
+                    source=_shown(url),
+                )
+            yield chunk
+
+
+def _decoded(chunks: Iterable[bytes], encoding: str, shown: str) -> Iterator[bytes]:
+    """Yield content as it was before it was compressed, in pieces of bounded size."""
+    if encoding in ("", "identity"):
+        yield from chunks
+        return
+    if encoding not in _WINDOW_BITS:
+        raise SourceError(f"{shown} answered in an encoding that was not asked for", source=shown)
+    decoder = zlib.decompressobj(_WINDOW_BITS[encoding])
+    try:
+        for chunk in chunks:
+            rest, piece = chunk, b""
+            while not decoder.eof and (rest or len(piece) == CHUNK_BYTES):
+                piece = decoder.decompress(rest, CHUNK_BYTES)
+                rest = decoder.unconsumed_tail
+                yield piece
+    except zlib.error as error:
+        raise SourceError(f"what {shown} sent cannot be decompressed", source=shown) from error
+    if not decoder.eof:
+        raise SourceError(f"what {shown} sent ends in the middle of it", source=shown)
 
 
 def _size_of(response: httpx.Response) -> int | None:
