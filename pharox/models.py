@@ -554,11 +554,14 @@ class HealthCheckOptions(BaseModel):
     expected_status_codes: list[Annotated[int, Field(ge=200, le=599)]] = Field(
         default_factory=lambda: [200], min_length=1
     )
-    slow_threshold_ms: int = Field(default=2000, ge=0)
+    slow_threshold_ms: int = Field(default=2000, ge=0, le=2**31 - 1)
     allow_redirects: bool = True
     headers: dict[str, str] = Field(default_factory=dict)
     max_body_bytes: int = Field(
-        default=65_536, ge=0, description="How much of the answer's body to wait for at most."
+        default=65_536,
+        ge=0,
+        le=2**31 - 1,
+        description="How much of the answer's body to wait for at most.",
     )
 
     @field_validator("target_url")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from itertools import islice
@@ -61,7 +62,7 @@ def log(
                 for name, event in found
                 if pool in (None, name, str(event.pool_id)) and (not wanted or event.type in wanted)
             )
-            for name, event in islice(chosen, limit):
+            for name, event in islice(chosen, limit and min(limit, sys.maxsize)):
                 if as_json:
                     print_json(event)
                 else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -67,6 +68,8 @@ def replay(
         raise InvalidInputError("give one of --at, --from and --diff")
     if begin is None and (end is not None or speed is not None or step):
         raise InvalidInputError("--to, --speed and --step go with --from")
+    if speed is not None and not math.isfinite(speed):
+        raise InvalidInputError("--speed must be a number, such as 10")
     if step and not sys.stdin.isatty():
         raise InvalidInputError("--step needs a terminal to wait for Enter")
     now = utc_now()

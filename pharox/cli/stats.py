@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..models import PoolStatsSnapshot
+from ..models import PoolStatsSnapshot, check_pause
 from .pools import NO_POOLS
 from .session import ledger
 from .showing import AsJson, print_json, print_table, say, table_lines
@@ -26,6 +26,7 @@ def stats(
     ] = 1.0,
 ) -> None:
     """Show every pool in numbers."""
+    check_pause(every, "--every")  # typer's minimum lets NaN pass
     with ledger(context) as storage:
         if watch and not as_json and sys.stdout.isatty():
             from rich.live import Live  # noqa: PLC0415 - only where it can redraw

@@ -20,6 +20,7 @@ from pharox.observability.fleet import FleetServer
 from pharox.storage.postgres import PostgresStorage
 from pharox.testing import checked
 from tests.conftest import DatabaseClock, fill, ledger, run_sql
+from tests.hostile.values import AWKWARD
 from tests.ledger.following import until
 
 SERVE = [str(Path(sys.executable).parent / "pharox"), *["metrics", "serve", "--port", "0"]]
@@ -40,6 +41,23 @@ def scraped(port: int) -> Samples:
         for family in text_string_to_metric_families(text)
         for s in family.samples
     }
+
+
+def test_names_are_inert_in_a_scrape_of_the_fleet(storage: PostgresStorage) -> None:
+    """Whatever a pool or a consumer is called, it is a label's value and adds no sample."""
+    fill(storage, name="plain")
+    with FleetServer(storage, port=0) as server:
+        plain = level(server, 2)
+    names = list(AWKWARD.values())
+    for name in names:
+        fill(storage, name=name)
+        ProxyManager(storage).acquire_proxy(name, name)
+    with FleetServer(storage, port=0) as server:
+        shown = level(server, 2 + 4 * len(names))
+    assert {name for name, _ in shown} >= {name for name, _ in plain}
+    assert not any("forged" in name for name, _ in shown)
+    labels = {value for _, values in shown for value in values}
+    assert labels >= set(names)
 
 
 def counted(samples: Samples) -> Samples:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from pharox.errors import ConflictError, SubscriptionNotFoundError
+from pharox.log.extract import BIGGEST
+from pharox.models import check_name, check_text, check_whole
 from pharox.storage.interface import IStorage
 from pharox.storage.postgres.driver import Session
 
@@ -104,6 +106,10 @@ def retry(storage: IStorage, name: str, *, key: str | None = None, seq: int | No
     checked = in_postgres(storage)
     with checked._driver.session() as session:
         _check_known(session, checked.schema, name)
+        if key is not None:
+            check_text(key)
+        if seq is not None:
+            seq = min(max(check_whole(seq, "seq"), 0), BIGGEST)
         return session.run(statements.mark(checked.schema), name=name, key=key, seq=seq)
 
 
@@ -157,5 +163,6 @@ def remove(storage: IStorage, name: str) -> None:
 
 
 def _check_known(session: Session, schema: str, name: str) -> None:
+    check_name(name, "subscription")
     if not session.rows(statements.find(schema), name=name):
         raise SubscriptionNotFoundError(f"Subscription {name!r} not found.", name=name)
