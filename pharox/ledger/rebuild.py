@@ -28,6 +28,7 @@ from ..errors import DatabaseError, InvalidInputError
 from ..storage.postgres import PostgresStorage
 from ..storage.postgres.driver import Session
 from ..storage.postgres.folding import Folder
+from ..storage.postgres.schema import LONGEST_NAME
 from ..storage.postgres.snapshots import base_of
 from ..storage.postgres.verifying import differences
 from .alone import alone
@@ -39,9 +40,6 @@ NEAR = 200
 
 PATIENCE_S = 5.0
 """How long to wait for another rebuild; a session that was killed takes a moment to end."""
-
-LONGEST_NAME = 63
-"""Of how many bytes a name in PostgreSQL may be."""
 
 LOCK_TIMEOUT_MS = 50
 ATTEMPTS = 200

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.config import Config
@@ -12,11 +13,19 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine
 
 import pharox.storage.postgres.tables  # noqa: F401 - the last of the tables
-from pharox import ProxyManager, SchemaError
-from pharox.storage.postgres import PostgresStorage, migrations
+from pharox import InvalidInputError, ProxyManager, SchemaError
+from pharox.ledger.rebuild import rebuild
+from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage, migrations
 from pharox.storage.postgres.migrations import HEAD
 from projections import metadata
-from tests.conftest import SECRET_KEY, fill, open_engine, run_sql, types_of
+from tests.conftest import (
+    SECRET_KEY,
+    fill,
+    open_async_engine,
+    open_engine,
+    run_sql,
+    types_of,
+)
 
 CATALOG = """
 SELECT 'column', c.relname, a.attname,
@@ -112,6 +121,39 @@ def test_two_ledgers_live_beside_each_other(empty_database_url: str) -> None:
     assert types_of(theirs) == []
     assert ours.verify() == []
     engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a :b c", "%(x)s", "a{schema}b{literal}c", "$function$; --", "back\\slash", "\x1b[2J\n'"],
+)
+def test_a_schema_may_have_any_name(empty_database_url: str, name: str) -> None:
+    """What is SQL, a place in a template or a parameter elsewhere is a name here."""
+    storage = PostgresStorage(
+        open_engine(empty_database_url), schema=name, secret_keys=[SECRET_KEY]
+    )
+    storage.upgrade_schema()
+    fill(storage, 2)
+    rebuild(storage)
+    schemas = run_sql(
+        storage.engine,
+        "SELECT nspname::text FROM pg_namespace WHERE nspname !~ '^(pg_|information|public)'",
+    )
+    assert schemas == [(name,)]
+    assert storage.verify() == []
+    storage.close()
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a\x00b", "\ud800", "x" * 64, "é" * 32, "pg_temp", "a$$; --", 5, None]
+)
+def test_what_is_no_schemas_name_is_refused(name: Any) -> None:
+    """PostgreSQL would refuse it, cut it, or read the end of a function in it."""
+    with pytest.raises(InvalidInputError):
+        PostgresStorage(open_engine("postgresql+psycopg://"), schema=name, secret_keys=[])
+    engine = open_async_engine("postgresql+psycopg://")
+    with pytest.raises(InvalidInputError):
+        AsyncPostgresStorage(engine, schema=name, secret_keys=[])
 
 
 def test_a_missing_schema_says_what_to_do(empty_database_url: str) -> None:

@@ -111,7 +111,7 @@ class PostgresStorage(IStorage):
                 "make it with a postgresql+psycopg:// URL"
             )
         self.engine = engine
-        self.schema = schema
+        self.schema = migrations.check_schema_name(schema)
         keys = Settings().secret_keys() if secret_keys is None else secret_keys
         self._commands = Commands(schema, Vault(keys))
         self._driver = Driver(engine, schema)

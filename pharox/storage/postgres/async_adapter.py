@@ -54,6 +54,7 @@ from .async_driver import AsyncDriver, Stops
 from .commands import Commands
 from .driver import Program
 from .lookups import Page
+from .schema import check_schema_name
 from .vault import Vault
 
 T = TypeVar("T")
@@ -105,7 +106,7 @@ class AsyncPostgresStorage(IAsyncStorage):
                 "make it with a postgresql+psycopg:// URL"
             )
         self.engine = engine
-        self.schema = schema
+        self.schema = check_schema_name(schema)
         self._keys = Settings().secret_keys() if secret_keys is None else secret_keys
         self._commands = Commands(schema, Vault(self._keys))
         self._driver = AsyncDriver(engine, schema)

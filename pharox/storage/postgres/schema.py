@@ -9,7 +9,8 @@ from sqlalchemy import text
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from ...errors import DatabaseError, DatabaseUnavailableError, SchemaError
+from ...errors import DatabaseError, DatabaseUnavailableError, InvalidInputError, SchemaError
+from ...models import check_text
 from .driver import UPGRADE_HINT
 from .migrations import HEAD
 from .sql import Statement, quoted
@@ -18,6 +19,26 @@ _LOCK = 0x7068_6172_6F78
 """The advisory lock ("pharox" in ASCII) under which one process at a time migrates."""
 
 _THERE = text("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = :schema)")
+
+
+LONGEST_NAME = 63
+"""Of how many bytes a name in PostgreSQL may be; it cuts a longer one."""
+
+
+def check_schema_name(schema: str) -> str:
+    """Return a schema's name if the ledger can be there.
+
+    Raises
+    ------
+    InvalidInputError
+        If PostgreSQL would not take it as it is, or it would end a function's body.
+    """
+    length = len(check_text(schema).encode())
+    if not 0 < length <= LONGEST_NAME:
+        raise InvalidInputError(f"a schema's name has from 1 to {LONGEST_NAME} bytes")
+    if schema.startswith("pg_") or "$$" in schema:
+        raise InvalidInputError("a schema's name cannot begin with pg_ or contain $$", name=schema)
+    return schema
 
 
 def upgrade(engine: Engine, schema: str) -> None:
@@ -30,7 +51,9 @@ def upgrade(engine: Engine, schema: str) -> None:
         with transactional.begin() as connection:
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
             if not connection.scalar(_THERE, {"schema": schema}):  # IF NOT EXISTS needs the right
-                connection.execute(text(f"CREATE SCHEMA {quoted(schema)}"))
+                # In text() a colon would begin a parameter.
+                name = quoted(schema).replace(":", "\\:")
+                connection.execute(text(f"CREATE SCHEMA {name}"))
             config = Config()
             config.set_main_option("script_location", str(files(__package__) / "migrations"))
             config.attributes.update(connection=connection, schema=schema)

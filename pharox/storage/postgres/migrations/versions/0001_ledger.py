@@ -1,5 +1,7 @@
 """The log of events, and the read models that are folded from it."""
 
+import re
+
 from alembic import op
 
 from pharox.storage.postgres.sql import quoted
@@ -463,6 +465,9 @@ $$;
 def upgrade() -> None:
     """Create the tables, the clock, the guard of the log and what seals it."""
     schema = quoted(op.get_context().version_table_schema or "pharox")
-    literal = schema.replace("'", "''")
+    # In what alembic executes a colon would begin a parameter.
+    spelled = schema.replace(":", "\\:")
+    names = {"{schema}": spelled, "{literal}": spelled.replace("'", "''")}
     for part in (TABLES, CLOCK, IMMUTABLE, PARTITIONS, DIGEST, SEAL):
-        op.execute(part.replace("{schema}", schema).replace("{literal}", literal))
+        # At once, as one name may contain the other's place.
+        op.execute(re.sub(r"\{(schema|literal)\}", lambda place: names[place[0]], part))
