@@ -504,7 +504,9 @@ class ProxyFilters(BaseModel):
         )
 
 
-_OWN_FIELDS = sorted(ProxyFilters.model_fields.keys() - {"all_of", "any_of", "none_of"})
+_GROUPS = frozenset({"all_of", "any_of", "none_of"})
+_TEXTS = frozenset({"source", "country", "city", "isp"})
+_OWN_FIELDS = sorted(ProxyFilters.model_fields.keys() - _GROUPS)
 
 
 def check_filters(filters: ProxyFilters | None) -> ProxyFilters | None:
@@ -524,15 +526,34 @@ def check_filters(filters: ProxyFilters | None) -> ProxyFilters | None:
             raise InvalidInputError(f"filters are needed, not a {type(each).__name__}", value=each)
         if depth > MAX_FILTER_DEPTH:
             raise InvalidInputError(f"filters may be nested {MAX_FILTER_DEPTH} deep")
-        try:
-            own = {name: getattr(each, name) for name in _OWN_FIELDS}
-            ProxyFilters.model_validate(own, strict=True)
-        except ValidationError as error:
-            (fault, *_) = error.errors(include_input=False)
-            place = ".".join(map(str, fault["loc"]))
-            raise InvalidInputError(f"the filters are not valid: {place}: {fault['msg']}") from None
+        if not _is_plainly_sound(each):
+            _check_own_fields(each)
         waiting += [(child, depth + 1) for child in each.children()]
     raise InvalidInputError(f"there may be {MAX_FILTERS} filters in one")
+
+
+def _is_plainly_sound(filters: ProxyFilters) -> bool:
+    """Tell at a glance that nothing is wrong, as nearly always; False calls for another look."""
+    asked = filters.__dict__
+    return all(
+        value is None
+        or (name in _TEXTS and type(value) is str and value.isascii() and "\x00" not in value)
+        or (name in _GROUPS and type(value) is list)
+        for name, value in asked.items()
+    ) and all(len(asked[name] or "") <= MAX_TEXT_LENGTH for name in _TEXTS)
+
+
+def _check_own_fields(filters: ProxyFilters) -> None:
+    for name in sorted(_GROUPS):
+        if not isinstance(getattr(filters, name), list | tuple | None):
+            raise InvalidInputError(f"the filters are not valid: {name} is no list")
+    try:
+        own = {name: getattr(filters, name) for name in _OWN_FIELDS}
+        ProxyFilters.model_validate(own, strict=True)
+    except ValidationError as error:
+        (fault, *_) = error.errors(include_input=False)
+        place = ".".join(map(str, fault["loc"]))
+        raise InvalidInputError(f"the filters are not valid: {place}: {fault['msg']}") from None
 
 
 class HealthCheckOptions(BaseModel):

@@ -403,6 +403,7 @@ SPOILT: dict[str, Callable[[], Any]] = {
     "too many": lambda: _wide(MAX_FILTERS),
     "no filters": lambda: {"country": "AR"},
     "a child that is none": lambda: spoilt(any_of=["AR"]),
+    "children that are none": lambda: spoilt(none_of=5),
     "half a place": lambda: spoilt(latitude=1.0),
     "no latitude": lambda: spoilt(latitude=float("nan"), longitude=0.0),
     "no asn": lambda: spoilt(asn=2**70),
