@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .errors import InvalidInputError as InvalidInputError
     from .errors import InvalidLeaseError as InvalidLeaseError
     from .errors import LeaseEndedError as LeaseEndedError
+    from .errors import OutcomeUnknownError as OutcomeUnknownError
     from .errors import OutOfResourcesError as OutOfResourcesError
     from .errors import PharoxError as PharoxError
     from .errors import PoolNotFoundError as PoolNotFoundError
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from .health import HealthCheckStrategy as HealthCheckStrategy
     from .health import HTTPHealthCheckStrategy as HTTPHealthCheckStrategy
     from .health import SweepSummary as SweepSummary
+    from .ids import new_lease_id as new_lease_id
     from .ledger.subscriptions import Delivery as Delivery
     from .ledger.subscriptions import Subscription as Subscription
     from .manager import ProxyManager as ProxyManager
@@ -118,6 +120,7 @@ _HOME = {
         "InvalidLeaseError",
         "LeaseEndedError",
         "OutOfResourcesError",
+        "OutcomeUnknownError",
         "PharoxError",
         "PoolNotFoundError",
         "ProxyNotFoundError",
@@ -134,6 +137,7 @@ _HOME = {
         "HTTPHealthCheckStrategy",
         "SweepSummary",
     ),
+    ".ids": ("new_lease_id",),
     ".ledger.subscriptions": ("Delivery", "Subscription"),
     ".manager": ("ProxyManager",),
     ".models": (

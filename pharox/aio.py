@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
-from .leasing import Ask, Leasing, fleet_subscriptions, releasing_after
+from .leasing import Ask, Leasing, fleet_subscriptions, releasing_after, under
 from .models import (
     AcquireEventPayload,
     ExpireEventPayload,
@@ -64,13 +64,15 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         duration_seconds: int = 300,
         filters: ProxyFilters | None = None,
         selector: SelectorStrategy | None = None,
+        *,
+        lease_id: UUID | None = None,
     ) -> Lease | None:
         """Lease a proxy of a pool; None if nothing was free.
 
         Parameters and errors are those of :meth:`pharox.ProxyManager.acquire_proxy`.
         A task that is cancelled meanwhile has no lease.
         """
-        ask = Ask(pool_name, consumer_name, duration_seconds, filters, selector)
+        ask = Ask(pool_name, consumer_name, duration_seconds, filters, selector, lease_id)
         return (await run_async(self._acquiring(ask), call_async)).lease
 
     async def acquire_proxy_with_retry(
@@ -86,6 +88,8 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         backoff_seconds: float = 0.5,
         backoff_multiplier: float = 2.0,
         max_backoff_seconds: float | None = None,
+        *,
+        lease_id: UUID | None = None,
     ) -> Lease | None:
         """Lease a proxy, asking again after a pause while nothing is free.
 
@@ -99,7 +103,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
             backoff_multiplier=backoff_multiplier,
             max_backoff_seconds=max_backoff_seconds,
         )
-        ask = Ask(pool_name, consumer_name, duration_seconds, filters, selector)
+        ask = Ask(pool_name, consumer_name, duration_seconds, filters, selector, lease_id)
         program = self._acquiring_again(ask, config, sleep_fn or asyncio.sleep)
         return await run_async(program, call_async)
 
@@ -131,6 +135,8 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         duration_seconds: int = 300,
         filters: ProxyFilters | None = None,
         selector: SelectorStrategy | None = None,
+        *,
+        lease_id: UUID | None = None,
     ) -> AsyncIterator[Lease | None]:
         """Lease a proxy for a block; yields None if nothing was free.
 
@@ -138,7 +144,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         block is never replaced by one of a callback.
         """
         lease = await self.acquire_proxy(
-            pool_name, consumer_name, duration_seconds, filters, selector
+            pool_name, consumer_name, duration_seconds, filters, selector, **under(lease_id)
         )
         async with self._held(lease) as held:
             yield held
@@ -157,6 +163,8 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         backoff_seconds: float = 0.5,
         backoff_multiplier: float = 2.0,
         max_backoff_seconds: float | None = None,
+        *,
+        lease_id: UUID | None = None,
     ) -> AsyncIterator[Lease | None]:
         """Lease a proxy for a block, with the retries of :meth:`acquire_proxy_with_retry`."""
         lease = await self.acquire_proxy_with_retry(
@@ -171,6 +179,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
             backoff_seconds,
             backoff_multiplier,
             max_backoff_seconds,
+            **under(lease_id),
         )
         async with self._held(lease) as held:
             yield held

@@ -63,9 +63,10 @@ class ProxyUnavailableError(PharoxError):
 
 
 class LeaseEndedError(PharoxError):
-    """The lease of an HTTP client has run out, and somebody else may hold its proxy.
+    """The lease has ended, and somebody else may hold its proxy.
 
-    Open another client, with a longer ``duration_seconds`` if need be.
+    Open another HTTP client, with a longer ``duration_seconds`` if need be; acquire under
+    another ``lease_id``.
     """
 
 
@@ -113,6 +114,15 @@ class DatabaseError(PharoxError):
 
 class DatabaseUnavailableError(DatabaseError):
     """No database could be reached. Check ``PHAROX_DATABASE_URL`` and the server."""
+
+
+class OutcomeUnknownError(DatabaseUnavailableError):
+    """The connection broke before the answer: whether it was committed is not known here.
+
+    ``lease_id`` is the lease that is in doubt, or None if no lease is. Acquire again with
+    ``lease_id=error.lease_id``, and there is one lease however often you do; release again,
+    and it has ended once. What nobody asks for again runs out.
+    """
 
 
 class OutOfResourcesError(PharoxError):

@@ -25,6 +25,11 @@ def uuid7() -> UUID:
     return UUID(int=value)
 
 
+def new_lease_id() -> UUID:
+    """Return an id to acquire a lease under, so that asking again cannot lease twice."""
+    return uuid7()
+
+
 def following(uuid: UUID) -> UUID:
     """Return the id right after ``uuid``, where the next page begins."""
     return UUID(int=min(uuid.int + 1, 2**128 - 1))

@@ -22,6 +22,7 @@ from datetime import datetime
 from functools import partial
 from types import ModuleType
 from typing import Any, Generic, NamedTuple, TypeVar
+from uuid import UUID
 
 from .cancelling import CANCELLED, outcome_of
 from .errors import InvalidInputError
@@ -60,6 +61,12 @@ class Ask(NamedTuple):
     duration_seconds: int
     filters: ProxyFilters | None
     selector: SelectorStrategy | None
+    lease_id: UUID | None = None
+
+
+def under(lease_id: UUID | None) -> dict[str, UUID]:
+    """Return an id as an argument if it is given: overrides may know those of 0.11.0 only."""
+    return {} if lease_id is None else {"lease_id": lease_id}
 
 
 class Leasing(ABC, Generic[S]):
@@ -114,6 +121,8 @@ class Leasing(ABC, Generic[S]):
         duration_seconds: int = 300,
         filters: ProxyFilters | None = None,
         selector: SelectorStrategy | None = None,
+        *,
+        lease_id: UUID | None = None,
     ) -> Any:
         """Lease a proxy of a pool."""
 
@@ -139,6 +148,7 @@ class Leasing(ABC, Generic[S]):
             filters=ask.filters,
             selector=SelectorStrategy(ask.selector or SelectorStrategy.FIRST_AVAILABLE),
             with_stats=bool(self._acquire_callbacks or self._expire_callbacks),
+            lease_id=ask.lease_id,
         )
         started_at = utc_now()
         try:
@@ -174,9 +184,11 @@ class Leasing(ABC, Generic[S]):
         self, ask: Ask, config: RetryConfig, sleep: Callable[[float], Any]
     ) -> Calls[Lease | None]:
         """Lease a proxy, asking again after a pause while nothing is free."""
+        acquire_proxy: Callable[..., Any] = self.acquire_proxy
+        asked = ask[:-1]
 
         def attempt() -> Calls[Lease | None]:
-            return (yield partial(self.acquire_proxy, *ask))  # type: ignore[no-any-return]
+            return (yield partial(acquire_proxy, *asked, **under(ask.lease_id)))  # type: ignore[no-any-return]
 
         return (
             yield from retrying(attempt, config, sleep, is_enough=lambda lease: lease is not None)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from uuid import UUID
 
 from .errors import InvalidInputError
-from .leasing import Ask, Leasing, fleet_subscriptions, releasing_after
+from .leasing import Ask, Leasing, fleet_subscriptions, releasing_after, under
 from .models import (
     AcquireEventPayload,
     ExpireEventPayload,
@@ -64,6 +64,8 @@ class ProxyManager(Leasing[IStorage]):
         duration_seconds: int = 300,
         filters: ProxyFilters | None = None,
         selector: SelectorStrategy | None = None,
+        *,
+        lease_id: UUID | None = None,
     ) -> Lease | None:
         """Lease a proxy of a pool.
 
@@ -79,6 +81,10 @@ class ProxyManager(Leasing[IStorage]):
             What the proxy must match.
         selector:
             Which of several; FIRST_AVAILABLE if None.
+        lease_id:
+            The lease's id, such as one of :func:`pharox.new_lease_id`; the ledger
+            chooses one if None. However often one consumer asks under it, one
+            lease at most is granted, and it is what each of the calls returns.
 
         Returns
         -------
@@ -91,8 +97,14 @@ class ProxyManager(Leasing[IStorage]):
             If the duration makes no sense.
         InvalidInputError
             If a name is empty or cannot be stored.
+        LeaseEndedError
+            If a lease was granted under ``lease_id`` and has ended.
+        ConflictError
+            If it was granted to another consumer, or in another pool.
+        OutcomeUnknownError
+            If the connection to the database broke before the answer.
         """
-        ask = Ask(pool_name, consumer_name, duration_seconds, filters, selector)
+        ask = Ask(pool_name, consumer_name, duration_seconds, filters, selector, lease_id)
         return run(self._acquiring(ask), call).lease
 
     def acquire_proxy_with_retry(
@@ -108,12 +120,14 @@ class ProxyManager(Leasing[IStorage]):
         backoff_seconds: float = 0.5,
         backoff_multiplier: float = 2.0,
         max_backoff_seconds: float | None = None,
+        *,
+        lease_id: UUID | None = None,
     ) -> Lease | None:
         """Lease a proxy, asking again after a pause while nothing is free.
 
         Parameters
         ----------
-        pool_name, consumer_name, duration_seconds, filters, selector:
+        pool_name, consumer_name, duration_seconds, filters, selector, lease_id:
             As for :meth:`acquire_proxy`.
         retry_config:
             How often and how long, instead of the four parameters below.
@@ -139,7 +153,7 @@ class ProxyManager(Leasing[IStorage]):
             backoff_multiplier=backoff_multiplier,
             max_backoff_seconds=max_backoff_seconds,
         )
-        ask = Ask(pool_name, consumer_name, duration_seconds, filters, selector)
+        ask = Ask(pool_name, consumer_name, duration_seconds, filters, selector, lease_id)
         sleep = self._checked(sleep_fn or time.sleep)
         return run(self._acquiring_again(ask, config, sleep), call)
 
@@ -194,13 +208,17 @@ class ProxyManager(Leasing[IStorage]):
         duration_seconds: int = 300,
         filters: ProxyFilters | None = None,
         selector: SelectorStrategy | None = None,
+        *,
+        lease_id: UUID | None = None,
     ) -> Iterator[Lease | None]:
         """Lease a proxy for a block; yields None if nothing was free.
 
         Parameters are those of :meth:`acquire_proxy`. An exception of the
         block is never replaced by one of a callback.
         """
-        lease = self.acquire_proxy(pool_name, consumer_name, duration_seconds, filters, selector)
+        lease = self.acquire_proxy(
+            pool_name, consumer_name, duration_seconds, filters, selector, **under(lease_id)
+        )
         with self._held(lease) as held:
             yield held
 
@@ -218,6 +236,8 @@ class ProxyManager(Leasing[IStorage]):
         backoff_seconds: float = 0.5,
         backoff_multiplier: float = 2.0,
         max_backoff_seconds: float | None = None,
+        *,
+        lease_id: UUID | None = None,
     ) -> Iterator[Lease | None]:
         """Lease a proxy for a block, with the retries of :meth:`acquire_proxy_with_retry`."""
         lease = self.acquire_proxy_with_retry(
@@ -232,6 +252,7 @@ class ProxyManager(Leasing[IStorage]):
             backoff_seconds,
             backoff_multiplier,
             max_backoff_seconds,
+            **under(lease_id),
         )
         with self._held(lease) as held:
             yield held

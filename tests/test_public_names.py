@@ -50,14 +50,14 @@ IN_MEMORY = {
     "get_proxy_by_id": "proxy_id",
 }
 MANAGER = {
-    "acquire_proxy": ASK,
-    "acquire_proxy_with_retry": f"{ASK}, {RETRY}",
+    "acquire_proxy": f"{ASK}, lease_id",
+    "acquire_proxy_with_retry": f"{ASK}, {RETRY}, lease_id",
     "cleanup_expired_leases": "",
     "register_acquire_callback": "callback",
     "register_release_callback": "callback",
     "release_proxy": "lease",
-    "with_lease": ASK,
-    "with_retrying_lease": f"{ASK}, {RETRY}",
+    "with_lease": f"{ASK}, lease_id",
+    "with_retrying_lease": f"{ASK}, {RETRY}, lease_id",
 }
 FUNCTIONS = {
     "bootstrap_pool": "storage, name='default-pool', description, pool_id",

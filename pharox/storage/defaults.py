@@ -41,6 +41,10 @@ from .terms import (
 
 def acquire_lease(storage: Any, request: AcquireRequest) -> Calls[Acquisition]:
     """Find a proxy and lease it."""
+    if request.lease_id is not None:
+        raise InvalidInputError(
+            f"{type(storage).__name__} grants no lease under an id of the caller's"
+        )
     yield partial(storage.ensure_consumer, request.consumer_name)
     yield storage.cleanup_expired_leases
     asked = (request.pool_name, request.filters, request.selector)

@@ -77,12 +77,14 @@ from .terms import (
     HealthOutcome,
     Return,
     check_age,
+    check_granted,
     check_one_pool_each,
     check_reason,
     check_status,
     check_statuses,
     checked_model,
     copy_ending,
+    granted_and_ended,
     id_from_text,
     log_late_release,
     pool_named,
@@ -122,6 +124,7 @@ class InMemoryStorage(IStorage):
         self._pool_ids: dict[str, UUID] = {}
         self._pool_of_proxy: dict[UUID, UUID] = {}
         self._pool_of_lease: dict[UUID, UUID] = {}
+        self._callers_ids: set[UUID] = set()
         self._consumer_ids: set[UUID] = set()
         self._credentials: dict[UUID, ProxyCredentials] = {}
         self._identities: Counter[tuple[object, ...]] = Counter()
@@ -135,6 +138,8 @@ class InMemoryStorage(IStorage):
         check_name(request.pool_name, "pool")
         check_name(request.consumer_name, "consumer")
         with self._lock:
+            if (granted := self._granted_before(request)) is not None:
+                return granted
             consumer_id = self.ensure_consumer(request.consumer_name)
             pool_id = self._pool_ids.get(request.pool_name)
             if pool_id is None:
@@ -151,10 +156,13 @@ class InMemoryStorage(IStorage):
                 request.consumer_name,
                 consumer_id,
                 request.duration_seconds,
+                lease_id=request.lease_id or uuid7(),
                 selector=request.selector,
                 filters=request.filters and request.filters.recorded(),
                 predicate=bool(request.filters and request.filters.requires_python()),
             )
+            if request.lease_id is not None:
+                self._callers_ids.add(request.lease_id)
             stats = self._stats(pool_id, event) if request.with_stats else None
             return Acquisition(self._lease(event.lease_id), None, stats, expired)
 
@@ -170,7 +178,9 @@ class InMemoryStorage(IStorage):
             pool = self._pools[pool_id]
             if not pool.is_leasable(proxy.id):
                 raise self._unavailable(pool, proxy.id)
-            event = self._grant(pool_id, proxy.id, consumer_name, consumer_id, duration_seconds)
+            event = self._grant(
+                pool_id, proxy.id, consumer_name, consumer_id, duration_seconds, lease_id=uuid7()
+            )
             return self._lease(event.lease_id)
 
     def find_available_proxy(
@@ -548,6 +558,25 @@ class InMemoryStorage(IStorage):
         healthy = any(pool.is_healthy(proxy_id) for proxy_id in matching)
         return MissReason.AT_CAPACITY if healthy else MissReason.NONE_HEALTHY
 
+    def _granted_before(self, request: AcquireRequest) -> Acquisition | None:
+        """Return the lease that has the request's id already, or None if none has."""
+        if request.lease_id is None:
+            return None
+        pool_id = self._pool_of_lease.get(request.lease_id)
+        if pool_id is None:
+            if request.lease_id in self._callers_ids:
+                raise granted_and_ended(request.lease_id, "pruned")
+            return None
+        check_granted(self._lease(request.lease_id), request)
+        expired: list[Ending] = []
+        if pool_id in self._pools:
+            expired = self._expire(pool_id, with_stats=request.with_stats)
+        lease = self._lease(request.lease_id)
+        if lease.status is not LeaseStatus.ACTIVE:
+            raise granted_and_ended(lease.id, lease.status.value)
+        stats = self.get_pool_stats(request.pool_name) if request.with_stats else None
+        return Acquisition(lease, None, stats, expired)
+
     def _miss(
         self,
         request: AcquireRequest,
@@ -575,6 +604,8 @@ class InMemoryStorage(IStorage):
         consumer: str,
         consumer_id: UUID,
         duration_seconds: float,
+        *,
+        lease_id: UUID,
         **asked: Any,
     ) -> LeaseAcquired:
         before = self._standing(pool_id, proxy_id)
@@ -582,7 +613,7 @@ class InMemoryStorage(IStorage):
             LeaseAcquired,
             pool_id=pool_id,
             proxy_id=proxy_id,
-            lease_id=uuid7(),
+            lease_id=lease_id,
             consumer=consumer,
             consumer_id=consumer_id,
             pool_name=self._states["pools"][(pool_id,)].name,

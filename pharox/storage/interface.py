@@ -192,7 +192,15 @@ class IStorage(ABC):
         This default asks :meth:`find_available_proxy` and :meth:`create_lease`
         in turn, so between the two another caller can be quicker; an adapter
         that cannot decide in one go pays for that with
-        :class:`ProxyUnavailableError`.
+        :class:`ProxyUnavailableError`. It grants no lease under a ``lease_id`` of
+        the caller's.
+
+        Raises
+        ------
+        LeaseEndedError
+            If a lease was granted under the request's ``lease_id`` and has ended.
+        ConflictError
+            If it was granted to another consumer, or in another pool.
         """
         return run(defaults.acquire_lease(self, request), call)
 

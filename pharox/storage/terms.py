@@ -12,7 +12,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
 
-from ..errors import ConflictError, InvalidInputError, PoolNotFoundError
+from ..errors import ConflictError, InvalidInputError, LeaseEndedError, PoolNotFoundError
 from ..events import EventBase, HealthChecked
 from ..ids import health_record_id
 from ..models import (
@@ -38,7 +38,11 @@ logger = logging.getLogger("pharox")
 
 @dataclass(frozen=True, slots=True)
 class AcquireRequest:
-    """What a consumer asks for. ``duration_seconds`` is the lease's length."""
+    """What a consumer asks for.
+
+    ``duration_seconds`` is the lease's length. Under a ``lease_id`` of the
+    caller's one lease at most is ever granted.
+    """
 
     pool_name: str
     consumer_name: str
@@ -46,8 +50,11 @@ class AcquireRequest:
     filters: ProxyFilters | None = None
     selector: SelectorStrategy = SelectorStrategy.FIRST_AVAILABLE
     with_stats: bool = False
+    lease_id: UUID | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.lease_id, UUID | None):
+            raise InvalidInputError("a lease_id must be a UUID", value=self.lease_id)
         object.__setattr__(self, "selector", SelectorStrategy(self.selector))
         check_filters(self.filters)
 
@@ -193,6 +200,29 @@ def check_one_pool_each(proxies: Sequence[Proxy]) -> Sequence[Proxy]:
         if pools.setdefault(proxy.id, proxy.pool_id) != proxy.pool_id:
             raise ConflictError(f"proxy {proxy.id} is given for two pools", proxy_id=proxy.id)
     return proxies
+
+
+def check_granted(lease: Lease, request: AcquireRequest) -> None:
+    """Check that a lease which has the request's id was granted to this very caller.
+
+    Raises
+    ------
+    ConflictError
+        If it is somebody else's, or of another pool.
+    """
+    if (lease.pool_name, lease.consumer_name) != (request.pool_name, request.consumer_name):
+        raise ConflictError(
+            f"lease {lease.id} is of {lease.consumer_name!r} in pool {lease.pool_name!r}",
+            lease_id=lease.id,
+        )
+
+
+def granted_and_ended(lease_id: UUID, how: str) -> LeaseEndedError:
+    """Return the error for a lease that was granted before and has ended since."""
+    return LeaseEndedError(
+        f"lease {lease_id} was granted before and has ended ({how}); acquire under another id",
+        lease_id=lease_id,
+    )
 
 
 def copy_ending(recorded: Lease | None, lease: Lease) -> None:

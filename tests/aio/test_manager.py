@@ -372,11 +372,11 @@ class Overridden:
         return super().release_proxy(lease)  # type: ignore[misc]
 
 
-class Theirs(Overridden, ProxyManager):
+class Theirs(Overridden, ProxyManager):  # type: ignore[misc]
     pass
 
 
-class TheirsAwaited(Overridden, AsyncProxyManager):
+class TheirsAwaited(Overridden, AsyncProxyManager):  # type: ignore[misc]
     pass
 
 

@@ -15,6 +15,8 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
+import psycopg
+
 from ...errors import ProxyNotFoundError, ProxyUnavailableError
 from ...ids import NIL, following, uuid7
 from ...models import (
@@ -34,8 +36,10 @@ from ..terms import (
     Acquisition,
     Ending,
     Return,
+    check_granted,
     check_reason,
     copy_ending,
+    granted_and_ended,
     log_late_release,
 )
 from . import acquiring, ending, filtering, reading
@@ -80,7 +84,7 @@ class Commands(Registrations, Checks):
         check_duration(request.duration_seconds)
         check_name(request.pool_name, "pool")
         check_name(request.consumer_name, "consumer")
-        return self._acquire(request)
+        return self._acquire(request) if request.lease_id is None else self._acquire_once(request)
 
     def create_lease(self, proxy: Proxy, consumer: str, duration: float) -> Program[Lease]:
         """Lease this very proxy."""
@@ -106,6 +110,46 @@ class Commands(Registrations, Checks):
             expired += yield from self._expire(row["id"], with_stats=with_stats)
         return expired
 
+    def _acquire_once(self, request: AcquireRequest) -> Program[Acquisition]:
+        """Lease under an id of the caller's: what was granted under it is granted again.
+
+        An earlier attempt may still be on its way to the database. Then either it or
+        this one inserts the lease of this id, and the other finds that it is there.
+        """
+        acquisition: Acquisition | None = yield from self._granted_before(request)
+        if acquisition is not None:
+            return acquisition
+        try:
+            acquisition = yield from self._acquire(request)
+        except psycopg.errors.UniqueViolation:
+            if (granted := (yield from self._granted_before(request))) is None:
+                raise
+            return granted
+        if acquisition.lease is None:  # Its proxy may be what this very caller holds by now.
+            granted = yield from self._granted_before(request)
+            return granted or acquisition
+        return acquisition
+
+    def _granted_before(self, request: AcquireRequest) -> Program[Acquisition | None]:
+        """Return the lease that has the request's id already, or None if none has."""
+        lease_id = request.lease_id
+        if lease_id is None or not (
+            yield from self.rows(reading.was_granted_statement, lease_id=lease_id)
+        ):
+            return None
+        lease = yield from self.lease(lease_id)
+        if lease is None:
+            raise granted_and_ended(lease_id, "pruned")
+        check_granted(lease, request)
+        expired = yield from self._expire(lease.pool_id or NIL, with_stats=request.with_stats)
+        lease = (yield from self.lease(lease_id)) or lease
+        if lease.status is not LeaseStatus.ACTIVE:
+            raise granted_and_ended(lease_id, lease.status.value)
+        stats = None
+        if request.with_stats:
+            stats = yield from self.stats(request.pool_name)
+        return Acquisition(lease, None, stats, expired)
+
     def _acquire(self, request: AcquireRequest) -> Program[Acquisition]:
         shape = filtering.shape_of(request.filters)
         details = request_details(request)
@@ -117,6 +161,7 @@ class Commands(Registrations, Checks):
             "duration": request.duration_seconds,
             "details": json.dumps(details) if request.filters else _plain_details(request.selector),
             "expire_first": True,
+            "lease_id": request.lease_id or uuid7(),
         }
         expired: list[Ending] = []
         wait = False
@@ -127,7 +172,7 @@ class Commands(Registrations, Checks):
                 details |= {"pool_name": request.pool_name, "reason": MissReason.UNKNOWN_POOL}
                 yield from self._record_miss(NIL, details, values)
                 return Acquisition(None, MissReason.UNKNOWN_POOL, None, expired)
-            values |= {"pool_id": pool_id, "lease_id": uuid7()}
+            values["pool_id"] = pool_id
             if request.filters is not None and details["predicate"]:
                 row, reason = yield from self._search(request, shape, details, values)
             else:

@@ -39,7 +39,7 @@ from ...models import (
     Proxy,
     ProxyPool,
 )
-from .sql import POOL_ID, PROXY_ID, by_schema, now, parameter, word
+from .sql import ONE, POOL_ID, PROXY_ID, by_schema, now, parameter, word
 from .tables import proxy_credentials
 from .vault import Vault
 
@@ -264,6 +264,12 @@ def standing_statement() -> Select[Any]:
 def lease_statement() -> Select[Any]:
     """Query one lease by id."""
     return select(leases).where(leases.c.id == parameter("lease_id", Uuid))
+
+
+@by_schema
+def was_granted_statement() -> Select[Any]:
+    """Query whether the log has a lease of this id, also one that was pruned."""
+    return select(ONE.label("one")).where(events.c.lease_id == parameter("lease_id", Uuid)).limit(1)
 
 
 @by_schema

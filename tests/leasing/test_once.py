@@ -1,0 +1,205 @@
+"""Under an id of the caller's one lease at most is granted, however often it is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from pharox import (
+    AsyncProxyManager,
+    ConflictError,
+    InMemoryStorage,
+    InvalidInputError,
+    Lease,
+    LeaseEndedError,
+    ProxyManager,
+    new_lease_id,
+)
+from pharox.models import utc_now
+from pharox.storage.interface import IStorage
+from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage
+from pharox.storage.postgres.driver import Program
+from pharox.storage.terms import AcquireRequest, Acquisition
+from tests.conftest import (
+    SECRET_KEY,
+    AnyStorage,
+    clock_of,
+    fill,
+    open_async_engine,
+    threads,
+    types_of,
+)
+
+
+def test_asking_again_returns_the_same_lease(any_storage: AnyStorage) -> None:
+    """Also where nothing else is free: it is granted once, and the log has it once."""
+    fill(any_storage, 1)
+    manager, mine = ProxyManager(any_storage), new_lease_id()
+    first = manager.acquire_proxy("pool", "w", lease_id=mine)
+    assert first is not None
+    assert first.id == mine
+    assert manager.acquire_proxy("pool", "w", lease_id=mine) == first
+    assert manager.acquire_proxy("pool", "w") is None
+    assert types_of(any_storage).count("LeaseAcquired") == 1
+    assert any_storage.verify() == []
+
+
+def test_callbacks_are_told_what_is_held(any_storage: AnyStorage) -> None:
+    """An acquisition that finds its lease is a hit, with the pool's statistics as they are."""
+    fill(any_storage, 2)
+    manager, mine = ProxyManager(any_storage), new_lease_id()
+    manager.acquire_proxy("pool", lease_id=mine)
+    told: list[Any] = []
+    manager.register_acquire_callback(told.append)
+    with manager.with_lease("pool", lease_id=mine) as lease:
+        assert lease is not None
+    (payload,) = told
+    assert payload.lease.id == mine
+    assert payload.pool_stats.total_leases == 1
+
+
+def test_after_a_miss_the_id_is_as_good_as_new(any_storage: AnyStorage) -> None:
+    """A miss uses no id up."""
+    fill(any_storage, 1)
+    manager, mine = ProxyManager(any_storage), new_lease_id()
+    with manager.with_lease("pool"):
+        assert manager.acquire_proxy("pool", lease_id=mine) is None
+        assert manager.acquire_proxy("nowhere", lease_id=mine) is None
+    lease = manager.acquire_proxy_with_retry("pool", lease_id=mine)
+    assert lease is not None
+    assert lease.id == mine
+
+
+def test_an_id_whose_lease_has_ended_is_used_up(any_storage: AnyStorage) -> None:
+    """Released, expired or pruned: it is never granted again, and the error says why."""
+    fill(any_storage, 2)
+    clock, manager = clock_of(any_storage), ProxyManager(any_storage)
+    released, expired = new_lease_id(), new_lease_id()
+    lease = manager.acquire_proxy("pool", lease_id=released)
+    assert lease is not None
+    manager.release_proxy(lease)
+    manager.acquire_proxy("pool", lease_id=expired, duration_seconds=60)
+    clock.advance(61)
+    with pytest.raises(LeaseEndedError, match="released"):
+        manager.acquire_proxy("pool", lease_id=released)
+    with pytest.raises(LeaseEndedError, match="expired") as ended:
+        manager.acquire_proxy("pool", lease_id=expired)
+    assert ended.value.lease_id == expired  # type: ignore[attr-defined]
+    clock.advance(3600)
+    assert any_storage.prune_leases(clock.now - timedelta(minutes=5)) == 2
+    with pytest.raises(LeaseEndedError, match="pruned"):
+        manager.acquire_proxy("pool", lease_id=released)
+    assert types_of(any_storage).count("LeaseAcquired") == 2
+
+
+def test_the_lease_of_a_removed_pool_has_ended(any_storage: AnyStorage) -> None:
+    """It was released with its pool."""
+    pool, _ = fill(any_storage)
+    manager, mine = ProxyManager(any_storage), new_lease_id()
+    manager.acquire_proxy("pool", lease_id=mine)
+    any_storage.delete_pool(str(pool.id))
+    with pytest.raises(LeaseEndedError):
+        manager.acquire_proxy("pool", lease_id=mine)
+
+
+def test_an_id_is_for_one_consumer_and_pool(any_storage: AnyStorage) -> None:
+    """Nobody is handed somebody else's lease, or one of another pool."""
+    fill(any_storage, 2)
+    fill(any_storage, 2, name="other")
+    manager, mine = ProxyManager(any_storage), new_lease_id()
+    manager.acquire_proxy("pool", "w", lease_id=mine)
+    for pool, consumer in (("other", "w"), ("pool", "x")):
+        with pytest.raises(ConflictError) as refused:
+            manager.acquire_proxy(pool, consumer, lease_id=mine)
+        assert refused.value.lease_id == mine  # type: ignore[attr-defined]
+
+
+def test_only_a_uuid_is_an_id(any_storage: AnyStorage) -> None:
+    """Text is refused before anything is asked."""
+    with pytest.raises(InvalidInputError, match="UUID"):
+        ProxyManager(any_storage).acquire_proxy("pool", lease_id=str(new_lease_id()))  # type: ignore[arg-type]
+
+
+def test_attempts_at_once_get_one_lease(postgres: PostgresStorage) -> None:
+    """Of eight threads with one id each is told of the same lease, whoever was first."""
+    fill(postgres, 8)
+    manager = ProxyManager(postgres)
+    for mine in (new_lease_id() for _ in range(10)):
+        told: list[Lease | None] = []
+
+        def ask(_: int, mine: UUID = mine, told: list[Lease | None] = told) -> None:
+            told.append(manager.acquire_proxy("pool", lease_id=mine))
+
+        threads(8, ask)
+        assert [lease and lease.id for lease in told] == [mine] * 8
+        manager.release_proxy(told[0])  # type: ignore[arg-type]
+    assert types_of(postgres).count("LeaseAcquired") == 10
+    assert postgres.verify() == []
+
+
+@pytest.mark.parametrize("proxies", [1, 2])
+def test_an_attempt_that_commits_meanwhile_counts(
+    postgres: PostgresStorage, monkeypatch: pytest.MonkeyPatch, proxies: int
+) -> None:
+    """What an earlier attempt commits after this one has looked is not leased twice or missed."""
+    fill(postgres, proxies)
+    manager, mine = ProxyManager(postgres), new_lease_id()
+    first = manager.acquire_proxy("pool", lease_id=mine)
+    look, looks = postgres._commands._granted_before, list[AcquireRequest]()
+
+    def too_early(request: AcquireRequest) -> Program[Acquisition | None]:
+        looks.append(request)
+        if len(looks) == 1:
+            return None
+        return (yield from look(request))
+
+    monkeypatch.setattr(postgres._commands, "_granted_before", too_early)
+    assert manager.acquire_proxy("pool", lease_id=mine) == first
+    assert len(looks) == 2
+    assert types_of(postgres).count("LeaseAcquired") == 1
+    assert postgres.verify() == []
+
+
+def test_coroutines_ask_under_an_id_as_well(database_url: str) -> None:
+    """The awaited manager has the same parameter, in each of its forms."""
+
+    async def main() -> list[UUID]:
+        engine = open_async_engine(database_url)
+        async with AsyncPostgresStorage(engine, secret_keys=[SECRET_KEY]) as storage:
+            fill(await storage.blocking(), 3)
+            manager, mine = AsyncProxyManager(storage), new_lease_id()
+            first = await manager.acquire_proxy("pool", lease_id=mine)
+            again = await manager.acquire_proxy_with_retry("pool", lease_id=mine)
+            async with manager.with_lease("pool", lease_id=mine) as held:
+                assert first == again == held
+            with pytest.raises(LeaseEndedError):
+                await manager.acquire_proxy("pool", lease_id=mine)
+            other = new_lease_id()
+            async with manager.with_retrying_lease("pool", lease_id=other) as lease:
+                assert lease is not None
+            return [each.id for each in await storage.list_leases()] + [mine, other]
+
+    leased = asyncio.run(main())
+    assert leased[:2] == leased[2:]
+
+
+def test_an_adapter_without_the_method_refuses_an_id() -> None:
+    """The default asks two questions, so it cannot promise that, and says so."""
+    storage = InMemoryStorage()
+    fill(storage)
+    request = AcquireRequest("pool", "w", lease_id=new_lease_id())
+    with pytest.raises(InvalidInputError, match="grants no lease under an id"):
+        IStorage.acquire_lease(storage, request)
+    assert storage.acquire_lease(request).lease is not None
+
+
+def test_ids_are_ordered_by_time() -> None:
+    """So they lie side by side in an index, as those do that the ledger chooses."""
+    ids = [new_lease_id() for _ in range(50)]
+    assert {each.version for each in ids} == {7}
+    assert len(set(ids)) == 50
+    assert abs((ids[-1].int >> 80) / 1000 - utc_now().timestamp()) < 60
