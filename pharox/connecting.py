@@ -29,10 +29,20 @@ if TYPE_CHECKING:
 
 _SCHEMES = ("postgres", "postgresql", "postgresql+psycopg")
 _EXAMPLE = "postgresql://user:password@host:5432/database"
-_OPTIONS = {"connect_timeout": 10, "fallback_application_name": "pharox"}
+_OPTIONS = {
+    "connect_timeout": 10,
+    "fallback_application_name": "pharox",
+    # A server that is gone without a word is noticed after a minute, not after two hours.
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,  # milliseconds
+}
 
 
-def connect(url: str | None = None, *, schema: str = "pharox") -> PostgresStorage:
+def connect(
+    url: str | None = None, *, schema: str = "pharox", answer_timeout_s: float | None = 30.0
+) -> PostgresStorage:
     """Return the ledger in a database.
 
     Parameters
@@ -43,6 +53,9 @@ def connect(url: str | None = None, *, schema: str = "pharox") -> PostgresStorag
         embedded server in the user's data folder.
     schema:
         Where its tables are. ``storage.upgrade_schema()`` creates it.
+    answer_timeout_s:
+        How many seconds the database has for each answer of leasing, before it is
+        asked to cancel the statement; None for no end.
 
     Raises
     ------
@@ -56,10 +69,17 @@ def connect(url: str | None = None, *, schema: str = "pharox") -> PostgresStorag
     _engines.add(engine)
     from .storage.postgres import PostgresStorage  # noqa: PLC0415 - it comes with an extra
 
-    return PostgresStorage(engine, schema=schema, secret_keys=target.secret_keys)
+    return PostgresStorage(
+        engine,
+        schema=schema,
+        secret_keys=target.secret_keys,
+        answer_timeout_s=answer_timeout_s,
+    )
 
 
-async def connect_async(url: str | None = None, *, schema: str = "pharox") -> AsyncPostgresStorage:
+async def connect_async(
+    url: str | None = None, *, schema: str = "pharox", answer_timeout_s: float | None = 30.0
+) -> AsyncPostgresStorage:
     """Return the ledger in a database, for code that awaits.
 
     As :func:`connect`, whose parameters and errors these are. The storage belongs
@@ -73,7 +93,12 @@ async def connect_async(url: str | None = None, *, schema: str = "pharox") -> As
     _engines.add(engine.sync_engine)
     from .storage.postgres import AsyncPostgresStorage  # noqa: PLC0415 - it comes with an extra
 
-    return AsyncPostgresStorage(engine, schema=schema, secret_keys=target.secret_keys)
+    return AsyncPostgresStorage(
+        engine,
+        schema=schema,
+        secret_keys=target.secret_keys,
+        answer_timeout_s=answer_timeout_s,
+    )
 
 
 class _Target(NamedTuple):

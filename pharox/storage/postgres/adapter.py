@@ -58,6 +58,7 @@ from ..terms import (
 from . import schema as migrations
 from . import snapshots, verifying
 from .commands import Commands
+from .deadline import ANSWER_TIMEOUT_S, check_timeout
 from .driver import Driver, Program, Session
 from .folding import read_states
 from .history import history_statement, seq_at_statement
@@ -81,6 +82,10 @@ class PostgresStorage(IStorage):
     secret_keys:
         Fernet keys for proxies' credentials, the encrypting one first;
         if None, those of ``PHAROX_SECRET_KEY``.
+    answer_timeout_s:
+        How many seconds the server has for each answer of leasing; then it is
+        asked to cancel the statement, and :data:`~.deadline.CANCEL_S` later the
+        connection is given up. None for no end.
 
     Raises
     ------
@@ -100,6 +105,7 @@ class PostgresStorage(IStorage):
         *,
         schema: str = "pharox",
         secret_keys: Sequence[str] | None = None,
+        answer_timeout_s: float | None = ANSWER_TIMEOUT_S,
     ) -> None:
         if not isinstance(engine, Engine):
             raise InvalidInputError(
@@ -112,6 +118,7 @@ class PostgresStorage(IStorage):
             )
         self.engine = engine
         self.schema = migrations.check_schema_name(schema)
+        self._answer_timeout_s = check_timeout(answer_timeout_s)
         keys = Settings().secret_keys() if secret_keys is None else secret_keys
         self._commands = Commands(schema, Vault(keys))
         self._driver = Driver(engine, schema)
@@ -141,15 +148,15 @@ class PostgresStorage(IStorage):
 
     def acquire_lease(self, request: AcquireRequest) -> Acquisition:
         """Lease a proxy, or record why none was to be had: one statement, one commit."""
-        return self._run(self._commands.acquire(request))
+        return self._run_in_time(self._commands.acquire(request))
 
     def return_lease(
         self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
     ) -> Return:
-        return self._run(self._commands.give_back(lease, reason, with_stats=with_stats))
+        return self._run_in_time(self._commands.give_back(lease, reason, with_stats=with_stats))
 
     def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[Ending]]:
-        expired = self._run(self._commands.expire(with_stats=with_stats))
+        expired = self._run_in_time(self._commands.expire(with_stats=with_stats))
         return len(expired), expired
 
     def find_available_proxy(
@@ -158,10 +165,12 @@ class PostgresStorage(IStorage):
         filters: ProxyFilters | None = None,
         selector: SelectorStrategy | None = None,
     ) -> Proxy | None:
-        return self._run(self._commands.find(pool_name, filters, selector))
+        return self._run_in_time(self._commands.find(pool_name, filters, selector))
 
     def create_lease(self, proxy: Proxy, consumer_name: str, duration_seconds: int) -> Lease:
-        return self._run(self._commands.create_lease(proxy, consumer_name, duration_seconds))
+        return self._run_in_time(
+            self._commands.create_lease(proxy, consumer_name, duration_seconds)
+        )
 
     def release_lease(self, lease: Lease) -> None:
         self.return_lease(lease)
@@ -170,7 +179,7 @@ class PostgresStorage(IStorage):
         return self.expire_leases()[0]
 
     def get_lease(self, lease_id: str) -> Lease | None:
-        return self._run(self._commands.lease(lease_id))
+        return self._run_in_time(self._commands.lease(lease_id))
 
     def list_leases(self, consumer_id: str | None = None) -> Sequence[Lease]:
         return self._run(self._commands.leases(consumer_id))
@@ -196,7 +205,7 @@ class PostgresStorage(IStorage):
     # Consumers, pools and proxies
 
     def ensure_consumer(self, consumer_name: str) -> UUID:
-        return self._run(self._commands.ensure_consumer(consumer_name))
+        return self._run_in_time(self._commands.ensure_consumer(consumer_name))
 
     def add_consumer(self, consumer: Consumer) -> Consumer:
         """Register a consumer and return it, with the id it has if its name was known."""
@@ -260,7 +269,7 @@ class PostgresStorage(IStorage):
         self._run(self._commands.delete_proxy(proxy_id))
 
     def get_pool_stats(self, pool_name: str) -> PoolStatsSnapshot | None:
-        return self._run(self._commands.stats(pool_name))
+        return self._run_in_time(self._commands.stats(pool_name))
 
     def list_pool_stats(self) -> Sequence[PoolStatsSnapshot]:
         """Return every pool in numbers, by name."""
@@ -474,6 +483,10 @@ class PostgresStorage(IStorage):
 
     def _run(self, program: Program[T]) -> T:
         return self._driver.run(self._commands.checked(program))
+
+    def _run_in_time(self, program: Program[T]) -> T:
+        """Run one of the programs that take milliseconds, and wait no longer than is said."""
+        return self._driver.run(self._commands.checked(program), within_s=self._answer_timeout_s)
 
     def _pages(self, page: Callable[[UUID], Program[Page]]) -> Iterator[Proxy]:
         first: UUID | None = NIL

@@ -52,6 +52,7 @@ from ..terms import (
 from .adapter import PostgresStorage
 from .async_driver import AsyncDriver, Stops
 from .commands import Commands
+from .deadline import ANSWER_TIMEOUT_S, check_timeout
 from .driver import Program
 from .lookups import Page
 from .schema import check_schema_name
@@ -75,6 +76,10 @@ class AsyncPostgresStorage(IAsyncStorage):
     secret_keys:
         Fernet keys for proxies' credentials, the encrypting one first;
         if None, those of ``PHAROX_SECRET_KEY``.
+    answer_timeout_s:
+        How many seconds the server has for each answer of leasing; then it is
+        asked to cancel the statement, and :data:`~.deadline.CANCEL_S` later the
+        connection is given up. None for no end.
 
     Raises
     ------
@@ -97,6 +102,7 @@ class AsyncPostgresStorage(IAsyncStorage):
         *,
         schema: str = "pharox",
         secret_keys: Sequence[str] | None = None,
+        answer_timeout_s: float | None = ANSWER_TIMEOUT_S,
     ) -> None:
         if not isinstance(engine, AsyncEngine):
             raise InvalidInputError("the engine is not async; make it with create_async_engine")
@@ -107,6 +113,7 @@ class AsyncPostgresStorage(IAsyncStorage):
             )
         self.engine = engine
         self.schema = check_schema_name(schema)
+        self._answer_timeout_s = check_timeout(answer_timeout_s)
         self._keys = Settings().secret_keys() if secret_keys is None else secret_keys
         self._commands = Commands(schema, Vault(self._keys))
         self._driver = AsyncDriver(engine, schema)
@@ -150,7 +157,10 @@ class AsyncPostgresStorage(IAsyncStorage):
             )
             # Another task may have been quicker while this one waited.
             self._blocking = self._blocking or PostgresStorage(
-                engine, schema=self.schema, secret_keys=self._keys
+                engine,
+                schema=self.schema,
+                secret_keys=self._keys,
+                answer_timeout_s=self._answer_timeout_s,
             )
         return self._blocking
 
@@ -171,7 +181,7 @@ class AsyncPostgresStorage(IAsyncStorage):
     async def acquire_lease(self, request: AcquireRequest) -> Acquisition:
         """Lease a proxy, or record why none was to be had: one statement, one commit."""
         program = self._commands.acquire(request)
-        acquisition, cancelled = await self._ended(program, stops="before the first step")
+        acquisition, cancelled = await self._ended_in_time(program, stops="before the first step")
         if cancelled is not None:
             await self._give_up(acquisition.lease)
             raise with_outcome(cancelled, "acquire_lease", acquisition)
@@ -179,7 +189,7 @@ class AsyncPostgresStorage(IAsyncStorage):
 
     async def create_lease(self, proxy: Proxy, consumer_name: str, duration_seconds: int) -> Lease:
         program = self._commands.create_lease(proxy, consumer_name, duration_seconds)
-        lease, cancelled = await self._ended(program, stops="before the first step")
+        lease, cancelled = await self._ended_in_time(program, stops="before the first step")
         if cancelled is not None:
             await self._give_up(lease)
             raise cancelled
@@ -189,14 +199,14 @@ class AsyncPostgresStorage(IAsyncStorage):
         self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
     ) -> Return:
         program = self._commands.give_back(lease, reason, with_stats=with_stats)
-        returned, cancelled = await self._ended(program, stops="never")
+        returned, cancelled = await self._ended_in_time(program, stops="never")
         if cancelled is not None:
             raise with_outcome(cancelled, "return_lease", returned)
         return returned
 
     async def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[Ending]]:
         program = self._commands.expire(with_stats=with_stats)
-        expired, cancelled = await self._ended(program, stops="before the first step")
+        expired, cancelled = await self._ended_in_time(program, stops="before the first step")
         if cancelled is not None:
             raise with_outcome(cancelled, "expire_leases", (len(expired), expired))
         return len(expired), expired
@@ -207,7 +217,7 @@ class AsyncPostgresStorage(IAsyncStorage):
         filters: ProxyFilters | None = None,
         selector: SelectorStrategy | None = None,
     ) -> Proxy | None:
-        return await self._run(self._commands.find(pool_name, filters, selector))
+        return await self._run_in_time(self._commands.find(pool_name, filters, selector))
 
     async def release_lease(self, lease: Lease) -> None:
         await self.return_lease(lease)
@@ -216,7 +226,7 @@ class AsyncPostgresStorage(IAsyncStorage):
         return (await self.expire_leases())[0]
 
     async def get_lease(self, lease_id: str) -> Lease | None:
-        return await self._run(self._commands.lease(lease_id))
+        return await self._run_in_time(self._commands.lease(lease_id))
 
     async def list_leases(self, consumer_id: str | None = None) -> Sequence[Lease]:
         return await self._run(self._commands.leases(consumer_id))
@@ -228,7 +238,7 @@ class AsyncPostgresStorage(IAsyncStorage):
     # Consumers, pools and proxies
 
     async def ensure_consumer(self, consumer_name: str) -> UUID:
-        return await self._run(self._commands.ensure_consumer(consumer_name))
+        return await self._run_in_time(self._commands.ensure_consumer(consumer_name))
 
     async def add_consumer(self, consumer: Consumer) -> Consumer:
         """Register a consumer and return it, with the id it has if its name was known."""
@@ -280,7 +290,7 @@ class AsyncPostgresStorage(IAsyncStorage):
         await self._run(self._commands.delete_proxy(proxy_id))
 
     async def get_pool_stats(self, pool_name: str) -> PoolStatsSnapshot | None:
-        return await self._run(self._commands.stats(pool_name))
+        return await self._run_in_time(self._commands.stats(pool_name))
 
     async def list_pool_stats(self) -> Sequence[PoolStatsSnapshot]:
         """Return every pool in numbers, by name."""
@@ -390,10 +400,21 @@ class AsyncPostgresStorage(IAsyncStorage):
     async def _run(self, program: Program[T]) -> T:
         return _unless_cancelled(*await self._ended(program))
 
+    async def _run_in_time(self, program: Program[T]) -> T:
+        return _unless_cancelled(*await self._ended_in_time(program, stops="between steps"))
+
     async def _ended(
         self, program: Program[T], *, stops: Stops = "between steps"
     ) -> tuple[T, asyncio.CancelledError | None]:
         return await self._driver.run(self._commands.checked(program), stops=stops)
+
+    async def _ended_in_time(
+        self, program: Program[T], *, stops: Stops
+    ) -> tuple[T, asyncio.CancelledError | None]:
+        """Run one of the programs that take milliseconds, and wait no longer than is said."""
+        return await self._driver.run(
+            self._commands.checked(program), stops=stops, within_s=self._answer_timeout_s
+        )
 
     async def _pages(self, page: Callable[[UUID], Program[Page]]) -> AsyncIterator[Proxy]:
         first: UUID | None = NIL

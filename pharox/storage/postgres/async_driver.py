@@ -26,6 +26,7 @@ from projections.pool_stats import SLOTS
 from ... import programs
 from ...errors import DatabaseUnavailableError, InvalidInputError
 from .driver import (
+    InDoubt,
     Program,
     Rows,
     Step,
@@ -56,9 +57,20 @@ class AsyncDriver:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def run(
-        self, program: Program[T], *, stops: Stops = "between steps"
+        self,
+        program: Program[T],
+        *,
+        stops: Stops = "between steps",
+        within_s: float | None = None,
     ) -> tuple[T, asyncio.CancelledError | None]:
         """Run a program to its end.
+
+        Parameters
+        ----------
+        stops:
+            When a cancellation may still stop it.
+        within_s:
+            How many seconds the server has for each answer; any number if None.
 
         Returns
         -------
@@ -73,7 +85,7 @@ class AsyncDriver:
             If it was stopped; what was not committed was rolled back.
         """
         self._check_loop()
-        patience = Patience(certain=stops == "never")
+        patience = Patience(certain=stops == "never", within_s=within_s)
         obeying = patience if stops == "between steps" else Patience()
 
         async def work(connection: psycopg.AsyncConnection[Any]) -> T:
@@ -193,13 +205,17 @@ async def _answer(
 ) -> Rows | list[Rows]:
     if isinstance(asked, Query):
         obeying.obey()
-        return await _rows(cursor, asked, slot)
+        with InDoubt(cursor.connection, asked):
+            return await _rows(cursor, asked, slot)
     answers: list[Rows] = []
-    async with cursor.connection.transaction():
-        for step in asked:
-            obeying.obey()
-            query = query_of(step, answers)
-            answers.append([] if query is None else await _rows(cursor, query, slot))
+    with InDoubt(cursor.connection) as doubt:
+        async with cursor.connection.transaction():
+            for step in asked:
+                obeying.obey()
+                query = query_of(step, answers)
+                answers.append([] if query is None else await _rows(cursor, query, slot))
+                doubt.about(query)
+            doubt.begins()
     return answers
 
 

@@ -26,7 +26,13 @@ from sqlalchemy.engine import Engine
 from projections.pool_stats import SLOTS
 
 from ... import programs
-from ...errors import DatabaseError, DatabaseUnavailableError, SchemaError
+from ...errors import (
+    DatabaseError,
+    DatabaseUnavailableError,
+    OutcomeUnknownError,
+    SchemaError,
+)
+from .deadline import answering_within
 from .sql import Query, Statement, quoted
 
 T = TypeVar("T")
@@ -46,9 +52,15 @@ class Driver:
         self._engine = engine
         self._add_partition = add_partition_statement(schema)
 
-    def run(self, program: Program[T]) -> T:
-        """Run a program to its end and return what it returns."""
-        with self.connection() as connection:
+    def run(self, program: Program[T], *, within_s: float | None = None) -> T:
+        """Run a program to its end and return what it returns.
+
+        Parameters
+        ----------
+        within_s:
+            How many seconds the server has for each answer; any number if None.
+        """
+        with self.connection() as connection, answering_within(connection, within_s):
             cursor = psycopg.RawCursor(connection)
             slot = connection.info.backend_pid % SLOTS
             return programs.run(program, lambda asked: self._ask(cursor, slot, asked))
@@ -217,13 +229,60 @@ def _answer(
     cursor: psycopg.RawCursor[Any], slot: int, asked: Query | Sequence[Step]
 ) -> Rows | list[Rows]:
     if isinstance(asked, Query):
-        return _rows(cursor, asked, slot)
+        with InDoubt(cursor.connection, asked):
+            return _rows(cursor, asked, slot)
     answers: list[Rows] = []
-    with cursor.connection.transaction():
+    with InDoubt(cursor.connection) as doubt, cursor.connection.transaction():
         for step in asked:
             query = query_of(step, answers)
             answers.append([] if query is None else _rows(cursor, query, slot))
+            doubt.about(query)
+        doubt.begins()
     return answers
+
+
+class InDoubt:
+    """Says of a connection that breaks in a block if what was committed is not known.
+
+    A statement alone is in doubt from the moment when it is sent; a transaction only
+    once its COMMIT is, as the server undoes what a lost connection leaves open.
+    """
+
+    def __init__(self, connection: AnyConnection, sent: Query | None = None) -> None:
+        self._connection = connection
+        self._written: list[Query] = []
+        self._has_begun = sent is not None
+        self.about(sent)
+
+    def about(self, query: Query | None) -> None:
+        """Take note of what is to be committed."""
+        if query is not None and query.statement.writes:
+            self._written.append(query)
+
+    def begins(self) -> None:
+        """Take note that the COMMIT is sent next."""
+        self._has_begun = True
+
+    def __enter__(self) -> InDoubt:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
+        if not (self._written and self._has_begun and self._connection.closed):
+            return
+        if isinstance(error, psycopg.Error):
+            raise outcome_unknown(error, self._written) from error
+
+
+def outcome_unknown(error: psycopg.Error, written: Sequence[Query]) -> OutcomeUnknownError:
+    """Return the error for a connection that broke before it said what was committed."""
+    ids = (query.values.get("lease_id") for query in written)
+    lease_id = next((each for each in ids if each is not None), None)
+    of_what = "" if lease_id is None else f" of lease {lease_id}"
+    return OutcomeUnknownError(
+        f"the connection broke before the answer, so it is not known what was committed{of_what}: "
+        f"{error}",
+        lease_id=lease_id,
+    )
 
 
 def query_of(step: Step, answers: Sequence[Rows]) -> Query | None:

@@ -6,7 +6,8 @@ that has leased a proxy of which nobody knows. A statement of ours takes
 milliseconds. So a cancellation is noted, the answer is awaited, and whoever
 sent the statement then knows what there is to undo before it obeys.
 
-What the server does not answer for :data:`PATIENCE_S` it is asked to cancel, and
+What the server does not answer for :data:`PATIENCE_S`, or while the task was not
+cancelled for the seconds that its command has (:mod:`.deadline`), it is asked to cancel, and
 what it then says counts; but not the end of a lease, which is to happen in any
 case. If it says nothing at all, the connection is closed, and what the server
 makes of the statement is not known here: a lease may be left, and runs out.
@@ -24,6 +25,8 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import waiting
 
+from .deadline import SILENT, LateError, log_late, within
+
 T = TypeVar("T")
 logger = logging.getLogger("pharox")
 
@@ -40,6 +43,8 @@ class Patience:
     ----------
     certain:
         What is waited for is to happen in any case, so the server is never asked to cancel it.
+    within_s:
+        How many seconds the server has for an answer; any number if None.
 
     Attributes
     ----------
@@ -47,10 +52,11 @@ class Patience:
         The last cancellation that was noted, or None.
     """
 
-    __slots__ = ("cancelled", "certain")
+    __slots__ = ("cancelled", "certain", "within_s")
 
-    def __init__(self, *, certain: bool = False) -> None:
+    def __init__(self, *, certain: bool = False, within_s: float | None = None) -> None:
         self.certain = certain
+        self.within_s = within_s
         self.cancelled: asyncio.CancelledError | None = None
 
     def __enter__(self) -> None:
@@ -98,24 +104,37 @@ class Patience:
 
         until_it_is_here = arriving()
         with self:
-            await waiting.wait_async(until_it_is_here, connection.pgconn.socket, interval)
+            await self._wait_in_time(until_it_is_here, connection.pgconn.socket, interval)
         if not answer:
             await self._outlast(connection, until_it_is_here)
         return answer[0]
 
+    async def _wait_in_time(
+        self, arriving: Generator[Any, Any, None], socket: int, interval: float
+    ) -> None:
+        if self.within_s is None:
+            await waiting.wait_async(arriving, socket, interval)
+            return
+        try:
+            await waiting.wait_async(within(arriving, self.within_s), socket, interval)
+        except LateError:
+            log_late(self.within_s)
+
     async def _outlast(
         self, connection: psycopg.AsyncConnection[Any], arriving: Generator[Any, Any, None]
     ) -> None:
-        if await self._has_come(connection, arriving):
+        # A cancelled task has not waited yet; one that is late has, and a lease that
+        # could not be ended is told of, so it may be cancelled.
+        if self.cancelled is not None and await self._has_come(connection, arriving):
             return
-        if not self.certain:
+        if self.cancelled is None or not self.certain:
             with suppress(psycopg.Error, asyncio.CancelledError):
                 (await self.outlast(connection.cancel_safe(timeout=PATIENCE_S))).result()
         if await self._has_come(connection, arriving):
             return
-        logger.warning("pharox.connection.given_up: the server did not answer a cancelled task")
+        logger.warning("pharox.connection.given_up: the server did not answer at all")
         connection.pgconn.finish()
-        raise psycopg.OperationalError("the server did not answer; what it did is not known")
+        raise psycopg.OperationalError(SILENT)
 
     async def _has_come(
         self, connection: psycopg.AsyncConnection[Any], arriving: Generator[Any, Any, None]

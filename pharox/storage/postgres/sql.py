@@ -25,6 +25,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, psycopg
 from sqlalchemy.engine.interfaces import Compiled
 from sqlalchemy.schema import DDLElement, SchemaConst
+from sqlalchemy.sql.dml import UpdateBase
+from sqlalchemy.sql.visitors import iterate
 
 _DIALECT = psycopg.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
 _SCHEMA = "__[SCHEMA_pharox]"
@@ -46,13 +48,15 @@ class Statement(NamedTuple):
     """SQL with numbered parameters.
 
     ``names`` are the parameters in order, ``constants`` the values of those
-    that never change, ``columns`` the names of the answer's columns.
+    that never change, ``columns`` the names of the answer's columns. ``writes``
+    says whether something is different once it is committed.
     """
 
     text: bytes
     names: tuple[str, ...]
     constants: Mapping[str, Any]
     columns: tuple[str, ...]
+    writes: bool = False
 
     def rows(self, answer: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
         """Return the rows of the answer by the names of their columns."""
@@ -90,6 +94,7 @@ def compiled(element: Any, schema: str) -> Statement:
         tuple(result.positiontup or ()),
         {name: value for name, value in result.params.items() if value is not None},
         tuple(column.key for column in element.exported_columns),
+        _writes(element),
     )
 
 
@@ -113,6 +118,10 @@ def definition(element: DDLElement, schema: str) -> Statement:
 def _text(result: Compiled, schema: str) -> bytes:
     temporary = f"__[SCHEMA_{TEMPORARY}]"
     return str(result).replace(_SCHEMA, quoted(schema)).replace(temporary, TEMPORARY).encode()
+
+
+def _writes(element: Any) -> bool:
+    return any(isinstance(part, UpdateBase) for part in iterate(element))
 
 
 def word(text: str) -> ColumnElement[str]:

@@ -1,0 +1,103 @@
+"""An answer is waited for only so long.
+
+A network that drops packets, or a server that is stopped, never says that it is
+gone; without an end of its own a wait lasts until somebody pulls the plug. So
+what leases and releases gives each statement a number of seconds. Then the
+server is asked to cancel it, and what it says of that counts. If it says
+nothing at all, the connection is closed, and what the server makes of the
+statement is not known here.
+
+Work that may take long (imports, sealing, verifying, rebuilding) has no such
+end; there the keepalives of the connection find out that the server is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+import psycopg
+
+from ...errors import InvalidInputError
+
+T = TypeVar("T")
+logger = logging.getLogger("pharox")
+
+ANSWER_TIMEOUT_S = 30.0
+"""How long a statement of leasing may take, unless a storage is made with another figure."""
+
+CANCEL_S = 5.0
+"""How long a server may take to cancel a statement, and to say so."""
+
+SILENT = "the server did not answer; what it did is not known"
+
+
+def check_timeout(seconds: float | None) -> float | None:
+    """Return a time-out if it is one, else raise :class:`InvalidInputError`."""
+    if seconds is None or (isinstance(seconds, int | float) and 0 < seconds < float("inf")):
+        return seconds
+    raise InvalidInputError(
+        "answer_timeout_s must be a number of seconds above 0, or None", value=seconds
+    )
+
+
+class LateError(Exception):
+    """No answer came in time. Never leaves this package."""
+
+
+def within(arriving: Generator[Any, Any, T], seconds: float) -> Generator[Any, Any, T]:
+    """Wait as one of psycopg's generators does, until it is too late.
+
+    The generator inside stays as it is then, so that it can be waited for again.
+
+    Raises
+    ------
+    LateError
+        If it is not done after so many seconds.
+    """
+    deadline = time.monotonic() + seconds
+    try:
+        wanted = next(arriving)
+        while True:
+            # Not ``yield from``: an end of this one must not be the end of that one.
+            ready = yield wanted
+            if not ready and time.monotonic() >= deadline:
+                raise LateError
+            wanted = arriving.send(ready)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
+
+@contextmanager
+def answering_within(connection: psycopg.Connection[Any], seconds: float | None) -> Iterator[None]:
+    """Have a connection give up each wait of a block after so many seconds."""
+    if seconds is None:
+        yield
+        return
+    wait_for = type(connection).wait
+
+    def wait(arriving: Generator[Any, Any, T], interval: float = 0.1, **_: Any) -> T:
+        with suppress(LateError):
+            return wait_for(connection, within(arriving, seconds), interval)
+        log_late(seconds)
+        with suppress(psycopg.Error):
+            connection.cancel_safe(timeout=CANCEL_S)
+        try:
+            return wait_for(connection, within(arriving, CANCEL_S), interval)
+        except LateError:
+            connection.pgconn.finish()
+            raise psycopg.OperationalError(SILENT) from None
+
+    connection.wait = wait  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        del connection.wait
+
+
+def log_late(seconds: float) -> None:
+    """Say why a statement is cancelled."""
+    logger.warning("pharox.statement.late: no answer for %g s, so it is cancelled", seconds)
