@@ -28,6 +28,7 @@ from pharox import (
     ProxyPool,
     connect,
 )
+from pharox.models import utc_now
 from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage, deadline, patience
 from pharox.testing import Awaited
 from tests.conftest import SECRET_KEY, fill, types_of
@@ -278,3 +279,16 @@ def test_work_that_takes_long_has_no_time_out(
     caller.storage.save_pool(ProxyPool(name="later"))
     timer.join()
     assert postgres.get_pool_by_name("later") is not None
+
+
+def test_statistics_that_cannot_be_read_cost_no_lease(
+    postgres: PostgresStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A lease that is committed is returned without the numbers that were to go with it."""
+    stale = {"stale": True}
+    program = postgres._commands._stats(stale, "pool", utc_now())
+    next(program)
+    with pytest.raises(StopIteration) as ended:
+        program.throw(psycopg.OperationalError("the connection broke"))
+    assert ended.value.value is None
+    assert "pharox.stats.failed" in caplog.text

@@ -8,6 +8,7 @@ in :mod:`.lookups`.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -49,6 +50,8 @@ from .driver import Program, Rows
 from .registrations import Registrations
 from .sql import Query
 from .vault import Vault
+
+logger = logging.getLogger("pharox")
 
 _FIRST_PAGE, _LARGEST_PAGE = 500, 8000
 
@@ -344,10 +347,16 @@ class Commands(Registrations, Checks):
     ) -> Program[PoolStatsSnapshot | None]:
         """Return the statistics in a command's answer, if it was asked for them.
 
-        A stale answer is read anew: then with what others have done since.
+        A stale answer is read anew: then with what others have done since. What was
+        committed by then is told without them if that fails: a lease must not get
+        lost for want of its statistics.
         """
         if row.get("stale"):
-            rows: Rows = yield Query(reading.stats_statement(self.schema), {"name": pool_name})
+            try:
+                rows: Rows = yield Query(reading.stats_statement(self.schema), {"name": pool_name})
+            except psycopg.Error as error:
+                logger.warning("pharox.stats.failed: of pool %r: %s", pool_name, error)
+                return None
             row = rows[0] if rows else {}
         if row.get("total_leases") is None:
             return None
