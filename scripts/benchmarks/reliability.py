@@ -1,0 +1,129 @@
+"""Break the system on purpose, and write the page that says what came of it.
+
+    python -m scripts.benchmarks.reliability [--times N] [--reports FOLDER] [--page FILE]
+
+The faults are the tests in tests/faults. Each leaves a report, and the page is
+made of these; a test that failed or was skipped is on it as well, and with a
+failed one the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "reliability.md"
+
+INTRODUCTION = """\
+# What breaks, and what is lost
+
+This page is generated: `python -m scripts.benchmarks.reliability` breaks the system on purpose and
+writes here what came of it. The faults are the tests in `tests/faults`, a part of the suite.
+
+Workers lease exclusive proxies while something breaks. Each writes down what it was told, in a file
+of its own and before it goes on. When the fault is over, these files are held against the ledger:
+
+- *acknowledged*: leases that a worker was told of.
+- *in doubt*: leases of which a worker was told that the outcome is not known
+  ([Unclear outcomes](unclear-outcomes.md)); it then asked again under the same id.
+- *lost*: acknowledged leases that are not in the log, and acknowledged releases that are not.
+- *doubled*: leases that the log has twice, or that ended twice.
+- *held twice*: leases of a proxy that somebody else held at that moment.
+- *findings*: what `storage.verify()` found wrong, of seals, chain and read models.
+"""
+HEADER = (
+    "| what was done | times | acknowledged | in doubt | lost | doubled | held twice | findings |"
+)
+COUNTS = ("acknowledged", "in_doubt", "lost", "doubled", "held_twice", "findings")
+
+
+def page(reports: Sequence[dict[str, Any]], where: str) -> str:
+    """Return the page for some reports."""
+    ordered = sorted(reports, key=lambda report: (report["area"], report["fact"], report["test"]))
+    parts = [INTRODUCTION, where]
+    for area, of_area in groupby(ordered, key=lambda report: report["area"]):
+        parts.append(f"\n## {area.rstrip('.')}\n")
+        for fact, of_fact in groupby(of_area, key=lambda report: report["fact"]):
+            parts += _section(fact, list(of_fact))
+    return "\n".join(parts) + "\n"
+
+
+def _section(fact: str, reports: Sequence[dict[str, Any]]) -> list[str]:
+    ran = [report for report in reports if report["outcome"] in ("passed", "failed")]
+    lines = [fact, ""]
+    if ran:
+        lines += [HEADER, "| --- " + "| ---: " * (len(COUNTS) + 1) + "|", _row(ran), ""]
+    for report in reports:
+        if report["outcome"] == "failed":
+            lines += [f"**`{report['test']}` failed.**", ""]
+        elif report not in ran:
+            lines += [f"Not done here: {report['outcome'].removeprefix('Skipped: ')}.", ""]
+    return lines
+
+
+def _row(reports: Sequence[dict[str, Any]]) -> str:
+    tried: dict[str, int] = {}
+    for report in reports:
+        for fault, times in report["tried"].items():
+            tried[fault] = tried.get(fault, 0) + times
+    cells = [
+        "<br>".join(sorted(tried)) or "nothing",
+        "<br>".join(str(tried[fault]) for fault in sorted(tried)),
+        *(f"{sum(report[count] for report in reports):,}" for count in COUNTS),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _where(reports: Sequence[dict[str, Any]]) -> str:
+    seconds = sum(report["seconds"] for report in reports)
+    faults = sum(sum(report["tried"].values()) for report in reports)
+    leases = sum(report["acknowledged"] for report in reports)
+    return (
+        f"This run made {faults:,} faults in {seconds:,.0f} seconds, and workers were told of "
+        f"{leases:,} leases. {os.cpu_count()} cores, {platform.system()}, "
+        f"Python {platform.python_version()}."
+    )
+
+
+def run(folder: Path, times: int) -> int:
+    """Run the faults, leave their reports in a folder, and return pytest's exit status."""
+    environment = {**os.environ, "PHAROX_REPORTS": str(folder), "PHAROX_FAULTS": str(times)}
+    command = [sys.executable, "-m", "pytest", "tests/faults", "-q"]
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """Return the reports in a folder."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--times", type=int, default=1, help="as often as in an ordinary run")
+    parser.add_argument("--reports", type=Path, help="make the page of these, and break nothing")
+    parser.add_argument("--page", type=Path, default=PAGE, help="where to write it")
+    asked = parser.parse_args()
+    status = 0
+    with tempfile.TemporaryDirectory(prefix="pharox-reports-") as fresh:
+        if asked.reports is None:
+            status = run(Path(fresh), asked.times)
+        reports = read(asked.reports or Path(fresh))
+    if not reports:
+        print("there are no reports to make a page of", file=sys.stderr)
+        return 1
+    asked.page.write_text(page(reports, _where(reports)))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Connections between workers and server are cut or frozen, at every point of a request."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ledger
+from tests.faults.cluster import Cluster
+from tests.faults.conftest import TIMES, Report
+from tests.faults.relay import CUTS, FREEZES, Relay, in_front_of
+from tests.faults.worker import LEASE_S, Running
+
+CUT_TIMES = 40 * TIMES
+FREEZE_TIMES = 5 * TIMES
+WORKERS = 3
+ANSWER_TIMEOUT_S = 0.5
+
+
+@pytest.mark.stress
+def test_cut_connections_lose_nothing(cluster: Cluster, diaries: Path, report: Report) -> None:
+    """Whatever a worker was told of is in the log once; what it was not told of is asked again."""
+    faults = [fault for fault in CUTS for _ in range(CUT_TIMES)]
+    choose = random.Random(3)
+    choose.shuffle(faults)
+    with in_front_of(cluster.url) as relay:
+        workers = _workers(relay.url.render_as_string(hide_password=False), diaries)
+        for fault in faults:
+            relay.arm(fault, skip=choose.randrange(20))
+            _wait_until_made(relay)
+            report.made(fault)
+        for worker in workers:
+            worker.stop()
+    time.sleep(LEASE_S)
+    with ledger(cluster.url) as storage:
+        found = report.close(storage, diaries)
+    assert found.acknowledged > 0
+    assert found.in_doubt > 0
+
+
+@pytest.mark.stress
+def test_frozen_connections_end_in_time(cluster: Cluster, diaries: Path, report: Report) -> None:
+    """A worker that is told nothing gives up by itself, and goes on when the network does."""
+    faults = [fault for fault in FREEZES for _ in range(FREEZE_TIMES)]
+    choose = random.Random(4)
+    choose.shuffle(faults)
+    with in_front_of(cluster.url) as relay:
+        workers = _workers(relay.url.render_as_string(hide_password=False), diaries)
+        for fault in faults:
+            relay.arm(fault, skip=choose.randrange(20))
+            _wait_until_made(relay)
+            # Until the statement is late, its cancelling as well, and then some.
+            time.sleep(3 * ANSWER_TIMEOUT_S + 0.5)
+            report.made(fault)
+            relay.thaw()
+            time.sleep(0.3)
+        for worker in workers:
+            worker.stop()
+    time.sleep(LEASE_S)
+    with ledger(cluster.url) as storage:
+        found = report.close(storage, diaries)
+    assert found.acknowledged > 0
+    assert found.in_doubt > 0
+
+
+def _workers(url: str, diaries: Path) -> list[Running]:
+    workers = [
+        Running(f"{url}?connect_timeout=2", diaries, answer_timeout_s=ANSWER_TIMEOUT_S)
+        for _ in range(WORKERS)
+    ]
+    for worker in workers:
+        worker.wait_until_begun()
+    return workers
+
+
+def _wait_until_made(relay: Relay) -> None:
+    deadline = time.monotonic() + 60
+    while relay.is_armed:
+        assert time.monotonic() < deadline, "no request arrived"
+        time.sleep(0.002)

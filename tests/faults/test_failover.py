@@ -1,0 +1,68 @@
+"""The primary is killed under load, and its synchronous standby takes over."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from pharox import ProxyManager
+from tests.conftest import fill, ledger
+from tests.faults import cluster as clusters
+from tests.faults.cluster import Cluster
+from tests.faults.conftest import PROXIES, TIMES, Report
+from tests.faults.worker import LEASE_S, POOL, Running
+
+WORKERS = 4
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("number", range(2 * TIMES))
+def test_a_failover_loses_nothing_that_was_acknowledged(
+    diaries: Path, report: Report, number: int
+) -> None:
+    """What a worker was told of is on the standby when the primary is gone, and leasing goes on."""
+    del number
+    with clusters.running() as primary, tempfile.TemporaryDirectory() as folder:
+        standby = Cluster(Path(folder))
+        standby.clone(primary)
+        standby.start()
+        try:
+            _commit_on_both(primary)
+            with ledger(primary.url) as storage:
+                fill(storage, PROXIES)
+            workers = [Running(primary.url, diaries) for _ in range(WORKERS)]
+            for worker in workers:
+                worker.wait_until_begun()
+            time.sleep(1)
+            primary.kill(with_all=True)
+            report.made("killed the primary, and promoted its standby")
+            for worker in workers:
+                worker.stop()
+            standby.promote()
+            time.sleep(LEASE_S)
+            with ledger(standby.url) as storage:
+                found = report.close(storage, diaries)
+                with ProxyManager(storage).with_lease(POOL) as lease:
+                    assert lease is not None
+                assert storage.verify() == []
+        finally:
+            standby.stop()
+    assert found.acknowledged > 0
+
+
+def _commit_on_both(primary: Cluster) -> None:
+    """Have a commit be acknowledged only when the standby has it as well."""
+    with psycopg.connect(primary.url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
+        connection.execute("SELECT pg_reload_conf()")
+        deadline = time.monotonic() + 30
+        while True:
+            query = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'"
+            if connection.execute(query).fetchone() == (1,):
+                return
+            assert time.monotonic() < deadline, "the standby does not follow"
+            time.sleep(0.05)

@@ -1,0 +1,151 @@
+"""Workers that lease, expire, seal and rebuild in a loop, until they are killed or told to stop.
+
+They are forked from a server that has imported this module, so that each is
+there in milliseconds, with the statements it needs compiled.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import TypeVar
+from uuid import UUID
+
+from pharox import (
+    ConflictError,
+    DatabaseError,
+    Lease,
+    LeaseEndedError,
+    LeaseStatus,
+    OutcomeUnknownError,
+    ProxyManager,
+    SelectorStrategy,
+    new_lease_id,
+)
+from pharox.ledger.rebuild import rebuild
+from pharox.storage.postgres import PostgresStorage, acquiring, deadline, ending
+from tests.conftest import SECRET_KEY, open_engine
+from tests.faults.diary import DOUBTED, HELD, RELEASED, Diary
+
+T = TypeVar("T")
+
+POOL = "pool"
+LEASE_S = 1
+"""Long enough to be released in time, and short enough to be waited for."""
+
+for _wait in (False, True):
+    acquiring.acquire_statement(
+        "pharox", SelectorStrategy.FIRST_AVAILABLE, None, wait=_wait, with_stats=False
+    )
+    ending.expire_statement("pharox", wait=_wait)
+ending.release_statement("pharox", with_stats=False)
+
+
+class Worker:
+    """One worker: a storage, a diary, and what to do until it is stopped."""
+
+    def __init__(self, url: str, path: Path, stop: Event, *, answer_timeout_s: float) -> None:
+        self.storage = PostgresStorage(
+            open_engine(url), secret_keys=[SECRET_KEY], answer_timeout_s=answer_timeout_s
+        )
+        self.diary = Diary(path)
+        self._manager = ProxyManager(self.storage)
+        self._choose = random.Random(path.name)
+        self._stop = stop
+
+    def lease(self) -> None:
+        """Acquire and release, sometimes only acquire."""
+        lease_id = new_lease_id()
+        lease = self.until_known(lease_id, lambda: self._acquire(lease_id))
+        if lease is None:
+            return
+        self.diary.note(HELD, lease.id)
+        time.sleep(self._choose.choice([0, 0, 0.002]))
+        if self._choose.random() < 0.1:  # left to run out
+            return
+        self.until_known(lease.id, lambda: self._manager.release_proxy(lease))
+        if lease.status is LeaseStatus.RELEASED:
+            self.diary.note(RELEASED, lease.id)
+
+    def expire(self) -> None:
+        """Take back what has run out."""
+        self._manager.cleanup_expired_leases()
+
+    def seal(self) -> None:
+        """Seal what is new."""
+        self.storage.seal()
+
+    def rebuild(self) -> None:
+        """Rebuild read models, unless somebody else is at it."""
+        try:
+            rebuild(self.storage, ["leases", "pool_stats"])
+        except (ConflictError, DatabaseError):
+            time.sleep(0.01)
+
+    def until_known(self, lease_id: UUID, ask: Callable[[], T]) -> T | None:
+        """Ask again and again while the database is away or left it open what it did."""
+        while True:
+            try:
+                return ask()
+            except OutcomeUnknownError:
+                self.diary.note(DOUBTED, lease_id)
+            except LeaseEndedError:  # granted while nobody could be told, and run out since
+                return None
+            except DatabaseError:
+                pass
+            if self._stop.wait(0.05):
+                return None
+
+    def _acquire(self, lease_id: UUID) -> Lease | None:
+        return self._manager.acquire_proxy(POOL, "w", LEASE_S, lease_id=lease_id)
+
+
+def work(
+    url: str, path: Path, role: str, begun: Event, stop: Event, answer_timeout_s: float
+) -> None:
+    """Do one thing again and again."""
+    deadline.CANCEL_S = min(deadline.CANCEL_S, answer_timeout_s)
+    worker = Worker(url, path, stop, answer_timeout_s=answer_timeout_s)
+    act = getattr(worker, role)
+    act()
+    begun.set()
+    while not stop.is_set():
+        act()
+
+
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload([__name__])
+
+
+class Running:
+    """A worker's process."""
+
+    def __init__(
+        self, url: str, folder: Path, role: str = "lease", *, answer_timeout_s: float = 30.0
+    ) -> None:
+        self._begun, self._stop = _processes.Event(), _processes.Event()
+        path = folder / f"{new_lease_id()}.diary"
+        self.process: BaseProcess = _processes.Process(
+            target=work, args=(url, path, role, self._begun, self._stop, answer_timeout_s)
+        )
+        self.process.start()
+
+    def wait_until_begun(self, timeout_s: float = 60) -> None:
+        """Wait until the worker has done its work once."""
+        assert self._begun.wait(timeout_s), "the worker has not begun"
+
+    def kill(self) -> None:
+        """End it with SIGKILL."""
+        self.process.kill()
+        self.process.join()
+
+    def stop(self) -> None:
+        """Let it finish what it is at, and end."""
+        self._stop.set()
+        self.process.join(timeout=60)
+        assert self.process.exitcode == 0, self.process.exitcode
