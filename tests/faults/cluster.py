@@ -81,6 +81,15 @@ class Cluster:
             with suppress(psutil.Error):
                 child.kill()
 
+    def stall(self) -> None:
+        """Have a standby receive nothing any more, although it seems to be there."""
+        (receiver,) = (
+            child
+            for child in psutil.Process(self.pid).children()
+            if "walreceiver" in " ".join(child.cmdline())
+        )
+        receiver.suspend()
+
     def stop(self) -> None:
         """Stop the server, if it runs."""
         with suppress(RuntimeError):

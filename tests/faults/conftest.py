@@ -75,8 +75,10 @@ class Report:
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Iterator[Report]:
     """What this test tried and what came of it, for the folder PHAROX_REPORTS if that is set."""
-    fact = " ".join((request.function.__doc__ or "").split())
-    area = " ".join((request.module.__doc__ or "").split("\n\n")[0].split())
+    fact, area = (
+        " ".join((documented.__doc__ or "").split("\n\n")[0].split())
+        for documented in (request.function, request.module)
+    )
     report = Report(request.node.name, fact, area)
     began = time.monotonic()
     yield report
