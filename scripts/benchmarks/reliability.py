@@ -30,8 +30,9 @@ INTRODUCTION = """\
 This page is generated: `python -m scripts.benchmarks.reliability` breaks the system on purpose and
 writes here what came of it. The faults are the tests in `tests/faults`, a part of the suite.
 
-Workers lease exclusive proxies while something breaks. Each writes down what it was told, in a file
-of its own and before it goes on. When the fault is over, these files are held against the ledger:
+Workers lease exclusive proxies while something breaks; where it is a connection or the server, half
+of them block and half of them await. Each writes down what it was told, in a file of its own and
+before it goes on. When the fault is over, these files are held against the ledger:
 
 - *acknowledged*: leases that a worker was told of.
 - *in doubt*: leases of which a worker was told that the outcome is not known
@@ -50,12 +51,12 @@ COUNTS = ("acknowledged", "in_doubt", "lost", "doubled", "held_twice", "findings
 def page(reports: Sequence[dict[str, Any]], where: str) -> str:
     """Return the page for some reports."""
     ordered = sorted(reports, key=lambda report: (report["area"], report["fact"], report["test"]))
-    parts = [INTRODUCTION, where]
+    parts = [INTRODUCTION, where, ""]
     for area, of_area in groupby(ordered, key=lambda report: report["area"]):
-        parts.append(f"\n## {area.rstrip('.')}\n")
+        parts += [f"## {area.rstrip('.')}", ""]
         for fact, of_fact in groupby(of_area, key=lambda report: report["fact"]):
             parts += _section(fact, list(of_fact))
-    return "\n".join(parts) + "\n"
+    return "\n".join(parts).rstrip() + "\n"
 
 
 def _section(fact: str, reports: Sequence[dict[str, Any]]) -> list[str]:

@@ -15,6 +15,7 @@ from pharox import LeaseStatus, ProxyManager, leasing, models
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import fill, ledger
 from tests.faults.conftest import PROXIES, TIMES, Report
+from tests.faults.diary import HELD, RELEASED, Diary
 
 WRONG_BY = [timedelta(hours=hours) for hours in (-30, -5, 5, 30)]
 
@@ -56,6 +57,7 @@ def test_the_servers_clock_is_the_only_one_that_counts(
     wrong: timedelta,
 ) -> None:
     """No lease ends early or late, or is dated wrongly, because of a caller's clock."""
+    diary = Diary(diaries / "caller.diary")
     with ledger(database_url) as storage:
         for _ in range(2 * TIMES):
             before = datetime.now(datetimes.UTC)
@@ -65,6 +67,8 @@ def test_the_servers_clock_is_the_only_one_that_counts(
                 brief = manager.acquire_proxy("pool", "w", 1)
             assert lasting is not None
             assert brief is not None
+            diary.note(HELD, lasting.id)
+            diary.note(HELD, brief.id)
             assert abs(lasting.acquired_at - before) < timedelta(minutes=1)
             assert lasting.expires_at - lasting.acquired_at == timedelta(seconds=300)
             with clock_wrong_by(wrong):
@@ -74,6 +78,7 @@ def test_the_servers_clock_is_the_only_one_that_counts(
             with clock_wrong_by(wrong):
                 manager.release_proxy(brief)
                 manager.release_proxy(lasting)
+            diary.note(RELEASED, lasting.id)
             assert _status(storage, str(brief.id)) is LeaseStatus.EXPIRED
             assert _status(storage, str(lasting.id)) is LeaseStatus.RELEASED
             report.made(f"clock {wrong.total_seconds() / 3600:+.0f} hours wrong")

@@ -1,4 +1,7 @@
-"""Connections between workers and server are cut or frozen, at every point of a request."""
+"""Connections between workers and server are cut or frozen, at every point of a request.
+
+Half of the workers block, half of them await.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from tests.faults.worker import LEASE_S, Running
 
 CUT_TIMES = 40 * TIMES
 FREEZE_TIMES = 5 * TIMES
-WORKERS = 3
+WORKERS = 4
 ANSWER_TIMEOUT_S = 0.5
 
 
@@ -68,8 +71,13 @@ def test_frozen_connections_end_in_time(cluster: Cluster, diaries: Path, report:
 
 def _workers(url: str, diaries: Path) -> list[Running]:
     workers = [
-        Running(f"{url}?connect_timeout=2", diaries, answer_timeout_s=ANSWER_TIMEOUT_S)
-        for _ in range(WORKERS)
+        Running(
+            f"{url}?connect_timeout=2",
+            diaries,
+            answer_timeout_s=ANSWER_TIMEOUT_S,
+            awaits=bool(number % 2),
+        )
+        for number in range(WORKERS)
     ]
     for worker in workers:
         worker.wait_until_begun()

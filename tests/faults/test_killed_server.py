@@ -23,7 +23,7 @@ def test_a_killed_server_keeps_what_it_acknowledged(
 ) -> None:
     """Workers ask again under their ids until it is back; nothing is lost, nothing leased twice."""
     choose = random.Random(2)
-    workers = [Running(cluster.url, diaries) for _ in range(WORKERS)]
+    workers = [Running(cluster.url, diaries, awaits=bool(n % 2)) for n in range(WORKERS)]
     for worker in workers:
         worker.wait_until_begun()
     for number in range(KILLS):

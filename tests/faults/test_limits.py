@@ -25,6 +25,7 @@ from tests.conftest import SECRET_KEY, fill, ledger, open_engine
 from tests.faults import cluster as clusters
 from tests.faults.cluster import Cluster
 from tests.faults.conftest import PROXIES, TIMES, Report
+from tests.faults.diary import HELD, RELEASED, Diary
 from tests.faults.worker import LEASE_S, POOL, Running
 
 DISK_MB = 80
@@ -34,7 +35,7 @@ def test_a_server_without_connections_is_told(
     cluster: Cluster, diaries: Path, report: Report
 ) -> None:
     """Who gets none has asked for nothing, and goes on when there is one."""
-    url = cluster.url.replace("+psycopg", "")
+    url, diary = cluster.url.replace("+psycopg", ""), Diary(diaries / "caller.diary")
     with ledger(cluster.url) as storage:
         manager = ProxyManager(storage)
         for _ in range(5 * TIMES):
@@ -49,7 +50,9 @@ def test_a_server_without_connections_is_told(
             deadline = time.monotonic() + 10
             while (lease := _lease_if_possible(manager)) is None:
                 assert time.monotonic() < deadline
+            diary.note(HELD, lease.id)
             manager.release_proxy(lease)
+            diary.note(RELEASED, lease.id)
             storage.close()  # so that the next one has to connect again
         report.close(storage, diaries)
 
@@ -65,10 +68,12 @@ def test_a_statement_that_times_out_has_done_nothing(
 ) -> None:
     """The server's own time-out is told as such, and neither leases nor releases."""
     url = make_url(cluster.url).update_query_dict({"options": "-c statement_timeout=100"})
+    diary = Diary(diaries / "caller.diary")
     with ledger(cluster.url) as storage, ledger(url.render_as_string()) as limited:
         manager = ProxyManager(limited)
         held = manager.acquire_proxy(POOL)
         assert held is not None
+        diary.note(HELD, held.id)
         before = [event.type for event in storage.events()]
         plain = storage.engine.execution_options(isolation_level="READ COMMITTED")
         with plain.begin() as other:
@@ -85,6 +90,7 @@ def test_a_statement_that_times_out_has_done_nothing(
                     report.made("statement timed out behind a lock")
         assert [event.type for event in storage.events()] == before
         manager.release_proxy(held)
+        diary.note(RELEASED, held.id)
         report.close(storage, diaries)
 
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 import multiprocessing
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 from pharox import (
+    AsyncProxyManager,
     ConflictError,
     DatabaseError,
     Lease,
@@ -28,8 +31,16 @@ from pharox import (
     new_lease_id,
 )
 from pharox.ledger.rebuild import rebuild
-from pharox.storage.postgres import PostgresStorage, acquiring, deadline, ending
-from tests.conftest import SECRET_KEY, open_engine
+from pharox.storage.postgres import (
+    AsyncPostgresStorage,
+    PostgresStorage,
+    acquiring,
+    deadline,
+    ending,
+    patience,
+)
+from pharox.testing import Awaited
+from tests.conftest import SECRET_KEY, open_async_engine, open_engine
 from tests.faults.diary import DOUBTED, HELD, RELEASED, Diary
 
 T = TypeVar("T")
@@ -49,12 +60,11 @@ ending.release_statement("pharox", with_stats=False)
 class Worker:
     """One worker: a storage, a diary, and what to do until it is stopped."""
 
-    def __init__(self, url: str, path: Path, stop: Event, *, answer_timeout_s: float) -> None:
-        self.storage = PostgresStorage(
-            open_engine(url), secret_keys=[SECRET_KEY], answer_timeout_s=answer_timeout_s
-        )
+    def __init__(
+        self, storage: Any, manager: Any, run: Callable[[Any], Any], path: Path, stop: Event
+    ) -> None:
+        self.storage, self._manager, self._run = storage, manager, run
         self.diary = Diary(path)
-        self._manager = ProxyManager(self.storage)
         self._choose = random.Random(path.name)
         self._stop = stop
 
@@ -68,13 +78,13 @@ class Worker:
         time.sleep(self._choose.choice([0, 0, 0.002]))
         if self._choose.random() < 0.1:  # left to run out
             return
-        self.until_known(lease.id, lambda: self._manager.release_proxy(lease))
+        self.until_known(lease.id, lambda: self._run(self._manager.release_proxy(lease)))
         if lease.status is LeaseStatus.RELEASED:
             self.diary.note(RELEASED, lease.id)
 
     def expire(self) -> None:
         """Take back what has run out."""
-        self._manager.cleanup_expired_leases()
+        self._run(self._manager.cleanup_expired_leases())
 
     def seal(self) -> None:
         """Seal what is new."""
@@ -102,20 +112,48 @@ class Worker:
                 return None
 
     def _acquire(self, lease_id: UUID) -> Lease | None:
-        return self._manager.acquire_proxy(POOL, "w", LEASE_S, lease_id=lease_id)
+        lease: Lease | None = self._run(
+            self._manager.acquire_proxy(POOL, "w", LEASE_S, lease_id=lease_id)
+        )
+        return lease
 
 
-def work(
-    url: str, path: Path, role: str, begun: Event, stop: Event, answer_timeout_s: float
-) -> None:
+@dataclass(frozen=True)
+class Task:
+    """What a worker is to do, and how."""
+
+    url: str
+    path: Path
+    role: str = "lease"
+    answer_timeout_s: float = 30.0
+    awaits: bool = False
+
+
+def work(task: Task, begun: Event, stop: Event) -> None:
     """Do one thing again and again."""
-    deadline.CANCEL_S = min(deadline.CANCEL_S, answer_timeout_s)
-    worker = Worker(url, path, stop, answer_timeout_s=answer_timeout_s)
-    act = getattr(worker, role)
-    act()
-    begun.set()
-    while not stop.is_set():
+    # A server that is asked to cancel a statement has no more time than for an answer.
+    deadline.CANCEL_S = patience.PATIENCE_S = min(deadline.CANCEL_S, task.answer_timeout_s)
+    with _working(task, stop) as worker:
+        act = getattr(worker, task.role)
         act()
+        begun.set()
+        while not stop.is_set():
+            act()
+
+
+@contextmanager
+def _working(task: Task, stop: Event) -> Iterator[Worker]:
+    options: dict[str, Any] = {
+        "secret_keys": [SECRET_KEY],
+        "answer_timeout_s": task.answer_timeout_s,
+    }
+    if task.awaits:
+        awaitable = AsyncPostgresStorage(open_async_engine(task.url), **options)
+        with Awaited(awaitable) as awaited:
+            yield Worker(awaited, AsyncProxyManager(awaitable), awaited.run, task.path, stop)
+    else:
+        storage = PostgresStorage(open_engine(task.url), **options)
+        yield Worker(storage, ProxyManager(storage), lambda done: done, task.path, stop)
 
 
 _processes = multiprocessing.get_context("forkserver")
@@ -125,13 +163,11 @@ _processes.set_forkserver_preload([__name__])
 class Running:
     """A worker's process."""
 
-    def __init__(
-        self, url: str, folder: Path, role: str = "lease", *, answer_timeout_s: float = 30.0
-    ) -> None:
+    def __init__(self, url: str, folder: Path, role: str = "lease", **how: Any) -> None:
         self._begun, self._stop = _processes.Event(), _processes.Event()
-        path = folder / f"{new_lease_id()}.diary"
+        task = Task(url, folder / f"{new_lease_id()}.diary", role, **how)
         self.process: BaseProcess = _processes.Process(
-            target=work, args=(url, path, role, self._begun, self._stop, answer_timeout_s)
+            target=work, args=(task, self._begun, self._stop)
         )
         self.process.start()
 
