@@ -5,87 +5,51 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
-from statistics import median
-from typing import Any
-
 import pharox
-from pharox import embedded
-from scripts.benchmarks.lease import HERE, PEER
-from scripts.benchmarks.server import fill, new_database
+from scripts.benchmarks import goals
+from scripts.benchmarks.parts import Bench, Figures, Line, Part
+from scripts.benchmarks.peers import OURS, PHAROX_0_11, seed_0_11, told_by
+from scripts.benchmarks.server import fill, new_database, settled
 
-Figures = dict[str, Any]
-TASKS, CONNECTIONS = "64", "16"
-TARGETS = (
-    ("of one process that blocks, with one connection", "tasks", "blocking", 1.5),
-    ("of pharox 0.11.0's asyncpg adapter", "tasks", "peer tasks", 10),
+TASKS, CONNECTIONS = 64, 16
+
+LINES = (
+    Line("one process of ours that blocks, 1 connection", "blocking"),
+    Line(f"{TASKS} tasks of ours, {CONNECTIONS} connections", "tasks"),
+    Line("  of the process that blocks", "tasks", per="blocking", goal=goals.ASYNC_BLOCKING),
+    Line(f"pharox 0.11.0's asyncpg adapter, {TASKS} tasks", "peer tasks"),
+    Line("  our tasks, of that", "tasks", per="peer tasks", goal=goals.ASYNC_PEER),
+    Line("processor in our process, for a cycle of a task", "tasks cpu", "ms"),
+    Line("processor in our process, for a cycle that blocks", "blocking cpu", "ms"),
+    Line("misses and errors of ours", "amiss", "", goal=goals.NO_ERRORS),
+    Line("misses and errors of pharox 0.11.0", "peer amiss", ""),
 )
 
 
-def run(*, seconds: float, rounds: int) -> Figures:
-    """Measure in turns, print the medians and their ratios, and return the figures."""
-    figures = _measure(seconds, rounds)
-    rates, errors, misses = figures["cycles_per_s"], figures["errors"], figures["misses"]
-    print(f"\n{'':20}{'cycles/s':>10}{'misses':>8}{'errors':>8}")
-    for name, rate in rates.items():
-        print(f"{name:20}{rate:>10,.0f}{misses[name]:>8}{errors[name]:>8}")
-    print(f"\n{'':52}{'ratio':>7}{'goal':>7}")
-    for label, ours, theirs, goal in TARGETS:
-        ratio = rates[ours] / rates[theirs] if rates[theirs] else float("inf")
-        print(f"{label:52}{ratio:>7.2f}{goal:>7} {'' if ratio >= goal else 'short'}")
-    return figures
-
-
-def _measure(seconds: float, rounds: int) -> Figures:
-    found: dict[str, list[float]] = {}
-    errors: dict[str, int] = {}
-    misses: dict[str, int] = {}
-    with tempfile.TemporaryDirectory(prefix="pharox-bench-", ignore_cleanup_errors=True) as folder:
-        server = embedded.start(Path(folder) / "data")
-        try:
-            measurements = _prepare(server.url, seconds)
-            for number in range(rounds):
-                for name, measure in measurements.items():
-                    print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr)
-                    counts = measure()
-                    found.setdefault(name, []).append(counts["cycles"] / seconds)
-                    errors[name] = errors.get(name, 0) + counts["errors"]
-                    misses[name] = misses.get(name, 0) + counts["misses"]
-        finally:
-            server.close()
-    rates = {name: round(median(rates), 1) for name, rates in found.items()}
-    return {"cycles_per_s": rates, "errors": errors, "misses": misses, "rounds": found}
-
-
-def _prepare(url: str, seconds: float) -> dict[str, Callable[[], dict[str, int]]]:
+def prepare(bench: Bench) -> list[Part]:
+    """Return what measures tasks beside a process that blocks and beside the peer's tasks."""
+    url = new_database(bench.url, "tasks")
     storage = pharox.connect(url)
     storage.upgrade_schema()
     fill(storage, "hundred", 100)
     storage.close()
-    peer_url = new_database(url, "peer")
-    consumers = [f"worker-{number}" for number in range(int(TASKS))]
-    subprocess.run(
-        [*PEER, str(HERE / "seed_peer.py"), peer_url, "hundred", "100", *consumers], check=True
-    )
-    in_tasks = ("hundred", TASKS, CONNECTIONS, str(seconds))
+    peer_url = new_database(bench.url, "peer")
+    seed_0_11(peer_url, "hundred", 100, *(f"worker-{number}" for number in range(TASKS)))
+    settled(url)
+    in_tasks = ("hundred", TASKS, CONNECTIONS, bench.seconds)
 
-    def counted(python: list[str], script: str, *arguments: str) -> Callable[[], dict[str, int]]:
-        command = [*python, str(HERE / script), *arguments]
+    def measure() -> Figures:
+        blocking = told_by(OURS, "cycles.py", url, "hundred", 1, bench.seconds)
+        tasks = told_by(OURS, "async_cycles.py", url, *in_tasks)
+        peer = told_by(PHAROX_0_11, "async_cycles.py", peer_url, *in_tasks)
+        return {
+            "blocking": blocking["cycles"] / bench.seconds,
+            "tasks": tasks["cycles"] / bench.seconds,
+            "peer tasks": peer["cycles"] / bench.seconds,
+            "blocking cpu": 1000 * blocking["cpu_s"] / blocking["cycles"],
+            "tasks cpu": 1000 * tasks["cpu_s"] / tasks["cycles"],
+            "amiss": sum(told["misses"] + told["errors"] for told in (blocking, tasks)),
+            "peer amiss": peer["misses"] + peer["errors"],
+        }
 
-        def measure() -> dict[str, int]:
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            counts: dict[str, int] = json.loads(done.stdout)
-            return counts
-
-        return measure
-
-    return {
-        "blocking": counted([sys.executable], "cycles.py", url, "hundred", "1", str(seconds)),
-        "tasks": counted([sys.executable], "async_cycles.py", url, *in_tasks),
-        "peer tasks": counted(PEER, "async_cycles.py", peer_url, *in_tasks),
-    }
+    return [Part("tasks", {"1. Lease cycles in one event loop, 100 proxies": LINES}, measure)]

@@ -7,19 +7,14 @@ new lease would. With as many proxies as checks neither can keep any.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from itertools import cycle, islice
-from pathlib import Path
 from typing import Any
 
+from scripts.benchmarks import goals
 from scripts.benchmarks.health_proxies import TARGET, Ports, address
 from scripts.benchmarks.parts import Figures, Line, Part
+from scripts.benchmarks.peers import OURS, PHAROX_0_11, told_by
 
-HERE = Path(__file__).parent
-OURS = [sys.executable]
-# Isolated, so that it finds its own pharox and not ours.
-PEER = [str(HERE.parents[1] / ".venv-peer" / "bin" / "python"), "-I"]
 CHECKS = 10_000
 FEW = 20
 AT_ONCE = 100
@@ -31,11 +26,11 @@ PEER_PATIENCE_S = 30
 LINES = (
     Line(f"floor: httpx, {FEW} proxies, connections kept", "floor few"),
     Line(f"ours, {FEW} proxies", "ours few"),
-    Line("  of the floor", "ours few", per="floor few", at_least=0.8),
+    Line("  of the floor", "ours few", per="floor few", goal=goals.HEALTH_FLOOR),
     Line(f"floor: httpx, {CHECKS:,} proxies, a client a check", "floor many"),
     Line(f"ours, {CHECKS:,} proxies", "ours many"),
     Line("  of the floor", "ours many", per="floor many"),
-    Line("  good proxies that ours found slow or inactive", "ours amiss", "", at_most=0),
+    Line("  good proxies that ours found slow or inactive", "ours amiss", "", goal=goals.NO_ERRORS),
     Line(f"pharox 0.11.0, {FEW} proxies, {AT_ONCE} after {AT_ONCE}", "peer few"),
     Line("  ours, of that", "ours few", per="peer few"),
     Line(f"  of {PEER_CHECKS} good proxies found slow or inactive", "peer amiss", ""),
@@ -60,7 +55,7 @@ def part(ports: Ports) -> Part:
             "ours few": _run(OURS, "stream", ports, FEW),
             "floor many": _run(OURS, "fresh", ports, CHECKS),
             "ours many": _run(OURS, "stream", ports, CHECKS),
-            "peer few": _run(PEER, "stream", ports, FEW, checks=PEER_CHECKS),
+            "peer few": _run(PHAROX_0_11, "stream", ports, FEW, checks=PEER_CHECKS),
         }
         rates = {name: _rate(told) for name, told in runs.items()}
         ours_amiss = _amiss(runs["ours few"]) + _amiss(runs["ours many"])
@@ -73,8 +68,10 @@ def unbounded_part(ports: Ports) -> Part:
     """Return what measures what it comes to that the peer has no bound."""
 
     def measure() -> Figures:
-        some = _run(PEER, "stream", ports, CHECKS, checks=PEER_CHECKS, at_once=PEER_CHECKS)
-        many = _run(PEER, "stream", ports, CHECKS, at_once=CHECKS, patience_s=PEER_PATIENCE_S)
+        some = _run(PHAROX_0_11, "stream", ports, CHECKS, checks=PEER_CHECKS, at_once=PEER_CHECKS)
+        many = _run(
+            PHAROX_0_11, "stream", ports, CHECKS, at_once=CHECKS, patience_s=PEER_PATIENCE_S
+        )
         return {
             "rate": _rate(some),
             "slow": some["found"].get("slow", 0),
@@ -103,15 +100,7 @@ def _run(
         "at_once": at_once,
         "patience_s": patience_s,
     }
-    done = subprocess.run(
-        [*python, str(HERE / "health_checks.py"), what],
-        input=json.dumps(task),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    told: Told = json.loads(done.stdout)
-    return told
+    return told_by(python, "health_checks.py", what, given=json.dumps(task))
 
 
 def _rate(told: Told) -> float:

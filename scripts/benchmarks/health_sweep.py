@@ -15,6 +15,7 @@ from statistics import median
 from uuid import uuid4
 
 from pharox import CheckFailure, HealthChecker, HealthCheckResult, Proxy
+from scripts.benchmarks import goals
 from scripts.benchmarks.health_proxies import SILENT_STAGES, Ports, options, proxy
 from scripts.benchmarks.parts import Figures, Line, Part
 
@@ -27,12 +28,17 @@ LINES = tuple(
     line
     for bound in AT_ONCE
     for line in (
-        Line(f"{bound} at once: results", f"results {bound}", "", at_least=PROXIES),
-        Line("  silent proxies found by their time-out", f"silent {bound}", "", at_least=SILENT),
+        Line(f"{bound} at once: results", f"results {bound}", "", goal=goals.HEALTH_ALL),
+        Line(
+            "  silent ones found by their time-out",
+            f"silent {bound}",
+            "",
+            goal=goals.HEALTH_SILENT,
+        ),
         Line("  median of a good one", f"good {bound}", "ms"),
         Line("  time", f"time {bound}", "s"),
         Line("  its ideal", f"ideal {bound}", "s"),
-        Line("  more than its ideal", f"excess {bound}", "s", at_most=3),
+        Line("  more than its ideal", f"excess {bound}", "s", goal=goals.HEALTH_ON_TIME),
     )
 )
 

@@ -7,13 +7,16 @@ rebuild makes of it.
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import text
+import psycopg
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import IntegrityError
 
 from pharox.storage.postgres.sql import quoted
+from scripts.benchmarks.server import connected
+
+_START = "2026-01-01T00:00Z"
 
 ONE_EVENT = """
 INSERT INTO {table}
@@ -30,14 +33,13 @@ VALUES (
 """
 """An event as a lease leaves it; nothing is folded from it."""
 
-_HISTORY = """
-INSERT INTO {schema}.events
-    (recorded_at, type, pool_id, proxy_id, lease_id, consumer, actor, data)
+_COLUMNS = "recorded_at, type, pool_id, proxy_id, lease_id, consumer, actor, data"
+_STORY = """
 SELECT
-    at, type, :pool_id,
-    CASE WHEN type <> 'AcquireMissed' THEN members[1 + cycle % cardinality(members)] END,
-    CASE WHEN type LIKE 'Lease%' THEN lease END,
-    CASE WHEN type <> 'HealthChecked' THEN 'worker-' || cycle % 8 END,
+    at, type, %(pool_id)s,
+    CASE WHEN type <> 'AcquireMissed' THEN members[1 + cycle %% cardinality(members)] END,
+    CASE WHEN type LIKE 'Lease%%' THEN lease END,
+    CASE WHEN type <> 'HealthChecked' THEN 'worker-' || cycle %% 8 END,
     'bench:1',
     CASE
         WHEN type = 'LeaseAcquired' THEN jsonb_build_object(
@@ -51,7 +53,7 @@ SELECT
             'acquired_at', acquired_at, 'expires_at', at)
         WHEN type = 'HealthChecked' THEN jsonb_build_object(
             'before', free, 'after', free, 'applied', true, 'status', 'active',
-            'reachable', true, 'latency_ms', cycle % 900, 'protocol', 'http', 'attempts', 1,
+            'reachable', true, 'latency_ms', cycle %% 900, 'protocol', 'http', 'attempts', 1,
             'checked_at', at)
         ELSE jsonb_build_object(
             'pool_name', 'bench', 'reason', 'at_capacity', 'selector', 'round_robin')
@@ -59,41 +61,59 @@ SELECT
 FROM (
     SELECT
         cycle,
-        CAST(:start AS timestamptz) + (2 * cycle + half) * interval '2 ms' AS at,
-        CAST(:start AS timestamptz) + 2 * cycle * interval '2 ms' AS acquired_at,
+        CAST(%(start)s AS timestamptz) + (2 * cycle + half) * interval '2 ms' AS at,
+        CAST(%(start)s AS timestamptz) + 2 * cycle * interval '2 ms' AS acquired_at,
         CASE
-            WHEN cycle % 10 = 9 THEN (ARRAY['HealthChecked', 'AcquireMissed'])[1 + half]
+            WHEN cycle %% 10 = 9 THEN (ARRAY['HealthChecked', 'AcquireMissed'])[1 + half]
             WHEN half = 0 THEN 'LeaseAcquired'
-            WHEN cycle % 10 = 8 THEN 'LeaseExpired'
+            WHEN cycle %% 10 = 8 THEN 'LeaseExpired'
             ELSE 'LeaseReleased'
         END AS type,
         overlay(overlay(md5(cycle::text) PLACING lpad(to_hex(cycle), 12, '0') FROM 1)
                 PLACING '7' FROM 13)::uuid AS lease
-    FROM generate_series(CAST(:first AS bigint), CAST(:last AS bigint)) AS cycle,
+    FROM generate_series(CAST(%(first)s AS bigint), CAST(%(last)s AS bigint)) AS cycle,
          generate_series(0, 1) AS half
     ORDER BY cycle, half
 ) AS story,
 (SELECT
-    (SELECT array_agg(id ORDER BY id) FROM {schema}.proxies WHERE pool_id = :pool_id) AS members,
+    (SELECT array_agg(id ORDER BY id) FROM {schema}.proxies WHERE pool_id = %(pool_id)s) AS members,
     '{{"leases": 0, "status": "active", "max_concurrency": 1}}'::jsonb AS free,
     '{{"leases": 1, "status": "active", "max_concurrency": 1}}'::jsonb AS held) AS facts
 """
 
 
 def make_history(engine: Engine, schema: str, pool_id: UUID, events: int) -> None:
-    """Append a consistent history of so many events to the log of a pool of exclusive proxies."""
-    statement = text(_HISTORY.format(schema=quoted(schema)))
+    """Append a consistent history of so many events to the log of a pool of exclusive proxies.
+
+    One session tells the story and another one takes it in, both by COPY.
+    """
+    url = engine.url.render_as_string(hide_password=False)
     per_batch = 100_000
-    for first in range(0, events // 2, per_batch):
-        values = {
-            "pool_id": pool_id,
-            "first": first,
-            "last": min(first + per_batch, events // 2) - 1,
-            "start": "2026-01-01T00:00Z",
-        }
-        with engine.connect() as connection:
+    with connected(url) as source, connected(url) as log:
+        log.execute("SET synchronous_commit = off")
+        for first in range(0, events // 2, per_batch):
+            last = min(first + per_batch, events // 2) - 1
+            values = {"pool_id": pool_id, "first": first, "last": last, "start": _START}
             try:
-                connection.execute(statement, values)
-            except IntegrityError:  # the log is at the end of its last part
-                connection.exec_driver_sql(f"SELECT {quoted(schema)}.add_partition()")
-                connection.execute(statement, values)
+                _copy(source, log, schema, values)
+            except psycopg.errors.CheckViolation:  # the log is at the end of its last part
+                log.execute(f"SELECT {quoted(schema)}.add_partition()")
+                _copy(source, log, schema, values)
+
+
+def _copy(
+    source: psycopg.Connection[Any],
+    log: psycopg.Connection[Any],
+    schema: str,
+    values: dict[str, Any],
+) -> None:
+    story = _STORY.format(schema=quoted(schema))
+    told = psycopg.ClientCursor(source).mogrify(story, values)
+    telling, taking = source.cursor(), log.cursor()
+    into = f"COPY {quoted(schema)}.events ({_COLUMNS}) FROM STDIN (FORMAT binary)"
+    with (
+        telling.copy(f"COPY ({told}) TO STDOUT (FORMAT binary)") as lines,
+        taking.copy(into) as target,
+    ):
+        for block in lines:
+            target.write(block)

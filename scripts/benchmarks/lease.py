@@ -6,138 +6,198 @@ makes of two commits of one single-row INSERT each, with prepared statements.
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
-from statistics import median
+from functools import partial
 from typing import Any
 
 import pharox
-from pharox import InMemoryStorage, ProxyManager, embedded
-from scripts.benchmarks.server import fill, new_database, pgbench
+from pharox import InMemoryStorage, ProxyManager
+from scripts.benchmarks import goals
+from scripts.benchmarks.parts import Bench, Figures, Line, Part, Series
+from scripts.benchmarks.peers import OURS, PHAROX_0_11, seed_0_11, told_by
+from scripts.benchmarks.server import (
+    connected,
+    fill,
+    new_database,
+    pgbench,
+    processor_s,
+    settled,
+)
 
-Figures = dict[str, Any]
-HERE = Path(__file__).parent
-# Isolated, so that it finds its own pharox and not ours.
-PEER = [str(HERE.parents[1] / ".venv-peer" / "bin" / "python"), "-I"]
-MILLION = 1_000_000
+CLIENTS = (1, 2, 4, 8, 16, 32, 64)
+PEER_CLIENTS = (1, 8, 64)
+SIZES = (100, 1_000, 10_000, 100_000, 1_000_000)
+MEMORY_SIZES = (100, 100_000)
 
-TARGETS = (
-    ("1 process, 100 proxies: of pharox 0.11.0", "ours 1", "peer 1", 6),
-    ("8 processes, 100 proxies: of pharox 0.11.0", "ours 8", "peer 8", 15),
-    ("1 process, 100 proxies: of the floor", "ours 1", "floor 1", 0.4),
-    ("8 processes, 100 proxies: of the floor", "ours 8", "floor 8", 0.4),
-    ("1 process, 1,000,000 proxies: of 100 proxies", "ours 1, million", "ours 1", 0.8),
-    ("in memory, 100 proxies: of 10,000 a second", "memory", "ten thousand", 1),
-    ("in memory, 100,000 proxies: of 100 proxies", "memory, 100,000", "memory", 0.7),
+_CLIENTS_LINES = (
+    Line("floor, 1 client: two commits (pgbench)", "floor 1"),
+    Line("ours, 1 process", "ours 1"),
+    Line("  of the floor", "ours 1", per="floor 1", goal=goals.LEASE_FLOOR_1),
+    Line("pharox 0.11.0, 1 process", "peer 1"),
+    Line("  ours, of that", "ours 1", per="peer 1", goal=goals.LEASE_PEER_1),
+    Line("floor, 8 clients", "floor 8"),
+    Line("ours, 8 processes", "ours 8"),
+    Line("  of the floor", "ours 8", per="floor 8", goal=goals.LEASE_FLOOR_8),
+    Line("pharox 0.11.0, 8 processes", "peer 8"),
+    Line("  ours, of that", "ours 8", per="peer 8", goal=goals.LEASE_PEER_8),
+    Line("misses and errors of ours, any number of clients", "amiss", "", goal=goals.NO_ERRORS),
+    Line("misses and errors of pharox 0.11.0", "peer amiss", ""),
+)
+_TIME_LINES = (
+    Line("a cycle of ours, 1 process", "cycle 1", "ms"),
+    Line("  processor, in the worker", "worker cpu 1", "ms"),
+    Line("  processor, in the server, with connecting", "server cpu 1", "ms"),
+    Line("two commits of the floor, 1 client", "floor cycle 1", "ms"),
+    Line("  processor, in the server, with connecting", "floor cpu 1", "ms"),
+    Line("a cycle of ours, 8 processes", "cycle 8", "ms"),
+    Line("  processor, in the worker", "worker cpu 8", "ms"),
+    Line("  processor, in the server, with connecting", "server cpu 8", "ms"),
+    Line("two commits of the floor, 8 clients", "floor cycle 8", "ms"),
+    Line("  processor, in the server, with connecting", "floor cpu 8", "ms"),
+)
+_SIZE_LINES = (
+    Line(
+        f"{SIZES[-1]:,} proxies: of {SIZES[0]} proxies",
+        f"ours of {SIZES[-1]}",
+        per=f"ours of {SIZES[0]}",
+        goal=goals.LEASE_FLAT_POOL,
+    ),
+)
+_MEMORY_LINES = (
+    Line("100 proxies", "memory 100", goal=goals.MEMORY_RATE),
+    Line("100,000 proxies", "memory 100000"),
+    Line("  of 100 proxies", "memory 100000", per="memory 100", goal=goals.MEMORY_FLAT),
+)
+_GROWTH = Series(
+    "Lease cycles by clients, 100 proxies",
+    "clients",
+    CLIENTS,
+    {
+        "floor": tuple(f"floor {clients}" for clients in CLIENTS),
+        "pharox": tuple(f"ours {clients}" for clients in CLIENTS),
+        "pharox 0.11.0": tuple(
+            f"peer {clients}" if clients in PEER_CLIENTS else None for clients in CLIENTS
+        ),
+    },
+)
+_SIZE_GROWTH = Series(
+    "Lease cycles by the size of the pool, 1 client",
+    "proxies",
+    SIZES,
+    {"pharox": tuple(f"ours of {size}" for size in SIZES)},
 )
 
 
-def measure(*, seconds: float, rounds: int) -> Figures:
-    """Return the medians of all measurements, in cycles a second, and the errors."""
-    rates: dict[str, list[float]] = {}
-    errors: dict[str, int] = {}
-    with tempfile.TemporaryDirectory(prefix="pharox-bench-", ignore_cleanup_errors=True) as folder:
-        server = embedded.start(Path(folder) / "data")
-        try:
-            measurements = _prepare(server.url, seconds)
-            for number in range(rounds):
-                for name, run in measurements.items():
-                    print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr)
-                    rate, failed = run()
-                    rates.setdefault(name, []).append(rate)
-                    errors[name] = errors.get(name, 0) + failed
-        finally:
-            server.close()
-    medians = {name: round(median(found), 1) for name, found in rates.items()}
-    return {"cycles_per_s": {**medians, "ten thousand": 10_000}, "errors": errors, "rounds": rates}
+def prepare(bench: Bench) -> list[Part]:
+    """Return what measures clients, sizes of pools, and leasing in memory."""
+    return [_clients_part(bench), _sizes_part(bench), _memory_part(bench)]
 
 
-def show(figures: Figures) -> None:
-    """Print the rates, then each ratio beside what it is meant to be."""
-    rates, errors = figures["cycles_per_s"], figures["errors"]
-    print(f"\n{'':34}{'cycles/s':>10}{'errors':>8}")
-    for name, failed in errors.items():
-        print(f"{name:34}{rates[name]:>10,.0f}{failed:>8}")
-    print(f"\n{'':52}{'ratio':>7}{'goal':>7}")
-    for label, ours, theirs, goal in TARGETS:
-        ratio = rates[ours] / rates[theirs] if rates[theirs] else float("inf")
-        print(f"{label:52}{ratio:>7.2f}{goal:>7} {'' if ratio >= goal else 'short'}")
+def _clients_part(bench: Bench) -> Part:
+    url = _ledger(bench, "clients", SIZES[:1])
+    peer_url = new_database(bench.url, "peer")
+    seed_0_11(peer_url, pool_of(100), 100)
+    with connected(url) as connection:
+        connection.execute("CREATE TABLE floor (id bigserial PRIMARY KEY, v int)")
+
+    def measure() -> Figures:
+        figures: Figures = {"amiss": 0, "peer amiss": 0}
+        for clients in CLIENTS:
+            rate, cpu_ms = _with_server_cpu(url, partial(_floor, url, clients, bench.seconds))
+            figures[f"floor {clients}"] = rate["cycles"] / bench.seconds
+            figures[f"floor cycle {clients}"] = 1000 * clients * bench.seconds / rate["cycles"]
+            figures[f"floor cpu {clients}"] = cpu_ms
+            told, cpu_ms = _with_server_cpu(
+                url, partial(cycles, OURS, url, pool_of(100), clients, bench.seconds)
+            )
+            figures[f"ours {clients}"] = told["cycles"] / bench.seconds
+            figures[f"cycle {clients}"] = 1000 * clients * bench.seconds / told["cycles"]
+            figures[f"worker cpu {clients}"] = 1000 * told["cpu_s"] / told["cycles"]
+            figures[f"server cpu {clients}"] = cpu_ms
+            figures["amiss"] += told["misses"] + told["errors"]
+            if clients in PEER_CLIENTS:
+                told = cycles(PHAROX_0_11, peer_url, pool_of(100), clients, bench.seconds)
+                figures[f"peer {clients}"] = told["cycles"] / bench.seconds
+                figures["peer amiss"] += told["misses"] + told["errors"]
+        return figures
+
+    tables = {
+        "1. Lease cycles, 100 proxies": _CLIENTS_LINES,
+        "2. Where the time of a cycle goes": _TIME_LINES,
+    }
+    return Part("clients", tables, measure, series=(_GROWTH,))
 
 
-Measurement = Callable[[], tuple[float, int]]
+def _sizes_part(bench: Bench) -> Part:
+    print(f"registering {sum(SIZES):,} proxies", file=sys.stderr)
+    url = _ledger(bench, "sizes", SIZES)
+
+    def measure() -> Figures:
+        return {
+            f"ours of {size}": cycles(OURS, url, pool_of(size), 1, bench.seconds)["cycles"]
+            / bench.seconds
+            for size in SIZES
+        }
+
+    return Part(
+        "sizes", {"3. Larger pools, 1 process": _SIZE_LINES}, measure, series=(_SIZE_GROWTH,)
+    )
 
 
-def _prepare(url: str, seconds: float) -> dict[str, Measurement]:
+def _memory_part(bench: Bench) -> Part:
+    def measure() -> Figures:
+        return {f"memory {size}": _in_memory(size, bench.seconds) for size in MEMORY_SIZES}
+
+    return Part("memory", {"4. In memory": _MEMORY_LINES}, measure)
+
+
+def pool_of(size: int) -> str:
+    """Return the name of the pool with so many proxies."""
+    return f"pool-of-{size}"
+
+
+def _ledger(bench: Bench, name: str, sizes: tuple[int, ...]) -> str:
+    url = new_database(bench.url, name)
     storage = pharox.connect(url)
     storage.upgrade_schema()
-    peer_url = new_database(url, "peer")
-    fill(storage, "hundred", 100)
-    print("registering a million proxies", file=sys.stderr)
-    fill(storage, "million", MILLION)
-    _peer("seed_peer.py", peer_url, "hundred", "100")
-    with storage.engine.connect() as connection:
-        connection.exec_driver_sql("CREATE TABLE floor (id bigserial PRIMARY KEY, v int)")
-        connection.exec_driver_sql("VACUUM ANALYZE")
+    for size in sizes:
+        fill(storage, pool_of(size), size)
     storage.close()
-    arguments = ("hundred", "1", str(seconds)), ("hundred", "8", str(seconds))
-
-    def ours(*asked: str) -> Measurement:
-        return lambda: _cycles([sys.executable], url, *asked)
-
-    def peer(*asked: str) -> Measurement:
-        return lambda: _cycles(PEER, peer_url, *asked)
-
-    return {
-        "floor 1": lambda: _floor(url, 1, seconds),
-        "ours 1": ours(*arguments[0]),
-        "peer 1": peer(*arguments[0]),
-        "ours 1, million": ours("million", "1", str(seconds)),
-        "floor 8": lambda: _floor(url, 8, seconds),
-        "ours 8": ours(*arguments[1]),
-        "peer 8": peer(*arguments[1]),
-        "memory": lambda: _in_memory(100, seconds),
-        "memory, 100,000": lambda: _in_memory(100_000, seconds),
-    }
+    settled(url)
+    return url
 
 
-def _cycles(
-    python: list[str], url: str, pool: str, processes: str, seconds: str
-) -> tuple[float, int]:
-    done = subprocess.run(
-        [*python, str(HERE / "cycles.py"), url, pool, processes, seconds],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    counts = json.loads(done.stdout)
-    return counts["cycles"] / float(seconds), counts["errors"] + counts["misses"]
+def cycles(python: list[str], url: str, pool: str, clients: int, seconds: float) -> dict[str, Any]:
+    """Return what so many processes did in that time, with somebody's pharox."""
+    return told_by(python, "cycles.py", url, pool, clients, seconds)
 
 
-def _floor(url: str, clients: int, seconds: float) -> tuple[float, int]:
-    """Return half of pgbench's commits a second, as a cycle has two of them."""
+def _with_server_cpu(url: str, work: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]:
+    """Return what work tells, and the server's processor time in ms for each of its cycles."""
+    before = processor_s(url)
+    told = work()
+    return told, 1000 * (processor_s(url) - before) / told["cycles"]
+
+
+def _floor(url: str, clients: int, seconds: float) -> dict[str, Any]:
+    """Return half of pgbench's commits, as a cycle has two of them."""
     statement = "INSERT INTO floor (v) VALUES (1)"
-    return pgbench(url, statement, clients=clients, seconds=seconds) / 2, 0
+    rate = pgbench(url, statement, clients=clients, seconds=seconds)
+    return {"cycles": rate * seconds / 2}
 
 
-def _in_memory(count: int, seconds: float) -> tuple[float, int]:
+def _in_memory(size: int, seconds: float) -> float:
     storage = InMemoryStorage()
-    fill(storage, "pool", count)
+    fill(storage, "pool", size)
     manager = ProxyManager(storage)
     manager.register_acquire_callback(lambda _: None)
     manager.register_release_callback(lambda _: None)
-    cycles, end = 0, time.perf_counter() + seconds
+    done, end = 0, time.perf_counter() + seconds
     while time.perf_counter() < end:
         lease = manager.acquire_proxy("pool")
         assert lease is not None
         manager.release_proxy(lease)
-        cycles += 1
-    return cycles / seconds, 0
-
-
-def _peer(script: str, *arguments: str) -> None:
-    subprocess.run([*PEER, str(HERE / script), *arguments], check=True)
+        done += 1
+    return done / seconds

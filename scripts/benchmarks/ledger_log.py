@@ -15,10 +15,10 @@ from typing import Any
 import pharox
 from pharox.ledger.rebuild import rebuild
 from pharox.storage.postgres import PostgresStorage
-from scripts.benchmarks import ledger_peer
+from scripts.benchmarks import goals, ledger_peer
 from scripts.benchmarks.history import ONE_EVENT, make_history
 from scripts.benchmarks.parts import Bench, Figures, Line, Part
-from scripts.benchmarks.server import connected, fill, new_database
+from scripts.benchmarks.server import connected, fill, new_database, settled
 
 BACKLOG = "backlog"
 """The database with the long log, to be copied."""
@@ -29,13 +29,13 @@ PER_TICK = 10
 
 TABLES = {
     "2. Seal": (
-        Line("a backlog, events", "sealed", at_least=100_000),
+        Line("a backlog, events", "sealed", goal=goals.SEAL_RATE),
         Line("10 new events at a time, ticks", "ticks"),
     ),
     "3. Rebuild": (
-        Line("all read models, events", "rebuilt", at_least=300_000),
+        Line("all read models, events", "rebuilt", goal=goals.REBUILD_RATE),
         Line("eventsourcing's projection runner, events", "peer"),
-        Line("  our rebuild, of that", "rebuilt", per="peer", at_least=20),
+        Line("  our rebuild, of that", "rebuilt", per="peer", goal=goals.REBUILD_PEER),
         Line("all read models, from as many events as it had", "rebuilt few"),
         Line("  our rebuild, of that", "rebuilt few", per="peer"),
     ),
@@ -43,7 +43,7 @@ TABLES = {
         Line("the state in the middle of the log, first time", "first as-of", "s"),
         Line("the state in the middle of the log, second time", "second as-of", "s"),
         Line("verify, events", "verified"),
-        Line("findings of verify", "findings", "", at_most=0),
+        Line("findings of verify", "findings", "", goal=goals.NO_ERRORS),
     ),
 }
 
@@ -81,15 +81,16 @@ def part(bench: Bench) -> Part:
     return Part("log", TABLES, measure)
 
 
-def make_backlog(bench: Bench, name: str, events: int) -> None:
-    """Create a database with a pool and a history of so many events, not sealed."""
-    storage = pharox.connect(new_database(bench.url, name))
+def make_backlog(bench: Bench, name: str, events: int) -> str:
+    """Create a database with a pool and a history of so many events, not sealed; return its URL."""
+    url = new_database(bench.url, name)
+    storage = pharox.connect(url)
     storage.upgrade_schema()
     pool_id = fill(storage, "bench", 100)
     make_history(storage.engine, storage.schema, pool_id, events)
-    with storage.engine.connect() as connection:
-        connection.exec_driver_sql("VACUUM ANALYZE")
     storage.close()
+    settled(url)
+    return url
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-from pathlib import Path
-
+from scripts.benchmarks.peers import EVENTSOURCING, told_by
 from scripts.benchmarks.server import new_database
-
-HERE = Path(__file__).parent
-# Isolated, so that it finds its own packages and not ours.
-PEER = [str(HERE.parents[1] / ".venv-eventsourcing" / "bin" / "python"), "-I"]
 
 
 def append_rate(url: str, clients: int, seconds: float) -> float:
@@ -24,7 +17,5 @@ def projection_rate(url: str, events: int) -> float:
 
 
 def _run(task: str, url: str, *asked: float) -> float:
-    command = [*PEER, str(HERE / "ledger_eventsourcing.py"), task, url, *map(str, asked)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    told = json.loads(done.stdout)
+    told = told_by(EVENTSOURCING, "ledger_eventsourcing.py", task, url, *asked)
     return float(told["events"] / told["seconds"])

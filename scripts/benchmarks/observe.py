@@ -2,44 +2,34 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
-from statistics import median
-from typing import Any
-
 import pharox
-from pharox import embedded
-from scripts.benchmarks.lease import HERE
-from scripts.benchmarks.server import fill
+from scripts.benchmarks import goals
+from scripts.benchmarks.parts import Bench, Figures, Line, Part
+from scripts.benchmarks.peers import OURS, told_by
+from scripts.benchmarks.server import fill, new_database, settled
 
-GOAL = 1.15
+LINES = (
+    Line("cycles with neither", "off"),
+    Line("cycles with a line and metrics for each event", "on"),
+    Line("  time of such a cycle, of one with neither", "off", per="on", goal=goals.OBSERVE_COST),
+)
 
 
-def run(*, seconds: float, rounds: int) -> dict[str, Any]:
-    """Measure in turns, print the medians and their ratio, and return the figures."""
-    found: dict[str, list[float]] = {"off": [], "on": []}
-    with tempfile.TemporaryDirectory(prefix="pharox-bench-", ignore_cleanup_errors=True) as folder:
-        server = embedded.start(Path(folder) / "data")
-        try:
-            storage = pharox.connect(server.url)
-            storage.upgrade_schema()
-            fill(storage, "hundred", 100)
-            storage.close()
-            for number in range(rounds):
-                for how, measured in found.items():
-                    print(f"round {number + 1} of {rounds}: {how}", file=sys.stderr)
-                    measured.append(_cycles(server.url, seconds, how))
-        finally:
-            server.close()
-    rates = {how: round(median(each), 1) for how, each in found.items()}
-    ratio = rates["off"] / rates["on"]
-    print(f"\ncycles/s without {rates['off']:,.0f}, with logs and metrics {rates['on']:,.0f}")
-    print(f"cost {ratio:.2f} of without, goal {GOAL} {'' if ratio <= GOAL else 'missed'}")
-    return {"cycles_per_s": rates, "cost": ratio, "rounds": found}
+def prepare(bench: Bench) -> list[Part]:
+    """Return what measures cycles with and without logs and metrics."""
+    url = new_database(bench.url, "observed")
+    storage = pharox.connect(url)
+    storage.upgrade_schema()
+    fill(storage, "hundred", 100)
+    storage.close()
+    settled(url)
+
+    def measure() -> Figures:
+        return {how: _cycles(url, bench.seconds, how) for how in ("off", "on")}
+
+    return [Part("observe", {"1. Lease cycles, 1 process, 100 proxies": LINES}, measure)]
 
 
 def _cycles(url: str, seconds: float, how: str) -> float:
-    command = [sys.executable, str(HERE / "observe_cycles.py"), url, "hundred", str(seconds), how]
-    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    told = told_by(OURS, "observe_cycles.py", url, "hundred", seconds, how)
+    return float(told["cycles"] / seconds)

@@ -1,22 +1,40 @@
-"""What a benchmark of several parts is made of, and how its figures are shown."""
+"""The one shape of a benchmark: parts that measure figures, and the tables and series made of them.
+
+Every part is measured once a round, in turn, so that what disturbs the machine
+disturbs them all. A figure is the median over the rounds; a ratio is the median
+of what it was in each round, since its two figures were measured next to each
+other there and not in another round.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from operator import itemgetter
 from statistics import median
 from typing import Any, NamedTuple
+
+from sqlalchemy import make_url
+
+from scripts.benchmarks.goals import GOALS, Goal
 
 Figures = dict[str, float]
 
 
 class Bench(NamedTuple):
-    """Where to measure, and how much."""
+    """Where to measure, and how much; ``left_out`` takes what does not fit, in words."""
 
     url: str
     seconds: float
     events: int
+    history: int
+    until_the_end: ExitStack
+    left_out: list[str]
+
+    def database(self, name: str) -> str:
+        """Return the URL of another database on the same server."""
+        return make_url(self.url).set(database=name).render_as_string(hide_password=False)
 
 
 class Line(NamedTuple):
@@ -26,26 +44,43 @@ class Line(NamedTuple):
     figure: str
     unit: str = "/s"
     per: str | None = None
-    at_least: float | None = None
-    at_most: float | None = None
+    goal: Goal | None = None
 
 
 Tables = dict[str, tuple[Line, ...]]
 """Lines under their titles."""
 
 
+class Series(NamedTuple):
+    """How figures grow with something: for each curve the names of its figures, one for each x.
+
+    A name of None stands where a curve was not measured.
+    """
+
+    title: str
+    x: str
+    xs: tuple[int, ...]
+    curves: dict[str, tuple[str | None, ...]]
+    unit: str = "/s"
+
+
 class Part(NamedTuple):
-    """What measures the figures of some tables, once for each call."""
+    """What measures the figures of some tables and series, once for each call."""
 
     name: str
     tables: Tables
     measure: Callable[[], Figures]
     once: bool = False
+    series: tuple[Series, ...] = ()
 
 
-def measure(parts: Sequence[Part], rounds: int) -> dict[str, list[Figures]]:
-    """Measure each part once a round, in turn; return what each round found, by part."""
-    found: dict[str, list[Figures]] = {part.name: [] for part in parts}
+Rounds = dict[str, list[Figures]]
+"""What each round found, by part."""
+
+
+def measure(parts: Sequence[Part], rounds: int) -> Rounds:
+    """Measure each part once a round, in turn."""
+    found: Rounds = {part.name: [] for part in parts}
     for number in range(rounds):
         for part in parts:
             if number == 0 or not part.once:
@@ -54,27 +89,27 @@ def measure(parts: Sequence[Part], rounds: int) -> dict[str, list[Figures]]:
     return found
 
 
-def report(parts: Sequence[Part], found: dict[str, list[Figures]]) -> dict[str, Any]:
-    """Print each part's tables, by title; return the medians and what each round found."""
-    medians = {
-        name: {figure: median(one[figure] for one in rounds) for figure in rounds[0]}
-        for name, rounds in found.items()
+def tabulate(parts: Sequence[Part], found: Rounds) -> dict[str, Any]:
+    """Return the tables and series of all parts with their figures, ready for JSON."""
+    tables = [
+        {"title": title, "lines": [_line(line, found[part.name]) for line in lines]}
+        for part in parts
+        for title, lines in part.tables.items()
+    ]
+    series = [_series(one, found[part.name]) for part in parts for one in part.series]
+    return {"tables": sorted(tables, key=itemgetter("title")), "series": series}
+
+
+def _line(line: Line, rounds: list[Figures]) -> dict[str, Any]:
+    values = [_value(line, figures) for figures in rounds]
+    return {
+        "label": line.label,
+        "unit": "times" if line.per else line.unit,
+        "value": median(values),
+        "least": min(values),
+        "most": max(values),
+        "goal": line.goal and line.goal.name,
     }
-    tables = [(title, part) for part in parts for title in part.tables]
-    for title, part in sorted(tables, key=itemgetter(0)):
-        show(title, part.tables[title], medians[part.name])
-    return {"medians": medians, "rounds": found}
-
-
-def show(title: str, lines: tuple[Line, ...], figures: Figures) -> None:
-    """Print the figures of lines, what they are meant to be, and whether they are."""
-    print(f"\n{title:56}{'measured':>12}  {'unit':8}{'goal':>11}")
-    for line in lines:
-        value = _value(line, figures)
-        unit = "times" if line.per else line.unit
-        print(
-            f"{line.label:56}{_number(value):>12}  {unit:8}{_goal(line):>11}  {_met(line, value)}"
-        )
 
 
 def _value(line: Line, figures: Figures) -> float:
@@ -84,19 +119,41 @@ def _value(line: Line, figures: Figures) -> float:
     return value / figures[line.per] if figures[line.per] else float("inf")
 
 
-def _goal(line: Line) -> str:
-    if line.at_least is not None:
-        return f">= {_number(line.at_least)}"
-    return "" if line.at_most is None else f"<= {_number(line.at_most)}"
+def _series(series: Series, rounds: list[Figures]) -> dict[str, Any]:
+    def middle(figure: str | None) -> float | None:
+        return None if figure is None else median(figures[figure] for figures in rounds)
+
+    curves = {label: [middle(name) for name in names] for label, names in series.curves.items()}
+    return {**series._asdict(), "curves": curves}
 
 
-def _met(line: Line, value: float) -> str:
-    if line.at_least is None and line.at_most is None:
+def show(told: dict[str, Any]) -> None:
+    """Print tables and series as :func:`tabulate` returns them, each goal beside its figure."""
+    for table in told["tables"]:
+        print(f"\n{table['title']:58}{'measured':>12}  {'unit':8}{'goal':>11}")
+        for line in table["lines"]:
+            goal = GOALS.get(line["goal"])
+            bound = bound_of(goal) if goal else ""
+            verdict = ("met" if goal.is_met(line["value"]) else "short") if goal else ""
+            figure = f"{number(line['value']):>12}  {line['unit']:8}{bound:>11}  {verdict}"
+            print(f"{line['label']:58}{figure}".rstrip())
+    for series in told["series"]:
+        print(f"\n{series['title']}\n{series['x']:>14}", end="")
+        print("".join(f"{label:>22}" for label in series["curves"]))
+        for at, x in enumerate(series["xs"]):
+            values = (curve[at] for curve in series["curves"].values())
+            print(f"{x:>14,}" + "".join(f"{number(value):>22}" for value in values))
+
+
+def bound_of(goal: Goal) -> str:
+    """Return a goal's bound, as it is written in tables."""
+    if goal.at_least is not None:
+        return f">= {number(goal.at_least)}"
+    return f"<= {number(goal.at_most)}"
+
+
+def number(value: float | None) -> str:
+    """Return a figure as it is written in tables."""
+    if value is None:
         return ""
-    enough = line.at_least is None or value >= line.at_least
-    little = line.at_most is None or value <= line.at_most
-    return "met" if enough and little else "short"
-
-
-def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:,.2f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Any
 
@@ -29,6 +30,7 @@ def main() -> None:
     )
     for consumer in consumers:
         storage.ensure_consumer(consumer)
+    print(json.dumps({"proxies": int(count)}))
 
 
 main()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -28,6 +30,29 @@ def new_database(url: str, name: str, template: str = "template1") -> str:
         connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
     return make_url(url).set(database=name).render_as_string(hide_password=False)
+
+
+def settled(url: str) -> None:
+    """Do now what the server would do sometime, while something is measured."""
+    with connected(url) as connection:
+        connection.execute("VACUUM ANALYZE")
+        connection.execute("CHECKPOINT")
+
+
+def processor_s(url: str) -> float:
+    """Return how much processor time the server has taken, with all that it ever started."""
+    import psutil  # type: ignore[import-untyped]
+
+    with connected(url) as connection:
+        row = connection.execute("SHOW data_directory").fetchone()
+    assert row is not None
+    postmaster = psutil.Process(int((Path(row[0]) / "postmaster.pid").read_text().split()[0]))
+    spent = 0.0
+    for process in (postmaster, *postmaster.children()):
+        with suppress(psutil.NoSuchProcess):  # the postmaster counts it from now on
+            times = process.cpu_times()
+            spent += times.user + times.system + times.children_user + times.children_system
+    return spent
 
 
 def pgbench(url: str, statement: str, *, clients: int, seconds: float) -> float:

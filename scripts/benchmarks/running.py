@@ -1,0 +1,75 @@
+"""Run a benchmark from its server to its figures: everything that all of them do alike."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pharox import embedded
+from scripts.benchmarks import asynchronous, health, lease, ledger, observe
+from scripts.benchmarks.machine import Watch, describe, noise
+from scripts.benchmarks.parts import Bench, Part, measure, tabulate
+
+
+class Benchmark(NamedTuple):
+    """What is measured on a server of its own; ``about`` is for the page."""
+
+    prepare: Callable[[Bench], list[Part]]
+    title: str
+    about: str
+
+
+ALL = {
+    "lease": Benchmark(lease.prepare, "Leasing", lease.__doc__ or ""),
+    "async": Benchmark(asynchronous.prepare, "Leasing from asyncio", asynchronous.__doc__ or ""),
+    "ledger": Benchmark(ledger.prepare, "The ledger", ledger.__doc__ or ""),
+    "health": Benchmark(health.prepare, "Health checks", health.__doc__ or ""),
+    "observe": Benchmark(observe.prepare, "Logs and metrics", observe.__doc__ or ""),
+}
+"""The benchmarks by name, in the order of the page."""
+
+
+class Asked(NamedTuple):
+    """How much to measure: seconds of one measurement, rounds of all, events in two logs."""
+
+    seconds: float
+    rounds: int
+    events: int
+    history: int
+
+
+@contextmanager
+def _server() -> Iterator[str]:
+    """Run a server for a block, with nothing in it; yield its URL."""
+    with tempfile.TemporaryDirectory(prefix="pharox-bench-", ignore_cleanup_errors=True) as folder:
+        server = embedded.start(Path(folder) / "data")
+        try:
+            yield server.url
+        finally:
+            server.close()
+
+
+def run(name: str, asked: Asked) -> dict[str, Any]:
+    """Measure on a new server; return the figures, the machine, and how far both can be trusted."""
+    left_out: list[str] = []
+    with ExitStack() as until_the_end:
+        url = until_the_end.enter_context(_server())
+        bench = Bench(url, asked.seconds, asked.events, asked.history, until_the_end, left_out)
+        machine = describe(url)
+        with Watch() as watch:
+            parts = ALL[name].prepare(bench)
+            found = measure(parts, asked.rounds)
+    told = tabulate(parts, found)
+    return {
+        "benchmark": name,
+        "machine": machine,
+        "asked": asked._asdict(),
+        "load": watch.load,
+        "noise": noise(watch.load, told),
+        "left_out": left_out,
+        **told,
+        "rounds": found,
+    }
