@@ -98,7 +98,7 @@ class TestLock:
         assert any(complaint in told for told in complaints(LOCK.replace(old, new), PYPROJECT))
 
 
-@pytest.mark.parametrize("name", ["bench", "demo", "test", "check", "lock", "setup-env"])
+@pytest.mark.parametrize("name", ["bench", "demo", "soak", "test", "check", "lock", "setup-env"])
 def test_a_script_can_be_run(name: str) -> None:
     """Every command is executable and is valid bash."""
     file = ROOT / "scripts" / name

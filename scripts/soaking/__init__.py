@@ -1,0 +1,1 @@
+"""Everything at once, for as long as one likes, with faults: see ``scripts/soak``."""

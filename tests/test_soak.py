@@ -1,0 +1,125 @@
+"""Everything at once under faults holds for a minute; and what does not hold is found."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from pharox import ProxyManager
+from pharox.storage.postgres import PostgresStorage
+from scripts.soaking.accounts import Accounts
+from scripts.soaking.levels import LEAST_SAMPLES, MEMORY, Levels
+from tests.conftest import fill, run_sql
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.stress
+def test_a_soak_of_a_minute_holds(tmp_path: Path) -> None:
+    """Leases, sweeps, a subscription and rebuilds go on through kills of all three kinds."""
+    file = tmp_path / "soak.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.soaking", "1", "--json", str(file)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(file.read_text())
+    assert set(report["tried"]) == {
+        "kill -9 of a worker",
+        "pg_terminate_backend",
+        "kill -9 of the postmaster",
+    }
+    assert report["acknowledged"] > 100
+    assert (report["lost"], report["held_twice"], report["failures"]) == (0, 0, [])
+
+
+class TestAccounts:
+    """Journals against the log."""
+
+    def test_what_was_told_and_is_in_the_log_is_accounted_for(
+        self, storage: PostgresStorage, tmp_path: Path
+    ) -> None:
+        """Acknowledged acquisitions and releases are found, over several settlements."""
+        fill(storage, 2)
+        manager, accounts = ProxyManager(storage), Accounts(tmp_path)
+        journal = tmp_path / "worker"
+        for _ in range(2):
+            lease = manager.acquire_proxy("pool")
+            assert lease is not None
+            manager.release_proxy(lease)
+            with journal.open("a") as file:
+                file.write(f"A {lease.id}\nR {lease.id}\n")
+            accounts.settle(storage)
+        assert (accounts.acknowledged, accounts.lost, accounts.held_twice) == (4, 0, 0)
+        assert accounts.open_leases == 0
+
+    @pytest.mark.parametrize("kind", ["A", "R"])
+    def test_what_was_told_and_is_not_in_the_log_is_lost(
+        self, storage: PostgresStorage, tmp_path: Path, kind: str
+    ) -> None:
+        """An answer for which there is no event is a loss."""
+        (tmp_path / "worker").write_text(f"{kind} {uuid4()}\n")
+        accounts = Accounts(tmp_path)
+        accounts.settle(storage)
+        assert (accounts.acknowledged, accounts.lost) == (1, 1)
+
+    def test_half_a_line_is_read_when_it_is_whole(
+        self, storage: PostgresStorage, tmp_path: Path
+    ) -> None:
+        """A line under way is left for the next settlement."""
+        accounts, journal = Accounts(tmp_path), tmp_path / "worker"
+        journal.write_text("E DatabaseErr")
+        accounts.settle(storage)
+        assert accounts.errors == 0
+        journal.write_text("E DatabaseError\nX 'boom'\n")
+        accounts.settle(storage)
+        assert (accounts.errors, accounts.unexplained) == (1, ["'boom'"])
+
+    def test_a_proxy_leased_twice_at_once_is_found(
+        self, storage: PostgresStorage, tmp_path: Path
+    ) -> None:
+        """A second lease of an exclusive proxy that is held is counted."""
+        fill(storage, 1)
+        assert ProxyManager(storage).acquire_proxy("pool") is not None
+        columns = "recorded_at, type, pool_id, proxy_id, consumer, data"
+        run_sql(
+            storage.engine,
+            f"INSERT INTO pharox.events (lease_id, {columns}) SELECT gen_random_uuid(), {columns} "
+            "FROM pharox.events WHERE type = 'LeaseAcquired'",
+        )
+        accounts = Accounts(tmp_path)
+        accounts.settle(storage)
+        assert (accounts.leases, accounts.held_twice) == (2, 1)
+
+
+class TestLevels:
+    """The last third of the samples against the second."""
+
+    def judged(self, *samples: float) -> bool:
+        levels = Levels()
+        for sample in samples:
+            levels._note("memory", sample, MEMORY)
+        (level,) = levels.judged()
+        return bool(level["held"])
+
+    def test_a_level_line_holds_and_a_rising_one_does_not(self) -> None:
+        """What rises by more than a tenth and eight MiB between the thirds is a leak."""
+        assert self.judged(*[50] * 3, *[100] * 3, *[118] * 3)
+        assert not self.judged(*[50] * 3, *[100] * 3, *[119] * 3)
+
+    def test_warming_up_and_single_peaks_are_no_leaks(self) -> None:
+        """The first third is not looked at, and medians forget a peak."""
+        assert self.judged(10, 10, 10, 100, 100, 100, 100, 900, 100)
+
+    def test_too_few_samples_are_not_judged(self) -> None:
+        """With less than three samples a third nothing is claimed."""
+        assert self.judged(*range(0, 1000 * (LEAST_SAMPLES - 1), 1000))
