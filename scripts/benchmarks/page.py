@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.benchmarks.chart import draw
-from scripts.benchmarks.goals import GOALS
+from scripts.benchmarks.goals import GOALS, NO_ERRORS, SEVERAL, Goal
 from scripts.benchmarks.parts import bound_of, number
 from scripts.benchmarks.running import ALL
 
@@ -134,8 +134,13 @@ def _aimed(table: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         if not label.startswith("  "):
             subject = label
         if line["goal"] is not None:
-            words = label.strip()
-            yield (f"{subject}: {words}" if label.startswith("  ") else words), line
+            goal = GOALS[line["goal"]]
+            yield label.strip() if goal is NO_ERRORS else _told(goal, subject), line
+
+
+def _told(goal: Goal, subject: str) -> str:
+    """Return what a goal is about, and of which measurement it is if there are several."""
+    return f"{goal.what} ({subject})" if goal in SEVERAL else goal.what
 
 
 def _figure(line: dict[str, Any]) -> str:
@@ -166,10 +171,8 @@ def _table(table: dict[str, Any]) -> Iterator[str]:
     yield f"| {table['title'].split('. ', 1)[1]} | measured | of the rounds, least to most |"
     yield "| --- | ---: | ---: |"
     for line in table["lines"]:
-        label = (
-            line["label"].replace("  ", "&emsp;", 1) if line["label"][0] == " " else line["label"]
-        )
-        span = f"{number(line['least'])} – {number(line['most'])}"
+        label = line["label"].replace("  ", "&emsp;")
+        span = f"{number(line['least'])} to {number(line['most'])}"
         yield f"| {label} | {_figure(line)} | {span if line['least'] != line['most'] else ''} |"
     yield ""
 
