@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,7 +15,7 @@ import pytest
 from scripts.benchmarks.chart import draw
 from scripts.benchmarks.goals import GOALS, Goal
 from scripts.benchmarks.machine import noise
-from scripts.benchmarks.page import page
+from scripts.benchmarks.page import collected, page
 from scripts.benchmarks.parts import Line, Part, Series, measure, tabulate
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -82,6 +84,26 @@ def test_what_was_left_out_is_named() -> None:
     text = page(told)
     assert "- a history of 7 events: there was no time" in text
     assert "- the benchmark `observe`" in text
+
+
+def test_a_run_writes_what_the_page_is_made_of(tmp_path: Path) -> None:
+    """A benchmark prints its table, and its file is one from which a page can be made."""
+    words = ["observe", "--seconds", "0.2", "--rounds", "2", "--out", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.benchmarks", *words],
+        cwd=DOCS.parent,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "cycles with neither" in done.stdout
+    told = collected(tmp_path)
+    assert [len(rounds) for rounds in told["observe"]["rounds"].values()] == [2]
+    text = page(told)
+    assert "## Logs and metrics" in text
+    assert "- the benchmark `lease`" in text
 
 
 class TestFigures:

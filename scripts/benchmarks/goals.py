@@ -111,10 +111,10 @@ REBUILD_RATE = Goal(
     "rebuild-rate",
     "events rebuilt into all read models a second",
     at_least=300_000,
-    limit="Every read model folds the whole log with a statement of its own, on two cores, and "
-    "the one of leases, which takes about two fifths of the time, writes a row with its "
-    "indexes for each lease that there ever was. Rates in thousands are what the processor "
-    "gives; with more cores more parts of the log are folded at once.",
+    limit="Every read model folds the whole log with a statement of its own, and the one of "
+    "leases, which takes about two fifths of the time, writes a row with its indexes for "
+    "each lease that there ever was. Parts of the log are folded at once where there are "
+    "more cores.",
 )
 REBUILD_PEER = Goal("rebuild-peer", "a rebuild: of eventsourcing's projection runner", at_least=20)
 DELIVERY_RATE = Goal(
