@@ -43,6 +43,8 @@ TABLES = Tolerance(
 
 # Read models with as many rows as there are proxies, pools and readers; not those that grow
 # with the history, as leases and the log do.
+# Each rebuild makes most of them anew, so this is the bloat between
+# two rebuilds; what is never rebuilt is `subscriptions`, whose row is written all the time.
 _SIZES = """
 SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
