@@ -186,6 +186,13 @@ OBSERVE_COST = Goal(
     "lines.",
 )
 
+SCRAPE_DEAD = Goal(
+    "scrape-dead",
+    "time of a scrape with 100 dead workers behind it: of one without",
+    at_most=2,
+    limit="What the dead counted is one file a type, whatever their number; it is read once.",
+)
+
 GOALS = {goal.name: goal for goal in list(globals().values()) if isinstance(goal, Goal)}
 """All of them, by name."""
 
