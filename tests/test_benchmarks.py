@@ -100,7 +100,7 @@ def test_a_run_writes_what_the_page_is_made_of(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "cycles with neither" in done.stdout
     told = collected(tmp_path)
-    assert [len(rounds) for rounds in told["observe"]["rounds"].values()] == [2]
+    assert [len(rounds) for rounds in told["observe"]["rounds"].values()] == [2, 2]
     text = page(told)
     assert "## Logs and metrics" in text
     assert "- the benchmark `lease`" in text
