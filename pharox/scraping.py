@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass
+from typing import Any
 
 from prometheus_client import CollectorRegistry, start_http_server
 
 from .errors import InvalidInputError
+
+_PATIENCE_S = 30
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,12 @@ class MetricsServer:
         except (OSError, OverflowError) as error:
             raise InvalidInputError(f"cannot serve {address} port {port}: {error}") from error
         self.port: int = self._server.server_port
+        if certificates.certfile:
+            # The handshake is left to the first read, in the request's own thread: one who
+            # connects and says nothing would else keep all others waiting.
+            self._server.socket.do_handshake_on_connect = False  # type: ignore[attr-defined]
+        handler: Any = self._server.RequestHandlerClass
+        self._server.RequestHandlerClass = type("Handler", (handler,), {"timeout": _PATIENCE_S})
 
     def close(self) -> None:
         """Stop listening."""

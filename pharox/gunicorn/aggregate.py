@@ -19,7 +19,8 @@ import os
 import re
 import struct
 import threading
-from collections import defaultdict
+import time
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -31,7 +32,7 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from .family import RUNNING, Family, Member
+from .family import EXITS, Family, Member
 from .values import ReservedDict
 
 logger = logging.getLogger("pharox.gunicorn")
@@ -45,6 +46,7 @@ _FILE = re.compile(r"(?P<prefix>counter|histogram|summary|gauge_[a-z]+)_(?P<owne
 _ARCHIVE = re.compile(r"archive\.(\d+)")
 _UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, struct.error)
 _MANIFEST = "archive.json"
+_TOUCH_S = 3600.0
 
 
 @dataclass
@@ -73,15 +75,26 @@ class Aggregate(Collector):
         self._lock = threading.Lock()
         self._warned: set[str] = set()
         self._read: dict[str, Numbers] = {}
-        try:
-            self._manifest = Manifest(**json.loads((self._folder / _MANIFEST).read_text()))
-        except FileNotFoundError:
-            self._manifest = Manifest()
+        self._touch_at = 0.0
+        self._manifest = self._last_manifest()
         self._archive = {
-            match["prefix"]: dict(_numbers(self._folder / match.string))
+            match["prefix"]: self._numbers(match.string)
             for match in self._files()
             if match["owner"] == f"archive.{self._manifest.generation}"
         }
+
+    def _last_manifest(self) -> Manifest:
+        """Return what the archive's manifest says; if it is damaged, what its files' names do."""
+        try:
+            told = json.loads((self._folder / _MANIFEST).read_text())
+            known = Manifest.__dataclass_fields__.keys()
+            return Manifest(**{name: told[name] for name in known if name in told})
+        except FileNotFoundError:
+            return Manifest()
+        except _UNREADABLE:
+            self._warn(_MANIFEST, "%s is damaged; what ended workers counted may differ", _MANIFEST)
+            found = (_ARCHIVE.fullmatch(match["owner"]) for match in self._files())
+            return Manifest(max((int(one[1]) for one in found if one), default=0), corrupt=1)
 
     def describe(self) -> list[Metric]:
         """Say nothing beforehand: what there is shows when it is asked for."""
@@ -104,26 +117,29 @@ class Aggregate(Collector):
         """Move what processes that have ended leave into the archive."""
         with self._lock:
             self._sweep()
+            if time.monotonic() >= self._touch_at:
+                self._touch_at = time.monotonic() + _TOUCH_S
+                self._family.touch()
 
-    def _sweep(self) -> list[Member]:
-        """Move what the dead leave into the archive; return who is alive."""
-        members = self._family.members()
-        merged = set(self._manifest.merged)
-        dead = [one for one, is_alive in members if not is_alive and one.file not in merged]
-        alive = [one for one, is_alive in members if is_alive]
-        known = {member.identity for member in alive}
+    def _sweep(self) -> list[tuple[Member, bool]]:
+        """Move what the dead leave into the archive; return who is left, and whether alive."""
+        # Files come first: whose file is seen has its lock by the time that is looked for.
         files = [
             match
             for match in self._files()
-            if not self._is_archived(match) and not _lives(match["owner"], known)
+            if not self._is_archived(match) and not self._family.is_alive(match["owner"])
         ]
+        merged = set(self._manifest.merged)
+        members = [one for one in self._family.members() if one[0].files[-1] not in merged]
+        dead = [one for one, is_alive in members if not is_alive]
         try:
             if dead or files:
                 self._bury(dead, files)
+                members = [(one, is_alive) for one, is_alive in members if is_alive]
             self._clear()
         except OSError as error:
             self._warn("archive", "what ended workers counted cannot be merged: %s", error.strerror)
-        return alive
+        return members
 
     def _bury(self, members: list[Member], files: list[re.Match[str]]) -> None:
         """Write the next generation of the archive, with these in it."""
@@ -134,12 +150,11 @@ class Aggregate(Collector):
                 archive[prefix] = _added(prefix, (archive.get(prefix, {}), numbers))
         following = Manifest(**asdict(self._manifest))
         following.generation += 1
-        for member in members:
-            if member.role == "worker":
-                how = "killed" if member.state == RUNNING else member.state
-                following.starts += 1
-                following.exits[how] = following.exits.get(how, 0) + 1
-        names = [*(member.file for member in members), *(match.string for match in files)]
+        workers = [member for member in members if member.is_worker]
+        following.starts += len(workers)
+        following.exits = dict(_exits(following, workers))
+        names = [match.string for match in files]
+        names += [file for member in members for file in member.files]
         following.merged = [*self._manifest.merged, *names]
         for prefix, numbers in archive.items():
             path = self._folder / f"{prefix}_archive.{following.generation}.db"
@@ -199,19 +214,23 @@ class Aggregate(Collector):
             self._warned.add(about)
             logger.warning(message, *arguments)
 
-    def _own_metrics(self, alive: list[Member]) -> Iterator[Metric]:
-        workers = sum(member.role == "worker" for member in alive)
-        yield GaugeMetricFamily("gunicorn_workers", "Workers that are alive.", workers)
+    def _own_metrics(self, members: list[tuple[Member, bool]]) -> Iterator[Metric]:
+        workers = [(member, is_alive) for member, is_alive in members if member.is_worker]
+        alive = sum(is_alive for _, is_alive in workers)
+        yield GaugeMetricFamily("gunicorn_workers", "Workers that are alive.", alive)
         yield CounterMetricFamily(
-            "gunicorn_worker_starts", "Workers that were started.", self._manifest.starts + workers
+            "gunicorn_worker_starts",
+            "Workers that were started.",
+            self._manifest.starts + len(workers),
         )
         restarts = CounterMetricFamily(
             "gunicorn_worker_restarts",
             "Workers that ended, by how; gunicorn replaces each that it still wants.",
             labels=["reason"],
         )
-        for reason in sorted({*EXITS, *self._manifest.exits}):
-            restarts.add_metric([reason], self._manifest.exits.get(reason, 0))
+        exits = _exits(self._manifest, [member for member, is_alive in workers if not is_alive])
+        for reason in EXITS:
+            restarts.add_metric([reason], exits[reason])
         yield restarts
         yield CounterMetricFamily(
             "gunicorn_corrupt_files",
@@ -220,21 +239,9 @@ class Aggregate(Collector):
         )
 
 
-EXITS = ("aborted", "ended", "interrupted", "killed", "max_requests")
-"""How workers end: by SIGABRT (a time-out), orderly, by SIGINT, at once, at their limit."""
-
-
-def _lives(owner: str, known: set[str]) -> bool:
-    """Return whether a file's process lives. One that is not ours is known by its pid alone."""
-    if not owner.isdigit():
-        return owner in known
-    try:
-        os.kill(int(owner), 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
+def _exits(manifest: Manifest, ended: Iterable[Member]) -> Counter[str]:
+    """Return how workers ended: those of the archive, and these."""
+    return Counter(manifest.exits) + Counter(member.exit for member in ended)
 
 
 def _numbers(path: Path) -> Numbers:
@@ -266,10 +273,19 @@ def _numbers(path: Path) -> Numbers:
 
 @lru_cache(maxsize=1 << 16)
 def _series(key: str) -> tuple[str, str, dict[str, str], str]:
-    """Return metric, sample, labels and help text of a key."""
+    """Return metric, sample, labels and help text of a key.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If it is none.
+    """
     metric, sample, labels, help_text = json.loads(key)
     if not isinstance(labels, dict):
         raise TypeError("labels are a mapping")
+    if not all(isinstance(text, str) for text in (metric, sample, help_text, *labels.values())):
+        raise TypeError("names and labels are text")
+    float(labels.get("le", 0))
     return metric, sample, labels, help_text
 
 

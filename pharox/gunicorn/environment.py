@@ -104,8 +104,9 @@ class EnvironmentManager:
 
     @property
     def workers(self) -> int:
-        """How many workers ``GUNICORN_WORKERS`` asks for; 1 if it is not set."""
-        return self._get("GUNICORN_WORKERS", _number(1, 10_000), 1)
+        """How many workers ``GUNICORN_WORKERS`` asks for, else ``WEB_CONCURRENCY``, else 1."""
+        count = _number(1, 10_000)
+        return self._get("GUNICORN_WORKERS", count, self._get("WEB_CONCURRENCY", count, 1))
 
     def carry(self, cfg: Any) -> None:
         """Write what gunicorn was started with where the application looks for it.

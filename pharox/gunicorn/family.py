@@ -4,21 +4,23 @@ Each start of a server has a folder of its own, so that no count of an earlier o
 is found in it, and no other server with the same pids meets it, also where several
 containers share a volume. A master that takes over (USR2) joins the folder of the
 one that started it. In the folder each process holds a file locked as long as it
-lives, whichever way it ends; the file's name says what it is:
+lives, whichever way it ends; empty files beside it mark what it is and how it ends:
 
     {host}.{pid namespace}.{boot id}/
-        master.{identity}.running
-        worker.{identity}.running       renamed to say how the worker ends
+        {identity}.lock                 held by the process
+        {identity}.worker               or .master
+        {identity}.interrupted          how a worker says that it ends
         counter_{identity}.db           what the process counts, one file a type
 
-Locks are POSIX locks: a forked child does not have its parent's, and no pid is ever
-asked for, which may be somebody else's by now.
+Locks are POSIX locks: a forked child does not have its parent's, and a pid is asked
+for only where somebody has removed the file, since a pid may be another's by now.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import os
 import re
 import secrets
@@ -32,26 +34,36 @@ from typing import NamedTuple
 
 from ..errors import InvalidInputError
 
-RUNNING = "running"
-_FOLDER = re.compile(r"(?P<host>.+)\.(?P<namespace>\d+)\.(?P<boot_id>[0-9a-f]{12})")
-_MEMBER = re.compile(
-    r"(?P<role>master|worker|process)\."
-    r"(?P<identity>\d+-[0-9a-f]{8})\.(?P<state>\w+)"
-)
-_YOUNG_S = 60.0
+ROLES = ("master", "worker")
+EXITS = ("aborted", "ended", "interrupted", "killed", "max_requests")
+"""How workers end: by SIGABRT (a time-out), orderly, by SIGINT, at once, at their limit."""
+
+_FOLDER = re.compile(r"(?P<here>.+\.\d+)\.(?P<boot_id>[0-9a-f]{12})")
+_MARK = re.compile(r"(?P<identity>\d+-[0-9a-f]{8})\.(?P<mark>\w+)")
+_LOCK = "lock"
+_YOUNG_S, _OLD_S = 60.0, 86_400.0
 
 
 class Member(NamedTuple):
-    """A process of a server: what it is, its name in the folder, how it fares."""
+    """A process of a server: its name in the folder, what it is, how it ends."""
 
-    role: str
     identity: str
-    state: str
+    marks: frozenset[str] = frozenset()
 
     @property
-    def file(self) -> str:
-        """Return the name of the file that it holds."""
-        return f"{self.role}.{self.identity}.{self.state}"
+    def is_worker(self) -> bool:
+        """Whether it is a worker."""
+        return "worker" in self.marks
+
+    @property
+    def exit(self) -> str:
+        """How it ended, if it has: what does not say so was killed."""
+        return next((mark for mark in EXITS if mark in self.marks), "killed")
+
+    @property
+    def files(self) -> list[str]:
+        """The names of the files that tell of it; the lock is the last."""
+        return [f"{self.identity}.{mark}" for mark in (*sorted(self.marks), _LOCK)]
 
 
 class Family:
@@ -68,8 +80,8 @@ class Family:
         match = _FOLDER.fullmatch(folder.name)
         if match is None or not folder.is_dir():
             raise InvalidInputError(f"{folder} is not the folder of a server")
-        self.host, self.boot_id = match["host"], match["boot_id"]
-        self.own: Member | None = None
+        self.host, self.boot_id = match["here"].rpartition(".")[0], match["boot_id"]
+        self.own: str | None = None
         self._held: int | None = None
 
     @classmethod
@@ -96,46 +108,41 @@ class Family:
                 name = f"{_here()}.{secrets.token_hex(6)}"
                 (root / name).mkdir(mode=0o700)
                 family = cls(root / name)
-            family.hold("process")
+            family.hold()
         except OSError as error:
             raise InvalidInputError(
                 f"PROMETHEUS_MULTIPROC_DIR: no folder for metrics can be made: {error.strerror}"
             ) from error
         return family
 
-    def hold(self, role: str) -> Member:
-        """Show this process in the folder until it ends, and return what it is there.
+    def hold(self) -> str:
+        """Show this process in the folder until it ends; return its name there.
 
         Raises
         ------
         OSError
             If that cannot be written.
         """
-        if self._held is not None and self.own is not None:
-            return self._become(self.own, self.own._replace(role=role))
-        own = Member(role, f"{os.getpid()}-{secrets.token_hex(4)}", RUNNING)
-        new = self.folder / f".{own.identity}.new"
-        held = os.open(new, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        if self.own is not None:
+            return self.own
+        own = f"{os.getpid()}-{secrets.token_hex(4)}"
+        new = self.folder / f".{own}.new"
+        held = os.open(new, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_RDWR, 0o600)
         try:
+            os.fchmod(held, 0o644)  # The process that serves may have another user.
             # It is locked before others see it: they would take the process for dead.
             fcntl.lockf(held, fcntl.LOCK_EX)
-            new.rename(self.folder / own.file)
+            new.rename(self.folder / f"{own}.{_LOCK}")
         except OSError:
             os.close(held)
             raise
         self._held, self.own = held, own
         return own
 
-    def end(self, state: str) -> None:
-        """Show how this process is about to end."""
-        if self.own is not None:
-            self._become(self.own, self.own._replace(state=state))
-
-    def _become(self, before: Member, now: Member) -> Member:
-        if now != before:
-            (self.folder / before.file).rename(self.folder / now.file)
-        self.own = now
-        return now
+    def mark(self, mark: str) -> None:
+        """Show what this process is, or how it is about to end."""
+        flags = os.O_CREAT | os.O_NOFOLLOW | os.O_WRONLY
+        os.close(os.open(self.folder / f"{self.hold()}.{mark}", flags, 0o600))
 
     def forked(self) -> None:
         """Show the process that a fork has made, in the new process."""
@@ -143,31 +150,54 @@ class Family:
             os.close(self._held)
         self._held = self.own = None
         with contextlib.suppress(OSError):  # What counts in it asks again.
-            self.hold("process")
+            self.hold()
 
     def members(self) -> list[tuple[Member, bool]]:
-        """Return the processes that have a file, and whether each is alive.
+        """Return the processes of the folder, and whether each is alive."""
+        locks = (one[0] for one in self._marks() if one[1] == _LOCK)
+        alive = {identity: self._is_alive(identity) for identity in locks}
+        # Listed after that: whoever is dead has marked all that it ever will.
+        marks: dict[str, set[str]] = {identity: set() for identity in alive}
+        for identity, mark in self._marks():
+            if identity in marks and mark != _LOCK:
+                marks[identity].add(mark)
+        return [(Member(one, frozenset(marks[one])), is_alive) for one, is_alive in alive.items()]
 
-        This process is not to ask for itself: to look at its lock would undo it.
+    def _marks(self) -> list[tuple[str, str]]:
+        found = filter(None, map(_MARK.fullmatch, os.listdir(self.folder)))
+        return [(match["identity"], match["mark"]) for match in found]
+
+    def _is_alive(self, identity: str) -> bool:
+        """Return whether a process lives. To look at one's own lock would undo it."""
+        return identity == self.own or _is_held(self.folder / f"{identity}.{_LOCK}")
+
+    def is_alive(self, owner: str) -> bool:
+        """Return whether the process lives that a file of numbers is of.
+
+        Where no lock is left (somebody clears old files away), or never was (the
+        process is none of ours), its pid is asked for: what may live is left alone.
         """
-        found = []
-        for match in filter(None, map(_MEMBER.fullmatch, os.listdir(self.folder))):
-            member = Member(*match.group("role", "identity", "state"))
-            is_alive = member == self.own or _is_held(self.folder / member.file)
-            if is_alive is not None:
-                found.append((member, is_alive))
-        return found
+        if (self.folder / f"{owner}.{_LOCK}").exists():
+            return self._is_alive(owner)
+        pid = owner.partition("-")[0]
+        return _runs(int(pid)) if pid.isdigit() else False
+
+    def touch(self) -> None:
+        """Let no cleaner of old files take what is in use."""
+        for path in (self.folder, *self.folder.iterdir()):
+            with contextlib.suppress(OSError):
+                os.utime(path, follow_symlinks=False)
 
     def leave(self) -> None:
         """Remove the folder, unless another process of it lives."""
-        others = [member for member, is_alive in self.members() if is_alive and member != self.own]
-        if not others:
+        if not any(is_alive and one.identity != self.own for one, is_alive in self.members()):
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def give_to(self, uid: int, gid: int) -> None:
-        """Let workers of another user write into the folder."""
+        """Let workers of another user write into the folder; none of them runs yet."""
         if (uid, gid) != (os.geteuid(), os.getegid()):
-            os.chown(self.folder, uid, gid)
+            for path in (*self.folder.rglob("*"), self.folder):
+                os.chown(path, uid, gid, follow_symlinks=False)
 
 
 @contextlib.contextmanager
@@ -182,16 +212,26 @@ def locked(path: Path) -> Iterator[bool]:
             yield True
 
 
-def _is_held(path: Path) -> bool | None:
-    """Return whether a process holds the file; None if it is gone or has another name by now."""
+def _is_held(path: Path) -> bool:
+    """Return whether a process holds the file."""
     try:
         with path.open("rb") as file:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return None
     except BlockingIOError:
         return True
+    except FileNotFoundError:
+        pass
     return False
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 def _root(given: str | None) -> Path:
@@ -199,7 +239,7 @@ def _root(given: str | None) -> Path:
     if given:
         root = Path(given).absolute()
         # A master that read its configuration again finds what it has set itself.
-        if _FOLDER.fullmatch(root.name) and any(root.glob("master.*")):
+        if _FOLDER.fullmatch(root.name) and any(root.glob(f"*.{_LOCK}")):
             root = root.parent
         root.mkdir(parents=True, exist_ok=True)
         return root
@@ -222,20 +262,26 @@ def _here() -> str:
 
 def _joined(root: Path, master: int) -> Family | None:
     """Return the family of a master that runs here."""
-    for folder in root.glob(f"{_here()}.*"):
-        for file in folder.glob(f"master.{master}-*.{RUNNING}"):
-            if _is_held(file):
+    for folder in root.glob(f"{glob.escape(_here())}.*"):
+        for file in folder.glob(f"{master}-*.master"):
+            if _is_held(file.with_suffix(f".{_LOCK}")):
                 return Family(folder)
     return None
 
 
 def _sweep(root: Path) -> None:
-    """Remove what servers left that were killed; what was made just now has its time."""
+    """Remove what servers left that were killed; what was made just now has its time.
+
+    Locks of another host may not be seen here: what is of one is left for a day after its
+    last sign of life.
+    """
     for folder in root.iterdir():
-        if not _FOLDER.fullmatch(folder.name):
+        match = _FOLDER.fullmatch(folder.name)
+        if match is None:
             continue
-        with contextlib.suppress(OSError):
-            if time.time() - folder.stat().st_mtime < _YOUNG_S:
+        with contextlib.suppress(OSError, InvalidInputError):
+            wait = _YOUNG_S if match["here"] == _here() else _OLD_S
+            if time.time() - folder.stat().st_mtime < wait:
                 continue
             if not any(is_alive for _, is_alive in Family(folder).members()):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -9,7 +9,7 @@ was set too late. Any other costs a line in the log.
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 import functools
 import importlib
 import logging
@@ -82,6 +82,7 @@ class _Process:
     store: Store | None = None
     server: MetricsServerManager | None = None
     exit: str = "ended"
+    is_left: bool = False
 
 
 _process = _Process()
@@ -103,6 +104,8 @@ def prepare(*, is_late: bool = False) -> None:
     InvalidInputError
         If they may, or the folder cannot be made.
     """
+    if _process.store is not None:
+        return
     if is_late:
         raise InvalidInputError(
             "prometheus_client was imported before pharox.gunicorn, so what its metrics count "
@@ -115,12 +118,19 @@ def prepare(*, is_late: bool = False) -> None:
     store = _process.store = Store(family)
     values.ValueClass = value_class(store)
     os.register_at_fork(after_in_child=_forked)
+    atexit.register(_leave_unless_started, os.getpid())
 
 
 def _forked() -> None:
     if _process.store is not None:
         _process.store.family.forked()
         _process.store.forked()
+
+
+def _leave_unless_started(pid: int) -> None:
+    """Clear away where gunicorn only looked at its configuration, or failed to start."""
+    if os.getpid() == pid and not _process.is_left:
+        _leave()
 
 
 def default_on_starting(server: Any) -> None:
@@ -140,7 +150,7 @@ def default_on_starting(server: Any) -> None:
             "before gunicorn starts, or above that import"
         )
     try:
-        store.family.hold("master")
+        store.family.mark("master")
         store.family.give_to(server.cfg.uid, server.cfg.gid)
     except OSError as error:
         raise InvalidInputError(f"the folder for metrics cannot be used: {error}") from error
@@ -209,7 +219,11 @@ def _store() -> Store:
 def _serve(server: Any) -> None:
     if EnvironmentManager().settings().redis is not None:
         _check_redis()
-    _process.server = MetricsServerManager(_store().family, server.log)
+    family = _store().family
+    family.mark("master")  # Again, for those who do without default_on_starting.
+    _process.server = MetricsServerManager(
+        family, server.log, user=(server.cfg.uid, server.cfg.gid)
+    )
     _process.server.start()
 
 
@@ -223,18 +237,25 @@ def _check_redis() -> None:
 def _count(worker: Any) -> None:
     store = _store()
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(store.family.folder)
-    with contextlib.suppress(OSError):  # Without room; it counts as another process then.
-        store.family.hold("worker")
+    try:
+        store.family.mark("worker")
+    except OSError as error:
+        worker.log.warning(
+            "pharox: what this worker counts stays in memory until its folder can be written: %s",
+            error.strerror,
+        )
+    _add(worker.cfg, "worker_abort", default_worker_abort)
+    _add(worker.cfg, "worker_exit", default_worker_exit)
     metrics = RequestMetrics(REGISTRY)
-    for name, ours in (
-        ("pre_request", metrics.begin),
-        ("post_request", metrics.end),
-        ("worker_abort", default_worker_abort),
-        ("worker_exit", default_worker_exit),
-    ):
-        theirs = getattr(worker.cfg, name)
-        if theirs is not ours:
-            worker.cfg.set(name, _both(ours, theirs))
+    _add(worker.cfg, "pre_request", metrics.begin)
+    _add(worker.cfg, "post_request", metrics.end)
+
+
+def _add(cfg: Any, name: str, ours: Callable[..., None]) -> None:
+    """Have a hook of ours called beside what the configuration has."""
+    theirs = getattr(cfg, name)
+    if theirs is not ours:
+        cfg.set(name, _both(ours, theirs))
 
 
 def _both(ours: Callable[..., None], theirs: Callable[..., None]) -> Callable[..., None]:
@@ -256,10 +277,11 @@ def _end(worker: Any) -> None:
         _process.exit = "max_requests"
     if waiting := store.flush():
         worker.log.warning("pharox: there is no room for %s numbers of metrics", waiting)
-    store.family.end(_process.exit)
+    store.family.mark(_process.exit)
 
 
 def _leave() -> None:
+    _process.is_left = True
     if _process.server is not None:
         _process.server.stop()
     _store().family.leave()

@@ -15,7 +15,6 @@ import signal
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
@@ -25,6 +24,13 @@ from .serving import LONGEST_PAUSE_S
 
 _LOOK_S = 0.25
 _PATIENCE_S = 2.0
+# It finds all modules where this process does, in that order.
+_START = """
+import json, sys
+sys.path[:] = json.loads(sys.argv.pop(1))
+from pharox.gunicorn.serving import main
+main(*sys.argv[1:])
+"""
 
 
 class ProcessManager:
@@ -74,16 +80,23 @@ class MetricsServerManager:
         Whose metrics.
     log:
         Gunicorn's log.
+    user:
+        The uid and gid that it serves as, if this process may choose.
     """
 
-    def __init__(self, family: Family, log: Any) -> None:
+    def __init__(self, family: Family, log: Any, user: tuple[int, int] | None = None) -> None:
         self._family = family
         self._log = log
+        self._user = user or (os.geteuid(), os.getegid())
+        self._master = os.getpid()
         self._process = ProcessManager()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._notices = family.folder / f"notices.{os.getpid()}"
         self._read = 0
+        self._asked: dict[str, str] | None = None
+        self._pause, self._next_at = _LOOK_S, 0.0
+        self._complaint = ""
 
     def start(self) -> None:
         """Start, in the background."""
@@ -97,52 +110,68 @@ class MetricsServerManager:
             self._thread.join(3 * _PATIENCE_S)
 
     def _keep(self) -> None:
-        asked: dict[str, str] | None = None
-        pause, next_at, complained = _LOOK_S, 0.0, None
-        while not self._stop.wait(_LOOK_S):
-            self._tell()
-            now = _asked()
-            if now != asked:
-                try:
-                    EnvironmentManager(now).settings()
-                except InvalidInputError as error:
-                    if now != complained:
-                        self._log.warning("metrics are served as before: %s", error)
-                    complained = now
-                else:
-                    self._process.terminate()
-                    asked, pause, next_at = now, _LOOK_S, 0.0
-            if asked is None or self._process.is_alive or time.monotonic() < next_at:
-                continue
+        # A thread that is a greenlet of gevent's goes on in a worker that is forked.
+        while os.getpid() == self._master and not self._stop.wait(_LOOK_S):
             try:
-                self._process.start(self._arguments(), self._environment(asked))
-            except OSError as error:
-                self._log.warning("metrics are not served yet: %s", error.strerror)
-            next_at, pause = time.monotonic() + pause, min(pause * 2, LONGEST_PAUSE_S)
-        self._process.terminate()
+                self._look()
+            except Exception as error:
+                self._complain(f"metrics are not kept served: {type(error).__name__}")
+        if os.getpid() == self._master:
+            self._process.terminate()
+            self._tell()
+
+    def _look(self) -> None:
+        """Do what there is to do now."""
         self._tell()
+        asked = _asked()
+        if asked != self._asked:
+            try:
+                EnvironmentManager(asked).settings()
+            except InvalidInputError as error:
+                self._complain(f"metrics are served as before: {error}")
+            else:
+                self._process.terminate()
+                self._asked, self._pause, self._next_at = asked, _LOOK_S, 0.0
+        if self._asked is None or self._process.is_alive or time.monotonic() < self._next_at:
+            return
+        self._next_at = time.monotonic() + self._pause
+        self._pause = min(self._pause * 2, LONGEST_PAUSE_S)
+        try:
+            self._process.start(self._arguments(), self._environment(self._asked))
+        except OSError as error:
+            self._complain(f"metrics are not served yet: {error.strerror}")
+
+    def _complain(self, message: str) -> None:
+        if message != self._complaint:
+            self._log.warning("%s", message)
+        self._complaint = message
 
     def _arguments(self) -> list[str]:
-        # -P: what lies in the working folder is no module of ours.
-        start = ["-P", "-m", str(__package__)]
-        return [*start, str(self._family.folder), str(os.getpid()), str(self._notices)]
+        own = [str(self._family.folder), str(self._master), str(self._notices)]
+        user = [str(number) for number in self._user]
+        # -P: what lies in the working folder is no module of Python's.
+        return ["-P", "-c", _START, json.dumps(sys.path), *own, *user]
 
     def _environment(self, asked: dict[str, str]) -> dict[str, str]:
-        """Return the environment of the process: it finds pharox where this one did."""
+        """Return the environment of the process."""
         own = {name: value for name, value in os.environ.items() if name not in VARIABLES}
         own.pop("PROMETHEUS_MULTIPROC_DIR", None)  # It counts nothing itself.
-        path = [str(Path(__file__).parents[2]), *filter(None, [own.get("PYTHONPATH")])]
-        return {**own, **asked, "PYTHONPATH": os.pathsep.join(path)}
+        return {**own, **asked}
 
     def _tell(self) -> None:
         """Write what the process had to say into gunicorn's log."""
-        with contextlib.suppress(FileNotFoundError), self._notices.open() as file:
-            file.seek(self._read)
-            for line in file:
-                if line.endswith("\n"):
-                    self._read += len(line.encode())
-                    level, message = json.loads(line)
-                    self._log.log(level, message)
+        with contextlib.suppress(FileNotFoundError):
+            # The folder is that of the workers' user: it is not to lead elsewhere, or to wait.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            with os.fdopen(os.open(self._notices, flags), "rb") as file:
+                file.seek(self._read)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    self._read += len(line)
+                    with contextlib.suppress(ValueError, TypeError):  # The disk was full.
+                        level, message = json.loads(line)
+                        self._log.log(int(level), "%s", message)
 
 
 def _asked() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The process that serves a server's metrics, ``python -m pharox.gunicorn``.
+"""The process that serves a server's metrics; a thread of the master starts it.
 
 It is a process of its own, so that no worker inherits its socket, nothing it does
 delays the master, and no lock of it is held while the master forks. It lives as
@@ -104,8 +104,12 @@ def _end_with(parent: int) -> None:
     os._exit(0)
 
 
-def main(folder: str, parent: str, notices: str) -> None:
-    """Serve the metrics of the server whose folder it is, for a master."""
+def main(folder: str, parent: str, notices: str, uid: str, gid: str) -> None:
+    """Serve the metrics of the server whose folder it is, for a master, as the workers' user."""
+    if os.geteuid() == 0 and (int(uid), int(gid)) != (0, 0):
+        os.setgroups([])
+        os.setgid(int(gid))
+        os.setuid(int(uid))
     os.closerange(3, 1 << 20)  # above all gunicorn's listening sockets
     # What a terminal or a process manager sends to all processes is for the master to act on.
     for name in ("SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"):

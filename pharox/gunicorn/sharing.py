@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -32,6 +32,14 @@ _EVERY_S = 1.0
 _PATIENCE_S = 1.0
 _STALE_S = 10.0
 _TYPES = frozenset(("counter", "gauge", "histogram", "summary"))
+
+
+class Other(NamedTuple):
+    """What another server counts: when it was last heard of, and what it wrote then."""
+
+    heard_at: float
+    beat: int
+    metrics: list[Metric]
 
 
 class SharedMetrics(Collector):
@@ -62,7 +70,8 @@ class SharedMetrics(Collector):
             socket_connect_timeout=_PATIENCE_S,
             retry=Retry(NoBackoff(), 0),
         )
-        self._others: dict[str, tuple[float, list[Metric]]] = {}
+        self._others: dict[str, Other] = {}
+        self._beat = 0
         self._is_up: bool | None = None
         self._answered_at = 0.0
         self._warned: set[str] = set()
@@ -74,12 +83,13 @@ class SharedMetrics(Collector):
     def collect(self) -> list[Metric]:
         """Return the metrics of all servers, each with its name as the label ``instance``."""
         now = time.monotonic()
-        others = dict(self._others)
-        found = [(self._instance, list(self._own()))] + [
-            (instance, metrics)
-            for instance, (seen_at, metrics) in sorted(others.items())
-            if now - seen_at < self._ttl_s
-        ]
+        found = [(self._instance, list(self._own()))]
+        for instance, other in sorted(self._others.copy().items()):
+            silent_s = now - other.heard_at
+            if silent_s < self._ttl_s:
+                # What has gone counts no more; what it had then is not how things are.
+                shown = [m for m in other.metrics if silent_s < _STALE_S or m.type != "gauge"]
+                found.append((instance, shown))
         up = GaugeMetricFamily("redis_up", "Whether Redis answered when it was last asked.")
         up.add_metric([], float(bool(self._is_up) and now - self._answered_at < _STALE_S))
         return [up, *_merged(found)]
@@ -90,7 +100,7 @@ class SharedMetrics(Collector):
             begun = time.monotonic()
             try:
                 self._exchange()
-            except (redis.RedisError, OSError) as error:
+            except Exception as error:  # It goes on, whatever the others write.
                 if self._is_up is not False:
                     # Its message may quote what was sent: only the kind of error is told.
                     logger.warning("Redis cannot be used: %s", type(error).__name__)
@@ -104,7 +114,8 @@ class SharedMetrics(Collector):
     def _exchange(self) -> None:
         own, index = f"{self._prefix}:{self._instance}", f"{self._prefix}:instances"
         with self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.set(own, _encoded(self._own()), ex=self._ttl_s)
+            self._beat += 1
+            pipeline.set(own, _encoded(self._beat, self._own()), ex=self._ttl_s)
             pipeline.sadd(index, own)
             pipeline.expire(index, self._ttl_s)
             pipeline.smembers(index)
@@ -119,8 +130,11 @@ class SharedMetrics(Collector):
                 self._others.pop(instance, None)
                 continue
             try:
-                self._others[instance] = time.monotonic(), _decoded(text)
-            except (ValueError, TypeError, KeyError) as error:
+                beat, metrics = _decoded(text)
+                known = self._others.get(instance)
+                if known is None or known.beat != beat:
+                    self._others[instance] = Other(time.monotonic(), beat, metrics)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
                 if instance not in self._warned:
                     self._warned.add(instance)
                     logger.warning("what a server shares makes no sense: %s", type(error).__name__)
@@ -128,18 +142,18 @@ class SharedMetrics(Collector):
             self._redis.srem(index, *gone)
 
 
-def _encoded(metrics: Iterable[Metric]) -> str:
-    return json.dumps(
-        [
-            (one.name, one.documentation, one.type, [sample[:3] for sample in one.samples])
-            for one in metrics
-        ]
-    )
+def _encoded(beat: int, metrics: Iterable[Metric]) -> str:
+    told = [
+        (one.name, one.documentation, one.type, [sample[:3] for sample in one.samples])
+        for one in metrics
+    ]
+    return json.dumps([beat, told])
 
 
-def _decoded(text: bytes) -> list[Metric]:
+def _decoded(text: bytes) -> tuple[int, list[Metric]]:
     metrics = []
-    for name, documentation, kind, samples in json.loads(text):
+    beat, told = json.loads(text)
+    for name, documentation, kind, samples in told:
         if kind not in _TYPES:
             raise ValueError("there is no such type of metric")
         metric = Metric(name, str(documentation), kind)
@@ -148,7 +162,7 @@ def _decoded(text: bytes) -> list[Metric]:
                 str(sample), {str(k): str(v) for k, v in labels.items()}, float(value)
             )
         metrics.append(metric)
-    return metrics
+    return int(beat), metrics
 
 
 def _merged(found: Sequence[tuple[str, list[Metric]]]) -> list[Metric]:

@@ -11,6 +11,7 @@ library's own ``MultiProcessValue``. The files have the same format; what differ
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -32,8 +33,13 @@ class ReservedDict(MmapedDict):
 
     def __init__(self, path: Path) -> None:
         with path.open("ab") as file:
+            os.fchmod(file.fileno(), 0o644)  # The process that serves may have another user.
             _reserve(file.fileno(), _ROOM)
         super().__init__(str(path))
+
+    def has(self, key: str) -> bool:
+        """Return whether a number has its place in the file."""
+        return key in self._positions
 
     def _init_value(self, key: str) -> None:
         capacity = self._capacity
@@ -44,8 +50,18 @@ class ReservedDict(MmapedDict):
         super()._init_value(key)
 
 
+class Number:
+    """A series' number and its time, with the key that prometheus_client gives it."""
+
+    __slots__ = ("key", "prefix", "timestamp", "value")
+
+    def __init__(self, prefix: str, key: str) -> None:
+        self.prefix, self.key = prefix, key
+        self.value = self.timestamp = 0.0
+
+
 class Store:
-    """The files of this process, and what waits for room in them."""
+    """The numbers of this process, their files, and what waits for room in them."""
 
     def __init__(self, family: Family) -> None:
         self.family = family
@@ -53,12 +69,13 @@ class Store:
 
     def _start(self) -> None:
         self.lock = threading.Lock()
+        self.numbers: dict[tuple[str, str], Number] = {}
         self._files: dict[str, ReservedDict] = {}
-        self._waiting: dict[int, Value] = {}
+        self._waiting: dict[Number, None] = {}
         self._again_at = 0.0
 
     def forked(self) -> None:
-        """Begin anew in a process that a fork has made."""
+        """Begin anew in a process that a fork has made: the parent's numbers are the parent's."""
         self.close()
         self._start()
 
@@ -67,34 +84,44 @@ class Store:
         for file in self._files.values():
             file.close()
 
-    def write(self, value: Value) -> None:
+    def number(self, prefix: str, key: str) -> Number:
+        """Return the number of a series, which two metrics may share; it is shown from 0 on."""
+        number = self.numbers.get((prefix, key))
+        if number is None:
+            number = self.numbers[prefix, key] = Number(prefix, key)
+            self.write(number)
+        return number
+
+    def write(self, number: Number) -> None:
         """Write a number, or keep it until there is room."""
-        if self._waiting and time.monotonic() < self._again_at:
-            self._waiting[id(value)] = value
-            return
-        for one in (*self._waiting.values(), value):
+        file = self._files.get(number.prefix)
+        if file is not None and file.has(number.key):
+            file.write_value(number.key, number.value, number.timestamp)
+        else:
+            self._waiting[number] = None
+        if self._waiting and time.monotonic() >= self._again_at:
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        for number in list(self._waiting):
             try:
-                self._file(one.prefix).write_value(one.key, one.number, one.timestamp)
+                self._file(number.prefix).write_value(number.key, number.value, number.timestamp)
             except OSError:
-                self._waiting[id(value)] = value
                 self._again_at = time.monotonic() + _AGAIN_S
-                return
-            self._waiting.pop(id(one), None)
+            else:
+                del self._waiting[number]
 
     def flush(self) -> int:
         """Write what waits for room; return how many numbers still do."""
         with self.lock:
-            self._again_at = 0.0
-            for value in list(self._waiting.values()):
-                self.write(value)
+            self._write_waiting()
             return len(self._waiting)
 
     def _file(self, prefix: str) -> ReservedDict:
         file = self._files.get(prefix)
         if file is None:
-            own = self.family.own or self.family.hold("process")
-            name = f"{prefix}_{own.identity}.db"
-            file = self._files[prefix] = ReservedDict(self.family.folder / name)
+            path = self.family.folder / f"{prefix}_{self.family.hold()}.db"
+            file = self._files[prefix] = ReservedDict(path)
         return file
 
 
@@ -115,33 +142,31 @@ class Value:
         multiprocess_mode: str = "",
         **_: Any,
     ) -> None:
-        self.prefix = f"{typ}_{multiprocess_mode}" if typ == "gauge" else typ
-        self.key = mmap_key(metric_name, name, list(labelnames), list(labelvalues), help_text)
-        self.number = self.timestamp = 0.0
-        self._process = os.getpid()
+        prefix = f"{typ}_{multiprocess_mode}" if typ == "gauge" else typ
+        key = mmap_key(metric_name, name, list(labelnames), list(labelvalues), help_text)
+        self._series = prefix, key
         with self.store.lock:
-            self.store.write(self)  # so that it is shown from 0 on
+            self.store.number(*self._series)
 
     def inc(self, amount: float) -> None:
         """Add to the number."""
         with self.store.lock:
-            self._own()
-            self.number += amount
-            self.timestamp = 0.0
-            self.store.write(self)
+            number = self.store.number(*self._series)
+            number.value += amount
+            number.timestamp = 0.0
+            self.store.write(number)
 
     def set(self, value: float, timestamp: float | None = None) -> None:
         """Replace the number."""
         with self.store.lock:
-            self._own()
-            self.number, self.timestamp = value, timestamp or 0.0
-            self.store.write(self)
+            number = self.store.number(*self._series)
+            number.value, number.timestamp = value, timestamp or 0.0
+            self.store.write(number)
 
     def get(self) -> float:
         """Return the number as this process knows it."""
         with self.store.lock:
-            self._own()
-            return self.number
+            return self.store.number(*self._series).value
 
     def set_exemplar(self, exemplar: Any) -> None:
         """Do nothing: exemplars are not kept for several processes."""
@@ -149,18 +174,18 @@ class Value:
     def get_exemplar(self) -> None:
         """Return None; see :meth:`set_exemplar`."""
 
-    def _own(self) -> None:
-        """Begin at 0 in a process that a fork has made: the parent's number is the parent's."""
-        if self._process != (process := os.getpid()):
-            self._process, self.number, self.timestamp = process, 0.0, 0.0
-
 
 def value_class(store: Store) -> type[Value]:
     """Return the class that keeps its numbers in a store."""
-    return type("FamilyValue", (Value,), {"store": store})
+    return type("FamilyValue", (Value,), {"store": store, "folder": store.family.folder})
 
 
 def _reserve(descriptor: int, size: int) -> None:
     reserve: Callable[[int, int, int], None] | None = getattr(os, "posix_fallocate", None)
-    if reserve is not None:  # macOS has none.
+    if reserve is None:  # macOS has none.
+        return
+    try:
         reserve(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # The file system has none.
+            raise

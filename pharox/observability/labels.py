@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from secrets import token_hex
 
 OTHER = "other"
 """What stands for all names beyond the first ones."""
@@ -46,26 +48,31 @@ class BoundedLabel:
         if name in self._known:
             return name
         with self._lock:
-            if self._shared is not None and name not in self._known:
-                self._agree(self._shared, name)
-            elif len(self._known) < self._limit:
-                self._known.add(name)
+            if name not in self._known and len(self._known) < self._limit:
+                if self._shared is None:
+                    self._known.add(name)
+                else:
+                    self._agree(self._shared, name)
             return name if name in self._known else OTHER
 
     def _agree(self, folder: Path, name: str) -> None:
         """Take the next place in the folder, and learn which names have the places before it."""
-        own = folder / f".{os.getpid()}-{threading.get_ident()}"
+        own = folder / f".{token_hex(8)}"
         try:
             folder.mkdir(exist_ok=True)
-            own.write_text(name)
-            while len(self._known) < self._limit and name not in self._known:
-                place = folder / str(len(self._known))
+            own.write_bytes(name.encode(errors="surrogatepass"))
+            for number in range(len(self._known), self._limit):
+                place = folder / str(number)
                 try:
                     os.link(own, place)
                 except FileExistsError:
-                    self._known.add(place.read_text())
+                    self._known.add(place.read_bytes().decode(errors="surrogatepass"))
                 else:
                     self._known.add(name)
-            own.unlink()
+                if name in self._known:
+                    break
         except OSError:
             return  # There is no room: it is among the others until there is.
+        finally:
+            with suppress(OSError):
+                own.unlink()

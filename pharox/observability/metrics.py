@@ -7,7 +7,6 @@ control are bounded: the first names are told apart, the others are "other".
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -319,10 +318,8 @@ class _Metrics:
 
 def _shared(namespace: str, what: str) -> Path | None:
     """Return where the processes that count together agree on names; None if this one is alone."""
-    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    if not folder or not values.ValueClass._multiprocess:
-        return None
-    return Path(folder) / f"names.{namespace}.{what}"
+    folder: Path | None = getattr(values.ValueClass, "folder", None)  # of pharox.gunicorn
+    return None if folder is None else folder / f"names.{namespace}.{what}"
 
 
 _known: WeakKeyDictionary[CollectorRegistry, dict[str, _Metrics]] = WeakKeyDictionary()

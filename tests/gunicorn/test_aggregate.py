@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
 
 from pharox.gunicorn.aggregate import Aggregate
-from pharox.gunicorn.family import _MEMBER, Family, Member
+from pharox.gunicorn.family import Family
 from pharox.gunicorn.values import ReservedDict, Store, value_class
 
 Shown = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -34,9 +34,10 @@ def closed() -> Iterator[None]:
 class Process:
     """What a process of a server leaves in its folder."""
 
-    def __init__(self, folder: Path, *, role: str = "worker") -> None:
+    def __init__(self, folder: Path) -> None:
         family = Family(folder)
-        own = family.hold(role)
+        self.identity = family.hold()
+        family.mark("worker")
         registry = CollectorRegistry()
         options: dict[str, Any] = {"registry": registry}
         store = Store(family)
@@ -51,7 +52,6 @@ class Process:
             }
         assert family._held is not None
         os.close(family._held)  # Within one process no lock would be in the way.
-        self.identity = own.identity
 
     def hit(self, path: str, number: float) -> None:
         """Count hits."""
@@ -110,14 +110,9 @@ def test_gauges_of_each_process_have_its_pid(folder: Path) -> None:
     """As long as it lives."""
     process = Process(folder)
     process.gauges["all"].set(3)
-    with patch.object(Family, "members", lambda self: [(member_of(process), True)]):
+    with patch.object(Family, "_is_alive", lambda self, identity: identity == process.identity):
         found = shown(Aggregate(Family(folder)))
     assert found["now_all", (("pid", str(os.getpid())),)] == 3
-
-
-def member_of(process: Process) -> Any:
-    """Return how a process is shown."""
-    return Member("worker", process.identity, "running")
 
 
 class Interrupted(Exception):
@@ -207,12 +202,7 @@ def test_totals_are_exact_whatever_happens(
     known = {process.identity for process in alive}
     total = deaths = 0
 
-    def members(family: Family) -> list[tuple[Any, bool]]:
-        found = filter(None, map(_MEMBER.fullmatch, os.listdir(folder)))
-        parts = (Member(*m.group("role", "identity", "state")) for m in found)
-        return [(m, m.identity in known) for m in parts if m.role == "worker"]
-
-    with patch.object(Family, "members", members):
+    with patch.object(Family, "_is_alive", lambda self, identity: identity in known):
         serving = Aggregate(Family(folder))
         for what, which, number in steps:
             if what == "count":

@@ -84,7 +84,7 @@ def test_a_start_carries_no_old_counts(version: str, number: int, tmp_path: Path
 def test_what_a_killed_server_left_is_removed(newest: str, tmp_path: Path) -> None:
     """By the next one, once a minute has passed."""
     with running(newest, tmp_path / "first", PROMETHEUS_MULTIPROC_DIR=str(tmp_path)) as web:
-        (left,) = (path for path in tmp_path.iterdir() if list(path.glob("master.*")))
+        (left,) = (path for path in tmp_path.iterdir() if list(path.glob("*.master")))
         web.signal(signal.SIGKILL)
         web.process.wait(30)
         until(lambda: not web.is_scraped())

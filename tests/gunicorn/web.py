@@ -217,7 +217,7 @@ def _works(process: psutil.Process) -> bool:
 
 def _serves(process: psutil.Process) -> bool:
     try:
-        return "pharox.gunicorn" in process.cmdline()
+        return any("pharox.gunicorn.serving" in part for part in process.cmdline())
     except psutil.Error:
         return False
 
