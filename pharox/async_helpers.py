@@ -17,10 +17,11 @@ from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
 from functools import partial
 from typing import TypeVar
+from uuid import UUID
 
 from .cancelling import to_the_end
 from .errors import InvalidInputError
-from .leasing import releasing_after, retrying
+from .leasing import releasing_after, retrying, under
 from .manager import ProxyManager
 from .models import Lease, ProxyFilters, RetryConfig, SelectorStrategy
 from .programs import Calls, call, call_async, is_async, run, run_async
@@ -35,6 +36,8 @@ async def acquire_proxy_async(
     duration_seconds: int = 300,
     filters: ProxyFilters | None = None,
     selector: SelectorStrategy | None = None,
+    *,
+    lease_id: UUID | None = None,
 ) -> Lease | None:
     """Do as :meth:`ProxyManager.acquire_proxy` without blocking the event loop."""
     _check_blocks(manager)
@@ -43,7 +46,9 @@ async def acquire_proxy_async(
     def acquire() -> Lease | None:
         if too_late.is_set():  # cancelled before a thread was free
             return None
-        return manager.acquire_proxy(pool_name, consumer_name, duration_seconds, filters, selector)
+        return manager.acquire_proxy(
+            pool_name, consumer_name, duration_seconds, filters, selector, **under(lease_id)
+        )
 
     lease, cancelled = await _in_a_thread(acquire, too_late.set)
     if cancelled is None:
@@ -67,6 +72,8 @@ async def acquire_proxy_with_retry_async(
     backoff_seconds: float = 0.5,
     backoff_multiplier: float = 2.0,
     max_backoff_seconds: float | None = None,
+    *,
+    lease_id: UUID | None = None,
 ) -> Lease | None:
     """Do as :meth:`ProxyManager.acquire_proxy_with_retry` without blocking the event loop."""
     config = retry_config or RetryConfig(
@@ -78,7 +85,7 @@ async def acquire_proxy_with_retry_async(
     ask = (pool_name, consumer_name, duration_seconds, filters, selector)
 
     def attempt() -> Calls[Lease | None]:
-        return (yield partial(acquire_proxy_async, manager, *ask))  # type: ignore[no-any-return]
+        return (yield partial(acquire_proxy_async, manager, *ask, lease_id=lease_id))  # type: ignore[no-any-return]
 
     # Paused in the loop: threads that sleep would be missed by those who want to release.
     async def sleep(seconds: float) -> None:
@@ -110,10 +117,12 @@ async def with_lease_async(
     duration_seconds: int = 300,
     filters: ProxyFilters | None = None,
     selector: SelectorStrategy | None = None,
+    *,
+    lease_id: UUID | None = None,
 ) -> AsyncIterator[Lease | None]:
     """Do as :meth:`ProxyManager.with_lease` without blocking the event loop."""
     lease = await acquire_proxy_async(
-        manager, pool_name, consumer_name, duration_seconds, filters, selector
+        manager, pool_name, consumer_name, duration_seconds, filters, selector, lease_id=lease_id
     )
     async with _held(manager, lease) as held:
         yield held
@@ -133,6 +142,8 @@ async def with_retrying_lease_async(
     backoff_seconds: float = 0.5,
     backoff_multiplier: float = 2.0,
     max_backoff_seconds: float | None = None,
+    *,
+    lease_id: UUID | None = None,
 ) -> AsyncIterator[Lease | None]:
     """Do as :meth:`ProxyManager.with_retrying_lease` without blocking the event loop."""
     lease = await acquire_proxy_with_retry_async(
@@ -148,6 +159,7 @@ async def with_retrying_lease_async(
         backoff_seconds,
         backoff_multiplier,
         max_backoff_seconds,
+        lease_id=lease_id,
     )
     async with _held(manager, lease) as held:
         yield held

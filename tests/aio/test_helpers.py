@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -216,3 +217,17 @@ def test_a_manager_to_be_awaited_needs_no_helper() -> None:
             await acquire_proxy_async(awaited, "pool")
 
     asyncio.run(main())
+
+
+def test_an_id_is_asked_for_once(manager: ProxyManager) -> None:
+    """However often a helper asks under it, there is one lease."""
+    lease_id = pharox.new_lease_id()
+    (pool,) = (pool.name for pool in manager.storage.list_pools())
+
+    async def ask() -> set[UUID]:
+        async with with_lease_async(manager, pool, "c", lease_id=lease_id) as first:
+            again = await acquire_proxy_async(manager, pool, "c", lease_id=lease_id)
+            retried = await acquire_proxy_with_retry_async(manager, pool, "c", lease_id=lease_id)
+            return {lease.id for lease in (first, again, retried) if lease is not None}
+
+    assert asyncio.run(ask()) == {lease_id}
