@@ -52,6 +52,21 @@ def demo(**environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_gunicorn_and_the_ledger_count_the_same() -> None:
+    """The demo of a web application: a worker is killed, and no lease is missing in the scrape."""
+    told = subprocess.run(
+        [sys.executable, "-m", "scripts.lib.gunicorn_demo"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert "Answered: 30. Leases in the scrape: 30, in the ledger: 30." in told.stdout
+    assert 'gunicorn_worker_restarts_total{instance="' in told.stdout
+
+
 class TestDemo:
     def test_it_holds_without_any_server(self) -> None:
         """With nothing set, the demo makes its own PostgreSQL, and everything it claims holds."""
