@@ -21,10 +21,11 @@ from uuid import UUID
 
 from .cancelling import to_the_end
 from .errors import InvalidInputError
-from .leasing import releasing_after, retrying, under
+from .leasing import Ask, releasing_after, retrying
 from .manager import ProxyManager
 from .models import Lease, ProxyFilters, RetryConfig, SelectorStrategy
 from .programs import Calls, call, call_async, is_async, run, run_async
+from .storage.terms import Acquisition
 
 T = TypeVar("T")
 
@@ -43,17 +44,19 @@ async def acquire_proxy_async(
     _check_blocks(manager)
     too_late = threading.Event()
 
-    def acquire() -> Lease | None:
+    def acquire() -> Acquisition:
         if too_late.is_set():  # cancelled before a thread was free
-            return None
-        return manager.acquire_proxy(
-            pool_name, consumer_name, duration_seconds, filters, selector, **under(lease_id)
-        )
+            return Acquisition(None)
+        ask = (pool_name, consumer_name, duration_seconds, filters, selector)
+        if lease_id is None:  # the method, as a manager of one's own may have another
+            return Acquisition(manager.acquire_proxy(*ask))
+        return run(manager._acquiring(Ask(*ask, lease_id)), call)
 
-    lease, cancelled = await _in_a_thread(acquire, too_late.set)
+    acquisition, cancelled = await _in_a_thread(acquire, too_late.set)
+    lease = acquisition.lease
     if cancelled is None:
         return lease
-    if lease is not None:
+    if lease is not None and acquisition.is_new:
         with suppress(asyncio.CancelledError):  # once more, and for nothing
             await _in_a_thread(lambda: run(manager._giving_up(lease), call))
     raise cancelled

@@ -27,7 +27,7 @@ class PharoxError(Exception):
     """
 
     def __init__(self, message: str = "", **data: Any) -> None:
-        super().__init__(_shortened(message))
+        super().__init__(_shortened(str(message)))
         self.data = data
         self.__dict__.update(data)
 

@@ -25,7 +25,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 from .cancelling import CANCELLED, outcome_of
-from .errors import InvalidInputError
+from .errors import InvalidInputError, LeaseEndedError
 from .models import (
     AcquireEventPayload,
     CallbackFailurePayload,
@@ -158,6 +158,9 @@ class Leasing(ABC, Generic[S]):
             for late in outcome_of(cancelled, "acquire_lease"):
                 _log((yield from self._tell_expired(late.expired)))
             raise
+        except LeaseEndedError as ended:
+            _log((yield from self._tell_expired(ended.data.get("expired", ()))))
+            raise
         if not request.with_stats:
             return acquisition
         payload = _acquire_payload(request, acquisition, started_at=started_at)
@@ -168,10 +171,10 @@ class Leasing(ABC, Generic[S]):
         except GeneratorExit:
             raise
         except BaseException:  # such as KeyboardInterrupt: the caller will never see this lease
-            if lease is not None:
+            if lease is not None and acquisition.is_new:
                 yield partial(self._storage.return_lease, lease, reason=CALLBACK_FAILED)
             raise
-        if errors and lease is not None:
+        if errors and lease is not None and acquisition.is_new:
             reason = CANCELLED if _cancellation(errors) else CALLBACK_FAILED
             try:
                 errors += yield from self._returning(lease, reason)

@@ -42,6 +42,7 @@ MAX_NAME_LENGTH = 500
 """Of pools, consumers and hosts; an index holds no more than a few thousand bytes."""
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_ZONE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 _HEADER_VALUE = re.compile(r"([!-~]([ \t!-~]*[!-~])?)?")
 
 MAX_TEXT_LENGTH = 100_000
@@ -271,6 +272,10 @@ def _is_text_or_address(host: Any) -> Any:
     """Refuse the numbers and bytes that Python reads as addresses."""
     if not isinstance(host, str | IPv4Address | IPv6Address):
         raise ValueError("a host is a text or an IP address")
+    address, _, zone = str(host).partition("%")
+    # Any text would pass as the zone of an IPv6 address.
+    if zone and ":" in address and not _ZONE.fullmatch(zone):
+        raise ValueError("the zone of an IPv6 address is the name of a network interface")
     return host
 
 

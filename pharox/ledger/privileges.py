@@ -194,9 +194,12 @@ SELECT r.rolname::text, CASE
         THEN 'owns the ledger, or may act as its owner'
     WHEN pg_has_role(r.oid, d.datdba, 'MEMBER')
         THEN 'owns the database, or may act as its owner'
+    WHEN r.rolname IN ('pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files')
+        THEN 'reaches the server''s files'
 END
 FROM pg_roles AS r, pg_database AS d
-WHERE r.rolname = ANY (%(roles)s::name[]) AND d.datname = current_database()
+WHERE r.rolname = ANY (%(reach)s::name[]) AND d.datname = current_database()
+ORDER BY r.rolname = ANY (%(roles)s::name[]) DESC, r.rolname
 """
 """From whom no right of the ledger can be kept, and why."""
 
@@ -250,6 +253,12 @@ WHERE has_schema_privilege(role, %(schema)s::oid, privilege)
 """
 """Every right that roles have in the schema, by whatever way."""
 
+_REACH = """
+SELECT DISTINCT r.rolname::text
+FROM pg_roles AS r, unnest(%(roles)s::name[]) AS role
+WHERE pg_has_role(role, r.oid, 'MEMBER')
+"""
+
 
 class _Granting:
     """The rights of some roles in one ledger, over a connection to it."""
@@ -295,7 +304,7 @@ class _Granting:
             (self._roles.reader, self._there(_reader_rights())),
         ):
             for name in names:
-                held = {Right(*row[1:]) for row in self._rows(_HELD, roles=[name])}
+                held = {Right(*row[1:]) for row in self._rows(_HELD, roles=self._reach([name]))}
                 if more := held - wanted:
                     raise DatabaseError(
                         f"role {name!r} would still have {_some(more)}: from a role that it is a "
@@ -313,6 +322,10 @@ class _Granting:
 
     # Parts
 
+    def _reach(self, names: Sequence[str]) -> list[str]:
+        """Return the roles, and all that they could become with SET ROLE."""
+        return [name for (name,) in self._rows(_REACH, roles=list(names))]
+
     def _check_roles(self) -> None:
         known = {name for (name,) in self._rows("SELECT rolname::text FROM pg_roles")}
         for name in self._roles.names():
@@ -322,8 +335,9 @@ class _Granting:
                     f"there is no role {name!r}; make it with `{create.as_string()}`", role=name
                 )
         owner = self._owner if self._roles.owner is None else self._roles.owner
+        restrained = self._roles.restrained()
         for name, why in self._rows(
-            _UNRESTRAINED, roles=self._roles.restrained(), future_owner=owner
+            _UNRESTRAINED, roles=restrained, reach=self._reach(restrained), future_owner=owner
         ):
             if why is not None:
                 raise DatabaseError(

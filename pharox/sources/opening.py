@@ -144,10 +144,14 @@ def _decoded(chunks: Iterable[bytes], encoding: str, shown: str) -> Iterator[byt
     try:
         for chunk in chunks:
             rest, piece = chunk, b""
-            while not decoder.eof and (rest or len(piece) == CHUNK_BYTES):
+            while rest or len(piece) == CHUNK_BYTES:
+                if decoder.eof:  # A file may be several, one after the other.
+                    decoder = zlib.decompressobj(_WINDOW_BITS[encoding])
                 piece = decoder.decompress(rest, CHUNK_BYTES)
-                rest = decoder.unconsumed_tail
+                rest = decoder.unused_data if decoder.eof else decoder.unconsumed_tail
                 yield piece
+                if decoder.eof and not rest:
+                    break
     except zlib.error as error:
         raise SourceError(f"what {shown} sent cannot be decompressed", source=shown) from error
     if not decoder.eof:

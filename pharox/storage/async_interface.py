@@ -142,7 +142,8 @@ class IAsyncStorage(ABC):
         program = run_async(defaults.acquire_lease(self, request), call_async)
         acquisition, cancelled = await to_the_end(asyncio.ensure_future(program))
         if cancelled is not None:
-            await self._give_up(acquisition.lease)
+            if acquisition.is_new:
+                await self._give_up(acquisition.lease)
             raise with_outcome(cancelled, "acquire_lease", acquisition)
         return acquisition
 

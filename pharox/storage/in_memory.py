@@ -124,7 +124,7 @@ class InMemoryStorage(IStorage):
         self._pool_ids: dict[str, UUID] = {}
         self._pool_of_proxy: dict[UUID, UUID] = {}
         self._pool_of_lease: dict[UUID, UUID] = {}
-        self._callers_ids: set[UUID] = set()
+        self._pruned_ids: set[UUID] = set()
         self._consumer_ids: set[UUID] = set()
         self._credentials: dict[UUID, ProxyCredentials] = {}
         self._identities: Counter[tuple[object, ...]] = Counter()
@@ -161,8 +161,6 @@ class InMemoryStorage(IStorage):
                 filters=request.filters and request.filters.recorded(),
                 predicate=bool(request.filters and request.filters.requires_python()),
             )
-            if request.lease_id is not None:
-                self._callers_ids.add(request.lease_id)
             stats = self._stats(pool_id, event) if request.with_stats else None
             return Acquisition(self._lease(event.lease_id), None, stats, expired)
 
@@ -267,6 +265,7 @@ class InMemoryStorage(IStorage):
             gone = [row.id for row in ended if (row.id, row.pool_id) not in leases]
             for lease_id in gone:
                 del self._pool_of_lease[lease_id]
+            self._pruned_ids.update(gone)
             return len(gone)
 
     # Consumers, pools and proxies
@@ -564,18 +563,16 @@ class InMemoryStorage(IStorage):
             return None
         pool_id = self._pool_of_lease.get(request.lease_id)
         if pool_id is None:
-            if request.lease_id in self._callers_ids:
+            if request.lease_id in self._pruned_ids:
                 raise granted_and_ended(request.lease_id, "pruned")
             return None
-        check_granted(self._lease(request.lease_id), request)
-        expired: list[Ending] = []
-        if pool_id in self._pools:
-            expired = self._expire(pool_id, with_stats=request.with_stats)
         lease = self._lease(request.lease_id)
-        if lease.status is not LeaseStatus.ACTIVE:
-            raise granted_and_ended(lease.id, lease.status.value)
+        check_granted(lease, request)
+        if lease.status is not LeaseStatus.ACTIVE or lease.expires_at <= self._clock():
+            how = LeaseStatus.EXPIRED if lease.status is LeaseStatus.ACTIVE else lease.status
+            raise granted_and_ended(lease.id, how.value)
         stats = self.get_pool_stats(request.pool_name) if request.with_stats else None
-        return Acquisition(lease, None, stats, expired)
+        return Acquisition(lease, None, stats, is_new=False)
 
     def _miss(
         self,

@@ -85,13 +85,15 @@ class Acquisition:
     """What an acquisition came to.
 
     ``lease`` is None for a miss. ``expired`` are the leases that ran out and
-    were taken back on the way.
+    were taken back on the way. ``is_new`` is False for a lease that an earlier
+    call was granted under the same id: whoever asks again has no right to end it.
     """
 
     lease: Lease | None
     miss_reason: MissReason | None = None
     stats: PoolStatsSnapshot | None = None
     expired: Sequence[Ending] = field(default=())
+    is_new: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,11 +219,15 @@ def check_granted(lease: Lease, request: AcquireRequest) -> None:
         )
 
 
-def granted_and_ended(lease_id: UUID, how: str) -> LeaseEndedError:
-    """Return the error for a lease that was granted before and has ended since."""
+def granted_and_ended(lease_id: UUID, how: str, expired: Sequence[Ending] = ()) -> LeaseEndedError:
+    """Return the error for a lease that was granted before and has ended since.
+
+    It carries what was taken back on the way, for the manager to tell of.
+    """
     return LeaseEndedError(
         f"lease {lease_id} was granted before and has ended ({how}); acquire under another id",
         lease_id=lease_id,
+        expired=tuple(expired),
     )
 
 

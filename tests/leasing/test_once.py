@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -16,14 +17,16 @@ from pharox import (
     InvalidInputError,
     Lease,
     LeaseEndedError,
+    LeaseStatus,
     ProxyManager,
     new_lease_id,
 )
+from pharox.ledger.rebuild import rebuild
 from pharox.models import utc_now
 from pharox.storage.interface import IStorage
 from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage
 from pharox.storage.postgres.driver import Program
-from pharox.storage.terms import AcquireRequest, Acquisition
+from pharox.storage.terms import AcquireRequest, Acquisition, Ending
 from tests.conftest import (
     SECRET_KEY,
     AnyStorage,
@@ -89,6 +92,7 @@ def test_an_id_whose_lease_has_ended_is_used_up(any_storage: AnyStorage) -> None
     with pytest.raises(LeaseEndedError, match="expired") as ended:
         manager.acquire_proxy("pool", lease_id=expired)
     assert ended.value.lease_id == expired  # type: ignore[attr-defined]
+    assert manager.cleanup_expired_leases() == 1
     clock.advance(3600)
     assert any_storage.prune_leases(clock.now - timedelta(minutes=5)) == 2
     with pytest.raises(LeaseEndedError, match="pruned"):
@@ -141,6 +145,60 @@ def test_attempts_at_once_get_one_lease(postgres: PostgresStorage) -> None:
     assert postgres.verify() == []
 
 
+def test_attempts_at_once_in_two_pools_get_one_lease(postgres: PostgresStorage) -> None:
+    """The id alone decides: the other pool's attempt is a conflict, and the log can be folded."""
+    fill(postgres, 20, name="one")
+    fill(postgres, 20, name="other")
+    manager = ProxyManager(postgres)
+
+    def ask(pool: str, lease_id: UUID) -> Lease | None:
+        try:
+            return manager.acquire_proxy(pool, "worker", lease_id=lease_id)
+        except ConflictError:
+            return None
+
+    ids = [new_lease_id() for _ in range(20)]
+    with ThreadPoolExecutor(2) as pool:
+        for mine in ids:
+            found = list(pool.map(ask, ["one", "other"], [mine, mine]))
+            assert len([lease for lease in found if lease is not None]) == 1
+    assert types_of(postgres).count("LeaseAcquired") == 20
+    assert postgres.verify() == []
+    rebuild(postgres, ["leases"])
+
+
+def test_what_has_run_out_is_told_of_by_who_takes_it_back(any_storage: AnyStorage) -> None:
+    """Asking again under its id takes nothing back that nobody would hear of."""
+    fill(any_storage, 1)
+    clock = clock_of(any_storage)
+    manager, mine, told = ProxyManager(any_storage), new_lease_id(), list[UUID]()
+    manager.register_expire_callback(lambda payload: told.append(payload.lease.id))
+    manager.acquire_proxy("pool", lease_id=mine, duration_seconds=10)
+    clock.advance(11)
+    with pytest.raises(LeaseEndedError):
+        manager.acquire_proxy("pool", lease_id=mine)
+    assert manager.cleanup_expired_leases() == 1
+    assert told == [mine]
+
+
+def test_a_callback_that_fails_on_asking_again_ends_nothing(any_storage: AnyStorage) -> None:
+    """The lease is the first call's."""
+    fill(any_storage, 1)
+    manager, mine = ProxyManager(any_storage), new_lease_id()
+    lease = manager.acquire_proxy("pool", lease_id=mine)
+    assert lease is not None
+
+    def fail(_: object) -> None:
+        raise ValueError("no")
+
+    manager.register_acquire_callback(fail)
+    with pytest.raises(ValueError, match="no"):
+        manager.acquire_proxy("pool", lease_id=mine)
+    found = any_storage.get_lease(str(lease.id))
+    assert found is not None
+    assert found.status is LeaseStatus.ACTIVE
+
+
 @pytest.mark.parametrize("proxies", [1, 2])
 def test_an_attempt_that_commits_meanwhile_counts(
     postgres: PostgresStorage, monkeypatch: pytest.MonkeyPatch, proxies: int
@@ -151,11 +209,11 @@ def test_an_attempt_that_commits_meanwhile_counts(
     first = manager.acquire_proxy("pool", lease_id=mine)
     look, looks = postgres._commands._granted_before, list[AcquireRequest]()
 
-    def too_early(request: AcquireRequest) -> Program[Acquisition | None]:
+    def too_early(request: AcquireRequest, expired: list[Ending]) -> Program[Acquisition | None]:
         looks.append(request)
         if len(looks) == 1:
             return None
-        return (yield from look(request))
+        return (yield from look(request, expired))
 
     monkeypatch.setattr(postgres._commands, "_granted_before", too_early)
     assert manager.acquire_proxy("pool", lease_id=mine) == first

@@ -183,7 +183,8 @@ class AsyncPostgresStorage(IAsyncStorage):
         program = self._commands.acquire(request)
         acquisition, cancelled = await self._ended_in_time(program, stops="before the first step")
         if cancelled is not None:
-            await self._give_up(acquisition.lease)
+            if acquisition.is_new:
+                await self._give_up(acquisition.lease)
             raise with_outcome(cancelled, "acquire_lease", acquisition)
         return acquisition
 

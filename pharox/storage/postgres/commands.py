@@ -87,7 +87,9 @@ class Commands(Registrations, Checks):
         check_duration(request.duration_seconds)
         check_name(request.pool_name, "pool")
         check_name(request.consumer_name, "consumer")
-        return self._acquire(request) if request.lease_id is None else self._acquire_once(request)
+        if request.lease_id is None:
+            return self._acquire(request, [])
+        return self._acquire_once(request)
 
     def create_lease(self, proxy: Proxy, consumer: str, duration: float) -> Program[Lease]:
         """Lease this very proxy."""
@@ -119,41 +121,52 @@ class Commands(Registrations, Checks):
         An earlier attempt may still be on its way to the database. Then either it or
         this one inserts the lease of this id, and the other finds that it is there.
         """
-        acquisition: Acquisition | None = yield from self._granted_before(request)
+        acquisition: Acquisition | None = yield from self._granted_before(request, [])
         if acquisition is not None:
             return acquisition
+        expired: list[Ending] = []
         try:
-            acquisition = yield from self._acquire(request)
+            acquisition = yield from self._acquire(request, expired)
         except psycopg.errors.UniqueViolation:
-            if (granted := (yield from self._granted_before(request))) is None:
+            if (granted := (yield from self._granted_before(request, expired))) is None:
                 raise
             return granted
         if acquisition.lease is None:  # Its proxy may be what this very caller holds by now.
-            granted = yield from self._granted_before(request)
+            granted = yield from self._granted_before(request, expired)
             return granted or acquisition
         return acquisition
 
-    def _granted_before(self, request: AcquireRequest) -> Program[Acquisition | None]:
-        """Return the lease that has the request's id already, or None if none has."""
+    def _granted_before(
+        self, request: AcquireRequest, expired: list[Ending]
+    ) -> Program[Acquisition | None]:
+        """Return the lease that has the request's id already, or None if none has.
+
+        Of one that was pruned the log alone knows. One that has run out is left for
+        whoever takes back what has: that one tells of it.
+        """
         lease_id = request.lease_id
-        if lease_id is None or not (
-            yield from self.rows(reading.was_granted_statement, lease_id=lease_id)
-        ):
+        if lease_id is None:
             return None
-        lease = yield from self.lease(lease_id)
-        if lease is None:
-            raise granted_and_ended(lease_id, "pruned")
+        rows = yield from self.rows(reading.granted_statement, lease_id=lease_id)
+        if not rows:
+            if not (yield from self.rows(reading.was_granted_statement, lease_id=lease_id)):
+                return None
+            # It may have been granted between the two looks.
+            rows = yield from self.rows(reading.granted_statement, lease_id=lease_id)
+        if not rows:
+            raise granted_and_ended(lease_id, "pruned", expired)
+        lease = reading.lease_from_row(rows[0])
         check_granted(lease, request)
-        expired = yield from self._expire(lease.pool_id or NIL, with_stats=request.with_stats)
-        lease = (yield from self.lease(lease_id)) or lease
-        if lease.status is not LeaseStatus.ACTIVE:
-            raise granted_and_ended(lease_id, lease.status.value)
+        if lease.status is not LeaseStatus.ACTIVE or rows[0]["has_run_out"]:
+            how = LeaseStatus.EXPIRED if lease.status is LeaseStatus.ACTIVE else lease.status
+            raise granted_and_ended(lease_id, how.value, expired)
         stats = None
         if request.with_stats:
             stats = yield from self.stats(request.pool_name)
-        return Acquisition(lease, None, stats, expired)
+        return Acquisition(lease, None, stats, expired, is_new=False)
 
-    def _acquire(self, request: AcquireRequest) -> Program[Acquisition]:
+    def _acquire(self, request: AcquireRequest, expired: list[Ending]) -> Program[Acquisition]:
+        """Lease a proxy, or record a miss; what was taken back on the way is added to a list."""
         shape = filtering.shape_of(request.filters)
         details = request_details(request)
         values: dict[str, Any] = {
@@ -166,7 +179,6 @@ class Commands(Registrations, Checks):
             "expire_first": True,
             "lease_id": request.lease_id or uuid7(),
         }
-        expired: list[Ending] = []
         wait = False
         while True:
             pool_id = yield from self._pool_id(request.pool_name)

@@ -34,6 +34,8 @@ CANCEL_S = 5.0
 
 SILENT = "the server did not answer; what it did is not known"
 
+NOT_REPLICATED = "it was cancelled while it waited for a standby, which may not have what it did"
+
 
 def check_timeout(seconds: float | None) -> float | None:
     """Return a time-out if it is one, else raise :class:`InvalidInputError`."""
@@ -83,19 +85,54 @@ def answering_within(connection: psycopg.Connection[Any], seconds: float | None)
         with suppress(LateError):
             return wait_for(connection, within(arriving, seconds), interval)
         log_late(seconds)
-        with suppress(psycopg.Error):
-            connection.cancel_safe(timeout=CANCEL_S)
-        try:
-            return wait_for(connection, within(arriving, CANCEL_S), interval)
-        except LateError:
-            connection.pgconn.finish()
-            raise psycopg.OperationalError(SILENT) from None
+        with warnings_of(connection) as warnings:
+            with suppress(psycopg.Error):
+                connection.cancel_safe(timeout=CANCEL_S)
+            try:
+                answer = wait_for(connection, within(arriving, CANCEL_S), interval)
+            except LateError:
+                connection.pgconn.finish()
+                raise psycopg.OperationalError(SILENT) from None
+        check_replicated(connection, warnings)
+        return answer
 
     connection.wait = wait  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
         del connection.wait
+
+
+@contextmanager
+def warnings_of(
+    connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any],
+) -> Iterator[list[str | None]]:
+    """Collect what the server warns of in a block."""
+    warnings: list[str | None] = []
+
+    def note(diagnostic: psycopg.errors.Diagnostic) -> None:
+        if diagnostic.severity_nonlocalized == "WARNING":
+            warnings.append(diagnostic.message_primary)
+
+    connection.add_notice_handler(note)
+    try:
+        yield warnings
+    finally:
+        connection.remove_notice_handler(note)
+
+
+def check_replicated(
+    connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any],
+    warnings: list[str | None],
+) -> None:
+    """Break a connection whose COMMIT was cancelled while it waited for a standby.
+
+    The server says that such a commit has succeeded, with a warning, and it has: here alone.
+    No statement of ours is warned of for anything else.
+    """
+    if warnings:
+        connection.pgconn.finish()
+        raise psycopg.OperationalError(NOT_REPLICATED)
 
 
 def log_late(seconds: float) -> None:

@@ -250,6 +250,7 @@ class InDoubt:
 
     def __init__(self, connection: AnyConnection, sent: Query | None = None) -> None:
         self._connection = connection
+        self._was_closed = connection.closed  # Then nothing is sent.
         self._written: list[Query] = []
         self._has_begun = sent is not None
         self.about(sent)
@@ -267,7 +268,9 @@ class InDoubt:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
-        if not (self._written and self._has_begun and self._connection.closed):
+        if self._was_closed or not self._connection.closed:
+            return
+        if not (self._written and self._has_begun):
             return
         if isinstance(error, psycopg.Error):
             raise outcome_unknown(error, self._written) from error

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import waiting
 
-from .deadline import SILENT, LateError, log_late, within
+from .deadline import SILENT, LateError, check_replicated, log_late, warnings_of, within
 
 T = TypeVar("T")
 logger = logging.getLogger("pharox")
@@ -127,10 +127,13 @@ class Patience:
         # could not be ended is told of, so it may be cancelled.
         if self.cancelled is not None and await self._has_come(connection, arriving):
             return
-        if self.cancelled is None or not self.certain:
-            with suppress(psycopg.Error, asyncio.CancelledError):
-                (await self.outlast(connection.cancel_safe(timeout=PATIENCE_S))).result()
-        if await self._has_come(connection, arriving):
+        with warnings_of(connection) as warnings:
+            if self.cancelled is None or not self.certain:
+                with suppress(psycopg.Error, asyncio.CancelledError):
+                    (await self.outlast(connection.cancel_safe(timeout=PATIENCE_S))).result()
+            has_come = await self._has_come(connection, arriving)
+        check_replicated(connection, warnings)
+        if has_come:
             return
         logger.warning("pharox.connection.given_up: the server did not answer at all")
         connection.pgconn.finish()

@@ -267,6 +267,14 @@ def lease_statement() -> Select[Any]:
 
 
 @by_schema
+def granted_statement() -> Select[Any]:
+    """Query one lease by id, and whether it has run out."""
+    lease_id = parameter("lease_id", Uuid)
+    has_run_out = (leases.c.expires_at <= now).label("has_run_out")
+    return select(leases, has_run_out).where(leases.c.id == lease_id)
+
+
+@by_schema
 def was_granted_statement() -> Select[Any]:
     """Query whether the log has a lease of this id, also one that was pruned."""
     return select(ONE.label("one")).where(events.c.lease_id == parameter("lease_id", Uuid)).limit(1)
