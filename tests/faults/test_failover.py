@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from pharox import ProxyManager
+from pharox import AsyncProxyManager, OutcomeUnknownError, ProxyManager, connect, connect_async
 from tests.conftest import fill, ledger
 from tests.faults import cluster as clusters
 from tests.faults.cluster import Cluster
@@ -78,3 +80,35 @@ def _commit_on_both(primary: Cluster) -> None:
                 return
             assert time.monotonic() < deadline, "the standby does not follow"
             time.sleep(0.05)
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("awaits", [False, True], ids=["blocks", "awaits"])
+def test_what_no_standby_has_is_in_doubt(awaits: bool) -> None:
+    """A COMMIT that is cancelled while it waits for one is told as a success by the server."""
+    with clusters.running() as primary:
+        with ledger(primary.url) as storage:
+            fill(storage, 2)
+            storage.ensure_consumer(ProxyManager.DEFAULT_CONSUMER_NAME)
+        with psycopg.connect(primary.url.replace("+psycopg", ""), autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+            connection.execute("SELECT pg_reload_conf()")
+        with pytest.raises(OutcomeUnknownError) as doubt:
+            asyncio.run(_await_a_lease(primary.url)) if awaits else _lease(primary.url)
+        with psycopg.connect(primary.url.replace("+psycopg", ""), autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM RESET synchronous_standby_names")
+            connection.execute("SELECT pg_reload_conf()")
+        with ledger(primary.url) as storage:
+            found = storage.get_lease(str(doubt.value.data["lease_id"]))
+            assert found is not None
+            assert storage.verify() == []
+
+
+def _lease(url: str) -> None:
+    with closing(connect(url, answer_timeout_s=1)) as storage:
+        ProxyManager(storage).acquire_proxy(POOL)
+
+
+async def _await_a_lease(url: str) -> None:
+    async with await connect_async(url, answer_timeout_s=1) as storage:
+        await AsyncProxyManager(storage).acquire_proxy(POOL)
