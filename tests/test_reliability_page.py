@@ -31,6 +31,18 @@ def report(test: str, **facts: Any) -> dict[str, Any]:
     }
 
 
+def test_a_soak_counts_in_its_own_way() -> None:
+    """It is told apart from the faults, and a level that rose is seen."""
+    level = {"level": "memory", "unit": "MiB", "second third": 1, "last third": 9, "at most": 2}
+    facts = {"levels": [{**level, "held": False}], "failures": ["memory rose"], "events": 5000}
+    text = reliability.page([report("one"), report("soak", **facts, area="A soak")], "Here.")
+    assert "| killed | 3 | 1,000 |" in text
+    _, soak = text.split("## A soak\n")
+    assert "told of 1,000 leases and releases" in soak
+    assert "| memory, MiB | 1 | 9 | 2 | **rose** |" in soak
+    assert "**memory rose**" in soak
+
+
 def test_reports_of_one_fact_are_added_up() -> None:
     """A test that ran with several parameters is one row."""
     text = reliability.page([report("one[0]"), report("one[1]", tried={"killed": 4})], "Here.")

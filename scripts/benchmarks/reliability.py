@@ -4,7 +4,8 @@
 
 The faults are the tests in tests/faults. Each leaves a report, and the page is
 made of these; a test that failed or was skipped is on it as well, and with a
-failed one the exit status is 1.
+failed one the exit status is 1. A soak leaves a report too, where PHAROX_REPORTS
+names the folder; it counts in its own way, and has a section of its own.
 """
 
 from __future__ import annotations
@@ -50,13 +51,44 @@ COUNTS = ("acknowledged", "in_doubt", "lost", "doubled", "held_twice", "findings
 
 def page(reports: Sequence[dict[str, Any]], where: str) -> str:
     """Return the page for some reports."""
-    ordered = sorted(reports, key=lambda report: (report["area"], report["fact"], report["test"]))
+    faults = [report for report in reports if "levels" not in report]
+    ordered = sorted(faults, key=lambda report: (report["area"], report["fact"], report["test"]))
     parts = [INTRODUCTION, where, ""]
     for area, of_area in groupby(ordered, key=lambda report: report["area"]):
         parts += [f"## {area.rstrip('.')}", ""]
         for fact, of_fact in groupby(of_area, key=lambda report: report["fact"]):
             parts += _section(fact, list(of_fact))
+    for report in reports:
+        if "levels" in report:
+            parts += _soak(report)
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _soak(report: dict[str, Any]) -> list[str]:
+    """Return what came of a soak: its accounts were settled every minute, its levels at the end."""
+    tried = ", ".join(f"{times:,} times `{what}`" for what, times in report["tried"].items())
+    lines = [
+        f"## {report['area']}",
+        "",
+        f"`scripts/soak` ran for {report['seconds'] / 60:.0f} minutes: {tried}. Workers were told "
+        f"of {report['acknowledged']:,} leases and releases, and of {report['in_doubt']:,} lost "
+        f"connections; the log had {report['events']:,} events at the end.",
+        "",
+        f"Lost: {report['lost']}. Held twice: {report['held_twice']}. Events that the subscription "
+        f"was given twice or never: {report['doubled']}. Findings of `verify()`: "
+        f"{report['findings']}.",
+        "",
+        *(f"**{failure}**\n" for failure in report["failures"]),
+        "| level | second third | last third | at most | |",
+        "| --- | ---: | ---: | ---: | --- |",
+    ]
+    for level in report["levels"]:
+        bounds = " | ".join(f"{level[of]:,}" for of in ("second third", "last third", "at most"))
+        unit = f", {level['unit']}" if level["unit"] else ""
+        lines.append(
+            f"| {level['level']}{unit} | {bounds} | {'held' if level['held'] else '**rose**'} |"
+        )
+    return [*lines, ""]
 
 
 def _section(fact: str, reports: Sequence[dict[str, Any]]) -> list[str]:
@@ -86,6 +118,7 @@ def _row(reports: Sequence[dict[str, Any]]) -> str:
 
 
 def _where(reports: Sequence[dict[str, Any]]) -> str:
+    reports = [report for report in reports if "levels" not in report]
     seconds = sum(report["seconds"] for report in reports)
     faults = sum(sum(report["tried"].values()) for report in reports)
     leases = sum(report["acknowledged"] for report in reports)
