@@ -74,7 +74,7 @@ leases = Table(
     Column("expires_at", DateTime(timezone=True), nullable=False),
     Column("released_at", DateTime(timezone=True)),
     Column("fencing_token", BigInteger, nullable=False),
-    PrimaryKeyConstraint("id"),  # an id that a caller chose is granted in one pool
+    PrimaryKeyConstraint("id", "pool_id"),
     CheckConstraint("status IN ('active', 'released', 'expired')", name="status"),
     CheckConstraint("(status = 'active') = (released_at IS NULL)", name="released_at"),
     postgresql_with={"fillfactor": 70},

@@ -118,7 +118,7 @@ def test_gunicorn_in_the_background(version: str, tmp_path: Path) -> None:
         until(web.is_scraped)
         until(lambda: web.get("/lease") is not None)
         assert web.hits() == web.seen()
-        assert "metrics are served" in log.read_text()
+        until(lambda: "metrics are served" in log.read_text())
     finally:
         web.clear()
 

@@ -209,7 +209,7 @@ CREATE TABLE {schema}.leases (
     expires_at timestamptz NOT NULL,
     released_at timestamptz,
     fencing_token BIGINT NOT NULL,
-    CONSTRAINT pk_leases PRIMARY KEY (id),
+    CONSTRAINT pk_leases PRIMARY KEY (id, pool_id),
     CONSTRAINT ck_leases_status CHECK (status IN ('active', 'released', 'expired')),
     CONSTRAINT ck_leases_released_at CHECK ((status = 'active') = (released_at IS NULL))
 ) WITH (fillfactor = 70);
