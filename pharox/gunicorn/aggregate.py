@@ -124,11 +124,9 @@ class Aggregate(Collector):
     def _sweep(self) -> list[tuple[Member, bool]]:
         """Move what the dead leave into the archive; return who is left, and whether alive."""
         # Files come first: whose file is seen has its lock by the time that is looked for.
-        files = [
-            match
-            for match in self._files()
-            if not self._is_archived(match) and not self._family.is_alive(match["owner"])
-        ]
+        seen = [match for match in self._files() if not self._is_archived(match)]
+        alive = {owner: self._family.is_alive(owner) for owner in {one["owner"] for one in seen}}
+        files = [match for match in seen if not alive[match["owner"]]]
         merged = set(self._manifest.merged)
         members = [one for one in self._family.members() if one[0].files[-1] not in merged]
         dead = [one for one, is_alive in members if not is_alive]

@@ -285,17 +285,3 @@ def _leave() -> None:
     if _process.server is not None:
         _process.server.stop()
     _store().family.leave()
-
-
-__all__ = [
-    "HookContext",
-    "HookManager",
-    "default_on_exit",
-    "default_on_starting",
-    "default_post_fork",
-    "default_when_ready",
-    "default_worker_abort",
-    "default_worker_exit",
-    "default_worker_int",
-    "redis_when_ready",
-]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ import pytest
 from tests.conftest import ledger
 from tests.faults.cluster import Cluster
 from tests.faults.conftest import TIMES, Report
-from tests.faults.relay import CUTS, FREEZES, Relay, in_front_of
+from tests.faults.diary import Account
+from tests.faults.relay import CUTS, FREEZES, Fault, Relay, in_front_of
 from tests.faults.worker import LEASE_S, Running
 
 CUT_TIMES = 40 * TIMES
@@ -27,19 +29,7 @@ ANSWER_TIMEOUT_S = 0.5
 def test_cut_connections_lose_nothing(cluster: Cluster, diaries: Path, report: Report) -> None:
     """Whatever a worker was told of is in the log once; what it was not told of is asked again."""
     faults = [fault for fault in CUTS for _ in range(CUT_TIMES)]
-    choose = random.Random(3)
-    choose.shuffle(faults)
-    with in_front_of(cluster.url) as relay:
-        workers = _workers(relay.url.render_as_string(hide_password=False), diaries)
-        for fault in faults:
-            relay.arm(fault, skip=choose.randrange(20))
-            _wait_until_made(relay)
-            report.made(fault)
-        for worker in workers:
-            worker.stop()
-    time.sleep(LEASE_S)
-    with ledger(cluster.url) as storage:
-        found = report.close(storage, diaries)
+    found = _leased_under(faults, 3, cluster, diaries, report)
     assert found.acknowledged > 0
     assert found.in_doubt > 0
 
@@ -48,25 +38,42 @@ def test_cut_connections_lose_nothing(cluster: Cluster, diaries: Path, report: R
 def test_frozen_connections_end_in_time(cluster: Cluster, diaries: Path, report: Report) -> None:
     """A worker that is told nothing gives up by itself, and goes on when the network does."""
     faults = [fault for fault in FREEZES for _ in range(FREEZE_TIMES)]
-    choose = random.Random(4)
+    found = _leased_under(faults, 4, cluster, diaries, report, then=_thaw)
+    assert found.acknowledged > 0
+    assert found.in_doubt > 0
+
+
+def _leased_under(
+    faults: list[Fault],
+    seed: int,
+    cluster: Cluster,
+    diaries: Path,
+    report: Report,
+    *,
+    then: Callable[[Relay], None] = lambda _: None,
+) -> Account:
+    """Have workers lease while all faults are made, in some order; return what came of it."""
+    choose = random.Random(seed)
     choose.shuffle(faults)
     with in_front_of(cluster.url) as relay:
         workers = _workers(relay.url.render_as_string(hide_password=False), diaries)
         for fault in faults:
             relay.arm(fault, skip=choose.randrange(20))
             _wait_until_made(relay)
-            # Until the statement is late, its cancelling as well, and then some.
-            time.sleep(3 * ANSWER_TIMEOUT_S + 0.5)
             report.made(fault)
-            relay.thaw()
-            time.sleep(0.3)
+            then(relay)
         for worker in workers:
             worker.stop()
     time.sleep(LEASE_S)
     with ledger(cluster.url) as storage:
-        found = report.close(storage, diaries)
-    assert found.acknowledged > 0
-    assert found.in_doubt > 0
+        return report.close(storage, diaries)
+
+
+def _thaw(relay: Relay) -> None:
+    """Let the network go on once the statement is late, its cancelling as well, and then some."""
+    time.sleep(3 * ANSWER_TIMEOUT_S + 0.5)
+    relay.thaw()
+    time.sleep(0.3)
 
 
 def _workers(url: str, diaries: Path) -> list[Running]:

@@ -12,7 +12,8 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 import trustme
 
-from tests.gunicorn.web import HOOKS, Web, free_port, running, until
+from scripts.lib.gunicorn_demo import free_port
+from tests.gunicorn.web import HOOKS, Web, running, until
 
 FROM_A_FILE = f"""
 import os, pathlib

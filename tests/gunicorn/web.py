@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import time
@@ -18,6 +17,8 @@ from typing import BinaryIO
 
 import psutil  # type: ignore[import-untyped]
 from prometheus_client.parser import text_string_to_metric_families
+
+from scripts.lib.gunicorn_demo import free_port
 
 ROOT = Path(__file__).parents[2]
 OLDEST, NEWEST = "23.0.0", "27.0.1"
@@ -40,12 +41,6 @@ def until(holds: Callable[[], bool], what: str = "it") -> None:
     while not holds():
         assert time.monotonic() < end, f"{what} did not come about"
         time.sleep(0.05)
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def samples(text: str) -> Samples:
