@@ -69,11 +69,11 @@ FUNCTIONS = {
     "max_backoff_seconds",
 }
 HELPERS = {
-    "acquire_proxy_async": f"manager, {ASK}",
-    "acquire_proxy_with_retry_async": f"manager, {ASK}, {RETRY}",
+    "acquire_proxy_async": f"manager, {ASK}, lease_id",
+    "acquire_proxy_with_retry_async": f"manager, {ASK}, {RETRY}, lease_id",
     "release_proxy_async": "manager, lease",
-    "with_lease_async": f"manager, {ASK}",
-    "with_retrying_lease_async": f"manager, {ASK}, {RETRY}",
+    "with_lease_async": f"manager, {ASK}, lease_id",
+    "with_retrying_lease_async": f"manager, {ASK}, {RETRY}, lease_id",
 }
 PROXIES = "proxies, options, concurrency=100, per_host"
 HEALTH = {

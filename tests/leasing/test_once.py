@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -17,9 +18,11 @@ from pharox import (
     Lease,
     LeaseEndedError,
     LeaseStatus,
+    ProxyFilters,
     ProxyManager,
     new_lease_id,
 )
+from pharox.ledger.rebuild import rebuild
 from pharox.models import utc_now
 from pharox.storage.interface import IStorage
 from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage
@@ -141,6 +144,31 @@ def test_attempts_at_once_get_one_lease(postgres: PostgresStorage) -> None:
         manager.release_proxy(told[0])  # type: ignore[arg-type]
     assert types_of(postgres).count("LeaseAcquired") == 10
     assert postgres.verify() == []
+
+
+@pytest.mark.parametrize("filters", [None, ProxyFilters(predicate=lambda _: True)])
+def test_attempts_at_once_in_two_pools_get_one_lease(
+    postgres: PostgresStorage, filters: ProxyFilters | None
+) -> None:
+    """The id alone decides: the other pool's attempt is a conflict, and the log can be folded."""
+    fill(postgres, 20, name="one")
+    fill(postgres, 20, name="other")
+    manager = ProxyManager(postgres)
+
+    def ask(pool: str, lease_id: UUID) -> Lease | None:
+        try:
+            return manager.acquire_proxy(pool, "worker", filters=filters, lease_id=lease_id)
+        except ConflictError:
+            return None
+
+    ids = [new_lease_id() for _ in range(20)]
+    with ThreadPoolExecutor(2) as pool:
+        for mine in ids:
+            found = list(pool.map(ask, ["one", "other"], [mine, mine]))
+            assert len([lease for lease in found if lease is not None]) == 1
+    assert types_of(postgres).count("LeaseAcquired") == 20
+    assert postgres.verify() == []
+    rebuild(postgres, ["leases"])
 
 
 def test_what_has_run_out_is_told_of_by_who_takes_it_back(any_storage: AnyStorage) -> None:

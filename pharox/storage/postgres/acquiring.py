@@ -48,7 +48,10 @@ from .appending import append, counted, event_row, fold_into, json_object, state
 from .candidates import ORDERS, candidate, cursor, highest_rank, leasable, matching, next_turn
 from .filtering import Shape, condition
 from .reading import a, d, proxy_rows
-from .sql import ONE, POOL_ID, Statement, compiled, now, parameter, word
+from .sql import ONE, POOL_ID, Statement, by_schema, compiled, now, parameter, word
+
+_LEASE_ID_LOCK = literal_column("1885890930", Integer)
+"""The class of the advisory locks under which a caller's lease id is granted once."""
 
 _EXPIRES_AT = now + parameter("duration", Double) * literal_column("interval '1 second'")
 
@@ -176,6 +179,13 @@ def acquire_statement(
     appended = _granted(choice, rule)
     missed = _missed(choice, rule, shape) if wait and not among else None
     return _acquiring(schema, rule, appended, missed, selector, with_stats=with_stats)
+
+
+@by_schema
+def lease_id_lock_statement() -> Select[Any]:
+    """Wait until no other transaction is about to lease under ``lease_id``."""
+    text_of_id = cast(parameter("lease_id", Uuid), Text)
+    return select(func.pg_advisory_xact_lock(_LEASE_ID_LOCK, func.hashtext(text_of_id)))
 
 
 @lru_cache(maxsize=16)

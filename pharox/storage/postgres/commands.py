@@ -118,8 +118,8 @@ class Commands(Registrations, Checks):
     def _acquire_once(self, request: AcquireRequest) -> Program[Acquisition]:
         """Lease under an id of the caller's: what was granted under it is granted again.
 
-        An earlier attempt may still be on its way to the database. Then either it or
-        this one inserts the lease of this id, and the other finds that it is there.
+        An earlier attempt may still be on its way to the database, so each looks again
+        when it is about to lease.
         """
         acquisition: Acquisition | None = yield from self._granted_before(request, [])
         if acquisition is not None:
@@ -127,8 +127,9 @@ class Commands(Registrations, Checks):
         expired: list[Ending] = []
         try:
             acquisition = yield from self._acquire(request, expired)
-        except psycopg.errors.UniqueViolation:
-            if (granted := (yield from self._granted_before(request, expired))) is None:
+        except _GrantedMeanwhileError:
+            granted = yield from self._granted_before(request, expired)
+            if granted is None:
                 raise
             return granted
         if acquisition.lease is None:  # Its proxy may be what this very caller holds by now.
@@ -198,7 +199,7 @@ class Commands(Registrations, Checks):
                     wait=wait,
                     with_stats=request.with_stats,
                 )
-                (row,) = yield Query(statement, values)
+                row = yield from self._grant(request, Query(statement, values))
                 reason = row["miss"] and MissReason(row["miss"])
             if row["position"] is not None or reason is not None:
                 lease = None if reason is not None else _granted_lease(row, values)
@@ -388,7 +389,8 @@ class Commands(Registrations, Checks):
         something was free and another caller was quicker: then neither a lease
         nor a reason is returned, and the caller looks again.
         """
-        seen, row = _Seen(), {}
+        seen = _Seen()
+        row: Mapping[str, Any] = {}
         for wait in (False, True):
             lease_among = acquiring.acquire_statement(
                 self.schema,
@@ -409,7 +411,8 @@ class Commands(Registrations, Checks):
             while True:
                 rows: Rows = yield Query(page, {**values, **place})
                 if among := seen.judge(rows, request.filters, self.vault):
-                    (row,) = yield Query(lease_among, {**values, "among": among})
+                    attempt = Query(lease_among, {**values, "among": among})
+                    row = yield from self._grant(request, attempt)
                     if row["position"] is not None:
                         return row, None
                 if len(rows) < place["page_size"]:
@@ -427,11 +430,35 @@ class Commands(Registrations, Checks):
         yield from self._record_miss(values["pool_id"], recorded, values)
         return row, reason
 
+    def _grant(self, request: AcquireRequest, attempt: Query) -> Program[Mapping[str, Any]]:
+        """Run a statement that may lease, and return its row.
+
+        Under an id of the caller's one attempt at a time gets so far, in whatever pool.
+        A statement sees what was committed before it began, so the one that waits for
+        its turn cannot be the one that looks.
+        """
+        if request.lease_id is None:
+            (row,) = yield attempt
+            return row  # type: ignore[no-any-return]
+        lease_id = {"lease_id": request.lease_id}
+        _, granted, leased = yield [
+            Query(acquiring.lease_id_lock_statement(self.schema), lease_id),
+            Query(reading.was_granted_statement(self.schema), lease_id),
+            lambda answers: None if answers[1] else attempt,
+        ]
+        if granted:
+            raise _GrantedMeanwhileError
+        return leased[0]  # type: ignore[no-any-return]
+
     def _record_miss(
         self, pool_id: UUID, details: Mapping[str, Any], values: Mapping[str, Any]
     ) -> Program[None]:
         statement = acquiring.record_miss_statement(self.schema)
         yield Query(statement, {**values, "pool_id": pool_id, "details": json.dumps(details)})
+
+
+class _GrantedMeanwhileError(Exception):
+    """Another attempt was quicker under the same id. Never leaves this module."""
 
 
 @dataclass
