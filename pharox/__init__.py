@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .clients import LeasedClient as LeasedClient
     from .connecting import connect as connect
     from .connecting import connect_async as connect_async
+    from .errors import AnswerTimeoutError as AnswerTimeoutError
     from .errors import ConflictError as ConflictError
     from .errors import ConsumerNotFoundError as ConsumerNotFoundError
     from .errors import DatabaseError as DatabaseError
@@ -112,6 +113,7 @@ _HOME = {
     ".clients": ("AsyncLeasedClient", "LeasedClient"),
     ".connecting": ("connect", "connect_async"),
     ".errors": (
+        "AnswerTimeoutError",
         "ConflictError",
         "ConsumerNotFoundError",
         "DatabaseError",

@@ -112,6 +112,13 @@ class DatabaseError(PharoxError):
     """The database refused a statement: a time-out, a lack of rights or of space. See the cause."""
 
 
+class AnswerTimeoutError(DatabaseError):
+    """No answer came within ``answer_timeout_s``; the server was asked to cancel, and has.
+
+    What the statement was to do has not happened. Look what holds it up (``pg_stat_activity``).
+    """
+
+
 class DatabaseUnavailableError(DatabaseError):
     """No database could be reached. Check ``PHAROX_DATABASE_URL`` and the server."""
 

@@ -4,7 +4,8 @@
     curl --proxy "$url" https://example.org/
     pharox release "$lease"
 
-A lease that cannot be told to the caller is given back: nobody would know its id.
+A lease that cannot be told to the caller is given back: nobody would know its id,
+unless it was leased under an id of the caller's before.
 """
 
 from __future__ import annotations
@@ -52,6 +53,10 @@ def acquire(
     ] = None,
     isp: Annotated[str | None, typer.Option(metavar="TEXT", help="Only of this operator.")] = None,
     asn: Annotated[int | None, typer.Option(metavar="N", help="Only of this network.")] = None,
+    lease_id: Annotated[
+        UUID | None,
+        typer.Option(metavar="UUID", help="Under this id; asking again leases no second one."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Lease a proxy; print the lease's id and the proxy's URL.
@@ -61,7 +66,7 @@ def acquire(
     from ..storage.terms import AcquireRequest  # noqa: PLC0415 - SQLAlchemy takes a while to import
 
     filters = checked_filters(country=country, city=city, source=source, isp=isp, asn=asn)
-    request = AcquireRequest(pool, consumer, duration, filters, selector)
+    request = AcquireRequest(pool, consumer, duration, filters, selector, lease_id=lease_id)
     with ledger(context) as storage:
         acquisition = storage.acquire_lease(request)
         if acquisition.lease is None:
@@ -70,7 +75,8 @@ def acquire(
         try:
             _hand_over(storage, acquisition.lease, as_json)
         except BaseException:
-            storage.return_lease(acquisition.lease, reason="could not be handed over")
+            if acquisition.is_new:
+                storage.return_lease(acquisition.lease, reason="could not be handed over")
             raise
 
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from pharox import LeaseStatus, Proxy
+from pharox import LeaseStatus, Proxy, new_lease_id
 from pharox.cli import leasing
 from pharox.models import ProxyCredentials, ProxyStatus
 from pharox.storage.postgres import PostgresStorage
@@ -45,6 +45,20 @@ class TestAcquire:
         assert (found["url"], found["consumer_name"]) == ("http://10.0.0.0:8000", "crawler")
         assert (lease.expires_at - lease.acquired_at).total_seconds() == 60.5
         assert found["fencing_token"] == lease.fencing_token
+
+    def test_an_id_of_the_callers_is_leased_once(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """So a script can try again without leasing two."""
+        fill(storage, 2, name="p")
+        mine = str(new_lease_id())
+        first = pharox("acquire", "p", "--lease-id", mine)
+        assert first.out.startswith(mine)
+        assert pharox("acquire", "p", "--lease-id", mine) == first
+        assert types_of(storage).count("LeaseAcquired") == 1
+        assert pharox("release", mine).status == 0
+        assert "released" in pharox("acquire", "p", "--lease-id", mine).err
+        assert pharox("acquire", "p", "--lease-id", "mine").status == 2
 
     @pytest.mark.parametrize(
         ("options", "reason"),

@@ -16,6 +16,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from pharox import (
+    AnswerTimeoutError,
     AsyncProxyManager,
     DatabaseError,
     DatabaseUnavailableError,
@@ -27,6 +28,7 @@ from pharox import (
     ProxyManager,
     ProxyPool,
     connect,
+    new_lease_id,
 )
 from pharox.models import utc_now
 from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage, deadline, patience
@@ -198,12 +200,43 @@ def test_a_statement_that_waits_for_too_long_is_cancelled(
         for ask in (caller.acquire, lambda: caller.release(held)):
             with pytest.raises(DatabaseError) as told:
                 ask()
-            assert not isinstance(told.value, DatabaseUnavailableError)
+            assert isinstance(told.value, AnswerTimeoutError)
+            assert f"answer_timeout_s ({TIMEOUT_S} s)" in str(told.value)
             assert isinstance(told.value.__cause__, psycopg.errors.QueryCanceled)
     assert "pharox.statement.late" in caplog.text
     assert types_of(postgres) == before
     caller.release(held)
     caller.warm_up()
+
+
+def test_who_falls_silent_does_not_keep_an_id(
+    caller: Caller, relay: Relay, postgres: PostgresStorage
+) -> None:
+    """An attempt that freezes in the middle loses its turn, and the next one is granted the id."""
+    caller.warm_up()
+    mine = new_lease_id()
+    asks = ("look", "begin", "turn", "look again", "lease")
+    relay.arm(Fault.FREEZE_BEFORE_REQUEST, skip=asks.index("lease"))
+    with pytest.raises(DatabaseUnavailableError):
+        caller.acquire(mine)
+    assert not relay.is_armed
+    lease = ProxyManager(postgres).acquire_proxy("pool", lease_id=mine)
+    assert lease is not None
+    relay.thaw()
+    assert caller.acquire(mine) == lease
+    assert types_of(postgres).count("LeaseAcquired") == 2  # with the one of the warm-up
+    assert postgres.verify() == []
+
+
+def test_an_id_is_granted_where_the_latest_is_seen_only(database_url: str) -> None:
+    """In a transaction that sees one moment an attempt could not see who was quicker."""
+    options = {"options": "-c default_transaction_isolation=serializable"}
+    engine = create_engine(database_url, isolation_level="AUTOCOMMIT", connect_args=options)
+    storage = PostgresStorage(engine, secret_keys=[SECRET_KEY])
+    fill(storage, 1)
+    with pytest.raises(DatabaseError, match="READ COMMITTED"):
+        ProxyManager(storage).acquire_proxy("pool", lease_id=new_lease_id())
+    storage.close()
 
 
 def test_an_answer_that_comes_late_counts(
@@ -260,7 +293,7 @@ def test_connections_find_out_that_a_server_is_gone(relay: Relay) -> None:
     storage.close()
 
 
-@pytest.mark.parametrize("seconds", [0, -1, float("inf"), float("nan"), "5"])
+@pytest.mark.parametrize("seconds", [0, -1, float("inf"), float("nan"), "5", True])
 def test_a_time_out_that_makes_no_sense_is_refused(seconds: Any) -> None:
     """None is how to say that there is none."""
     with pytest.raises(InvalidInputError, match="answer_timeout_s"):

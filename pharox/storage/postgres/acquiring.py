@@ -53,6 +53,8 @@ from .sql import ONE, POOL_ID, Statement, by_schema, compiled, now, parameter, w
 _LEASE_ID_LOCK = literal_column("1885890930", Integer)
 """The class of the advisory locks under which a caller's lease id is granted once."""
 
+_LONGEST_SILENCE = "5s"
+
 _EXPIRES_AT = now + parameter("duration", Double) * literal_column("interval '1 second'")
 
 
@@ -183,9 +185,17 @@ def acquire_statement(
 
 @by_schema
 def lease_id_lock_statement() -> Select[Any]:
-    """Wait until no other transaction is about to lease under ``lease_id``."""
-    text_of_id = cast(parameter("lease_id", Uuid), Text)
-    return select(func.pg_advisory_xact_lock(_LEASE_ID_LOCK, func.hashtext(text_of_id)))
+    """Wait until no other transaction is about to lease under ``lease_id``.
+
+    A caller who falls silent in the middle of this transaction loses its turn soon, even
+    if the server cannot see that its connection is gone.
+    """
+    key = func.hashtext(cast(parameter("lease_id", Uuid), Text))
+    silence = func.set_config(
+        word("idle_in_transaction_session_timeout"), word(_LONGEST_SILENCE), true()
+    )
+    turn = func.pg_advisory_xact_lock(_LEASE_ID_LOCK, key).label("turn")
+    return select(silence, turn, func.current_setting("transaction_isolation").label("isolation"))
 
 
 @lru_cache(maxsize=16)

@@ -150,7 +150,7 @@ class AsyncDriver:
         was_autocommit = connection.autocommit
         patience.teach(connection)
         try:
-            with in_our_words(connection):
+            with in_our_words(connection), patience.telling():
                 if not was_autocommit:
                     await connection.set_autocommit(True)
                 return await work(connection)

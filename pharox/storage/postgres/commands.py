@@ -18,7 +18,7 @@ from uuid import UUID
 
 import psycopg
 
-from ...errors import ProxyNotFoundError, ProxyUnavailableError
+from ...errors import DatabaseError, ProxyNotFoundError, ProxyUnavailableError
 from ...ids import NIL, following, uuid7
 from ...models import (
     Lease,
@@ -441,9 +441,18 @@ class Commands(Registrations, Checks):
             (row,) = yield attempt
             return row  # type: ignore[no-any-return]
         lease_id = {"lease_id": request.lease_id}
+
+        def look(answers: Sequence[Rows]) -> Query:
+            if answers[0][0]["isolation"] != "read committed":
+                raise DatabaseError(
+                    "leasing under an id needs READ COMMITTED, the isolation level that "
+                    "default_transaction_isolation names here is another"
+                )
+            return Query(reading.was_granted_statement(self.schema), lease_id)
+
         _, granted, leased = yield [
             Query(acquiring.lease_id_lock_statement(self.schema), lease_id),
-            Query(reading.was_granted_statement(self.schema), lease_id),
+            look,
             lambda answers: None if answers[1] else attempt,
         ]
         if granted:

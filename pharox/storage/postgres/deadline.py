@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from ...errors import InvalidInputError
+from ...errors import AnswerTimeoutError, InvalidInputError
 
 T = TypeVar("T")
 logger = logging.getLogger("pharox")
@@ -39,7 +39,8 @@ NOT_REPLICATED = "it was cancelled while it waited for a standby, which may not 
 
 def check_timeout(seconds: float | None) -> float | None:
     """Return a time-out if it is one, else raise :class:`InvalidInputError`."""
-    if seconds is None or (isinstance(seconds, int | float) and 0 < seconds < float("inf")):
+    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if seconds is None or (is_number and 0 < seconds < float("inf")):
         return seconds
     raise InvalidInputError(
         "answer_timeout_s must be a number of seconds above 0, or None", value=seconds
@@ -75,15 +76,24 @@ def within(arriving: Generator[Any, Any, T], seconds: float) -> Generator[Any, A
 
 @contextmanager
 def answering_within(connection: psycopg.Connection[Any], seconds: float | None) -> Iterator[None]:
-    """Have a connection give up each wait of a block after so many seconds."""
+    """Have a connection give up each wait of a block after so many seconds.
+
+    Raises
+    ------
+    AnswerTimeoutError
+        If the server has cancelled a statement for that.
+    """
     if seconds is None:
         yield
         return
     wait_for = type(connection).wait
+    is_late = False
 
     def wait(arriving: Generator[Any, Any, T], interval: float = 0.1, **_: Any) -> T:
+        nonlocal is_late
         with suppress(LateError):
             return wait_for(connection, within(arriving, seconds), interval)
+        is_late = True
         log_late(seconds)
         with warnings_of(connection) as warnings:
             with suppress(psycopg.Error):
@@ -99,6 +109,10 @@ def answering_within(connection: psycopg.Connection[Any], seconds: float | None)
     connection.wait = wait  # type: ignore[method-assign, assignment]
     try:
         yield
+    except psycopg.errors.QueryCanceled as error:
+        if is_late:
+            raise answer_timeout(seconds) from error
+        raise
     finally:
         del connection.wait
 
@@ -133,6 +147,15 @@ def check_replicated(
     if warnings:
         connection.pgconn.finish()
         raise psycopg.OperationalError(NOT_REPLICATED)
+
+
+def answer_timeout(seconds: float) -> AnswerTimeoutError:
+    """Return the error for a statement that the server has cancelled because it took too long."""
+    return AnswerTimeoutError(
+        f"no answer came within answer_timeout_s ({seconds:g} s), so the statement was cancelled; "
+        "nothing was changed",
+        answer_timeout_s=seconds,
+    )
 
 
 def log_late(seconds: float) -> None:

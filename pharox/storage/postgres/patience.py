@@ -18,14 +18,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import select
-from collections.abc import Awaitable, Coroutine, Generator
-from contextlib import suppress
+from collections.abc import Awaitable, Coroutine, Generator, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg import waiting
 
-from .deadline import SILENT, LateError, check_replicated, log_late, warnings_of, within
+from .deadline import (
+    SILENT,
+    LateError,
+    answer_timeout,
+    check_replicated,
+    log_late,
+    warnings_of,
+    within,
+)
 
 T = TypeVar("T")
 logger = logging.getLogger("pharox")
@@ -50,14 +58,17 @@ class Patience:
     ----------
     cancelled:
         The last cancellation that was noted, or None.
+    is_late:
+        Whether the server was asked to cancel something because no answer came in time.
     """
 
-    __slots__ = ("cancelled", "certain", "within_s")
+    __slots__ = ("cancelled", "certain", "is_late", "within_s")
 
     def __init__(self, *, certain: bool = False, within_s: float | None = None) -> None:
         self.certain = certain
         self.within_s = within_s
         self.cancelled: asyncio.CancelledError | None = None
+        self.is_late = False
 
     def __enter__(self) -> None:
         pass
@@ -67,6 +78,22 @@ class Patience:
             self.cancelled = error
             return True
         return False
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Say of a statement of a block that was cancelled for being late that it was late.
+
+        Raises
+        ------
+        AnswerTimeoutError
+            If the server has cancelled it for that.
+        """
+        try:
+            yield
+        except psycopg.errors.QueryCanceled as error:
+            if self.is_late and self.within_s is not None:
+                raise answer_timeout(self.within_s) from error
+            raise
 
     def obey(self) -> None:
         """Raise the cancellation that was noted, if there was one."""
@@ -118,6 +145,7 @@ class Patience:
         try:
             await waiting.wait_async(within(arriving, self.within_s), socket, interval)
         except LateError:
+            self.is_late = True
             log_late(self.within_s)
 
     async def _outlast(
