@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -29,8 +30,10 @@ TIMEOUT_S = 30.0
 MAX_FETCHED_BYTES = 1 << 30
 """How long a list behind a URL may be, as it is when decompressed: ten million proxies and more."""
 
-_WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
-"""The encodings that are read, by what zlib calls them."""
+MAX_WAITED_S = 3600.0
+"""How long a list behind a URL may have us wait for its pieces, all in all."""
+
+_GZIP_WINDOW_BITS = 31
 
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _USERINFO = re.compile(r"(?<=://)[^/@\s]*@")
@@ -105,7 +108,7 @@ def _unreadable(name: str, error: Exception) -> SourceError:
 def _fetched(url: str) -> Iterator[OpenedSource]:
     import httpx  # noqa: PLC0415 - takes a while to import, and most sources are files
 
-    headers = {"accept-encoding": "gzip, deflate"}
+    headers = {"accept-encoding": "gzip"}
     stream = httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=TIMEOUT_S)
     with _our_errors(url):
         response = stream.__enter__()
@@ -119,34 +122,54 @@ def _fetched(url: str) -> Iterator[OpenedSource]:
 
 
 def _body(response: httpx.Response, url: str) -> Iterator[bytes]:
-    encoding = response.headers.get("content-encoding", "").strip().lower()
-    length = 0
+    length, waited_s = 0, 0.0
     with _our_errors(url):
-        for chunk in _decoded(response.iter_raw(CHUNK_BYTES), encoding, _shown(url)):
+        chunks = _decoded(response, _shown(url))
+        while True:
+            began = time.monotonic()
+            chunk = next(chunks, None)
+            waited_s += time.monotonic() - began
+            if chunk is None:
+                return
             length += len(chunk)
             if length > MAX_FETCHED_BYTES:
-                raise SourceError(
-                    f"{_shown(url)} sends more than {MAX_FETCHED_BYTES >> 20} MiB, and may never "
-                    "end; save what is wanted of it, and import the file",
-                    source=_shown(url),
-                )
+                raise _endless(url, f"more than {MAX_FETCHED_BYTES >> 20} MiB")
+            if waited_s > MAX_WAITED_S:
+                raise _endless(url, f"for more than {MAX_WAITED_S / 60:g} minutes")
             yield chunk
 
 
-def _decoded(chunks: Iterable[bytes], encoding: str, shown: str) -> Iterator[bytes]:
+def _endless(url: str, how_much: str) -> SourceError:
+    return SourceError(
+        f"{_shown(url)} sends {how_much}, and may never end; save what is wanted of it, and "
+        "import the file",
+        source=_shown(url),
+    )
+
+
+def _decoded(response: httpx.Response, shown: str) -> Iterator[bytes]:
     """Yield content as it was before it was compressed, in pieces of bounded size."""
-    if encoding in ("", "identity"):
-        yield from chunks
-        return
-    if encoding not in _WINDOW_BITS:
-        raise SourceError(f"{shown} answered in an encoding that was not asked for", source=shown)
-    decoder = zlib.decompressobj(_WINDOW_BITS[encoding])
+    chunks = response.iter_raw()
+    encodings = response.headers.get_list("content-encoding", split_commas=True)
+    match [name for each in encodings if (name := each.strip().lower()) not in ("", "identity")]:
+        case []:
+            yield from chunks
+        case ["gzip" | "x-gzip"]:
+            yield from _unzipped(chunks, shown)
+        case _:
+            raise SourceError(
+                f"{shown} answered in an encoding that was not asked for", source=shown
+            )
+
+
+def _unzipped(chunks: Iterable[bytes], shown: str) -> Iterator[bytes]:
+    decoder, has_begun = zlib.decompressobj(_GZIP_WINDOW_BITS), False
     try:
         for chunk in chunks:
-            rest, piece = chunk, b""
+            rest, piece, has_begun = chunk, b"", True
             while rest or len(piece) == CHUNK_BYTES:
                 if decoder.eof:  # A file may be several, one after the other.
-                    decoder = zlib.decompressobj(_WINDOW_BITS[encoding])
+                    decoder = zlib.decompressobj(_GZIP_WINDOW_BITS)
                 piece = decoder.decompress(rest, CHUNK_BYTES)
                 rest = decoder.unused_data if decoder.eof else decoder.unconsumed_tail
                 yield piece
@@ -154,7 +177,7 @@ def _decoded(chunks: Iterable[bytes], encoding: str, shown: str) -> Iterator[byt
                     break
     except zlib.error as error:
         raise SourceError(f"what {shown} sent cannot be decompressed", source=shown) from error
-    if not decoder.eof:
+    if has_begun and not decoder.eof:
         raise SourceError(f"what {shown} sent ends in the middle of it", source=shown)
 
 

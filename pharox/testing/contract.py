@@ -12,8 +12,10 @@ from uuid import UUID, uuid4
 import pytest
 
 from ..errors import (
+    ConflictError,
     InvalidInputError,
     InvalidLeaseError,
+    LeaseEndedError,
     PoolNotFoundError,
     ProxyNotFoundError,
     ProxyUnavailableError,
@@ -293,6 +295,28 @@ class StorageContract:
         storage.save_proxy(found.model_copy(update={"status": status}))
         with pytest.raises(ProxyUnavailableError):
             storage.create_lease(found, "w", 60)
+
+    def test_an_id_is_leased_once(self, storage: IStorage) -> None:
+        """Under an id of the caller's one lease at most is granted; or ids are refused."""
+        pool = make_pool(storage)
+        make_proxy(storage, pool, max_concurrency=2)
+        request = AcquireRequest(pool.name, "w", lease_id=uuid4())
+        try:
+            first = storage.acquire_lease(request)
+        except InvalidInputError:
+            assert lease_from(storage, pool)
+            return
+        again = storage.acquire_lease(request)
+        assert first.lease is not None
+        assert first.lease.id == request.lease_id
+        assert again.lease == first.lease
+        assert (first.is_new, again.is_new) == (True, False)
+        with pytest.raises(ConflictError):
+            storage.acquire_lease(AcquireRequest(pool.name, "x", lease_id=request.lease_id))
+        storage.release_lease(first.lease)
+        with pytest.raises(LeaseEndedError):
+            storage.acquire_lease(request)
+        assert lease_from(storage, pool).id != request.lease_id
 
     def test_an_unknown_pool_is_a_miss(self, storage: IStorage) -> None:
         """Asking a pool that there is not returns nothing and raises nothing."""
