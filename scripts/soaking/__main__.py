@@ -245,9 +245,10 @@ def show(report: dict[str, Any]) -> None:
     """Print the levels, and whether everything held."""
     print(f"\n{'level':52}{'second third':>13}{'last third':>12}{'at most':>10}")
     for level in report["levels"]:
+        note = "" if level["judged"] else "too few samples to judge"
         print(
             f"{level['level']:52}{level['second third']:>13}{level['last third']:>12}"
-            f"{level['at most']:>10} {level['unit']}".rstrip()
+            f"{level['at most']:>10} {level['unit']:4}{note}".rstrip()
         )
     for failure in report["failures"]:
         print(f"failed: {failure}")

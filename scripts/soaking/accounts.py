@@ -35,6 +35,7 @@ class Accounts:
     def __init__(self, journals: Path) -> None:
         self._journals = journals
         self._offsets: dict[Path, int] = {}
+        self._told: list[str] = []
         self._seq = 0
         self._holders: dict[UUID, UUID] = {}
         self._untold: dict[str, set[str]] = {"A": set(), "R": set()}
@@ -52,16 +53,21 @@ class Accounts:
         return self._seq
 
     def settle(self, storage: PostgresStorage) -> None:
-        """Take in what is new; the journals first, so that the log has all that they tell."""
-        told = [line for path in sorted(self._journals.iterdir()) for line in self._new(path)]
+        """Take in what is new; the journals first, so that the log has all that they tell.
+
+        What they told stays to be compared if the log cannot be read to its end.
+        """
+        for path in sorted(self._journals.iterdir()):
+            self._told += self._new(path)
         for event in storage.events(after=self._seq):
             self._seq = event.seq
             if isinstance(event, LeaseAcquired):
                 self._began(event)
             elif isinstance(event, LeaseReleased | LeaseExpired):
                 self._ended(event)
-        for line in told:
+        for line in self._told:
             self._compare(*line.split(" ", 1))
+        self._told.clear()
 
     def _new(self, path: Path) -> list[str]:
         with path.open("rb") as file:

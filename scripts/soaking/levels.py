@@ -106,5 +106,6 @@ class Levels:
             "at most": round(most, 1),
             "tolerated because": tolerance.why,
             "samples": len(samples),
+            "judged": len(samples) >= LEAST_SAMPLES,
             "held": len(samples) < LEAST_SAMPLES or after <= most,
         }
