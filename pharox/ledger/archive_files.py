@@ -142,14 +142,17 @@ def read(path: Path, schema: pa.Schema) -> Generator[Row]:
         if not file.schema_arrow.equals(schema):
             raise ArchiveFileError(f"{path} has other columns than an archive", path=str(path))
         for batch in file.iter_batches(_PAGE):
-            yield from batch.to_pylist()
+            # What is broken may be no text, or no time that Python knows.
+            with _told(path, "read", ValueError, OverflowError):
+                rows = batch.to_pylist()
+            yield from rows
 
 
 @contextmanager
-def _told(path: Path, what: str) -> Iterator[None]:
+def _told(path: Path, what: str, *others: type[Exception]) -> Iterator[None]:
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, *others) as error:
         why = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise ArchiveFileError(f"{path} cannot be {what}: {why}", path=str(path)) from error
 

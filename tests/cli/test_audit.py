@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from uuid import uuid4
+from uuid import UUID
 
 import pytest
 
@@ -235,7 +235,7 @@ class TestJson:
 
 class TestErrors:
     @pytest.mark.parametrize("kind", ["lease", "proxy", "consumer", "pool"])
-    @pytest.mark.parametrize("name", ["nobody", str(uuid4())])
+    @pytest.mark.parametrize("name", ["nobody", str(UUID(int=1))])
     def test_what_never_was_is_told(
         self, pharox: Pharox, incident: Incident, kind: str, name: str
     ) -> None:

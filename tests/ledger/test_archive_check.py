@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from shutil import copytree, rmtree
 from typing import Any
@@ -130,6 +131,24 @@ def test_missing_ticks_and_broken_files_are_told(folder: Path) -> None:
     assert any("No such file" in sentence for sentence in check(folder).differences)
     rewrite(path, [{"a": 1}], pa.schema([("a", pa.int64())]))
     assert any("other columns" in sentence for sentence in check(folder).differences)
+
+
+def test_a_text_that_is_none_is_told(folder: Path) -> None:
+    """A bit that makes of a text what no text is, is a difference like any other."""
+    path = files(folder, "events")[0]
+    plain = pq.read_table(path)
+    index = EVENTS.get_field_index("consumer")
+    broken = pa.Array.from_buffers(
+        pa.string(),
+        plain.num_rows,
+        [
+            None,
+            pa.py_buffer(struct.pack(f"<{plain.num_rows + 1}i", *range(plain.num_rows + 1))),
+            pa.py_buffer(b"\xb0" * plain.num_rows),
+        ],
+    )
+    pq.write_table(plain.set_column(index, EVENTS.field(index), broken), path)
+    assert any("cannot be read" in sentence for sentence in check(folder).differences)
 
 
 def test_a_flipped_bit_is_found(folder: Path, tmp_path: Path) -> None:
