@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -21,6 +22,7 @@ from pharox.storage.postgres import PostgresStorage
 from tests import pgbouncer, servers
 from tests.health.zoo import Zoo, running_zoo
 
+TESTS = Path(__file__).parent
 SECRET_KEY = "Zm9yLXRlc3RzLW9ubHktZm9yLXRlc3RzLW9ubHktMTI="
 
 settings.register_profile(
@@ -30,6 +32,34 @@ settings.register_profile(
     print_blob=True,
 )
 settings.load_profile("pharox")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that runs every test on every server."""
+    parser.addoption(
+        "--every-server", action="store_true", help="run all tests on each PostgreSQL there is"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run on the first server everything, and on the others what they could answer otherwise."""
+    if config.getoption("--every-server"):
+        return
+    others = set(servers.names()[1:])
+    places = [TESTS / name for name in servers.ON_EVERY]
+    left_out = {
+        item
+        for item in items
+        if not others.isdisjoint(_parameters(item))
+        and (item.get_closest_marker("stress") or not any(map(item.path.is_relative_to, places)))
+    }
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _parameters(item: pytest.Item) -> set[str]:
+    known = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return {value for value in known if isinstance(value, str)}
 
 
 class Clock:

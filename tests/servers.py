@@ -1,7 +1,8 @@
 """The PostgreSQL servers that the suite runs on: real ones, made for the run.
 
 With PHAROX_DATABASE_URL set, that server and no other. Else the embedded one,
-and beside it each version whose binaries the system has.
+and beside it each version whose binaries the system has: those run what another
+version could answer otherwise (:data:`ON_EVERY`), the first one runs everything.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from pharox import embedded
 
 _SERVER_USERS = ("postgres", "pgserver")
 SYSTEM_BINARIES = Path("/usr/lib/postgresql")
+ON_EVERY = ("database", "leasing", "ledger", "properties", "test_contract.py")
+"""Below ``tests``, what runs on every server, unless it is marked as stress."""
+
 # What the tests need of a server is its behaviour, not that it survives a power cut.
 _SPEED = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 

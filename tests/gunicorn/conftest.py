@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 
 import pytest
@@ -9,16 +10,21 @@ import pytest
 from tests.gunicorn.web import NEWEST, OLDEST, ROOT
 
 
+def environment_of(version: str) -> str:
+    """Have the environment of a version made if it is not there; one process at a time does."""
+    with (ROOT / f".venv-gunicorn-{version}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run([ROOT / "scripts" / "lib" / "gunicorn_environment", version], check=True)
+    return version
+
+
 @pytest.fixture(params=[OLDEST, NEWEST], scope="session")
 def version(request: pytest.FixtureRequest) -> str:
     """Name a version of gunicorn whose environment is there."""
-    name = str(request.param)
-    subprocess.run([ROOT / "scripts" / "lib" / "gunicorn_environment", name], check=True)
-    return name
+    return environment_of(str(request.param))
 
 
 @pytest.fixture(scope="session")
 def newest() -> str:
     """Name the newest version, for what no version can differ in."""
-    subprocess.run([ROOT / "scripts" / "lib" / "gunicorn_environment", NEWEST], check=True)
-    return NEWEST
+    return environment_of(NEWEST)
