@@ -113,6 +113,15 @@ def run_sql(engine: Engine, query: str | sql.Composed) -> list[tuple[object, ...
         lent.close()
 
 
+def pages_read(storage: PostgresStorage, statement: Any, values: dict[str, Any]) -> int:
+    """Run a statement and return how many pages of tables and indexes it touched."""
+    with storage._driver.connection() as connection:
+        cursor = psycopg.RawCursor(connection)
+        explain = b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement.text
+        (plan,) = cursor.execute(explain, statement.arguments(values, 0)).fetchone() or ([],)
+        return int(plan[0]["Plan"]["Shared Hit Blocks"] + plan[0]["Plan"]["Shared Read Blocks"])
+
+
 def open_engine(url: str) -> Engine:
     """Return an engine as :func:`pharox.connect` makes them, with room for many threads."""
     return create_engine(url, isolation_level="AUTOCOMMIT", pool_size=20, hide_parameters=True)

@@ -7,21 +7,11 @@ import sys
 from typing import Any
 from uuid import uuid4
 
-import psycopg
 import pytest
 
 from pharox import InMemoryStorage, Proxy, ProxyManager, ProxyProtocol, SelectorStrategy
 from pharox.storage.postgres import PostgresStorage, acquiring, ending
-from tests.conftest import fill, run_sql
-
-
-def pages_read(storage: PostgresStorage, statement: Any, values: dict[str, Any]) -> int:
-    """Run a statement and return how many pages of tables and indexes it touched."""
-    with storage._driver.connection() as connection:
-        cursor = psycopg.RawCursor(connection)
-        explain = b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement.text
-        (plan,) = cursor.execute(explain, statement.arguments(values, 0)).fetchone() or ([],)
-        return int(plan[0]["Plan"]["Shared Hit Blocks"] + plan[0]["Plan"]["Shared Read Blocks"])
+from tests.conftest import fill, pages_read, run_sql
 
 
 def cycle(storage: PostgresStorage, selector: SelectorStrategy) -> int:

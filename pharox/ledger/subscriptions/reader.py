@@ -37,7 +37,7 @@ from pharox.errors import DatabaseError, DatabaseUnavailableError
 from pharox.events import Event
 from pharox.log import Extract, event_from_row
 from pharox.storage.postgres import PostgresStorage
-from pharox.storage.postgres.history import history_statement, seal_statement
+from pharox.storage.postgres.history import history_statement, page_statement, seal_statement
 from pharox.storage.postgres.retention import archived_error, archived_statement, parts_needed
 from pharox.storage.postgres.sql import Query, Statement
 from pharox.text import inert
@@ -133,9 +133,7 @@ class Reader:
         selected = selection.given()
         filtered = selected.keys() - {"after", "upto"}
         self._selection = {name: selected[name] for name in filtered}
-        self._history = history_statement(
-            self._schema, frozenset({*filtered, "after", "upto"}), limited=True
-        )
+        self._history = page_statement(self._schema, frozenset({*filtered, "after", "upto"}))
         self._window = WINDOW if filtered else self._subscription.batch_size
         self._connection: Any = None
         self._listens = False

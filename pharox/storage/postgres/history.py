@@ -45,7 +45,7 @@ SEALED = seals.join(events, events.c.position == seals.c.position)
 
 
 @lru_cache(maxsize=64)
-def history_statement(schema: str, given: frozenset[str], *, limited: bool = False) -> Statement:
+def history_statement(schema: str, given: frozenset[str]) -> Statement:
     """Return the statement that reads an extract of which these parts are given, in order."""
     query = (
         select(seals.c.seq, *events.c)
@@ -53,9 +53,36 @@ def history_statement(schema: str, given: frozenset[str], *, limited: bool = Fal
         .where(*(_CONDITIONS[name] for name in sorted(given)))
         .order_by(seals.c.seq)
     )
-    if limited:
-        query = query.limit(parameter("limit", BigInteger))
     return compiled(query, schema)
+
+
+@lru_cache(maxsize=64)
+def page_statement(schema: str, given: frozenset[str]) -> Statement:
+    """Return the statement that reads the first events of a stretch: ``limit`` after ``after``.
+
+    It goes from seal to event by the key, whatever the planner knows of the tables: a
+    page of a log that was not analyzed lately would be joined with all of the log. For
+    that ``OFFSET 0`` fences the event off, and the first limit, which no stretch reaches,
+    keeps parallel workers from being started for a few hundred rows.
+    """
+    span = {"after", "upto"}
+    length = parameter("upto", BigInteger) - parameter("after", BigInteger)
+    sealed = (
+        select(seals.c.seq, seals.c.position)
+        .where(*(_CONDITIONS[name] for name in sorted(span)))
+        .order_by(seals.c.seq)
+        .limit(func.greatest(length, literal_column("0")))
+        .subquery("sealed")
+    )
+    event = (
+        select(*events.c)
+        .where(events.c.position == sealed.c.position)
+        .where(*(_CONDITIONS[name] for name in sorted(given - span)))
+        .offset(literal_column("0"))
+        .lateral("event")
+    )
+    query = select(sealed.c.seq, *event.c).select_from(sealed.join(event, true()))
+    return compiled(query.order_by(sealed.c.seq).limit(parameter("limit", BigInteger)), schema)
 
 
 @lru_cache(maxsize=16)

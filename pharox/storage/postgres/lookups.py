@@ -28,7 +28,7 @@ from ...models import (
 from ..terms import id_from_text, pool_named, record_of_check
 from . import reading, retention
 from .driver import Program
-from .history import history_statement, seal_statement
+from .history import page_statement, seal_statement
 from .schema import check_version, version_statement
 from .sql import Query, Statement
 from .vault import Vault
@@ -198,7 +198,7 @@ class Lookups:
         if upto <= after:
             return []
         values = {"after": after, "upto": upto}
-        statement = history_statement(self.schema, frozenset(values), limited=True)
+        statement = page_statement(self.schema, frozenset(values))
         rows = yield Query(statement, {**values, "limit": PAGE})
         # Asked after the events: a part that leaves meanwhile is listed by then.
         archived = yield from self.rows(retention.archived_statement)
