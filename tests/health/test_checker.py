@@ -9,6 +9,7 @@ import random
 import resource
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
@@ -256,7 +257,8 @@ def open_files() -> int:
 
 async def is_as_before(files: int) -> bool:
     """Tell whether no task and no file is left, once the loop has closed what it was told to."""
-    for _ in range(500):
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
         if asyncio.all_tasks() == {asyncio.current_task()} and open_files() == files:
             return True
         await asyncio.sleep(0.001)

@@ -175,7 +175,8 @@ class TestArchive:
             try:
                 while archived < 8:
                     clock.advance(61)
-                    archived += len(archive(postgres, clock.now, tmp_path, drop=True).archived)
+                    with suppress(ConflictError):  # A reader is slow: the next run drops that part.
+                        archived += len(archive(postgres, clock.now, tmp_path, drop=True).archived)
             finally:
                 enough.set()
 
