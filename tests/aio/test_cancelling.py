@@ -313,14 +313,15 @@ def test_a_callback_that_is_cancelled_costs_the_lease(kept: Kept) -> None:
     fill(kept.blocking)
     manager = AsyncProxyManager(kept.storage)
     told = telling(manager)
-    time_out = asyncio.timeout(None)
+    time_outs: list[asyncio.Timeout] = []
 
     async def main() -> None:
-        async with time_out:
+        async with asyncio.timeout(None) as time_out:
+            time_outs.append(time_out)
             await manager.acquire_proxy("pool")
 
     async def stuck(payload: Any) -> None:
-        time_out.reschedule(0)
+        time_outs[0].reschedule(0)
         await asyncio.sleep(60)
 
     manager.register_acquire_callback(stuck)
@@ -338,13 +339,13 @@ def test_a_listener_to_failures_that_is_cancelled_keeps_nobody_from_being_told(
     fill(kept.blocking)
     manager = AsyncProxyManager(kept.storage)
     told: list[Any] = []
-    time_out = asyncio.timeout(None)
+    time_outs: list[asyncio.Timeout] = []
 
     def fail(payload: Any) -> None:
         raise ZeroDivisionError
 
     async def stuck(payload: Any) -> None:
-        time_out.reschedule(0)
+        time_outs[0].reschedule(0)
         await asyncio.sleep(60)
 
     manager.register_release_callback(fail)
@@ -354,7 +355,8 @@ def test_a_listener_to_failures_that_is_cancelled_keeps_nobody_from_being_told(
     async def main() -> None:
         lease = await manager.acquire_proxy("pool")
         assert lease is not None
-        async with time_out:
+        async with asyncio.timeout(None) as time_out:
+            time_outs.append(time_out)
             await manager.release_proxy(lease)
 
     with pytest.raises(TimeoutError):
