@@ -85,6 +85,7 @@ def draw(told: dict[str, Any]) -> str:
 def _panel(series: dict[str, Any]) -> Iterator[str]:
     axes = _axes(series)
     yield f'<text class="title" x="{_LEFT}" y="18">{escape(series["title"])}</text>\n'
+    yield _text(_LEFT - 6, _TOP - 8, _words(series["unit"]), "end")
     for mark in axes.marks():
         y = axes.y(mark)
         yield f'<path class="grid" d="M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}"/>'
@@ -92,7 +93,7 @@ def _panel(series: dict[str, Any]) -> Iterator[str]:
     for x in series["xs"]:
         yield _text(axes.x(x), HEIGHT - _BOTTOM + 16, _short(x), "middle")
     middle = (_LEFT + WIDTH - _RIGHT) / 2
-    yield _text(middle, HEIGHT - 8, f"{series['x']}; {_words(series['unit'])}", "middle") + "\n"
+    yield _text(middle, HEIGHT - 8, series["x"], "middle") + "\n"
     ends = _apart([axes.y(_last(curve)) for curve in series["curves"].values()])
     for at, (label, curve) in enumerate(series["curves"].items()):
         yield from _curve(axes, series["xs"], curve, _COLOURS.get(label, at), label, ends[at])

@@ -121,8 +121,8 @@ DELIVERY_RATE = Goal(
     "delivery-rate",
     "events delivered in the transaction of the checkpoint a second",
     at_least=20_000,
-    limit="Each event is made a validated object before the handler has it: one core's pace in "
-    "Python, as a subscription has one active reader.",
+    limit="A batch is read, made objects of, handled and committed, one after the other and in one "
+    "process, as a subscription has one active reader.",
 )
 DELIVERY_P99 = Goal(
     "delivery-p99",
@@ -135,8 +135,9 @@ EXCHANGE_LOCKED = Goal(
     "exchange-locked",
     "ms for which a rebuild holds writers up",
     at_most=100,
-    limit="The lock is held while the tail of the log is folded and tables are renamed; with all "
-    "cores busy with eight workers, the one that holds it has to wait for its turn.",
+    limit="The locks are held while the tail of the log is folded, tables change places and that "
+    "is committed; with all cores busy with eight workers, the one that holds them has to wait "
+    "for its turn.",
 )
 EXCHANGE_PAUSE = Goal(
     "exchange-pause",
