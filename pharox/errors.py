@@ -115,7 +115,8 @@ class DatabaseError(PharoxError):
 class AnswerTimeoutError(DatabaseError):
     """No answer came within ``answer_timeout_s``; the server was asked to cancel, and has.
 
-    What the statement was to do has not happened. Look what holds it up (``pg_stat_activity``).
+    Nothing came of that statement; what the command did before it stays, such as taking back
+    what had run out. Look what holds it up (``pg_stat_activity``), and ask again.
     """
 
 

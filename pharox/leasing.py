@@ -25,7 +25,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 from .cancelling import CANCELLED, outcome_of
-from .errors import InvalidInputError, LeaseEndedError
+from .errors import ConflictError, InvalidInputError, LeaseEndedError
 from .models import (
     AcquireEventPayload,
     CallbackFailurePayload,
@@ -158,8 +158,8 @@ class Leasing(ABC, Generic[S]):
             for late in outcome_of(cancelled, "acquire_lease"):
                 _log((yield from self._tell_expired(late.expired)))
             raise
-        except LeaseEndedError as ended:
-            _log((yield from self._tell_expired(ended.data.get("expired", ()))))
+        except (ConflictError, LeaseEndedError) as refused:
+            _log((yield from self._tell_expired(refused.data.get("expired", ()))))
             raise
         if not request.with_stats:
             return acquisition

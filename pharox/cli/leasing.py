@@ -4,8 +4,8 @@
     curl --proxy "$url" https://example.org/
     pharox release "$lease"
 
-A lease that cannot be told to the caller is given back: nobody would know its id,
-unless it was leased under an id of the caller's before.
+A lease that cannot be told to the caller is given back, as nobody would know its id.
+Under an id of the caller's it stays, for the next attempt to be told of.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def acquire(
         try:
             _hand_over(storage, acquisition.lease, as_json)
         except BaseException:
-            if acquisition.is_new:
+            if lease_id is None:
                 storage.return_lease(acquisition.lease, reason="could not be handed over")
             raise
 

@@ -204,8 +204,10 @@ def check_one_pool_each(proxies: Sequence[Proxy]) -> Sequence[Proxy]:
     return proxies
 
 
-def check_granted(lease: Lease, request: AcquireRequest) -> None:
+def check_granted(lease: Lease, request: AcquireRequest, expired: Sequence[Ending] = ()) -> None:
     """Check that a lease which has the request's id was granted to this very caller.
+
+    The error carries what was taken back on the way, for the manager to tell of.
 
     Raises
     ------
@@ -216,6 +218,7 @@ def check_granted(lease: Lease, request: AcquireRequest) -> None:
         raise ConflictError(
             f"lease {lease.id} is of {lease.consumer_name!r} in pool {lease.pool_name!r}",
             lease_id=lease.id,
+            expired=tuple(expired),
         )
 
 

@@ -209,17 +209,42 @@ def test_a_statement_that_waits_for_too_long_is_cancelled(
     caller.warm_up()
 
 
-def test_who_falls_silent_does_not_keep_an_id(
-    caller: Caller, relay: Relay, postgres: PostgresStorage
+UNDER_AN_ID = (
+    "look for the lease",
+    "look in the log",
+    "begin",
+    "wait for the turn",
+    "look again",
+    "lease",
+    "commit",
+)
+"""What is asked, in order, to lease under an id of the caller's."""
+
+
+@pytest.mark.parametrize(
+    ("fault", "asked"),
+    [
+        *((fault, asked) for asked in UNDER_AN_ID for fault in CUTS),
+        *((Fault.FREEZE_BEFORE_REQUEST, asked) for asked in UNDER_AN_ID[-2:]),
+        (Fault.FREEZE_BEFORE_ANSWER, "commit"),
+    ],
+)
+def test_an_attempt_under_an_id_is_in_doubt_from_its_commit_on(
+    caller: Caller, relay: Relay, postgres: PostgresStorage, fault: Fault, asked: str
 ) -> None:
-    """An attempt that freezes in the middle loses its turn, and the next one is granted the id."""
+    """Wherever it breaks or freezes, the next one is told of the one lease of that id.
+
+    Who falls silent in the middle loses its turn.
+    """
     caller.warm_up()
     mine = new_lease_id()
-    asks = ("look", "begin", "turn", "look again", "lease")
-    relay.arm(Fault.FREEZE_BEFORE_REQUEST, skip=asks.index("lease"))
-    with pytest.raises(DatabaseUnavailableError):
+    relay.arm(fault, skip=UNDER_AN_ID.index(asked))
+    with pytest.raises(DatabaseUnavailableError) as told:
         caller.acquire(mine)
     assert not relay.is_armed
+    assert isinstance(told.value, OutcomeUnknownError) == (asked == "commit")
+    if asked == "commit":
+        assert told.value.lease_id == mine  # type: ignore[attr-defined]
     lease = ProxyManager(postgres).acquire_proxy("pool", lease_id=mine)
     assert lease is not None
     relay.thaw()

@@ -33,6 +33,7 @@ from tests.conftest import (
     AnyStorage,
     clock_of,
     fill,
+    ledger,
     open_async_engine,
     threads,
     types_of,
@@ -224,6 +225,31 @@ def test_an_attempt_that_commits_meanwhile_counts(
     assert len(looks) == 2
     assert types_of(postgres).count("LeaseAcquired") == 1
     assert postgres.verify() == []
+
+
+def test_what_ran_out_on_the_way_to_a_conflict_is_told_of(
+    postgres: PostgresStorage, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt takes it back, and is refused: another pool's attempt was quicker."""
+    fill(postgres, 1)
+    fill(postgres, 1, name="other")
+    clock, manager, told = clock_of(postgres), ProxyManager(postgres), list[UUID]()
+    manager.register_expire_callback(lambda payload: told.append(payload.lease.id))
+    late = manager.acquire_proxy("other", duration_seconds=10)
+    clock.advance(11)
+    mine, take_back = new_lease_id(), postgres._commands._expire
+
+    def slowly(pool_id: UUID, **how: bool) -> Program[list[Ending]]:
+        expired = yield from take_back(pool_id, **how)
+        with ledger(database_url) as quicker:
+            ProxyManager(quicker).acquire_proxy("pool", lease_id=mine)
+        return expired
+
+    monkeypatch.setattr(postgres._commands, "_expire", slowly)
+    with pytest.raises(ConflictError):
+        manager.acquire_proxy("other", lease_id=mine)
+    assert late is not None
+    assert told == [late.id]
 
 
 def test_coroutines_ask_under_an_id_as_well(database_url: str) -> None:

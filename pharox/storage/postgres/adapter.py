@@ -147,7 +147,10 @@ class PostgresStorage(IStorage):
     # Leasing
 
     def acquire_lease(self, request: AcquireRequest) -> Acquisition:
-        """Lease a proxy, or record why none was to be had: one statement, one commit."""
+        """Lease a proxy, or record why none was to be had: one statement, one commit.
+
+        Under an id of the caller's it is one transaction, which looks for the id first.
+        """
         return self._run_in_time(self._commands.acquire(request))
 
     def return_lease(

@@ -179,7 +179,10 @@ class AsyncPostgresStorage(IAsyncStorage):
     # Leasing
 
     async def acquire_lease(self, request: AcquireRequest) -> Acquisition:
-        """Lease a proxy, or record why none was to be had: one statement, one commit."""
+        """Lease a proxy, or record why none was to be had: one statement, one commit.
+
+        Under an id of the caller's it is one transaction, which looks for the id first.
+        """
         program = self._commands.acquire(request)
         acquisition, cancelled = await self._ended_in_time(program, stops="before the first step")
         if cancelled is not None:

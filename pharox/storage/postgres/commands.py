@@ -89,7 +89,7 @@ class Commands(Registrations, Checks):
         check_name(request.consumer_name, "consumer")
         if request.lease_id is None:
             return self._acquire(request, [])
-        return self._acquire_once(request)
+        return self._acquire_once(request, request.lease_id)
 
     def create_lease(self, proxy: Proxy, consumer: str, duration: float) -> Program[Lease]:
         """Lease this very proxy."""
@@ -115,7 +115,7 @@ class Commands(Registrations, Checks):
             expired += yield from self._expire(row["id"], with_stats=with_stats)
         return expired
 
-    def _acquire_once(self, request: AcquireRequest) -> Program[Acquisition]:
+    def _acquire_once(self, request: AcquireRequest, lease_id: UUID) -> Program[Acquisition]:
         """Lease under an id of the caller's: what was granted under it is granted again.
 
         An earlier attempt may still be on its way to the database, so each looks again
@@ -129,8 +129,8 @@ class Commands(Registrations, Checks):
             acquisition = yield from self._acquire(request, expired)
         except _GrantedMeanwhileError:
             granted = yield from self._granted_before(request, expired)
-            if granted is None:
-                raise
+            if granted is None:  # It was archived in between.
+                raise granted_and_ended(lease_id, "archived", expired) from None
             return granted
         if acquisition.lease is None:  # Its proxy may be what this very caller holds by now.
             granted = yield from self._granted_before(request, expired)
@@ -157,7 +157,7 @@ class Commands(Registrations, Checks):
         if not rows:
             raise granted_and_ended(lease_id, "pruned", expired)
         lease = reading.lease_from_row(rows[0])
-        check_granted(lease, request)
+        check_granted(lease, request, expired)
         if lease.status is not LeaseStatus.ACTIVE or rows[0]["has_run_out"]:
             how = LeaseStatus.EXPIRED if lease.status is LeaseStatus.ACTIVE else lease.status
             raise granted_and_ended(lease_id, how.value, expired)
@@ -443,10 +443,10 @@ class Commands(Registrations, Checks):
         lease_id = {"lease_id": request.lease_id}
 
         def look(answers: Sequence[Rows]) -> Query:
-            if answers[0][0]["isolation"] != "read committed":
+            if answers[0][0]["isolation"] not in ("read committed", "read uncommitted"):
                 raise DatabaseError(
-                    "leasing under an id needs READ COMMITTED, the isolation level that "
-                    "default_transaction_isolation names here is another"
+                    "leasing under an id needs READ COMMITTED; the engine's isolation_level, or "
+                    "default_transaction_isolation of the database, is another"
                 )
             return Query(reading.was_granted_statement(self.schema), lease_id)
 

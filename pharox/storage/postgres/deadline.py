@@ -153,7 +153,7 @@ def answer_timeout(seconds: float) -> AnswerTimeoutError:
     """Return the error for a statement that the server has cancelled because it took too long."""
     return AnswerTimeoutError(
         f"no answer came within answer_timeout_s ({seconds:g} s), so the statement was cancelled; "
-        "nothing was changed",
+        "nothing came of it",
         answer_timeout_s=seconds,
     )
 

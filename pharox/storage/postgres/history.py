@@ -66,12 +66,12 @@ def page_statement(schema: str, given: frozenset[str]) -> Statement:
     keeps parallel workers from being started for a few hundred rows.
     """
     span = {"after", "upto"}
-    length = parameter("upto", BigInteger) - parameter("after", BigInteger)
+    longest = parameter("upto", BigInteger) - parameter("after", BigInteger)
     sealed = (
         select(seals.c.seq, seals.c.position)
         .where(*(_CONDITIONS[name] for name in sorted(span)))
         .order_by(seals.c.seq)
-        .limit(func.greatest(length, literal_column("0")))
+        .limit(func.greatest(longest, literal_column("0")))
         .subquery("sealed")
     )
     event = (

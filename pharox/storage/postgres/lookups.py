@@ -197,7 +197,7 @@ class Lookups:
         """
         if upto <= after:
             return []
-        values = {"after": after, "upto": upto}
+        values = Extract(after, upto).given()
         statement = page_statement(self.schema, frozenset(values))
         rows = yield Query(statement, {**values, "limit": PAGE})
         # Asked after the events: a part that leaves meanwhile is listed by then.
