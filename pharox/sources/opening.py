@@ -33,7 +33,7 @@ MAX_FETCHED_BYTES = 1 << 30
 MAX_WAITED_S = 3600.0
 """How long a list behind a URL may have us wait for its pieces, all in all."""
 
-_GZIP_WINDOW_BITS = 31
+_GZIP_WINDOW_BITS = 16 + zlib.MAX_WBITS
 
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _USERINFO = re.compile(r"(?<=://)[^/@\s]*@")

@@ -97,6 +97,7 @@ class Levels:
         third = len(samples) // 3
         before = median(samples[third : 2 * third] or samples)
         after = median(samples[2 * third :] or samples)
+        is_judged = len(samples) >= LEAST_SAMPLES
         most = before * (1 + tolerance.share) + tolerance.amount
         return {
             "level": name,
@@ -106,6 +107,6 @@ class Levels:
             "at most": round(most, 1),
             "tolerated because": tolerance.why,
             "samples": len(samples),
-            "judged": len(samples) >= LEAST_SAMPLES,
-            "held": len(samples) < LEAST_SAMPLES or after <= most,
+            "judged": is_judged,
+            "held": not is_judged or after <= most,
         }

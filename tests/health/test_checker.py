@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import random
@@ -256,20 +257,18 @@ def open_files() -> int:
 
 
 async def is_as_before(files: int) -> bool:
-    """Tell whether no task and no file is left, once the loop has closed what it was told to.
-
-    There may be fewer files: what an earlier test has left is collected meanwhile.
-    """
+    """Tell whether no task and no file is left, once the loop has closed what it was told to."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        if asyncio.all_tasks() == {asyncio.current_task()} and open_files() <= files:
+        if asyncio.all_tasks() == {asyncio.current_task()} and open_files() == files:
             return True
         await asyncio.sleep(0.001)
     return False
 
 
 async def warmed_up(zoo: Zoo) -> HealthChecker:
-    """Return a checker that has opened what it opens once."""
+    """Return a checker that has opened what it opens once, with nothing of earlier tests around."""
+    gc.collect()
     checker = HealthChecker(ssl_context=zoo.ssl_context())
     await checker.check_proxy(zoo.proxy("http-answers", "http"), QUICK)
     return checker

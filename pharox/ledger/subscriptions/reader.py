@@ -37,7 +37,7 @@ from pharox.errors import DatabaseError, DatabaseUnavailableError
 from pharox.events import Event
 from pharox.log import Extract, event_from_row
 from pharox.storage.postgres import PostgresStorage
-from pharox.storage.postgres.history import history_statement, page_statement, seal_statement
+from pharox.storage.postgres.history import page_statement, seal_statement
 from pharox.storage.postgres.retention import archived_error, archived_statement, parts_needed
 from pharox.storage.postgres.sql import Query, Statement
 from pharox.text import inert
@@ -420,8 +420,8 @@ class Reader:
         if not rows:
             return
         seq = rows[0]["seq"]
-        one = history_statement(self._schema, frozenset({"after", "upto"}))
-        found = yield Query(one, {"after": seq - 1, "upto": seq})
+        one = page_statement(self._schema, frozenset({"after", "upto"}))
+        found = yield Query(one, {"after": seq - 1, "upto": seq, "limit": 1})
         if not found:
             raise HandlerError(seq, seq, "the event is in an archived part of the log")
         events = [event_from_row(found[0])]

@@ -438,8 +438,8 @@ class Commands(Registrations, Checks):
         its turn cannot be the one that looks.
         """
         if request.lease_id is None:
-            (row,) = yield attempt
-            return row  # type: ignore[no-any-return]
+            rows: Rows = yield attempt
+            return rows[0]
         lease_id = {"lease_id": request.lease_id}
 
         def look(answers: Sequence[Rows]) -> Query:
@@ -450,14 +450,15 @@ class Commands(Registrations, Checks):
                 )
             return Query(reading.was_granted_statement(self.schema), lease_id)
 
-        _, granted, leased = yield [
+        answers: list[Rows] = yield [
             Query(acquiring.lease_id_lock_statement(self.schema), lease_id),
             look,
             lambda answers: None if answers[1] else attempt,
         ]
+        _, granted, leased = answers
         if granted:
             raise _GrantedMeanwhileError
-        return leased[0]  # type: ignore[no-any-return]
+        return leased[0]
 
     def _record_miss(
         self, pool_id: UUID, details: Mapping[str, Any], values: Mapping[str, Any]
