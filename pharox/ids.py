@@ -19,10 +19,7 @@ def uuid7() -> UUID:
     """Return a new time-ordered UUID: 48 bits of Unix milliseconds, 74 random bits."""
     millis = time.time_ns() // 1_000_000
     tail = int.from_bytes(os.urandom(10), "big")
-    value = (millis << 80) | tail
-    value = (value & ~(0xF << 76)) | (0x7 << 76)
-    value = (value & ~(0x3 << 62)) | (0x2 << 62)
-    return UUID(int=value)
+    return _stamped((millis << 80) | tail, version=7)
 
 
 def new_lease_id() -> UUID:
@@ -35,11 +32,23 @@ def following(uuid: UUID) -> UUID:
     return UUID(int=min(uuid.int + 1, 2**128 - 1))
 
 
-def imported_proxy_id(pool_id: UUID, protocol: str, host: str, port: int, user: str) -> UUID:
-    """Return the id of an imported proxy, the same for the same identity every time."""
-    return uuid5(pool_id, "\x00".join((protocol, host.lower(), str(port), user)))
+def imported_proxy_id(pool_id: UUID, protocol: str, host: str, port: int) -> UUID:
+    """Return the id of an imported proxy without credentials, the same for each time."""
+    return uuid5(pool_id, "\x00".join((protocol, host, str(port), "")))
+
+
+def derived_id(digest: bytes) -> UUID:
+    """Return the id that a digest of 16 bytes stands for: a UUID of version 8 (RFC 9562)."""
+    return _stamped(int.from_bytes(digest, "big"), version=8)
 
 
 def health_record_id(proxy_id: UUID, position: int) -> UUID:
     """Return the id of a health record: derived, as the log knows it by its position."""
     return uuid5(proxy_id, str(position))
+
+
+def _stamped(value: int, *, version: int) -> UUID:
+    """Return 128 bits as a UUID of this version, in the variant of RFC 9562."""
+    value = (value & ~(0xF << 76)) | (version << 76)
+    value = (value & ~(0x3 << 62)) | (0x2 << 62)
+    return UUID(int=value)

@@ -27,12 +27,14 @@ from pydantic import (
     ConfigDict,
     Field,
     IPvAnyAddress,
+    ModelWrapValidatorHandler,
     PrivateAttr,
     SecretStr,
     ValidationError,
     field_validator,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from .errors import InvalidInputError, InvalidLeaseError
 from .geo import same_coordinate, within_radius
@@ -229,7 +231,34 @@ class CheckFailure(StrEnum):
     OTHER = "other"
 
 
-class ProxyCredentials(BaseModel):
+class _Confidential(BaseModel):
+    """A model whose errors show nothing of what was given: it may be a password in a wrong place."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _without_input(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            raise _without_inputs(error) from None
+
+
+def _without_inputs(error: ValidationError) -> ValidationError:
+    """Return the same complaints without the values they are about."""
+    kept = [
+        InitErrorDetails(
+            type=PydanticCustomError(fault["type"], fault["msg"]),
+            loc=fault["loc"],
+            input=None,
+        )
+        for fault in error.errors(include_url=False, include_input=False, include_context=False)
+    ]
+    return ValidationError.from_exception_data(error.title, kept, hide_input=True)
+
+
+class ProxyCredentials(_Confidential):
     """What a proxy asks of its clients. Neither part shows in a repr."""
 
     user: Text = Field(repr=False)
@@ -250,6 +279,9 @@ class ProxyCredentials(BaseModel):
         check_text(value.get_secret_value())
         return value
 
+
+_MAX_CREDENTIAL_BYTES = {ProxyProtocol.SOCKS5: 255}
+"""What a protocol's handshake has room for (RFC 1929)."""
 
 _NO_HOST = "/@:?#[]<>\\^|%"
 """What no host of a URL may have: some client would read another host there, or a path."""
@@ -279,7 +311,7 @@ def _is_text_or_address(host: Any) -> Any:
     return host
 
 
-class Proxy(BaseModel):
+class Proxy(_Confidential):
     """A network proxy and what is known of it.
 
     ``current_leases`` is the ledger's to say: whatever a caller puts there is
@@ -307,6 +339,18 @@ class Proxy(BaseModel):
         default=None, description="How many leases at once; None for any number."
     )
     current_leases: int = Field(default=0, ge=0, description="Active leases, kept by the storage.")
+
+    @model_validator(mode="after")
+    def _credentials_can_be_sent(self) -> Self:
+        if self.credentials is not None and self.protocol in _MAX_CREDENTIAL_BYTES:
+            most = _MAX_CREDENTIAL_BYTES[self.protocol]
+            password = self.credentials.password.get_secret_value()
+            for name, text in (("user", self.credentials.user), ("password", password)):
+                if len(text.encode()) > most:
+                    raise ValueError(
+                        f"{self.protocol.value} carries a {name} of at most {most} bytes in UTF-8"
+                    )
+        return self
 
     @property
     def url(self) -> str:

@@ -16,6 +16,7 @@ M = TypeVar("M", bound=BaseModel)
 
 _SPAN = re.compile(r"([0-9]+)\s*([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_LIMIT = re.compile("[0-9]{1,10}")
 _SEQ = re.compile("[0-9]{1,18}")
 _SECONDS = re.compile(r"[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:[.,]([0-9]{1,6}))?")
 _FORMS = "a time with its zone such as 2026-01-31T12:00Z, a span before now such as 30m, now"
@@ -36,6 +37,24 @@ def checked_filters(**fields: Any) -> ProxyFilters | None:
 def checked_options(**fields: Any) -> HealthCheckOptions:
     """Return how to probe, as the options describe it."""
     return _checked(HealthCheckOptions, fields)
+
+
+def limit_of(text: str) -> int | None:
+    """Return how many leases a proxy may have at once; None for any number.
+
+    Raises
+    ------
+    InvalidInputError
+        If the text is neither a number from 1 on nor ``unlimited``.
+    """
+    wanted = text.strip().lower()
+    if wanted == "unlimited":
+        return None
+    if _LIMIT.fullmatch(wanted) and 1 <= int(wanted) < 2**31:
+        return int(wanted)
+    raise InvalidInputError(
+        f"--max-concurrency is a number from 1 to {2**31 - 1}, or unlimited, not {text!r}"
+    )
 
 
 def length_of(text: str) -> timedelta:

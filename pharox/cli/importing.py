@@ -2,7 +2,8 @@
 
 One transaction a batch, so what was imported before something went wrong
 stays; importing the same list again changes nothing. Batches and the listing
-of bad entries are bounded, whatever the length of the list.
+of bad entries are bounded, whatever the length of the list. What a list has no more is
+removed only after all of it was read without an error.
 """
 
 from __future__ import annotations
@@ -11,18 +12,21 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
+from uuid import UUID
 
 import typer
 
-from ..errors import ConflictError, PoolNotFoundError, SourceError
+from ..errors import InvalidInputError, SourceError
+from ..ids import NIL
 from ..models import Proxy, ProxyPool, ProxyProtocol, ProxyStatus, check_name, check_text
 from ..sources import BadEntry, Defaults, Entry, Format, open_source, read_proxies
-from ..text import inert
+from ..storage.list_import import HALF, ImportReport, MaxRemoved, RemovalReport
+from ..text import inert, url_of
+from .checking import limit_of
 from .session import ledger
-
-if TYPE_CHECKING:
-    from ..storage.postgres import PostgresStorage
+from .showing import say
+from .telling import counted
 
 BATCH = 1000
 LISTED = 50
@@ -34,10 +38,10 @@ class Tally:
     """What has come of a source so far."""
 
     good: int = 0
-    new: int = 0
     bad: int = 0
     listed: list[BadEntry] = field(default_factory=list)
     failure: SourceError | None = None
+    report: ImportReport = field(default_factory=lambda: ImportReport(NIL))
 
     def note_bad(self, entry: BadEntry) -> None:
         """Count a bad entry, and remember it if it is one of the first."""
@@ -45,17 +49,32 @@ class Tally:
         if len(self.listed) < LISTED:
             self.listed.append(entry)
 
-    def tell(self) -> None:
-        """Print it all: bad entries as remarks, the sums as the result."""
-        for entry in self.listed:
-            print(inert(str(entry)), file=sys.stderr)
-        if self.bad > len(self.listed):
-            print(f"... and {self.bad - len(self.listed)} more", file=sys.stderr)
-        known = self.good - self.new
-        print(
-            f"{self.good + self.bad} read: {self.new} new, {known} known already, {self.bad} bad",
-            flush=True,
+    @property
+    def is_clean(self) -> bool:
+        """Whether the source was read to its end, and all of it."""
+        return self.failure is None and not self.bad
+
+    def tell(self, max_concurrency: int | None) -> None:
+        """Print it all: bad and changed entries as remarks, the sums as the result."""
+        _remark([str(entry) for entry in self.listed], self.bad)
+        report = self.report
+        _remark(
+            [_of_change(each.proxy, each.proxy_id) for each in report.changes]
+            if report.changed
+            else [],
+            report.changed,
         )
+        parts = [f"{report.new} new", f"{report.known} known already"]
+        parts += [f"{report.updated} updated"] if report.updated else []
+        parts += [f"{report.changed} changed"] if report.changed else []
+        limit = (
+            "any number of leases"
+            if max_concurrency is None
+            else counted(max_concurrency, "lease", "leases")
+        )
+        each = f"; each new one takes {limit} at a time" if report.new else ""
+        read = self.good + self.bad
+        print(f"{read} read: {', '.join(parts)}, {self.bad} bad{each}", flush=True)
 
 
 def import_source(
@@ -75,14 +94,12 @@ def import_source(
         ProxyStatus, typer.Option(help="The status of those that name none.")
     ] = ProxyStatus.ACTIVE,
     max_concurrency: Annotated[
-        int | None,
+        str,
         typer.Option(
-            min=1,
-            max=2**31 - 1,
             metavar="N",
-            help="How many leases each may have at once; any number if not set.",
+            help="How many leases each may have at once, or `unlimited`, for those that name none.",
         ),
-    ] = None,
+    ] = "1",
     label: Annotated[
         str | None,
         typer.Option("--source", metavar="TEXT", help="The label of those that name none."),
@@ -91,37 +108,110 @@ def import_source(
         Format | None,
         typer.Option("--format", help="How it is written; seen from the content if not set."),
     ] = None,
+    update: Annotated[
+        bool,
+        typer.Option(
+            "--update", help="Replace the password where the pool has a proxy with another one."
+        ),
+    ] = False,
+    sync: Annotated[
+        bool,
+        typer.Option(
+            "--sync",
+            help="Remove the proxies with the label of --source (or without any) that the source "
+            "has no more, unless they are leased.",
+        ),
+    ] = False,
+    max_removed: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|N%", help="How many --sync may remove; it removes none of more. Else 50%."
+        ),
+    ] = None,
 ) -> None:
     """Import a list of proxies: addresses, CSV, JSON or JSON lines.
 
-    A proxy that the pool knows already (by protocol, host, port and user) stays as it is. Bad
-    entries are listed, and the exit status is then 1; the good ones are imported all the same.
+    A proxy that the pool knows already (by protocol, host, port, user and password) stays as it
+    is. Bad entries, and proxies with another password than in the pool, are listed, and the exit
+    status is then 1; the good ones are imported all the same.
     """
     check_name(pool, "pool")
     check_text(label or "")
-    defaults = Defaults(
-        protocol=protocol, status=status, max_concurrency=max_concurrency, source=label
-    )
+    limit = limit_of(max_concurrency)
+    most = _removable(max_removed, sync=sync)
+    defaults = Defaults(protocol=protocol, status=status, max_concurrency=limit, source=label)
     tally = Tally()
+    removal: RemovalReport | None = None
     with (
         open_source(source) as opened,
         ledger(context) as storage,
         _progress(opened.size_bytes) as advance,
     ):
         chunks = _told(opened.chunks, advance)
-        target = storage.get_pool_by_name(pool) or ProxyPool(name=pool)
-        for batch in _batches(read_proxies(chunks, defaults, kind=kind), tally):
-            try:
-                tally.new += storage.import_proxies(target.id, batch)
-            except PoolNotFoundError:  # Only now, as there may be nothing that can be imported.
-                target = _registered(storage, target)
-                tally.new += storage.import_proxies(target.id, batch)
+        known = storage.get_pool_by_name(pool) or ProxyPool(name=pool)
+        batches = _batches(read_proxies(chunks, defaults, kind=kind), tally)
+        tally.report = storage.import_list(known.id, batches, update=update, make=known)
+        if most is not None and tally.is_clean:
+            removal = storage.remove_unlisted(
+                tally.report.pool_id, tally.report.listed, source=label, max_removed=most
+            )
     if tally.failure is None or tally.good or tally.bad:
-        tally.tell()
+        tally.tell(limit)
+    if most is not None:
+        _tell_removal(removal, most)
     if tally.failure is not None:
         raise tally.failure
-    if tally.bad:
+    if tally.bad or tally.report.changed or (most is not None and _is_unfinished(removal)):
         raise typer.Exit(1)
+
+
+def _removable(max_removed: str | None, *, sync: bool) -> MaxRemoved | None:
+    """Return how many proxies may be removed; None if the import removes none at all."""
+    if not sync:
+        if max_removed is not None:
+            raise InvalidInputError("--max-removed belongs to --sync")
+        return None
+    if max_removed is None:
+        return HALF
+    number, is_share = max_removed.strip().removesuffix("%"), max_removed.strip().endswith("%")
+    if not (number.isascii() and number.isdecimal() and len(number) < 10):
+        raise InvalidInputError(
+            f"--max-removed is a number or a share such as 50%, not {max_removed!r}"
+        )
+    return MaxRemoved(share=int(number) / 100) if is_share else MaxRemoved(count=int(number))
+
+
+def _tell_removal(removal: RemovalReport | None, most: MaxRemoved) -> None:
+    if removal is None:
+        say("nothing was removed, as not all of the source could be read")
+    elif removal.refused:
+        say(
+            f"nothing was removed: the source has {removal.gone} of its {removal.had} proxies no "
+            f"more, and --max-removed is {most}"
+        )
+    else:
+        for proxy_id in removal.leased_ids:
+            say(f"proxy {proxy_id} is leased and goes the next time")
+        print(
+            f"{removal.gone} gone: {removal.removed} removed, {removal.leased} leased", flush=True
+        )
+
+
+def _is_unfinished(removal: RemovalReport | None) -> bool:
+    return removal is None or removal.refused
+
+
+def _of_change(proxy: Proxy, proxy_id: UUID) -> str:
+    address = url_of(proxy.protocol, proxy.host, proxy.port)
+    return f"{address} has another password in the pool (proxy {proxy_id}); --update replaces it"
+
+
+def _remark(lines: list[str], of: int) -> None:
+    """Print some lines of several, and how many more there are."""
+    for line in lines:
+        print(inert(line), file=sys.stderr)
+    if of > len(lines):
+        print(f"... and {of - len(lines)} more", file=sys.stderr)
 
 
 def _batches(entries: Iterable[Entry | BadEntry], tally: Tally) -> Iterator[list[Proxy]]:
@@ -141,18 +231,6 @@ def _batches(entries: Iterable[Entry | BadEntry], tally: Tally) -> Iterator[list
         tally.failure = error
     if batch:
         yield batch
-
-
-def _registered(storage: PostgresStorage, pool: ProxyPool) -> ProxyPool:
-    """Register a pool and return it, or the one that somebody has just given this name."""
-    try:
-        storage.save_pool(pool)
-    except ConflictError:
-        known = storage.get_pool_by_name(pool.name)
-        if known is None:
-            raise
-        return known
-    return pool
 
 
 def _told(chunks: Iterable[bytes], advance: Callable[[int], None]) -> Iterator[bytes]:

@@ -146,6 +146,7 @@ _READ = (
 _KEPT_BY_APPS = tuple(t.name for t in (log.subscriptions, log.parked_events, log.fleet_counts))
 _CREDENTIALS = proxy_credentials.name
 _READ_FUNCTIONS = ("clock", "digest", "root", "seal")
+_APP_FUNCTIONS = ("add_partition", "forget_credentials")
 _SEQUENCE = "events_position_seq"
 
 
@@ -169,9 +170,10 @@ def _app_rights() -> Iterator[Right]:
     for table in (*_KEPT_BY_APPS, *_read_models()):
         for privilege in ("INSERT", "UPDATE", "DELETE"):
             yield Right("table", table, None, privilege)
-    for privilege in ("SELECT", "INSERT", "DELETE"):
+    for privilege in ("SELECT", "INSERT"):
         yield Right("table", _CREDENTIALS, None, privilege)
-    yield Right("function", "add_partition", None, "EXECUTE")
+    for function in _APP_FUNCTIONS:
+        yield Right("function", function, None, "EXECUTE")
 
 
 # What the database knows

@@ -7,7 +7,7 @@ fill a storage in a test, needs none here either.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Self
 from uuid import UUID
@@ -31,6 +31,7 @@ from ..models import (
 )
 from .async_interface import IAsyncStorage
 from .in_memory import InMemoryStorage
+from .list_import import HALF, ImportReport, ListedIds, MaxRemoved, RemovalReport
 from .terms import AcquireRequest, Acquisition, Ending, HealthOutcome, Return
 
 
@@ -149,8 +150,30 @@ class AsyncInMemoryStorage(IAsyncStorage):
         return self.memory.add_proxies_bulk(proxies)
 
     async def import_proxies(self, pool_id: UUID, proxies: Sequence[Proxy]) -> int:
-        """Register the proxies whose identity the pool does not know, and return how many."""
+        """Register the proxies of a list that the pool does not know, and return how many."""
         return self.memory.import_proxies(pool_id, proxies)
+
+    async def import_list(
+        self,
+        pool_id: UUID,
+        batches: Iterable[Sequence[Proxy]],
+        *,
+        update: bool = False,
+        make: ProxyPool | None = None,
+    ) -> ImportReport:
+        """Import a list that comes in batches, however long it is."""
+        return self.memory.import_list(pool_id, batches, update=update, make=make)
+
+    async def remove_unlisted(
+        self,
+        pool_id: UUID,
+        listed: ListedIds,
+        *,
+        source: str | None,
+        max_removed: MaxRemoved = HALF,
+    ) -> RemovalReport:
+        """Remove the proxies of a source that its list has no more, unless somebody holds them."""
+        return self.memory.remove_unlisted(pool_id, listed, source=source, max_removed=max_removed)
 
     async def get_proxy(self, proxy_id: str) -> Proxy:
         return self.memory.get_proxy(proxy_id)

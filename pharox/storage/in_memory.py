@@ -9,11 +9,13 @@ Nothing survives the process.
 
 from __future__ import annotations
 
+import os
 import threading
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from datetime import datetime, timedelta
+from hashlib import blake2b
+from itertools import chain, islice
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -42,7 +44,7 @@ from ..events import (
     ProxyRemoved,
     ProxyState,
 )
-from ..ids import NIL, imported_proxy_id, uuid7
+from ..ids import NIL, derived_id, imported_proxy_id, uuid7
 from ..models import (
     LEASABLE,
     Consumer,
@@ -57,7 +59,6 @@ from ..models import (
     ProxyFilters,
     ProxyHealthRecord,
     ProxyPool,
-    ProxyProtocol,
     ProxyStatus,
     SelectorStrategy,
     check_aware,
@@ -67,8 +68,23 @@ from ..models import (
     check_whole,
     utc_now,
 )
+from ..programs import call, run
 from .interface import IStorage
 from .judging import Observation, in_rounds, judge
+from .list_import import (
+    HALF,
+    Account,
+    ChangedProxy,
+    ImportReport,
+    ListedIds,
+    Match,
+    MaxRemoved,
+    RemovalReport,
+    account_of,
+    import_list,
+    password_of,
+    remove_unlisted,
+)
 from .pool_index import PoolIndex
 from .terms import (
     AcquireRequest,
@@ -94,6 +110,7 @@ from .terms import (
 )
 
 E_ = TypeVar("E_", bound=EventBase)
+T = TypeVar("T")
 
 _HANDLERS: dict[str, tuple[projections.Projection, ...]] = {}
 """The projections that an event of a type concerns."""
@@ -127,7 +144,8 @@ class InMemoryStorage(IStorage):
         self._pruned_ids: set[UUID] = set()
         self._consumer_ids: set[UUID] = set()
         self._credentials: dict[UUID, ProxyCredentials] = {}
-        self._identities: Counter[tuple[object, ...]] = Counter()
+        self._accounts: dict[tuple[UUID, Account], dict[str, set[UUID]]] = {}
+        self._fingerprint_key = os.urandom(32)
         self._checks: dict[UUID, list[HealthChecked]] = {}
 
     # Leasing
@@ -339,20 +357,91 @@ class InMemoryStorage(IStorage):
         return self._save_proxies(proxies, change=False)
 
     def import_proxies(self, pool_id: UUID, proxies: Sequence[Proxy]) -> int:
-        """Register the proxies whose identity the pool does not know, and return how many.
+        """Register the proxies of a list that the pool does not know, and return how many.
 
-        A proxy's identity is its pool, protocol, host, port and user.
+        One is known if the pool has its protocol, host and port with the same credentials.
         """
+        return self.import_list(pool_id, [[checked_model(proxy) for proxy in proxies]]).new
+
+    def import_list(
+        self,
+        pool_id: UUID,
+        batches: Iterable[Sequence[Proxy]],
+        *,
+        update: bool = False,
+        make: ProxyPool | None = None,
+    ) -> ImportReport:
+        """Import a list that comes in batches, however long it is."""
+        return run(import_list(self, _ask, pool_id, batches, update=update, make=make), call)
+
+    def remove_unlisted(
+        self,
+        pool_id: UUID,
+        listed: ListedIds,
+        *,
+        source: str | None,
+        max_removed: MaxRemoved = HALF,
+    ) -> RemovalReport:
+        """Remove the proxies of a source that its list has no more, unless somebody holds them."""
+        self.cleanup_expired_leases()  # Who has let go of a proxy does not hold it.
+        return run(remove_unlisted(self, _ask, pool_id, listed, source, max_removed), call)
+
+    def match_listed(self, pool_id: UUID, proxies: Sequence[Proxy]) -> list[Match]:
+        """Return how each proxy of a list stands to a pool."""
         with self._lock:
             pool = self.get_pool(str(pool_id))
-            new: dict[UUID, Proxy] = {}
-            for proxy in proxies:
-                identity = _identity(proxy)
-                if (pool.id, *identity) not in self._identities:
-                    uuid = imported_proxy_id(pool.id, *identity)
-                    own = {"id": uuid, "pool_id": pool.id}
-                    new.setdefault(uuid, proxy.model_copy(update=own))
-            return self._save_proxies(list(new.values()), change=False)
+            return [self._match(pool.id, proxy) for proxy in proxies]
+
+    def ensure_pool(self, pool: ProxyPool) -> UUID:
+        """Register a pool and return its id, or that of the one that has its name."""
+        with self._lock:
+            known = self.get_pool_by_name(pool.name)
+            if known is None:
+                self.save_pool(pool)
+            return (known or pool).id
+
+    def register_listed(self, pool_id: UUID, proxies: Sequence[Proxy]) -> tuple[list[UUID], int]:
+        """Register proxies of a list under derived ids; return the ids, and how many are new."""
+        with self._lock:
+            ids = [
+                self._match(pool_id, proxy).known or self._unused_id(pool_id, proxy)
+                for proxy in proxies
+            ]
+            named = [
+                proxy.model_copy(update={"id": uuid, "pool_id": pool_id})
+                for proxy, uuid in zip(proxies, ids, strict=True)
+            ]
+            return ids, self._save_proxies(named, change=False)
+
+    def replace_credentials(self, changes: Sequence[ChangedProxy]) -> int:
+        """Give known proxies the credentials of listed ones; return how many were there."""
+        with self._lock:
+            known = [each for each in changes if each.proxy_id in self._pool_of_proxy]
+            for proxy_id, listed in known:
+                update = {"credentials": listed.credentials}
+                self._save_proxies([self._proxy(proxy_id).model_copy(update=update)], change=True)
+            return len(known)
+
+    def sourced_page(
+        self, pool_id: UUID, source: str | None, first: UUID
+    ) -> tuple[list[UUID], UUID | None]:
+        """Return the ids of a pool's proxies with this source, all on one page."""
+        with self._lock:
+            members = sorted(self._pools[pool_id].members)
+            return [each for each in members if self._row(each).source == source], None
+
+    def remove_idle(self, pool_id: UUID, proxy_ids: Sequence[UUID]) -> list[UUID]:
+        """Remove those of a pool's proxies that nobody holds; return their ids."""
+        with self._lock:
+            members = self._pools[pool_id].members
+            idle = [
+                proxy_id
+                for proxy_id in sorted(proxy_ids)
+                if proxy_id in members and not self._standing(pool_id, proxy_id).leases
+            ]
+            for proxy_id in idle:
+                self._remove(pool_id, proxy_id)
+            return idle
 
     def get_proxy(self, proxy_id: str) -> Proxy:
         uuid = id_from_text(proxy_id)
@@ -668,11 +757,35 @@ class InMemoryStorage(IStorage):
         del self._pool_of_proxy[proxy_id]
         self._credentials.pop(proxy_id, None)
 
+    def _match(self, pool_id: UUID, proxy: Proxy) -> Match:
+        by_password = self._accounts.get((pool_id, account_of(proxy)), {})
+        if same := by_password.get(password_of(proxy)):
+            return Match(min(same))
+        return Match(None, tuple(islice(chain.from_iterable(by_password.values()), 2)))
+
+    def _unused_id(self, pool_id: UUID, proxy: Proxy) -> UUID:
+        """Return the id that a proxy of a list has every time, unless it was given away."""
+        account = account_of(proxy)
+        if proxy.credentials is None:
+            derived = imported_proxy_id(pool_id, *account[:3])
+        else:  # Keyed, as an id is no secret and must not tell one.
+            told = "\x00".join(map(str, (pool_id, *account, password_of(proxy))))
+            digest = blake2b(told.encode(), digest_size=16, key=self._fingerprint_key)
+            derived = derived_id(digest.digest())
+        return uuid4() if derived in self._pool_of_proxy else derived
+
+    def _remember_identity(self, proxy: Proxy) -> None:
+        by_password = self._accounts.setdefault((proxy.pool_id, account_of(proxy)), {})
+        by_password.setdefault(password_of(proxy), set()).add(proxy.id)
+
     def _forget_identity(self, proxy: Proxy) -> None:
-        identity = (proxy.pool_id, *_identity(proxy))
-        self._identities[identity] -= 1
-        if not self._identities[identity]:
-            del self._identities[identity]
+        account, password = (proxy.pool_id, account_of(proxy)), password_of(proxy)
+        by_password = self._accounts[account]
+        by_password[password].discard(proxy.id)
+        if not by_password[password]:
+            del by_password[password]
+        if not by_password:
+            del self._accounts[account]
 
     def _consumer_id(self, name: str, wanted: UUID | None) -> UUID:
         with self._lock:
@@ -717,12 +830,13 @@ class InMemoryStorage(IStorage):
         facts["host"] = str(proxy.host)
         if reason is not None:
             facts["reason"] = reason
-        if not is_new:
-            self._forget_identity(self._proxy(proxy.id))
-        self._identities[proxy.pool_id, *_identity(proxy)] += 1
+        earlier = None if is_new else self._proxy(proxy.id)
+        if earlier is not None:
+            self._forget_identity(earlier)
+        self._remember_identity(proxy)
         if proxy.credentials is not None:
             known = None if is_new else self._row(proxy.id).credential_id
-            same = self._credentials.get(proxy.id) == proxy.credentials
+            same = earlier is not None and _has_identity_of(proxy, earlier)
             facts["credential_id"] = known if known and same else uuid4()
             self._credentials[proxy.id] = proxy.credentials.model_copy()
         else:
@@ -867,6 +981,9 @@ def _same(proxy: Proxy, known: Proxy) -> bool:
     )
 
 
-def _identity(proxy: Proxy) -> tuple[ProxyProtocol, str, int, str]:
-    user = proxy.credentials.user if proxy.credentials else ""
-    return proxy.protocol, str(proxy.host).lower(), proxy.port, user
+def _has_identity_of(proxy: Proxy, other: Proxy) -> bool:
+    return account_of(proxy) == account_of(other) and proxy.credentials == other.credentials
+
+
+def _ask(step: Callable[..., T], *arguments: Any) -> T:
+    return step(*arguments)

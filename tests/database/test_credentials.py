@@ -22,7 +22,7 @@ from pharox import (
     SecretKeyError,
 )
 from pharox.storage.postgres import PostgresStorage
-from pharox.storage.postgres.vault import Vault
+from pharox.storage.postgres.vault import Place, Vault
 from tests.conftest import SECRET_KEY, AnyStorage, fill, open_engine, run_sql, types_of
 
 USER, PASSWORD = "s3cret-user", "s3cret pass/word:%+"
@@ -171,7 +171,8 @@ def test_a_vault_opens_what_it_sealed(user: str, password: str) -> None:
     """Sealing and opening give the same credentials back."""
     vault = Vault([SECRET_KEY])
     credentials = ProxyCredentials(user=user, password=password)
-    assert vault.open(vault.seal(credentials)) == credentials
+    place = Place(uuid4(), uuid4(), uuid4())
+    assert vault.open(vault.seal(credentials, place), place) == credentials
 
 
 def test_memory_keeps_no_secret_in_its_log() -> None:

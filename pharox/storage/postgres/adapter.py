@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from datetime import datetime, timedelta
 from functools import partial
@@ -44,8 +44,18 @@ from ...models import (
     check_pause,
     check_whole,
 )
+from ...programs import call, run
 from ...settings import Settings
 from ..interface import IStorage
+from ..list_import import (
+    HALF,
+    ImportReport,
+    ListedIds,
+    MaxRemoved,
+    RemovalReport,
+    import_list,
+    remove_unlisted,
+)
 from ..terms import (
     AcquireRequest,
     Acquisition,
@@ -54,6 +64,7 @@ from ..terms import (
     Return,
     check_age,
     check_statuses,
+    checked_model,
 )
 from . import schema as migrations
 from . import snapshots, verifying
@@ -245,12 +256,64 @@ class PostgresStorage(IStorage):
         return self._run(self._commands.save_proxies(proxies, change=False))
 
     def import_proxies(self, pool_id: UUID, proxies: Sequence[Proxy]) -> int:
-        """Register the proxies whose identity the pool does not know, and return how many.
+        """Register the proxies of a list that the pool does not know, and return how many.
 
-        A proxy's identity is its pool, protocol, host, port and user. It gets an
-        id made of these, so two imports at once register it once.
+        One is known if the pool has its protocol, host and port with the same credentials;
+        :meth:`import_list` tells more. It gets an id made of these, so two imports at once
+        register it once.
         """
-        return self._run(self._commands.import_proxies(pool_id, proxies))
+        return self.import_list(pool_id, [[checked_model(proxy) for proxy in proxies]]).new
+
+    def import_list(
+        self,
+        pool_id: UUID,
+        batches: Iterable[Sequence[Proxy]],
+        *,
+        update: bool = False,
+        make: ProxyPool | None = None,
+    ) -> ImportReport:
+        """Import a list that comes in batches, however long it is; a transaction each.
+
+        Parameters
+        ----------
+        batches:
+            Valid proxies. Their ``id`` and ``pool_id`` do not count.
+        update:
+            Whether a proxy that the pool has with another password gets the list's.
+        make:
+            A pool to register if there is none; then only its name counts.
+
+        Raises
+        ------
+        PoolNotFoundError
+            If there is no such pool.
+        """
+        return run(
+            import_list(self._commands, self._ask, pool_id, batches, update=update, make=make), call
+        )
+
+    def remove_unlisted(
+        self,
+        pool_id: UUID,
+        listed: ListedIds,
+        *,
+        source: str | None,
+        max_removed: MaxRemoved = HALF,
+    ) -> RemovalReport:
+        """Remove the proxies of a source that its list has no more, unless somebody holds them.
+
+        Parameters
+        ----------
+        listed:
+            What :meth:`import_list` reported of the list.
+        source:
+            The label of the source; None for proxies without one.
+        max_removed:
+            If more would have to go, nothing is removed.
+        """
+        self.cleanup_expired_leases()  # Who has let go of a proxy does not hold it.
+        steps = remove_unlisted(self._commands, self._ask, pool_id, listed, source, max_removed)
+        return run(steps, call)
 
     def get_proxy(self, proxy_id: str) -> Proxy:
         return self._run(self._commands.proxy(proxy_id))
@@ -483,6 +546,9 @@ class PostgresStorage(IStorage):
                 raise
 
     # Parts
+
+    def _ask(self, step: Callable[..., Program[T]], *arguments: Any) -> T:
+        return self._run(step(*arguments))
 
     def _run(self, program: Program[T]) -> T:
         return self._driver.run(self._commands.checked(program))

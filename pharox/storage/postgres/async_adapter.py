@@ -9,10 +9,10 @@ returns the same ledger for code that blocks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -38,8 +38,18 @@ from ...models import (
     check_pause,
     check_whole,
 )
+from ...programs import call_async, run_async
 from ...settings import Settings
 from ..async_interface import IAsyncStorage
+from ..list_import import (
+    HALF,
+    ImportReport,
+    ListedIds,
+    MaxRemoved,
+    RemovalReport,
+    import_list,
+    remove_unlisted,
+)
 from ..terms import (
     AcquireRequest,
     Acquisition,
@@ -48,6 +58,7 @@ from ..terms import (
     Return,
     check_age,
     check_statuses,
+    checked_model,
 )
 from .adapter import PostgresStorage
 from .async_driver import AsyncDriver, Stops
@@ -271,8 +282,34 @@ class AsyncPostgresStorage(IAsyncStorage):
         return await self._run(self._commands.save_proxies(proxies, change=False))
 
     async def import_proxies(self, pool_id: UUID, proxies: Sequence[Proxy]) -> int:
-        """Register the proxies whose identity the pool does not know, and return how many."""
-        return await self._run(self._commands.import_proxies(pool_id, proxies))
+        """Register the proxies of a list that the pool does not know, and return how many."""
+        batch = [checked_model(proxy) for proxy in proxies]
+        return (await self.import_list(pool_id, [batch])).new
+
+    async def import_list(
+        self,
+        pool_id: UUID,
+        batches: Iterable[Sequence[Proxy]],
+        *,
+        update: bool = False,
+        make: ProxyPool | None = None,
+    ) -> ImportReport:
+        """Import a list that comes in batches, however long it is; a transaction each."""
+        steps = import_list(self._commands, self._ask, pool_id, batches, update=update, make=make)
+        return await run_async(steps, call_async)
+
+    async def remove_unlisted(
+        self,
+        pool_id: UUID,
+        listed: ListedIds,
+        *,
+        source: str | None,
+        max_removed: MaxRemoved = HALF,
+    ) -> RemovalReport:
+        """Remove the proxies of a source that its list has no more, unless somebody holds them."""
+        await self.cleanup_expired_leases()  # Who has let go of a proxy does not hold it.
+        steps = remove_unlisted(self._commands, self._ask, pool_id, listed, source, max_removed)
+        return await run_async(steps, call_async)
 
     async def get_proxy(self, proxy_id: str) -> Proxy:
         return await self._run(self._commands.proxy(proxy_id))
@@ -400,6 +437,9 @@ class AsyncPostgresStorage(IAsyncStorage):
                 await asyncio.sleep(poll_s)
 
     # Parts
+
+    async def _ask(self, step: Callable[..., Program[T]], *arguments: Any) -> T:
+        return await self._run(step(*arguments))
 
     async def _run(self, program: Program[T]) -> T:
         return _unless_cancelled(*await self._ended(program))

@@ -47,7 +47,7 @@ from . import acquiring, ending, filtering, reading
 from .appending import origin
 from .checks import Checks
 from .driver import Program, Rows
-from .registrations import Registrations
+from .importing import Imports
 from .sql import Query
 from .vault import Vault
 
@@ -70,7 +70,7 @@ def request_details(request: AcquireRequest) -> dict[str, Any]:
     return details
 
 
-class Commands(Registrations, Checks):
+class Commands(Imports, Checks):
     """Every command of one schema. Remembers the ids of pools it has met, nothing else.
 
     What a caller gives is checked when a command is made, before it asks for anything.
@@ -251,7 +251,7 @@ class Commands(Registrations, Checks):
         offset, size = 0, _FIRST_PAGE
         while True:
             rows = yield Query(for_page, {**values, "page_size": size, "offset": offset})
-            proxies = (reading.proxy_from_row(row, self.vault) for row in rows)
+            proxies = reading.readable_proxies(rows, self.vault)
             chosen = next((proxy for proxy in proxies if filters.matches(proxy)), None)
             if chosen is not None:
                 if selector is SelectorStrategy.ROUND_ROBIN:
@@ -483,13 +483,15 @@ class _Seen:
     def judge(self, rows: Rows, filters: ProxyFilters | None, vault: Vault) -> list[UUID]:
         """Take note of a page, and return those that match and are free, in its order."""
         free = []
-        for row in rows:
-            self.any_row = True
-            if filters is None or filters.matches(reading.proxy_from_row(row, vault)):
+        self.any_row |= bool(rows)
+        by_id = {row["id"]: row for row in rows}
+        for proxy in reading.readable_proxies(rows, vault):
+            if filters is None or filters.matches(proxy):
+                row = by_id[proxy.id]
                 self.matched = True
                 self.healthy |= row["healthy"]
                 if row["leasable"]:
-                    free.append(row["id"])
+                    free.append(proxy.id)
         self.free |= bool(free)
         return free
 

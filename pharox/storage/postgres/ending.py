@@ -25,6 +25,7 @@ from sqlalchemy import (
     select,
     true,
 )
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from projections.leases import leases
 
@@ -101,7 +102,7 @@ def release_held_statement(schema: str, *, whole_pool: bool) -> Statement:
     """Return the statement that releases the leases of a proxy or pool that is being removed."""
     held = _held()
     if not whole_pool:
-        held = held.where(a.c.proxy_id == parameter("proxy_id", Uuid))
+        held = held.where(a.c.proxy_id == func.any(parameter("proxies", ARRAY(Uuid))))
     locked = held.with_for_update(of=(a, leases)).cte("held")
     return _several(schema, locked, "LeaseReleased")
 

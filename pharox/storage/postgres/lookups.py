@@ -144,7 +144,7 @@ class Lookups:
     ) -> Program[Page]:
         """Do as :meth:`proxies_page` with the proxies that are due to be checked."""
         choice = {"pool_id": pool_id, "age": age, "statuses": list(statuses)}
-        return self._page(reading.due_proxies_statement, self.vault, first, **choice)
+        return self._readable_page(reading.due_proxies_statement, first, **choice)
 
     # Leases and health
 
@@ -244,5 +244,14 @@ class Lookups:
         **values: Any,
     ) -> Program[Page]:
         rows = yield from self.rows(statement, from_id=first, limit=PAGE, **values)
-        page = [reading.proxy_from_row(row, vault) for row in rows]
-        return page, following(rows[-1]["id"]) if len(rows) == PAGE else None
+        return [reading.proxy_from_row(row, vault) for row in rows], _next_page(rows)
+
+    def _readable_page(
+        self, statement: Callable[[str], Statement], first: UUID, **values: Any
+    ) -> Program[Page]:
+        rows = yield from self.rows(statement, from_id=first, limit=PAGE, **values)
+        return list(reading.readable_proxies(rows, self.vault)), _next_page(rows)
+
+
+def _next_page(rows: Sequence[Mapping[str, Any]]) -> UUID | None:
+    return following(rows[-1]["id"]) if len(rows) == PAGE else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -41,7 +42,9 @@ from ...models import (
 )
 from .sql import ONE, POOL_ID, PROXY_ID, by_schema, now, parameter, word
 from .tables import proxy_credentials
-from .vault import Vault
+from .vault import Place, Vault
+
+logger = logging.getLogger("pharox")
 
 a = available_proxies.alias("a")
 d = proxies.alias("d")
@@ -82,11 +85,22 @@ def proxy_from_row(row: Mapping[str, Any], vault: Vault | None) -> Proxy:
     """Return the proxy in a row of :func:`proxy_rows`; without a vault, without credentials."""
     fields = {name: row[name] for name in (*_DESCRIPTION, *_STANDING)}
     if vault is not None and row["credential_id"] is not None:
-        try:
-            fields["credentials"] = vault.open(row["secret"])
-        except SecretKeyError as error:
-            raise SecretKeyError(f"proxy {row['id']}: {error}", proxy_id=row["id"]) from error
+        place = Place(row["credential_id"], row["pool_id"], row["id"])
+        fields["credentials"] = vault.open(row["secret"], place)
     return Proxy(**fields)
+
+
+def readable_proxies(rows: Iterable[Mapping[str, Any]], vault: Vault) -> Iterator[Proxy]:
+    """Yield the proxies in rows; one whose credentials are damaged is logged and left out."""
+    for row in rows:
+        try:
+            yield proxy_from_row(row, vault)
+        except SecretKeyError as error:
+            if "proxy_id" not in error.data:  # There is no key at all.
+                raise
+            logger.warning(
+                "pharox.credentials.unreadable: %s", error, extra={"proxy_id": str(row["id"])}
+            )
 
 
 def lease_from_row(row: Mapping[str, Any]) -> Lease:
@@ -208,30 +222,27 @@ def due_proxies_statement() -> Select[Any]:
 
 
 @by_schema
+def several_proxies_statement() -> Select[Any]:
+    """Query proxies by their ids, without their credentials."""
+    ids = parameter("ids", ARRAY(Uuid))
+    return proxy_rows(with_credentials=False).where(d.c.id == func.any(ids))
+
+
+@by_schema
+def secrets_page_statement() -> Select[Any]:
+    """Query a page of the credentials that are in use, each with its proxy's address."""
+    first, limit = parameter("from_id", Uuid), parameter("limit", Integer)
+    in_use = proxy_rows().where(_c.c.id == d.c.credential_id, _c.c.id >= first)
+    return in_use.order_by(_c.c.id).limit(limit)
+
+
+@by_schema
 def known_proxies_statement() -> Select[Any]:
     """Query where proxies are registered and with which credentials."""
     ids = parameter("ids", ARRAY(Uuid))
     joined = d.outerjoin(_c, and_(_c.c.id == d.c.credential_id, _c.c.pool_id == d.c.pool_id))
-    columns = (d.c.id, d.c.pool_id, d.c.credential_id, _c.c.secret)
+    columns = (d.c.id, d.c.pool_id, d.c.credential_id, _c.c.secret, _c.c.identity)
     return select(*columns).select_from(joined).where(d.c.id == func.any(ids))
-
-
-@by_schema
-def identities_statement() -> Select[Any]:
-    """Query which of many addresses are registered in a pool, and with which credentials."""
-    hosts, ports = parameter("hosts", ARRAY(Text)), parameter("ports", ARRAY(Integer))
-    asked = func.unnest(hosts, ports).table_valued("host", "port").render_derived()
-    joined = d.join(asked, and_(d.c.host == asked.c.host, d.c.port == asked.c.port)).outerjoin(
-        _c, and_(_c.c.id == d.c.credential_id, _c.c.pool_id == d.c.pool_id)
-    )
-    columns = (d.c.protocol, d.c.host, d.c.port, _c.c.secret)
-    return select(*columns).select_from(joined).where(d.c.pool_id == POOL_ID)
-
-
-@by_schema
-def secrets_statement() -> Select[Any]:
-    """Query every proxy's encrypted credentials."""
-    return select(_c.c.id, _c.c.pool_id, _c.c.secret).order_by(_c.c.id)
 
 
 @by_schema

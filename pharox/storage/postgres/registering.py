@@ -7,6 +7,7 @@ is registered already and no different appends nothing.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 from sqlalchemy import (
     CTE,
@@ -15,13 +16,13 @@ from sqlalchemy import (
     DateTime,
     Integer,
     LargeBinary,
+    Select,
     Text,
     Uuid,
     and_,
     case,
     cast,
     column,
-    delete,
     func,
     insert,
     literal_column,
@@ -31,7 +32,7 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.dialects.postgresql import JSONB, distinct_on
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, distinct_on
 
 from projections.consumers import consumers
 from projections.leases import leases
@@ -41,10 +42,24 @@ from projections.selector_cursors import selector_cursors
 from ...ids import NIL
 from .appending import append, event_row, fold_into, json_object, state
 from .reading import a, d
-from .sql import ONE, POOL_ID, Statement, compiled, now, parameter, word
+from .sql import (
+    ONE,
+    POOL_ID,
+    Statement,
+    by_schema,
+    compiled,
+    now,
+    parameter,
+    schema_function,
+    word,
+)
 from .tables import proxy_credentials
 
+_PROXIES = parameter("proxies", ARRAY(Uuid))
 _NIL = literal_column(f"'{NIL}'::uuid", Uuid)
+
+_OF_CREDENTIALS = ("secret", "account", "identity")
+"""What is kept of credentials: encrypted, and what recognises them."""
 
 _DESCRIBED = tuple(own for own in d.c if own.name not in ("id", "pool_id"))
 
@@ -88,9 +103,10 @@ def save_proxies_statement(schema: str, *, change: bool) -> Statement:
     """Return the statement that registers proxies, and with ``change`` changes known ones.
 
     The parameter ``rows`` is a JSON array of objects: ``id``, ``secret``
-    (encrypted credentials in hex, or null), ``status``, ``max_concurrency`` and
-    ``data``, the rest of a ProxyRegistered's data. The answer is how many are
-    new; no row at all says that there is no such pool.
+    (encrypted credentials in hex, or null), their fingerprints ``account`` and
+    ``identity``, ``status``, ``max_concurrency`` and ``data``, the rest of a
+    ProxyRegistered's data. The answer is how many are new, and how many changed; no row
+    at all says that there is no such pool.
     """
     pool = (
         select(pools.c.id).where(pools.c.id == POOL_ID).with_for_update(key_share=True, read=True)
@@ -115,13 +131,14 @@ def save_proxies_statement(schema: str, *, change: bool) -> Statement:
         .where(wanted)
         .order_by(given.c.place)
     )
-    is_registered = appended.c.type == word("ProxyRegistered")
-    count = select(func.count()).select_from(appended).where(is_registered).scalar_subquery()
-    result = select(count.label("new")).select_from(pool_row)
+    counts = (
+        select(func.count()).select_from(appended).where(appended.c.type == word(type_))
+        for type_ in ("ProxyRegistered", "ProxyChanged")
+    )
+    new, changed = (count.scalar_subquery() for count in counts)
+    result = select(new.label("new"), changed.label("changed")).select_from(pool_row)
     result = fold_into(result, appended, {"ProxyRegistered", "ProxyChanged"})
-    for secrets in (_keep_secrets(given, appended), _forget_secrets(given, appended)):
-        result = result.add_cte(secrets)
-    return compiled(result, schema)
+    return compiled(result.add_cte(_keep_secrets(given, appended)), schema)
 
 
 def _given(pool: CTE) -> CTE:
@@ -132,6 +149,8 @@ def _given(pool: CTE) -> CTE:
             column("place", Integer),
             column("id", Uuid),
             column("secret", Text),
+            column("account", Text),
+            column("identity", Text),
             column("status", Text),
             column("max_concurrency", Integer),
             column("data", JSONB),
@@ -181,30 +200,26 @@ def _keep_secrets(given: CTE, appended: CTE) -> CTE:
             cast(appended.c.data["credential_id"].astext, Uuid),
             appended.c.pool_id,
             appended.c.proxy_id,
-            func.decode(given.c.secret, word("hex"), type_=LargeBinary),
+            *(
+                func.decode(given.c[name], word("hex"), type_=LargeBinary)
+                for name in _OF_CREDENTIALS
+            ),
         )
         .select_from(appended.join(given, given.c.id == appended.c.proxy_id))
         .where(given.c.secret.is_not(None))
     )
     return (
         insert(proxy_credentials)
-        .from_select(["id", "pool_id", "proxy_id", "secret"], rows)
+        .from_select(["id", "pool_id", "proxy_id", *_OF_CREDENTIALS], rows)
         .cte("kept_secrets")
     )
 
 
-def _forget_secrets(given: CTE, appended: CTE) -> CTE:
-    """Delete what the proxies' earlier credentials were, unless they are kept as they are."""
-    now_used = cast(appended.c.data["credential_id"].astext, Uuid)
-    return (
-        delete(proxy_credentials)
-        .where(
-            proxy_credentials.c.pool_id == POOL_ID,
-            proxy_credentials.c.proxy_id == appended.c.proxy_id,
-            proxy_credentials.c.id.is_distinct_from(now_used),
-        )
-        .cte("forgotten_secrets")
-    )
+@by_schema
+def forget_credentials_statement() -> Select[Any]:
+    """Call what deletes the credentials of proxies, or of a whole pool, that are out of use."""
+    proxies = parameter("proxies", ARRAY(Uuid))
+    return select(schema_function("forget_credentials", POOL_ID, proxies, type_=Text))
 
 
 @lru_cache(maxsize=8)
@@ -235,17 +250,26 @@ def set_status_statement(schema: str) -> Statement:
 
 
 @lru_cache(maxsize=8)
-def rotate_secret_statement(schema: str) -> Statement:
-    """Return the statement that replaces one encrypted secret."""
-    secret = (
+def rotate_secrets_statement(schema: str) -> Statement:
+    """Return the statement that replaces encrypted secrets and their fingerprints."""
+    given = (
+        func.unnest(
+            parameter("ids", ARRAY(Uuid)),
+            parameter("pool_ids", ARRAY(Uuid)),
+            *(parameter(name, ARRAY(LargeBinary)) for name in _OF_CREDENTIALS),
+        )
+        .table_valued("id", "pool_id", *_OF_CREDENTIALS)
+        .render_derived()
+    )
+    secrets = (
         update(proxy_credentials)
-        .values(secret=parameter("secret", LargeBinary))
+        .values({name: given.c[name] for name in _OF_CREDENTIALS})
         .where(
-            proxy_credentials.c.pool_id == POOL_ID,
-            proxy_credentials.c.id == parameter("id", Uuid),
+            proxy_credentials.c.pool_id == given.c.pool_id,
+            proxy_credentials.c.id == given.c.id,
         )
     )
-    return compiled(secret.returning(proxy_credentials.c.id), schema)
+    return compiled(secrets.returning(proxy_credentials.c.id), schema)
 
 
 @lru_cache(maxsize=8)
@@ -259,32 +283,33 @@ def removal_locks(schema: str, *, whole_pool: bool) -> tuple[Statement, ...]:
     turns = select(selector_cursors.c.pool_id).where(selector_cursors.c.pool_id == POOL_ID)
     members = select(a.c.proxy_id).where(a.c.pool_id == POOL_ID).order_by(a.c.proxy_id)
     if not whole_pool:
-        members = members.where(a.c.proxy_id == parameter("proxy_id", Uuid))
+        members = members.where(a.c.proxy_id == func.any(_PROXIES))
         return tuple(compiled(lock, schema) for lock in (pool, members.with_for_update()))
     locks = (pool, turns.with_for_update(), members.with_for_update())
     return tuple(compiled(lock, schema) for lock in locks)
 
 
 @lru_cache(maxsize=8)
-def remove_proxies_statement(schema: str, *, whole_pool: bool) -> Statement:
-    """Return the statement that removes a proxy, or all of a pool, once their leases have ended."""
+def remove_proxies_statement(
+    schema: str, *, whole_pool: bool, idle_only: bool = False
+) -> Statement:
+    """Return the statement that removes proxies of a pool: those of ``proxies``, or all.
+
+    With ``idle_only`` it leaves those alone that somebody holds; else their leases have
+    ended before. The answer is which were removed.
+    """
     locked = select(a).where(a.c.pool_id == POOL_ID).order_by(a.c.proxy_id).with_for_update()
+    if idle_only:
+        locked = locked.where(a.c.current_leases == literal_column("0"))
     if not whole_pool:
-        locked = locked.where(a.c.proxy_id == parameter("proxy_id", Uuid))
+        locked = locked.where(a.c.proxy_id == func.any(_PROXIES))
     gone = locked.cte("gone")
     before = state(gone.c.status, gone.c.current_leases, gone.c.max_concurrency)
     row = event_row("ProxyRemoved", proxy_id=gone.c.proxy_id, data=json_object(before=before))
     appended = append(select(*row).select_from(gone).order_by(gone.c.proxy_id))
-    secrets = (
-        delete(proxy_credentials)
-        .where(
-            proxy_credentials.c.pool_id == POOL_ID,
-            proxy_credentials.c.proxy_id == appended.c.proxy_id,
-        )
-        .cte("forgotten_secrets")
-    )
-    result = select(func.count().label("removed")).select_from(appended)
-    return compiled(fold_into(result, appended, {"ProxyRemoved"}).add_cte(secrets), schema)
+    removed = func.coalesce(func.array_agg(appended.c.proxy_id), literal_column("'{}'::uuid[]"))
+    result = select(removed.label("removed")).select_from(appended)
+    return compiled(fold_into(result, appended, {"ProxyRemoved"}), schema)
 
 
 @lru_cache(maxsize=8)

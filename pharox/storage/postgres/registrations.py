@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import psycopg
 
-from ...errors import ConflictError, PoolNotFoundError, ProxyNotFoundError
-from ...ids import NIL, imported_proxy_id
+from ...errors import ConflictError, PoolNotFoundError, ProxyNotFoundError, SecretKeyError
+from ...ids import NIL, following
 from ...models import Consumer, Proxy, ProxyPool, check_aware, check_name
 from ..terms import check_one_pool_each, checked_model, id_from_text
 from . import ending, reading, registering
 from .appending import origin
-from .driver import Program, Rows
-from .lookups import Lookups
+from .driver import Program, Rows, Step
+from .lookups import PAGE, Lookups
 from .sql import Query, Statement
+from .vault import Place
 
 T = TypeVar("T")
 
@@ -83,66 +84,23 @@ class Registrations(Lookups):
         while True:
             yield from self._check_pools(by_pool)
             known = yield from self._known_credentials(proxies)
-            queries = [
-                Query(
-                    statement,
-                    {
-                        **origin(),
-                        "pool_id": pool_id,
-                        "rows": json.dumps(
-                            [self._row(n, p, known.get(p.id)) for n, p in enumerate(batch)]
-                        ),
-                    },
-                )
-                # Locks are taken in the order of ids, over all batches.
-                for pool_id, members in sorted(by_pool.items())
-                for batch in _batches(sorted(members, key=lambda proxy: proxy.id))
-            ]
+            steps: list[Step] = []
+            saved: list[int] = []
+            # Locks are taken in the order of ids, over all batches.
+            for pool_id, members in sorted(by_pool.items()):
+                for batch in _batches(sorted(members, key=lambda proxy: proxy.id)):
+                    rows = [self._row(n, p, known.get(p.id)) for n, p in enumerate(batch)]
+                    values = {**origin(), "pool_id": pool_id, "rows": json.dumps(rows)}
+                    saved.append(len(steps))
+                    steps.append(Query(statement, values))
+                    if change:
+                        steps.append(self._forget_changed(pool_id, batch, saved[-1]))
             try:
-                answers: list[Rows] = yield queries
+                answers: list[Rows] = yield steps
             except psycopg.errors.UniqueViolation:
                 continue
-            if all(answers):
-                return sum(rows[0]["new"] for rows in answers)
-
-    def import_proxies(self, pool_id: UUID, proxies: Sequence[Proxy]) -> Program[int]:
-        """Register the proxies whose identity the pool does not know; return how many.
-
-        Of several with one identity the first counts.
-        """
-        known = [checked_model(proxy) for proxy in proxies]
-        return self._import_proxies(id_from_text(pool_id) or NIL, known)
-
-    def _import_proxies(self, pool_id: UUID, proxies: Sequence[Proxy]) -> Program[int]:
-        if not proxies:
-            yield from self.pool(str(pool_id))
-            return 0
-        fresh: dict[tuple[str, str, int, str], Proxy] = {}
-        for proxy in proxies:
-            fresh.setdefault(_identity(proxy), proxy)
-        with_user = {identity[:3] for identity in fresh if identity[3]}
-        if secrets := [proxy.credentials for proxy in fresh.values() if proxy.credentials]:
-            self.vault.seal(secrets[0])  # Without a key, say so before anything is asked.
-        spelled = {(str(proxy.host), proxy.port) for proxy in fresh.values()}
-        asked = spelled | {(host.lower(), port) for host, port in spelled}
-        values = {
-            "pool_id": pool_id,
-            "hosts": [host for host, _ in asked],
-            "ports": [port for _, port in asked],
-        }
-        for row in (yield Query(reading.identities_statement(self.schema), values)):
-            address = (row["protocol"], row["host"].lower(), row["port"])
-            if row["secret"] is None:
-                fresh.pop((*address, ""), None)
-            elif address in with_user:  # Else no user is asked for, and no key is needed.
-                fresh.pop((*address, self.vault.open(row["secret"]).user), None)
-        batch = [
-            proxy.model_copy(
-                update={"id": imported_proxy_id(pool_id, *identity), "pool_id": pool_id}
-            )
-            for identity, proxy in fresh.items()
-        ]
-        return (yield from self._save_proxies(batch, change=False))
+            if all(answers[n] for n in saved):
+                return sum(answers[n][0]["new"] for n in saved)
 
     def delete_proxy(self, proxy_id: str) -> Program[None]:
         """Release a proxy's leases and remove it."""
@@ -153,15 +111,16 @@ class Registrations(Lookups):
         values = {
             **origin(),
             "pool_id": row["pool_id"],
-            "proxy_id": proxy_id,
+            "proxies": [proxy_id],
             "reason": "proxy removed",
         }
         answers = yield [
             *(Query(lock, values) for lock in self._removal_locks(whole_pool=False)),
             Query(ending.release_held_statement(self.schema, whole_pool=False), values),
             Query(registering.remove_proxies_statement(self.schema, whole_pool=False), values),
+            Query(registering.forget_credentials_statement(self.schema), values),
         ]
-        if not answers[-1][0]["removed"]:
+        if not answers[-2][0]["removed"]:
             raise ProxyNotFoundError(f"Proxy {proxy_id} not found.", proxy_id=proxy_id)
 
     def delete_pool(self, pool_id: str) -> Program[None]:
@@ -169,11 +128,12 @@ class Registrations(Lookups):
         return self._delete_pool(id_from_text(pool_id) or NIL)
 
     def _delete_pool(self, pool_id: UUID) -> Program[None]:
-        values = {**origin(), "pool_id": pool_id, "reason": "pool removed"}
+        values = {**origin(), "pool_id": pool_id, "proxies": None, "reason": "pool removed"}
         answers = yield [
             *(Query(lock, values) for lock in self._removal_locks(whole_pool=True)),
             Query(ending.release_held_statement(self.schema, whole_pool=True), values),
             Query(registering.remove_proxies_statement(self.schema, whole_pool=True), values),
+            Query(registering.forget_credentials_statement(self.schema), values),
             Query(registering.remove_pool_statement(self.schema), values),
         ]
         if not answers[-1][0]["removed"]:
@@ -193,23 +153,22 @@ class Registrations(Lookups):
         return pruned
 
     def rotate_secrets(self) -> Program[int]:
-        """Encrypt every proxy's credentials anew with the first key; return how many."""
-        rows: Rows = yield Query(reading.secrets_statement(self.schema), {})
-        statement = registering.rotate_secret_statement(self.schema)
-        queries = [
-            Query(
-                statement,
-                {
-                    "id": row["id"],
-                    "pool_id": row["pool_id"],
-                    "secret": self.vault.rotate(row["secret"]),
-                },
+        """Encrypt every proxy's credentials anew with the first key; return how many.
+
+        What was done before something went wrong stays; it need not be done again.
+        """
+        statement = registering.rotate_secrets_statement(self.schema)
+        rotated, first = 0, NIL
+        while True:
+            rows: Rows = yield from self.rows(
+                reading.secrets_page_statement, from_id=first, limit=PAGE
             )
-            for row in rows
-        ]
-        if queries:
-            yield queries
-        return len(queries)
+            if rows:
+                answer: Rows = yield Query(statement, self._rotated(rows))
+                rotated += len(answer)
+            if len(rows) < PAGE:
+                return rotated
+            first = following(rows[-1]["credential_id"])
 
     # Parts
 
@@ -240,14 +199,63 @@ class Registrations(Lookups):
                 )
         return {row["id"]: row for row in rows if row["credential_id"] is not None}
 
+    def _rotated(self, rows: Rows) -> dict[str, Any]:
+        """Return the parameters that encrypt some proxies' credentials anew."""
+        places = [Place(row["credential_id"], row["pool_id"], row["id"]) for row in rows]
+        proxies = [reading.proxy_from_row(row, self.vault) for row in rows]
+        prints = [self.vault.fingerprints(proxy.pool_id, proxy) for proxy in proxies]
+        return {
+            "ids": [place.credential_id for place in places],
+            "pool_ids": [place.pool_id for place in places],
+            "secret": [
+                self.vault.seal(proxy.credentials, place)
+                for proxy, place in zip(proxies, places, strict=True)
+                if proxy.credentials is not None
+            ],
+            "account": [each.account for each in prints],
+            "identity": [each.identity for each in prints],
+        }
+
+    def _forget_changed(
+        self, pool_id: UUID, proxies: Sequence[Proxy], saved: int
+    ) -> Callable[[Sequence[Rows]], Query | None]:
+        """Return the step that forgets the old credentials of proxies that have changed."""
+        statement = registering.forget_credentials_statement(self.schema)
+        values = {"pool_id": pool_id, "proxies": [proxy.id for proxy in proxies]}
+
+        def step(answers: Sequence[Rows]) -> Query | None:
+            is_changed = any(row["changed"] for row in answers[saved])
+            return Query(statement, values) if is_changed else None
+
+        return step
+
+    def _keeps_credentials(self, proxy: Proxy, known: Mapping[str, Any]) -> bool:
+        """Tell whether what is stored of a proxy's credentials is what it would be now."""
+        prints = self.vault.known_fingerprints(proxy.pool_id, proxy)
+        if known["identity"] not in [each.identity for each in prints]:
+            return False
+        try:
+            place = Place(known["credential_id"], proxy.pool_id, proxy.id)
+            return self.vault.open(known["secret"], place) == proxy.credentials
+        except SecretKeyError:  # It is damaged: to be replaced.
+            return False
+
     def _row(self, place: int, proxy: Proxy, known: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return a proxy as an item of the parameter ``rows``."""
-        credential_id, secret = None, None
+        credential_id: UUID | None = None
+        stored: dict[str, str] = {}
         if proxy.credentials is not None:
-            if known is not None and self.vault.open(known["secret"]) == proxy.credentials:
+            if known is not None and self._keeps_credentials(proxy, known):
                 credential_id = known["credential_id"]
             else:
-                credential_id, secret = uuid4(), self.vault.seal(proxy.credentials)
+                credential_id = uuid4()
+                whose = Place(credential_id, proxy.pool_id, proxy.id)
+                prints = self.vault.fingerprints(proxy.pool_id, proxy)
+                stored = {
+                    "secret": self.vault.seal(proxy.credentials, whose).hex(),
+                    "account": prints.account.hex(),
+                    "identity": prints.identity.hex(),
+                }
         data = {
             "protocol": proxy.protocol.value,
             "host": str(proxy.host),
@@ -265,17 +273,11 @@ class Registrations(Lookups):
         return {
             "place": place,
             "id": str(proxy.id),
-            "secret": secret and secret.hex(),
+            **stored,
             "status": proxy.status.value,
             "max_concurrency": proxy.max_concurrency,
             "data": {name: value for name, value in data.items() if value is not None},
         }
-
-
-def _identity(proxy: Proxy) -> tuple[str, str, int, str]:
-    """Return what tells an imported proxy from others of its pool."""
-    user = proxy.credentials.user if proxy.credentials else ""
-    return proxy.protocol.value, str(proxy.host).lower(), proxy.port, user
 
 
 def _batches(members: Sequence[T], size: int = BATCH) -> list[Sequence[T]]:

@@ -2,6 +2,8 @@
 
 It is no read model: nothing in the log could fold to it. An event refers to a
 row by ``credential_id``; when credentials change, a new row replaces the old.
+``account`` and ``identity`` are keyed fingerprints, by which an import recognises a
+proxy; see :mod:`pharox.storage.postgres.vault`.
 """
 
 from sqlalchemy import Column, Index, LargeBinary, PrimaryKeyConstraint, Table, Uuid
@@ -15,6 +17,9 @@ proxy_credentials = Table(
     Column("pool_id", Uuid, nullable=False),
     Column("proxy_id", Uuid, nullable=False),
     Column("secret", LargeBinary, nullable=False),
+    Column("account", LargeBinary, nullable=False),
+    Column("identity", LargeBinary, nullable=False),
     PrimaryKeyConstraint("id", "pool_id"),
     Index("ix_proxy_credentials_proxy", "proxy_id"),
+    Index("ix_proxy_credentials_identity", "pool_id", "account", "identity"),
 )

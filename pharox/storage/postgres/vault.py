@@ -1,23 +1,85 @@
-"""Encrypt proxies' credentials, with Fernet (AES-128-CBC and HMAC-SHA256).
+"""Encrypt proxies' credentials, and recognise them without decrypting.
 
-Several keys rotate: the first encrypts, all of them decrypt. To rotate, put
-the new key first, call ``storage.rotate_secrets()``, then drop the old one.
+Credentials are encrypted with AES-256-GCM. What is authenticated with them is
+their place: the row, the pool and the proxy that they belong to. So a secret that was
+moved to another row cannot be read there, and no password reaches another host.
+
+Two fingerprints stand beside a secret: of a proxy's account (pool, protocol,
+address, user) and of its identity (the account and the password). They are keyed, so
+nobody without a key can test a guess against them.
+
+All keys are derived from those of ``PHAROX_SECRET_KEY``, which are Fernet keys: 32 random
+bytes each. Several keys rotate: the first encrypts, all of them decrypt and recognise. To
+rotate, put the new key first, call ``storage.rotate_secrets()``, then drop the old one.
 """
 
 from __future__ import annotations
 
 import json
+import os
+from base64 import urlsafe_b64decode
 from collections.abc import Sequence
+from hashlib import blake2b
+from typing import NamedTuple, Self
+from uuid import UUID
 
-from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from ...errors import SecretKeyError
-from ...models import ProxyCredentials
+from ...models import Proxy, ProxyCredentials
 
 _HOW = (
     "make one with `python -c 'from cryptography.fernet import Fernet; "
     "print(Fernet.generate_key().decode())'` and set PHAROX_SECRET_KEY to it"
 )
+_KEY_BYTES = 32
+_NONCE_BYTES = 12
+_FINGERPRINT_BYTES = 16
+_VERSION = b"\x01"
+"""Comes before every secret and says how it is made."""
+
+
+class Place(NamedTuple):
+    """The row of a secret, and the proxy that it belongs to."""
+
+    credential_id: UUID
+    pool_id: UUID
+    proxy_id: UUID
+
+    def authenticated(self) -> bytes:
+        """Return the bytes that a secret is bound to."""
+        return b"pharox credentials" + b"".join(uuid.bytes for uuid in self)
+
+
+class Fingerprints(NamedTuple):
+    """What recognises a proxy's account, and its account together with its password."""
+
+    account: bytes
+    identity: bytes
+
+
+class _Key:
+    """One key of the ledger: what it encrypts, and what it recognises."""
+
+    def __init__(self, text: str) -> None:
+        key = urlsafe_b64decode(text)
+        if len(key) != _KEY_BYTES:
+            raise ValueError("a key has 32 bytes")
+        self.cipher = AESGCM(_derived(key, b"pharox credentials"))
+        self._recognises = _derived(key, b"pharox fingerprints")
+
+    def fingerprints(self, pool_id: UUID, proxy: Proxy) -> Fingerprints:
+        user, password = _plain(proxy.credentials)
+        account = self._hash(pool_id.bytes, proxy.protocol, str(proxy.host), str(proxy.port), user)
+        return Fingerprints(account, self._hash(account, password))
+
+    def _hash(self, start: bytes, *texts: str) -> bytes:
+        # No text has a NUL, so no two sequences of texts come to the same bytes.
+        told = start + "\x00".join(texts).encode()
+        return blake2b(told, digest_size=_FINGERPRINT_BYTES, key=self._recognises).digest()
 
 
 class Vault:
@@ -25,52 +87,84 @@ class Vault:
 
     def __init__(self, keys: Sequence[str] = ()) -> None:
         try:
-            self._fernet = MultiFernet([Fernet(key) for key in keys]) if keys else None
+            self._keys = [_Key(key) for key in keys]
         except (ValueError, TypeError) as error:
             raise SecretKeyError(f"PHAROX_SECRET_KEY holds no valid Fernet key; {_HOW}") from error
 
     def __repr__(self) -> str:
-        return f"Vault({'with' if self._fernet else 'without'} keys)"
+        return f"Vault({'with' if self._keys else 'without'} keys)"
 
     @property
     def has_keys(self) -> bool:
         """Whether anything can be kept or read at all."""
-        return self._fernet is not None
+        return bool(self._keys)
 
-    def seal(self, credentials: ProxyCredentials) -> bytes:
-        """Return credentials encrypted.
+    def check_keys(self) -> Self:
+        """Return the vault if it can keep credentials, else raise :class:`SecretKeyError`."""
+        self._needed("keep")
+        return self
+
+    def seal(self, credentials: ProxyCredentials, place: Place) -> bytes:
+        """Return credentials encrypted, bound to their place.
 
         Raises
         ------
         SecretKeyError
             If there is no key.
         """
-        plain = json.dumps([credentials.user, credentials.password.get_secret_value()])
-        return self._keys("keep").encrypt(plain.encode())
+        key, nonce = self._needed("keep")[0], os.urandom(_NONCE_BYTES)
+        plain = json.dumps(_plain(credentials)).encode()
+        return _VERSION + nonce + key.cipher.encrypt(nonce, plain, place.authenticated())
 
-    def open(self, secret: bytes) -> ProxyCredentials:
-        """Return the credentials in what :meth:`seal` made.
+    def open(self, secret: bytes | None, place: Place) -> ProxyCredentials:
+        """Return the credentials in what :meth:`seal` made for this place.
 
         Raises
         ------
         SecretKeyError
-            If there is no key, or none of them fits.
+            If there is no key, the secret is missing, or no key fits it here.
         """
-        try:
-            user, password = json.loads(self._keys("read").decrypt(secret))
-        except InvalidToken as error:
-            raise SecretKeyError(
-                "none of the keys in PHAROX_SECRET_KEY fits these credentials; "
-                "add the key that they were encrypted with"
-            ) from error
-        return ProxyCredentials(user=user, password=password)
+        keys = self._needed("read")
+        if secret is None:
+            raise _unreadable(place, "its credentials are missing; save the proxy with them again")
+        nonce, sealed = secret[1 : 1 + _NONCE_BYTES], secret[1 + _NONCE_BYTES :]
+        for key in keys if secret.startswith(_VERSION) else ():
+            try:
+                plain = key.cipher.decrypt(nonce, sealed, place.authenticated())
+            except (InvalidTag, ValueError):  # the second of what is too short
+                continue
+            user, password = json.loads(plain)
+            return ProxyCredentials(user=user, password=password)
+        raise _unreadable(
+            place,
+            "none of the keys in PHAROX_SECRET_KEY fits its credentials: add the key that they "
+            "were encrypted with; if there is none, they were changed or are another proxy's, and "
+            "`pharox verify` says more",
+        )
 
-    def rotate(self, secret: bytes) -> bytes:
-        """Return ``secret`` encrypted anew with the first key."""
-        self.open(secret)
-        return self._keys("rotate").rotate(secret)
+    def fingerprints(self, pool_id: UUID, proxy: Proxy) -> Fingerprints:
+        """Return what is stored to recognise a proxy that has credentials in a pool."""
+        return self._needed("keep")[0].fingerprints(pool_id, proxy)
 
-    def _keys(self, purpose: str) -> MultiFernet:
-        if self._fernet is None:
+    def known_fingerprints(self, pool_id: UUID, proxy: Proxy) -> list[Fingerprints]:
+        """Return the same under each key, as it may have been stored under any of them."""
+        return [key.fingerprints(pool_id, proxy) for key in self._needed("keep")]
+
+    def _needed(self, purpose: str) -> list[_Key]:
+        if not self._keys:
             raise SecretKeyError(f"a key is needed to {purpose} a proxy's credentials: {_HOW}")
-        return self._fernet
+        return self._keys
+
+
+def _derived(key: bytes, purpose: bytes) -> bytes:
+    return HKDF(algorithm=SHA256(), length=_KEY_BYTES, salt=None, info=purpose).derive(key)
+
+
+def _plain(credentials: ProxyCredentials | None) -> tuple[str, str]:
+    if credentials is None:
+        raise TypeError("a proxy without credentials has no fingerprints")
+    return credentials.user, credentials.password.get_secret_value()
+
+
+def _unreadable(place: Place, why: str) -> SecretKeyError:
+    return SecretKeyError(f"proxy {place.proxy_id}: {why}", proxy_id=place.proxy_id)

@@ -156,10 +156,14 @@ CREATE TABLE {schema}.proxy_credentials (
     pool_id UUID NOT NULL,
     proxy_id UUID NOT NULL,
     secret BYTEA NOT NULL,
+    account BYTEA NOT NULL,
+    identity BYTEA NOT NULL,
     CONSTRAINT pk_proxy_credentials PRIMARY KEY (id, pool_id)
 );
 CREATE INDEX ix_proxy_credentials_proxy
     ON {schema}.proxy_credentials (proxy_id);
+CREATE INDEX ix_proxy_credentials_identity
+    ON {schema}.proxy_credentials (pool_id, account, identity);
 
 CREATE TABLE {schema}.available_proxies (
     proxy_id UUID NOT NULL,
@@ -336,6 +340,37 @@ $$;
 SELECT {schema}.add_partition();
 """
 
+# Runs with its owner's rights, as nobody else may delete credentials: only what
+# the log says is not in use any more. Where a proxy's last description was
+# archived, the log says nothing here, and its credentials stay.
+CREDENTIALS = """
+CREATE FUNCTION {schema}.forget_credentials(pool uuid, proxies uuid[] DEFAULT NULL)
+RETURNS void
+LANGUAGE sql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+    DELETE FROM {schema}.proxy_credentials AS kept
+    USING (
+        SELECT kept.id, described.credential_id
+        FROM {schema}.proxy_credentials AS kept,
+             LATERAL (
+                 SELECT event.data ->> 'credential_id' AS credential_id
+                 FROM {schema}.events AS event
+                 WHERE event.proxy_id = kept.proxy_id
+                   AND event.pool_id = kept.pool_id
+                   AND event.type IN ('ProxyRegistered', 'ProxyChanged', 'ProxyRemoved')
+                 ORDER BY event.position DESC
+                 LIMIT 1
+             ) AS described
+        WHERE kept.pool_id = pool AND (proxies IS NULL OR kept.proxy_id = ANY (proxies))
+    ) AS last
+    WHERE kept.pool_id = pool
+      AND kept.id = last.id
+      AND kept.id::text IS DISTINCT FROM last.credential_id
+$$;
+"""
+
 # The bytes of an event that its digest covers: every column. JSON, so that any
 # language can make them again; see pharox/log/canonical.py.
 DIGEST = """
@@ -468,6 +503,6 @@ def upgrade() -> None:
     # In what alembic executes a colon would begin a parameter.
     spelled = schema.replace(":", "\\:")
     names = {"{schema}": spelled, "{literal}": spelled.replace("'", "''")}
-    for part in (TABLES, CLOCK, IMMUTABLE, PARTITIONS, DIGEST, SEAL):
+    for part in (TABLES, CLOCK, IMMUTABLE, PARTITIONS, CREDENTIALS, DIGEST, SEAL):
         # At once, as one name may contain the other's place.
         op.execute(re.sub(r"\{(schema|literal)\}", lambda place: names[place[0]], part))

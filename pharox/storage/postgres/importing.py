@@ -1,0 +1,286 @@
+"""Import lists into a pool, as programs: find what it knows, register, replace, remove.
+
+What becomes of each proxy is decided in :mod:`pharox.storage.list_import`. A proxy with
+credentials is found by its fingerprints, so nothing has to be decrypted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+from sqlalchemy import (
+    BigInteger,
+    Integer,
+    LargeBinary,
+    Select,
+    Text,
+    Uuid,
+    and_,
+    func,
+    literal_column,
+    select,
+    true,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from projections.proxies import proxies as described
+
+from ...errors import ConflictError, PoolNotFoundError
+from ...ids import NIL, derived_id, following, imported_proxy_id
+from ...models import Proxy, ProxyCredentials, ProxyPool
+from ..list_import import ChangedProxy, Match
+from ..terms import checked_model, id_from_text
+from . import reading, registering
+from .appending import origin
+from .driver import Program, Rows
+from .lookups import PAGE
+from .registrations import Registrations
+from .sql import POOL_ID, Query, Statement, by_schema, parameter
+from .tables import proxy_credentials
+
+_d = described.alias("d")
+_c = proxy_credentials.alias("c")
+_IN_USE = and_(
+    _d.c.pool_id == _c.c.pool_id, _d.c.id == _c.c.proxy_id, _d.c.credential_id == _c.c.id
+)
+
+
+class Imports(Registrations):
+    """What an import of a list asks of one schema."""
+
+    def match_listed(self, pool_id: UUID, proxies: Sequence[Proxy]) -> Program[list[Match]]:
+        """Return how each proxy of a list stands to a pool."""
+        return self._match(id_from_text(pool_id) or NIL, proxies)
+
+    def _match(self, pool_id: UUID, proxies: Sequence[Proxy]) -> Program[list[Match]]:
+        # Without a key, say so before anything is asked.
+        prints = {
+            n: self.vault.known_fingerprints(pool_id, proxy)
+            for n, proxy in enumerate(proxies)
+            if proxy.credentials is not None
+        }
+        yield from self.pool(str(pool_id))
+        matches = [Match()] * len(proxies)
+        bare = [n for n, proxy in enumerate(proxies) if proxy.credentials is None]
+        if bare:
+            values = {
+                "places": bare,
+                "hosts": [str(proxies[n].host) for n in bare],
+                "ports": [proxies[n].port for n in bare],
+                "protocols": [proxies[n].protocol.value for n in bare],
+            }
+            query = Query(_bare_statement(self.schema), {"pool_id": pool_id, **values})
+            for row in (yield query):
+                matches[row["place"]] = Match(row["id"])
+        if prints:
+            rows = yield self._asked(_known_statement(self.schema), pool_id, prints)
+            for row in rows:
+                matches[row["place"]] = Match(row["id"])
+        unknown = {n: each for n, each in prints.items() if matches[n].known is None}
+        if unknown:
+            rivals: dict[int, list[UUID]] = {}
+            for row in (yield self._asked(_rivals_statement(self.schema), pool_id, unknown)):
+                rivals.setdefault(row["place"], []).append(row["id"])
+            for n, found in rivals.items():
+                matches[n] = Match(None, tuple(found[:2]))
+        return matches
+
+    def ensure_pool(self, pool: ProxyPool) -> Program[UUID]:
+        """Register a pool and return its id, or that of the one that has its name."""
+        try:
+            yield from self.save_pool(pool)
+        except ConflictError:
+            known = yield from self.pool_by_name(pool.name)
+            if known is None:
+                raise
+            return known.id
+        return pool.id
+
+    def register_listed(
+        self, pool_id: UUID, proxies: Sequence[Proxy]
+    ) -> Program[tuple[list[UUID], int]]:
+        """Register proxies of a list under derived ids; return the ids, and how many are new."""
+        named = [
+            proxy.model_copy(update={"id": self._derived_id(pool_id, proxy), "pool_id": pool_id})
+            for proxy in proxies
+        ]
+        statement = registering.save_proxies_statement(self.schema, change=False)
+        while True:
+            ids, rows = yield from self._rows_to_register(pool_id, named)
+            if not rows:
+                return ids, 0
+            values = {**origin(), "pool_id": pool_id, "rows": json.dumps(rows)}
+            try:
+                answer: Rows = yield Query(statement, values)
+            except psycopg.errors.UniqueViolation:
+                continue
+            if not answer:
+                raise PoolNotFoundError(f"Pool {pool_id} not found.", pool_id=pool_id)
+            return ids, answer[0]["new"]
+
+    def replace_credentials(self, changes: Sequence[ChangedProxy]) -> Program[int]:
+        """Give known proxies the credentials of listed ones; return how many were there."""
+        replaced = 0
+        for batch in _batches(changes):
+            wanted = {proxy_id: listed.credentials for proxy_id, listed in batch}
+            rows = yield Query(
+                reading.several_proxies_statement(self.schema), {"ids": list(wanted)}
+            )
+            proxies = [_with_credentials(row, wanted[row["id"]]) for row in rows]
+            yield from self._save_proxies(proxies, change=True)
+            replaced += len(proxies)
+        return replaced
+
+    def sourced_page(
+        self, pool_id: UUID, source: str | None, first: UUID
+    ) -> Program[tuple[list[UUID], UUID | None]]:
+        """Return ids of a pool's proxies with this source, and where the next page begins."""
+        values = {"source": source, "from_id": first, "limit": PAGE}
+        rows = yield Query(_sourced_statement(self.schema), {"pool_id": pool_id, **values})
+        page = [row["id"] for row in rows]
+        return page, following(page[-1]) if len(page) == PAGE else None
+
+    def remove_idle(self, pool_id: UUID, proxy_ids: Sequence[UUID]) -> Program[list[UUID]]:
+        """Remove those of a pool's proxies that nobody holds; return their ids."""
+        values = {**origin(), "pool_id": pool_id, "proxies": list(proxy_ids)}
+        remove = registering.remove_proxies_statement(self.schema, whole_pool=False, idle_only=True)
+        answers: list[Rows] = yield [
+            *(Query(lock, values) for lock in self._removal_locks(whole_pool=False)),
+            Query(remove, values),
+            Query(registering.forget_credentials_statement(self.schema), values),
+        ]
+        return answers[-2][0]["removed"]  # type: ignore[no-any-return]
+
+    # Parts
+
+    def _derived_id(self, pool_id: UUID, proxy: Proxy) -> UUID:
+        if proxy.credentials is None:
+            return imported_proxy_id(pool_id, proxy.protocol.value, str(proxy.host), proxy.port)
+        return derived_id(self.vault.fingerprints(pool_id, proxy).identity)
+
+    def _rows_to_register(
+        self, pool_id: UUID, proxies: Sequence[Proxy]
+    ) -> Program[tuple[list[UUID], list[dict[str, Any]]]]:
+        """Return the ids of proxies, and the rows of those that another import did not register.
+
+        A derived id may be in use for what has been given other credentials since.
+        """
+        values = {"ids": [proxy.id for proxy in proxies]}
+        rows = yield Query(reading.known_proxies_statement(self.schema), values)
+        taken = {row["id"]: row for row in rows}
+        ids: list[UUID] = []
+        wanted: list[dict[str, Any]] = []
+        for proxy in proxies:
+            known = taken.get(proxy.id)
+            if known is None or not self._is_same(pool_id, proxy, known):
+                own = proxy if known is None else proxy.model_copy(update={"id": uuid4()})
+                wanted.append(self._row(len(wanted), own, None))
+                ids.append(own.id)
+            else:
+                ids.append(proxy.id)
+        return ids, wanted
+
+    def _is_same(self, pool_id: UUID, proxy: Proxy, known: Mapping[str, Any]) -> bool:
+        if known["pool_id"] != pool_id:
+            return False
+        if proxy.credentials is None:
+            return known["credential_id"] is None
+        prints = self.vault.known_fingerprints(pool_id, proxy)
+        return any(each.identity == known["identity"] for each in prints)
+
+    def _asked(
+        self, statement: Statement, pool_id: UUID, prints: Mapping[int, Sequence[Any]]
+    ) -> Query:
+        pairs = [(n, each) for n, several in prints.items() for each in several]
+        values = {
+            "pool_id": pool_id,
+            "places": [n for n, _ in pairs],
+            "accounts": [each.account for _, each in pairs],
+            "identities": [each.identity for _, each in pairs],
+        }
+        return Query(statement, values)
+
+
+def _with_credentials(row: Mapping[str, Any], credentials: ProxyCredentials | None) -> Proxy:
+    proxy = reading.proxy_from_row(row, None)
+    return checked_model(proxy.model_copy(update={"credentials": credentials}))
+
+
+def _batches(changes: Sequence[ChangedProxy]) -> Iterable[Sequence[ChangedProxy]]:
+    return (changes[start : start + PAGE] for start in range(0, len(changes), PAGE))
+
+
+@by_schema
+def _bare_statement() -> Select[Any]:
+    """Query which of many addresses a pool has without credentials."""
+    asked = (
+        func.unnest(
+            parameter("places", ARRAY(BigInteger)),
+            parameter("hosts", ARRAY(Text)),
+            parameter("ports", ARRAY(Integer)),
+            parameter("protocols", ARRAY(Text)),
+        )
+        .table_valued("place", "host", "port", "protocol")
+        .render_derived()
+    )
+    same = and_(*(_d.c[name] == asked.c[name] for name in ("host", "port", "protocol")))
+    return (
+        select(asked.c.place, _d.c.id)
+        .select_from(asked.join(_d, same))
+        .where(_d.c.pool_id == POOL_ID, _d.c.credential_id.is_(None))
+    )
+
+
+def _fingerprints() -> Any:
+    return (
+        func.unnest(
+            parameter("places", ARRAY(BigInteger)),
+            parameter("accounts", ARRAY(LargeBinary)),
+            parameter("identities", ARRAY(LargeBinary)),
+        )
+        .table_valued("place", "account", "identity")
+        .render_derived()
+    )
+
+
+@by_schema
+def _known_statement() -> Select[Any]:
+    """Query which of many identities a pool has."""
+    asked = _fingerprints()
+    same = and_(_c.c.account == asked.c.account, _c.c.identity == asked.c.identity)
+    return (
+        select(asked.c.place, _d.c.id)
+        .select_from(asked.join(_c, same).join(_d, _IN_USE))
+        .where(_c.c.pool_id == POOL_ID)
+    )
+
+
+@by_schema
+def _rivals_statement() -> Select[Any]:
+    """Query up to two proxies of a pool for each of many accounts."""
+    asked = _fingerprints()
+    found = (
+        select(_d.c.id)
+        .select_from(_c.join(_d, _IN_USE))
+        .where(_c.c.pool_id == POOL_ID, _c.c.account == asked.c.account)
+        .limit(literal_column("2"))
+        .lateral("found")
+    )
+    return select(asked.c.place, found.c.id).select_from(asked.join(found, true()))
+
+
+@by_schema
+def _sourced_statement() -> Select[Any]:
+    """Query a page of the ids of a pool's proxies with a source, or without one."""
+    first, limit = parameter("from_id", Uuid), parameter("limit", Integer)
+    source = parameter("source")
+    return (
+        select(_d.c.id)
+        .where(_d.c.pool_id == POOL_ID, _d.c.id >= first, _d.c.source.is_not_distinct_from(source))
+        .order_by(_d.c.id)
+        .limit(limit)
+    )
