@@ -232,7 +232,7 @@ class CheckFailure(StrEnum):
 
 
 class _Confidential(BaseModel):
-    """A model whose errors show nothing of what was given: it may be a password in a wrong place."""
+    """A model whose errors quote nothing: what was given may be a password in a wrong place."""
 
     model_config = ConfigDict(hide_input_in_errors=True)
 

@@ -17,6 +17,7 @@ from . import (
     log,
     metrics,
     pools,
+    proxies,
     pruning,
     replay,
     stats,
@@ -84,7 +85,7 @@ app.command("ban")(banning.ban)
 app.command("unban")(banning.unban)
 app.command("stats")(stats.stats)
 app.add_typer(pools.app, name="pools")
-app.command("proxies")(pools.proxies)
+app.add_typer(proxies.app, name="proxies")
 app.command("log")(log.log)
 app.add_typer(audit.app, name="audit")
 app.command("replay")(replay.replay)

@@ -40,10 +40,10 @@ def ban(
 ) -> None:
     """Have proxies leased no more, whatever health checks find."""
     with ledger(context) as storage:
-        for found in _all_of(storage, names):
+        for found in proxies_named(storage, names):
             proxy = storage.set_status(found.id, ProxyStatus.BANNED, reason=reason)
             already = found.status is ProxyStatus.BANNED
-            _tell(
+            tell_proxy(
                 proxy, f"{'was banned already' if already else 'is banned'}{_held(proxy)}", as_json
             )
 
@@ -62,13 +62,13 @@ def unban(
     status = ProxyStatus.ACTIVE if active else ProxyStatus.INACTIVE
     told = "may be leased again" if active else "is inactive until a check finds it well"
     with ledger(context) as storage:
-        banned = _all_of(storage, names)
+        banned = proxies_named(storage, names)
         _check_banned(banned)
         for proxy in banned:
-            _tell(storage.set_status(proxy.id, status, reason=reason), told, as_json)
+            tell_proxy(storage.set_status(proxy.id, status, reason=reason), told, as_json)
 
 
-def _all_of(storage: PostgresStorage, names: Sequence[str]) -> list[Proxy]:
+def proxies_named(storage: PostgresStorage, names: Sequence[str]) -> list[Proxy]:
     """Return the proxies that are meant, each once."""
     return list({proxy.id: proxy for proxy in _each_of(storage, names)}.values())
 
@@ -80,7 +80,7 @@ def _each_of(storage: PostgresStorage, names: Sequence[str]) -> Iterator[Proxy]:
     begin = None
     for name in names:
         if (proxy_id := id_from_text(name)) is not None:
-            found = storage.get_proxy_by_id(proxy_id)
+            found = storage.get_proxy_by_id(proxy_id, with_credentials=False)
             proxies = [] if found is None else [found]
         else:
             begin = begin or beginning(storage)
@@ -93,7 +93,11 @@ def _at_address(storage: PostgresStorage, begin: Beginning, address: str) -> lis
     from ..ledger.addresses import address_of, names, proxies_at, without_login  # noqa: PLC0415
 
     wanted, user = without_login(address), _user_in(address)
-    ever = map(storage.get_proxy_by_id, proxies_at(storage, begin, address))
+    bare = user is None
+    ever = (
+        storage.get_proxy_by_id(proxy_id, with_credentials=not bare)
+        for proxy_id in proxies_at(storage, begin, address)
+    )
     return [
         proxy
         for proxy in ever
@@ -145,7 +149,8 @@ def _held(proxy: Proxy) -> str:
     return f"; it is leased right now, and {leases}"
 
 
-def _tell(proxy: Proxy, told: str, as_json: bool) -> None:
+def tell_proxy(proxy: Proxy, told: str, as_json: bool) -> None:
+    """Print what became of a proxy, or the proxy as JSON."""
     if as_json:
         print_json(proxy.model_dump(mode="json", exclude={"credentials"}))
     else:

@@ -9,7 +9,13 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ..errors import InvalidInputError
-from ..models import MAX_DURATION_S, HealthCheckOptions, ProxyFilters, ProxyPool
+from ..models import (
+    MAX_DURATION_S,
+    HealthCheckOptions,
+    ProxyCredentials,
+    ProxyFilters,
+    ProxyPool,
+)
 from ..sources.entries import complaint
 
 M = TypeVar("M", bound=BaseModel)
@@ -26,6 +32,11 @@ _TICK = timedelta(microseconds=1)
 def checked_pool(**fields: Any) -> ProxyPool:
     """Return the pool that the options describe."""
     return _checked(ProxyPool, fields)
+
+
+def checked_credentials(**fields: Any) -> ProxyCredentials:
+    """Return the credentials that the options describe."""
+    return _checked(ProxyCredentials, fields)
 
 
 def checked_filters(**fields: Any) -> ProxyFilters | None:

@@ -1,24 +1,31 @@
-"""``pharox pools`` and ``pharox proxies``: what there is to lease."""
+"""``pharox pools``: list the pools, register one, change or remove it."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import PoolNotFoundError
+from ..errors import ConflictError, InvalidInputError, PoolNotFoundError
+from ..models import ProxyPool
 from .checking import checked_pool
 from .session import ledger
 from .showing import AsJson, print_json, print_table, say
+from .telling import counted
+
+if TYPE_CHECKING:
+    from ..storage.postgres import PostgresStorage
 
 NO_POOLS = "there are no pools yet; `pharox import SOURCE --pool NAME` makes one"
 
-app = typer.Typer(help="List the pools, or register one.", invoke_without_command=True)
+app = typer.Typer(
+    help="List the pools; register, change or remove one.", invoke_without_command=True
+)
 
 
 @app.callback()
 def pools(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the pools, or register one."""
+    """List the pools; register, change or remove one."""
     if context.invoked_subcommand is not None:
         return
     with ledger(context) as storage:
@@ -49,36 +56,65 @@ def add(
     print(pool.id)
 
 
-def proxies(
+@app.command("set")
+def set_pool(
     context: typer.Context,
-    pool: Annotated[str, typer.Argument(metavar="POOL", help="The pool's name.")],
-    as_json: AsJson = False,
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    *,
+    new_name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Rename it.")
+    ] = None,
+    description: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What it is for; '' for nothing.")
+    ] = None,
+    lease_slow: Annotated[
+        bool | None,
+        typer.Option(
+            "--lease-slow/--no-lease-slow",
+            help="Whether SLOW proxies are leased, after all others.",
+        ),
+    ] = None,
 ) -> None:
-    """List a pool's proxies, without their credentials."""
+    """Change a pool's name, description, or whether its SLOW proxies are leased."""
+    given = {"name": new_name, "lease_slow": lease_slow}
+    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if description is not None:
+        changes["description"] = description or None
+    if not changes:
+        raise InvalidInputError("say what to change; see `pharox pools set --help`")
     with ledger(context) as storage:
-        known = storage.get_pool_by_name(pool)
-        if known is None:
-            raise PoolNotFoundError(f"no pool is named {pool!r}", name=pool)
-        listed = storage.iter_proxies(known.id, with_credentials=False)
-        if as_json:
-            for proxy in listed:
-                print_json(proxy.model_dump(mode="json", exclude={"credentials"}))
-            return
-        print_table(
-            ("id", "url", "status", "leases", "limit", "country", "city", "asn", "isp", "source"),
-            (
-                (
-                    proxy.id,
-                    proxy.url,
-                    proxy.status,
-                    proxy.current_leases,
-                    proxy.max_concurrency,
-                    proxy.country,
-                    proxy.city,
-                    proxy.asn,
-                    proxy.isp,
-                    proxy.source,
-                )
-                for proxy in listed
-            ),
-        )
+        pool = _named(storage, name)
+        storage.save_pool(checked_pool(**{**pool.model_dump(), **changes}))
+    print(pool.id)
+
+
+@app.command("remove")
+def remove_pool(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    *,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also if it has proxies; their leases end with them.")
+    ] = False,
+) -> None:
+    """Remove a pool. The log keeps what happened in it."""
+    with ledger(context) as storage:
+        pool = _named(storage, name)
+        stats = storage.get_pool_stats(name)
+        if stats is not None and stats.total_proxies and not force:
+            proxies = counted(stats.total_proxies, "proxy", "proxies")
+            leases = counted(stats.total_leases, "active lease", "active leases")
+            raise ConflictError(
+                f"pool {name!r} has {proxies} and {leases}: nothing was removed. --force removes "
+                "them too",
+                pool_id=pool.id,
+            )
+        storage.delete_pool(str(pool.id))
+    print(pool.id)
+
+
+def _named(storage: PostgresStorage, name: str) -> ProxyPool:
+    pool = storage.get_pool_by_name(name)
+    if pool is None:
+        raise PoolNotFoundError(f"no pool is named {name!r}", name=name)
+    return pool

@@ -36,11 +36,11 @@ def say(sentence: str) -> None:
     print(f"pharox: {inert(' '.join(sentence.split()))}", file=sys.stderr)
 
 
-def print_json(facts: BaseModel | dict[str, Any]) -> None:
-    """Print one JSON object as one line, in ASCII."""
+def print_json(facts: BaseModel | dict[str, Any], *, flush: bool = True) -> None:
+    """Print one JSON object as one line, in ASCII; of many, only the last needs a flush."""
     if isinstance(facts, BaseModel):
         facts = facts.model_dump(mode="json")
-    print(json.dumps(facts), flush=True)
+    print(json.dumps(facts), flush=flush)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -61,12 +61,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
 
 def table_lines(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
     """Yield a table's lines, the header first; numbers stand to the right."""
-    from rich.cells import cell_len  # noqa: PLC0415
-
     rows = iter(rows)
     page = list(islice(rows, PAGE))
     texts = [[_cell(value) for value in row] for row in page]
-    widths = [max(map(cell_len, column)) for column in zip(columns, *texts, strict=True)]
+    widths = [max(map(_width, column)) for column in zip(columns, *texts, strict=True)]
     numeric = [
         bool(page) and all(isinstance(value, int | None) for value in column)
         for column in zip(*page, strict=True)
@@ -75,13 +73,22 @@ def table_lines(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Ite
     def line(cells: Sequence[str]) -> str:
         padded = []
         for cell, width, to_right in zip(cells, widths, numeric, strict=True):
-            space = " " * (width - cell_len(cell))
+            space = " " * (width - _width(cell))
             padded.append(space + cell if to_right else cell + space)
         return "  ".join(padded).rstrip()
 
     yield line(columns)
     for row in chain(texts, ([_cell(value) for value in row] for row in rows)):
         yield line(row)
+
+
+def _width(text: str) -> int:
+    """Return how many columns of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len  # noqa: PLC0415 - only where letters may be wide
+
+    return cell_len(text)
 
 
 def _cell(value: object) -> str:

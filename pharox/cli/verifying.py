@@ -54,6 +54,8 @@ def _advice(checks: set[str]) -> str:
     names = [projection.name for projection in registered() if projection.name in checks]
     if names:
         return f"`pharox rebuild {' '.join(names)}` makes them as the log says"
+    if "credentials" in checks:
+        return "`pharox proxies set` gives a proxy its credentials again"
     return "see the documentation of verify for what each means"
 
 

@@ -184,6 +184,10 @@ class AsyncInMemoryStorage(IAsyncStorage):
     async def delete_proxy(self, proxy_id: str) -> None:
         self.memory.delete_proxy(proxy_id)
 
+    async def remove_idle(self, pool_id: UUID, proxy_ids: Sequence[UUID]) -> Sequence[UUID]:
+        """Remove those of a pool's proxies that nobody holds, and return their ids."""
+        return self.memory.remove_idle(pool_id, proxy_ids)
+
     async def get_pool_stats(self, pool_name: str) -> PoolStatsSnapshot | None:
         return self.memory.get_pool_stats(pool_name)
 

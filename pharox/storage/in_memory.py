@@ -433,7 +433,7 @@ class InMemoryStorage(IStorage):
     def remove_idle(self, pool_id: UUID, proxy_ids: Sequence[UUID]) -> list[UUID]:
         """Remove those of a pool's proxies that nobody holds; return their ids."""
         with self._lock:
-            members = self._pools[pool_id].members
+            members = self._pools[pool_id].members if pool_id in self._pools else ()
             idle = [
                 proxy_id
                 for proxy_id in sorted(proxy_ids)
@@ -450,11 +450,14 @@ class InMemoryStorage(IStorage):
             raise ProxyNotFoundError(f"Proxy {proxy_id!r} not found.", proxy_id=proxy_id)
         return proxy
 
-    def get_proxy_by_id(self, proxy_id: UUID) -> Proxy | None:
-        """Return a proxy, or None."""
+    def get_proxy_by_id(self, proxy_id: UUID, *, with_credentials: bool = True) -> Proxy | None:
+        """Return a proxy, or None; without credentials where none are to be read."""
         with self._lock:
             uuid = id_from_text(proxy_id)
-            return self._proxy(uuid) if uuid in self._pool_of_proxy else None
+            if uuid not in self._pool_of_proxy:
+                return None
+            proxy = self._proxy(uuid)
+        return proxy if with_credentials else proxy.model_copy(update={"credentials": None})
 
     def list_proxies(self, pool_id: str) -> Sequence[Proxy]:
         with self._lock:

@@ -76,6 +76,7 @@ from .history import history_statement, seq_at_statement
 from .lookups import Page
 from .retention import archived_error, archived_statement, parts_needed, refuse_archived
 from .vault import Vault
+from .verifying_credentials import verify_credentials
 
 T = TypeVar("T")
 
@@ -318,9 +319,9 @@ class PostgresStorage(IStorage):
     def get_proxy(self, proxy_id: str) -> Proxy:
         return self._run(self._commands.proxy(proxy_id))
 
-    def get_proxy_by_id(self, proxy_id: UUID) -> Proxy | None:
-        """Return a proxy, or None."""
-        return self._run(self._commands.proxy_by_id(proxy_id))
+    def get_proxy_by_id(self, proxy_id: UUID, *, with_credentials: bool = True) -> Proxy | None:
+        """Return a proxy, or None; without credentials where none are to be read."""
+        return self._run(self._commands.proxy_by_id(proxy_id, with_credentials=with_credentials))
 
     def list_proxies(self, pool_id: str) -> Sequence[Proxy]:
         pool = self.get_pool(pool_id)
@@ -333,6 +334,10 @@ class PostgresStorage(IStorage):
 
     def delete_proxy(self, proxy_id: str) -> None:
         self._run(self._commands.delete_proxy(proxy_id))
+
+    def remove_idle(self, pool_id: UUID, proxy_ids: Sequence[UUID]) -> Sequence[UUID]:
+        """Remove those of a pool's proxies that nobody holds, and return their ids."""
+        return self._run(self._commands.remove_idle(pool_id, proxy_ids))
 
     def get_pool_stats(self, pool_name: str) -> PoolStatsSnapshot | None:
         return self._run_in_time(self._commands.stats(pool_name))
@@ -519,8 +524,10 @@ class PostgresStorage(IStorage):
         """Check the whole ledger at one moment, and return what is wrong with it.
 
         The events are held against their seals and the chain of roots, every
-        read model against the fold of the log, the counters against counts;
-        see :mod:`pharox.storage.postgres.verifying`. Nobody waits for it.
+        read model against the fold of the log, the counters against counts, the
+        credentials against what refers to them; see
+        :mod:`pharox.storage.postgres.verifying` and ``verifying_credentials`` beside it.
+        Nobody waits for it.
 
         Parameters
         ----------
@@ -529,13 +536,17 @@ class PostgresStorage(IStorage):
         """
         self._seal_if_possible()
         with self._driver.session(snapshot=True, keep=False) as session:
-            return _first(limit, verifying.verify(session, self.schema, projections.registered()))
+            return _first(limit, self._findings(session))
 
     def verify_log(self, *, limit: int = 100) -> list[Finding]:
         """Do the part of :meth:`verify` that asks whether the log was changed."""
         self._seal_if_possible()
         with self._driver.session(snapshot=True, keep=False) as session:
             return _first(limit, verifying.verify_log(session, self.schema))
+
+    def _findings(self, session: Session) -> Generator[Finding]:
+        yield from verifying.verify(session, self.schema, projections.registered())
+        yield from verify_credentials(session, self.schema, self._commands.vault)
 
     def _seal_if_possible(self) -> None:
         try:

@@ -314,9 +314,13 @@ class AsyncPostgresStorage(IAsyncStorage):
     async def get_proxy(self, proxy_id: str) -> Proxy:
         return await self._run(self._commands.proxy(proxy_id))
 
-    async def get_proxy_by_id(self, proxy_id: UUID) -> Proxy | None:
-        """Return a proxy, or None."""
-        return await self._run(self._commands.proxy_by_id(proxy_id))
+    async def get_proxy_by_id(
+        self, proxy_id: UUID, *, with_credentials: bool = True
+    ) -> Proxy | None:
+        """Return a proxy, or None; without credentials where none are to be read."""
+        return await self._run(
+            self._commands.proxy_by_id(proxy_id, with_credentials=with_credentials)
+        )
 
     async def list_proxies(self, pool_id: str) -> Sequence[Proxy]:
         pool = await self.get_pool(pool_id)
@@ -329,6 +333,10 @@ class AsyncPostgresStorage(IAsyncStorage):
 
     async def delete_proxy(self, proxy_id: str) -> None:
         await self._run(self._commands.delete_proxy(proxy_id))
+
+    async def remove_idle(self, pool_id: UUID, proxy_ids: Sequence[UUID]) -> Sequence[UUID]:
+        """Remove those of a pool's proxies that nobody holds, and return their ids."""
+        return await self._run(self._commands.remove_idle(pool_id, proxy_ids))
 
     async def get_pool_stats(self, pool_name: str) -> PoolStatsSnapshot | None:
         return await self._run_in_time(self._commands.stats(pool_name))

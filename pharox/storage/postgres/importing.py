@@ -20,6 +20,7 @@ from sqlalchemy import (
     Text,
     Uuid,
     and_,
+    cast,
     func,
     literal_column,
     select,
@@ -41,12 +42,12 @@ from .lookups import PAGE
 from .registrations import Registrations
 from .sql import POOL_ID, Query, Statement, by_schema, parameter
 from .tables import proxy_credentials
+from .vault import FINGERPRINT_BYTES, Fingerprints
 
 _d = described.alias("d")
 _c = proxy_credentials.alias("c")
-_IN_USE = and_(
-    _d.c.pool_id == _c.c.pool_id, _d.c.id == _c.c.proxy_id, _d.c.credential_id == _c.c.id
-)
+# Without the pool: the planner would rather read all of it than look up an id.
+_IN_USE = and_(_d.c.id == _c.c.proxy_id, _d.c.credential_id == _c.c.id)
 
 
 class Imports(Registrations):
@@ -104,10 +105,7 @@ class Imports(Registrations):
         self, pool_id: UUID, proxies: Sequence[Proxy]
     ) -> Program[tuple[list[UUID], int]]:
         """Register proxies of a list under derived ids; return the ids, and how many are new."""
-        named = [
-            proxy.model_copy(update={"id": self._derived_id(pool_id, proxy), "pool_id": pool_id})
-            for proxy in proxies
-        ]
+        named = [self._named(pool_id, proxy) for proxy in proxies]
         statement = registering.save_proxies_statement(self.schema, change=False)
         while True:
             ids, rows = yield from self._rows_to_register(pool_id, named)
@@ -157,28 +155,33 @@ class Imports(Registrations):
 
     # Parts
 
-    def _derived_id(self, pool_id: UUID, proxy: Proxy) -> UUID:
+    def _named(self, pool_id: UUID, proxy: Proxy) -> tuple[Proxy, Fingerprints | None]:
+        """Return a proxy of a list under its derived id, and what it is recognised by."""
+        prints = None
         if proxy.credentials is None:
-            return imported_proxy_id(pool_id, proxy.protocol.value, str(proxy.host), proxy.port)
-        return derived_id(self.vault.fingerprints(pool_id, proxy).identity)
+            uuid = imported_proxy_id(pool_id, proxy.protocol.value, str(proxy.host), proxy.port)
+        else:
+            prints = self.vault.fingerprints(pool_id, proxy)
+            uuid = derived_id(prints.identity)
+        return proxy.model_copy(update={"id": uuid, "pool_id": pool_id}), prints
 
     def _rows_to_register(
-        self, pool_id: UUID, proxies: Sequence[Proxy]
+        self, pool_id: UUID, proxies: Sequence[tuple[Proxy, Fingerprints | None]]
     ) -> Program[tuple[list[UUID], list[dict[str, Any]]]]:
         """Return the ids of proxies, and the rows of those that another import did not register.
 
         A derived id may be in use for what has been given other credentials since.
         """
-        values = {"ids": [proxy.id for proxy in proxies]}
+        values = {"ids": [proxy.id for proxy, _ in proxies]}
         rows = yield Query(reading.known_proxies_statement(self.schema), values)
         taken = {row["id"]: row for row in rows}
         ids: list[UUID] = []
         wanted: list[dict[str, Any]] = []
-        for proxy in proxies:
+        for proxy, prints in proxies:
             known = taken.get(proxy.id)
             if known is None or not self._is_same(pool_id, proxy, known):
                 own = proxy if known is None else proxy.model_copy(update={"id": uuid4()})
-                wanted.append(self._row(len(wanted), own, None))
+                wanted.append(self._row(len(wanted), own, prints=prints))
                 ids.append(own.id)
             else:
                 ids.append(proxy.id)
@@ -199,8 +202,7 @@ class Imports(Registrations):
         values = {
             "pool_id": pool_id,
             "places": [n for n, _ in pairs],
-            "accounts": [each.account for _, each in pairs],
-            "identities": [each.identity for _, each in pairs],
+            "prints": b"".join(part for _, each in pairs for part in each),
         }
         return Query(statement, values)
 
@@ -227,50 +229,57 @@ def _bare_statement() -> Select[Any]:
         .table_valued("place", "host", "port", "protocol")
         .render_derived()
     )
-    same = and_(*(_d.c[name] == asked.c[name] for name in ("host", "port", "protocol")))
-    return (
-        select(asked.c.place, _d.c.id)
-        .select_from(asked.join(_d, same))
-        .where(_d.c.pool_id == POOL_ID, _d.c.credential_id.is_(None))
-    )
+    same = (_d.c[name] == asked.c[name] for name in ("host", "port", "protocol"))
+    found = select(_d.c.id).where(_d.c.pool_id == POOL_ID, *same, _d.c.credential_id.is_(None))
+    return _each_at_most(1, asked, found)
 
 
 def _fingerprints() -> Any:
-    return (
-        func.unnest(
-            parameter("places", ARRAY(BigInteger)),
-            parameter("accounts", ARRAY(LargeBinary)),
-            parameter("identities", ARRAY(LargeBinary)),
-        )
-        .table_valued("place", "account", "identity")
+    """Return the fingerprints that are asked for, which come in a row: an array takes longer."""
+    place = (
+        func.unnest(parameter("places", ARRAY(BigInteger)))
+        .table_valued("place", with_ordinality="number")
         .render_derived()
     )
+    start = (place.c.number - literal_column("1")) * literal_column(str(2 * FINGERPRINT_BYTES))
+    parts = (
+        func.substring(
+            parameter("prints", LargeBinary),
+            cast(start, Integer) + literal_column(str(1 + n * FINGERPRINT_BYTES)),
+            literal_column(str(FINGERPRINT_BYTES)),
+            type_=LargeBinary,
+        ).label(name)
+        for n, name in enumerate(Fingerprints._fields)
+    )
+    return select(place.c.place, *parts).cte("asked").prefix_with("MATERIALIZED")
 
 
 @by_schema
 def _known_statement() -> Select[Any]:
     """Query which of many identities a pool has."""
     asked = _fingerprints()
-    same = and_(_c.c.account == asked.c.account, _c.c.identity == asked.c.identity)
-    return (
-        select(asked.c.place, _d.c.id)
-        .select_from(asked.join(_c, same).join(_d, _IN_USE))
-        .where(_c.c.pool_id == POOL_ID)
-    )
+    same = (_c.c.account == asked.c.account, _c.c.identity == asked.c.identity)
+    return _each_at_most(1, asked, _in_use().where(*same))
 
 
 @by_schema
 def _rivals_statement() -> Select[Any]:
     """Query up to two proxies of a pool for each of many accounts."""
     asked = _fingerprints()
-    found = (
-        select(_d.c.id)
-        .select_from(_c.join(_d, _IN_USE))
-        .where(_c.c.pool_id == POOL_ID, _c.c.account == asked.c.account)
-        .limit(literal_column("2"))
-        .lateral("found")
-    )
-    return select(asked.c.place, found.c.id).select_from(asked.join(found, true()))
+    return _each_at_most(2, asked, _in_use().where(_c.c.account == asked.c.account))
+
+
+def _in_use() -> Select[Any]:
+    return select(_d.c.id).select_from(_c.join(_d, _IN_USE)).where(_c.c.pool_id == POOL_ID)
+
+
+def _each_at_most(most: int, asked: Any, found: Select[Any]) -> Select[Any]:
+    """Return for each place that is asked for the first of what is found for it.
+
+    The limit keeps it a look-up each; the planner would join with the whole pool.
+    """
+    first = found.limit(literal_column(str(most))).lateral("found")
+    return select(asked.c.place, first.c.id).select_from(asked.join(first, true()))
 
 
 @by_schema

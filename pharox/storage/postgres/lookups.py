@@ -115,9 +115,11 @@ class Lookups:
             raise ProxyNotFoundError(f"Proxy {proxy_id!r} not found.", proxy_id=proxy_id)
         return proxy
 
-    def proxy_by_id(self, proxy_id: UUID) -> Program[Proxy | None]:
-        """Return a proxy, or None."""
-        return self._proxy(id_from_text(proxy_id) or NIL, self.vault)
+    def proxy_by_id(
+        self, proxy_id: UUID, *, with_credentials: bool = True
+    ) -> Program[Proxy | None]:
+        """Return a proxy, or None; without credentials where none are to be read."""
+        return self._proxy(id_from_text(proxy_id) or NIL, self.vault if with_credentials else None)
 
     def proxy_as_it_stands(self, proxy_id: UUID) -> Program[Proxy | None]:
         """Return a proxy, after something was recorded of it; None if it is gone by now.

@@ -50,6 +50,8 @@ a = available_proxies.alias("a")
 d = proxies.alias("d")
 _c = proxy_credentials.alias("c")
 
+_IN_USE = and_(_c.c.proxy_id == d.c.id, _c.c.id == d.c.credential_id, _c.c.pool_id == d.c.pool_id)
+
 _DESCRIPTION = (
     "id",
     "pool_id",
@@ -75,9 +77,7 @@ def proxy_rows(*, with_credentials: bool = True) -> Select[Any]:
     joined = d.join(a, and_(a.c.proxy_id == d.c.id, a.c.pool_id == d.c.pool_id))
     if not with_credentials:
         return select(*_COLUMNS).select_from(joined)
-    with_secrets = joined.outerjoin(
-        _c, and_(_c.c.id == d.c.credential_id, _c.c.pool_id == d.c.pool_id)
-    )
+    with_secrets = joined.outerjoin(_c, _IN_USE)
     return select(*_COLUMNS, d.c.credential_id, _c.c.secret).select_from(with_secrets)
 
 
@@ -232,15 +232,15 @@ def several_proxies_statement() -> Select[Any]:
 def secrets_page_statement() -> Select[Any]:
     """Query a page of the credentials that are in use, each with its proxy's address."""
     first, limit = parameter("from_id", Uuid), parameter("limit", Integer)
-    in_use = proxy_rows().where(_c.c.id == d.c.credential_id, _c.c.id >= first)
-    return in_use.order_by(_c.c.id).limit(limit)
+    in_use = proxy_rows().where(_c.c.id.is_not(None), d.c.id >= first)
+    return in_use.order_by(d.c.id).limit(limit)
 
 
 @by_schema
 def known_proxies_statement() -> Select[Any]:
     """Query where proxies are registered and with which credentials."""
     ids = parameter("ids", ARRAY(Uuid))
-    joined = d.outerjoin(_c, and_(_c.c.id == d.c.credential_id, _c.c.pool_id == d.c.pool_id))
+    joined = d.outerjoin(_c, _IN_USE)
     columns = (d.c.id, d.c.pool_id, d.c.credential_id, _c.c.secret, _c.c.identity)
     return select(*columns).select_from(joined).where(d.c.id == func.any(ids))
 

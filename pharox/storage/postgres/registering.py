@@ -169,15 +169,23 @@ def _given(pool: CTE) -> CTE:
 
 
 def _known(given: CTE, *, lock: bool) -> CTE:
-    """Find those that are registered already, and lock them in the order of ids."""
-    known = (
-        select(a.c.proxy_id, a.c.status, a.c.current_leases, a.c.max_concurrency, a.c.checked_at)
-        .add_columns(*_DESCRIBED)
+    """Find those that are registered already; with ``lock``, lock them in the order of ids.
+
+    Each is looked up by its key, however many the planner thinks there are: it would read
+    the whole pool for every thousand.
+    """
+    standing = (a.c.proxy_id, a.c.status, a.c.current_leases, a.c.max_concurrency)
+    if not lock:
+        one = select(*standing).where(a.c.pool_id == POOL_ID, a.c.proxy_id == given.c.id)
+        found = one.limit(ONE).lateral("found")
+        return select(*found.c).select_from(given.join(found, true())).cte("known")
+    members = (
+        select(*standing, a.c.checked_at, *_DESCRIBED)
         .select_from(a.join(d, and_(d.c.id == a.c.proxy_id, d.c.pool_id == a.c.pool_id)))
         .where(a.c.pool_id == POOL_ID, a.c.proxy_id.in_(select(given.c.id)))
         .order_by(a.c.proxy_id)
     )
-    return (known.with_for_update(of=(a, d)) if lock else known).cte("known")
+    return members.with_for_update(of=(a, d)).cte("known")
 
 
 def _differs(given: CTE, known: CTE) -> ColumnElement[bool]:
@@ -254,19 +262,19 @@ def rotate_secrets_statement(schema: str) -> Statement:
     """Return the statement that replaces encrypted secrets and their fingerprints."""
     given = (
         func.unnest(
-            parameter("ids", ARRAY(Uuid)),
-            parameter("pool_ids", ARRAY(Uuid)),
+            *(parameter(name, ARRAY(Uuid)) for name in ("ids", "pool_ids", "proxy_ids")),
             *(parameter(name, ARRAY(LargeBinary)) for name in _OF_CREDENTIALS),
         )
-        .table_valued("id", "pool_id", *_OF_CREDENTIALS)
+        .table_valued("id", "pool_id", "proxy_id", *_OF_CREDENTIALS)
         .render_derived()
     )
     secrets = (
         update(proxy_credentials)
         .values({name: given.c[name] for name in _OF_CREDENTIALS})
         .where(
-            proxy_credentials.c.pool_id == given.c.pool_id,
+            proxy_credentials.c.proxy_id == given.c.proxy_id,
             proxy_credentials.c.id == given.c.id,
+            proxy_credentials.c.pool_id == given.c.pool_id,
         )
     )
     return compiled(secrets.returning(proxy_credentials.c.id), schema)

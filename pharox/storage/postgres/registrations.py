@@ -19,7 +19,7 @@ from .appending import origin
 from .driver import Program, Rows, Step
 from .lookups import PAGE, Lookups
 from .sql import Query, Statement
-from .vault import Place
+from .vault import Fingerprints, Place
 
 T = TypeVar("T")
 
@@ -168,7 +168,7 @@ class Registrations(Lookups):
                 rotated += len(answer)
             if len(rows) < PAGE:
                 return rotated
-            first = following(rows[-1]["credential_id"])
+            first = following(rows[-1]["id"])
 
     # Parts
 
@@ -207,6 +207,7 @@ class Registrations(Lookups):
         return {
             "ids": [place.credential_id for place in places],
             "pool_ids": [place.pool_id for place in places],
+            "proxy_ids": [place.proxy_id for place in places],
             "secret": [
                 self.vault.seal(proxy.credentials, place)
                 for proxy, place in zip(proxies, places, strict=True)
@@ -240,7 +241,13 @@ class Registrations(Lookups):
         except SecretKeyError:  # It is damaged: to be replaced.
             return False
 
-    def _row(self, place: int, proxy: Proxy, known: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _row(
+        self,
+        place: int,
+        proxy: Proxy,
+        known: Mapping[str, Any] | None = None,
+        prints: Fingerprints | None = None,
+    ) -> dict[str, Any]:
         """Return a proxy as an item of the parameter ``rows``."""
         credential_id: UUID | None = None
         stored: dict[str, str] = {}
@@ -250,7 +257,7 @@ class Registrations(Lookups):
             else:
                 credential_id = uuid4()
                 whose = Place(credential_id, proxy.pool_id, proxy.id)
-                prints = self.vault.fingerprints(proxy.pool_id, proxy)
+                prints = prints or self.vault.fingerprints(proxy.pool_id, proxy)
                 stored = {
                     "secret": self.vault.seal(proxy.credentials, whose).hex(),
                     "account": prints.account.hex(),

@@ -19,7 +19,7 @@ proxy_credentials = Table(
     Column("secret", LargeBinary, nullable=False),
     Column("account", LargeBinary, nullable=False),
     Column("identity", LargeBinary, nullable=False),
-    PrimaryKeyConstraint("id", "pool_id"),
-    Index("ix_proxy_credentials_proxy", "proxy_id"),
-    Index("ix_proxy_credentials_identity", "pool_id", "account", "identity"),
+    PrimaryKeyConstraint("proxy_id", "id", "pool_id"),
+    # An account is of one pool: its fingerprint says which.
+    Index("ix_proxy_credentials_identity", "account", "identity"),
 )

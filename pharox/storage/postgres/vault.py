@@ -37,7 +37,7 @@ _HOW = (
 )
 _KEY_BYTES = 32
 _NONCE_BYTES = 12
-_FINGERPRINT_BYTES = 16
+FINGERPRINT_BYTES = 16
 _VERSION = b"\x01"
 """Comes before every secret and says how it is made."""
 
@@ -79,7 +79,7 @@ class _Key:
     def _hash(self, start: bytes, *texts: str) -> bytes:
         # No text has a NUL, so no two sequences of texts come to the same bytes.
         told = start + "\x00".join(texts).encode()
-        return blake2b(told, digest_size=_FINGERPRINT_BYTES, key=self._recognises).digest()
+        return blake2b(told, digest_size=FINGERPRINT_BYTES, key=self._recognises).digest()
 
 
 class Vault:

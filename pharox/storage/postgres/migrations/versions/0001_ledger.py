@@ -158,12 +158,10 @@ CREATE TABLE {schema}.proxy_credentials (
     secret BYTEA NOT NULL,
     account BYTEA NOT NULL,
     identity BYTEA NOT NULL,
-    CONSTRAINT pk_proxy_credentials PRIMARY KEY (id, pool_id)
+    CONSTRAINT pk_proxy_credentials PRIMARY KEY (proxy_id, id, pool_id)
 );
-CREATE INDEX ix_proxy_credentials_proxy
-    ON {schema}.proxy_credentials (proxy_id);
 CREATE INDEX ix_proxy_credentials_identity
-    ON {schema}.proxy_credentials (pool_id, account, identity);
+    ON {schema}.proxy_credentials (account, identity);
 
 CREATE TABLE {schema}.available_proxies (
     proxy_id UUID NOT NULL,

@@ -1,0 +1,197 @@
+"""``pharox proxies``: list a pool's proxies, change some, or remove them.
+
+All that are named are found before any is changed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ..errors import ConflictError, InvalidInputError, PoolNotFoundError, ProxyNotFoundError
+from ..models import Proxy, ProxyStatus
+from .banning import Names, Reason, proxies_named, tell_proxy
+from .checking import checked_credentials, limit_of
+from .session import ledger
+from .showing import AsJson, print_json, print_table
+from .telling import counted
+
+if TYPE_CHECKING:
+    from ..storage.postgres import PostgresStorage
+
+Force = Annotated[
+    bool, typer.Option("--force", help="Also what is leased; its leases end with it.")
+]
+Text = Annotated[str | None, typer.Option(metavar="TEXT", help="Its new value; '' for none.")]
+
+
+class _ListUnlessTold(TyperGroup):
+    """A group whose first word may also be what its command ``list`` takes."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put ``list`` before a word that is no command."""
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_ListUnlessTold,
+    help="List a pool's proxies, change some, or remove them.",
+    no_args_is_help=True,
+)
+
+
+@app.command("list")
+def list_proxies(
+    context: typer.Context,
+    pool: Annotated[str, typer.Argument(metavar="POOL", help="The pool's name.")],
+    as_json: AsJson = False,
+) -> None:
+    """List a pool's proxies, without their credentials."""
+    with ledger(context) as storage:
+        known = storage.get_pool_by_name(pool)
+        if known is None:
+            raise PoolNotFoundError(f"no pool is named {pool!r}", name=pool)
+        listed = storage.iter_proxies(known.id, with_credentials=False)
+        if as_json:
+            for proxy in listed:
+                print_json(proxy.model_dump(mode="json", exclude={"credentials"}), flush=False)
+            sys.stdout.flush()
+            return
+        print_table(
+            ("id", "url", "status", "leases", "limit", "country", "city", "asn", "isp", "source"),
+            (
+                (
+                    proxy.id,
+                    proxy.url,
+                    proxy.status,
+                    proxy.current_leases,
+                    proxy.max_concurrency,
+                    proxy.country,
+                    proxy.city,
+                    proxy.asn,
+                    proxy.isp,
+                    proxy.source,
+                )
+                for proxy in listed
+            ),
+        )
+
+
+@app.command("set")
+def set_proxies(
+    context: typer.Context,
+    names: Names,
+    *,
+    status: Annotated[ProxyStatus | None, typer.Option(help="Its new status.")] = None,
+    max_concurrency: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="How many leases it may have at once, or `unlimited`."),
+    ] = None,
+    source: Text = None,
+    country: Text = None,
+    city: Text = None,
+    isp: Text = None,
+    user: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Its new user; '' for no credentials.")
+    ] = None,
+    password_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Its new password: the first line of a file, or of standard input for -. Others "
+            "could see it in the command.",
+        ),
+    ] = None,
+    reason: Reason = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change proxies: their status, how many leases they take, their description or credentials."""
+    described = {"source": source, "country": country, "city": city, "isp": isp}
+    changes: dict[str, Any] = {
+        name: value or None for name, value in described.items() if value is not None
+    }
+    if max_concurrency is not None:
+        changes["max_concurrency"] = limit_of(max_concurrency)
+    changes |= _credentials(user, password_file)
+    if not changes and status is None:
+        raise InvalidInputError("say what to change; see `pharox proxies set --help`")
+    if reason is not None and status is None:
+        raise InvalidInputError("--reason belongs to --status")
+    with ledger(context) as storage:
+        found = proxies_named(storage, names)
+        for proxy in found:
+            if changes:
+                _change(storage, proxy, changes)
+            if status is not None:
+                storage.set_status(proxy.id, status, reason=reason)
+            tell_proxy(_known(storage, proxy), "is changed", as_json)
+
+
+@app.command("remove")
+def remove_proxies(
+    context: typer.Context, names: Names, *, force: Force = False, as_json: AsJson = False
+) -> None:
+    """Remove proxies from their pools. The log keeps what happened to them."""
+    with ledger(context) as storage:
+        storage.cleanup_expired_leases()
+        found = proxies_named(storage, names)
+        if not force:
+            _check_idle([proxy for proxy in found if proxy.current_leases], "nothing was removed")
+        for proxy in found:
+            if force:
+                storage.delete_proxy(str(proxy.id))
+            elif not storage.remove_idle(proxy.pool_id, [proxy.id]):  # Leased in between.
+                _check_idle([proxy], "it was left")
+            tell_proxy(proxy, "is removed", as_json)
+
+
+def _check_idle(held: Sequence[Proxy], outcome: str) -> None:
+    if held:
+        which = ", ".join(str(proxy.id) for proxy in held)
+        raise ConflictError(
+            f"{counted(len(held), 'proxy is', 'proxies are')} leased: {which}; {outcome}. --force "
+            "ends the leases too",
+            proxy_ids=tuple(proxy.id for proxy in held),
+        )
+
+
+def _credentials(user: str | None, password_file: Path | None) -> dict[str, Any]:
+    """Return the credentials to set, if any are given."""
+    if user == "" and password_file is None:
+        return {"credentials": None}
+    if password_file is None and user is None:
+        return {}
+    if user is None:
+        raise InvalidInputError("--password-file needs --user")
+    password = "" if password_file is None else _first_line(password_file)
+    return {"credentials": checked_credentials(user=user, password=password)}
+
+
+def _first_line(path: Path) -> str:
+    try:
+        raw = sys.stdin.buffer.readline() if str(path) == "-" else path.open("rb").readline()
+        return raw.decode().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise InvalidInputError(f"the password cannot be read from {path}: {why}") from error
+
+
+def _change(storage: PostgresStorage, proxy: Proxy, changes: dict[str, Any]) -> None:
+    """Change a proxy; its credentials are read only if they are to stay."""
+    stays = "credentials" not in changes
+    current = _known(storage, proxy, with_credentials=stays)
+    storage.save_proxy(current.model_copy(update=changes))
+
+
+def _known(storage: PostgresStorage, proxy: Proxy, *, with_credentials: bool = False) -> Proxy:
+    known = storage.get_proxy_by_id(proxy.id, with_credentials=with_credentials)
+    if known is None:
+        raise ProxyNotFoundError(f"Proxy {proxy.id} not found.", proxy_id=proxy.id)
+    return known
