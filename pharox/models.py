@@ -31,6 +31,7 @@ from pydantic import (
     PrivateAttr,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -340,17 +341,21 @@ class Proxy(_Confidential):
     )
     current_leases: int = Field(default=0, ge=0, description="Active leases, kept by the storage.")
 
-    @model_validator(mode="after")
-    def _credentials_can_be_sent(self) -> Self:
-        if self.credentials is not None and self.protocol in _MAX_CREDENTIAL_BYTES:
-            most = _MAX_CREDENTIAL_BYTES[self.protocol]
-            password = self.credentials.password.get_secret_value()
-            for name, text in (("user", self.credentials.user), ("password", password)):
+    @field_validator("credentials")
+    @classmethod
+    def _credentials_can_be_sent(
+        cls, credentials: ProxyCredentials | None, info: ValidationInfo
+    ) -> ProxyCredentials | None:
+        protocol = info.data.get("protocol")
+        most = _MAX_CREDENTIAL_BYTES.get(protocol) if protocol else None
+        if credentials is not None and most is not None:
+            password = credentials.password.get_secret_value()
+            for name, text in (("user", credentials.user), ("password", password)):
                 if len(text.encode()) > most:
                     raise ValueError(
-                        f"{self.protocol.value} carries a {name} of at most {most} bytes in UTF-8"
+                        f"{protocol} carries a {name} of at most {most} bytes in UTF-8"
                     )
-        return self
+        return credentials
 
     @property
     def url(self) -> str:
@@ -608,7 +613,7 @@ def _check_own_fields(filters: ProxyFilters) -> None:
 class HealthCheckOptions(BaseModel):
     """How to probe a proxy."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)  # A header may be a key.
 
     target_url: AnyHttpUrl = Field(
         default_factory=lambda: AnyHttpUrl("https://httpbin.org/ip"),

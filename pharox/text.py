@@ -6,6 +6,13 @@ turned around by them, so what does not print is escaped.
 
 from __future__ import annotations
 
+import re
+from ipaddress import ip_address
+
+_HIDDEN = "***"
+_PLACE = re.compile(r"(\[[^\[\]]*\]|[^\s:/@\[\]]+)(:[0-9]{1,5})?")
+_HOST_WITH_DOT = re.compile(r"(\[.*\]|[^:]*[.][^:]*)(:[0-9]{1,5})?")
+
 
 def inert(text: str) -> str:
     """Return text with every character that is not plain print escaped, as Python writes it."""
@@ -18,3 +25,27 @@ def url_of(protocol: str, host: object, port: int, login: str = "") -> str:
     """Return the URL of a proxy, an IPv6 address in brackets; ``login`` ends with its ``@``."""
     spelled = f"[{host}]" if ":" in str(host) else f"{host}"
     return f"{protocol}://{login}{spelled}:{port}"
+
+
+def without_secrets(address: str) -> str:
+    """Return what was typed as an address, without what may be credentials in it.
+
+    They may stand in any place where somebody pastes a line of a list; what is not plainly a
+    host and its port is not repeated.
+    """
+    if not address.strip():
+        return address
+    scheme, mark, rest = address.strip().rpartition("://")
+    login, at, place = rest.rpartition("@")
+    place, slash, path = place.partition("/")
+    if not _is_place(place) or (at and _HOST_WITH_DOT.fullmatch(login)):
+        place, slash, path = _HIDDEN, "", ""
+    hidden = f"{_HIDDEN}@" if at and place != _HIDDEN else ""
+    return f"{scheme}{mark}{hidden}{place}{slash}{path}"
+
+
+def _is_place(place: str) -> bool:
+    try:
+        return bool(_PLACE.fullmatch(place)) or bool(ip_address(place))
+    except ValueError:
+        return False

@@ -181,3 +181,39 @@ def test_a_host_has_no_port_in_it() -> None:
         Proxy(host="a:b", **facts)
     assert Proxy(host="Proxy.Example", **facts).host == "proxy.example"
     assert Proxy(host="2001:DB8::1", **facts).url == "http://[2001:db8::1]:1"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"host": "http://u:s3cret@h"},
+        {"port": "s3cret"},
+        {"credentials": "u:s3cret"},
+        {"credentials": {"user": "u", "password": "s3cret\x00"}},
+        {"credentials": {"user": "u\x00", "password": "s3cret"}},
+        {"credentials": {"password": "s3cret"}},
+        {"credentials": {"user": "u", "password": ["s3cret"]}},
+        {"protocol": "s3cret"},
+        {"protocol": "socks5", "credentials": {"user": "u", "password": "s3cret" * 43}},
+    ],
+)
+def test_no_error_of_a_proxy_repeats_what_it_was_given(wrong: dict[str, Any]) -> None:
+    """Neither the text of the error, nor its details, nor the chain has the password."""
+    fine = {"host": "h", "port": 1, "protocol": "http", "pool_id": uuid4()}
+    with pytest.raises(ValidationError) as refused:
+        Proxy(**{**fine, **wrong})
+    error = refused.value
+    shown = [str(error), repr(error.errors()), error.json()]
+    shown += [repr(error.__cause__), "" if error.__suppress_context__ else repr(error.__context__)]
+    assert "s3cret" not in "".join(shown)
+
+
+@pytest.mark.parametrize("text", ["ü" * 127, "x" * 255])
+def test_socks5_carries_255_bytes(text: str) -> None:
+    """A longer user or password is refused when the proxy is made, as nobody could send it."""
+    fine = {"host": "h", "port": 1, "protocol": "socks5", "pool_id": uuid4()}
+    Proxy(**fine, credentials={"user": text, "password": text})
+    for name in ("user", "password"):
+        credentials = {"user": "u", "password": "p", name: f"{text}ü"}
+        with pytest.raises(ValidationError, match=f"{name} of at most 255 bytes"):
+            Proxy(**fine, credentials=credentials)

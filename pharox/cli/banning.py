@@ -14,7 +14,7 @@ import typer
 
 from ..errors import PharoxError, ProxyNotFoundError
 from ..models import Proxy, ProxyStatus
-from ..text import inert, url_of
+from ..text import inert, url_of, without_secrets
 from .session import ledger
 from .showing import AsJson, print_json
 from .telling import counted
@@ -113,16 +113,17 @@ def _user_in(address: str) -> str | None:
 
 
 def _only(storage: PostgresStorage, name: str, proxies: Sequence[Proxy]) -> Proxy:
+    shown = without_secrets(name)
     if not proxies:
         raise ProxyNotFoundError(
-            f"there is no proxy {name!r}: give its id, host:port or URL", proxy=name
+            f"there is no proxy {shown!r}: give its id, host:port or URL", proxy=shown
         )
     if len(proxies) > 1:
         pools = {pool.id: pool.name for pool in storage.list_pools()}
         some = [f"{proxy.id} of pool {pools[proxy.pool_id]!r}" for proxy in proxies[:LISTED]]
         more = f" and {len(proxies) - LISTED} more" if len(proxies) > LISTED else ""
         raise PharoxError(
-            f"{len(proxies)} proxies are at {name!r}; give protocol and user, or an id: "
+            f"{len(proxies)} proxies are at {shown!r}; give protocol and user, or an id: "
             f"{', '.join(some)}{more}",
             proxy_ids=tuple(proxy.id for proxy in proxies),
         )

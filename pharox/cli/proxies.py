@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -120,10 +121,10 @@ def set_proxies(
     if max_concurrency is not None:
         changes["max_concurrency"] = limit_of(max_concurrency)
     changes |= _credentials(user, password_file)
-    if not changes and status is None:
-        raise InvalidInputError("say what to change; see `pharox proxies set --help`")
     if reason is not None and status is None:
         raise InvalidInputError("--reason belongs to --status")
+    if not changes and status is None:
+        raise InvalidInputError("say what to change; see `pharox proxies set --help`")
     with ledger(context) as storage:
         found = proxies_named(storage, names)
         for proxy in found:
@@ -176,8 +177,8 @@ def _credentials(user: str | None, password_file: Path | None) -> dict[str, Any]
 
 def _first_line(path: Path) -> str:
     try:
-        raw = sys.stdin.buffer.readline() if str(path) == "-" else path.open("rb").readline()
-        return raw.decode().rstrip("\r\n")
+        with nullcontext(sys.stdin.buffer) if str(path) == "-" else path.open("rb") as file:
+            return file.readline().decode().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8"
         raise InvalidInputError(f"the password cannot be read from {path}: {why}") from error

@@ -32,6 +32,7 @@ from ..events import (
 from ..ids import NIL
 from ..models import check_aware, utc_now
 from ..storage.terms import id_from_text
+from ..text import without_secrets
 from .addresses import Addresses, proxies_at
 from .past_counts import PastCounts
 from .pool_lives import PoolLife, find_pool, pool_names
@@ -166,7 +167,8 @@ def of_proxy(
     uuid = id_from_text(proxy) or _at_address(log, begin, str(proxy))
     address = None if uuid is None else Addresses(log, begin).last(uuid)
     if uuid is None or address is None:
-        raise ProxyNotFoundError(f"there never was a proxy {str(proxy)!r}", proxy_id=proxy)
+        shown = without_secrets(str(proxy))
+        raise ProxyNotFoundError(f"there never was a proxy {shown!r}", proxy_id=shown)
     events = log.history(window._replace(proxy_id=uuid))
     return Story("proxy", uuid, address, _entries(log, events, begin))
 

@@ -14,13 +14,20 @@ from typing import Any
 
 import pytest
 
-from pharox import PoolNotFoundError, Proxy, ProxyPool, ProxyProtocol, ProxyStatus
+from pharox import (
+    PoolNotFoundError,
+    Proxy,
+    ProxyManager,
+    ProxyPool,
+    ProxyProtocol,
+    ProxyStatus,
+)
 from pharox.cli import importing
 from pharox.models import ProxyCredentials
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import run_sql, threads
 
-from .conftest import Pharox
+from .conftest import Outcome, Pharox
 
 SECRET = "s3cret"
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "proxies.json"
@@ -188,6 +195,147 @@ class TestIdentity:
         threads(8, lambda _: new.append(storage.import_proxies(pool.id, batch)))
         assert sum(new) == len(storage.list_proxies(str(pool.id))) == 50
         assert storage.verify() == []
+
+
+class TestChanged:
+    OLD, NEW = "http://ann:oldpw@192.0.2.1:80", "http://ann:newpw@192.0.2.1:80"
+
+    def test_another_password_is_told_and_changes_nothing(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """The exit status is 1, and neither password is shown."""
+        pharox("import", "-", "--pool", "p", stdin=self.OLD)
+        outcome = pharox("import", "-", "--pool", "p", stdin=self.NEW)
+        (proxy,) = listed(storage, "p")
+        assert outcome == (
+            1,
+            "1 read: 0 new, 0 known already, 1 changed, 0 bad\n",
+            f"http://192.0.2.1:80 has another password in the pool (proxy {proxy.id}); "
+            "--update replaces it\n",
+        )
+        assert proxy.url == self.OLD
+
+    def test_update_replaces_it(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """With ``--update`` the list's password is the one that is leased from then on."""
+        pharox("import", "-", "--pool", "p", stdin=self.OLD)
+        outcome = pharox("import", "-", "--pool", "p", "--update", stdin=self.NEW)
+        assert outcome == (0, "1 read: 0 new, 0 known already, 1 updated, 0 bad\n", "")
+        assert [proxy.url for proxy in listed(storage, "p")] == [self.NEW]
+
+    def test_sessions_in_the_password_are_all_imported(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """A gateway's list whose sessions differ only in the password has a proxy for each."""
+        lines = "\n".join(
+            f"geo.example:12321:ann:pw_country-us_session-{n}_lifetime-10m" for n in range(3)
+        )
+        first = pharox("import", "-", "--pool", "p", "--protocol", "http", stdin=lines)
+        assert first.out.startswith("3 read: 3 new, 0 known already, 0 bad")
+        again = pharox("import", "-", "--pool", "p", "--protocol", "http", stdin=lines)
+        assert again == (0, "3 read: 0 new, 3 known already, 0 bad\n", "")
+        assert len(listed(storage, "p")) == 3
+
+
+class TestSync:
+    LIST = "\n".join(f"http://192.0.2.{n}:80" for n in range(1, 5))
+
+    def call(self, pharox: Pharox, lines: str, *more: str) -> Outcome:
+        return pharox("import", "-", "--pool", "p", "--source", "a", *more, stdin=lines)
+
+    def test_what_is_gone_is_removed(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """A source's proxies that its list has no more go; those of another source stay."""
+        self.call(pharox, self.LIST)
+        pharox("import", "-", "--pool", "p", "--source", "b", stdin="http://192.0.2.9:80")
+        outcome = self.call(pharox, self.LIST.partition("\n")[2], "--sync")
+        assert outcome.status == 0
+        assert outcome.out.splitlines()[1] == "1 gone: 1 removed, 0 leased"
+        assert {str(proxy.host) for proxy in listed(storage, "p")} == {
+            *(f"192.0.2.{n}" for n in (2, 3, 4, 9))
+        }
+
+    def test_what_is_leased_is_told(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """A leased proxy stays this time."""
+        self.call(pharox, self.LIST)
+        lease = ProxyManager(storage).acquire_proxy("p")
+        assert lease is not None
+        leased = storage.get_proxy(str(lease.proxy_id))
+        others = "\n".join(line for line in self.LIST.split() if line != leased.url)
+        outcome = self.call(pharox, others, "--sync")
+        assert outcome.out.splitlines()[1] == "1 gone: 0 removed, 1 leased"
+        assert f"proxy {leased.id} is leased and goes the next time" in outcome.err
+
+    def test_too_many_are_told_and_kept(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """A list that has lost more than half removes nothing unless it is told to."""
+        self.call(pharox, self.LIST)
+        short = "http://192.0.2.1:80"
+        outcome = self.call(pharox, short, "--sync")
+        assert outcome.status == 1
+        assert "3 of its 4 proxies no more, and --max-removed is 50%" in outcome.err
+        assert len(listed(storage, "p")) == 4
+        assert self.call(pharox, short, "--sync", "--max-removed", "3").status == 0
+        assert len(listed(storage, "p")) == 1
+
+    def test_a_list_with_bad_lines_removes_nothing(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """What could not be read may be what seems to be gone."""
+        self.call(pharox, self.LIST)
+        outcome = self.call(pharox, self.LIST.replace("192.0.2.4:80", "192.0.2.4:eighty"), "--sync")
+        assert outcome.status == 1
+        assert "nothing was removed, as not all of the source could be read" in outcome.err
+        assert len(listed(storage, "p")) == 4
+
+    @pytest.mark.parametrize(
+        ("options", "told"),
+        [
+            (("--max-removed", "3"), "--max-removed belongs to --sync"),
+            (("--sync", "--max-removed", "half"), "a number or a share such as 50%"),
+            (("--sync", "--max-removed", "200%"), "from 0 to 100 %"),
+        ],
+    )
+    def test_a_bound_that_is_none_is_refused(
+        self, pharox: Pharox, options: tuple[str, ...], told: str
+    ) -> None:
+        """Nothing is read then."""
+        outcome = self.call(pharox, self.LIST, *options)
+        assert (outcome.status, outcome.out) == (2, "")
+        assert told in outcome.err
+
+
+class TestLimit:
+    @pytest.mark.parametrize(
+        ("options", "limit", "told"),
+        [
+            ((), 1, "each new one takes 1 lease at a time"),
+            (("--max-concurrency", "3"), 3, "each new one takes 3 leases at a time"),
+            (
+                ("--max-concurrency", "unlimited"),
+                None,
+                "each new one takes any number of leases at a time",
+            ),
+        ],
+    )
+    def test_one_lease_unless_told_otherwise(
+        self,
+        pharox: Pharox,
+        storage: PostgresStorage,
+        options: tuple[str, ...],
+        limit: int | None,
+        told: str,
+    ) -> None:
+        """The summary says how many leases an imported proxy takes."""
+        outcome = pharox("import", "-", "--pool", "p", *options, stdin="http://192.0.2.1:80")
+        assert outcome.out.strip().endswith(told)
+        assert [proxy.max_concurrency for proxy in listed(storage, "p")] == [limit]
+
+    @pytest.mark.parametrize("limit", ["0", "-1", "many", "1.5", "99999999999"])
+    def test_what_is_no_number_is_refused(self, pharox: Pharox, limit: str) -> None:
+        """Nothing is imported then."""
+        outcome = pharox(
+            "import", "-", "--pool", "p", f"--max-concurrency={limit}", stdin="http://192.0.2.1:80"
+        )
+        assert (outcome.status, outcome.out) == (2, "")
+        assert "a number from 1 to 2147483647, or unlimited" in outcome.err
 
 
 class TestBadEntries:

@@ -148,6 +148,196 @@ def test_leasing_needs_no_key(database_url: str) -> None:
     engine.dispose()
 
 
+class TestBinding:
+    """Credentials belong to one proxy, whatever somebody does to the table."""
+
+    @pytest.fixture
+    def two(self, postgres: PostgresStorage) -> list[Proxy]:
+        """Two proxies with passwords, and one without."""
+        pool, (bare,) = fill(postgres, 1)
+        proxies = [
+            Proxy(
+                host=host,
+                port=80,
+                protocol=ProxyProtocol.HTTP,
+                pool_id=pool.id,
+                status="active",
+                credentials=ProxyCredentials(user=USER, password=f"{PASSWORD} of {host}"),
+            )
+            for host in ("one.example", "two.example")
+        ]
+        postgres.add_proxies_bulk(proxies)
+        return [*proxies, bare]
+
+    EXCHANGE = """
+        UPDATE pharox.proxy_credentials AS mine SET secret = other.secret
+        FROM pharox.proxy_credentials AS other WHERE mine.id <> other.id
+    """
+
+    def test_exchanged_secrets_are_not_read(
+        self, postgres: PostgresStorage, two: list[Proxy]
+    ) -> None:
+        """A secret that was moved to another proxy is an error that names the proxy."""
+        run_sql(postgres.engine, self.EXCHANGE)
+        for proxy in two[:2]:
+            with pytest.raises(SecretKeyError, match=str(proxy.id)) as refused:
+                postgres.get_proxy(str(proxy.id))
+            assert refused.value.proxy_id == proxy.id
+        found = [f for f in postgres.verify() if f.check == "credentials"]
+        assert {f.key["proxy_id"] for f in found} == {str(proxy.id) for proxy in two[:2]}
+        assert all(f.found["readable"] is False for f in found)
+
+    def test_an_exchanged_proxy_is_none(self, postgres: PostgresStorage, two: list[Proxy]) -> None:
+        """Rows that change places altogether are missing where they were, and nothing is read."""
+        run_sql(
+            postgres.engine,
+            """
+            UPDATE pharox.proxy_credentials AS mine SET proxy_id = other.proxy_id
+            FROM pharox.proxy_credentials AS other WHERE mine.id <> other.id
+            """,
+        )
+        for proxy in two[:2]:
+            with pytest.raises(SecretKeyError, match=str(proxy.id)):
+                postgres.get_proxy(str(proxy.id))
+        assert len([f for f in postgres.verify() if f.check == "credentials"]) == 4
+
+    def test_a_missing_row_names_its_proxy(
+        self, postgres: PostgresStorage, two: list[Proxy]
+    ) -> None:
+        """The list of the pool says which; verify names it; saving it again mends it."""
+        gone = two[0]
+        run_sql(
+            postgres.engine,
+            f"DELETE FROM pharox.proxy_credentials WHERE proxy_id = '{gone.id}'",
+        )
+        with pytest.raises(SecretKeyError, match=f"proxy {gone.id}: .*missing"):
+            postgres.list_proxies(str(gone.pool_id))
+        (finding,) = postgres.verify()
+        assert (finding.check, finding.key["proxy_id"], finding.found) == (
+            "credentials",
+            str(gone.id),
+            None,
+        )
+        postgres.save_proxy(gone)
+        assert postgres.get_proxy(str(gone.id)) == gone
+        assert postgres.verify() == []
+
+    def test_others_are_leased_and_checked(
+        self, postgres: PostgresStorage, two: list[Proxy], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What looks through the pool passes a damaged one by, and says so in the log."""
+        gone = two[0]
+        run_sql(
+            postgres.engine,
+            f"DELETE FROM pharox.proxy_credentials WHERE proxy_id = '{gone.id}'",
+        )
+        due = {proxy.id for proxy in postgres.load_proxies_for_healthchecks()}
+        assert due == {proxy.id for proxy in two[1:]}
+        manager = ProxyManager(postgres)
+        filters = ProxyFilters(predicate=lambda proxy: proxy.credentials is not None)
+        lease = manager.acquire_proxy("pool", filters=filters)
+        assert lease is not None
+        assert lease.proxy_id == two[1].id
+        assert "pharox.credentials.unreadable" in caplog.text
+        assert str(gone.id) in caplog.text
+
+    def test_an_orphan_is_named(self, postgres: PostgresStorage, two: list[Proxy]) -> None:
+        """Credentials that no proxy refers to are found."""
+        run_sql(
+            postgres.engine,
+            "INSERT INTO pharox.proxy_credentials "
+            "SELECT gen_random_uuid(), pool_id, proxy_id, secret, account, identity "
+            f"FROM pharox.proxy_credentials WHERE proxy_id = '{two[0].id}'",
+        )
+        (finding,) = postgres.verify()
+        assert (finding.check, finding.expected) == ("credentials", None)
+
+    def test_an_earlier_secret_does_not_come_back(
+        self, postgres: PostgresStorage, two: list[Proxy]
+    ) -> None:
+        """A secret is bound to its row too: one that was replaced fits no later row."""
+        query = "SELECT secret FROM pharox.proxy_credentials WHERE proxy_id = '{}'"
+        ((old,),) = run_sql(postgres.engine, query.format(two[0].id))
+        changed = ProxyCredentials(user=USER, password="another")
+        postgres.save_proxy(two[0].model_copy(update={"credentials": changed}))
+        run_sql(
+            postgres.engine,
+            f"UPDATE pharox.proxy_credentials SET secret = '\\x{bytes(old).hex()}' "  # type: ignore[call-overload]
+            f"WHERE proxy_id = '{two[0].id}'",
+        )
+        with pytest.raises(SecretKeyError):
+            postgres.get_proxy(str(two[0].id))
+
+    def test_a_changed_address_takes_them_along(
+        self, postgres: PostgresStorage, two: list[Proxy]
+    ) -> None:
+        """A proxy that moves keeps its credentials, and a list with its new address knows it."""
+        moved = two[0].model_copy(update={"host": "three.example"})
+        postgres.save_proxy(moved)
+        assert postgres.get_proxy(str(moved.id)) == moved
+        assert postgres.import_list(moved.pool_id, [[moved], [two[0]]]).known == 1
+        count = "SELECT count(*) FROM pharox.proxy_credentials"
+        assert run_sql(postgres.engine, count) == [(3,)]
+
+
+class TestFingerprints:
+    """What is stored to recognise credentials tells nobody else anything."""
+
+    def test_a_guess_needs_the_key(self) -> None:
+        """Under another key the same credentials look different, also in an id."""
+        pool_id = uuid4()
+        proxy = Proxy(
+            host="gw.example",
+            port=80,
+            protocol=ProxyProtocol.HTTP,
+            pool_id=pool_id,
+            credentials=ProxyCredentials(user=USER, password=PASSWORD),
+        )
+        one, other = (Vault([key]) for key in (SECRET_KEY, Fernet.generate_key().decode()))
+        assert one.fingerprints(pool_id, proxy) == one.fingerprints(pool_id, proxy)
+        pairs = zip(
+            one.fingerprints(pool_id, proxy), other.fingerprints(pool_id, proxy), strict=True
+        )
+        assert all(mine != theirs for mine, theirs in pairs)
+        assert one.fingerprints(pool_id, proxy) != one.fingerprints(uuid4(), proxy)
+
+    def test_ids_of_imported_proxies_are_keyed(self, database_url: str) -> None:
+        """The same list gets other ids under another key, so an id confirms no guess."""
+        engine = open_engine(database_url)
+        ids = []
+        for name, key in (("a", SECRET_KEY), ("b", Fernet.generate_key().decode())):
+            storage = PostgresStorage(engine, secret_keys=[key])
+            pool, _ = fill(storage, 0, name=name)
+            line = Proxy(
+                host="gw.example",
+                port=80,
+                protocol=ProxyProtocol.HTTP,
+                pool_id=pool.id,
+                credentials=ProxyCredentials(user=USER, password=PASSWORD),
+            )
+            storage.import_proxies(pool.id, [line])
+            again = storage._commands._named(pool.id, line)[0]
+            elsewhere = PostgresStorage(engine, secret_keys=[Fernet.generate_key().decode()])
+            ids.append((again.id, elsewhere._commands._named(pool.id, line)[0].id))
+            assert storage.get_proxy_by_id(again.id) is not None
+        assert all(mine != theirs for mine, theirs in ids)
+        engine.dispose()
+
+    def test_known_stays_known_through_a_rotation(self, database_url: str) -> None:
+        """Before, between and after a rotation of keys the same list has nothing new."""
+        engine, new = open_engine(database_url), Fernet.generate_key().decode()
+        old_only = PostgresStorage(engine, secret_keys=[SECRET_KEY])
+        proxy = proxy_with_password(old_only)
+        both = PostgresStorage(engine, secret_keys=[new, SECRET_KEY])
+        new_only = PostgresStorage(engine, secret_keys=[new])
+        assert both.import_list(proxy.pool_id, [[proxy]]).known == 1
+        assert both.rotate_secrets() == 1
+        for storage in (both, new_only):
+            assert storage.import_list(proxy.pool_id, [[proxy]]).known == 1
+            assert storage.verify() == []
+        engine.dispose()
+
+
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1).filter(
     str.strip
 )

@@ -114,6 +114,24 @@ class TestApp:
         assert app.seal() == len(types_of(app)) == app.seal()
         assert app.verify() == []
 
+    def test_it_forgets_credentials_that_are_out_of_use(self, app: PostgresStorage) -> None:
+        """It cannot delete any itself; what was replaced or removed goes all the same."""
+        pool, (changed, removed) = fill(app, 2, credentials=LOGIN)
+        other = ProxyCredentials(user="bob", password="another")
+        app.save_proxy(changed.model_copy(update={"credentials": other}))
+        app.delete_proxy(str(removed.id))
+        refused(app, "DELETE FROM pharox.proxy_credentials")
+        refused(app, "UPDATE pharox.proxy_credentials SET secret = ''")
+        in_use = f"SELECT pharox.forget_credentials('{pool.id}')"
+        for _ in range(2):
+            run_sql(app.engine, in_use)
+            kept = run_sql(app.engine, "SELECT proxy_id FROM pharox.proxy_credentials")
+            assert kept == [(changed.id,)]
+        assert app.get_proxy(str(changed.id)).credentials == other
+        assert app.verify() == []
+        app.delete_pool(str(pool.id))
+        assert run_sql(app.engine, "SELECT 1 FROM pharox.proxy_credentials") == []
+
     @pytest.mark.parametrize("driver", BOTH)
     def test_it_follows_the_log(self, app: PostgresStorage, driver: str) -> None:
         """It reads subscriptions, parks what fails, retries it, and counts the fleet's metrics."""
