@@ -179,6 +179,27 @@ ASYNC_PEER = Goal(
     limit="Ours is at the end of the loop's core and of the server's.",
 )
 
+IMPORT_NEW = Goal(
+    "import-new",
+    "new proxies with passwords imported a second",
+    at_least=10_000,
+    limit="A proxy is an event and three rows with a dozen entries in indexes, which takes the "
+    "server about as long as reading, encrypting and sending it takes the command; one waits "
+    "for the other, as a batch is committed before the next is read.",
+)
+IMPORT_KNOWN = Goal(
+    "import-known",
+    "known proxies with passwords looked up a second",
+    at_least=40_000,
+    limit="Reading a line and making a model of it takes most of the time, in one thread.",
+)
+IMPORT_MEMORY = Goal(
+    "import-memory",
+    "memory of importing 200,000 proxies: of 2,000",
+    at_most=1.25,
+    limit="Sixteen bytes are remembered of each proxy, so that a list that has it twice is seen.",
+)
+
 OBSERVE_COST = Goal(
     "observe-cost",
     "time of a cycle with logs and metrics: of one with neither",

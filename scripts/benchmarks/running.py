@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pharox import embedded
-from scripts.benchmarks import asynchronous, health, lease, ledger, observe
+from scripts.benchmarks import asynchronous, health, importing, lease, ledger, observe
 from scripts.benchmarks.machine import Watch, describe, noise
 from scripts.benchmarks.parts import Bench, Part, measure, tabulate
 
@@ -27,6 +27,7 @@ ALL = {
     "async": Benchmark(asynchronous.prepare, "Leasing from asyncio", asynchronous.__doc__ or ""),
     "ledger": Benchmark(ledger.prepare, "The ledger", ledger.__doc__ or ""),
     "health": Benchmark(health.prepare, "Health checks", health.__doc__ or ""),
+    "import": Benchmark(importing.prepare, "Importing lists", importing.__doc__ or ""),
     "observe": Benchmark(observe.prepare, "Logs and metrics", observe.__doc__ or ""),
 }
 """The benchmarks by name, in the order of the page."""
