@@ -6,6 +6,22 @@ turned around by them, so what does not print is escaped.
 
 from __future__ import annotations
 
+import idna
+
+
+def normal_host(host: str) -> str:
+    """Return a host in the one form by which it is known.
+
+    Names have no capitals and no dot at their end, and are in ASCII as the DNS has them. What is
+    no name stays, for others to refuse; addresses have a form of their own.
+    """
+    if not host.isascii() and host.isprintable():
+        try:
+            host = idna.encode(host, uts46=True).decode()
+        except idna.IDNAError:  # such as an emoji
+            pass
+    return host.rstrip(".").lower()
+
 
 def inert(text: str) -> str:
     """Return text with every character that is not plain print escaped, as Python writes it."""

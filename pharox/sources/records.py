@@ -1,0 +1,256 @@
+"""From a record, of JSON or of CSV, to the parts of a proxy.
+
+Every provider has names of its own for the same few fields; they are told apart by
+their letters and digits alone. Of several names for one thing the more exact counts:
+a country's code before its name, an address before the parts of one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from .lines import PROTOCOLS
+from .unreadable import Unreadable
+
+Parts = dict[str, Any]
+Address = Callable[[str], Parts]
+
+_NAMES: dict[str, tuple[str, ...]] = {
+    # The first of these that says anything counts.
+    "address": (
+        *("proxy", "url", "proxyurl", "uri", "link", "ipport", "hostport", "proxyserver"),
+        *("address", "addr", "server", "endpoint", "gateway"),
+    ),
+    "host": (
+        *("host", "hostname", "ip", "ipaddress", "ipaddr", "ipv4", "proxyaddress", "proxyip"),
+        *("proxyhost", "serverip", "domain"),
+    ),
+    "port": ("port", "proxyport", "portnumber"),
+    "ports": ("ports",),
+    "protocol": ("protocol", "protocols", "scheme", "proxyprotocol"),
+    "type": ("type", "types", "proxytype", "schemes"),
+    "login": ("auth", "credentials", "authentication"),
+    "user": ("user", "username", "login", "proxyuser", "proxyusername", "proxylogin", "authuser"),
+    "password": ("password", "pass", "passwd", "pwd", "proxypassword", "proxypass", "authpass"),
+    "country": (
+        *("countrycode", "countryiso", "countryisocode", "isocode", "code", "cc"),
+        *("country", "countryname"),
+    ),
+    "city": ("city", "cityname"),
+    "latitude": ("latitude", "lat"),
+    "longitude": ("longitude", "lon", "lng", "long"),
+    "isp": ("isp", "org", "organization", "asname", "asorganization", "asnname"),
+    "asn": ("asn", "asnumber", "as", "autonomoussystemnumber"),
+    "place": ("geolocation", "geo", "geoip", "ipdata", "location", "geodata"),
+    "source": ("source",),
+    "status": ("status",),
+    "checked_at": ("checkedat",),
+    "max_concurrency": ("maxconcurrency",),
+}
+_FIELD_OF = {name: field for field, names in _NAMES.items() for name in names}
+_RANK = {name: rank for names in _NAMES.values() for rank, name in enumerate(names)}
+_TAKEN_OVER = ("latitude", "longitude", "isp", "source", "checked_at", "max_concurrency")
+_PREFIXES = re.compile(r"(?:ipdata|geolocation|geoip|geo|location)(?=[a-z])")
+_NO_WORD = re.compile(r"[^a-z0-9]+")
+
+_UNKNOWN = frozenset({"", "?", "-", "--", "n/a", "none", "null", "nil", "unknown", "undefined"})
+_NO_COUNTRY = frozenset({"zz", "xx"})
+_AS = re.compile(r"AS\s*([0-9]+)\b.*", re.IGNORECASE | re.DOTALL)
+_STATUSES = frozenset({"active", "inactive", "slow", "banned"})
+_YES = frozenset({"yes", "true", "1", "y", "+"})
+
+
+@lru_cache(maxsize=4096)
+def field_of(name: str) -> str | None:
+    """Return what a field is by its name, or None if it is none of a proxy's."""
+    key = _key(name)
+    return _FIELD_OF.get(key) or _FIELD_OF.get(_PREFIXES.sub("", key, count=1))
+
+
+def has_address(names: Iterable[str]) -> bool:
+    """Tell whether one of these fields may say where a proxy is."""
+    return any(field_of(name) in ("address", "host") for name in names)
+
+
+def protocol_of_name(name: str) -> str | None:
+    """Return the protocol that a column or a key stands for, or None."""
+    key = name.strip().lower()
+    return key if key in PROTOCOLS else None
+
+
+def parts_of(record: Mapping[str, Any], address: Address) -> Parts:
+    """Return the parts of the proxy that a record describes.
+
+    Parameters
+    ----------
+    address:
+        Reads an address such as ``http://user:password@host:port``.
+
+    Raises
+    ------
+    Unreadable
+        If a value is of the wrong kind.
+    """
+    found = _found(record)
+    for name in ("address", "login"):
+        if isinstance(nested := found.get(name), dict):
+            found = _found(nested) | {key: value for key, value in found.items() if key != name}
+    place = _place(found.get("place"))
+    parts: Parts = {name: found[name] for name in _TAKEN_OVER if found.get(name) is not None}
+    for name in ("latitude", "longitude", "isp"):
+        parts.setdefault(name, place.get(name))
+    parts |= {
+        "country": _country(found.get("country")) or _country(place.get("country")),
+        "city": _text(_named(found.get("city"))) or _text(_named(place.get("city"))),
+    }
+    number, operator = _network(found.get("asn", place.get("asn")))
+    parts["asn"] = number
+    parts["isp"] = _text(parts["isp"]) or operator
+    if str(status := found.get("status")).strip().lower() in _STATUSES:
+        parts["status"] = str(status).strip().lower()
+    return parts | _login(found) | _where(found, address) | _protocols(record, found)
+
+
+def _found(record: Mapping[str, Any]) -> Parts:
+    """Return what a record says, by our own names."""
+    best: dict[str, tuple[int, Any]] = {}
+    for name, value in record.items():
+        field = field_of(name)
+        if field is None or value is None or (isinstance(value, str) and not value.strip()):
+            continue
+        if field == "address" and not isinstance(value, str | dict):
+            continue  # such as "proxy": false of those that sort addresses by their use
+        rank = _RANK.get(_key(name), 99)
+        if field not in best or rank < best[field][0]:
+            best[field] = rank, value
+    return {field: value for field, (_, value) in best.items()}
+
+
+def _where(found: Parts, address: Address) -> Parts:
+    """Return host, port and what else stands in an address."""
+    parts: Parts = {name: found[name] for name in ("host", "port") if name in found}
+    text = found.get("address")
+    if text is None and isinstance(host := found.get("host"), str) and _is_more(host):
+        text = host
+    if not isinstance(text, str):
+        return parts
+    try:
+        return parts | address(text)
+    except Unreadable:
+        if "port" in found and "host" not in found | {"host": None} | parts:
+            return parts
+    if isinstance(port := found.get("port"), int | str) and not isinstance(port, bool):
+        try:
+            return parts | address(f"{text.strip().rstrip('/')}:{str(port).strip()}")
+        except Unreadable:
+            pass
+    if "host" in parts and not ("://" in text or "@" in text):
+        return parts
+    return address(text)
+
+
+def _is_more(host: str) -> bool:
+    """Tell whether a host's field holds more than a host."""
+    return "://" in host or "@" in host or re.fullmatch(r"[^:]+:[0-9]+", host.strip()) is not None
+
+
+def _login(found: Parts) -> Parts:
+    login = found.get("login")
+    if isinstance(login, str) and ":" in login and "user" not in found:
+        user, _, password = login.partition(":")
+        return {"user": user, "password": password}
+    return {name: found[name] for name in ("user", "password") if name in found}
+
+
+def _protocols(record: Mapping[str, Any], found: Parts) -> Parts:
+    """Return the protocols that are named, as a text or a list of texts."""
+    if isinstance(ports := found.get("ports"), dict):
+        return {"ports": {name: port for name, port in ports.items() if protocol_of_name(name)}}
+    if (named := found.get("protocol")) is not None:
+        return {"protocol": named}
+    # A type may as well be residential or elite.
+    kinds = [kind for kind in words_of(found.get("type")) if protocol_of_name(kind)]
+    if kinds:
+        return {"protocol": kinds}
+    flags = {name: value for name, value in record.items() if protocol_of_name(name)}
+    if len(flags) < 2:  # A single one says whether https targets can be reached.
+        return {}
+    return {"protocol": [name for name, value in flags.items() if str(value).lower() in _YES]}
+
+
+def words_of(value: Any) -> list[str]:
+    """Return the words in a text or in a list of texts: ``"HTTP, SOCKS4/5"`` has three."""
+    texts = value if isinstance(value, list | tuple) else [value]
+    found: list[str] = []
+    for text in texts:
+        if not isinstance(text, str):
+            continue
+        for word in re.split(r"[\s,;/|+&]+", text.strip().lower()):
+            if word in ("4", "5") and found and found[-1].startswith("socks"):
+                found.append(f"socks{word}")
+            elif word:
+                found.append(word)
+    return list(dict.fromkeys(found))
+
+
+def _place(value: Any) -> Parts:
+    """Return what a geolocation says: an object, or a text such as ``US`` or ``US|CA|Boston``."""
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        country, *rest = re.split(r"\s*[|,]\s*", value.strip())
+        return {"country": country, "city": rest[-1] if rest else None}
+    if not isinstance(value, dict):
+        raise Unreadable("has a geolocation that is no JSON object")
+    found = _found(value)
+    if isinstance(found.get("place"), dict):
+        found = _found(found["place"]) | found
+    return found
+
+
+def _country(value: Any) -> Any:
+    if isinstance(value, dict):
+        value = _found(value).get("country") or value.get("name")
+    if isinstance(value, dict):
+        return None
+    value = _text(value)
+    if not isinstance(value, str):
+        return value
+    if value.lower() in _NO_COUNTRY:
+        return None
+    return value.upper() if len(value) == 2 and value.isascii() and value.isalpha() else value
+
+
+def _named(value: Any) -> Any:
+    """Return the English name in an object of the MaxMind databases, or what is none."""
+    if not isinstance(value, dict):
+        return value
+    names = value.get("names")
+    return names.get("en") if isinstance(names, dict) else value.get("name")
+
+
+def _text(value: Any) -> Any:
+    """Return a text, or None where it says that something is not known."""
+    if not isinstance(value, str):
+        return value
+    value = value.strip()
+    return None if value.lower() in _UNKNOWN else value
+
+
+def _network(value: Any) -> tuple[Any, Any]:
+    """Return a network's number and its operator."""
+    if isinstance(value, dict):
+        number = value.get("autonomous_system_number", value.get("asn", value.get("number")))
+        operator = value.get("autonomous_system_organization", value.get("name"))
+        return _network(number)[0], operator if isinstance(operator, str) else None
+    value = _text(value)
+    if isinstance(value, str) and (numbered := _AS.fullmatch(value)):
+        return numbered[1], None
+    return value, None
+
+
+def _key(name: str) -> str:
+    return _NO_WORD.sub("", name.lower())
