@@ -69,7 +69,8 @@ def import_source(
         str, typer.Option(metavar="NAME", help="The pool to import into; made if it is unknown.")
     ],
     protocol: Annotated[
-        ProxyProtocol | None, typer.Option(help="The protocol of those that name none.")
+        ProxyProtocol | None,
+        typer.Option(help="The protocol of those that name none, and of those that offer several."),
     ] = None,
     status: Annotated[
         ProxyStatus, typer.Option(help="The status of those that name none.")
@@ -91,6 +92,14 @@ def import_source(
         Format | None,
         typer.Option("--format", help="How it is written; seen from the content if not set."),
     ] = None,
+    line: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LAYOUT",
+            help="What a line consists of, such as 'user:pass:host:port'; seen from the lines "
+            "if not set.",
+        ),
+    ] = None,
 ) -> None:
     """Import a list of proxies: addresses, CSV, JSON or JSON lines.
 
@@ -110,7 +119,7 @@ def import_source(
     ):
         chunks = _told(opened.chunks, advance)
         target = storage.get_pool_by_name(pool) or ProxyPool(name=pool)
-        for batch in _batches(read_proxies(chunks, defaults, kind=kind), tally):
+        for batch in _batches(read_proxies(chunks, defaults, kind=kind, line=line), tally):
             try:
                 tally.new += storage.import_proxies(target.id, batch)
             except PoolNotFoundError:  # Only now, as there may be nothing that can be imported.

@@ -8,12 +8,13 @@ import typer
 
 from ..errors import PoolNotFoundError
 from .checking import checked_pool
+from .once import Commands
 from .session import ledger
 from .showing import AsJson, print_json, print_table, say
 
 NO_POOLS = "there are no pools yet; `pharox import SOURCE --pool NAME` makes one"
 
-app = typer.Typer(help="List the pools, or register one.", invoke_without_command=True)
+app = Commands(help="List the pools, or register one.", invoke_without_command=True)
 
 
 @app.callback()

@@ -17,10 +17,11 @@ from ..errors import SourceError
 from .entries import BadEntry, Defaults
 from .lines import Lines
 from .reading import TOO_LONG, Found, attempt, proxies_of_json, proxies_of_value, why
-from .records import has_address, protocol_of_name
+from .records import has_address
 from .tables import with_protocol
 from .text import ENTRY_LIMIT, SourceText
 from .unreadable import Unreadable
+from .values import protocol_of_name
 
 MAX_DEPTH = 5
 """How deep in a document the entries may stand."""

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from ..ids import NIL
 from ..models import PROTOCOL_ALIASES, Proxy, ProxyProtocol, ProxyStatus, utc_now
-from .records import protocol_of_name, words_of
 from .unreadable import Unreadable
+from .values import protocol_of_name, words_of
 
 Unit = Literal["line", "entry"]
 

@@ -12,14 +12,13 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import unquote
 
-from ..models import PROTOCOL_ALIASES, ProxyProtocol
 from .layout import Layout
 from .orders import HOST, PORT, AmbiguousOrderError, Order, Orders, lacks_brackets, port_of, shape_of
 from .unreadable import Unreadable
+from .values import PROTOCOLS, country_of, known
 
 Parts = dict[str, Any]
 
-PROTOCOLS = frozenset({*ProxyProtocol, *PROTOCOL_ALIASES, "socks"})
 COMMENTS = ("#", ";", "//")
 
 SAMPLED_LINES = 2000
@@ -189,7 +188,7 @@ def _columns(cells: list[str], *, may_be_login: bool, is_place: bool) -> Parts:
             "give --line 'host:port user pass', or --line 'host:port *' to pass them over"
         )
     if is_place and len(cells) == 3:
-        return {"country": cells[0], "city": cells[2]}
+        return {"country": country_of(cells[0]), "city": known(cells[2])}
     protocols = {cell.lower() for cell in cells} & PROTOCOLS
     countries = [found[1] for cell in cells if (found := _COUNTRY.fullmatch(cell))]
     place = {"country": countries[0]} if countries else {}

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from .lines import PROTOCOLS
 from .unreadable import Unreadable
+from .values import country_of, known, protocol_of_name, words_of
 
 Parts = dict[str, Any]
 Address = Callable[[str], Parts]
@@ -56,8 +56,6 @@ _TAKEN_OVER = ("latitude", "longitude", "isp", "source", "checked_at", "max_conc
 _PREFIXES = re.compile(r"(?:ipdata|geolocation|geoip|geo|location)(?=[a-z])")
 _NO_WORD = re.compile(r"[^a-z0-9]+")
 
-_UNKNOWN = frozenset({"", "?", "-", "--", "n/a", "none", "null", "nil", "unknown", "undefined"})
-_NO_COUNTRY = frozenset({"zz", "xx"})
 _AS = re.compile(r"AS\s*([0-9]+)\b.*", re.IGNORECASE | re.DOTALL)
 _STATUSES = frozenset({"active", "inactive", "slow", "banned"})
 _YES = frozenset({"yes", "true", "1", "y", "+"})
@@ -73,12 +71,6 @@ def field_of(name: str) -> str | None:
 def has_address(names: Iterable[str]) -> bool:
     """Tell whether one of these fields may say where a proxy is."""
     return any(field_of(name) in ("address", "host") for name in names)
-
-
-def protocol_of_name(name: str) -> str | None:
-    """Return the protocol that a column or a key stands for, or None."""
-    key = name.strip().lower()
-    return key if key in PROTOCOLS else None
 
 
 def parts_of(record: Mapping[str, Any], address: Address) -> Parts:
@@ -104,11 +96,11 @@ def parts_of(record: Mapping[str, Any], address: Address) -> Parts:
         parts.setdefault(name, place.get(name))
     parts |= {
         "country": _country(found.get("country")) or _country(place.get("country")),
-        "city": _text(_named(found.get("city"))) or _text(_named(place.get("city"))),
+        "city": known(_named(found.get("city"))) or known(_named(place.get("city"))),
     }
     number, operator = _network(found.get("asn", place.get("asn")))
     parts["asn"] = number
-    parts["isp"] = _text(parts["isp"]) or operator
+    parts["isp"] = known(parts["isp"]) or operator
     if str(status := found.get("status")).strip().lower() in _STATUSES:
         parts["status"] = str(status).strip().lower()
     return parts | _login(found) | _where(found, address) | _protocols(record, found)
@@ -181,21 +173,6 @@ def _protocols(record: Mapping[str, Any], found: Parts) -> Parts:
     return {"protocol": [name for name, value in flags.items() if str(value).lower() in _YES]}
 
 
-def words_of(value: Any) -> list[str]:
-    """Return the words in a text or in a list of texts: ``"HTTP, SOCKS4/5"`` has three."""
-    texts = value if isinstance(value, list | tuple) else [value]
-    found: list[str] = []
-    for text in texts:
-        if not isinstance(text, str):
-            continue
-        for word in re.split(r"[\s,;/|+&]+", text.strip().lower()):
-            if word in ("4", "5") and found and found[-1].startswith("socks"):
-                found.append(f"socks{word}")
-            elif word:
-                found.append(word)
-    return list(dict.fromkeys(found))
-
-
 def _place(value: Any) -> Parts:
     """Return what a geolocation says: an object, or a text such as ``US`` or ``US|CA|Boston``."""
     if value is None:
@@ -216,12 +193,7 @@ def _country(value: Any) -> Any:
         value = _found(value).get("country") or value.get("name")
     if isinstance(value, dict):
         return None
-    value = _text(value)
-    if not isinstance(value, str):
-        return value
-    if value.lower() in _NO_COUNTRY:
-        return None
-    return value.upper() if len(value) == 2 and value.isascii() and value.isalpha() else value
+    return country_of(value)
 
 
 def _named(value: Any) -> Any:
@@ -232,21 +204,13 @@ def _named(value: Any) -> Any:
     return names.get("en") if isinstance(names, dict) else value.get("name")
 
 
-def _text(value: Any) -> Any:
-    """Return a text, or None where it says that something is not known."""
-    if not isinstance(value, str):
-        return value
-    value = value.strip()
-    return None if value.lower() in _UNKNOWN else value
-
-
 def _network(value: Any) -> tuple[Any, Any]:
     """Return a network's number and its operator."""
     if isinstance(value, dict):
         number = value.get("autonomous_system_number", value.get("asn", value.get("number")))
         operator = value.get("autonomous_system_organization", value.get("name"))
         return _network(number)[0], operator if isinstance(operator, str) else None
-    value = _text(value)
+    value = known(value)
     if isinstance(value, str) and (numbered := _AS.fullmatch(value)):
         return numbered[1], None
     return value, None

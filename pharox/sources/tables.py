@@ -10,11 +10,12 @@ from dataclasses import replace
 from ..errors import SourceError
 from ..models import Proxy
 from .entries import Defaults
-from .lines import Lines
+from .lines import Lines, is_comment
 from .reading import Found, each
-from .records import field_of, has_address, parts_of, protocol_of_name
+from .records import field_of, has_address, parts_of
 from .text import SourceText
 from .unreadable import Unreadable
+from .values import protocol_of_name
 
 _DELIMITERS = ",;\t|"
 _SEPARATOR_LINE = re.compile(r"\s*\"?sep=.\"?\s*", re.IGNORECASE)  # Excel's
@@ -27,6 +28,8 @@ def is_table(line: str) -> bool:
     """Tell whether a first line names a table's columns."""
     if _SEPARATOR_LINE.fullmatch(line):
         return True
+    if is_comment(line):
+        return False
     _, columns = _columns(line)
     if len(columns) > 1 and all(_TITLE.fullmatch(column) for column in columns if column):
         return True
