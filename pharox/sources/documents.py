@@ -40,10 +40,12 @@ class _BrokenError(Exception):
 def is_document(start: str) -> bool:
     """Tell whether text that begins with a brace is one document, not an object a line."""
     first, _, rest = start.partition("\n")
+    if rest.lstrip().startswith("{") and not _has_only(first, "{"):
+        return False
     try:
         value = json.loads(first)
     except (ValueError, RecursionError):
-        return not rest.lstrip().startswith("{")
+        return True
     return not rest.strip() or not (isinstance(value, dict) and has_address(value))
 
 
@@ -90,20 +92,29 @@ class _Document:
         self._seen: dict[str, Any] = {}
 
     def object(self) -> Found:
-        """Yield the entries of the arrays in an object, or the one that it is."""
-        ahead = self._text.ahead()
-        try:
-            value, end = _decode(ahead)
-        except (ValueError, RecursionError) as error:
-            if not _ran_out(error, ahead):
-                yield BadEntry(1, f"is not valid JSON{why(error)}", "entry")
+        """Yield the entries of the arrays in an object, or the one that it is, and its likes."""
+        text = self._text
+        while (ahead := text.ahead()).startswith("{"):
+            try:
+                value, end = _decode(ahead)
+            except (ValueError, RecursionError) as error:
+                if not _ran_out(error, ahead):
+                    yield BadEntry(self._number + 1, f"is not valid JSON{why(error)}", "entry")
+                    return
+                value, end = {}, 0
+            if not has_address(value) or _holds_list(value):
+                yield from self._walk()
                 return
-        else:
-            if has_address(value) and not _holds_list(value):
-                self._text.at += end
-                read = partial(proxies_of_json, self._defaults, self._lines)
-                yield from attempt(1, "entry", ahead[:end], read)
-                return
+            text.at += end
+            self._number += 1
+            read = partial(proxies_of_json, self._defaults, self._lines)
+            yield from attempt(self._number, "entry", ahead[:end], read)
+            text.skip_blank()
+        if text.ahead():
+            yield self._behind()
+
+    def _walk(self) -> Found:
+        """Yield the entries of the arrays in an object."""
         try:
             yield from self._members(self._defaults, 1)
         except _BrokenError as error:
@@ -111,6 +122,13 @@ class _Document:
             return
         if not self._has_list:
             raise SourceError("the JSON has no array of proxies" + _but(self._seen))
+        self._text.skip_blank()
+        if self._text.ahead():
+            yield self._behind()
+
+    def _behind(self) -> BadEntry:
+        reason = "stands after the JSON's end; nothing of it was read"
+        return BadEntry(self._number + 1, reason, "entry")
 
     def array(self, defaults: Defaults, *, is_whole: bool) -> Found:
         """Yield the entries of an array; if it is the whole document, nothing may follow."""
@@ -265,6 +283,10 @@ def _values(ahead: str) -> Iterator[Any]:
         if ahead[at : at + 1] != ",":
             return
         at += 1
+
+
+def _has_only(line: str, mark: str) -> bool:
+    return line.strip() == mark
 
 
 def _name(key: str) -> str:

@@ -81,16 +81,19 @@ def _name(word: str) -> str:
 
 
 def _group(name: str, after: str) -> str:
+    """Return the pattern of a part, which a blank ends if one stands behind it."""
     match name:
         case "host":
             return HOST
         case "port":
             return PORT
-        case "user":
-            return rf"(?P<user>[^{re.escape(after[0])}]+)" if after else "(?P<user>.+)"
         case "*":
             return ".*"
-    return rf"(?P<{name}>.*)"
+        case "user" if after and not after[0].isspace():
+            return rf"(?P<user>[^{re.escape(after[0])}]+)"
+        case "user":
+            return r"(?P<user>\S+)" if after else "(?P<user>.+)"
+    return rf"(?P<{name}>\S*)" if after[:1].isspace() else rf"(?P<{name}>.*)"
 
 
 def _gap(text: str) -> str:

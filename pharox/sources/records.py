@@ -43,7 +43,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "latitude": ("latitude", "lat"),
     "longitude": ("longitude", "lon", "lng", "long"),
     "isp": ("isp", "org", "organization", "asname", "asorganization", "asnname"),
-    "asn": ("asn", "asnumber", "as", "autonomoussystemnumber"),
+    "asn": ("asn", "asnnumber", "asnumber", "as", "autonomoussystemnumber"),
     "place": ("geolocation", "geo", "geoip", "ipdata", "location", "geodata"),
     "source": ("source",),
     "status": ("status",),
