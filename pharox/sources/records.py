@@ -52,7 +52,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
 }
 _FIELD_OF = {name: field for field, names in _NAMES.items() for name in names}
 _RANK = {name: rank for names in _NAMES.values() for rank, name in enumerate(names)}
-_TAKEN_OVER = ("latitude", "longitude", "isp", "source", "checked_at", "max_concurrency")
+_TAKEN_OVER = ("latitude", "longitude", "source", "checked_at", "max_concurrency")
+_OF_PLACES = ("country", "city", "latitude", "longitude", "isp", "asn")
 _PREFIXES = re.compile(r"(?:ipdata|geolocation|geoip|geo|location)(?=[a-z])")
 _NO_WORD = re.compile(r"[^a-z0-9]+")
 
@@ -61,11 +62,17 @@ _STATUSES = frozenset({"active", "inactive", "slow", "banned"})
 _YES = frozenset({"yes", "true", "1", "y", "+"})
 
 
-@lru_cache(maxsize=4096)
 def field_of(name: str) -> str | None:
     """Return what a field is by its name, or None if it is none of a proxy's."""
+    return _ranked(name)[0]
+
+
+@lru_cache(maxsize=4096)
+def _ranked(name: str) -> tuple[str | None, int]:
+    """Return what a field is, and which of the names for it this is: a lower one counts."""
     key = _key(name)
-    return _FIELD_OF.get(key) or _FIELD_OF.get(_PREFIXES.sub("", key, count=1))
+    field = _FIELD_OF.get(key) or _FIELD_OF.get(_PREFIXES.sub("", key, count=1))
+    return field, _RANK.get(key, len(_RANK))
 
 
 def has_address(names: Iterable[str]) -> bool:
@@ -90,17 +97,18 @@ def parts_of(record: Mapping[str, Any], address: Address) -> Parts:
     for name in ("address", "login"):
         if isinstance(nested := found.get(name), dict):
             found = _found(nested) | {key: value for key, value in found.items() if key != name}
-    place = _place(found.get("place"))
-    parts: Parts = {name: found[name] for name in _TAKEN_OVER if found.get(name) is not None}
-    for name in ("latitude", "longitude", "isp"):
-        parts.setdefault(name, place.get(name))
-    parts |= {
-        "country": _country(found.get("country")) or _country(place.get("country")),
-        "city": known(_named(found.get("city"))) or known(_named(place.get("city"))),
-    }
-    number, operator = _network(found.get("asn", place.get("asn")))
-    parts["asn"] = number
-    parts["isp"] = known(parts["isp"]) or operator
+    if "place" in found:
+        found = _place(found["place"]) | found
+    parts: Parts = {name: found[name] for name in _TAKEN_OVER if name in found}
+    if "country" in found:
+        parts["country"] = _country(found["country"])
+    if "city" in found:
+        parts["city"] = known(_named(found["city"]))
+    if "isp" in found:
+        parts["isp"] = known(found["isp"])
+    if "asn" in found:
+        parts["asn"], operator = _network(found["asn"])
+        parts["isp"] = parts.get("isp") or operator
     if str(status := found.get("status")).strip().lower() in _STATUSES:
         parts["status"] = str(status).strip().lower()
     return parts | _login(found) | _where(found, address) | _protocols(record, found)
@@ -110,12 +118,11 @@ def _found(record: Mapping[str, Any]) -> Parts:
     """Return what a record says, by our own names."""
     best: dict[str, tuple[int, Any]] = {}
     for name, value in record.items():
-        field = field_of(name)
+        field, rank = _ranked(name)
         if field is None or value is None or (isinstance(value, str) and not value.strip()):
             continue
         if field == "address" and not isinstance(value, str | dict):
             continue  # such as "proxy": false of those that sort addresses by their use
-        rank = _RANK.get(_key(name), 99)
         if field not in best or rank < best[field][0]:
             best[field] = rank, value
     return {field: value for field, (_, value) in best.items()}
@@ -175,8 +182,6 @@ def _protocols(record: Mapping[str, Any], found: Parts) -> Parts:
 
 def _place(value: Any) -> Parts:
     """Return what a geolocation says: an object, or a text such as ``US`` or ``US|CA|Boston``."""
-    if value is None:
-        return {}
     if isinstance(value, str):
         country, *rest = re.split(r"\s*[|,]\s*", value.strip())
         return {"country": country, "city": rest[-1] if rest else None}
@@ -185,7 +190,7 @@ def _place(value: Any) -> Parts:
     found = _found(value)
     if isinstance(found.get("place"), dict):
         found = _found(found["place"]) | found
-    return found
+    return {name: part for name, part in found.items() if name in _OF_PLACES}
 
 
 def _country(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
 from ..models import PROTOCOL_ALIASES, ProxyProtocol
@@ -14,6 +15,7 @@ _UNKNOWN = frozenset({"", "?", "-", "--", "n/a", "none", "null", "nil", "unknown
 _NO_COUNTRY = frozenset({"zz", "xx"})
 
 
+@lru_cache(maxsize=4096)
 def protocol_of_name(name: str) -> str | None:
     """Return the protocol that a column or a key stands for, or None."""
     key = name.strip().lower()
@@ -38,9 +40,7 @@ def words_of(value: Any) -> list[str]:
 def country_of(value: Any) -> Any:
     """Return a country's code in capitals, another name as it is, None for an unknown one."""
     value = known(value)
-    if not isinstance(value, str):
-        return value
-    if value.lower() in _NO_COUNTRY:
+    if not isinstance(value, str) or value.lower() in _NO_COUNTRY:
         return None
     return value.upper() if len(value) == 2 and value.isascii() and value.isalpha() else value
 

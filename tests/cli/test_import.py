@@ -277,6 +277,37 @@ class TestWriting:
         reason = "the first line of the CSV names no columns host and port"
         assert outcome == (1, "", f"pharox: {reason}\n")
 
+    def test_the_order_of_a_line_can_be_named(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """What is ambiguous is refused, with no trace of it, and read with --line."""
+        line = "ann:12345:squid:3128"
+        refused = pharox("import", "-", "--pool", "p", "--protocol", "http", stdin=line)
+        assert refused.status == 1
+        assert "--line" in refused.err
+        assert list(storage.events()) == []
+        named = ("--line", "user:pass:host:port")
+        taken = pharox("import", "-", "--pool", "p", "--protocol", "http", *named, stdin=line)
+        assert taken.status == 0
+        assert [proxy.url for proxy in listed(storage, "p")] == ["http://ann:12345@squid:3128"]
+        assert "12345" not in pharox("log", "--json").out
+
+    def test_an_order_that_says_nothing_is_misuse(self, pharox: Pharox) -> None:
+        """A layout without host or port is told in one sentence."""
+        outcome = pharox("import", "-", "--pool", "p", "--line", "user:pass", stdin="x")
+        assert (outcome.status, outcome.out) == (2, "")
+        assert "names no host" in outcome.err
+
+    def test_an_unknown_shape_is_one_sentence(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """A file of thousands of lines that nobody knows is not told line by line."""
+        content = json.dumps([{"Adresse": "192.0.2.1", "Puerto": 80}] * 1000, indent=2)
+        outcome = pharox("import", "-", "--pool", "p", stdin=content)
+        reason = "the entries say no host and no address of a proxy, but Adresse, Puerto"
+        assert outcome == (1, "", f"pharox: {reason}\n")
+        assert list(storage.events()) == []
+
     def test_a_missing_key_is_told_before_anything_is_written(
         self, pharox: Pharox, storage: PostgresStorage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
