@@ -328,7 +328,7 @@ def password_for_socks(password: str | None) -> str | None:
     It offers no login if the password is empty. RFC 1929 has passwords begin at one byte,
     but a key is often the user alone: curl and others send none then, and so do we.
     """
-    return _EmptyPassword() if password == "" else password  # noqa: S105 - it is none
+    return _EmptyPassword() if password == "" else password
 
 
 def _ssl_context(options: dict[str, Any], *, http2: bool) -> ssl.SSLContext:

@@ -6,6 +6,8 @@ turned around by them, so what does not print is escaped.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import idna
 
 
@@ -16,10 +18,8 @@ def normal_host(host: str) -> str:
     no name stays, for others to refuse; addresses have a form of their own.
     """
     if not host.isascii() and host.isprintable():
-        try:
+        with suppress(idna.IDNAError):  # such as that of an emoji
             host = idna.encode(host, uts46=True).decode()
-        except idna.IDNAError:  # such as an emoji
-            pass
     return host.rstrip(".").lower()
 
 

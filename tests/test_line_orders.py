@@ -175,7 +175,9 @@ def test_a_layout_that_says_nothing_is_refused(layout: str, why: str) -> None:
     password=st.integers(0, 70_000).map(str),
     host=st.sampled_from(["gw.example", "192.0.2.1", "squid", "[2001:db8::1]", "a.b.example"]),
     port=st.integers(1, 65_535),
-    layout=st.sampled_from(["{h}:{p}:{u}:{w}", "{u}:{w}:{h}:{p}", "{u}:{w}@{h}:{p}", "{h}:{p}@{u}:{w}"]),
+    layout=st.sampled_from(
+        ["{h}:{p}:{u}:{w}", "{u}:{w}:{h}:{p}", "{u}:{w}@{h}:{p}", "{h}:{p}@{u}:{w}"]
+    ),
     others=st.booleans(),
 )
 def test_a_numeric_password_is_never_a_port(

@@ -144,7 +144,15 @@ PROVIDERS: dict[str, tuple[Any, dict[str, Any]]] = {
         {"url": "http://ann:pw@192.0.2.1:80"},
     ),
     "an object in an object": (
-        [{"proxy": {"host": "192.0.2.1", "port": 80, "auth": {"username": "ann", "password": "pw"}}}],
+        [
+            {
+                "proxy": {
+                    "host": "192.0.2.1",
+                    "port": 80,
+                    "auth": {"username": "ann", "password": "pw"},
+                }
+            }
+        ],
         {"url": "http://ann:pw@192.0.2.1:80"},
     ),
     "a server of a browser's": (
@@ -163,7 +171,10 @@ PROVIDERS: dict[str, tuple[Any, dict[str, Any]]] = {
         {"status": "ok", "data": {"proxies": ["192.0.2.1:80"]}},
         {"url": "http://192.0.2.1:80"},
     ),
-    "addresses as keys": ({"192.0.2.1:80": {"country": "US"}}, {"url": "http://192.0.2.1:80", "country": "US"}),
+    "addresses as keys": (
+        {"192.0.2.1:80": {"country": "US"}},
+        {"url": "http://192.0.2.1:80", "country": "US"},
+    ),
     "one object": ({"ip": "192.0.2.1", "port": "80"}, {"url": "http://192.0.2.1:80"}),
 }
 
@@ -233,7 +244,10 @@ def test_addresses_stand_below_their_protocol() -> None:
         "http://192.0.2.4:80",
         "socks4://192.0.2.5:4153",
     ]
-    document = {"socks4": ["192.0.2.2:4153"], "http": ["192.0.2.1:80", {"ip": "192.0.2.4", "port": 80}]}
+    document = {
+        "socks4": ["192.0.2.2:4153"],
+        "http": ["192.0.2.1:80", {"ip": "192.0.2.4", "port": 80}],
+    }
     assert urls(json.dumps(document)) == [
         "socks4://192.0.2.2:4153",
         "http://192.0.2.1:80",
@@ -289,7 +303,12 @@ def test_a_long_document_is_read_as_it_comes() -> None:
 
 @pytest.mark.parametrize(
     ("cut", "reason"),
-    [(-2, "entry 3 is missing"), (-10, "entry 2 is cut off"), (None, None)],
+    [
+        (-1, "entry 3 is missing: the JSON ends too early"),
+        (-2, "entry 3 is missing: the JSON ends before its array does"),
+        (-10, "entry 2 is cut off"),
+        (None, None),
+    ],
 )
 def test_a_document_that_breaks_off_says_so(cut: int | None, reason: str | None) -> None:
     """What came before the end is read."""
@@ -354,7 +373,9 @@ def test_several_addresses_on_a_line_are_all_read() -> None:
     ]
 
 
-@pytest.mark.parametrize("line", ["192.0.2.1:80 Germany Berlin", "192.0.2.1:80 word", "192.0.2.1:80:word"])
+@pytest.mark.parametrize(
+    "line", ["192.0.2.1:80 Germany Berlin", "192.0.2.1:80 word", "192.0.2.1:80:word"]
+)
 def test_words_that_may_be_credentials_are_not_guessed(line: str) -> None:
     """The reason names the option that says what they are."""
     (bad,) = read(line)

@@ -7,10 +7,13 @@ half of the countries that somebody asked for.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class OnceCommand(TyperCommand):
@@ -37,8 +40,8 @@ class Commands(typer.Typer):
     def __init__(self, **options: Any) -> None:
         super().__init__(cls=OnceGroup, **options)
 
-    def command(self, name: str | None = None, **options: Any) -> Any:
-        """Register a command, as the class above does."""
+    def command(self, name: str | None = None, **options: Any) -> Callable[[F], F]:
+        """Return what registers a function as such a command."""
         return super().command(name, cls=OnceCommand, **options)
 
 

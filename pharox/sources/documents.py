@@ -26,8 +26,10 @@ from .values import protocol_of_name
 MAX_DEPTH = 5
 """How deep in a document the entries may stand."""
 
-_LISTS = ("data", "results", "proxies", "items", "list", "proxy", "proxylist", "result", "rows")
-_LISTS += ("records", "servers", "entries", "response", "nodes", "ips", "endpoints")
+_LISTS = re.compile(
+    "data|results?|prox(?:y|ies)|proxylist|items|list|rows|records|servers|entries|response"
+    "|nodes|ips|endpoints"
+)
 _TITLE = re.compile(r"[A-Za-z][A-Za-z _.-]{0,39}")
 _SHOWN = 12
 _decode = json.JSONDecoder().raw_decode
@@ -40,7 +42,7 @@ class _BrokenError(Exception):
 def is_document(start: str) -> bool:
     """Tell whether text that begins with a brace is one document, not an object a line."""
     first, _, rest = start.partition("\n")
-    if rest.lstrip().startswith("{") and not _has_only(first, "{"):
+    if rest.lstrip().startswith("{") and first.strip() != "{":
         return False
     try:
         value = json.loads(first)
@@ -52,7 +54,8 @@ def is_document(start: str) -> bool:
 def read_document(text: SourceText, defaults: Defaults, lines: Lines) -> Found:
     """Yield the entries of an array, or of the arrays in an object."""
     document = _Document(text, defaults, lines)
-    start = text.skip_blank() or text.ahead()[:1]
+    text.skip_blank()
+    start = text.ahead()[:1]
     if start == "[":
         check_shape(text.ahead()[1:])
         yield from document.array(defaults, is_whole=True)
@@ -77,9 +80,7 @@ def check_shape(ahead: str) -> None:
         if value:
             objects.append(value)
     if objects and not any(map(has_address, objects)):
-        raise SourceError(
-            "the entries say no host and no address of a proxy" + _but(objects[0])
-        )
+        raise SourceError("the entries say no host and no address of a proxy" + _but(objects[0]))
 
 
 class _Document:
@@ -89,6 +90,7 @@ class _Document:
         self._text, self._defaults, self._lines = text, defaults, lines
         self._number = 0
         self._has_list = False
+        self._is_broken = False
         self._seen: dict[str, Any] = {}
 
     def object(self) -> Found:
@@ -146,8 +148,7 @@ class _Document:
             except (ValueError, RecursionError) as error:
                 reason = f"{_broken(error, ahead)}; nothing after it was read"
                 yield BadEntry(self._number, reason, "entry")
-                if not is_whole:
-                    self._drain()
+                self._give_up()
                 return
             text.at += end
             yield from attempt(self._number, "entry", ahead[:end], read)
@@ -158,7 +159,13 @@ class _Document:
         elif mark != "]" or (is_whole and text.take()):
             reason = "is not after a comma" if mark != "]" else "stands after the array's end"
             yield BadEntry(number, f"{reason}; nothing of it was read", "entry")
-            self._drain()
+        if mark != "]":
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Leave the rest unread: it was told that it is broken."""
+        self._is_broken = True
+        self._text.end()
 
     def _members(self, defaults: Defaults, depth: int) -> Found:
         """Yield the entries in the members of an object."""
@@ -176,8 +183,10 @@ class _Document:
             text.skip_blank()
             yield from self._member(key, defaults, depth)
             mark = text.take()
-        if mark != "}" and not self._is_drained():
-            raise _BrokenError("is missing: the JSON ends too early" if not mark else "is not valid JSON")
+        if mark != "}" and not self._is_broken:
+            raise _BrokenError(
+                "is missing: the JSON ends too early" if not mark else "is not valid JSON"
+            )
 
     def _member(self, key: str, defaults: Defaults, depth: int) -> Found:
         ahead = self._text.ahead()
@@ -238,12 +247,6 @@ class _Document:
         self._text.at += end
         return value
 
-    def _drain(self) -> None:
-        self._text.end()
-
-    def _is_drained(self) -> bool:
-        return not self._text.ahead()
-
 
 def _keyed(key: str, value: dict[str, Any]) -> dict[str, Any]:
     """Return an entry, whose address may be its key."""
@@ -253,14 +256,12 @@ def _keyed(key: str, value: dict[str, Any]) -> dict[str, Any]:
 def _is_list(key: str, ahead: str) -> bool:
     """Tell whether an array's first element looks like a proxy."""
     first = next(_values(ahead), None)
-    if first is None:
-        return _name(key) in _LISTS or protocol_of_name(key) is not None
-    if isinstance(first, dict) and _name(key) in _LISTS:
-        check_shape(ahead)
+    is_named = _LISTS.fullmatch(_name(key)) is not None or protocol_of_name(key) is not None
     if isinstance(first, dict):
+        if is_named:
+            check_shape(ahead)
         return has_address(first)
-    is_named = _name(key) in _LISTS or protocol_of_name(key) is not None
-    return isinstance(first, str) and is_named
+    return is_named and (first is None or isinstance(first, str))
 
 
 def _holds_list(value: dict[str, Any]) -> bool:
@@ -283,10 +284,6 @@ def _values(ahead: str) -> Iterator[Any]:
         if ahead[at : at + 1] != ",":
             return
         at += 1
-
-
-def _has_only(line: str, mark: str) -> bool:
-    return line.strip() == mark
 
 
 def _name(key: str) -> str:

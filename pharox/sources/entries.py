@@ -105,7 +105,8 @@ class Defaults:
         named = parts.get("protocol")
         if isinstance(named, bool) or not isinstance(named, str | list | None):
             raise Unreadable("has an impossible protocol: a value of the wrong type")
-        for word in words_of(named) or [None]:
+        words: list[str | None] = [*words_of(named)]
+        for word in words or [None]:
             yield {"protocol": self._protocol(word), "port": port}
 
     def _picked(self, offers: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -166,7 +167,5 @@ def _checked_host(host: str) -> str:
     try:
         IPv6Address(host)
     except ValueError:
-        raise Unreadable(
-            "has an impossible host: with a colon, but no IPv6 address"
-        ) from None
+        raise Unreadable("has an impossible host: with a colon, but no IPv6 address") from None
     return host

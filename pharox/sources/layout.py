@@ -38,9 +38,7 @@ class Layout:
         starts = [*(word.start() for word in words), len(self.text)]
         gaps = [self.text[end:start] for end, start in zip(ends, starts, strict=True)]
         self._check(gaps)
-        parts = [
-            _group(name, after) for name, after in zip(self._names, gaps[1:], strict=True)
-        ]
+        parts = [_group(name, after) for name, after in zip(self._names, gaps[1:], strict=True)]
         between = map(_gap, gaps)
         pattern = next(between) + "".join(
             f"{part}{gap}" for part, gap in zip(parts, between, strict=True)

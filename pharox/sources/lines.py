@@ -13,7 +13,16 @@ from typing import Any
 from urllib.parse import unquote
 
 from .layout import Layout
-from .orders import HOST, PORT, AmbiguousOrderError, Order, Orders, lacks_brackets, port_of, shape_of
+from .orders import (
+    HOST,
+    PORT,
+    AmbiguousOrderError,
+    Order,
+    Orders,
+    lacks_brackets,
+    port_of,
+    shape_of,
+)
 from .unreadable import Unreadable
 from .values import PROTOCOLS, country_of, known
 
@@ -34,6 +43,7 @@ _QUOTED = re.compile(r"""(?:"([^"]*)"|'([^']*)'|`([^`]*)`|<([^<>]*)>)[\s,;]*(?:(
 _NOTE = re.compile(r"\s(?:#|//|;\s).*")
 _BULLET = re.compile(r"(?:[-*+\u2022]|[0-9]{1,7}[.)])\s+")
 _SEVERAL = re.compile(r"(?:[a-z0-9]+://\S+:[0-9]+/?|[0-9]+(?:\.[0-9]+){3}:[0-9]+)", re.IGNORECASE)
+_BETWEEN = re.compile(r"[\s,;]+")
 _SEPARATORS = ("\t", "|", ";", ",", None)
 _COUNTRY = re.compile(r"([A-Z]{2})(?:-[A-Z!+-]*)?")
 _STATUS = re.compile(
@@ -68,11 +78,12 @@ class Lines:
         text = cleaned(line)
         if self._layout is not None:
             return [_laid_out(self._layout, text)]
-        tokens = re.split(r"[\s,;]+", text)
-        if len(tokens) > 1 and all(map(_SEVERAL.fullmatch, tokens)):
-            return [self._address(token) for token in tokens]
-        if loose := _LOOSE.match(text):
-            text = f"{loose[1]}{loose['host']}:{loose['port']}{text[loose.end() :]}"
+        if ":" in text:
+            tokens = _BETWEEN.split(text)
+            if len(tokens) > 1 and all(map(_SEVERAL.fullmatch, tokens)):
+                return [self._address(token) for token in tokens]
+            if loose := _LOOSE.match(text):
+                text = f"{loose[1]}{loose['host']}:{loose['port']}{text[loose.end() :]}"
         try:
             return [self._address(text)]
         except AmbiguousOrderError:
@@ -88,6 +99,8 @@ class Lines:
         return self._address(text.strip())
 
     def _address(self, text: str) -> Parts:
+        if ":" not in text:
+            raise Unreadable(_NO_ADDRESS)
         scheme = _SCHEME.match(text)
         rest = text[scheme.end() :] if scheme else text
         parts: Parts = {"protocol": scheme[1]} if scheme else {}
@@ -110,6 +123,8 @@ class Lines:
         """Return the parts of a line whose parts stand in columns; None if there are none."""
         text = text.strip("| ")
         for separator in _SEPARATORS:
+            if separator and separator not in text:
+                continue
             cells = [cell.strip().strip("\"'") for cell in text.split(separator)]
             if len(cells) < 2:
                 continue
@@ -119,7 +134,9 @@ class Lines:
             if len(cells) > 1 and shape_of(cells[0]) and _is_port(cells[1]):
                 parts |= {"host": cells[0], "port": cells[1]}
                 return parts | _columns(cells[2:], may_be_login=True, is_place=separator == "|")
-            if cells and (_HOST_PORT.fullmatch(cells[0]) or _SCHEME.match(cells[0]) or "@" in cells[0]):
+            if cells and (
+                _HOST_PORT.fullmatch(cells[0]) or _SCHEME.match(cells[0]) or "@" in cells[0]
+            ):
                 parts |= self._address(cells[0])
                 if parts.get("user"):
                     return parts

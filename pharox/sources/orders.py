@@ -109,7 +109,7 @@ class Orders:
 
 def readings(text: str) -> Iterator[Reading]:
     """Yield each way in which a text is an address with user and password."""
-    if _HEX.fullmatch(text) and lacks_brackets(text):
+    if lacks_brackets(text):
         return
     for order, pattern in _PATTERNS.items():
         match = pattern.fullmatch(text)
@@ -145,6 +145,8 @@ def is_address(text: str) -> bool:
 
 def lacks_brackets(text: str) -> bool:
     """Tell whether a text is an IPv6 address, or one with a port, that no brackets keep apart."""
+    if text.count(":") < 2 or not _HEX.fullmatch(text):
+        return False
     for part in (text, text.rpartition(":")[0]):
         try:
             IPv6Address(part)

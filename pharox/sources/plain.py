@@ -40,7 +40,9 @@ _PROTOCOLS: dict[str, ProxyProtocol] = {
 
 
 _TIDY = re.compile(r"\s*(?:([A-Za-z0-9]+)://)?([A-Za-z0-9!$&*+.=^_~:@-]{1,800})\s*")
-_NAME = re.compile(rf"({_IP}\.{_IP}\.{_IP}\.{_IP})|(?:{_LABEL}\.){{0,5}}[A-Za-z][A-Za-z0-9-]{{0,62}}")
+_NAME = re.compile(
+    rf"({_IP}\.{_IP}\.{_IP}\.{_IP})|(?:{_LABEL}\.){{0,5}}[A-Za-z][A-Za-z0-9-]{{0,62}}"
+)
 _LOGIN = re.compile(rf"{_WORD}:{_WORD}")
 
 
@@ -89,9 +91,7 @@ class PlainLines:
         host = _NAME.fullmatch(reading.host)
         if host is None:
             return None
-        return self._proxy(
-            match[1], host[1], host[0], reading.port, reading.user, reading.password
-        )
+        return self._proxy(match[1], host[1], host[0], reading.port, reading.user, reading.password)
 
     def _proxy(
         self,
@@ -102,7 +102,8 @@ class PlainLines:
         user: str | None,
         password: str,
     ) -> Proxy | None:
-        like = self._like.get(scheme.lower() if scheme else self._default)
+        named = scheme.lower() if scheme else self._default
+        like = self._like.get(named) if named else None
         if like is None:
             return None
         changes: dict[str, Any] = {

@@ -49,7 +49,9 @@ def read_table(text: SourceText, defaults: Defaults, lines: Lines) -> Found:
     )
     delimiter, columns = _columns(header)
     if not (_has_place(columns) or _has_protocols(columns)):
-        raise SourceError(f"the first line of the CSV names no columns host and port{_but(columns)}")
+        raise SourceError(
+            f"the first line of the CSV names no columns host and port{_but(columns)}"
+        )
 
     def read(line: str) -> Iterable[Proxy]:
         cells = _cells(line, delimiter)

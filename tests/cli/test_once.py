@@ -36,9 +36,7 @@ def test_there_are_such_options() -> None:
 
 
 @pytest.mark.parametrize(("words", "option", "values"), TWICE)
-def test_it_is_given_once(
-    pharox: Pharox, words: tuple[str, ...], option: str, values: int
-) -> None:
+def test_it_is_given_once(pharox: Pharox, words: tuple[str, ...], option: str, values: int) -> None:
     """Two values are a misuse, and neither is taken."""
     given = (option, *(["1"] * values))
     outcome = pharox(*words, *given, *given)
