@@ -300,7 +300,7 @@ def _transport(proxy: Proxy, options: dict[str, Any], http: Any, socks: Any) -> 
             proxy_host=host,
             proxy_port=proxy.port,
             username=user,
-            password=password,
+            password=password_for_socks(password),
             rdns=True,
             verify=context,
             **named,
@@ -311,6 +311,24 @@ def _transport(proxy: Proxy, options: dict[str, Any], http: Any, socks: Any) -> 
         ssl_context=context if proxy.protocol is ProxyProtocol.HTTPS else None,
     )
     return http(verify=context, proxy=way, **named)
+
+
+class _EmptyPassword(str):
+    """An empty text that counts as a password."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:
+        return True
+
+
+def password_for_socks(password: str | None) -> str | None:
+    """Return a password as python-socks is to be given it.
+
+    It offers no login if the password is empty. RFC 1929 has passwords begin at one byte,
+    but a key is often the user alone: curl and others send none then, and so do we.
+    """
+    return _EmptyPassword() if password == "" else password
 
 
 def _ssl_context(options: dict[str, Any], *, http2: bool) -> ssl.SSLContext:

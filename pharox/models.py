@@ -39,7 +39,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from .errors import InvalidInputError, InvalidLeaseError
 from .geo import same_coordinate, within_radius
-from .text import url_of
+from .text import normal_host, url_of
 
 MAX_NAME_LENGTH = 500
 """Of pools, consumers and hosts; an index holds no more than a few thousand bytes."""
@@ -197,6 +197,10 @@ class ProxyProtocol(StrEnum):
     SOCKS5 = "socks5"
 
 
+PROTOCOL_ALIASES = {"socks5h": ProxyProtocol.SOCKS5, "socks4a": ProxyProtocol.SOCKS4}
+"""What says beside the protocol who resolves names, which is the proxy in any case."""
+
+
 class SelectorStrategy(StrEnum):
     """The order in which free proxies are offered. ``docs/leasing.md`` defines each."""
 
@@ -260,10 +264,13 @@ def _without_inputs(error: ValidationError) -> ValidationError:
 
 
 class ProxyCredentials(_Confidential):
-    """What a proxy asks of its clients. Neither part shows in a repr."""
+    """What a proxy asks of its clients. Neither part shows in a repr.
+
+    The password may be empty: a key is often the user alone, and SOCKS4 knows no passwords.
+    """
 
     user: Text = Field(repr=False)
-    password: SecretStr
+    password: SecretStr = SecretStr("")
 
     @field_validator("user")
     @classmethod
@@ -274,9 +281,7 @@ class ProxyCredentials(_Confidential):
 
     @field_validator("password")
     @classmethod
-    def _password_not_blank(cls, value: SecretStr) -> SecretStr:
-        if not value.get_secret_value().strip():
-            raise ValueError("cannot be empty")
+    def _password_is_text(cls, value: SecretStr) -> SecretStr:
         check_text(value.get_secret_value())
         return value
 
@@ -297,8 +302,14 @@ def _check_host(host: Any) -> Any:
             raise ValueError(
                 f"a host is a name or an address, without spaces or any of {' '.join(_NO_HOST)}"
             )
-        return host.lower()
     return host
+
+
+def _in_normal_form(host: Any) -> Any:
+    """Refuse the numbers and bytes that Python reads as addresses, and spell a text in one way."""
+    if not isinstance(host, str):
+        return _is_text_or_address(host)
+    return _is_text_or_address(normal_host(host))
 
 
 def _is_text_or_address(host: Any) -> Any:
@@ -321,7 +332,7 @@ class Proxy(_Confidential):
 
     id: UUID = Field(default_factory=uuid4)
     host: Annotated[
-        IPvAnyAddress | str, BeforeValidator(_is_text_or_address), AfterValidator(_check_host)
+        IPvAnyAddress | str, BeforeValidator(_in_normal_form), AfterValidator(_check_host)
     ]
     port: int = Field(gt=0, le=65535)
     protocol: ProxyProtocol

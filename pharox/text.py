@@ -7,11 +7,26 @@ turned around by them, so what does not print is escaped.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from ipaddress import ip_address
+
+import idna
 
 _HIDDEN = "***"
 _PLACE = re.compile(r"(\[[^\[\]]*\]|[^\s:/@\[\]]+)(:[0-9]{1,5})?")
 _HOST_WITH_DOT = re.compile(r"(\[.*\]|[^:]*[.][^:]*)(:[0-9]{1,5})?")
+
+
+def normal_host(host: str) -> str:
+    """Return a host in the one form by which it is known.
+
+    Names have no capitals and no dot at their end, and are in ASCII as the DNS has them. What is
+    no name stays, for others to refuse; addresses have a form of their own.
+    """
+    if not host.isascii() and host.isprintable():
+        with suppress(idna.IDNAError):  # such as that of an emoji
+            host = idna.encode(host, uts46=True).decode()
+    return host.rstrip(".").lower()
 
 
 def inert(text: str) -> str:

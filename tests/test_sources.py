@@ -92,15 +92,11 @@ class TestLines:
             f"http://ann:{SECRET}@192.0.2.1:0",
             f"http://ann:{SECRET}@192.0.2.1:99999999999999999999",
             f"http://ann:{SECRET}@192.0.2.1:80/path",
-            f"http://ann:{SECRET}@192.0.2.1:80 US",
             f"http://ann:{SECRET}%ff@192.0.2.1:80",
             f"http://ann:{SECRET}%00@192.0.2.1:80",
             f"http://:{SECRET}@192.0.2.1:80",
-            f"http://{SECRET}@192.0.2.1:80",
-            f"http://{SECRET}:@192.0.2.1:80",
             f"{SECRET}://192.0.2.1:80",
             f"{SECRET}x://ann@192.0.2.1:80",
-            f"192.0.2.1:80:{SECRET}:",
             f"192.0.2.1:80:ann\x00:{SECRET}"[1:],
             f"[{SECRET}]:{SECRET}",
             f"[::{SECRET}]:80",
@@ -240,12 +236,7 @@ class TestJson:
             ({"protocol": {}}, "has an impossible protocol: a value of the wrong type"),
             ({"username": 5}, "has an impossible user: input should be a valid string"),
             ({"username": None}, "has a password but no user"),
-            ({"password": None}, "has a user but no password"),
             ({"geolocation": [1]}, "has a geolocation that is no JSON object"),
-            (
-                {"geolocation": {"country": "AR"}},
-                "has a geolocation.country that is no JSON object",
-            ),
             ({"asn": "x"}, "has an impossible asn: input should be a valid integer"),
             ({"country": "\ud800"}, "has an impossible country: text cannot contain"),
         ],
@@ -322,7 +313,7 @@ class TestJson:
 
 class TestAnySource:
     @pytest.mark.parametrize(
-        "content", [b"\x1f\x8b\x00", b"a\x00", "192.0.2.1:80".encode("utf-16")]
+        "content", [b"\x1f\x8b\x00", b"a\x00", "192.0.2.1:80".encode("utf-16-le")]
     )
     def test_a_binary_source_is_one_error(self, content: bytes) -> None:
         """What has NUL characters in its beginning is no list of proxies."""
@@ -358,8 +349,15 @@ class TestAnySource:
         )
     )
     def test_no_json_crashes_it(self, values: list[dict[str, Any]]) -> None:
-        """Objects with anything in the places that are looked at give one entry each."""
-        assert len(read(json.dumps(values))) == len(values)
+        """Objects with anything in the places that are looked at give one entry each.
+
+        If none of them has a host, the list is of a shape that nobody knows: one error.
+        """
+        if any(values) and not any("host" in value for value in values):
+            with pytest.raises(SourceError, match="no host"):
+                read(json.dumps(values))
+        else:
+            assert len(read(json.dumps(values))) == len(values)
 
     @given(
         user=SECRETS,

@@ -26,9 +26,10 @@ from . import (
     verifying,
 )
 from .failing import USAGE
+from .once import Commands
 from .session import Target
 
-app = typer.Typer(
+app = Commands(
     name="pharox",
     help="Lease proxies, and read the ledger of who held which.",
     epilog=(

@@ -11,13 +11,14 @@ from ..models import utc_now
 from ..text import inert
 from .checking import moment_before
 from .failing import FAILURE, USAGE
+from .once import Commands
 from .session import ledger
 from .showing import AsJson, print_json
 
 if TYPE_CHECKING:
     from ..ledger.archive import Archived, Checked, Kept
 
-app = typer.Typer(help="Move old parts of the log into Parquet files, or check such files.")
+app = Commands(help="Move old parts of the log into Parquet files, or check such files.")
 
 
 @app.callback(invoke_without_command=True)

@@ -17,6 +17,7 @@ import typer
 from ..models import utc_now
 from ..text import inert
 from .checking import end_of, start_of
+from .once import Commands
 from .session import Archive, past
 from .showing import AsJson, in_utc, print_json, say
 from .telling import Told, clock, counted, day_of, lasting, tell
@@ -24,7 +25,7 @@ from .telling import Told, clock, counted, day_of, lasting, tell
 if TYPE_CHECKING:
     from ..ledger.audit import Entry, Story, Totals
 
-app = typer.Typer(help="Tell what happened to a lease, a proxy, a consumer or a pool.")
+app = Commands(help="Tell what happened to a lease, a proxy, a consumer or a pool.")
 
 WHEN = "TIME|SEQ"
 

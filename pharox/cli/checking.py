@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
@@ -39,10 +40,22 @@ def checked_credentials(**fields: Any) -> ProxyCredentials:
     return _checked(ProxyCredentials, fields)
 
 
-def checked_filters(**fields: Any) -> ProxyFilters | None:
-    """Return the filters that the options describe, or None if none is given."""
-    given = {name: value for name, value in fields.items() if value is not None}
-    return _checked(ProxyFilters, given) if given else None
+def checked_filters(**fields: Sequence[Any] | None) -> ProxyFilters | None:
+    """Return the filters that the options describe, or None if none is given.
+
+    Of several values for one option any will do.
+    """
+    single = {name: values[0] for name, values in fields.items() if values and len(values) == 1}
+    choices = [
+        {"any_of": [_checked(ProxyFilters, {name: value}) for value in values]}
+        for name, values in fields.items()
+        if values and len(values) > 1
+    ]
+    if not single and not choices:
+        return None
+    if len(choices) > 1:
+        choices = [{"all_of": [_checked(ProxyFilters, choice) for choice in choices]}]
+    return _checked(ProxyFilters, dict(single, **(choices[0] if choices else {})))
 
 
 def checked_options(**fields: Any) -> HealthCheckOptions:

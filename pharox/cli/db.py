@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from ..text import inert
+from .once import Commands
 from .session import ledger
 
-app = typer.Typer(help="Create the ledger's schema, see its version, or say who may use it.")
+app = Commands(help="Create the ledger's schema, see its version, or say who may use it.")
 
 
 @app.command()

@@ -88,7 +88,8 @@ def import_source(
         str, typer.Option(metavar="NAME", help="The pool to import into; made if it is unknown.")
     ],
     protocol: Annotated[
-        ProxyProtocol | None, typer.Option(help="The protocol of those that name none.")
+        ProxyProtocol | None,
+        typer.Option(help="The protocol of those that name none, and of those that offer several."),
     ] = None,
     status: Annotated[
         ProxyStatus, typer.Option(help="The status of those that name none.")
@@ -128,6 +129,14 @@ def import_source(
             metavar="N|N%", help="How many --sync may remove; it removes none of more. Else 50%."
         ),
     ] = None,
+    line: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LAYOUT",
+            help="What a line consists of, such as 'user:pass:host:port'; seen from the lines "
+            "if not set.",
+        ),
+    ] = None,
 ) -> None:
     """Import a list of proxies: addresses, CSV, JSON or JSON lines.
 
@@ -149,7 +158,7 @@ def import_source(
     ):
         chunks = _told(opened.chunks, advance)
         known = storage.get_pool_by_name(pool) or ProxyPool(name=pool)
-        batches = _batches(read_proxies(chunks, defaults, kind=kind), tally)
+        batches = _batches(read_proxies(chunks, defaults, kind=kind, line=line), tally)
         tally.report = storage.import_list(known.id, batches, update=update, make=known)
         if most is not None and tally.is_clean:
             removal = storage.remove_unlisted(

@@ -45,14 +45,21 @@ def acquire(
         SelectorStrategy, typer.Option(help="Which of the free proxies.")
     ] = SelectorStrategy.FIRST_AVAILABLE,
     country: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Only of this country.")
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Only of this country; of these, if repeated."),
     ] = None,
-    city: Annotated[str | None, typer.Option(metavar="TEXT", help="Only of this city.")] = None,
+    city: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Only of this city.")
+    ] = None,
     source: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Only from this source.")
+        list[str] | None, typer.Option(metavar="TEXT", help="Only from this source.")
     ] = None,
-    isp: Annotated[str | None, typer.Option(metavar="TEXT", help="Only of this operator.")] = None,
-    asn: Annotated[int | None, typer.Option(metavar="N", help="Only of this network.")] = None,
+    isp: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Only of this operator.")
+    ] = None,
+    asn: Annotated[
+        list[int] | None, typer.Option(metavar="N", help="Only of this network.")
+    ] = None,
     lease_id: Annotated[
         UUID | None,
         typer.Option(metavar="UUID", help="Under this id; asking again leases no second one."),

@@ -11,10 +11,11 @@ from typing import Annotated
 import typer
 
 from ..errors import InvalidInputError
+from .once import Commands
 from .session import ledger
 from .showing import say
 
-app = typer.Typer(no_args_is_help=True)
+app = Commands(no_args_is_help=True)
 
 _FILES = ("grafana-dashboard.json", "prometheus-rules.yml")
 

@@ -9,6 +9,7 @@ import typer
 from ..errors import ConflictError, InvalidInputError, PoolNotFoundError
 from ..models import ProxyPool
 from .checking import checked_pool
+from .once import Commands
 from .session import ledger
 from .showing import AsJson, print_json, print_table, say
 from .telling import counted
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
 
 NO_POOLS = "there are no pools yet; `pharox import SOURCE --pool NAME` makes one"
 
-app = typer.Typer(
-    help="List the pools; register, change or remove one.", invoke_without_command=True
-)
+app = Commands(help="List the pools; register, change or remove one.", invoke_without_command=True)
 
 
 @app.callback()

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from ..errors import ConflictError, InvalidInputError, PoolNotFoundError, ProxyNotFoundError
 from ..models import Proxy, ProxyStatus
 from .banning import Names, Reason, proxies_named, tell_proxy
 from .checking import checked_credentials, limit_of
+from .once import Commands, OnceGroup
 from .session import ledger
 from .showing import AsJson, print_json, print_table
 from .telling import counted
@@ -31,7 +31,7 @@ Force = Annotated[
 Text = Annotated[str | None, typer.Option(metavar="TEXT", help="Its new value; '' for none.")]
 
 
-class _ListUnlessTold(TyperGroup):
+class _ListUnlessTold(OnceGroup):
     """A group whose first word may also be what its command ``list`` takes."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -41,7 +41,7 @@ class _ListUnlessTold(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(
+app = Commands(
     cls=_ListUnlessTold,
     help="List a pool's proxies, change some, or remove them.",
     no_args_is_help=True,

@@ -13,6 +13,7 @@ import typer
 
 from ..errors import InvalidInputError
 from ..text import inert
+from .once import Commands
 from .session import ledger
 from .showing import AsJson, in_utc, print_json, print_table, say
 from .telling import counted
@@ -20,7 +21,7 @@ from .telling import counted
 if TYPE_CHECKING:
     from ..storage.postgres import PostgresStorage
 
-app = typer.Typer()
+app = Commands()
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The subscription's name.")]
 

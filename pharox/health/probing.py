@@ -27,7 +27,7 @@ import httpcore
 import httpx
 from httpx_socks import AsyncProxyTransport
 
-from ..clients import SOCKS
+from ..clients import SOCKS, password_for_socks
 from ..models import (
     CheckFailure,
     HealthCheckOptions,
@@ -207,7 +207,7 @@ class _SOCKSRoute(_Route):
             proxy_host=str(self._proxy.host),
             proxy_port=self._proxy.port,
             username=login and login[0],
-            password=login and login[1],
+            password=login and password_for_socks(login[1]),
             rdns=True,
             verify=self._ssl_context,
             trust_env=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from itertools import chain
 from uuid import UUID
 
@@ -10,8 +11,8 @@ from pharox.log.extract import BIGGEST
 from projections import ProxyRow
 
 from ..events import Event, ProxyDescribed
-from ..models import Proxy
-from ..text import url_of
+from ..models import PROTOCOL_ALIASES, Proxy
+from ..text import normal_host, url_of
 from .sealed_log import Beginning, SealedLog
 
 _TYPES = ("ProxyRegistered", "ProxyChanged")
@@ -45,8 +46,19 @@ def proxies_at(log: SealedLog, begin: Beginning, address: str) -> dict[UUID, UUI
 
 def without_login(address: str) -> str:
     """Return what a person typed as an address, as :func:`address_of` spells it."""
-    scheme, mark, place = address.strip().lower().rpartition("://")
-    return f"{scheme}{mark}{place.rpartition('@')[2].removesuffix('/')}"
+    scheme, mark, place = address.strip().rpartition("://")
+    scheme = scheme.lower()
+    host, colon, port = place.rpartition("@")[2].removesuffix("/").rpartition(":")
+    return f"{PROTOCOL_ALIASES.get(scheme, scheme)}{mark}{_spelled(host)}{colon}{port}"
+
+
+def _spelled(host: str) -> str:
+    if not host.startswith("["):
+        return normal_host(host)
+    try:
+        return f"[{ip_address(host.strip('[]'))}]"
+    except ValueError:
+        return host.lower()
 
 
 def names(wanted: str, address: str) -> bool:

@@ -10,8 +10,14 @@ import codecs
 import re
 from collections.abc import Iterable, Iterator
 
+from ..errors import SourceError
+
 ENTRY_LIMIT = 1 << 16
 """How many characters one line or one JSON value may have."""
+
+_UTF8 = ("utf-8-sig", "surrogateescape")
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+"""What Excel's Unicode text begins with."""
 
 _BLANK = re.compile(r"\s*")
 
@@ -21,7 +27,8 @@ class SourceText:
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
+        self._decoder: codecs.IncrementalDecoder | None = None
+        self._start = b""
         self._is_ended = False
         self.window = ""
         self.at = 0
@@ -35,10 +42,28 @@ class SourceText:
         while missing > 0 and not self._is_ended:
             chunk = next(self._chunks, None)
             self._is_ended = chunk is None
-            parts.append(self._decoder.decode(chunk or b"", final=self._is_ended))
+            parts.append(self._decoded(chunk or b""))
             missing -= len(parts[-1])
         self.window, self.at = "".join(parts), 0
         return bool(self.window)
+
+    def _decoded(self, chunk: bytes) -> str:
+        """Return the text of a chunk, in the encoding that the first bytes show."""
+        if self._decoder is None:
+            self._start += chunk
+            if len(self._start) < len(codecs.BOM_UTF8) and not self._is_ended:
+                return ""
+            chunk, is_utf16 = self._start, self._start.startswith(_UTF16)
+            kind, errors = ("utf-16", "surrogatepass") if is_utf16 else _UTF8
+            self._decoder = codecs.getincrementaldecoder(kind)(errors)
+        try:
+            return self._decoder.decode(chunk, final=self._is_ended)
+        except UnicodeDecodeError:
+            raise SourceError("the source is not UTF-16, though its first bytes say so") from None
+
+    def end(self) -> None:
+        """Leave the rest unread."""
+        self.window, self.at, self._is_ended = "", 0, True
 
     def ahead(self) -> str:
         """Return what comes next: one character more than an entry may have, or all there is."""
@@ -63,9 +88,13 @@ class SourceText:
     def lines(self) -> Iterator[tuple[int, str | None]]:
         """Yield the lines with their numbers; None for one that is longer than an entry may be."""
         number = 0
-        while self.fill():
+        while True:
             number += 1
             end = self.window.find("\n", self.at)
+            if end < 0:  # What is in the window by now is read before more is.
+                if not self.fill():
+                    return
+                end = self.window.find("\n", self.at)
             line = self.window[self.at :] if end < 0 else self.window[self.at : end]
             self.at += len(line) + (end >= 0)
             yield number, line if len(line) <= ENTRY_LIMIT else None

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from pharox import Proxy, ProxyManager, ProxyStatus
+from pharox import Proxy, ProxyManager, ProxyPool, ProxyProtocol, ProxyStatus
 from pharox.cli.banning import LISTED
 from pharox.events import ProxyChanged
 from pharox.storage.postgres import PostgresStorage
@@ -34,6 +34,27 @@ class TestBan:
         assert pharox("acquire", "pool").status == 1
         *_, event = (event for event in storage.events() if isinstance(event, ProxyChanged))
         assert (event.after.status, event.reason) == (ProxyStatus.BANNED, "it lies")
+
+    @pytest.mark.parametrize(
+        ("host", "typed"),
+        [
+            ("gw.example", "GW.Example.:80"),
+            ("gw.example.", "http://gw.example:80"),
+            ("bücher.example", "bücher.example:80"),
+            ("2001:db8::1", "[2001:DB8:0:0::1]:80"),
+        ],
+    )
+    def test_it_is_found_however_its_host_is_spelled(
+        self, pharox: Pharox, storage: PostgresStorage, host: str, typed: str
+    ) -> None:
+        """Dots, capitals, other alphabets and long forms of an address make no difference."""
+        pool = ProxyPool(name="pool")
+        storage.save_pool(pool)
+        proxy = Proxy(host=host, port=80, protocol=ProxyProtocol.HTTP, pool_id=pool.id)
+        storage.save_proxy(proxy)
+        assert pharox("ban", typed).status == 0
+        assert statuses(storage, [proxy]) == ["banned"]
+        assert str(proxy.id) in pharox("audit", "proxy", typed).out
 
     def test_a_lease_goes_on(self, pharox: Pharox, storage: PostgresStorage) -> None:
         """Who holds the proxy is told that there is a lease, and keeps it."""

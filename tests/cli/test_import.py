@@ -24,6 +24,7 @@ from pharox import (
 )
 from pharox.cli import importing
 from pharox.models import ProxyCredentials
+from pharox.sources import read_proxies
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import run_sql, threads
 
@@ -431,6 +432,37 @@ class TestWriting:
         reason = "the first line of the CSV names no columns host and port"
         assert outcome == (1, "", f"pharox: {reason}\n")
 
+    def test_the_order_of_a_line_can_be_named(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """What is ambiguous is refused, with no trace of it, and read with --line."""
+        line = "ann:12345:squid:3128"
+        refused = pharox("import", "-", "--pool", "p", "--protocol", "http", stdin=line)
+        assert refused.status == 1
+        assert "--line" in refused.err
+        assert list(storage.events()) == []
+        named = ("--line", "user:pass:host:port")
+        taken = pharox("import", "-", "--pool", "p", "--protocol", "http", *named, stdin=line)
+        assert taken.status == 0
+        assert [proxy.url for proxy in listed(storage, "p")] == ["http://ann:12345@squid:3128"]
+        assert "12345" not in pharox("log", "--json").out
+
+    def test_an_order_that_says_nothing_is_misuse(self, pharox: Pharox) -> None:
+        """A layout without host or port is told in one sentence."""
+        outcome = pharox("import", "-", "--pool", "p", "--line", "user:pass", stdin="x")
+        assert (outcome.status, outcome.out) == (2, "")
+        assert "names no host" in outcome.err
+
+    def test_an_unknown_shape_is_one_sentence(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """A file of thousands of lines that nobody knows is not told line by line."""
+        content = json.dumps([{"Adresse": "192.0.2.1", "Puerto": 80}] * 1000, indent=2)
+        outcome = pharox("import", "-", "--pool", "p", stdin=content)
+        reason = "the entries say no host and no address of a proxy, but Adresse, Puerto"
+        assert outcome == (1, "", f"pharox: {reason}\n")
+        assert list(storage.events()) == []
+
     def test_a_missing_key_is_told_before_anything_is_written(
         self, pharox: Pharox, storage: PostgresStorage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -455,17 +487,17 @@ class TestWriting:
     ) -> None:
         """Between two batches the pool may be removed; the second one registers it anew."""
         monkeypatch.setattr(importing, "BATCH", 1)
-        whole = importing.read_proxies
+        whole = read_proxies
 
-        def read_proxies(*arguments: Any, **options: Any) -> Iterator[Any]:
-            for number, read in enumerate(whole(*arguments, **options), start=1):
+        def read(*arguments: Any, **options: Any) -> Iterator[Any]:
+            for number, entry in enumerate(whole(*arguments, **options), start=1):
                 if number == 3:
                     pool = storage.get_pool_by_name("p")
                     assert pool is not None
                     storage.delete_pool(str(pool.id))
-                yield read
+                yield entry
 
-        monkeypatch.setattr(importing, "read_proxies", read_proxies)
+        monkeypatch.setattr(importing, "read_proxies", read)
         lines = "http://192.0.2.1:80\nhttp://192.0.2.2:80\nhttp://192.0.2.3:80"
         assert "3 new" in pharox("import", "-", "--pool", "p", stdin=lines).out
         assert [proxy.url for proxy in listed(storage, "p")] == ["http://192.0.2.3:80"]

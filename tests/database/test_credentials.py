@@ -182,10 +182,10 @@ class TestBinding:
         for proxy in two[:2]:
             with pytest.raises(SecretKeyError, match=str(proxy.id)) as refused:
                 postgres.get_proxy(str(proxy.id))
-            assert refused.value.proxy_id == proxy.id
+            assert refused.value.data["proxy_id"] == proxy.id
         found = [f for f in postgres.verify() if f.check == "credentials"]
         assert {f.key["proxy_id"] for f in found} == {str(proxy.id) for proxy in two[:2]}
-        assert all(f.found["readable"] is False for f in found)
+        assert all(f.found is not None and f.found["readable"] is False for f in found)
 
     def test_an_exchanged_proxy_is_none(self, postgres: PostgresStorage, two: list[Proxy]) -> None:
         """Rows that change places altogether are missing where they were, and nothing is read."""
