@@ -12,14 +12,22 @@ Import what is wanted in ``gunicorn.conf.py``, before anything that makes metric
 
 Within gunicorn the import itself makes the folder that the workers count into and
 sets ``PROMETHEUS_MULTIPROC_DIR`` to it: with ``--preload`` the application comes
-before the first hook. The rest is said by the environment; see docs/gunicorn.md.
+before the first hook. Worker classes that need no hook but ``when_ready`` are here
+too, under the names of gunicorn-prometheus-exporter. The rest is said by the
+environment; see docs/gunicorn.md.
 """
 
 import sys
+from typing import Any
 
 _is_late = "prometheus_client" in sys.modules
 try:
-    from .environment import EnvironmentManager, MetricsSettings, RedisSettings
+    from .environment import (
+        EnvironmentManager,
+        MetricsSettings,
+        RedisSettings,
+        RequestSettings,
+    )
     from .hooks import (
         HookContext,
         HookManager,
@@ -42,6 +50,25 @@ except ModuleNotFoundError as error:
 if "gunicorn" in sys.modules:
     prepare(is_late=_is_late)
 
+_WORKERS = (
+    "PrometheusEventletWorker",
+    "PrometheusGeventWorker",
+    "PrometheusThreadWorker",
+    "PrometheusWorker",
+    "get_prometheus_eventlet_worker",
+    "get_prometheus_gevent_worker",
+)
+
+
+def __getattr__(name: str) -> Any:
+    """Return a worker class: only gunicorn asks for one, and it has been imported then."""
+    if name not in _WORKERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import plugin  # noqa: PLC0415 - its import is that of gunicorn
+
+    return getattr(plugin, name)
+
+
 __all__ = [
     "EnvironmentManager",
     "HookContext",
@@ -50,6 +77,7 @@ __all__ = [
     "MetricsSettings",
     "ProcessManager",
     "RedisSettings",
+    "RequestSettings",
     "default_on_exit",
     "default_on_starting",
     "default_post_fork",

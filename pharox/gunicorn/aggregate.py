@@ -13,6 +13,7 @@ bound.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -20,9 +21,9 @@ import re
 import struct
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,15 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from .family import EXITS, Family, Member
+from .family import Family, Member
+from .manifest import Manifest
+from .observing import (
+    WorkerProcesses,
+    WorkerState,
+    legacy_metrics,
+    process_metrics,
+    restart_metric,
+)
 from .values import ReservedDict
 
 logger = logging.getLogger("pharox.gunicorn")
@@ -49,17 +58,6 @@ _MANIFEST = "archive.json"
 _TOUCH_S = 3600.0
 
 
-@dataclass
-class Manifest:
-    """What the archive holds: which generation of its files, and of whom."""
-
-    generation: int = 0
-    merged: list[str] = field(default_factory=list)
-    starts: int = 0
-    exits: dict[str, int] = field(default_factory=dict)
-    corrupt: int = 0
-
-
 class Aggregate(Collector):
     """Adds up what the processes of a server count; one at a time for a folder.
 
@@ -67,10 +65,14 @@ class Aggregate(Collector):
     ----------
     family:
         Whose.
+    legacy_names:
+        Whether metrics are shown under the names of gunicorn-prometheus-exporter too.
     """
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: Family, *, legacy_names: bool = False) -> None:
         self._folder = family.folder
+        self._processes = WorkerProcesses()
+        self._legacy_names = legacy_names
         self._family = family
         self._lock = threading.Lock()
         self._warned: set[str] = set()
@@ -149,8 +151,7 @@ class Aggregate(Collector):
         following = Manifest(**asdict(self._manifest))
         following.generation += 1
         workers = [member for member in members if member.is_worker]
-        following.starts += len(workers)
-        following.exits = dict(_exits(following, workers))
+        following.add(workers)
         names = [match.string for match in files]
         names += [file for member in members for file in member.files]
         following.merged = [*self._manifest.merged, *names]
@@ -214,32 +215,32 @@ class Aggregate(Collector):
 
     def _own_metrics(self, members: list[tuple[Member, bool]]) -> Iterator[Metric]:
         workers = [(member, is_alive) for member, is_alive in members if member.is_worker]
-        alive = sum(is_alive for _, is_alive in workers)
-        yield GaugeMetricFamily("gunicorn_workers", "Workers that are alive.", alive)
-        yield CounterMetricFamily(
-            "gunicorn_worker_starts",
-            "Workers that were started.",
-            self._manifest.starts + len(workers),
-        )
-        restarts = CounterMetricFamily(
-            "gunicorn_worker_restarts",
-            "Workers that ended, by how; gunicorn replaces each that it still wants.",
-            labels=["reason"],
-        )
-        exits = _exits(self._manifest, [member for member, is_alive in workers if not is_alive])
-        for reason in EXITS:
-            restarts.add_metric([reason], exits[reason])
-        yield restarts
+        living = [member for member, is_alive in workers if is_alive]
+        ended = [member for member, is_alive in workers if not is_alive]
+        starts = self._manifest.starts + len(workers)
+        if starts:  # Else none is counted, and 0 would be no figure of theirs.
+            yield GaugeMetricFamily("gunicorn_workers", "Workers that are alive.", len(living))
+            yield CounterMetricFamily(
+                "gunicorn_worker_starts", "Workers that were started.", starts
+            )
+            yield restart_metric(self._manifest.exits_with(ended))
+            states = self._processes.look(living)
+            self._take_time(states)
+            yield from process_metrics(states, self._manifest.times())
+            if self._legacy_names:
+                yield from legacy_metrics(states, self._manifest.seats_with(ended))
         yield CounterMetricFamily(
             "gunicorn_corrupt_files",
             "Files of metrics that could not be read.",
             self._manifest.corrupt,
         )
 
-
-def _exits(manifest: Manifest, ended: Iterable[Member]) -> Counter[str]:
-    """Return how workers ended: those of the archive, and these."""
-    return Counter(manifest.exits) + Counter(member.exit for member in ended)
+    def _take_time(self, states: Mapping[Member, WorkerState]) -> None:
+        """Keep the time that workers have taken before it is shown."""
+        for member, state in states.items():
+            self._manifest.running[member.identity] = (member.seat, state.cpu_s)
+        with contextlib.suppress(OSError):  # There is no room: this process knows it still.
+            self._commit(self._manifest)
 
 
 def _numbers(path: Path) -> Numbers:

@@ -6,19 +6,30 @@ never its value, which may be a secret.
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, TypeVar
+
+from prometheus_client import Histogram
 
 from ..errors import InvalidInputError
 from ..scraping import Certificates
 
 T = TypeVar("T")
 
+_MOST_BUCKETS = 50  # Each is a series of its own, by method.
+
 VARIABLES = (
     "PROMETHEUS_METRICS_PORT",
     "PROMETHEUS_BIND_ADDRESS",
+    "PROMETHEUS_INSTANCE",
+    "PROMETHEUS_LEGACY_NAMES",
+    "PROMETHEUS_DURATION_BUCKETS",
+    "PROMETHEUS_SIZE_BUCKETS",
     "PROMETHEUS_SSL_CERTFILE",
     "PROMETHEUS_SSL_KEYFILE",
     "PROMETHEUS_SSL_CLIENT_CAFILE",
@@ -35,6 +46,11 @@ VARIABLES = (
 """What may change while a server runs: read again when it reloads its configuration."""
 
 
+def gunicorn_log() -> logging.Logger:
+    """Return gunicorn's log, as it can be had without a server at hand."""
+    return logging.getLogger("gunicorn.error")
+
+
 @dataclass(frozen=True)
 class RedisSettings:
     """Where servers share what they count."""
@@ -48,13 +64,42 @@ class RedisSettings:
 
 
 @dataclass(frozen=True)
+class RequestSettings:
+    """How requests are counted: the buckets of histograms, and which names metrics have.
+
+    Parameters
+    ----------
+    duration_buckets:
+        Upper limits in seconds; prometheus_client's own for web requests.
+    size_buckets:
+        Upper limits in bytes.
+    legacy_names:
+        Whether the metrics of gunicorn-prometheus-exporter are shown beside ours.
+    """
+
+    duration_buckets: tuple[float, ...] = Histogram.DEFAULT_BUCKETS[:-1]
+    size_buckets: tuple[float, ...] = tuple(float(4**power) for power in range(5, 12))
+    legacy_names: bool = False
+
+
+@dataclass(frozen=True)
 class MetricsSettings:
-    """Where metrics are served, and whether with those of other servers."""
+    """Where metrics are served, as whose, and whether with those of other servers.
+
+    Parameters
+    ----------
+    port, address:
+        Where to listen.
+    instance:
+        What the server is called among others; its host and port if None.
+    """
 
     port: int = 9091
     address: str = "127.0.0.1"
     certificates: Certificates = field(default_factory=Certificates)
     redis: RedisSettings | None = None
+    instance: str | None = None
+    requests: RequestSettings = field(default_factory=RequestSettings)
 
 
 class EnvironmentManager:
@@ -62,11 +107,14 @@ class EnvironmentManager:
 
     Parameters
     ----------
+    logger:
+        Where to log; gunicorn's log if None.
     environment:
-        What to read and write; that of this process if None.
+        What to read; that of this process if None.
     """
 
-    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, logger: Any = None, *, environment: Mapping[str, str] | None = None) -> None:
+        self.logger = logger or gunicorn_log()
         self._environment = os.environ if environment is None else environment
 
     def settings(self) -> MetricsSettings:
@@ -89,6 +137,25 @@ class EnvironmentManager:
                 client_auth_required=self._get("PROMETHEUS_SSL_CLIENT_AUTH_REQUIRED", _flag, False),
             ),
             redis=self._redis() if self._get("REDIS_ENABLED", _flag, False) else None,
+            instance=self._get("PROMETHEUS_INSTANCE", str, None),
+            requests=self.requests(),
+        )
+
+    def requests(self) -> RequestSettings:
+        """Return how requests are counted.
+
+        Raises
+        ------
+        InvalidInputError
+            If a variable makes no sense.
+        """
+        known = RequestSettings()
+        return RequestSettings(
+            duration_buckets=self._get(
+                "PROMETHEUS_DURATION_BUCKETS", _buckets, known.duration_buckets
+            ),
+            size_buckets=self._get("PROMETHEUS_SIZE_BUCKETS", _buckets, known.size_buckets),
+            legacy_names=self._get("PROMETHEUS_LEGACY_NAMES", _flag, known.legacy_names),
         )
 
     def _redis(self) -> RedisSettings:
@@ -108,7 +175,7 @@ class EnvironmentManager:
         count = _number(1, 10_000)
         return self._get("GUNICORN_WORKERS", count, self._get("WEB_CONCURRENCY", count, 1))
 
-    def carry(self, cfg: Any) -> None:
+    def update_from_cli(self, cfg: Any) -> None:
         """Write what gunicorn was started with where the application looks for it.
 
         Parameters
@@ -141,6 +208,22 @@ def _number(least: int, most: int) -> Callable[[str], int]:
 
 
 _port = _number(1, 65535)
+
+
+def _buckets(text: str) -> tuple[float, ...]:
+    try:
+        limits = [float(part) for part in text.split(",")]
+    except ValueError:
+        limits = []
+    if limits and limits[-1] == math.inf:
+        limits.pop()  # It is always there.
+    rises = all(low < high for low, high in pairwise(limits))
+    if not (0 < len(limits) <= _MOST_BUCKETS and rises and all(map(math.isfinite, limits))):
+        raise ValueError(
+            f"has to be 1 to {_MOST_BUCKETS} numbers with commas between them, "
+            "each larger than the one before it"
+        )
+    return tuple(limits)
 
 
 def _flag(text: str) -> bool:

@@ -9,7 +9,10 @@ lives, whichever way it ends; empty files beside it mark what it is and how it e
     {host}.{pid namespace}.{boot id}/
         {identity}.lock                 held by the process
         {identity}.worker               or .master
+        {identity}.seat3                which seat a worker has
         {identity}.interrupted          how a worker says that it ends
+        seat.3                          held by the worker that has the seat
+        started                         when the server was started
         counter_{identity}.db           what the process counts, one file a type
 
 Locks are POSIX locks: a forked child does not have its parent's, and a pid is asked
@@ -40,7 +43,10 @@ EXITS = ("aborted", "ended", "interrupted", "killed", "max_requests")
 
 _FOLDER = re.compile(r"(?P<here>.+\.\d+)\.(?P<boot_id>[0-9a-f]{12})")
 _MARK = re.compile(r"(?P<identity>\d+-[0-9a-f]{8})\.(?P<mark>\w+)")
-_LOCK = "lock"
+_LOCK, _SEAT = "lock", "seat"
+NO_SEAT = "other"
+_STARTED = "started"
+_SEATS = 1000
 _YOUNG_S, _OLD_S = 60.0, 86_400.0
 
 
@@ -59,6 +65,17 @@ class Member(NamedTuple):
     def exit(self) -> str:
         """How it ended, if it has: what does not say so was killed."""
         return next((mark for mark in EXITS if mark in self.marks), "killed")
+
+    @property
+    def pid(self) -> int:
+        """The pid that it has while it lives."""
+        return int(self.identity.partition("-")[0])
+
+    @property
+    def seat(self) -> str:
+        """The number of its seat, which another worker has after it; "other" without one."""
+        seats = (mark.removeprefix(_SEAT) for mark in self.marks if mark.startswith(_SEAT))
+        return next(seats, NO_SEAT)
 
     @property
     def files(self) -> list[str]:
@@ -83,6 +100,7 @@ class Family:
         self.host, self.boot_id = match["here"].rpartition(".")[0], match["boot_id"]
         self.own: str | None = None
         self._held: int | None = None
+        self._seat: int | None = None
 
     @classmethod
     def enter(cls, given: str | None, started_by: int | None = None) -> Family:
@@ -108,12 +126,22 @@ class Family:
                 name = f"{_here()}.{secrets.token_hex(6)}"
                 (root / name).mkdir(mode=0o700)
                 family = cls(root / name)
+                with contextlib.suppress(OSError):  # A full disk is no reason not to start.
+                    (family.folder / _STARTED).write_text(repr(time.time()))
             family.hold()
         except OSError as error:
             raise InvalidInputError(
                 f"PROMETHEUS_MULTIPROC_DIR: no folder for metrics can be made: {error.strerror}"
             ) from error
         return family
+
+    @property
+    def begun(self) -> float:
+        """When the server was started; 0 if that could not be written."""
+        try:
+            return float((self.folder / _STARTED).read_text())
+        except (OSError, ValueError):
+            return 0.0
 
     def hold(self) -> str:
         """Show this process in the folder until it ends; return its name there.
@@ -144,11 +172,39 @@ class Family:
         flags = os.O_CREAT | os.O_NOFOLLOW | os.O_WRONLY
         os.close(os.open(self.folder / f"{self.hold()}.{mark}", flags, 0o600))
 
+    def sit_down(self) -> str:
+        """Take the first free seat for as long as this process lives; return its number.
+
+        What is counted for each worker is counted for its seat: of these there are as
+        many as workers that live at the same time, however many come and go.
+
+        Raises
+        ------
+        OSError
+            If that cannot be written.
+        """
+        flags = os.O_CREAT | os.O_NOFOLLOW | os.O_RDWR
+        for number in range(1, _SEATS + 1):
+            seat = os.open(self.folder / f"{_SEAT}.{number}", flags, 0o600)
+            try:
+                fcntl.lockf(seat, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self.mark(f"{_SEAT}{number}")
+            except BlockingIOError:
+                os.close(seat)
+            except OSError:
+                os.close(seat)
+                raise
+            else:
+                self._seat = seat
+                return str(number)
+        return NO_SEAT
+
     def forked(self) -> None:
         """Show the process that a fork has made, in the new process."""
-        if self._held is not None:
-            os.close(self._held)
-        self._held = self.own = None
+        for held in (self._held, self._seat):
+            if held is not None:
+                os.close(held)
+        self._held = self.own = self._seat = None
         with contextlib.suppress(OSError):  # What counts in it asks again.
             self.hold()
 

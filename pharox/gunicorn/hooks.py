@@ -1,31 +1,43 @@
-"""The hooks of gunicorn that count, serve and clear away.
+"""The hooks of gunicorn that count, serve and clear away, and what they are made of.
 
-Only hooks that gunicorn documents are used, and nothing of it is replaced. Those
-that are called within a signal handler do no more than set a flag: a lock that the
-interrupted code holds would never be released. Two failures end the start, since
-they would make every figure wrong: settings that make no sense, and a folder that
-was set too late. Any other costs a line in the log.
+Only hooks that gunicorn documents are used, and nothing of it is replaced. Two
+failures end the start, since they would make every figure wrong: settings that make
+no sense, and a folder that was set too late. Any other costs a line in the log.
 """
 
 from __future__ import annotations
 
-import atexit
 import functools
 import importlib
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client import REGISTRY, values
-
 from ..errors import InvalidInputError
-from .environment import EnvironmentManager
-from .family import Family
-from .keeping import MetricsServerManager
-from .requests import RequestMetrics
-from .values import Store, value_class
+from .counting import aborted, count, ended, interrupted, remember
+from .environment import EnvironmentManager, MetricsSettings, gunicorn_log
+from .keeping import MetricsServerManager, ProcessManager
+from .process import leave, prepare, process, store
+
+__all__ = [
+    "EnvironmentManager",
+    "HookContext",
+    "HookManager",
+    "MetricsServerManager",
+    "ProcessManager",
+    "default_on_exit",
+    "default_on_starting",
+    "default_post_fork",
+    "default_when_ready",
+    "default_worker_abort",
+    "default_worker_exit",
+    "default_worker_int",
+    "prepare",
+    "redis_when_ready",
+]
+
+_HOOKS = ("on_starting", "post_fork", "worker_int", "on_exit")
 
 
 @dataclass
@@ -44,12 +56,11 @@ class HookContext:
 
     server: Any
     worker: Any = None
-    logger: logging.Logger | None = None
+    logger: Any = None
 
-    @property
-    def log(self) -> Any:
-        """Return where to log."""
-        return self.logger or (self.worker or self.server).log
+    def __post_init__(self) -> None:
+        if self.logger is None:  # Gunicorn's is no logging.Logger, but has its methods.
+            self.logger = getattr(self.worker or self.server, "log", None) or gunicorn_log()
 
 
 class HookManager:
@@ -58,79 +69,44 @@ class HookManager:
     Parameters
     ----------
     context:
-        With what the hook is called.
+        With what the hook is called; its log is used. Gunicorn's log if None.
     """
 
-    def __init__(self, context: HookContext) -> None:
+    def __init__(self, context: HookContext | None = None) -> None:
         self.context = context
+        self.logger = gunicorn_log() if context is None else context.logger
 
-    def safe_execute(self, function: Callable[..., Any], *arguments: Any) -> bool:
+    def get_logger(self) -> Any:
+        """Return where it logs."""
+        return self.logger
+
+    def safe_execute(self, func: Callable[..., Any], *arguments: Any, **named: Any) -> bool:
         """Call a function; return whether it succeeded."""
         try:
-            function(*arguments)
+            func(*arguments, **named)
         except Exception:
-            name = getattr(function, "__name__", type(function).__name__)
-            self.context.log.exception("pharox: %s failed; metrics may be missing", name)
+            name = getattr(func, "__name__", type(func).__name__)
+            self.logger.exception("pharox: %s failed; metrics may be missing", name)
             return False
         return True
 
 
-@dataclass
-class _Process:
-    """What the hooks of this process know."""
-
-    store: Store | None = None
-    server: MetricsServerManager | None = None
-    exit: str = "ended"
-    is_left: bool = False
+@functools.cache
+def _get_hook_manager() -> HookManager:
+    """Return the one manager of this process's hooks."""
+    return HookManager()
 
 
-_process = _Process()
+@functools.cache
+def _get_metrics_manager() -> MetricsServerManager:
+    """Return the one manager of what serves this process's metrics."""
+    return MetricsServerManager(_get_hook_manager().get_logger())
 
 
-def prepare(*, is_late: bool = False) -> None:
-    """Have this process, and those forked from it, count into the folder of this server.
-
-    Within gunicorn the import of ``pharox.gunicorn`` does this. An application that
-    runs gunicorn by itself does it before it makes any metric.
-
-    Parameters
-    ----------
-    is_late:
-        Whether metrics may have been made before.
-
-    Raises
-    ------
-    InvalidInputError
-        If they may, or the folder cannot be made.
-    """
-    if _process.store is not None:
-        return
-    if is_late:
-        raise InvalidInputError(
-            "prometheus_client was imported before pharox.gunicorn, so what its metrics count "
-            "would be lost: import pharox.gunicorn first in the configuration file"
-        )
-    given = os.environ.get("PROMETHEUS_MULTIPROC_DIR") or None
-    master = os.environ.get("GUNICORN_PID", "")
-    family = Family.enter(given, int(master) if master.isdigit() else None)
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(family.folder)
-    store = _process.store = Store(family)
-    values.ValueClass = value_class(store)
-    os.register_at_fork(after_in_child=_forked)
-    atexit.register(_leave_unless_started, os.getpid())
-
-
-def _forked() -> None:
-    if _process.store is not None:
-        _process.store.family.forked()
-        _process.store.forked()
-
-
-def _leave_unless_started(pid: int) -> None:
-    """Clear away where gunicorn only looked at its configuration, or failed to start."""
-    if os.getpid() == pid and not _process.is_left:
-        _leave()
+@functools.cache
+def _get_process_manager() -> ProcessManager:
+    """Return a manager of a process beside this one."""
+    return ProcessManager(_get_hook_manager().get_logger())
 
 
 def default_on_starting(server: Any) -> None:
@@ -141,17 +117,16 @@ def default_on_starting(server: Any) -> None:
     InvalidInputError
         If metrics could never be right: the server does not start then.
     """
-    settings = EnvironmentManager().settings()
-    settings.certificates.check()
-    store = _store()
-    if os.environ.get("PROMETHEUS_MULTIPROC_DIR") != str(store.family.folder):
+    _checked_settings()
+    family = store().family
+    if os.environ.get("PROMETHEUS_MULTIPROC_DIR") != str(family.folder):
         raise InvalidInputError(
             "PROMETHEUS_MULTIPROC_DIR was set after pharox.gunicorn had been imported: set it "
             "before gunicorn starts, or above that import"
         )
     try:
-        store.family.mark("master")
-        store.family.give_to(server.cfg.uid, server.cfg.gid)
+        family.mark("master")
+        family.give_to(server.cfg.uid, server.cfg.gid)
     except OSError as error:
         raise InvalidInputError(f"the folder for metrics cannot be used: {error}") from error
 
@@ -180,51 +155,73 @@ def redis_when_ready(server: Any) -> None:
 def default_post_fork(server: Any, worker: Any) -> None:
     """Count what this worker does (``post_fork``)."""
     run = HookManager(HookContext(server, worker)).safe_execute
-    _process.exit = "ended"
-    run(EnvironmentManager().carry, worker.cfg)
-    run(_count, worker)
+    run(EnvironmentManager().update_from_cli, worker.cfg)
+    run(count, worker)
 
 
 def default_worker_int(worker: Any) -> None:
     """Take note that the worker was interrupted (``worker_int``): a signal handler calls this."""
-    _process.exit = "interrupted"
+    interrupted(worker)
 
 
 def default_worker_abort(worker: Any) -> None:
     """Take note that the worker was aborted (``worker_abort``): a signal handler calls this."""
-    _process.exit = "aborted"
+    aborted(worker)
 
 
 def default_worker_exit(server: Any, worker: Any) -> None:
     """Write what still waits for room, and how the worker ends (``worker_exit``)."""
-    if worker.pid == os.getpid():  # A master calls it too, for a worker that it finds gone.
-        HookManager(HookContext(server, worker)).safe_execute(_end, worker)
+    HookManager(HookContext(server, worker)).safe_execute(ended, server, worker)
 
 
 def default_on_exit(server: Any) -> None:
     """Stop serving, and clear away (``on_exit``)."""
-    HookManager(HookContext(server)).safe_execute(_leave)
+    HookManager(HookContext(server)).safe_execute(leave)
 
 
-def _store() -> Store:
-    """Return where this process counts."""
-    if _process.store is None:
-        raise InvalidInputError(
-            "pharox.gunicorn was imported before gunicorn: call pharox.gunicorn.prepare() before "
-            "any metric is made"
-        )
-    return _process.store
+def _checked_settings() -> MetricsSettings:
+    settings = EnvironmentManager().settings()
+    settings.certificates.check()
+    remember(settings.requests)
+    return settings
 
 
 def _serve(server: Any) -> None:
-    if EnvironmentManager().settings().redis is not None:
+    if _checked_settings().redis is not None:
         _check_redis()
-    family = _store().family
-    family.mark("master")  # Again, for those who do without default_on_starting.
-    _process.server = MetricsServerManager(
-        family, server.log, user=(server.cfg.uid, server.cfg.gid)
+    family = store().family
+    user = server.cfg.uid, server.cfg.gid
+    if not _is_ours(server.cfg, "on_starting"):
+        family.mark("master")
+        family.give_to(*user)
+    manager = _get_metrics_manager()
+    manager.logger = server.log
+    process.before_leaving.append(manager.stop)
+    if missing := _missing(server):
+        server.log.warning(missing)
+        manager.expect_no_workers()
+    manager.start(family, user)
+
+
+def _is_ours(cfg: Any, name: str) -> bool:
+    """Say whether a hook is set: one of the user's is taken to call ours."""
+    return getattr(cfg, name) is not cfg.settings[name].default
+
+
+def _missing(server: Any) -> str:
+    """Return what to tell of hooks without which workers are not counted; nothing is fine."""
+    cfg = server.cfg
+    if _is_ours(cfg, "post_fork") or hasattr(server.worker_class, "counts_by_itself"):
+        return ""
+    lines = (
+        f"from pharox.gunicorn import default_{name} as {name}"
+        for name in _HOOKS
+        if not _is_ours(cfg, name)
     )
-    _process.server.start()
+    return (
+        "gunicorn's workers are not counted, and gunicorn_workers is not shown: the configuration "
+        "has no hook post_fork. What is missing in it: " + "; ".join(lines)
+    )
 
 
 def _check_redis() -> None:
@@ -232,56 +229,3 @@ def _check_redis() -> None:
         importlib.import_module("redis")
     except ModuleNotFoundError as error:
         raise InvalidInputError("redis is not installed: pip install 'pharox[gunicorn]'") from error
-
-
-def _count(worker: Any) -> None:
-    store = _store()
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(store.family.folder)
-    try:
-        store.family.mark("worker")
-    except OSError as error:
-        worker.log.warning(
-            "pharox: what this worker counts stays in memory until its folder can be written: %s",
-            error.strerror,
-        )
-    _add(worker.cfg, "worker_abort", default_worker_abort)
-    _add(worker.cfg, "worker_exit", default_worker_exit)
-    metrics = RequestMetrics(REGISTRY)
-    _add(worker.cfg, "pre_request", metrics.begin)
-    _add(worker.cfg, "post_request", metrics.end)
-
-
-def _add(cfg: Any, name: str, ours: Callable[..., None]) -> None:
-    """Have a hook of ours called beside what the configuration has."""
-    theirs = getattr(cfg, name)
-    if theirs is not ours:
-        cfg.set(name, _both(ours, theirs))
-
-
-def _both(ours: Callable[..., None], theirs: Callable[..., None]) -> Callable[..., None]:
-    """Return a hook that does both; gunicorn looks at how many arguments one takes."""
-
-    @functools.wraps(ours)
-    def both(*arguments: Any) -> None:
-        try:
-            theirs(*arguments)
-        finally:
-            ours(*arguments)
-
-    return both
-
-
-def _end(worker: Any) -> None:
-    store = _store()
-    if _process.exit == "ended" and 0 < worker.max_requests <= worker.nr:
-        _process.exit = "max_requests"
-    if waiting := store.flush():
-        worker.log.warning("pharox: there is no room for %s numbers of metrics", waiting)
-    store.family.mark(_process.exit)
-
-
-def _leave() -> None:
-    _process.is_left = True
-    if _process.server is not None:
-        _process.server.stop()
-    _store().family.leave()

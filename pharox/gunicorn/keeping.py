@@ -2,14 +2,18 @@
 
 A thread of the master starts it, starts it again when it has ended or when the
 environment asks for something else (a reload may have changed that), and writes
-what it has to say into gunicorn's log. The thread takes no lock of ours, so a
-worker that is forked meanwhile inherits none that is held.
+what it has to say into gunicorn's log. What is asked for is tried by the process
+that is to replace the former one, which serves until that has said that it can.
+The thread takes no lock of ours, so a worker that is forked meanwhile inherits
+none that is held.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -17,13 +21,17 @@ import threading
 import time
 from typing import Any
 
+from prometheus_client import REGISTRY, CollectorRegistry
+
 from ..errors import InvalidInputError
-from .environment import VARIABLES, EnvironmentManager
+from .environment import VARIABLES, EnvironmentManager, gunicorn_log
 from .family import Family
-from .serving import LONGEST_PAUSE_S
+from .process import store
+from .serving import ANSWER, LONGEST_PAUSE_S
 
 _LOOK_S = 0.25
 _PATIENCE_S = 2.0
+_FIRST_WORKER_S = 5.0
 # It finds all modules where this process does, in that order.
 _START = """
 import json, sys
@@ -34,18 +42,25 @@ main(*sys.argv[1:])
 
 
 class ProcessManager:
-    """Starts a process of the master, and ends it."""
+    """Starts a process of the master, and ends it.
 
-    def __init__(self) -> None:
-        self._pid: int | None = None
+    Parameters
+    ----------
+    logger:
+        Where to log; gunicorn's log if None.
+    """
+
+    def __init__(self, logger: Any = None) -> None:
+        self.logger = logger or gunicorn_log()
+        self.pid: int | None = None
 
     @property
     def is_alive(self) -> bool:
         """Whether the process runs."""
-        if self._pid is None:
+        if self.pid is None:
             return False
         with contextlib.suppress(ChildProcessError):  # Gunicorn has taken note of its end.
-            return os.waitpid(self._pid, os.WNOHANG)[0] == 0
+            return os.waitpid(self.pid, os.WNOHANG)[0] == 0
         return False
 
     def start(self, arguments: list[str], environment: dict[str, str]) -> None:
@@ -58,17 +73,21 @@ class ProcessManager:
         """
         # Not subprocess: while a thread starts one, a worker that is forked inherits the pipe
         # that it waits on.
-        self._pid = os.posix_spawn(sys.executable, [sys.executable, *arguments], environment)
+        self.pid = os.posix_spawn(sys.executable, [sys.executable, *arguments], environment)
 
     def terminate(self) -> None:
         """End the process, the hard way if it does not end at once."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             until = time.monotonic() + _PATIENCE_S
-            while self._pid is not None and self.is_alive and time.monotonic() < until:
+            while self.pid is not None and self.is_alive and time.monotonic() < until:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(self._pid, number)
+                    os.kill(self.pid, number)
                 time.sleep(0.02)
-        self._pid = None
+        self.pid = None
+
+    def cleanup_processes(self) -> None:
+        """End what was started here; workers are for gunicorn to end."""
+        self.terminate()
 
 
 class MetricsServerManager:
@@ -76,31 +95,68 @@ class MetricsServerManager:
 
     Parameters
     ----------
-    family:
-        Whose metrics.
-    log:
-        Gunicorn's log.
-    user:
-        The uid and gid that it serves as, if this process may choose.
+    logger:
+        Where to log; gunicorn's log if None.
     """
 
-    def __init__(self, family: Family, log: Any, user: tuple[int, int] | None = None) -> None:
-        self._family = family
-        self._log = log
-        self._user = user or (os.geteuid(), os.getegid())
-        self._master = os.getpid()
-        self._process = ProcessManager()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._notices = family.folder / f"notices.{os.getpid()}"
+    def __init__(self, logger: Any = None) -> None:
+        self.logger = logger or gunicorn_log()
+        self._user = (os.geteuid(), os.getegid())
+        self._process = ProcessManager(self.logger)
+        self._next: ProcessManager | None = None
+        self._stop: Any = threading.Event()
+        self._thread: Any = None
         self._read = 0
         self._asked: dict[str, str] | None = None
+        self._tried: dict[str, str] = {}
         self._pause, self._next_at = _LOOK_S, 0.0
         self._complaint = ""
 
-    def start(self) -> None:
-        """Start, in the background."""
-        self._thread = threading.Thread(target=self._keep, name="pharox-metrics", daemon=True)
+    def setup_server(self) -> tuple[int, CollectorRegistry]:
+        """Return the port that the metrics are to be served on, and where they are registered.
+
+        Raises
+        ------
+        InvalidInputError
+            If a setting makes no sense.
+        """
+        settings = EnvironmentManager().settings()
+        settings.certificates.check()
+        return settings.port, REGISTRY
+
+    def start_server(self, port: int, registry: CollectorRegistry = REGISTRY) -> bool:
+        """Begin to serve on a port, in the background; return True.
+
+        All that is counted is served, whichever registry it is in.
+        """
+        os.environ["PROMETHEUS_METRICS_PORT"] = str(port)
+        self.start(store().family)
+        return True
+
+    def stop_server(self) -> None:
+        """End the process that serves, and wait for that."""
+        self.stop()
+
+    def start(self, family: Family, user: tuple[int, int] | None = None) -> None:
+        """Start, in the background.
+
+        Parameters
+        ----------
+        family:
+            Whose metrics to serve.
+        user:
+            The uid and gid to serve as, if this process may choose.
+        """
+        if self._thread is not None and self._thread.is_alive():
+            return
+        self._family = family
+        self._user = user or self._user
+        self._master = os.getpid()
+        self._notices = family.folder / f"notices.{os.getpid()}"
+        self._watched_until: float | None = time.monotonic() + _FIRST_WORKER_S
+        native = _native_threading()
+        self._stop = native.Event()
+        self._thread = native.Thread(target=self._keep, name="pharox-metrics", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -117,46 +173,100 @@ class MetricsServerManager:
             except Exception as error:
                 self._complain(f"metrics are not kept served: {type(error).__name__}")
         if os.getpid() == self._master:
+            self._give_up_next()
             self._process.terminate()
             self._tell()
 
     def _look(self) -> None:
         """Do what there is to do now."""
         self._tell()
+        self._look_for_workers()
         asked = _asked()
-        if asked != self._asked:
-            try:
-                EnvironmentManager(asked).settings()
-            except InvalidInputError as error:
-                self._complain(f"metrics are served as before: {error}")
-            else:
-                self._process.terminate()
-                self._asked, self._pause, self._next_at = asked, _LOOK_S, 0.0
-        if self._asked is None or self._process.is_alive or time.monotonic() < self._next_at:
+        if asked != self._tried:
+            self._tried = asked
+            self._try(asked)
+        if self._next is not None and not self._next.is_alive:
+            self._next.pid = None
+        is_needed = self._asked is not None and not self._process.is_alive
+        is_next_needed = self._next is not None and self._next.pid is None
+        if not (is_needed or is_next_needed) or time.monotonic() < self._next_at:
             return
         self._next_at = time.monotonic() + self._pause
         self._pause = min(self._pause * 2, LONGEST_PAUSE_S)
         try:
-            self._process.start(self._arguments(), self._environment(self._asked))
+            if is_needed:
+                self._start(self._process, self._asked or {}, "starts")
+            elif self._next is not None:
+                self._start(self._next, self._tried, "replaces")
         except OSError as error:
             self._complain(f"metrics are not served yet: {error.strerror}")
 
-    def _complain(self, message: str) -> None:
+    def _try(self, asked: dict[str, str]) -> None:
+        """Have what is asked for tried; what is served now is served until then."""
+        self._give_up_next()
+        if asked == self._asked:
+            return
+        try:
+            EnvironmentManager(environment=asked).settings()
+        except InvalidInputError as error:
+            self._complain(f"metrics are served as before: {error}")
+            return
+        self._pause, self._next_at = _LOOK_S, 0.0
+        if self._asked is None:
+            self._asked = asked
+        else:
+            self._next = ProcessManager(self.logger)
+
+    def _give_up_next(self) -> None:
+        if self._next is not None:
+            self._next.terminate()
+        self._next = None
+
+    def _take(self, pid: int, refusal: str) -> None:
+        """Act on what the process has said that is to replace the one that serves."""
+        if self._next is None or pid != self._next.pid:
+            return
+        if refusal:
+            message = f"metrics are served as before: {refusal}"
+            self._complain(message, logging.ERROR)
+            return
+        former, self._process, self._next = self._process, self._next, None
+        self._asked, self._complaint = self._tried, ""
+        self._pause, self._next_at = _LOOK_S, 0.0
+        former.terminate()
+
+    def _look_for_workers(self) -> None:
+        """Tell if workers come that nothing counts: a hook of the user's may not call ours."""
+        if self._watched_until is None:
+            return
+        members = [one for one, is_alive in self._family.members() if is_alive]
+        others = [one for one in members if "master" not in one.marks]
+        if any(one.is_worker for one in members):
+            self._watched_until = None
+        elif others and time.monotonic() > self._watched_until:
+            self._watched_until = None
+            self.logger.warning(
+                "gunicorn's workers are not counted: the hook post_fork of its configuration "
+                "does not call pharox.gunicorn.default_post_fork"
+            )
+
+    def expect_no_workers(self) -> None:
+        """Take note that it has been told already why workers are not counted."""
+        self._watched_until = None
+
+    def _complain(self, message: str, level: int = logging.WARNING) -> None:
         if message != self._complaint:
-            self._log.warning("%s", message)
+            self.logger.log(level, "%s", message)
         self._complaint = message
 
-    def _arguments(self) -> list[str]:
+    def _start(self, process: ProcessManager, asked: dict[str, str], how: str) -> None:
         own = [str(self._family.folder), str(self._master), str(self._notices)]
         user = [str(number) for number in self._user]
         # -P: what lies in the working folder is no module of Python's.
-        return ["-P", "-c", _START, json.dumps(sys.path), *own, *user]
-
-    def _environment(self, asked: dict[str, str]) -> dict[str, str]:
-        """Return the environment of the process."""
-        own = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-        own.pop("PROMETHEUS_MULTIPROC_DIR", None)  # It counts nothing itself.
-        return {**own, **asked}
+        arguments = ["-P", "-c", _START, json.dumps(sys.path), *own, *user, how]
+        environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+        environment.pop("PROMETHEUS_MULTIPROC_DIR", None)  # It counts nothing itself.
+        process.start(arguments, {**environment, **asked})
 
     def _tell(self) -> None:
         """Write what the process had to say into gunicorn's log."""
@@ -170,8 +280,22 @@ class MetricsServerManager:
                         break
                     self._read += len(line)
                     with contextlib.suppress(ValueError, TypeError):  # The disk was full.
-                        level, message = json.loads(line)
-                        self._log.log(int(level), "%s", message)
+                        number, message, *more = json.loads(line)
+                        if more == [ANSWER]:
+                            self._take(int(number), str(message))
+                        else:
+                            self.logger.log(int(number), "%s", message)
+
+
+def _native_threading() -> Any:
+    """Return the module of real threads.
+
+    Eventlet has patched it in the master, whose main loop lets no greenlet of its run.
+    """
+    if "eventlet" not in sys.modules:
+        return threading
+    patcher = importlib.import_module("eventlet.patcher")
+    return patcher.original("threading")
 
 
 def _asked() -> dict[str, str]:

@@ -3,18 +3,43 @@
 A request is counted before the application sees it, and its answer after it was
 sent: every request that was answered has been counted, also if its worker is
 killed the moment after, and the difference of the two is what was never answered.
+
+Gunicorn's ASGI worker does not say what was answered. There the application is
+called by way of :meth:`RequestMetrics.watched`, which takes note of what it sends.
 """
 
 from __future__ import annotations
 
+import asyncio
+import sys
 import time
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from .environment import RequestSettings
+from .legacy import LegacyMetrics
+
 _METHODS = frozenset(
     ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
 )
+_FAILED, _LEFT = 500, 499
+
+
+@dataclass
+class Request:
+    """What is known of a request that was begun."""
+
+    begun: float = field(default_factory=time.perf_counter)
+    status: int | None = None
+    sent: int = 0
+    error: BaseException | None = None
+
+
+_request: ContextVar[Request | None] = ContextVar("pharox_request", default=None)
 
 
 class RequestMetrics:
@@ -24,47 +49,102 @@ class RequestMetrics:
     ----------
     registry:
         Where they are registered.
+    settings:
+        How they are counted.
+    seat:
+        The worker's seat, for the metrics that tell workers apart.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._begun: dict[int, float] = {}
+    def __init__(self, registry: CollectorRegistry, settings: RequestSettings, seat: str) -> None:
+        self._begun: dict[int, Request] = {}
+        own: dict[str, Any] = {"registry": registry}
         self._requests = Counter(
-            "gunicorn_requests", "Requests that were begun.", ["method"], registry=registry
+            "gunicorn_requests", "Requests that were begun.", ["method"], **own
         )
         self._responses = Counter(
-            "gunicorn_responses",
-            "Requests that were ended.",
-            ["method", "status"],
-            registry=registry,
+            "gunicorn_responses", "Requests that were ended.", ["method", "status"], **own
         )
         self._seconds = Histogram(
             "gunicorn_request_duration_seconds",
             "How long requests took.",
             ["method"],
-            registry=registry,
+            buckets=settings.duration_buckets,
+            **own,
+        )
+        self._received, self._sent = (
+            Histogram(f"gunicorn_{name}", text, ["method"], buckets=settings.size_buckets, **own)
+            for name, text in (
+                ("request_size_bytes", "How large bodies of requests were said to be."),
+                ("response_size_bytes", "How large bodies of responses were."),
+            )
         )
         self._now = Gauge(
             "gunicorn_requests_in_progress",
             "Requests that are being worked on.",
             multiprocess_mode="livesum",
-            registry=registry,
+            **own,
         )
+        self.legacy = LegacyMetrics(registry, settings, seat) if settings.legacy_names else None
 
     def begin(self, worker: Any, request: Any) -> None:
         """Count a request (``pre_request``)."""
         self._requests.labels(_method(request)).inc()
         self._now.inc()
-        self._begun[id(request)] = time.perf_counter()
+        found = self._begun[id(request)] = Request()
+        _request.set(found)
 
     def end(self, worker: Any, request: Any, environ: Any, response: Any) -> None:
         """Count its answer (``post_request``)."""
-        begun = self._begun.pop(id(request), None)
-        if begun is None:
+        found = self._begun.pop(id(request), None)
+        if found is None:
             return
         self._now.dec()
         method = _method(request)
-        self._seconds.labels(method).observe(time.perf_counter() - begun)
-        self._responses.labels(method, _status(response)).inc()
+        seconds = time.perf_counter() - found.begun
+        received, sent = _received(request), max(found.sent, _sent(response))
+        self._seconds.labels(method).observe(seconds)
+        if received is not None:
+            self._received.labels(method).observe(received)
+        self._sent.labels(method).observe(sent)
+        self._responses.labels(method, str(_status(response, found))).inc()
+        if self.legacy is not None:
+            error = found.error or sys.exception()
+            self.legacy.end(_labels(request), seconds, received, sent, error)
+
+    def handled(self, request: Any, error: BaseException) -> None:
+        """Count an error that gunicorn answers by itself, under its former name."""
+        if self.legacy is not None:
+            self.legacy.handled(_labels(request), error)
+
+    def watched(self, application: Any) -> Any:
+        """Return an ASGI application whose answers are taken note of."""
+
+        async def watched(
+            scope: dict[str, Any], receive: Any, send: Callable[[Any], Awaitable[None]]
+        ) -> None:
+            found = _request.get()
+            if scope["type"] != "http" or found is None:
+                return await application(scope, receive, send)  # type: ignore[no-any-return]
+
+            async def noting(message: dict[str, Any]) -> None:
+                await send(message)
+                if message["type"] == "http.response.start":
+                    found.status = int(message["status"])
+                elif message["type"] == "http.response.body" and _has_body(scope, found):
+                    found.sent += len(message.get("body", b""))
+
+            try:
+                await application(scope, receive, noting)
+            except asyncio.CancelledError:
+                if found.status is None:
+                    found.status = _LEFT
+                raise
+            except Exception as error:
+                found.error = error
+                raise
+            return None
+
+        return watched
 
 
 def _method(request: Any) -> str:
@@ -72,7 +152,39 @@ def _method(request: Any) -> str:
     return request.method if request.method in _METHODS else "other"
 
 
-def _status(response: Any) -> str:
-    """Return the status as a label; the application failed if it has set none."""
-    code = getattr(response, "status_code", None)
-    return str(code) if isinstance(code, int) and 100 <= code <= 999 else "500"
+def _labels(request: Any) -> tuple[str, str]:
+    """Return method and path; a request that could not be read has neither."""
+    if getattr(request, "method", None) is None:
+        return "UNKNOWN", "UNKNOWN"
+    return _method(request), str(getattr(request, "path", None) or "UNKNOWN")
+
+
+def _has_body(scope: dict[str, Any], found: Request) -> bool:
+    return scope.get("method") != "HEAD" and found.status not in (204, 304)
+
+
+def _status(response: Any, found: Request) -> int:
+    """Return the status; the application failed if it has set none."""
+    for code in (getattr(response, "status_code", None), found.status):
+        if isinstance(code, int) and 100 <= code <= 999:
+            return code
+    return _FAILED
+
+
+def _received(request: Any) -> int | None:
+    """Return how large the body was said to be; None if that was not said."""
+    for name, value in request.headers:
+        if name.upper() == "CONTENT-LENGTH":
+            return int(value) if value.isascii() and value.isdigit() else None
+        if name.upper() == "TRANSFER-ENCODING":
+            return None
+    return 0
+
+
+def _sent(response: Any) -> int:
+    """Return how large the body was; what the system sends of a file is not counted by gunicorn."""
+    sent = int(getattr(response, "sent", 0))
+    length = getattr(response, "response_length", None)
+    has_body = not getattr(response, "_omits_body", False)
+    was_sent = getattr(response, "headers_sent", False)
+    return length if not sent and length and has_body and was_sent else sent

@@ -31,6 +31,8 @@ from .family import Family, locked
 logger = logging.getLogger("pharox.gunicorn")
 
 LEADER = "leader.lock"
+ANSWER = "answer"
+"""With which a line of the notices ends that is for the master itself."""
 LONGEST_PAUSE_S = 30.0
 _LOOK_S = 0.1
 _SWEEP_S = 1.0
@@ -45,12 +47,20 @@ class Notices(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Append a line; to standard error where that cannot be done."""
-        line = json.dumps([record.levelno, record.getMessage()]) + "\n"
+        if not self._append([record.levelno, record.getMessage()]):
+            print(record.getMessage(), file=sys.stderr)
+
+    def answer(self, refusal: str) -> bool:
+        """Tell the master why this process cannot serve, or that it can (""); return if told."""
+        return self._append([os.getpid(), refusal, ANSWER])
+
+    def _append(self, line: list[object]) -> bool:
         try:
             with self._path.open("a") as file:
-                file.write(line)
+                file.write(json.dumps(line) + "\n")
         except OSError:
-            print(record.getMessage(), file=sys.stderr)
+            return False
+        return True
 
 
 def serve(family: Family, settings: MetricsSettings) -> None:
@@ -58,14 +68,19 @@ def serve(family: Family, settings: MetricsSettings) -> None:
     with locked(family.folder / LEADER) as is_leader:
         if not is_leader:
             return
-        aggregate = Aggregate(family)
+        aggregate = Aggregate(family, legacy_names=settings.requests.legacy_names)
         registry = CollectorRegistry()
         if settings.redis is None:
             registry.register(aggregate)
         else:
             from .sharing import SharedMetrics  # noqa: PLC0415 - it needs an extra
 
-            shared = SharedMetrics(family, aggregate.collect, settings.redis)
+            shared = SharedMetrics(
+                family,
+                aggregate.collect,
+                settings.redis,
+                settings.instance or f"{family.host}:{settings.port}",
+            )
             registry.register(shared)
             never = threading.Event()
             threading.Thread(target=shared.run, args=(never,), daemon=True).start()
@@ -79,22 +94,44 @@ def serve(family: Family, settings: MetricsSettings) -> None:
 
 
 def _listen(registry: CollectorRegistry, settings: MetricsSettings) -> None:
-    """Listen as soon as that can be done, trying for ever, with growing pauses."""
-    pause = _LOOK_S
+    """Listen as soon as that can be done, trying for ever, and look after the certificates."""
+    server = _listening(registry, settings)
     where = f"{settings.address} port {settings.port}"
+    logger.info("metrics are served: %s, %s", settings.certificates.scheme, where)
+    while True:
+        time.sleep(_SWEEP_S)
+        server.renew()
+
+
+def _listening(registry: CollectorRegistry, settings: MetricsSettings) -> MetricsServer:
+    """Return what listens, as soon as that can be done; pauses grow."""
+    pause = _LOOK_S
     last = None
     while True:
         try:
-            MetricsServer(registry, settings.port, settings.address, settings.certificates)
-        except InvalidInputError as error:
-            if str(error) != last:
-                logger.warning("metrics are not served yet: %s", error)
-            last = str(error)
-            time.sleep(pause)
-            pause = min(pause * 2, LONGEST_PAUSE_S)
-        else:
-            logger.info("metrics are served: %s, %s", settings.certificates.scheme, where)
-            return
+            return MetricsServer(registry, settings.port, settings.address, settings.certificates)
+        except Exception as error:  # Whatever it is, it may be mended while this runs.
+            message = str(error) if isinstance(error, InvalidInputError) else repr(error)
+        if message != last:
+            logger.warning("metrics are not served yet: %s", message)
+        last = message
+        time.sleep(pause)
+        pause = min(pause * 2, LONGEST_PAUSE_S)
+
+
+def _is_usable(settings: MetricsSettings, notices: Notices) -> bool:
+    """Say whether this process may replace the one that serves; that one stays if not.
+
+    It is asked here, as the user who serves: the master may read what that one may not.
+    """
+    try:
+        settings.certificates.check()
+    except InvalidInputError as error:
+        notices.answer(str(error))
+        return False
+    while not notices.answer(""):
+        time.sleep(_SWEEP_S)  # There is no room to say so: the former one serves on.
+    return True
 
 
 def _end_with(parent: int) -> None:
@@ -104,8 +141,11 @@ def _end_with(parent: int) -> None:
     os._exit(0)
 
 
-def main(folder: str, parent: str, notices: str, uid: str, gid: str) -> None:
-    """Serve the metrics of the server whose folder it is, for a master, as the workers' user."""
+def main(folder: str, parent: str, notices: str, uid: str, gid: str, replaces: str) -> None:
+    """Serve the metrics of the server whose folder it is, for a master, as the workers' user.
+
+    Where another process serves already, this one says first whether it can.
+    """
     if os.geteuid() == 0 and (int(uid), int(gid)) != (0, 0):
         os.setgroups([])
         os.setgid(int(gid))
@@ -116,10 +156,14 @@ def main(folder: str, parent: str, notices: str, uid: str, gid: str) -> None:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    logger.addHandler(Notices(Path(notices)))
+    handler = Notices(Path(notices))
+    for log in (logger, logging.getLogger("pharox.scraping")):
+        log.setLevel(logging.INFO)
+        log.propagate = False
+        log.addHandler(handler)
     family, settings = Family(Path(folder)), EnvironmentManager().settings()
+    if replaces == "replaces" and not _is_usable(settings, handler):
+        os._exit(1)
     while True:
         serve(family, settings)
         time.sleep(_LOOK_S)

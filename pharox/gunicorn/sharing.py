@@ -4,8 +4,12 @@ Each server's metrics process writes all it shows about once a second, and reads
 what the others wrote; a scrape shows what was read last, and waits for nobody.
 A key outlives its server by its time to live, which each writing renews:
 
-    {prefix}:{host}:{boot id}      what a server shows, as JSON
+    {prefix}:{instance}            what a server shows, as JSON
     {prefix}:instances             the names of these keys
+
+A server has the same name after each start, so it writes over what it wrote before.
+Where two that live have one name, the one that was started first adds the id of its
+start to its own, and says so: no series is lost, and none is shown twice.
 """
 
 from __future__ import annotations
@@ -42,6 +46,13 @@ class Other(NamedTuple):
     metrics: list[Metric]
 
 
+class Start(NamedTuple):
+    """When a server was started, and its id then: what tells it from one of its name."""
+
+    at: float
+    boot_id: str
+
+
 class SharedMetrics(Collector):
     """Shows what a server counts together with what the others do.
 
@@ -53,13 +64,20 @@ class SharedMetrics(Collector):
         Returns this server's metrics.
     settings:
         Where they are shared.
+    instance:
+        What this server is called.
     """
 
     def __init__(
-        self, family: Family, own: Callable[[], Iterable[Metric]], settings: RedisSettings
+        self,
+        family: Family,
+        own: Callable[[], Iterable[Metric]],
+        settings: RedisSettings,
+        instance: str,
     ) -> None:
         self._own = own
-        self._instance = f"{family.host}:{family.boot_id}"
+        self._instance, self._boot_id = instance, family.boot_id
+        self._begun = Start(family.begun, family.boot_id)
         self._prefix, self._ttl_s = settings.key_prefix, settings.ttl_s
         self._redis = redis.Redis(
             host=settings.host,
@@ -90,7 +108,7 @@ class SharedMetrics(Collector):
                 # What has gone counts no more; what it had then is not how things are.
                 shown = [m for m in other.metrics if silent_s < _STALE_S or m.type != "gauge"]
                 found.append((instance, shown))
-        up = GaugeMetricFamily("redis_up", "Whether Redis answered when it was last asked.")
+        up = GaugeMetricFamily("pharox_redis_up", "Whether Redis answered when it was last asked.")
         up.add_metric([], float(bool(self._is_up) and now - self._answered_at < _STALE_S))
         return [up, *_merged(found)]
 
@@ -112,10 +130,11 @@ class SharedMetrics(Collector):
             stop.wait(max(0.0, _EVERY_S - (time.monotonic() - begun)))
 
     def _exchange(self) -> None:
+        self._keep_apart()
         own, index = f"{self._prefix}:{self._instance}", f"{self._prefix}:instances"
         with self._redis.pipeline(transaction=False) as pipeline:
             self._beat += 1
-            pipeline.set(own, _encoded(self._beat, self._own()), ex=self._ttl_s)
+            pipeline.set(own, _encoded(self._begun, self._beat, self._own()), ex=self._ttl_s)
             pipeline.sadd(index, own)
             pipeline.expire(index, self._ttl_s)
             pipeline.smembers(index)
@@ -130,7 +149,7 @@ class SharedMetrics(Collector):
                 self._others.pop(instance, None)
                 continue
             try:
-                beat, metrics = _decoded(text)
+                _, beat, metrics = _decoded(text)
                 known = self._others.get(instance)
                 if known is None or known.beat != beat:
                     self._others[instance] = Other(time.monotonic(), beat, metrics)
@@ -141,18 +160,33 @@ class SharedMetrics(Collector):
         if gone:
             self._redis.srem(index, *gone)
 
+    def _keep_apart(self) -> None:
+        """Take another name if a server that was started later has this one, and lives."""
+        if not self._beat:
+            return  # What is there may be what this server left when it was started before.
+        text: Any = self._redis.get(f"{self._prefix}:{self._instance}")
+        try:
+            other = _decoded(text)[0] if text is not None else self._begun
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return
+        if other.boot_id != self._boot_id and other > self._begun:
+            logger.error(
+                "another server is called %s too: set PROMETHEUS_INSTANCE for each", self._instance
+            )
+            self._instance = f"{self._instance}:{self._boot_id}"
 
-def _encoded(beat: int, metrics: Iterable[Metric]) -> str:
+
+def _encoded(begun: Start, beat: int, metrics: Iterable[Metric]) -> str:
     told = [
         (one.name, one.documentation, one.type, [sample[:3] for sample in one.samples])
         for one in metrics
     ]
-    return json.dumps([beat, told])
+    return json.dumps([begun, beat, told])
 
 
-def _decoded(text: bytes) -> tuple[int, list[Metric]]:
+def _decoded(text: bytes) -> tuple[Start, int, list[Metric]]:
     metrics = []
-    beat, told = json.loads(text)
+    (at, boot_id), beat, told = json.loads(text)
     for name, documentation, kind, samples in told:
         if kind not in _TYPES:
             raise ValueError("there is no such type of metric")
@@ -162,7 +196,7 @@ def _decoded(text: bytes) -> tuple[int, list[Metric]]:
                 str(sample), {str(k): str(v) for k, v in labels.items()}, float(value)
             )
         metrics.append(metric)
-    return int(beat), metrics
+    return Start(float(at), str(boot_id)), int(beat), metrics
 
 
 def _merged(found: Sequence[tuple[str, list[Metric]]]) -> list[Metric]:

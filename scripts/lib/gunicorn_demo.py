@@ -36,7 +36,13 @@ from pharox.gunicorn import (
 
 workers = EnvironmentManager().workers
 """
-SHOWN = ("pharox_acquire_total", "pharox_release_total", "pharox_pool_", "gunicorn_", "redis_")
+SHOWN = (
+    "pharox_acquire_total",
+    "pharox_release_total",
+    "pharox_pool_",
+    "gunicorn_",
+    "pharox_redis_up",
+)
 
 
 def main() -> int:
@@ -136,7 +142,7 @@ def get(port: int, path: str = "/") -> str:
 def scrape_with_redis(port: int) -> str:
     """Return a scrape in which Redis answers."""
     shown = get(port, "/metrics")
-    if "redis_up 1.0" not in shown:
+    if "pharox_redis_up 1.0" not in shown:
         raise OSError("Redis has not answered yet")
     return shown
 

