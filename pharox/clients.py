@@ -234,6 +234,7 @@ class _Deadline:
 @contextmanager
 def _in_words_of_httpx(request: httpx.Request) -> Iterator[None]:
     """Raise what httpx would raise where it is another library that speaks SOCKS."""
+    _check_target(request)
     try:
         yield
     except python_socks.ProxyTimeoutError as error:
@@ -242,6 +243,20 @@ def _in_words_of_httpx(request: httpx.Request) -> Iterator[None]:
         raise httpx.ConnectError(str(error), request=request) from error
     except python_socks.ProxyError as error:
         raise httpx.ProxyError(str(error), request=request) from error
+
+
+def _check_target(request: httpx.Request) -> None:
+    """Refuse a host that is no name, such as one with a part of more than 63 letters.
+
+    It fails here and not in the handshake, where an error may also be one of the caller's own
+    content.
+    """
+    try:
+        request.url.raw_host.decode("ascii").encode("idna")
+    except UnicodeError as error:
+        raise httpx.ConnectError(
+            f"the host cannot be asked for: {error}", request=request
+        ) from error
 
 
 class _Way(httpx.BaseTransport):
@@ -299,8 +314,8 @@ def _transport(proxy: Proxy, options: dict[str, Any], http: Any, socks: Any) -> 
             proxy_type=kind,
             proxy_host=host,
             proxy_port=proxy.port,
-            username=user,
-            password=password_for_socks(password),
+            username=socks_text(user),
+            password=socks_text(password),
             rdns=True,
             verify=context,
             **named,
@@ -313,22 +328,30 @@ def _transport(proxy: Proxy, options: dict[str, Any], http: Any, socks: Any) -> 
     return http(verify=context, proxy=way, **named)
 
 
-class _EmptyPassword(str):
-    """An empty text that counts as a password."""
+class _SocksText(str):
+    """A user or password as a SOCKS handshake carries it: its bytes in UTF-8, also if none.
+
+    python-socks encodes in ASCII, tells the length in letters, and offers no login at all if
+    the password is empty. RFC 1929 leaves the encoding open and has passwords begin at one byte;
+    others send UTF-8, and no byte where a key is the user alone, and so do we.
+    """
 
     __slots__ = ()
 
     def __bool__(self) -> bool:
         return True
 
+    def __len__(self) -> int:
+        return len(self.encode())
 
-def password_for_socks(password: str | None) -> str | None:
-    """Return a password as python-socks is to be given it.
+    def encode(self, *_: object, **__: object) -> bytes:
+        """Return the bytes in UTF-8, whatever encoding is asked for."""
+        return super().encode()
 
-    It offers no login if the password is empty. RFC 1929 has passwords begin at one byte,
-    but a key is often the user alone: curl and others send none then, and so do we.
-    """
-    return _EmptyPassword() if password == "" else password
+
+def socks_text(text: str | None) -> str | None:
+    """Return a user or password as python-socks is to be given it."""
+    return None if text is None else _SocksText(text)
 
 
 def _ssl_context(options: dict[str, Any], *, http2: bool) -> ssl.SSLContext:

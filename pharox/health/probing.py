@@ -27,7 +27,7 @@ import httpcore
 import httpx
 from httpx_socks import AsyncProxyTransport
 
-from ..clients import SOCKS, password_for_socks
+from ..clients import SOCKS, socks_text
 from ..models import (
     CheckFailure,
     HealthCheckOptions,
@@ -206,8 +206,8 @@ class _SOCKSRoute(_Route):
             proxy_type=SOCKS[self._proxy.protocol],
             proxy_host=str(self._proxy.host),
             proxy_port=self._proxy.port,
-            username=login and login[0],
-            password=login and password_for_socks(login[1]),
+            username=login and socks_text(login[0]),
+            password=login and socks_text(login[1]),
             rdns=True,
             verify=self._ssl_context,
             trust_env=False,

@@ -1,4 +1,4 @@
-"""A user without a password: kept as it is, and sent as what proxies expect of it."""
+"""Unusual credentials, such as a user alone: kept as they are, and sent as proxies expect it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ import anyio
 import httpx
 import pytest
 
-from pharox import HealthCheckOptions, Proxy, ProxyManager, ProxyPool, ProxyProtocol, ProxyStatus
+from pharox import (
+    HealthCheckOptions,
+    InMemoryStorage,
+    Proxy,
+    ProxyManager,
+    ProxyPool,
+    ProxyProtocol,
+    ProxyStatus,
+)
 from pharox.health import HTTPHealthCheckStrategy
 from pharox.models import ProxyCredentials
 from tests.conftest import AnyStorage
@@ -102,6 +110,47 @@ def test_a_check_sends_the_user_alone(protocol: ProxyProtocol) -> None:
         result = anyio.run(HTTPHealthCheckStrategy().check, proxy, options)
     assert result.healthy
     assert is_sent(protocol, sent)
+
+
+ODD = ProxyCredentials(user="jürgen", password="pä ss€" + "x" * 240)
+
+
+@pytest.mark.parametrize("protocol", [ProxyProtocol.SOCKS4, ProxyProtocol.SOCKS5])
+@pytest.mark.parametrize("way", ["client", "check"])
+def test_credentials_are_sent_in_utf8(way: str, protocol: ProxyProtocol) -> None:
+    """Letters beyond ASCII, and as many bytes as a SOCKS5 handshake carries, reach the proxy."""
+    pool = ProxyPool(name="pool")
+    with recording_proxy(protocol) as (port, sent):
+        proxy = with_key(port, protocol, pool).model_copy(update={"credentials": ODD})
+        if way == "client":
+            storage = InMemoryStorage()
+            storage.save_pool(pool)
+            storage.save_proxy(proxy)
+            with ProxyManager(storage).client("pool") as client:
+                assert client.get("http://target.example/").text == "ok"
+        else:
+            options = HealthCheckOptions(target_url="http://target.example/")
+            assert anyio.run(HTTPHealthCheckStrategy().check, proxy, options).healthy
+    user, password = ODD.user.encode(), ODD.password.get_secret_value().encode()
+    assert len(password) > 245
+    if protocol is ProxyProtocol.SOCKS4:
+        assert sent[0][8:].startswith(user + b"\x00")
+    else:
+        lengths = (bytes([len(part)]) for part in (user, password))
+        assert sent[1] == b"\x01" + b"".join(
+            length + part for length, part in zip(lengths, (user, password), strict=True)
+        )
+
+
+@pytest.mark.parametrize("host", ["a" * 64 + ".example", "a..b"])
+def test_a_target_that_is_no_name_is_an_error_of_httpx(host: str) -> None:
+    """No bare UnicodeError comes out of a client, whatever it is asked for."""
+    pool = ProxyPool(name="pool")
+    storage = InMemoryStorage()
+    storage.save_pool(pool)
+    storage.save_proxy(with_key(9, ProxyProtocol.SOCKS5, pool))
+    with ProxyManager(storage).client("pool") as client, pytest.raises(httpx.ConnectError):
+        client.get(f"http://{host}/")
 
 
 def test_it_is_kept(any_storage: AnyStorage) -> None:
