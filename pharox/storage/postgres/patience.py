@@ -25,11 +25,13 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import waiting
 
+from ...cancelling import PATIENCE_S
 from .deadline import (
     SILENT,
     LateError,
     answer_timeout,
     check_replicated,
+    log_given_up,
     log_late,
     warnings_of,
     within,
@@ -37,9 +39,6 @@ from .deadline import (
 
 T = TypeVar("T")
 logger = logging.getLogger("pharox")
-
-PATIENCE_S = 5.0
-"""How long a cancelled task waits for an answer, and again after it has asked for its end."""
 
 _LOOK_S = 0.002
 
@@ -163,7 +162,7 @@ class Patience:
         check_replicated(connection, warnings)
         if has_come:
             return
-        logger.warning("pharox.connection.given_up: the server did not answer at all")
+        log_given_up()
         connection.pgconn.finish()
         raise psycopg.OperationalError(SILENT)
 

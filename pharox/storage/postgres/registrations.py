@@ -186,7 +186,10 @@ class Registrations(Lookups):
     def _prune(self, ended_before: datetime) -> Program[int]:
         pruned = 0
         concerned = reading.pools_with_ended_statement(self.schema)
-        for row in (yield Query(concerned, {"ended_before": ended_before})):
+        pools: Rows = yield Query(concerned, {"ended_before": ended_before})
+        if not pools:
+            yield from self.check_writable()
+        for row in pools:
             values = {**origin(), "pool_id": row["pool_id"], "ended_before": ended_before}
             rows = yield Query(registering.prune_statement(self.schema), values)
             pruned += rows[0]["pruned"]
@@ -209,6 +212,8 @@ class Registrations(Lookups):
         ]
         if queries:
             yield queries
+        else:
+            yield from self.check_writable()
         return len(queries)
 
     # Parts
