@@ -42,8 +42,6 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
 
-from cryptography.fernet import Fernet
-
 from .errors import DatabaseUnavailableError
 from .settings import Settings
 
@@ -213,6 +211,8 @@ def _secret_key(path: Path) -> str:
     renaming shows the key only when it is on the disk as a whole.
     """
     if not path.exists():
+        from cryptography.fernet import Fernet  # noqa: PLC0415 - it comes with an extra
+
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".secret.key.")  # mode 0600
         with open(descriptor, "wb") as file:
             file.write(Fernet.generate_key())
