@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 
 import pharox
@@ -260,9 +261,8 @@ def test_a_lock_of_somebody_s_does_not_keep_a_cancelled_task(
                 await task
             assert isinstance(cancelled.value.__cause__, pharox.DatabaseError)
 
-        engine = storage.engine.execution_options(isolation_level="READ COMMITTED")
-        with engine.begin() as other:
-            other.exec_driver_sql("LOCK TABLE pharox.leases IN ACCESS EXCLUSIVE MODE")
+        with psycopg.connect(url.replace("+psycopg", "")) as other:
+            other.execute("LOCK TABLE pharox.leases IN ACCESS EXCLUSIVE MODE")
             asyncio.run(main())
         end = time.monotonic() + 30
         while active(manager) and time.monotonic() < end:

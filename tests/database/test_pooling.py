@@ -152,8 +152,13 @@ def test_an_old_pooler_that_is_to_keep_statements_says_so(pooled_url: str) -> No
     """With ``prepare=True`` what was prepared elsewhere is an error that says what to do."""
     storage = connect(pooled_url, prepare=True)
     fill(storage, 4)
+
+    def work(_: int) -> None:
+        for _ in range(300):
+            storage.list_pools()
+
     with pytest.raises(DatabaseError, match=r"prepare=False.*prepare=off"):
-        threads(8, lambda _: [storage.list_pools() for _ in range(300)] and None)
+        threads(8, work)
     storage.close()
 
 

@@ -247,11 +247,22 @@ class Session:
         """
         if few:
             self.connection.execute("SET LOCAL cursor_tuple_fraction = 1")
-        with psycopg.RawServerCursor(self.connection, "pharox_stream") as cursor:
+        cursor = psycopg.RawServerCursor(self.connection, "pharox_stream")
+        try:
             cursor.itersize = page
             cursor.execute(statement.text, statement.arguments(values, 0))
             for row in cursor:
                 yield dict(zip(statement.columns, row, strict=True))
+        finally:
+            _close(cursor)
+
+
+def _close(cursor: psycopg.RawServerCursor[Any]) -> None:
+    try:
+        cursor.close()
+    except psycopg.Error:
+        cursor.close()  # its connection broke, so nothing more is asked of it
+        raise
 
 
 def _answer(

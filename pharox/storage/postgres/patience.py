@@ -16,7 +16,6 @@ makes of the statement is not known here: a lease may be left, and runs out.
 from __future__ import annotations
 
 import asyncio
-import logging
 import select
 from collections.abc import Awaitable, Coroutine, Generator, Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +24,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import waiting
 
-from ...cancelling import PATIENCE_S
+from ... import cancelling
 from .deadline import (
     SILENT,
     LateError,
@@ -38,7 +37,9 @@ from .deadline import (
 )
 
 T = TypeVar("T")
-logger = logging.getLogger("pharox")
+
+PATIENCE_S = cancelling.PATIENCE_S
+"""How long a cancelled task waits for an answer, and again after it has asked for its end."""
 
 _LOOK_S = 0.002
 
