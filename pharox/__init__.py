@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .errors import PoolNotFoundError as PoolNotFoundError
     from .errors import ProxyNotFoundError as ProxyNotFoundError
     from .errors import ProxyUnavailableError as ProxyUnavailableError
+    from .errors import ReadOnlyDatabaseError as ReadOnlyDatabaseError
     from .errors import SchemaError as SchemaError
     from .errors import SecretKeyError as SecretKeyError
     from .errors import SubscriptionNotFoundError as SubscriptionNotFoundError
@@ -127,6 +128,7 @@ _HOME = {
         "PoolNotFoundError",
         "ProxyNotFoundError",
         "ProxyUnavailableError",
+        "ReadOnlyDatabaseError",
         "SchemaError",
         "SecretKeyError",
         "SubscriptionNotFoundError",

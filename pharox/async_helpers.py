@@ -5,13 +5,14 @@ nothing needs a thread.
 
 A thread cannot be cancelled. So a task that is cancelled waits until the call
 under way is over, and a lease that it was granted is given back before the
-cancellation goes on its way. Pauses between two attempts take no thread.
+cancellation goes on its way. A call that has not begun yet is not waited for,
+unless it releases, and our storage on PostgreSQL waits for the database no longer
+than for a cancelled task. Pauses between two attempts take no thread.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
@@ -19,7 +20,7 @@ from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
-from .cancelling import to_the_end
+from .cancelling import CancelledCall, call_in_thread, to_the_end
 from .errors import InvalidInputError
 from .leasing import Ask, releasing_after, retrying
 from .manager import ProxyManager
@@ -42,23 +43,20 @@ async def acquire_proxy_async(
 ) -> Lease | None:
     """Do as :meth:`ProxyManager.acquire_proxy` without blocking the event loop."""
     _check_blocks(manager)
-    too_late = threading.Event()
 
     def acquire() -> Acquisition:
-        if too_late.is_set():  # cancelled before a thread was free
-            return Acquisition(None)
         ask = (pool_name, consumer_name, duration_seconds, filters, selector)
         if lease_id is None:  # the method, as a manager of one's own may have another
             return Acquisition(manager.acquire_proxy(*ask))
         return run(manager._acquiring(Ask(*ask, lease_id)), call)
 
-    acquisition, cancelled = await _in_a_thread(acquire, too_late.set)
+    acquisition, cancelled = await _in_a_thread(acquire)
     lease = acquisition.lease
     if cancelled is None:
         return lease
     if lease is not None and acquisition.is_new:
         with suppress(asyncio.CancelledError):  # once more, and for nothing
-            await _in_a_thread(lambda: run(manager._giving_up(lease), call))
+            await _in_a_thread(lambda: run(manager._giving_up(lease), call), certain=True)
     raise cancelled
 
 
@@ -107,7 +105,7 @@ async def release_proxy_async(manager: ProxyManager, lease: Lease) -> None:
     It is released also if the task is cancelled meanwhile.
     """
     _check_blocks(manager)
-    _, cancelled = await _in_a_thread(partial(manager.release_proxy, lease))
+    _, cancelled = await _in_a_thread(partial(manager.release_proxy, lease), certain=True)
     if cancelled is not None:
         raise cancelled
 
@@ -174,12 +172,22 @@ def _check_blocks(manager: ProxyManager) -> None:
 
 
 async def _in_a_thread(
-    function: Callable[[], T], when_cancelled: Callable[[], None] | None = None
+    function: Callable[[], T], *, certain: bool = False
 ) -> tuple[T, asyncio.CancelledError | None]:
+    """Make a call in a thread; if it is not ``certain``, a cancellation may come before it."""
+    begun = CancelledCall(certain=certain)
+
+    def carry_out() -> T:
+        if not begun.begin():
+            # Cancelled before a thread was free; nobody waits for this.
+            return None  # type: ignore[return-value]
+        call_in_thread.set(begun)
+        return function()
+
     # A future, not the task that asyncio.to_thread would be: a loop that shuts down cancels tasks.
     loop = asyncio.get_running_loop()
-    future = loop.run_in_executor(None, copy_context().run, function)
-    return await to_the_end(future, when_cancelled)
+    future = loop.run_in_executor(None, copy_context().run, carry_out)
+    return await to_the_end(future, begun.cancel)
 
 
 @asynccontextmanager
@@ -188,7 +196,7 @@ async def _held(manager: ProxyManager, lease: Lease | None) -> AsyncIterator[Lea
         yield lease
     except BaseException as error:
         after = releasing_after(error, manager.release_proxy, lease)
-        _, cancelled = await _in_a_thread(lambda: run(after, call))
+        _, cancelled = await _in_a_thread(lambda: run(after, call), certain=True)
         if cancelled is not None:
             raise cancelled from error
         raise

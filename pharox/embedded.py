@@ -6,8 +6,10 @@ takes that back however the process ends, kill -9 included, and a forked child
 keeps what it inherited. A process that ends in the ordinary way lets go and
 asks for the lock exclusively: if it gets it, nobody else uses the server, and
 it stops the server before it lets go again. A starter takes the shared lock
-first, so it waits for a stop under way. What a killed process leaves behind,
-the next last user stops.
+first, so it waits for a stop under way. What a process leaves behind that was
+ended by a signal is stopped by a watcher (:mod:`.embedded_watcher`), a small
+process beside the server, some seconds later; if that was killed as well, by
+the next last user.
 
 Only the binaries of the wheel are used, and its choice of a system user for
 root. Its own counting of users does not see forks and kills, its lock file may
@@ -28,6 +30,7 @@ import pwd
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -39,8 +42,6 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
 
-from cryptography.fernet import Fernet
-
 from .errors import DatabaseUnavailableError
 from .settings import Settings
 
@@ -48,6 +49,7 @@ _PORT = 5432  # of the socket's name only: the server listens on no address
 _START_TIMEOUT_S = 60
 _SOCKET_PATH_MAX = 103  # bytes; the least that a supported system takes
 _LOG_LINES = 15
+_WATCHER = Path(__file__).with_name("embedded_watcher.py")
 _REJECTS = 1  # pg_isready: there is a server, and it takes no connections now
 _SETTINGS = {
     "listen_addresses": "",
@@ -136,7 +138,9 @@ def _use(folder: Path, cluster: _Cluster) -> tuple[Path, str]:
         _users[folder] = (_lock(folder / "users.lock", fcntl.LOCK_SH), cluster)
     try:
         with _exclusively(folder / "start.lock"):
-            return cluster.ensure_running(), _secret_key(folder / "secret.key")
+            socket_dir = cluster.ensure_running()
+            cluster.ensure_watched(folder / "watcher.lock", folder / "users.lock")
+            return socket_dir, _secret_key(folder / "secret.key")
     except BaseException:
         if not known:
             os.close(_users.pop(folder)[0])
@@ -151,8 +155,18 @@ def _leave(folder: Path) -> None:
         descriptor, cluster = _users.pop(folder)
         # Closed, not unlocked: LOCK_UN would take the lock from forked children too.
         os.close(descriptor)
-        with suppress(OSError), _exclusively(folder / "users.lock", fcntl.LOCK_NB):
+        with suppress(OSError):
+            _stop_if_left(folder / "users.lock", cluster)
+
+
+def _stop_if_left(users_lock: Path, cluster: _Cluster) -> None:
+    for _ in range(2):
+        with suppress(BlockingIOError), _exclusively(users_lock, fcntl.LOCK_NB):
             cluster.stop()
+            return
+        # Other users have it; or the watcher, which looks for a moment, or is stopping the
+        # server, and is waited for.
+        os.close(_lock(users_lock, fcntl.LOCK_SH))
 
 
 @atexit.register
@@ -197,6 +211,8 @@ def _secret_key(path: Path) -> str:
     renaming shows the key only when it is on the disk as a whole.
     """
     if not path.exists():
+        from cryptography.fernet import Fernet  # noqa: PLC0415 - it comes with an extra
+
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".secret.key.")  # mode 0600
         with open(descriptor, "wb") as file:
             file.write(Fernet.generate_key())
@@ -248,7 +264,34 @@ class _Cluster:
     def stop(self) -> None:
         """Stop the server; whoever is still connected is cut off."""
         with suppress(RuntimeError, subprocess.SubprocessError):
-            self._run("pg_ctl", "-D", str(self._pgdata), "-w", "-m", "fast", "stop")
+            self._run(*self._stopping)
+
+    def ensure_watched(self, watchers_lock: Path, users_lock: Path) -> None:
+        """Have a process stop the server when all users are gone, unless one does already."""
+        try:
+            os.close(_lock(watchers_lock, fcntl.LOCK_EX | fcntl.LOCK_NB))
+        except BlockingIOError:
+            return
+        user = self._user
+        ids = ("-1", "-1") if user is None else (str(user.pw_uid), str(user.pw_gid))
+        command, *arguments = self._stopping
+        subprocess.run(  # noqa: S603 - our own command, without a shell
+            [
+                *(sys.executable, "-I", "-S", str(_WATCHER), str(watchers_lock), str(users_lock)),
+                *(*ids, str(self._binaries / command), *arguments),
+            ],
+            env={"LC_ALL": "C"},
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=_START_TIMEOUT_S,
+            check=True,
+        )
+
+    @property
+    def _stopping(self) -> tuple[str, ...]:
+        return ("pg_ctl", "-D", str(self._pgdata), "-w", "-m", "fast", "stop")
 
     def _answering(self) -> Path | None:
         """Return the folder of the server's socket if it answers there, else None.

@@ -124,6 +124,14 @@ class DatabaseUnavailableError(DatabaseError):
     """No database could be reached. Check ``PHAROX_DATABASE_URL`` and the server."""
 
 
+class ReadOnlyDatabaseError(DatabaseError):
+    """The database takes no writes: it is a standby, or set to be read only.
+
+    Reading goes on. To write, connect to the primary: a URL may name several hosts, and
+    ``target_session_attrs=read-write`` takes the one that can be written.
+    """
+
+
 class OutcomeUnknownError(DatabaseUnavailableError):
     """The connection broke before the answer: whether it was committed is not known here.
 

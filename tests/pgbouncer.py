@@ -33,8 +33,11 @@ def pooled_engine(url: str) -> Engine:
 
 
 @contextmanager
-def in_front_of(url: str) -> Iterator[str]:
-    """Run PgBouncer before a database for a block and yield the URL through it."""
+def in_front_of(url: str, mode: str = "transaction", **settings: object) -> Iterator[str]:
+    """Run PgBouncer before a database for a block and yield the URL through it.
+
+    ``settings`` are further lines of its configuration.
+    """
     parsed = make_url(url)
     host = str(parsed.query.get("host") or parsed.host)
     target = {
@@ -47,16 +50,19 @@ def in_front_of(url: str) -> Iterator[str]:
     entry = " ".join(f"{name}={value}" for name, value in target.items() if value is not None)
     with tempfile.TemporaryDirectory(prefix="pharox-test-") as name:
         folder = Path(name)
+        known = {
+            "pool_mode": mode,
+            "auth_type": "any",
+            "max_client_conn": 200,
+            "default_pool_size": 20,
+            "listen_addr": "",
+            "listen_port": _PORT,
+            "unix_socket_dir": folder,
+            **settings,
+        }
         (folder / "pgbouncer.ini").write_text(
             f"[databases]\n{parsed.database} = {entry}\n"
-            "[pgbouncer]\n"
-            "pool_mode = transaction\n"
-            "auth_type = any\n"
-            "max_client_conn = 200\n"
-            "default_pool_size = 20\n"
-            "listen_addr =\n"
-            f"listen_port = {_PORT}\n"
-            f"unix_socket_dir = {folder}\n"
+            "[pgbouncer]\n" + "".join(f"{name} = {value}\n" for name, value in known.items())
         )
         owner = _owner_of_socket(host)
         if owner is not None:

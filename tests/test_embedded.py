@@ -9,14 +9,17 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
 
+from pharox import embedded_watcher
 from pharox.embedded import EmbeddedServer, start
 from pharox.errors import DatabaseUnavailableError
 
@@ -121,6 +124,22 @@ def postmaster_pid(data_dir: Path) -> int:
     return int((data_dir / "postgres" / "postmaster.pid").read_text().split()[0])
 
 
+def watchers(data_dir: Path) -> list[psutil.Process]:
+    """Return the processes that watch over a folder's server."""
+    lock = str(data_dir / "watcher.lock")
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if lock in process.cmdline():
+                found.append(process)
+    return found
+
+
+def await_end(pid: int) -> None:
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(pid).wait(60)
+
+
 class TestSharing:
     def test_two_processes_share_a_server_and_the_last_one_stops_it(self, data_dir: Path) -> None:
         """The server runs from the first user's start to the last user's end."""
@@ -146,6 +165,53 @@ class TestSharing:
         assert started_at(data_dir) == began
         following.leave()
         assert not is_running(data_dir)
+
+    @pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+    def test_a_server_does_not_outlive_its_last_user(
+        self, data_dir: Path, ended_by: signal.Signals
+    ) -> None:
+        """Whatever signal has ended the last user, the server is stopped soon after."""
+        user = User(data_dir)
+        user.ready()
+        pid = postmaster_pid(data_dir)
+        user.process.send_signal(ended_by)
+        user.process.communicate(timeout=60)
+        await_end(pid)
+        assert not is_running(data_dir)
+
+    def test_a_server_is_kept_while_somebody_uses_it(self, data_dir: Path) -> None:
+        """The end of one user by a signal is not the end for another."""
+        user = User(data_dir)
+        user.ready()
+        with closing(start(data_dir)):
+            began = started_at(data_dir)
+            user.process.terminate()
+            user.process.communicate(timeout=60)
+            time.sleep(1.5 * embedded_watcher.GRACE_S)
+            assert started_at(data_dir) == began
+
+    def test_a_server_whose_watcher_was_killed_gets_another(self, data_dir: Path) -> None:
+        """The next user has the server watched again, and it ends with that one."""
+        first = User(data_dir)
+        first.ready()
+        pid = postmaster_pid(data_dir)
+        (watcher,) = watchers(data_dir)
+        watcher.kill()
+        watcher.wait()
+        second = User(data_dir)
+        second.ready()
+        assert watchers(data_dir) not in ([], [watcher])
+        for user in (first, second):
+            user.process.terminate()
+            user.process.communicate(timeout=60)
+        await_end(pid)
+
+    def test_a_server_that_is_stopped_leaves_no_watcher(self, data_dir: Path) -> None:
+        """The watcher ends when the server has been stopped in the ordinary way."""
+        with closing(start(data_dir)):
+            (watcher,) = watchers(data_dir)
+        watcher.wait(60)
+        assert watchers(data_dir) == []
 
     def test_a_forked_child_keeps_the_server(self, data_dir: Path) -> None:
         """A process that forked may end first; the server stops when its child has ended too."""

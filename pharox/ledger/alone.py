@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 
 from ..errors import ConflictError
+from ..storage.postgres.driver import check_own_session
 
 _LOCK = 1885890929
 _POLL_S = 0.02
@@ -30,7 +31,10 @@ def alone(connection: psycopg.Connection[Any], schema: str, patience_s: float) -
     ------
     ConflictError
         If somebody else does not get done in that time.
+    DatabaseError
+        If a pooler lends the connection's session to others.
     """
+    check_own_session(connection)
     lock = (_LOCK, schema)
     deadline = time.monotonic() + patience_s
     query = "SELECT pg_try_advisory_lock(%s, hashtext(%s))"

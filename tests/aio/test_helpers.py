@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 
 import pharox
@@ -27,7 +28,8 @@ from pharox import (
     with_lease_async,
     with_retrying_lease_async,
 )
-from tests.conftest import fill, types_of
+from pharox.storage.postgres import deadline
+from tests.conftest import fill, ledger, types_of
 
 
 @pytest.fixture
@@ -231,3 +233,39 @@ def test_an_id_is_asked_for_once(manager: ProxyManager) -> None:
             return {lease.id for lease in (first, again, retried) if lease is not None}
 
     assert asyncio.run(ask()) == {lease_id}
+
+
+@pytest.mark.parametrize("what", ["acquire", "release"])
+def test_a_lock_of_somebody_s_does_not_keep_a_cancelled_task(
+    url: str, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is given up as native tasks give up; a release is carried out all the same."""
+    monkeypatch.setattr(deadline, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(deadline, "CANCEL_S", 0.3)
+    with ledger(url) as storage:
+        fill(storage)
+        manager = ProxyManager(storage)
+        held = manager.acquire_proxy("pool") if what == "release" else None
+
+        async def main() -> None:
+            work: Any = (
+                acquire_proxy_async(manager, "pool")
+                if held is None
+                else release_proxy_async(manager, held)
+            )
+            task = asyncio.create_task(work)
+            await asyncio.sleep(0.3)
+            task.cancel()
+            # The lock is held until it is over: without an end of its own it never were.
+            with pytest.raises(asyncio.CancelledError) as cancelled:
+                await task
+            assert isinstance(cancelled.value.__cause__, pharox.DatabaseError)
+
+        with psycopg.connect(url.replace("+psycopg", "")) as other:
+            other.execute("LOCK TABLE pharox.leases IN ACCESS EXCLUSIVE MODE")
+            asyncio.run(main())
+        end = time.monotonic() + 30
+        while active(manager) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert active(manager) == 0
+        assert storage.verify() == []

@@ -253,12 +253,14 @@ def test_an_attempt_under_an_id_is_in_doubt_from_its_commit_on(
     assert postgres.verify() == []
 
 
-def test_an_id_is_granted_where_the_latest_is_seen_only(database_url: str) -> None:
+def test_an_id_is_granted_where_the_latest_is_seen_only(
+    postgres: PostgresStorage, database_url: str
+) -> None:
     """In a transaction that sees one moment an attempt could not see who was quicker."""
     options = {"options": "-c default_transaction_isolation=serializable"}
     engine = create_engine(database_url, isolation_level="AUTOCOMMIT", connect_args=options)
     storage = PostgresStorage(engine, secret_keys=[SECRET_KEY])
-    fill(storage, 1)
+    fill(postgres, 1)
     with pytest.raises(DatabaseError, match="READ COMMITTED"):
         ProxyManager(storage).acquire_proxy("pool", lease_id=new_lease_id())
     storage.close()

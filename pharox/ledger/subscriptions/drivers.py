@@ -16,7 +16,8 @@ import psycopg
 
 from pharox.programs import run, run_async
 from pharox.storage.postgres import PostgresStorage
-from pharox.storage.postgres.driver import Rows, parameters_of
+from pharox.storage.postgres.async_driver import make_fit_async
+from pharox.storage.postgres.driver import Rows, make_fit, parameters_of
 from pharox.storage.postgres.sql import Query
 
 from .effects import AwaitNotice, Call, Connect, Effect, InTransaction, Pause, Program, Together
@@ -49,6 +50,7 @@ class ThreadDriver:
                 self._close()
                 parameters = connection_parameters(self._storage)
                 self._connection = psycopg.Connection.connect(**parameters)
+                make_fit(self._connection, ours=True)
                 return self._connection
         assert self._connection is not None  # noqa: S101 - a reader connects first
         return self._ask(self._connection, effect)
@@ -103,6 +105,7 @@ class AsyncioDriver:
                 await self._close()
                 parameters = await asyncio.to_thread(connection_parameters, self._storage)
                 self._connection = await psycopg.AsyncConnection.connect(**parameters)
+                await make_fit_async(self._connection, ours=True)
                 return self._connection
         assert self._connection is not None  # noqa: S101 - a reader connects first
         return await self._ask(self._connection, effect)

@@ -162,11 +162,17 @@ class Reader:
                 yield from self._greet()
                 pauses = Pauses(_RECONNECTING)
                 yield from self._compete()
-            except _AWAY as error:
+            except (psycopg.Error, DatabaseUnavailableError) as error:
+                if not self._is_away(error):
+                    raise DatabaseError(f"the database refused: {error}") from error
                 self._warn("pharox.subscription.disconnected: %s: %s", error)
                 yield Pause(pauses.after_failure())
-            except psycopg.Error as error:
-                raise DatabaseError(f"the database refused: {error}") from error
+
+    def _is_away(self, error: Exception) -> bool:
+        """Tell whether an error is the end of a connection, as of one that idled too long."""
+        return isinstance(error, _AWAY) or (
+            self._connection is not None and bool(self._connection.closed)
+        )
 
     # Who reads
 
@@ -337,7 +343,7 @@ class Reader:
         try:
             yield Query(_CHECK, {})
         except psycopg.Error as error:
-            if isinstance(error, _AWAY):
+            if self._is_away(error):
                 raise
             raise HandlerError(events[0].seq, events[-1].seq, str(error)) from error
 

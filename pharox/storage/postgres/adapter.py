@@ -75,6 +75,7 @@ from .folding import read_states
 from .history import history_statement, seq_at_statement
 from .lookups import Page
 from .retention import archived_error, archived_statement, parts_needed, refuse_archived
+from .sessions import check_prepare
 from .vault import Vault
 from .verifying_credentials import verify_credentials
 
@@ -98,6 +99,9 @@ class PostgresStorage(IStorage):
         How many seconds the server has for each answer of leasing; then it is
         asked to cancel the statement, and :data:`~.deadline.CANCEL_S` later the
         connection is given up. None for no end.
+    prepare:
+        Whether statements are prepared on the server; if None, unless a pooler is
+        between, which may not keep those of several clients apart.
 
     Raises
     ------
@@ -118,6 +122,7 @@ class PostgresStorage(IStorage):
         schema: str = "pharox",
         secret_keys: Sequence[str] | None = None,
         answer_timeout_s: float | None = ANSWER_TIMEOUT_S,
+        prepare: bool | None = None,
     ) -> None:
         if not isinstance(engine, Engine):
             raise InvalidInputError(
@@ -133,7 +138,7 @@ class PostgresStorage(IStorage):
         self._answer_timeout_s = check_timeout(answer_timeout_s)
         keys = Settings().secret_keys() if secret_keys is None else secret_keys
         self._commands = Commands(schema, Vault(keys))
-        self._driver = Driver(engine, schema)
+        self._driver = Driver(engine, schema, prepare=check_prepare(prepare))
 
     def __repr__(self) -> str:
         return f"PostgresStorage({self.engine.url!r}, schema={self.schema!r})"

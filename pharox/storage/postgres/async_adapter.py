@@ -67,6 +67,7 @@ from .deadline import ANSWER_TIMEOUT_S, check_timeout
 from .driver import Program
 from .lookups import Page
 from .schema import check_schema_name
+from .sessions import OURS, check_prepare
 from .vault import Vault
 
 T = TypeVar("T")
@@ -91,6 +92,9 @@ class AsyncPostgresStorage(IAsyncStorage):
         How many seconds the server has for each answer of leasing; then it is
         asked to cancel the statement, and :data:`~.deadline.CANCEL_S` later the
         connection is given up. None for no end.
+    prepare:
+        Whether statements are prepared on the server; if None, unless a pooler is
+        between, which may not keep those of several clients apart.
 
     Raises
     ------
@@ -114,6 +118,7 @@ class AsyncPostgresStorage(IAsyncStorage):
         schema: str = "pharox",
         secret_keys: Sequence[str] | None = None,
         answer_timeout_s: float | None = ANSWER_TIMEOUT_S,
+        prepare: bool | None = None,
     ) -> None:
         if not isinstance(engine, AsyncEngine):
             raise InvalidInputError("the engine is not async; make it with create_async_engine")
@@ -127,7 +132,8 @@ class AsyncPostgresStorage(IAsyncStorage):
         self._answer_timeout_s = check_timeout(answer_timeout_s)
         self._keys = Settings().secret_keys() if secret_keys is None else secret_keys
         self._commands = Commands(schema, Vault(self._keys))
-        self._driver = AsyncDriver(engine, schema)
+        self._prepare = check_prepare(prepare)
+        self._driver = AsyncDriver(engine, schema, prepare=prepare)
         self._blocking: PostgresStorage | None = None
 
     def __repr__(self) -> str:
@@ -155,7 +161,8 @@ class AsyncPostgresStorage(IAsyncStorage):
         """Return the same ledger for code that blocks, to be used in threads.
 
         It connects with the parameters and the ``prepare_threshold`` of this storage's
-        engine, has a pool of its own, and is closed with this storage.
+        engine, prepares statements if this storage does, has a pool of its own, and is
+        closed with this storage.
         """
         if self._blocking is None:
             parameters = await self._driver.connection_parameters()
@@ -165,6 +172,7 @@ class AsyncPostgresStorage(IAsyncStorage):
                 isolation_level="AUTOCOMMIT",
                 pool_reset_on_return=None,
                 hide_parameters=True,
+                execution_options={OURS: True},
             )
             # Another task may have been quicker while this one waited.
             self._blocking = self._blocking or PostgresStorage(
@@ -172,6 +180,7 @@ class AsyncPostgresStorage(IAsyncStorage):
                 schema=self.schema,
                 secret_keys=self._keys,
                 answer_timeout_s=self._answer_timeout_s,
+                prepare=self._prepare,
             )
         return self._blocking
 

@@ -31,14 +31,13 @@ from .driver import (
     Rows,
     Step,
     add_partition_statement,
-    in_our_words,
     lacks_partition,
-    no_connection,
     parameters_of,
-    pool_exhausted,
     query_of,
 )
 from .patience import Patience, forget
+from .refusals import in_our_words, no_connection, pool_exhausted
+from .sessions import FITS, OURS, fitting
 from .sql import Query
 
 T = TypeVar("T")
@@ -49,10 +48,18 @@ Stops = Literal["between steps", "before the first step", "never"]
 
 
 class AsyncDriver:
-    """Runs programs, one connection of the engine at a time for each task that calls."""
+    """Runs programs, one connection of the engine at a time for each task that calls.
 
-    def __init__(self, engine: AsyncEngine, schema: str) -> None:
+    Parameters
+    ----------
+    prepare:
+        Whether statements are prepared; if None, unless a pooler is between.
+    """
+
+    def __init__(self, engine: AsyncEngine, schema: str, *, prepare: bool | None = None) -> None:
         self._engine = engine
+        self._prepare = prepare
+        self._ours = bool(engine.get_execution_options().get(OURS))
         self._add_partition = add_partition_statement(schema)
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -153,6 +160,9 @@ class AsyncDriver:
             with in_our_words(connection), patience.telling():
                 if not was_autocommit:
                     await connection.set_autocommit(True)
+                if FITS not in lent.info:
+                    await make_fit_async(connection, ours=self._ours, prepare=self._prepare)
+                    lent.info[FITS] = True
                 return await work(connection)
         except DatabaseUnavailableError:
             with patience:
@@ -183,8 +193,20 @@ class AsyncDriver:
             return await greenlet_spawn(self._engine.sync_engine.raw_connection)
         except exc.TimeoutError as error:
             raise pool_exhausted("tasks") from error
-        except (exc.DBAPIError, psycopg.OperationalError) as error:
+        except (exc.DBAPIError, psycopg.Error) as error:
             raise no_connection(error) from error
+
+
+async def make_fit_async(
+    connection: psycopg.AsyncConnection[Any], *, ours: bool, prepare: bool | None = None
+) -> None:
+    """Make a connection fit for the ledger, or raise an error that says why it is not."""
+
+    async def first_row(asked: str) -> tuple[Any, ...] | None:
+        cursor = await connection.execute(asked.encode(), prepare=False)
+        return await cursor.fetchone() if cursor.description else None
+
+    await programs.run_async(fitting(connection, ours=ours, prepare=prepare), first_row)
 
 
 async def _tidied(

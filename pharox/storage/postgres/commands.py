@@ -111,7 +111,10 @@ class Commands(Imports, Checks):
     def expire(self, *, with_stats: bool) -> Program[Sequence[Ending]]:
         """Take back every lease that has run out, pool by pool."""
         expired: list[Ending] = []
-        for row in (yield Query(reading.due_pools_statement(self.schema), {})):
+        due: Rows = yield Query(reading.due_pools_statement(self.schema), {})
+        if not due:
+            yield from self.check_writable()
+        for row in due:
             expired += yield from self._expire(row["id"], with_stats=with_stats)
         return expired
 
@@ -290,10 +293,20 @@ class Commands(Imports, Checks):
         rows = yield Query(statement, {**values, "pool_id": recorded.pool_id})
         if rows:
             return (yield from self._released(rows[0], reason)), None, ()
-        # It is active and could not be released: it has run out and nobody has noticed yet.
-        expired = yield from self._expire(recorded.pool_id or NIL, with_stats=with_stats)
-        recorded = yield from self.lease(lease.id)
-        return None, recorded, expired
+        # It is active and could not be released: it has run out and nobody has noticed yet, or
+        # somebody has locked it, who is waited for then.
+        expired: list[Ending] = []
+        for wait in (False, True):
+            pool_id = recorded.pool_id or NIL
+            expired += yield from self._expire(pool_id, with_stats=with_stats, wait=wait)
+            recorded = yield from self.lease(lease.id)
+            if recorded is None or recorded.status is not LeaseStatus.ACTIVE:
+                return None, recorded, expired
+        raise DatabaseError(
+            f"lease {lease.id} is still active: the database has neither released it nor taken it "
+            "back; release it again",
+            lease_id=lease.id,
+        )
 
     # Parts
 

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import psycopg
 
+from ...cancelling import PATIENCE_S, CancelledCall, call_in_thread
 from ...errors import AnswerTimeoutError, InvalidInputError
 
 T = TypeVar("T")
@@ -51,39 +52,53 @@ class LateError(Exception):
     """No answer came in time. Never leaves this package."""
 
 
-def within(arriving: Generator[Any, Any, T], seconds: float) -> Generator[Any, Any, T]:
+def within(
+    arriving: Generator[Any, Any, T], seconds: float | None, call: CancelledCall | None = None
+) -> Generator[Any, Any, T]:
     """Wait as one of psycopg's generators does, until it is too late.
 
-    The generator inside stays as it is then, so that it can be waited for again.
+    The generator inside stays as it is then, so that it can be waited for again. Of a
+    ``call`` that is cancelled it is too late after :data:`PATIENCE_S`.
 
     Raises
     ------
     LateError
         If it is not done after so many seconds.
     """
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
     try:
         wanted = next(arriving)
         while True:
             # Not ``yield from``: an end of this one must not be the end of that one.
             ready = yield wanted
-            if not ready and time.monotonic() >= deadline:
+            if not ready and _is_too_late(began, seconds, call):
                 raise LateError
             wanted = arriving.send(ready)
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
 
 
+def _is_too_late(began: float, seconds: float | None, call: CancelledCall | None) -> bool:
+    now = time.monotonic()
+    if call is not None and call.since is not None and now >= max(began, call.since) + PATIENCE_S:
+        return True
+    return seconds is not None and now >= began + seconds
+
+
 @contextmanager
 def answering_within(connection: psycopg.Connection[Any], seconds: float | None) -> Iterator[None]:
     """Have a connection give up each wait of a block after so many seconds.
+
+    Where the block is part of a call whose task is cancelled, it waits as the task would:
+    the server is not asked to cancel what is to happen in any case.
 
     Raises
     ------
     AnswerTimeoutError
         If the server has cancelled a statement for that.
     """
-    if seconds is None:
+    call = call_in_thread.get()
+    if seconds is None and call is None:
         yield
         return
     wait_for = type(connection).wait
@@ -92,15 +107,19 @@ def answering_within(connection: psycopg.Connection[Any], seconds: float | None)
     def wait(arriving: Generator[Any, Any, T], interval: float = 0.1, **_: Any) -> T:
         nonlocal is_late
         with suppress(LateError):
-            return wait_for(connection, within(arriving, seconds), interval)
-        is_late = True
-        log_late(seconds)
+            return wait_for(connection, within(arriving, seconds, call), interval)
+        is_cancelled = call is not None and call.since is not None
+        if seconds is not None and not is_cancelled:
+            is_late = True
+            log_late(seconds)
         with warnings_of(connection) as warnings:
-            with suppress(psycopg.Error):
-                connection.cancel_safe(timeout=CANCEL_S)
+            if not (is_cancelled and call is not None and call.certain):
+                with suppress(psycopg.Error):
+                    connection.cancel_safe(timeout=CANCEL_S)
             try:
                 answer = wait_for(connection, within(arriving, CANCEL_S), interval)
             except LateError:
+                log_given_up()
                 connection.pgconn.finish()
                 raise psycopg.OperationalError(SILENT) from None
         check_replicated(connection, warnings)
@@ -110,7 +129,7 @@ def answering_within(connection: psycopg.Connection[Any], seconds: float | None)
     try:
         yield
     except psycopg.errors.QueryCanceled as error:
-        if is_late:
+        if is_late and seconds is not None:
             raise answer_timeout(seconds) from error
         raise
     finally:
@@ -161,3 +180,8 @@ def answer_timeout(seconds: float) -> AnswerTimeoutError:
 def log_late(seconds: float) -> None:
     """Say why a statement is cancelled."""
     logger.warning("pharox.statement.late: no answer for %g s, so it is cancelled", seconds)
+
+
+def log_given_up() -> None:
+    """Say that a connection is closed because nothing was heard of it."""
+    logger.warning("pharox.connection.given_up: the server did not answer at all")

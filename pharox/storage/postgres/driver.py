@@ -15,7 +15,7 @@ transaction on one connection.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -26,13 +26,10 @@ from sqlalchemy.engine import Engine
 from projections.pool_stats import SLOTS
 
 from ... import programs
-from ...errors import (
-    DatabaseError,
-    DatabaseUnavailableError,
-    OutcomeUnknownError,
-    SchemaError,
-)
+from ...errors import DatabaseError, DatabaseUnavailableError, OutcomeUnknownError
 from .deadline import answering_within
+from .refusals import AnyConnection, in_our_words, no_connection, pool_exhausted, with_advice
+from .sessions import FITS, OURS, fitting
 from .sql import Query, Statement, quoted
 
 T = TypeVar("T")
@@ -40,16 +37,23 @@ Rows = list[dict[str, Any]]
 Step = Query | Callable[[Sequence[Rows]], Query | None]
 Program = Generator[Query | Sequence[Step], Any, T]
 
-AnyConnection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
-
-UPGRADE_HINT = "run `pharox db upgrade` or call storage.upgrade_schema()"
+_PROBES = 3
+"""How often a pooler is looked at before its sessions are believed to stay with a client."""
 
 
 class Driver:
-    """Runs programs, one connection of the engine at a time for each thread that calls."""
+    """Runs programs, one connection of the engine at a time for each thread that calls.
 
-    def __init__(self, engine: Engine, schema: str) -> None:
+    Parameters
+    ----------
+    prepare:
+        Whether statements are prepared; if None, unless a pooler is between.
+    """
+
+    def __init__(self, engine: Engine, schema: str, *, prepare: bool | None = None) -> None:
         self._engine = engine
+        self._prepare = prepare
+        self._ours = bool(engine.get_execution_options().get(OURS))
         self._add_partition = add_partition_statement(schema)
 
     def run(self, program: Program[T], *, within_s: float | None = None) -> T:
@@ -60,7 +64,7 @@ class Driver:
         within_s:
             How many seconds the server has for each answer; any number if None.
         """
-        with self.connection() as connection, answering_within(connection, within_s):
+        with self.connection(within_s) as connection:
             cursor = psycopg.RawCursor(connection)
             slot = connection.info.backend_pid % SLOTS
             return programs.run(program, lambda asked: self._ask(cursor, slot, asked))
@@ -98,26 +102,33 @@ class Driver:
             parameters = parameters_of(lent)
         try:
             connection = psycopg.connect(**parameters)
-        except psycopg.OperationalError as error:
+        except psycopg.Error as error:
             raise no_connection(error) from error
-        with connection, in_our_words(connection):
+        with in_our_words(connection), connection:
+            make_fit(connection, ours=True, prepare=self._prepare)
             yield Session(connection)
 
     @contextmanager
-    def connection(self) -> Iterator[psycopg.Connection[Any]]:
-        """Lend a psycopg connection in autocommit mode, and say what went wrong in our words."""
+    def connection(self, within_s: float | None = None) -> Iterator[psycopg.Connection[Any]]:
+        """Lend a psycopg connection in autocommit mode, and say what went wrong in our words.
+
+        The server has ``within_s`` seconds for each answer; any number if None.
+        """
         try:
             lent = self._engine.raw_connection()
         except exc.TimeoutError as error:
             raise pool_exhausted("threads") from error
-        except (exc.DBAPIError, psycopg.OperationalError) as error:
+        except (exc.DBAPIError, psycopg.Error) as error:
             raise no_connection(error) from error
         connection: psycopg.Connection[Any] = lent.driver_connection  # type: ignore[assignment]
         was_autocommit = connection.autocommit
         try:
-            if not was_autocommit:
-                connection.autocommit = True
-            with in_our_words(connection):
+            with in_our_words(connection), answering_within(connection, within_s):
+                if not was_autocommit:
+                    connection.autocommit = True
+                if FITS not in lent.info:
+                    make_fit(connection, ours=self._ours, prepare=self._prepare)
+                    lent.info[FITS] = True
                 yield connection
         except DatabaseUnavailableError:
             self._engine.dispose()  # the others of the pool were cut as well, most likely
@@ -128,6 +139,21 @@ class Driver:
             elif not was_autocommit:
                 connection.autocommit = False
             lent.close()
+
+
+def make_fit(
+    connection: psycopg.Connection[Any], *, ours: bool, prepare: bool | None = None
+) -> None:
+    """Make a connection fit for the ledger, or raise an error that says why it is not."""
+    programs.run(
+        fitting(connection, ours=ours, prepare=prepare), lambda asked: first_row(connection, asked)
+    )
+
+
+def first_row(connection: psycopg.Connection[Any], asked: str) -> tuple[Any, ...] | None:
+    """Run a statement without parameters, and return its first row if it has any."""
+    cursor = connection.execute(asked.encode(), prepare=False)
+    return cursor.fetchone() if cursor.description else None
 
 
 def add_partition_statement(schema: str) -> bytes:
@@ -146,39 +172,42 @@ def parameters_of(connection: AnyConnection) -> dict[str, Any]:
     }
 
 
-def no_connection(error: Exception) -> DatabaseUnavailableError:
-    """Return the error for a server that cannot be reached."""
-    return DatabaseUnavailableError(f"no connection to the database: {error}")
+def check_own_session(connection: psycopg.Connection[Any]) -> None:
+    """Raise an error if a pooler lends a connection's session to others between two statements.
 
+    A pooler of sessions keeps this one for us, also while another client holds one in a
+    transaction. A pooler of transactions gives that client ours, or us another one.
 
-def pool_exhausted(callers: str) -> DatabaseUnavailableError:
-    """Return the error for an engine whose connections were all lent for too long."""
-    return DatabaseUnavailableError(
-        f"all connections of the engine's pool are in use; give it as many as {callers} lease"
-    )
+    Parameters
+    ----------
+    connection:
+        One in autocommit mode.
 
-
-@contextmanager
-def in_our_words(connection: AnyConnection) -> Iterator[None]:
-    """Say what the server refused, or that it is gone, as an error of ours."""
+    Raises
+    ------
+    DatabaseError
+        If it was seen to do that. What then needs a session would not have one.
+    """
+    pid = _pid(connection)
+    if pid == connection.info.backend_pid:
+        return
     try:
-        yield
-    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedFunction) as error:
-        raise SchemaError(
-            f"the pharox schema is not complete ({error.diag.message_primary}): {UPGRADE_HINT}; "
-            "a projection of your own needs `pharox rebuild NAME`"
-        ) from error
-    except psycopg.errors.UndefinedColumn as error:
-        raise SchemaError(f"the pharox schema is outdated: {UPGRADE_HINT}") from error
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise DatabaseError(
-            f"the database refused: {error.diag.message_primary}; connect as a role that may, "
-            "`pharox db grant` says what each needs"
-        ) from error
+        other = psycopg.connect(**{**parameters_of(connection), "autocommit": False})
     except psycopg.Error as error:
-        if connection.closed:
-            raise DatabaseUnavailableError(f"the database went away: {error}") from error
-        raise DatabaseError(f"the database refused: {error}") from error
+        raise no_connection(error) from error
+    with closing(other):
+        for _ in range(_PROBES):
+            if _pid(other) == pid or _pid(connection) != pid:
+                raise DatabaseError(
+                    "this needs a session of its own, and the pooler lends it to others after "
+                    "each transaction: connect to PostgreSQL itself, or to a pooler in session mode"
+                )
+            other.rollback()
+
+
+def _pid(connection: psycopg.Connection[Any]) -> int | None:
+    row = first_row(connection, "SELECT pg_backend_pid()")
+    return None if row is None else row[0]
 
 
 class Session:
@@ -218,11 +247,22 @@ class Session:
         """
         if few:
             self.connection.execute("SET LOCAL cursor_tuple_fraction = 1")
-        with psycopg.RawServerCursor(self.connection, "pharox_stream") as cursor:
+        cursor = psycopg.RawServerCursor(self.connection, "pharox_stream")
+        try:
             cursor.itersize = page
             cursor.execute(statement.text, statement.arguments(values, 0))
             for row in cursor:
                 yield dict(zip(statement.columns, row, strict=True))
+        finally:
+            _close(cursor)
+
+
+def _close(cursor: psycopg.RawServerCursor[Any]) -> None:
+    try:
+        cursor.close()
+    except psycopg.Error:
+        cursor.close()  # its connection broke, so nothing more is asked of it
+        raise
 
 
 def _answer(
@@ -283,7 +323,7 @@ def outcome_unknown(error: psycopg.Error, written: Sequence[Query]) -> OutcomeUn
     of_what = "" if lease_id is None else f" of lease {lease_id}"
     return OutcomeUnknownError(
         f"the connection broke before the answer, so it is not known what was committed{of_what}: "
-        f"{error}",
+        f"{with_advice(error)}",
         lease_id=lease_id,
     )
 

@@ -29,6 +29,7 @@ from ..terms import id_from_text, pool_named, record_of_check
 from . import reading, retention
 from .driver import Program
 from .history import page_statement, seal_statement
+from .refusals import read_only
 from .schema import check_version, version_statement
 from .sql import Query, Statement
 from .vault import Vault
@@ -40,6 +41,14 @@ Page = tuple[list[Proxy], UUID | None]
 
 PAGE = 1000
 """How many rows one statement reads of what may be long."""
+
+
+_WRITABLE = Statement(
+    b"SELECT NOT current_setting('transaction_read_only')::boolean, pg_is_in_recovery()",
+    (),
+    {},
+    ("writable", "is_standby"),
+)
 
 
 class Lookups:
@@ -73,6 +82,15 @@ class Lookups:
         """Ask for nothing, as is enough to have the schema checked."""
         return
         yield
+
+    def check_writable(self) -> Program[None]:
+        """Raise an error where nothing can be written, for a command that has nothing to write.
+
+        Else it would seem to have done its work on a standby.
+        """
+        (row,) = yield Query(_WRITABLE, {})
+        if not row["writable"]:
+            raise read_only(row["is_standby"])
 
     # Pools
 

@@ -16,7 +16,6 @@ makes of the statement is not known here: a lease may be left, and runs out.
 from __future__ import annotations
 
 import asyncio
-import logging
 import select
 from collections.abc import Awaitable, Coroutine, Generator, Iterator
 from contextlib import contextmanager, suppress
@@ -25,20 +24,21 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import waiting
 
+from ... import cancelling
 from .deadline import (
     SILENT,
     LateError,
     answer_timeout,
     check_replicated,
+    log_given_up,
     log_late,
     warnings_of,
     within,
 )
 
 T = TypeVar("T")
-logger = logging.getLogger("pharox")
 
-PATIENCE_S = 5.0
+PATIENCE_S = cancelling.PATIENCE_S
 """How long a cancelled task waits for an answer, and again after it has asked for its end."""
 
 _LOOK_S = 0.002
@@ -163,7 +163,7 @@ class Patience:
         check_replicated(connection, warnings)
         if has_come:
             return
-        logger.warning("pharox.connection.given_up: the server did not answer at all")
+        log_given_up()
         connection.pgconn.finish()
         raise psycopg.OperationalError(SILENT)
 

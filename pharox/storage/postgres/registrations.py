@@ -146,7 +146,10 @@ class Registrations(Lookups):
     def _prune(self, ended_before: datetime) -> Program[int]:
         pruned = 0
         concerned = reading.pools_with_ended_statement(self.schema)
-        for row in (yield Query(concerned, {"ended_before": ended_before})):
+        pools: Rows = yield Query(concerned, {"ended_before": ended_before})
+        if not pools:
+            yield from self.check_writable()
+        for row in pools:
             values = {**origin(), "pool_id": row["pool_id"], "ended_before": ended_before}
             rows = yield Query(registering.prune_statement(self.schema), values)
             pruned += rows[0]["pruned"]
@@ -167,8 +170,11 @@ class Registrations(Lookups):
                 answer: Rows = yield Query(statement, self._rotated(rows))
                 rotated += len(answer)
             if len(rows) < PAGE:
-                return rotated
+                break
             first = following(rows[-1]["id"])
+        if not rotated:
+            yield from self.check_writable()
+        return rotated
 
     # Parts
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from functools import lru_cache
 from importlib.resources import files
 
+import psycopg
 from sqlalchemy import text
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from ...errors import DatabaseError, DatabaseUnavailableError, InvalidInputError, SchemaError
+from ...errors import DatabaseError, InvalidInputError, SchemaError
 from ...models import check_text
-from .driver import UPGRADE_HINT
 from .migrations import HEAD
+from .refusals import UPGRADE_HINT, no_connection, read_only, with_advice
+from .sessions import keep_names_apart
 from .sql import Statement, quoted
 
 _LOCK = 0x7068_6172_6F78
@@ -49,6 +51,7 @@ def upgrade(engine: Engine, schema: str) -> None:
     transactional = engine.execution_options(isolation_level="READ COMMITTED")
     try:
         with transactional.begin() as connection:
+            keep_names_apart(connection.connection.driver_connection)  # type: ignore[arg-type]
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
             if not connection.scalar(_THERE, {"schema": schema}):  # IF NOT EXISTS needs the right
                 # In text() a colon would begin a parameter.
@@ -59,10 +62,13 @@ def upgrade(engine: Engine, schema: str) -> None:
             config.attributes.update(connection=connection, schema=schema)
             command.upgrade(config, "head")
     except OperationalError as error:
-        raise DatabaseUnavailableError(f"no connection to the database: {error.orig}") from error
+        raise no_connection(error.orig or error) from error
     except DBAPIError as error:
+        refused = error.orig or error
+        if isinstance(refused, psycopg.errors.ReadOnlySqlTransaction):
+            raise read_only(None) from error
         raise DatabaseError(
-            f"the database refused the upgrade, and the schema is as it was: {error.orig}"
+            f"the database refused the upgrade, and the schema is as it was: {with_advice(refused)}"
         ) from error
 
 

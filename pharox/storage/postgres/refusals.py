@@ -1,0 +1,113 @@
+"""Say what a server, or a pooler in front of it, has refused: as an error of ours.
+
+Every error of the driver becomes one, whatever its class; the driver's own is
+chained. What a pooler says comes with what to do about it, as its words alone
+sound like those of PostgreSQL. Poolers give nearly all that they say the SQLSTATE
+of a violated protocol, so their words have to be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+
+from ...errors import (
+    DatabaseError,
+    DatabaseUnavailableError,
+    ReadOnlyDatabaseError,
+    SchemaError,
+)
+
+AnyConnection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
+
+UPGRADE_HINT = "run `pharox db upgrade` or call storage.upgrade_schema()"
+
+PREPARE_HINT = (
+    "a pooler between here and PostgreSQL does not keep prepared statements apart: connect with "
+    "prepare=False, or `?prepare=off` in the URL"
+)
+_POOLER_HINTS = {
+    "statement pooling mode": (
+        "the pooler runs each statement in any session, and the ledger needs transactions: set "
+        "its pool_mode to transaction or session"
+    ),
+    "unsupported startup parameter": (
+        "the pooler refuses what the URL, or PGOPTIONS, sets: leave it out, or name it in the "
+        "pooler's ignore_startup_parameters"
+    ),
+    "query_wait_timeout": (
+        "the pooler had no connection to PostgreSQL free for so long: raise its "
+        "default_pool_size, or use fewer connections"
+    ),
+    "no more connections allowed": (
+        "the pooler takes no more clients: raise its max_client_conn, or use fewer connections"
+    ),
+}
+"""What to do about what a pooler says, by a part of its words."""
+
+
+@contextmanager
+def in_our_words(connection: AnyConnection) -> Iterator[None]:
+    """Say what the server refused, or that it is gone, as an error of ours."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise _refusal(error, connection) from error
+
+
+def no_connection(error: BaseException) -> DatabaseUnavailableError:
+    """Return the error for a server that cannot be reached."""
+    return DatabaseUnavailableError(f"no connection to the database: {with_advice(error)}")
+
+
+def pool_exhausted(callers: str) -> DatabaseUnavailableError:
+    """Return the error for an engine whose connections were all lent for too long."""
+    return DatabaseUnavailableError(
+        f"all connections of the engine's pool are in use; give it as many as {callers} lease"
+    )
+
+
+def read_only(is_standby: bool | None) -> ReadOnlyDatabaseError:
+    """Return the error for a database that takes no writes; if None, why is not known."""
+    standby = (
+        "this server is a standby, which can be read only: connect to the primary, or name all "
+        "servers, as in postgresql://host1,host2/database?target_session_attrs=read-write"
+    )
+    setting = "default_transaction_read_only is on for this database or role"
+    why = {True: standby, False: setting, None: f"{standby}; or {setting}"}[is_standby]
+    return ReadOnlyDatabaseError(f"nothing can be written here: {why}", is_standby=is_standby)
+
+
+def with_advice(error: BaseException) -> str:
+    """Return what an error says, and what to do about it if a pooler said it."""
+    unprepared = (psycopg.errors.InvalidSqlStatementName, psycopg.errors.DuplicatePreparedStatement)
+    if isinstance(error, unprepared):
+        return f"{error}; {PREPARE_HINT}"
+    hints = (hint for words, hint in _POOLER_HINTS.items() if words in str(error))
+    return "; ".join([str(error), *hints])
+
+
+def _refusal(error: psycopg.Error, connection: AnyConnection) -> DatabaseError | SchemaError:
+    match error:
+        case psycopg.errors.UndefinedTable() | psycopg.errors.UndefinedFunction():
+            return SchemaError(
+                f"the pharox schema is not complete ({error.diag.message_primary}): "
+                f"{UPGRADE_HINT}; a projection of your own needs `pharox rebuild NAME`"
+            )
+        case psycopg.errors.UndefinedColumn():
+            return SchemaError(f"the pharox schema is outdated: {UPGRADE_HINT}")
+        case psycopg.errors.InsufficientPrivilege():
+            return DatabaseError(
+                f"the database refused: {error.diag.message_primary}; connect as a role that may, "
+                "`pharox db grant` says what each needs"
+            )
+        case psycopg.errors.ReadOnlySqlTransaction():
+            # The server tells each session; poolers do not pass it on.
+            told = connection.info.parameter_status("in_hot_standby")
+            return read_only(None if told is None else told == "on")
+    if connection.closed:
+        return DatabaseUnavailableError(f"the database went away: {with_advice(error)}")
+    return DatabaseError(f"the database refused: {with_advice(error)}")
