@@ -223,6 +223,7 @@ class CheckFailure(StrEnum):
     TLS = "tls"
     PROXY_AUTHENTICATION = "proxy_authentication"
     UNEXPECTED_STATUS = "unexpected_status"
+    UNEXPECTED_CONTENT = "unexpected_content"
     REDIRECTS = "redirects"
     DISCONNECTED = "disconnected"
     PROTOCOL = "protocol"
@@ -562,7 +563,12 @@ def _check_own_fields(filters: ProxyFilters) -> None:
 
 
 class HealthCheckOptions(BaseModel):
-    """How to probe a proxy."""
+    """How to probe a proxy.
+
+    Who sets ``expected_text`` or ``expected_headers`` tells the target's answer from
+    a page that the proxy makes itself. A header is there under its name in any case;
+    its value, where one is given, is the whole of it.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -589,6 +595,14 @@ class HealthCheckOptions(BaseModel):
         le=2**31 - 1,
         description="How much of the answer's body to wait for at most.",
     )
+    expected_text: Text | None = Field(
+        default=None,
+        description="What the answer's body must contain, within max_body_bytes.",
+    )
+    expected_headers: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="Headers that the answer must have; None or an empty text for any value.",
+    )
 
     @field_validator("target_url")
     @classmethod
@@ -596,6 +610,34 @@ class HealthCheckOptions(BaseModel):
         if value.port == 0:
             raise ValueError("nobody listens at port 0")
         return value
+
+    @field_validator("expected_text")
+    @classmethod
+    def _text_not_blank(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("cannot be empty, as it would be found in any answer")
+        return value
+
+    @field_validator("expected_headers")
+    @classmethod
+    def _headers_can_be_found(cls, value: dict[str, str | None]) -> dict[str, str | None]:
+        for name, text in value.items():
+            if not _HEADER_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of a header")
+            if text and (text != text.strip() or not text.replace("\t", " ").isprintable()):
+                raise ValueError(
+                    f"no answer can have this value of the header {name}: it has control "
+                    "characters, or spaces around it"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _text_fits(self) -> Self:
+        if self.expected_text is not None and len(self.expected_text) > self.max_body_bytes:
+            raise ValueError(
+                "expected_text is longer than max_body_bytes, so no answer could have it"
+            )
+        return self
 
     @field_validator("headers")
     @classmethod
