@@ -35,6 +35,7 @@ from ..models import (
     ReleaseEventPayload,
 )
 from .labels import OTHER, BoundedLabel
+from .registering import register_once
 
 M = TypeVar("M")
 
@@ -120,12 +121,20 @@ class PrometheusMetricsRecorder:
         self._metrics = _metrics_of(registry or REGISTRY, shape)
 
     def register(self, manager: Leasing[Any]) -> PrometheusMetricsRecorder:
-        """Have a manager of either kind tell this recorder, and return it."""
-        manager.register_acquire_callback(self.handle_acquire)
-        manager.register_release_callback(self.handle_release)
-        manager.register_expire_callback(self.handle_expire)
-        manager.register_health_callback(self.handle_health)
-        manager.register_failure_callback(self.handle_failure)
+        """Have a manager of either kind tell this recorder, and return it.
+
+        A manager that tells a recorder of these metrics already is not asked to do so
+        again: everything would count twice.
+        """
+        register_once(
+            manager,
+            (type(self), self._metrics),
+            acquire=self.handle_acquire,
+            release=self.handle_release,
+            expire=self.handle_expire,
+            health=self.handle_health,
+            failure=self.handle_failure,
+        )
         return self
 
     def handle_acquire(self, payload: AcquireEventPayload) -> None:
