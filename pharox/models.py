@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote
@@ -30,6 +31,7 @@ from pydantic import (
     PrivateAttr,
     SecretStr,
     ValidationError,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -403,12 +405,23 @@ class ProxyHealthRecord(BaseModel):
     attempts: int = Field(default=1, ge=1, le=2**31 - 1)
 
 
+def qualified_name(function: Callable[..., Any]) -> str:
+    """Return a function's module and name; of an object that is called, those of its class."""
+    if isinstance(function, partial):
+        return f"functools.partial({qualified_name(function.func)})"
+    is_named = isinstance(getattr(function, "__qualname__", None), str)
+    named: Any = function if is_named else type(function)
+    module = getattr(named, "__module__", None)
+    return f"{module}.{named.__qualname__}" if isinstance(module, str) else str(named.__qualname__)
+
+
 class ProxyFilters(BaseModel):
     """Which proxies will do.
 
     :meth:`matches` is the meaning. It is two-valued: a proxy without a country
     is simply not in "AR", so ``none_of=[ProxyFilters(country="AR")]`` lets it
-    pass. All conditions of one object must hold together.
+    pass. All conditions of one object must hold together. A dump has a predicate's
+    qualified name, which cannot be read back as one.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -428,6 +441,20 @@ class ProxyFilters(BaseModel):
 
     _depth: int = PrivateAttr(default=1)
     _size: int = PrivateAttr(default=1)
+
+    @field_validator("predicate", mode="before")
+    @classmethod
+    def _predicate_is_no_name(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError(
+                "a dump has only the name of its predicate, which is code: give the function "
+                "itself, or leave the predicate out"
+            )
+        return value
+
+    @field_serializer("predicate", when_used="unless-none")
+    def _predicate_as_its_name(self, predicate: Callable[[Proxy], bool]) -> str:
+        return qualified_name(predicate)
 
     @field_validator("all_of", "any_of", "none_of", mode="before")
     @classmethod

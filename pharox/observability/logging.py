@@ -115,7 +115,7 @@ class StructuredLogger:
             proxy_id=lease and str(lease.proxy_id),
             started_at=payload.started_at.isoformat(),
             completed_at=payload.completed_at.isoformat(),
-            filters=None if filters is None else filters.recorded(),
+            filters=filters and filters.model_dump(mode="json", exclude_none=True),
             stats=payload.pool_stats,
         )
 
