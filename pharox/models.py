@@ -774,7 +774,7 @@ class HealthEventPayload(BaseModel):
 
     ``applied`` is False for a result that is not newer than the newest; ``leases``
     are held on the proxy at that moment. ``lease_ids`` names them if this check
-    made the proxy unleasable: their holders may want to know.
+    made the proxy unleasable: their holders may want to know. ``source`` is the proxy's.
     """
 
     result: HealthCheckResult
@@ -784,6 +784,7 @@ class HealthEventPayload(BaseModel):
     applied: bool = True
     leases: int = Field(ge=0, default=0)
     lease_ids: tuple[UUID, ...] = ()
+    source: str | None = None
     pool_stats: PoolStatsSnapshot | None = None
 
 

@@ -136,6 +136,7 @@ class StructuredLogger:
             "pharox.health",
             pool=payload.pool_name,
             proxy_id=str(result.proxy_id),
+            source=payload.source,
             protocol=result.protocol.value,
             status=result.status.value,
             status_before=payload.status_before.value,

@@ -126,6 +126,7 @@ class TracingRecorder:
             ended,
             pool=payload.pool_name,
             proxy_id=str(result.proxy_id),
+            source=payload.source,
             protocol=result.protocol.value,
             status=result.status.value,
             status_after=payload.status_after.value,
