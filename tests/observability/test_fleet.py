@@ -120,8 +120,9 @@ def test_checks_are_counted_by_provider_and_failure(storage: PostgresStorage) ->
     """As the log has them, also after the proxy is gone; a server that goes on knows the first."""
     known = [fill(storage, name=name, source=name)[1][0] for name in ("one", "two")]
     failed = {"status": ProxyStatus.INACTIVE, "failure": CheckFailure.TIMEOUT, "latency_ms": 4000}
-    storage.record_health_checks([checked(proxy, latency_ms=20) for proxy in known])
-    storage.record_health_checks([checked(proxy, **failed) for proxy in known])
+    for proxy in known:  # one after the other: the first source is told apart
+        storage.record_health_checks([checked(proxy, latency_ms=20)])
+        storage.record_health_checks([checked(proxy, **failed)])
     for proxy in known:
         storage.delete_proxy(str(proxy.id))
     with FleetServer(storage, port=0, max_sources=1) as server:
