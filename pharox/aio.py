@@ -28,6 +28,7 @@ from .models import (
     SelectorStrategy,
 )
 from .programs import call_async, run_async
+from .retry_arguments import checked_config, in_both_orders
 from .storage.async_interface import IAsyncStorage
 from .storage.terms import HealthOutcome, check_storage
 
@@ -75,6 +76,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         ask = Ask(pool_name, consumer_name, duration_seconds, filters, selector, lease_id)
         return (await run_async(self._acquiring(ask), call_async)).lease
 
+    @in_both_orders
     async def acquire_proxy_with_retry(
         self,
         pool_name: str,
@@ -97,11 +99,8 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         :meth:`pharox.ProxyManager.acquire_proxy_with_retry`; ``sleep_fn`` may be a
         coroutine function, and is ``asyncio.sleep`` if None.
         """
-        config = retry_config or RetryConfig(
-            max_attempts=max_attempts,
-            backoff_seconds=backoff_seconds,
-            backoff_multiplier=backoff_multiplier,
-            max_backoff_seconds=max_backoff_seconds,
+        config = checked_config(
+            retry_config, max_attempts, backoff_seconds, backoff_multiplier, max_backoff_seconds
         )
         ask = Ask(pool_name, consumer_name, duration_seconds, filters, selector, lease_id)
         program = self._acquiring_again(ask, config, sleep_fn or asyncio.sleep)
@@ -149,6 +148,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         async with self._held(lease) as held:
             yield held
 
+    @in_both_orders
     @asynccontextmanager
     async def with_retrying_lease(
         self,
@@ -173,12 +173,12 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
             duration_seconds,
             filters,
             selector,
-            retry_config,
-            sleep_fn,
-            max_attempts,
-            backoff_seconds,
-            backoff_multiplier,
-            max_backoff_seconds,
+            retry_config=retry_config,
+            sleep_fn=sleep_fn,
+            max_attempts=max_attempts,
+            backoff_seconds=backoff_seconds,
+            backoff_multiplier=backoff_multiplier,
+            max_backoff_seconds=max_backoff_seconds,
             **under(lease_id),
         )
         async with self._held(lease) as held:

@@ -26,6 +26,7 @@ from .leasing import Ask, releasing_after, retrying
 from .manager import ProxyManager
 from .models import Lease, ProxyFilters, RetryConfig, SelectorStrategy
 from .programs import Calls, call, call_async, is_async, run, run_async
+from .retry_arguments import checked_config, in_both_orders
 from .storage.terms import Acquisition
 
 T = TypeVar("T")
@@ -60,6 +61,7 @@ async def acquire_proxy_async(
     raise cancelled
 
 
+@in_both_orders
 async def acquire_proxy_with_retry_async(
     manager: ProxyManager,
     pool_name: str,
@@ -77,11 +79,8 @@ async def acquire_proxy_with_retry_async(
     lease_id: UUID | None = None,
 ) -> Lease | None:
     """Do as :meth:`ProxyManager.acquire_proxy_with_retry` without blocking the event loop."""
-    config = retry_config or RetryConfig(
-        max_attempts=max_attempts,
-        backoff_seconds=backoff_seconds,
-        backoff_multiplier=backoff_multiplier,
-        max_backoff_seconds=max_backoff_seconds,
+    config = checked_config(
+        retry_config, max_attempts, backoff_seconds, backoff_multiplier, max_backoff_seconds
     )
     ask = (pool_name, consumer_name, duration_seconds, filters, selector)
 
@@ -129,6 +128,7 @@ async def with_lease_async(
         yield held
 
 
+@in_both_orders
 @asynccontextmanager
 async def with_retrying_lease_async(
     manager: ProxyManager,
@@ -154,12 +154,12 @@ async def with_retrying_lease_async(
         duration_seconds,
         filters,
         selector,
-        retry_config,
-        sleep_fn,
-        max_attempts,
-        backoff_seconds,
-        backoff_multiplier,
-        max_backoff_seconds,
+        retry_config=retry_config,
+        sleep_fn=sleep_fn,
+        max_attempts=max_attempts,
+        backoff_seconds=backoff_seconds,
+        backoff_multiplier=backoff_multiplier,
+        max_backoff_seconds=max_backoff_seconds,
         lease_id=lease_id,
     )
     async with _held(manager, lease) as held:

@@ -247,7 +247,7 @@ class HealthChecked(_ProxyEvent):
     ``lease_ids`` are the leases held on a proxy that may be leased no more by it.
     ``streak`` is how many results in a row were like this one, negative for
     failures; ``mean_latency_ms`` is what LOWEST_LATENCY goes by from now on, None
-    if this result does not say.
+    if this result does not say. ``source`` is the proxy's: who provided it.
     """
 
     type: Literal["HealthChecked"] = "HealthChecked"
@@ -266,6 +266,7 @@ class HealthChecked(_ProxyEvent):
     failure: CheckFailure | None = None
     streak: int = 0
     lease_ids: tuple[UUID, ...] = ()
+    source: str | None = None
 
 
 Event = Annotated[

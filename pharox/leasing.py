@@ -286,6 +286,7 @@ class Leasing(ABC, Generic[S]):
                 applied=outcome.applied,
                 leases=outcome.leases,
                 lease_ids=outcome.lease_ids,
+                source=outcome.source,
                 pool_stats=stats.get(outcome.pool_name),
             )
             for outcome in outcomes

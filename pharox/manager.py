@@ -27,6 +27,7 @@ from .models import (
     SelectorStrategy,
 )
 from .programs import call, is_async, run
+from .retry_arguments import checked_config, in_both_orders
 from .storage.interface import IStorage
 from .storage.terms import HealthOutcome, check_storage
 
@@ -107,6 +108,7 @@ class ProxyManager(Leasing[IStorage]):
         ask = Ask(pool_name, consumer_name, duration_seconds, filters, selector, lease_id)
         return run(self._acquiring(ask), call).lease
 
+    @in_both_orders
     def acquire_proxy_with_retry(
         self,
         pool_name: str,
@@ -124,6 +126,10 @@ class ProxyManager(Leasing[IStorage]):
         lease_id: UUID | None = None,
     ) -> Lease | None:
         """Lease a proxy, asking again after a pause while nothing is free.
+
+        A number where ``retry_config`` stands is ``max_attempts``, and then the others
+        follow in the order of 0.11.0's reference: ``backoff_seconds``,
+        ``backoff_multiplier``, ``max_backoff_seconds``, ``sleep_fn``.
 
         Parameters
         ----------
@@ -147,11 +153,8 @@ class ProxyManager(Leasing[IStorage]):
         ValueError
             If these make no sense.
         """
-        config = retry_config or RetryConfig(
-            max_attempts=max_attempts,
-            backoff_seconds=backoff_seconds,
-            backoff_multiplier=backoff_multiplier,
-            max_backoff_seconds=max_backoff_seconds,
+        config = checked_config(
+            retry_config, max_attempts, backoff_seconds, backoff_multiplier, max_backoff_seconds
         )
         ask = Ask(pool_name, consumer_name, duration_seconds, filters, selector, lease_id)
         sleep = self._checked(sleep_fn or time.sleep)
@@ -222,6 +225,7 @@ class ProxyManager(Leasing[IStorage]):
         with self._held(lease) as held:
             yield held
 
+    @in_both_orders
     @contextmanager
     def with_retrying_lease(
         self,
@@ -246,12 +250,12 @@ class ProxyManager(Leasing[IStorage]):
             duration_seconds,
             filters,
             selector,
-            retry_config,
-            sleep_fn,
-            max_attempts,
-            backoff_seconds,
-            backoff_multiplier,
-            max_backoff_seconds,
+            retry_config=retry_config,
+            sleep_fn=sleep_fn,
+            max_attempts=max_attempts,
+            backoff_seconds=backoff_seconds,
+            backoff_multiplier=backoff_multiplier,
+            max_backoff_seconds=max_backoff_seconds,
             **under(lease_id),
         )
         with self._held(lease) as held:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote
@@ -32,6 +33,7 @@ from pydantic import (
     SecretStr,
     ValidationError,
     ValidationInfo,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -230,6 +232,7 @@ class CheckFailure(StrEnum):
     TLS = "tls"
     PROXY_AUTHENTICATION = "proxy_authentication"
     UNEXPECTED_STATUS = "unexpected_status"
+    UNEXPECTED_CONTENT = "unexpected_content"
     REDIRECTS = "redirects"
     DISCONNECTED = "disconnected"
     PROTOCOL = "protocol"
@@ -462,12 +465,23 @@ class ProxyHealthRecord(BaseModel):
     attempts: int = Field(default=1, ge=1, le=2**31 - 1)
 
 
+def qualified_name(function: Callable[..., Any]) -> str:
+    """Return a function's module and name; of an object that is called, those of its class."""
+    if isinstance(function, partial):
+        return f"functools.partial({qualified_name(function.func)})"
+    is_named = isinstance(getattr(function, "__qualname__", None), str)
+    named: Any = function if is_named else type(function)
+    module = getattr(named, "__module__", None)
+    return f"{module}.{named.__qualname__}" if isinstance(module, str) else str(named.__qualname__)
+
+
 class ProxyFilters(BaseModel):
     """Which proxies will do.
 
     :meth:`matches` is the meaning. It is two-valued: a proxy without a country
     is simply not in "AR", so ``none_of=[ProxyFilters(country="AR")]`` lets it
-    pass. All conditions of one object must hold together.
+    pass. All conditions of one object must hold together. A dump has a predicate's
+    qualified name, which cannot be read back as one.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -487,6 +501,20 @@ class ProxyFilters(BaseModel):
 
     _depth: int = PrivateAttr(default=1)
     _size: int = PrivateAttr(default=1)
+
+    @field_validator("predicate", mode="before")
+    @classmethod
+    def _predicate_is_no_name(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError(
+                "a dump has only the name of its predicate, which is code: give the function "
+                "itself, or leave the predicate out"
+            )
+        return value
+
+    @field_serializer("predicate", when_used="unless-none")
+    def _predicate_as_its_name(self, predicate: Callable[[Proxy], bool]) -> str:
+        return qualified_name(predicate)
 
     @field_validator("all_of", "any_of", "none_of", mode="before")
     @classmethod
@@ -622,7 +650,12 @@ def _check_own_fields(filters: ProxyFilters) -> None:
 
 
 class HealthCheckOptions(BaseModel):
-    """How to probe a proxy."""
+    """How to probe a proxy.
+
+    Who sets ``expected_text`` or ``expected_headers`` tells the target's answer from
+    a page that the proxy makes itself. A header is there under its name in any case;
+    its value, where one is given, is the whole of it.
+    """
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)  # A header may be a key.
 
@@ -649,6 +682,14 @@ class HealthCheckOptions(BaseModel):
         le=2**31 - 1,
         description="How much of the answer's body to wait for at most.",
     )
+    expected_text: Text | None = Field(
+        default=None,
+        description="What the answer's body must contain, within max_body_bytes.",
+    )
+    expected_headers: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="Headers that the answer must have; None or an empty text for any value.",
+    )
 
     @field_validator("target_url")
     @classmethod
@@ -656,6 +697,34 @@ class HealthCheckOptions(BaseModel):
         if value.port == 0:
             raise ValueError("nobody listens at port 0")
         return value
+
+    @field_validator("expected_text")
+    @classmethod
+    def _text_not_blank(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("cannot be empty, as it would be found in any answer")
+        return value
+
+    @field_validator("expected_headers")
+    @classmethod
+    def _headers_can_be_found(cls, value: dict[str, str | None]) -> dict[str, str | None]:
+        for name, text in value.items():
+            if not _HEADER_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of a header")
+            if text and (text != text.strip() or not text.replace("\t", " ").isprintable()):
+                raise ValueError(
+                    f"no answer can have this value of the header {name}: it has control "
+                    "characters, or spaces around it"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _text_fits(self) -> Self:
+        if self.expected_text is not None and len(self.expected_text) > self.max_body_bytes:
+            raise ValueError(
+                "expected_text is longer than max_body_bytes, so no answer could have it"
+            )
+        return self
 
     @field_validator("headers")
     @classmethod
@@ -765,7 +834,7 @@ class HealthEventPayload(BaseModel):
 
     ``applied`` is False for a result that is not newer than the newest; ``leases``
     are held on the proxy at that moment. ``lease_ids`` names them if this check
-    made the proxy unleasable: their holders may want to know.
+    made the proxy unleasable: their holders may want to know. ``source`` is the proxy's.
     """
 
     result: HealthCheckResult
@@ -775,6 +844,7 @@ class HealthEventPayload(BaseModel):
     applied: bool = True
     leases: int = Field(ge=0, default=0)
     lease_ids: tuple[UUID, ...] = ()
+    source: str | None = None
     pool_stats: PoolStatsSnapshot | None = None
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import SecretStr
+from pydantic import AnyHttpUrl, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from .errors import InvalidInputError
 
 
 class Settings(BaseSettings):
@@ -13,7 +15,7 @@ class Settings(BaseSettings):
 
     ``secret_key`` may hold several Fernet keys, separated by commas or spaces:
     the first encrypts, all of them decrypt. ``data_dir`` is where the embedded
-    server lives.
+    server lives, ``check_url`` the page that sweeps of programs fetch through proxies.
     """
 
     model_config = SettingsConfigDict(env_prefix="PHAROX_", env_ignore_empty=True)
@@ -21,9 +23,36 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = None
     secret_key: SecretStr | None = None
     data_dir: Path | None = None
+    check_url: str | None = None
 
     def secret_keys(self) -> tuple[str, ...]:
         """Return the Fernet keys, the encrypting one first."""
         if self.secret_key is None:
             return ()
         return tuple(self.secret_key.get_secret_value().replace(",", " ").split())
+
+
+def check_url(given: str | None, option: str) -> str:
+    """Return the page to fetch through proxies: the given one, else that of PHAROX_CHECK_URL.
+
+    A program has no other one: it would tell a stranger of all its proxies.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is none, or the variable has no URL; ``option`` is how it could have
+        been given.
+    """
+    if given:
+        return given
+    url = Settings().check_url
+    if url is None:
+        raise InvalidInputError(
+            f"a sweep needs a page of yours to fetch through the proxies: give {option}, "
+            "or set PHAROX_CHECK_URL"
+        )
+    try:
+        AnyHttpUrl(url)
+    except ValidationError as error:
+        raise InvalidInputError("PHAROX_CHECK_URL is no URL of http or https") from error
+    return url

@@ -3,7 +3,7 @@
 
     scripts/health_sweep.py [POOL [TARGET]]
 
-A script to copy from. The database is that of PHAROX_DATABASE_URL."""
+To copy from. PHAROX_DATABASE_URL is the database, PHAROX_CHECK_URL the target if none is given."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import sys
 from contextlib import aclosing, closing
 
 import pharox as px
+from pharox.settings import check_url
 
 
 def tell_if_dropped(check: px.HealthEventPayload) -> None:
@@ -25,12 +26,10 @@ async def sweep(storage: px.IStorage, pool: str | None, target: str) -> px.Sweep
     usual = px.HealthCheckOptions.model_validate({"target_url": target})
     patient = usual.model_copy(update={"timeout": 10.0, "attempts": 2})
     checker = px.HealthChecker(usual, {px.ProxyProtocol.SOCKS5: patient})
-
     manager = px.ProxyManager(storage)
     manager.register_health_callback(tell_if_dropped)
     rate = px.AcquisitionRate(per_second=200)  # while there are more, a sweep waits
     manager.register_acquire_callback(rate.note)
-
     sweeper = px.HealthCheckOrchestrator(manager=manager, checker=checker, pause_when=rate.is_high)
     summary = px.SweepSummary()
     async with aclosing(sweeper.sweep(summary.watch(sweeper.due(pool)), per_host=20)) as outcomes:
@@ -42,11 +41,12 @@ async def sweep(storage: px.IStorage, pool: str | None, target: str) -> px.Sweep
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("pool", nargs="?")
-    parser.add_argument("target", nargs="?", default="https://httpbin.org/ip")
+    parser.add_argument("target", nargs="?")
     asked = parser.parse_args()
     try:
         with closing(px.connect()) as storage:
-            summary = asyncio.run(sweep(storage, asked.pool, asked.target))
+            url = check_url(asked.target, "POOL TARGET")
+            summary = asyncio.run(sweep(storage, asked.pool, url))
     except (px.PharoxError, ValueError) as error:
         print(f"health_sweep.py: {error}", file=sys.stderr)
         return 1

@@ -273,7 +273,7 @@ def zoo() -> Iterator[Zoo]:
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test depends on what the person who runs it has set, but for the server."""
-    for name in ("PHAROX_SECRET_KEY", "PHAROX_DATA_DIR"):
+    for name in ("PHAROX_SECRET_KEY", "PHAROX_DATA_DIR", "PHAROX_CHECK_URL"):
         monkeypatch.delenv(name, raising=False)
 
 

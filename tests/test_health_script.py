@@ -18,8 +18,14 @@ from tests.health.zoo import running_zoo
 SCRIPT = Path(__file__).parents[1] / "scripts" / "health_sweep.py"
 
 
-def run(database_url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    known = {"PHAROX_DATABASE_URL": database_url, "PHAROX_SECRET_KEY": SECRET_KEY}
+def run(
+    database_url: str, *arguments: str, check_url: str = "http://target.example/"
+) -> subprocess.CompletedProcess[str]:
+    known = {
+        "PHAROX_DATABASE_URL": database_url,
+        "PHAROX_SECRET_KEY": SECRET_KEY,
+        "PHAROX_CHECK_URL": check_url,
+    }
     return subprocess.run(
         [sys.executable, str(SCRIPT), *arguments],
         env={**os.environ, **known},
@@ -79,3 +85,12 @@ def test_it_says_what_it_could_not_do(
     assert (done.stdout, done.stderr) == (
         told if status == 0 else ("", "health_sweep.py: Pool 'nope' not found.\n")
     )
+
+
+def test_it_asks_no_public_site(postgres: PostgresStorage, database_url: str) -> None:
+    """Without a target it says how to give one."""
+    fill(postgres)
+    done = run(database_url, "pool", check_url="")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "TARGET" in done.stderr
+    assert "PHAROX_CHECK_URL" in done.stderr

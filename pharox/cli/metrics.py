@@ -39,6 +39,9 @@ def serve(
     max_pools: Annotated[
         int, typer.Option(min=0, metavar="N", help="How many pools to tell apart.")
     ] = 1000,
+    max_sources: Annotated[
+        int, typer.Option(min=0, metavar="N", help="How many sources of proxies to tell apart.")
+    ] = 100,
     certfile: Annotated[Path | None, typer.Option(help="A certificate, for HTTPS.")] = None,
     keyfile: Annotated[Path | None, typer.Option(help="Its key.")] = None,
 ) -> None:
@@ -63,6 +66,7 @@ def serve(
             name=name,
             max_consumers=max_consumers,
             max_pools=max_pools,
+            max_sources=max_sources,
             certfile=str(certfile) if certfile else None,
             keyfile=str(keyfile) if keyfile else None,
         ) as server,

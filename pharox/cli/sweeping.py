@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ import typer
 
 from ..errors import InvalidInputError
 from ..models import HealthCheckOptions, HealthPolicy, ProxyStatus
+from ..settings import check_url
 from .checking import checked_options, length_of
 from .session import ledger
 from .showing import AsJson
@@ -49,8 +51,13 @@ def sweep(
         ),
     ] = None,
     target: Annotated[
-        str, typer.Option(metavar="URL", help="What to fetch through each proxy.")
-    ] = str(_OPTIONS.target_url),
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="What to fetch through each proxy; PHAROX_CHECK_URL if not given.",
+            show_default=False,
+        ),
+    ] = None,
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="How long one attempt may take.")
     ] = _OPTIONS.timeout,
@@ -64,6 +71,16 @@ def sweep(
             max=599,
             metavar="CODE",
             help="A good answer's code; may be repeated. 200 if none is.",
+        ),
+    ] = None,
+    expect_text: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="What the body of a good answer contains."),
+    ] = None,
+    expect_header: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[: VALUE]", help="A header of a good answer; may be repeated for others."
         ),
     ] = None,
     slow: Annotated[
@@ -107,11 +124,13 @@ def sweep(
     """
     policy = HealthPolicy(failures, successes, latency_window)
     options = checked_options(
-        target_url=target,
+        target_url=check_url(target, "--target URL"),
         timeout=timeout,
         attempts=attempts,
         expected_status_codes=expect or _OPTIONS.expected_status_codes,
         slow_threshold_ms=slow,
+        expected_text=expect_text,
+        expected_headers=_headers(expect_header or ()),
     )
     interval = None if every is None else length_of(every)
     age = None if stale_after is None else length_of(stale_after)
@@ -136,6 +155,18 @@ def sweep(
         ended_by = asyncio.run(sweep_until_stopped(storage, plan, interval, progress, report))
     if ended_by is not None and interval is None:
         raise typer.Exit(128 + ended_by)
+
+
+def _headers(texts: Sequence[str]) -> dict[str, str]:
+    """Return headers by their names; a text without a colon is a name, for any value."""
+    headers: dict[str, str] = {}
+    for text in texts:
+        name, _, value = text.partition(":")
+        name = name.strip()
+        if name.lower() in {known.lower() for known in headers}:
+            raise InvalidInputError(f"--expect-header {name} is given twice")
+        headers[name] = value.strip()
+    return headers
 
 
 def _make_room_for(checks: int) -> None:

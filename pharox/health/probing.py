@@ -3,7 +3,8 @@
 Every check has connections of its own, shared by its attempts and redirects and
 closed at its end. An attempt has one deadline around all that it does: name,
 connection, handshakes, TLS, answer, redirects and body. The body is read as it
-comes and never decoded, so a compressed one cannot grow.
+comes and never decoded, so a compressed one cannot grow; but where a text is
+expected in it, it is unpacked up to the same bound.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from ..models import (
     ProxyProtocol,
     ProxyStatus,
 )
+from .answers import TextSearch, check_headers
 from .failures import CheckFailedError, Failure, failure_of
 
 MAX_REDIRECTS = 20
@@ -68,7 +70,8 @@ class HTTPHealthCheckStrategy(HealthCheckStrategy):
     """Fetches ``target_url`` through the proxy, whichever of the four protocols it speaks.
 
     Names are resolved by the proxy. It is healthy if the answer has an expected
-    status and arrives complete, or up to ``max_body_bytes``.
+    status and arrives complete, or up to ``max_body_bytes``, and has the text and
+    the headers that are expected.
 
     Parameters
     ----------
@@ -272,6 +275,8 @@ def _headers(url: httpx.URL, options: HealthCheckOptions) -> httpx.Headers:
     if url.userinfo:
         login = b64encode(f"{url.username}:{url.password}".encode()).decode()
         headers["Authorization"] = f"Basic {login}"
+    if options.expected_text is not None:
+        headers["Accept-Encoding"] = "identity"
     headers.update(options.headers)
     return headers
 
@@ -286,7 +291,7 @@ def _next_of(answer: _Answer, options: HealthCheckOptions) -> str | None:
 async def _judge(answer: _Answer, options: HealthCheckOptions) -> None:
     code = answer.status_code
     if code in options.expected_status_codes:
-        await _read(answer, options.max_body_bytes)
+        await _judge_content(answer, options)
     elif code == httpx.codes.PROXY_AUTHENTICATION_REQUIRED:
         raise CheckFailedError(CheckFailure.PROXY_AUTHENTICATION, "the answer is 407")
     else:
@@ -296,12 +301,26 @@ async def _judge(answer: _Answer, options: HealthCheckOptions) -> None:
         )
 
 
-async def _read(answer: _Answer, max_bytes: int) -> None:
+async def _judge_content(answer: _Answer, options: HealthCheckOptions) -> None:
+    """See to it that the answer is the target's, and complete."""
+    check_headers(answer.headers, options.expected_headers)
+    if options.expected_text is None:
+        await _read(answer, options.max_body_bytes)
+        return
+    search = TextSearch(options.expected_text, answer.headers, options.max_body_bytes)
+    await _read(answer, options.max_body_bytes, search.feed)
+    search.check()
+
+
+async def _read(
+    answer: _Answer, max_bytes: int, look_at: Callable[[bytes], None] = lambda _: None
+) -> None:
     """Wait for the body's end, or for so much of it, in so many pieces."""
     if max_bytes == 0:
         return
     pieces = size = 0
     async for piece in answer.body:
+        look_at(piece)
         pieces, size = pieces + 1, size + len(piece)
         if size >= max_bytes or pieces >= MAX_PIECES:
             break

@@ -37,7 +37,7 @@ from ..storage.postgres import PostgresStorage
 from ..storage.postgres.driver import Session
 from ..storage.postgres.sql import by_schema, now, parameter, word
 from .labels import OTHER, BoundedLabel
-from .metrics import DEFAULT_LEASE_BUCKETS
+from .metrics import CHECKED, DEFAULT_LATENCY_BUCKETS, DEFAULT_LEASE_BUCKETS
 
 Count = tuple[str, tuple[str, ...]]
 """A metric's name and the values of its labels."""
@@ -51,11 +51,22 @@ LABELS = {
     "events": ("type",),
     "leases_acquired": ("pool", "consumer", "selector"),
     "acquire_misses": ("pool", "consumer", "selector", "reason"),
-    "lease_duration_seconds_bucket": ("pool", "ended", "le"),
-    "lease_duration_seconds_sum": ("pool", "ended"),
-    "health_checks": ("pool", "protocol", "status"),
+    "health_checks": (*CHECKED, "status", "failure"),
 }
-"""What is counted, and the labels of it. Each bucket counts only what is in no smaller one."""
+"""What is counted, and the labels of it."""
+
+HISTOGRAMS: Mapping[str, tuple[tuple[str, ...], Sequence[float]]] = {
+    "lease_duration_seconds": (("pool", "ended"), DEFAULT_LEASE_BUCKETS),
+    "health_check_duration_seconds": (CHECKED, DEFAULT_LATENCY_BUCKETS),
+}
+"""What is counted by how long it took: its labels, and its buckets. Each of these counts only
+what is in no smaller one."""
+
+_ALL_LABELS = LABELS | {
+    f"{name}_{part}": labels if part == "sum" else (*labels, "le")
+    for name, (labels, _) in HISTOGRAMS.items()
+    for part in ("bucket", "sum")
+}
 
 
 class FleetCounter:
@@ -68,8 +79,8 @@ class FleetCounter:
     name:
         The subscription's. Of several servers with one name one counts, and the
         others show the same.
-    max_consumers, max_pools:
-        How many consumers and pools are told apart.
+    max_consumers, max_pools, max_sources:
+        How many consumers, pools and sources of proxies are told apart.
     """
 
     def __init__(
@@ -79,12 +90,13 @@ class FleetCounter:
         name: str = NAME,
         max_consumers: int = 100,
         max_pools: int = 1000,
+        max_sources: int = 100,
     ) -> None:
         self._storage = storage
         self._name = name
-        self._limits = max_pools, max_consumers
+        self._limits = {"pool": max_pools, "consumer": max_consumers, "source": max_sources}
         self._epoch: int | None = None
-        self._pool, self._consumer = BoundedLabel(max_pools), BoundedLabel(max_consumers)
+        self._tell_apart(())
         self._pools: dict[UUID, str] = {}
 
     def subscription(self) -> Subscription:
@@ -123,12 +135,17 @@ class FleetCounter:
 
     def _take_over(self, session: Session, epoch: int) -> None:
         """Tell apart the names that were told apart before, by whoever counted then."""
-        known = [dict(zip(LABELS[n], labels, strict=True)) for n, labels in self._counts(session)]
-        max_pools, max_consumers = self._limits
-        self._pool = BoundedLabel(max_pools, _distinct("pool", known))
-        self._consumer = BoundedLabel(max_consumers, _distinct("consumer", known))
+        self._tell_apart(
+            [dict(zip(_ALL_LABELS[n], labels, strict=True)) for n, labels in self._counts(session)]
+        )
         self._pools = {pool.id: pool.name for pool in self._storage.list_pools()}
         self._epoch = epoch
+
+    def _tell_apart(self, known: Sequence[Mapping[str, str]]) -> None:
+        self._pool, self._consumer, self._source = (
+            BoundedLabel(self._limits[label], _distinct(label, known))
+            for label in ("pool", "consumer", "source")
+        )
 
     def _count(self, deliveries: list[Delivery]) -> None:
         session = Session(deliveries[0].connection)
@@ -161,19 +178,23 @@ class FleetCounter:
             case LeaseExpired():
                 self._add_lease(event, "expired", added)
             case HealthChecked():
-                pool = self._pool(self._pools.get(event.pool_id))
-                labels = (pool, event.protocol.value, event.status.value)
-                added["health_checks", labels] += 1
+                self._add_check(event, added)
 
     def _add_lease(
         self, event: LeaseReleased | LeaseExpired, ended: str, added: dict[Count, float]
     ) -> None:
-        pool = self._pool(event.pool_name)
-        seconds = max(0.0, (event.recorded_at - event.acquired_at).total_seconds())
-        bounds = (f"{bound:.1f}" for bound in DEFAULT_LEASE_BUCKETS if seconds <= bound)
-        within = next(bounds, "+Inf")
-        added["lease_duration_seconds_bucket", (pool, ended, within)] += 1
-        added["lease_duration_seconds_sum", (pool, ended)] += seconds
+        seconds = (event.recorded_at - event.acquired_at).total_seconds()
+        labels = (self._pool(event.pool_name), ended)
+        _add_duration("lease_duration_seconds", labels, seconds, added)
+
+    def _add_check(self, event: HealthChecked, added: dict[Count, float]) -> None:
+        pool = self._pool(self._pools.get(event.pool_id))
+        checked = (pool, event.protocol.value, self._source.or_none(event.source))
+        failure = event.failure.value if event.failure else ""
+        added["health_checks", (*checked, event.status.value, failure)] += 1
+        if event.latency_ms is not None:
+            seconds = event.latency_ms / 1000
+            _add_duration("health_check_duration_seconds", checked, seconds, added)
 
     def _asked(self, event: LeaseAcquired | AcquireMissed) -> tuple[str, str, str]:
         selector = event.selector.value if event.selector else OTHER
@@ -182,9 +203,23 @@ class FleetCounter:
         return pool, self._consumer(event.consumer), selector
 
 
+def _add_duration(
+    name: str, labels: tuple[str, ...], seconds: float, added: dict[Count, float]
+) -> None:
+    _, buckets = HISTOGRAMS[name]
+    within = next((bound_label(bound) for bound in buckets if seconds <= bound), "+Inf")
+    added[f"{name}_bucket", (*labels, within)] += 1
+    added[f"{name}_sum", labels] += max(0.0, seconds)
+
+
+def bound_label(bound: float) -> str:
+    """Return the label ``le`` of a bucket."""
+    return str(float(bound))
+
+
 def _distinct(label: str, known: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
     names = (labels[label] for labels in known if label in labels)
-    return tuple(dict.fromkeys(name for name in names if name != OTHER))
+    return tuple(dict.fromkeys(name for name in names if name not in (OTHER, "")))
 
 
 _f = fleet_counts

@@ -27,8 +27,16 @@ from ..ledger.subscriptions import Running, subscriptions
 from ..ledger.subscriptions.fleet import UNNAMED
 from ..scraping import Certificates, MetricsServer
 from ..storage.postgres import PostgresStorage
-from .counting import LABELS, NAME, Count, FleetCounter, held_statement
-from .metrics import DEFAULT_LEASE_BUCKETS, POOL_GAUGES, pool_figures
+from .counting import (
+    HISTOGRAMS,
+    LABELS,
+    NAME,
+    Count,
+    FleetCounter,
+    bound_label,
+    held_statement,
+)
+from .metrics import POOL_GAUGES, pool_figures
 
 NAMESPACE = "pharox_fleet"
 
@@ -37,6 +45,10 @@ COUNTERS = {
     "leases_acquired": "Leases granted.",
     "acquire_misses": "Attempts that found nothing.",
     "health_checks": "Health checks that were recorded.",
+}
+DURATIONS = {
+    "lease_duration_seconds": "How long leases were held.",
+    "health_check_duration_seconds": "How long health checks took.",
 }
 GAUGES = {
     "oldest_lease_age_seconds": "How long the oldest active lease has been held.",
@@ -135,26 +147,26 @@ def _counters(counts: dict[Count, float]) -> Iterator[Metric]:
         name: CounterMetricFamily(f"{NAMESPACE}_{name}", text, labels=LABELS[name])
         for name, text in COUNTERS.items()
     }
-    buckets: dict[tuple[str, ...], dict[str, float]] = defaultdict(
-        lambda: {**{f"{bound:.1f}": 0.0 for bound in DEFAULT_LEASE_BUCKETS}, "+Inf": 0.0}
-    )
-    sums: dict[tuple[str, ...], float] = {}
     for (name, labels), value in counts.items():
         if name in families:
             families[name].add_metric(labels, value)
-        elif name == "lease_duration_seconds_bucket":
-            buckets[labels[:-1]][labels[-1]] = value
-        else:
-            sums[labels] = value
     yield from families.values()
-    durations = HistogramMetricFamily(
-        f"{NAMESPACE}_lease_duration_seconds",
-        "How long leases were held.",
-        labels=LABELS["lease_duration_seconds_sum"],
-    )
-    for labels, found in buckets.items():
-        durations.add_metric(labels, _cumulated(found), sums.get(labels, 0.0))
-    yield durations
+    for name, text in DURATIONS.items():
+        yield _histogram(name, text, counts)
+
+
+def _histogram(name: str, text: str, counts: dict[Count, float]) -> Metric:
+    labels, bounds = HISTOGRAMS[name]
+    family = HistogramMetricFamily(f"{NAMESPACE}_{name}", text, labels=labels)
+    empty = dict.fromkeys((*map(bound_label, bounds), "+Inf"), 0.0)
+    buckets: defaultdict[tuple[str, ...], dict[str, float]] = defaultdict(empty.copy)
+    for (counted, values), value in counts.items():
+        if counted == f"{name}_bucket":
+            buckets[values[:-1]][values[-1]] = value
+    for values, found in buckets.items():
+        total = counts.get((f"{name}_sum", values), 0.0)
+        family.add_metric(values, _cumulated(found), total)
+    return family
 
 
 def _cumulated(buckets: dict[str, float]) -> list[tuple[str, float]]:
@@ -176,7 +188,7 @@ class FleetServer(AbstractContextManager["FleetServer"]):
         Where to listen; a free one if 0.
     address:
         On which address; only on this machine by default.
-    name, max_consumers, max_pools:
+    name, max_consumers, max_pools, max_sources:
         As for :class:`FleetCounter`.
     certfile, keyfile:
         For HTTPS.
@@ -196,10 +208,17 @@ class FleetServer(AbstractContextManager["FleetServer"]):
         name: str = NAME,
         max_consumers: int = 100,
         max_pools: int = 1000,
+        max_sources: int = 100,
         certfile: str | None = None,
         keyfile: str | None = None,
     ) -> None:
-        counter = FleetCounter(storage, name=name, max_consumers=max_consumers, max_pools=max_pools)
+        counter = FleetCounter(
+            storage,
+            name=name,
+            max_consumers=max_consumers,
+            max_pools=max_pools,
+            max_sources=max_sources,
+        )
         registry = CollectorRegistry()
         self._counting: Running | None = None
         registry.register(FleetCollector(storage, counter, lambda: self.is_counting))

@@ -39,6 +39,10 @@ class BoundedLabel:
         self._shared = shared
         self._lock = threading.Lock()
 
+    def or_none(self, name: str | None) -> str:
+        """Return the label's value for a name that may be missing: then it is empty."""
+        return self(name) if name else ""
+
     def __call__(self, name: str | None) -> str:
         """Return the label's value for a name."""
         if name is None:

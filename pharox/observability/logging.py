@@ -27,6 +27,10 @@ from ..models import (
     PoolStatsSnapshot,
     ReleaseEventPayload,
 )
+from .registering import register_once
+
+_LAZY = type(structlog.get_logger())
+"""What structlog hands out: a new one for each call, and what it says of itself tells which."""
 
 _SAMPLES = 1_000_000
 
@@ -65,6 +69,9 @@ class StructuredLogger:
     ) -> None:
         if not 0 <= sample_rate <= 1:
             raise ValueError("sample_rate must be between 0 and 1.")
+        self._given = logger  # kept, so that its id is nobody else's
+        written_to = repr(logger) if isinstance(logger, _LAZY) else id(logger)
+        self._identity = type(self), written_to, sample_rate, include_pool_stats, random_fn
         is_standard = isinstance(logger, logging.Logger | logging.LoggerAdapter)
         self._logger = _Records(logger) if is_standard else logger
         self._unless_configured = _Records(logging.getLogger("pharox"))
@@ -73,12 +80,20 @@ class StructuredLogger:
         self._random_fn = random_fn
 
     def register(self, manager: Leasing[Any]) -> StructuredLogger:
-        """Have a manager of either kind tell this logger, and return it."""
-        manager.register_acquire_callback(self.handle_acquire)
-        manager.register_release_callback(self.handle_release)
-        manager.register_expire_callback(self.handle_expire)
-        manager.register_health_callback(self.handle_health)
-        manager.register_failure_callback(self.handle_failure)
+        """Have a manager of either kind tell this logger, and return it.
+
+        A manager that tells one with the same logger and options already is not asked
+        to do so again: each line would be written twice.
+        """
+        register_once(
+            manager,
+            self._identity,
+            acquire=self.handle_acquire,
+            release=self.handle_release,
+            expire=self.handle_expire,
+            health=self.handle_health,
+            failure=self.handle_failure,
+        )
         return self
 
     def handle_acquire(self, payload: AcquireEventPayload) -> None:
@@ -100,7 +115,7 @@ class StructuredLogger:
             proxy_id=lease and str(lease.proxy_id),
             started_at=payload.started_at.isoformat(),
             completed_at=payload.completed_at.isoformat(),
-            filters=None if filters is None else filters.recorded(),
+            filters=filters and filters.model_dump(mode="json", exclude_none=True),
             stats=payload.pool_stats,
         )
 
@@ -121,6 +136,7 @@ class StructuredLogger:
             "pharox.health",
             pool=payload.pool_name,
             proxy_id=str(result.proxy_id),
+            source=payload.source,
             protocol=result.protocol.value,
             status=result.status.value,
             status_before=payload.status_before.value,

@@ -35,6 +35,7 @@ from ..models import (
     ReleaseEventPayload,
 )
 from .labels import OTHER, BoundedLabel
+from .registering import register_once
 
 M = TypeVar("M")
 
@@ -58,6 +59,9 @@ DEFAULT_LEASE_BUCKETS: Sequence[float] = (0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 
 
 DEFAULT_QUANTILES: Sequence[float] = (0.5, 0.95, 0.99)
 """Kept for 0.11.0. The client library computes no quantiles; ``histogram_quantile`` does."""
+
+CHECKED = ("pool", "protocol", "source")
+"""Labels of a check: of a proxy without a source it is empty, as ``failure`` is of a good one."""
 
 POOL_GAUGES = {
     "total_proxies": "Proxies of the pool.",
@@ -88,8 +92,8 @@ class PrometheusMetricsRecorder:
         meant to. They have a count and a sum, and nothing that the histograms lack.
     quantiles:
         Not used; see :data:`DEFAULT_QUANTILES`.
-    max_consumers, max_pools:
-        How many consumers and pools are told apart.
+    max_consumers, max_pools, max_sources:
+        How many consumers, pools and sources of proxies are told apart.
 
     Raises
     ------
@@ -108,6 +112,7 @@ class PrometheusMetricsRecorder:
         quantiles: Sequence[float] | None = None,
         max_consumers: int = 100,
         max_pools: int = 1000,
+        max_sources: int = 100,
     ) -> None:
         shape = _Shape(
             namespace,
@@ -116,16 +121,25 @@ class PrometheusMetricsRecorder:
             enable_summaries,
             max_consumers,
             max_pools,
+            max_sources,
         )
         self._metrics = _metrics_of(registry or REGISTRY, shape)
 
     def register(self, manager: Leasing[Any]) -> PrometheusMetricsRecorder:
-        """Have a manager of either kind tell this recorder, and return it."""
-        manager.register_acquire_callback(self.handle_acquire)
-        manager.register_release_callback(self.handle_release)
-        manager.register_expire_callback(self.handle_expire)
-        manager.register_health_callback(self.handle_health)
-        manager.register_failure_callback(self.handle_failure)
+        """Have a manager of either kind tell this recorder, and return it.
+
+        A manager that tells a recorder of these metrics already is not asked to do so
+        again: everything would count twice.
+        """
+        register_once(
+            manager,
+            (type(self), self._metrics),
+            acquire=self.handle_acquire,
+            release=self.handle_release,
+            expire=self.handle_expire,
+            health=self.handle_health,
+            failure=self.handle_failure,
+        )
         return self
 
     def handle_acquire(self, payload: AcquireEventPayload) -> None:
@@ -161,9 +175,10 @@ class PrometheusMetricsRecorder:
     def handle_health(self, payload: HealthEventPayload) -> None:
         """Count a health check by what it found, and how long it took."""
         pool, result = self._metrics.pool(payload.pool_name), payload.result
-        protocol = result.protocol.value
-        self._metrics.health_total[pool, protocol, result.status.value].inc()
-        self._metrics.health_seconds[pool, protocol].observe(result.latency_ms / 1000)
+        checked = pool, result.protocol.value, self._metrics.source.or_none(payload.source)
+        failure = result.failure.value if result.failure else ""
+        self._metrics.health_total[*checked, result.status.value, failure].inc()
+        self._metrics.health_seconds[checked].observe(result.latency_ms / 1000)
         self._set_gauges(payload.pool_stats)
 
     def handle_failure(self, payload: CallbackFailurePayload) -> None:
@@ -215,6 +230,7 @@ class _Shape(NamedTuple):
     summaries: bool
     max_consumers: int
     max_pools: int
+    max_sources: int
 
 
 class _Series(dict[tuple[str, ...], M]):
@@ -242,6 +258,7 @@ class _Metrics:
         self.consumer = BoundedLabel(
             shape.max_consumers, shared=_shared(shape.namespace, "consumers")
         )
+        self.source = BoundedLabel(shape.max_sources, shared=_shared(shape.namespace, "sources"))
         own: dict[str, Any] = {"namespace": shape.namespace, "registry": registry}
         asked = ("pool", "consumer", "selector")
         self.acquire_total = _Series(
@@ -277,13 +294,17 @@ class _Metrics:
             **own,
         )
         self.health_total = _Series(
-            Counter, "health_checks_total", "Health checks.", ("pool", "protocol", "status"), **own
+            Counter,
+            "health_checks_total",
+            "Health checks.",
+            (*CHECKED, "status", "failure"),
+            **own,
         )
         self.health_seconds = _Series(
             Histogram,
             "health_check_duration_seconds",
             "How long health checks took.",
-            ("pool", "protocol"),
+            CHECKED,
             buckets=shape.acquire_buckets,
             **own,
         )

@@ -22,6 +22,7 @@ from ..models import (
     Lease,
     ReleaseEventPayload,
 )
+from .registering import register_once
 
 try:
     from opentelemetry import trace
@@ -44,6 +45,7 @@ class TracingRecorder:
     """
 
     def __init__(self, tracer_name: str = "pharox", tracer: Any = None) -> None:
+        self._identity = type(self), tracer_name if tracer is None else id(tracer)
         self._tracer = tracer
         if tracer is None and trace is not None:
             self._tracer = trace.get_tracer(tracer_name)
@@ -51,12 +53,20 @@ class TracingRecorder:
         self._lock = Lock()
 
     def register(self, manager: Leasing[Any]) -> TracingRecorder:
-        """Have a manager of either kind tell this recorder, and return it."""
+        """Have a manager of either kind tell this recorder, and return it.
+
+        A manager that tells one with the same tracer already is not asked to do so
+        again: there would be two spans of everything.
+        """
         if self._tracer is not None:
-            manager.register_acquire_callback(self.handle_acquire)
-            manager.register_release_callback(self.handle_release)
-            manager.register_expire_callback(self.handle_expire)
-            manager.register_health_callback(self.handle_health)
+            register_once(
+                manager,
+                self._identity,
+                acquire=self.handle_acquire,
+                release=self.handle_release,
+                expire=self.handle_expire,
+                health=self.handle_health,
+            )
         return self
 
     def handle_acquire(self, payload: AcquireEventPayload) -> None:
@@ -116,6 +126,7 @@ class TracingRecorder:
             ended,
             pool=payload.pool_name,
             proxy_id=str(result.proxy_id),
+            source=payload.source,
             protocol=result.protocol.value,
             status=result.status.value,
             status_after=payload.status_after.value,

@@ -134,6 +134,7 @@ def _record_one(storage: Any, result: HealthCheckResult) -> Calls[HealthOutcome]
         status_after=proxy.status,
         pool_name=pool.name,
         leases=proxy.current_leases,
+        source=proxy.source,
     )
 
 

@@ -904,6 +904,7 @@ class InMemoryStorage(IStorage):
             failure=result.failure,
             streak=judgement.streak,
             lease_ids=tuple(lease.id for lease in held),
+            source=self._proxy(result.proxy_id).source,
         )
         self._checks.setdefault(result.proxy_id, []).append(event)
         return HealthOutcome(
@@ -914,6 +915,7 @@ class InMemoryStorage(IStorage):
             pool_name=self._states["pools"][(pool_id,)].name,
             leases=before.leases,
             lease_ids=event.lease_ids,
+            source=event.source,
         )
 
     def _unavailable(self, pool: PoolIndex, proxy_id: UUID) -> ProxyUnavailableError:

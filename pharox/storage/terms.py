@@ -102,7 +102,8 @@ class HealthOutcome:
 
     ``known`` is False if there is no such proxy; then nothing was recorded.
     ``result`` is dated by the storage's clock if it came from the future.
-    ``lease_ids`` are the leases held on a proxy that it made unleasable.
+    ``lease_ids`` are the leases held on a proxy that it made unleasable, ``source`` is
+    who provided it.
     """
 
     result: HealthCheckResult
@@ -113,6 +114,7 @@ class HealthOutcome:
     pool_name: str | None = None
     leases: int = 0
     lease_ids: tuple[UUID, ...] = ()
+    source: str | None = None
 
 
 def checked_model(model: M) -> M:

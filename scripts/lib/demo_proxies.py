@@ -111,21 +111,52 @@ def _port_of(kind: Kind, process: subprocess.Popen[str]) -> int:
 def running_site(proxies: Sequence[RealProxy]) -> Iterator[str]:
     """Serve a page that names the port of the proxy it was fetched through; yields its URL."""
 
-    class Page(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+    class Page(_Page):
+        def body(self) -> str:
             caller = next((p.port for p in proxies if p.owns(self.client_address[1])), "none")
-            body = f"Hello through port {caller}.\n".encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            return f"Hello through port {caller}.\n"
 
-        def log_message(self, *_: object) -> None:
-            """Say nothing: the demo tells what was fetched."""
+    with _serving(Page) as port:
+        yield f"http://{HOST}:{port}/"
 
-    with ThreadingHTTPServer((HOST, 0), Page) as server:
+
+@contextmanager
+def running_captive_proxy() -> Iterator[int]:
+    """Run a proxy that answers every request with a page of its own; yields its port."""
+
+    class LogIn(_Page):
+        served_by = "a hotel"
+
+        def body(self) -> str:
+            return "Please log in.\n"
+
+    with _serving(LogIn) as port:
+        yield port
+
+
+class _Page(BaseHTTPRequestHandler):
+    served_by = "the demo"
+
+    def body(self) -> str:
+        raise NotImplementedError
+
+    def do_GET(self) -> None:
+        body = self.body().encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Served-By", self.served_by)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing: the demo tells what was fetched."""
+
+
+@contextmanager
+def _serving(page: type[_Page]) -> Iterator[int]:
+    with ThreadingHTTPServer((HOST, 0), page) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://{HOST}:{server.server_address[1]}/"
+        yield server.server_address[1]
         server.shutdown()
 
 

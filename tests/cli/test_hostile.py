@@ -20,6 +20,12 @@ from tests.hostile.values import AWKWARD
 from .conftest import Pharox
 
 
+@pytest.fixture(autouse=True)
+def page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page to check proxies with, so that a sweep is refused for what is tried here."""
+    monkeypatch.setenv("PHAROX_CHECK_URL", "http://target.example/")
+
+
 @pytest.fixture
 def text(storage: PostgresStorage) -> str:
     """A text that is the name of everything in the ledger, and the reason of all that happened."""

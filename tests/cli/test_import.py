@@ -31,7 +31,7 @@ from tests.conftest import run_sql, threads
 from .conftest import Outcome, Pharox
 
 SECRET = "s3cret"
-SHARED = Path(__file__).parents[3] / "shared" / "data" / "proxies.json"
+PUBLISHED = Path(__file__).parents[1] / "data" / "public_list" / "proxies.json"
 COUNTRIES = ("ID", "RU", "CN", "US", None)
 
 
@@ -64,16 +64,14 @@ def entry(number: int, **facts: object) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(params=["made here", "beside the checkout"])
+@pytest.fixture(params=["made here", "published"])
 def public_list(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A list of 492 proxies: one of our own, and the real one where there is one."""
+    """A list of 492 proxies: one of our own, and one that somebody publishes."""
     if request.param == "made here":
         path = tmp_path / "proxies.json"
         path.write_text(json.dumps([entry(number) for number in range(492)]))
         return path
-    if not SHARED.is_file():
-        pytest.skip("there is no ../shared/data/proxies.json beside this checkout")
-    return SHARED
+    return PUBLISHED
 
 
 def listed(storage: PostgresStorage, pool: str) -> list[Proxy]:

@@ -196,6 +196,26 @@ class TestWhatIsFound:
         assert "0 dropped out; 1 came back" in pharox("sweep", *target).out
         assert statuses(storage, proxies) == ["active", "active"]
 
+    def test_a_page_of_the_proxys_own_is_told_apart(
+        self, pharox: Pharox, storage: PostgresStorage, keep: Keep, zoo: Zoo
+    ) -> None:
+        """By the text and the headers that only the target has; the log has the reason."""
+        own, honest = keep(GOOD, ("pproxy-http", "http"))
+        page = ("--target", zoo.target("/marked"), "--json")
+        (found,) = pharox("sweep", *page).objects
+        assert found["statuses"] == {"active": 2}
+        for options in (
+            ("--expect-text", "served by the target"),
+            ("--expect-header", "x-served-by"),
+            ("--expect-header", "X-Served-By: the target", "--expect-header", "content-type"),
+        ):
+            (found,) = pharox("sweep", *page, *options).objects
+            assert found["failures"] == {"unexpected_content": 1}
+            assert statuses(storage, [own, honest]) == [ProxyStatus.INACTIVE, ProxyStatus.ACTIVE]
+        told = [event for event in storage.events() if isinstance(event, HealthChecked)]
+        assert {event.proxy_id for event in told if event.failure} == {own.id}
+        assert {event.failure for event in told} == {None, CheckFailure.UNEXPECTED_CONTENT}
+
     def test_json_has_it_all(self, pharox: Pharox, keep: Keep, target: Target) -> None:
         """One object a sweep; who has no country counts under null."""
         keep(GOOD, CLOSING)
@@ -256,19 +276,19 @@ class TestWhatIsChecked:
 
     @pytest.mark.parametrize("pool", [[], ["pool"]])
     def test_nothing_due_is_no_failure(
-        self, pharox: Pharox, storage: PostgresStorage, pool: list[str]
+        self, pharox: Pharox, storage: PostgresStorage, target: Target, pool: list[str]
     ) -> None:
         """It is said; with --json the sums are zero."""
         fill(storage, 0)
-        outcome = pharox("sweep", *pool)
+        outcome = pharox("sweep", *pool, *target)
         assert outcome == (0, "", "pharox: no proxy is due to be checked\n")
-        (found,) = pharox("sweep", *pool, "--json").objects
+        (found,) = pharox("sweep", *pool, *target, "--json").objects
         assert (found["checked"], found["by"]["country"]) == (0, [])
 
-    def test_an_unknown_pool_fails(self, pharox: Pharox) -> None:
+    def test_an_unknown_pool_fails(self, pharox: Pharox, target: Target) -> None:
         """In one sentence, also if it were to be swept again and again."""
         for options in ([], ["--every", "1s"]):
-            outcome = pharox("sweep", "nope", *options)
+            outcome = pharox("sweep", "nope", *target, *options)
             assert (outcome.status, outcome.out, outcome.err.count("\n")) == (1, "", 1)
             assert "'nope'" in outcome.err
 
@@ -325,10 +345,12 @@ class TestOptions:
         (found,) = pharox("sweep", *page, "--ca", tmp_path / "ca.pem").objects
         assert found["statuses"] == {"active": 1}
 
-    def test_a_file_without_certificates_is_refused(self, pharox: Pharox, tmp_path: Path) -> None:
+    def test_a_file_without_certificates_is_refused(
+        self, pharox: Pharox, target: Target, tmp_path: Path
+    ) -> None:
         """It is said which."""
         (tmp_path / "ca.pem").write_text("no certificate")
-        outcome = pharox("sweep", "--ca", tmp_path / "ca.pem")
+        outcome = pharox("sweep", *target, "--ca", tmp_path / "ca.pem")
         assert (outcome.status, outcome.out) == (2, "")
         assert "ca.pem has no certificates that can be read\n" in outcome.err
 
@@ -349,6 +371,11 @@ class TestOptions:
             ["--target", "ftp://127.0.0.1/"],
             ["--target", "x"],
             ["--expect", "99"],
+            ["--expect-text", " "],
+            ["--expect-header", ""],
+            ["--expect-header", ": value"],
+            ["--expect-header", "a name: value"],
+            ["--expect-header", "X: a", "--expect-header", "x: b"],
             ["--slow", "-1"],
             ["--failures", "0"],
             ["--successes", "1001"],
@@ -360,10 +387,36 @@ class TestOptions:
             ["pool", "other"],
         ],
     )
-    def test_what_makes_no_sense_is_refused(self, pharox: Pharox, options: list[str]) -> None:
+    def test_what_makes_no_sense_is_refused(
+        self, pharox: Pharox, options: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """In one line, with exit status 2."""
+        monkeypatch.setenv("PHAROX_CHECK_URL", "http://target.example/")
         outcome = pharox("sweep", *options)
         assert (outcome.status, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+
+    @pytest.mark.parametrize("url", [None, "", "target.example", "ftp://target.example/"])
+    def test_without_a_target_nothing_is_asked(
+        self, pharox: Pharox, monkeypatch: pytest.MonkeyPatch, url: str | None
+    ) -> None:
+        """No public site is told of the proxies: the error names both ways to give a page."""
+        if url is not None:
+            monkeypatch.setenv("PHAROX_CHECK_URL", url)
+        outcome = pharox("sweep")
+        assert (outcome.status, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+        assert "PHAROX_CHECK_URL" in outcome.err
+        assert ("--target" in outcome.err) is (not url)
+
+    def test_the_target_may_be_set_for_all_sweeps(
+        self, pharox: Pharox, keep: Keep, zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As PHAROX_CHECK_URL; --target comes before it."""
+        keep(("pproxy-http", "http"))
+        monkeypatch.setenv("PHAROX_CHECK_URL", zoo.target("/status/418"))
+        (found,) = pharox("sweep", "--json").objects
+        assert found["failures"] == {"unexpected_status": 1}
+        (found,) = pharox("sweep", "--target", zoo.target("/ok"), "--json").objects
+        assert found["statuses"]["active"] == 1
 
     def test_the_defaults_are_those_of_the_library(self) -> None:
         """What the help says is what a program gets."""

@@ -64,6 +64,23 @@ def checks(storage: AnyStorage) -> list[HealthChecked]:
     return [event for event in storage.events() if isinstance(event, HealthChecked)]
 
 
+# Where it is from
+
+
+def test_a_check_tells_who_provided_the_proxy(any_storage: AnyStorage) -> None:
+    """As it was then: in the event, in the outcome and in what callbacks are told."""
+    _, (proxy,) = fill(any_storage, source="a list")
+    told: list[HealthEventPayload] = []
+    manager = ProxyManager(any_storage)
+    manager.register_health_callback(told.append)
+    for source in ("a list", None):
+        any_storage.save_proxy(proxy.model_copy(update={"source": source}))
+        (outcome,) = manager.record_health_checks([checked(proxy, checked_at=next(moments))])
+        assert outcome.source == source
+    assert [payload.source for payload in told] == ["a list", None]
+    assert [event.source for event in checks(any_storage)] == ["a list", None]
+
+
 # Flapping
 
 

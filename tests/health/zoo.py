@@ -15,6 +15,7 @@ import ssl
 import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -227,6 +228,14 @@ class Page:
     body: bytes = b"ok"
     pause_s: float = 0.0
     goes_on: str = ""
+    pieces: int = 0
+
+    def packed(self) -> bytes:
+        """Return the body, in chunks of so many bytes if it is to be in pieces."""
+        if not self.pieces:
+            return self.body
+        cut = [self.body[n : n + self.pieces] for n in range(0, len(self.body), self.pieces)]
+        return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in [*cut, b""])
 
 
 def _page(path: str, headers: dict[str, str], port: int) -> Page:
@@ -243,6 +252,7 @@ def _page(path: str, headers: dict[str, str], port: int) -> Page:
         "/known": Page(200 if "authorization" in headers else 401),
         "/anonymous": Page(403 if headers.keys() & {"authorization", "cookie"} else 200),
         "/agent": Page(200 if headers["user-agent"].startswith("pharox/") else 299),
+        **_MARKED,
         "/gzip-bomb": Page(headers=["Content-Encoding: gzip"], body=_BOMB),
         "/close-midway": Page(headers=["Connection: close", "Content-Length: 100"]),
         "/endless": Page(headers=endless, goes_on=FLOOD),
@@ -252,6 +262,43 @@ def _page(path: str, headers: dict[str, str], port: int) -> Page:
 
 
 _BOMB = gzip.compress(bytes(30_000_000))
+_MARK = "served by the target of Zürich"
+_CHARSETS = ("utf-8", "iso-8859-1", "utf-16", "shift_jis", "no-such-charset", "zip", "mbcs")
+
+
+def _marked(*headers: str, body: bytes | None = None, pieces: int = 0) -> Page:
+    return Page(
+        headers=["X-Served-By: the target", "Vary: a", "Vary: b", *headers],
+        body=_MARK.encode() if body is None else body,
+        pieces=pieces,
+    )
+
+
+_MARKED = {
+    "/marked": _marked("Content-Type: text/plain; charset=utf-8"),
+    "/marked/plain": _marked(),
+    "/marked/late": _marked(body=b"x" * 65_000 + _MARK.encode()),
+    "/marked/in-pieces": _marked("Transfer-Encoding: chunked", pieces=3),
+    "/marked/gzip": _marked("Content-Encoding: GZIP", body=gzip.compress(_MARK.encode())),
+    "/marked/deflate": _marked("Content-Encoding: deflate", body=zlib.compress(_MARK.encode())),
+    "/marked/gzip-in-pieces": _marked(
+        "Content-Encoding: gzip",
+        "Transfer-Encoding: chunked",
+        body=gzip.compress(_MARK.encode()),
+        pieces=1,
+    ),
+    "/marked/no-gzip": _marked("Content-Encoding: gzip"),
+    "/marked/br": _marked("Content-Encoding: br"),
+    **{
+        f"/marked/{charset}": _marked(
+            f'Content-Type: text/html; charset="{charset}"',
+            body=_MARK.replace("ü", "ユ").encode(charset)
+            if charset == "shift_jis"
+            else _MARK.encode(charset if charset in _CHARSETS[:4] else "utf-8"),
+        )
+        for charset in _CHARSETS
+    },
+}
 
 
 async def _site(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -263,9 +310,9 @@ async def _site(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         page = _page(head.split(" ")[1], headers, writer.get_extra_info("sockname")[1])
         await asyncio.sleep(page.pause_s)
         answer = [f"HTTP/1.1 {page.status} Said so", *page.headers]
-        if not any(line.startswith("Content-Length") for line in answer):
+        if not any(line.startswith(("Content-Length", "Transfer-")) for line in answer):
             answer.append(f"Content-Length: {len(page.body)}")
-        writer.write("\r\n".join([*answer, "", ""]).encode() + page.body)
+        writer.write("\r\n".join([*answer, "", ""]).encode() + page.packed())
         await writer.drain()
         if page.goes_on:
             await _go_on(writer, page.goes_on, b"x" * 65_536)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pharox import InvalidInputError, ProxyManager, ProxyStatus
+from pharox import CheckFailure, InvalidInputError, ProxyManager, ProxyStatus
 from pharox.ledger.subscriptions import reset
 from pharox.observability.fleet import FleetServer
 from pharox.storage.postgres import PostgresStorage
@@ -106,7 +106,7 @@ def test_everything_that_happened_is_counted(storage: PostgresStorage) -> None:
     assert found["lease_duration_seconds_bucket", ("released", "1.0", "pool")] == 0
     assert found["lease_duration_seconds_bucket", ("released", "5.0", "pool")] == 1
     assert found["lease_duration_seconds_count", ("expired", "pool")] == 1
-    assert found["health_checks_total", ("pool", "http", "inactive")] == 1
+    assert found["health_checks_total", ("", "pool", "http", "", "inactive")] == 1
     assert found["pool_total_proxies", ("pool",)] == 2
     assert found["pool_active_proxies", ("pool",)] == 1
     assert found["pool_leases", ("pool",)] == 1
@@ -114,6 +114,33 @@ def test_everything_that_happened_is_counted(storage: PostgresStorage) -> None:
     assert found["overdue_leases", ("pool",)] == 1
     assert found["subscription_lag_events", ("pharox-metrics",)] == 0
     assert found["up", ()] == 1
+
+
+def test_checks_are_counted_by_provider_and_failure(storage: PostgresStorage) -> None:
+    """As the log has them, also after the proxy is gone; a server that goes on knows the first."""
+    known = [fill(storage, name=name, source=name)[1][0] for name in ("one", "two")]
+    failed = {"status": ProxyStatus.INACTIVE, "failure": CheckFailure.TIMEOUT, "latency_ms": 4000}
+    for proxy in known:  # one after the other: the first source is told apart
+        storage.record_health_checks([checked(proxy, latency_ms=20)])
+        storage.record_health_checks([checked(proxy, **failed)])
+    for proxy in known:
+        storage.delete_proxy(str(proxy.id))
+    with FleetServer(storage, port=0, max_sources=1) as server:
+        level(server, len(list(storage.events())))
+    _, (third,) = fill(storage, name="three", source="three")
+    storage.record_health_checks([checked(third, latency_ms=12_000)])
+    with FleetServer(storage, port=0, max_sources=1) as server:
+        found = level(server, len(list(storage.events())))
+    for name, source in (("one", "one"), ("two", "other")):
+        assert found["health_checks_total", ("", name, "http", source, "active")] == 1
+        assert found["health_checks_total", ("timeout", name, "http", source, "inactive")] == 1
+        took = "health_check_duration_seconds"
+        assert found[f"{took}_sum", (name, "http", source)] == 4.02
+        buckets = {"0.01": 0, "0.025": 1, "2.5": 1, "5.0": 2, "+Inf": 2}
+        for bound, count in buckets.items():
+            assert found[f"{took}_bucket", (bound, name, "http", source)] == count
+    assert found["health_check_duration_seconds_bucket", ("10.0", "three", "http", "other")] == 0
+    assert found["health_check_duration_seconds_count", ("three", "http", "other")] == 1
 
 
 def test_counts_go_on_after_a_restart(storage: PostgresStorage, database_url: str) -> None:
@@ -283,7 +310,7 @@ def test_a_server_that_takes_over_knows_what_the_other_one_knew(
             assert found["counting", ()] == 1
     granted = {key[1][0]: v for key, v in found.items() if key[0] == "leases_acquired_total"}
     assert granted == {"c1": 1, "c2": 1, "other": 1}
-    assert found["health_checks_total", ("new", "http", "active")] == 1
+    assert found["health_checks_total", ("", "new", "http", "", "active")] == 1
 
 
 def test_the_longest_names_are_counted(storage: PostgresStorage) -> None:

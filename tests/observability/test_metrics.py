@@ -15,6 +15,7 @@ from pharox import (
     AcquireEventPayload,
     AsyncInMemoryStorage,
     AsyncProxyManager,
+    CheckFailure,
     InMemoryStorage,
     InvalidInputError,
     PrometheusMetricsRecorder,
@@ -79,8 +80,8 @@ def test_everything_is_counted() -> None:
     assert found["pharox_expired_total", ("pool",)] == 1
     assert found["pharox_lease_duration_seconds_sum", ("expired", "pool")] == 7
     assert found["pharox_lease_duration_seconds_bucket", ("released", "10.0", "pool")] == 2
-    assert found["pharox_health_checks_total", ("pool", "http", "slow")] == 1
-    assert found["pharox_health_check_duration_seconds_sum", ("pool", "http")] == 1.5
+    assert found["pharox_health_checks_total", ("", "pool", "http", "", "slow")] == 1
+    assert found["pharox_health_check_duration_seconds_sum", ("pool", "http", "")] == 1.5
     assert found["pharox_callback_failures_total", ("acquire",)] == 1
     assert found["pharox_callback_failures_total", ("release",)] == 0
     gauges = ("total_proxies", "active_proxies", "available_proxies", "leased_proxies", "leases")
@@ -113,6 +114,26 @@ def test_what_threads_count_at_once_is_counted() -> None:
     found = samples(registry)
     assert {v for (name, _), v in found.items() if name == "pharox_acquire_total"} == {8}
     assert sum(v for (name, _), v in found.items() if name == "pharox_acquire_total") == 400
+
+
+def test_checks_are_counted_by_provider_and_failure() -> None:
+    """The proxy's source and why the check failed; beyond the first sources they are other."""
+    storage = InMemoryStorage()
+    known = [fill(storage, name=name, source=name)[1][0] for name in ("one", "two", "three")]
+    manager = ProxyManager(storage)
+    registry = CollectorRegistry()
+    register_prometheus_metrics(manager, registry=registry, max_sources=2)
+    failed = {"status": ProxyStatus.INACTIVE, "failure": CheckFailure.TIMEOUT, "latency_ms": 4000}
+    manager.record_health_checks([checked(proxy, latency_ms=20) for proxy in known])
+    manager.record_health_checks([checked(proxy, **failed) for proxy in known])
+    found = samples(registry)
+    for name, source in (("one", "one"), ("two", "two"), ("three", "other")):
+        assert found["pharox_health_checks_total", ("", name, "http", source, "active")] == 1
+        failures = ("timeout", name, "http", source, "inactive")
+        assert found["pharox_health_checks_total", failures] == 1
+        took = "pharox_health_check_duration_seconds"
+        assert found[f"{took}_sum", (name, "http", source)] == 4.02
+        assert found[f"{took}_bucket", ("0.025", name, "http", source)] == 1
 
 
 def test_names_beyond_the_first_are_other() -> None:

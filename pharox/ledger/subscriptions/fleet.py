@@ -216,6 +216,7 @@ def payload_of(event: Event, states: dict[str, State]) -> Payload:
                 applied=event.applied,
                 leases=event.after.leases,
                 lease_ids=event.lease_ids,
+                source=event.source,
                 pool_stats=stats,
             )
     raise TypeError(f"no callback is told of {event.type}")

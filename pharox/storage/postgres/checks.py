@@ -62,11 +62,12 @@ class Checks(Lookups):
         outcomes = [HealthOutcome(check.result, known=False) for check in seen]
         pools = {row["id"]: row["pool_id"] for row in rows}
         names = {row["pool_id"]: row["pool_name"] for row in rows}
+        sources = {row["id"]: row["source"] for row in rows}
         for pool_id, places in in_rounds(seen, pools):
             for start in range(0, len(places), health.BATCH):
                 batch = places[start : start + health.BATCH]
                 checks = {seen[place].result.proxy_id: seen[place] for place in batch}
-                recorded = yield from self._record_batch(pool_id, checks, policy)
+                recorded = yield from self._record_batch(pool_id, checks, sources, policy)
                 for place in batch:
                     result = seen[place].result
                     if (data := recorded.get(result.proxy_id)) is not None:
@@ -74,7 +75,11 @@ class Checks(Lookups):
         return outcomes
 
     def _record_batch(
-        self, pool_id: UUID, checks: Mapping[UUID, Observation], policy: HealthPolicy
+        self,
+        pool_id: UUID,
+        checks: Mapping[UUID, Observation],
+        sources: Mapping[UUID, str | None],
+        policy: HealthPolicy,
     ) -> Program[dict[UUID, dict[str, Any]]]:
         """Record one check each of some proxies of a pool; return what was appended."""
         values = {
@@ -87,7 +92,8 @@ class Checks(Lookups):
 
         def record(answers: Sequence[Rows]) -> Query:
             # Not one that came while the locks were waited for: it is not locked.
-            rows = [_check_row(checks[row["proxy_id"]]) for row in answers[0]]
+            ids = [row["proxy_id"] for row in answers[0]]
+            rows = [_check_row(checks[proxy_id], sources[proxy_id]) for proxy_id in ids]
             statement = health.record_statement(self.schema)
             return Query(statement, {**values, "rows": json.dumps(rows)})
 
@@ -123,7 +129,7 @@ class Checks(Lookups):
         return proxy
 
 
-def _check_row(check: Observation) -> dict[str, Any]:
+def _check_row(check: Observation, source: str | None) -> dict[str, Any]:
     """Return a check as ``health.record_statement`` takes it."""
     result = check.result
     data = {
@@ -135,6 +141,7 @@ def _check_row(check: Observation) -> dict[str, Any]:
         "status_code": result.status_code,
         "error": result.error_message,
         "failure": result.failure,
+        "source": source,
     }
     return {
         "proxy_id": str(result.proxy_id),
@@ -157,4 +164,5 @@ def _outcome(result: HealthCheckResult, data: Mapping[str, Any], pool_name: str)
         pool_name=pool_name,
         leases=data["before"]["leases"],
         lease_ids=tuple(UUID(lease_id) for lease_id in data["lease_ids"]),
+        source=data["source"],
     )

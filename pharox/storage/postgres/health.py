@@ -52,9 +52,9 @@ _NO_LEASES: ColumnElement[Any] = literal_column("'[]'::jsonb", JSONB)
 
 @lru_cache(maxsize=8)
 def pools_of_statement(schema: str) -> Statement:
-    """Return the query of the pools that proxies are in, by the proxies' ids."""
+    """Return the query of the pools that proxies are in and who provided them, by their ids."""
     query = (
-        select(proxies.c.id, proxies.c.pool_id, pools.c.name.label("pool_name"))
+        select(proxies.c.id, proxies.c.pool_id, pools.c.name.label("pool_name"), proxies.c.source)
         .select_from(proxies.join(pools, pools.c.id == proxies.c.pool_id))
         .where(proxies.c.id == func.any(parameter("ids", ARRAY(Uuid))))
     )

@@ -1,0 +1,114 @@
+"""Whether an answer is the target's own: the text and the headers that only the target sends.
+
+A proxy can answer every request itself, with any status. The text is looked for
+in the body as it comes: no more of it is kept than the text is long, and what is
+compressed is unpacked no further than the body may be read.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from encodings.aliases import aliases
+
+from ..models import CheckFailure
+from .failures import CheckFailedError
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+_CHARSET = re.compile(r"""charset\s*=\s*["']?([A-Za-z0-9._:-]{1,40})""", re.IGNORECASE)
+_UNPACKED = ("gzip", "x-gzip", "deflate")
+_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+_CODECS = {*aliases, *aliases.values()}
+"""Any other name would be searched for among Python's modules, and remembered."""
+
+
+def check_headers(headers: Headers, expected: Mapping[str, str | None]) -> None:
+    """Raise :class:`CheckFailedError` if a header is missing, or has other values than expected."""
+    for name, value in expected.items():
+        found = _values_of(headers, name)
+        if not found:
+            raise _unexpected(f"the answer has no header {name}")
+        if value and value not in found:
+            raise _unexpected(f"the answer's header {name} has another value")
+
+
+class TextSearch:
+    """Looks for a text in a body that comes in pieces.
+
+    Parameters
+    ----------
+    text:
+        What to look for.
+    headers:
+        The answer's: they name its character set, and how it is compressed.
+    max_bytes:
+        How far to look; a compressed body is unpacked so far.
+    """
+
+    def __init__(self, text: str, headers: Headers, max_bytes: int) -> None:
+        self._text, self._left, self._max_bytes = text, max_bytes, max_bytes
+        self._decoder = codecs.getincrementaldecoder(_codec_of(headers))("replace")
+        self._unpacker = _unpacker_of(headers)
+        self._found, self._kept = False, ""
+
+    def feed(self, piece: bytes) -> None:
+        """Look at the next piece, together with what may be the beginning of the text."""
+        if self._found or self._left == 0:
+            return
+        plain = self._unpacked(piece)[: self._left]
+        self._left -= len(plain)
+        seen = self._kept + self._decoder.decode(plain)
+        self._found = self._text in seen
+        self._kept = seen[max(0, len(seen) - len(self._text) + 1) :]
+
+    def check(self) -> None:
+        """Raise :class:`CheckFailedError` if the text was not there."""
+        if not self._found:
+            looked_at = self._max_bytes - self._left
+            raise _unexpected(f"the answer lacks the expected text in its first {looked_at} bytes")
+
+    def _unpacked(self, piece: bytes) -> bytes:
+        if self._unpacker is None:
+            return piece
+        try:
+            return self._unpacker.decompress(piece, self._left)
+        except zlib.error as error:
+            raise _unexpected("the answer's compressed body cannot be unpacked") from error
+
+
+def _unexpected(message: str) -> CheckFailedError:
+    return CheckFailedError(CheckFailure.UNEXPECTED_CONTENT, message)
+
+
+def _values_of(headers: Headers, name: str) -> set[str]:
+    """Return the values that a header has, each as Latin-1 and as UTF-8."""
+    found = [value.strip() for known, value in headers if known.lower() == name.lower().encode()]
+    return {value.decode("latin-1") for value in found} | {
+        value.decode(errors="replace") for value in found
+    }
+
+
+def _codec_of(headers: Headers) -> str:
+    """Return the codec of the character set that an answer names; UTF-8 if it names none."""
+    named = (_CHARSET.search(value) for value in _values_of(headers, "Content-Type"))
+    charset = next((match[1].lower() for match in named if match), "utf-8")
+    name = re.sub("[^a-z0-9]+", "_", charset)
+    try:
+        is_text = name in _CODECS and codecs.lookup(name)._is_text_encoding
+    except LookupError:  # one that only other systems have
+        is_text = False
+    return name if is_text else "utf-8"
+
+
+def _unpacker_of(headers: Headers) -> zlib._Decompress | None:
+    """Return what unpacks an answer's body, or None for a body that comes as it is."""
+    named = ",".join(_values_of(headers, "Content-Encoding")).lower().split(",")
+    codings = {coding.strip() for coding in named} - {"", "identity"}
+    if not codings:
+        return None
+    if len(codings) > 1 or not codings <= set(_UNPACKED):
+        raise _unexpected("the answer is compressed in a way that cannot be unpacked here")
+    return zlib.decompressobj(_GZIP_OR_ZLIB)
