@@ -22,10 +22,18 @@ from pharox import (
     ProxyPool,
 )
 from pharox.ids import NIL
-from pharox.storage import list_import
+from pharox.storage import IAsyncStorage, list_import
 from pharox.storage.list_import import MaxRemoved
-from pharox.storage.postgres import PostgresStorage
-from tests.conftest import AnyStorage, ledger, new_database, types_of
+from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage
+from tests.conftest import (
+    SECRET_KEY,
+    AnyStorage,
+    ledger,
+    new_database,
+    open_async_engine,
+    threads,
+    types_of,
+)
 
 Account = tuple[int, str, str]
 """Port, user and password; no credentials if both are empty."""
@@ -297,16 +305,41 @@ class TestPools:
         assert len(any_storage.list_proxies(str(taken))) == 1
 
 
-def test_the_async_twin_imports_alike() -> None:
-    """The storage to be awaited has the same three methods with the same results."""
+async def of_awaited(storage: IAsyncStorage) -> tuple[int, int, int, list[str]]:
+    """Import, update and remove with a storage that is awaited."""
+    assert isinstance(storage, AsyncInMemoryStorage | AsyncPostgresStorage)
+    pool = ProxyPool(name="pool")
+    await storage.save_pool(pool)
+    first = await storage.import_list(pool.id, [listed((1, "ann", "p"), (2, "", ""))])
+    second = await storage.import_list(pool.id, [listed((1, "ann", "q"))], update=True)
+    removal = await storage.remove_unlisted(pool.id, second.listed, source=None)
+    left = await storage.list_proxies(str(pool.id))
+    idle = await storage.remove_idle(pool.id, [proxy.id for proxy in left])
+    assert [proxy.id for proxy in left] == list(idle)
+    return first.new, second.updated, removal.removed, [proxy.url for proxy in left]
 
-    async def scenario() -> tuple[int, int, int]:
-        storage = AsyncInMemoryStorage()
-        pool = ProxyPool(name="pool")
-        await storage.save_pool(pool)
-        report = await storage.import_list(pool.id, [listed((1, "ann", "p"), (2, "", ""))])
-        empty = await storage.import_list(pool.id, [listed((1, "ann", "p"))])
-        removal = await storage.remove_unlisted(pool.id, empty.listed, source=None)
-        return report.new, empty.known, removal.removed
 
-    assert asyncio.run(scenario()) == (2, 1, 1)
+@pytest.mark.parametrize("kind", ["memory", "postgres"])
+def test_the_async_twins_import_alike(kind: str, database_url: str) -> None:
+    """The storages to be awaited have the same methods with the same results."""
+
+    async def scenario() -> tuple[int, int, int, list[str]]:
+        if kind == "memory":
+            return await of_awaited(AsyncInMemoryStorage())
+        engine = open_async_engine(database_url)
+        try:
+            return await of_awaited(AsyncPostgresStorage(engine, secret_keys=[SECRET_KEY]))
+        finally:
+            await engine.dispose()
+
+    assert asyncio.run(scenario()) == (2, 1, 1, ["http://ann:q@gw.example:1"])
+
+
+def test_imports_at_once_register_each_session_once(postgres: PostgresStorage) -> None:
+    """Of four imports of one gateway's list at once, together as many are new as it has."""
+    pool = pool_of(postgres)
+    sessions = listed(*((1, "ann", f"pw_session-{n}") for n in range(40)))
+    new: list[int] = []
+    threads(4, lambda _: new.append(postgres.import_proxies(pool, sessions)))
+    assert sum(new) == len(postgres.list_proxies(str(pool))) == 40
+    assert postgres.verify() == []
