@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import re
 from ipaddress import IPv4Address
+from itertools import count
 from socket import inet_aton
 from typing import Any, TypeVar
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from pydantic import BaseModel, SecretStr
 
@@ -23,6 +24,9 @@ from .orders import MAX_PORT, AmbiguousOrderError, Order, Orders
 
 M = TypeVar("M", bound=BaseModel)
 _set = object.__setattr__
+
+_COUNTED = 2**40 - 1
+"""The last bits of an id, in which the proxies of a list are counted."""
 
 # Of a login that is plain the password has more than digits: it is no port.
 _WORD = r"[A-Za-z0-9!$&*+.=^_~-]{1,255}"
@@ -58,6 +62,8 @@ class PlainLines:
         }
         self._login = ProxyCredentials(user="user")
         self._match = _PLAIN.fullmatch
+        # As unique as one random id, and quicker than one for each.
+        self._ids = count(uuid4().int & ~_COUNTED)
 
     def proxy(self, line: str) -> Proxy | None:
         """Return the proxy in a line, or None if the line is not plain."""
@@ -107,7 +113,7 @@ class PlainLines:
         if like is None:
             return None
         changes: dict[str, Any] = {
-            "id": uuid4(),
+            "id": UUID(int=next(self._ids)),
             "host": IPv4Address(inet_aton(address)) if address else name.lower(),
             "port": port,
         }

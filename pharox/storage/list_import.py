@@ -179,18 +179,19 @@ class _Decisions:
         fresh: list[Proxy] = []
         met: set[tuple[Account, str]] = set()
         for proxy, match in zip(proxies, matches, strict=True):
-            identity = account_of(proxy), password_of(proxy)
             if match.known is not None:
                 self.report.known += 1
                 self.report.listed.add(match.known)
-            elif identity in met:
+                continue
+            identity = account_of(proxy), password_of(proxy)
+            if identity in met:
                 self.report.known += 1
+                continue
+            met.add(identity)
+            if len(match.rivals) == 1:
+                self._wait(identity, ChangedProxy(match.rivals[0], proxy))
             else:
-                met.add(identity)
-                if len(match.rivals) == 1:
-                    self._wait(identity, ChangedProxy(match.rivals[0], proxy))
-                else:
-                    fresh.append(proxy)
+                fresh.append(proxy)
         return fresh
 
     def settle(self) -> tuple[list[Proxy], list[ChangedProxy]]:
