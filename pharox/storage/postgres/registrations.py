@@ -12,7 +12,14 @@ import psycopg
 
 from ...errors import ConflictError, PoolNotFoundError, ProxyNotFoundError, SecretKeyError
 from ...ids import NIL, following
-from ...models import Consumer, Proxy, ProxyPool, check_aware, check_name
+from ...models import (
+    Consumer,
+    Proxy,
+    ProxyCredentials,
+    ProxyPool,
+    check_aware,
+    check_name,
+)
 from ..terms import check_one_pool_each, checked_model, id_from_text
 from . import ending, reading, registering
 from .appending import origin
@@ -247,6 +254,19 @@ class Registrations(Lookups):
         except SecretKeyError:  # It is damaged: to be replaced.
             return False
 
+    def _stored(
+        self,
+        proxy: Proxy,
+        credentials: ProxyCredentials,
+        credential_id: UUID,
+        prints: Fingerprints | None,
+    ) -> dict[str, str]:
+        """Return what is kept of a proxy's credentials, in hex."""
+        secret = self.vault.seal(credentials, Place(credential_id, proxy.pool_id, proxy.id))
+        known = prints or self.vault.fingerprints(proxy.pool_id, proxy)
+        parts = {"secret": secret, "account": known.account, "identity": known.identity}
+        return {name: part.hex() for name, part in parts.items()}
+
     def _row(
         self,
         place: int,
@@ -262,13 +282,7 @@ class Registrations(Lookups):
                 credential_id = known["credential_id"]
             else:
                 credential_id = uuid4()
-                whose = Place(credential_id, proxy.pool_id, proxy.id)
-                prints = prints or self.vault.fingerprints(proxy.pool_id, proxy)
-                stored = {
-                    "secret": self.vault.seal(proxy.credentials, whose).hex(),
-                    "account": prints.account.hex(),
-                    "identity": prints.identity.hex(),
-                }
+                stored = self._stored(proxy, proxy.credentials, credential_id, prints)
         data = {
             "protocol": proxy.protocol.value,
             "host": str(proxy.host),
