@@ -36,10 +36,20 @@ def main(own_path: str, users_path: str, uid: str, gid: str, *stop: str) -> None
     os.setsid()
     users = os.open(users_path, os.O_RDWR)
     wait_until_left(users)
+    if not _is_still(users, users_path):
+        return  # The folder was removed, and perhaps made again: that server is others'.
     user = {} if uid == "-1" else {"user": int(uid), "group": int(gid), "extra_groups": []}
     subprocess.run(stop, check=False, timeout=120, **user)  # type: ignore[call-overload] # noqa: S603
     os.close(own)
     os.close(users)
+
+
+def _is_still(descriptor: int, path: str) -> bool:
+    """Tell whether an open file is the one that a path names."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except OSError:
+        return False
 
 
 def wait_until_left(users: int) -> None:

@@ -58,7 +58,8 @@ def _split(
     if len(others) > len(REFERENCE_ORDER):
         raise TypeError(f"{function.__name__}() has no more arguments behind sleep_fn")
     found = dict(zip(REFERENCE_ORDER, others, strict=False))
-    if twice := [name for name in found if name in named]:
+    # One of them is given in the other order too, or a config that says the same.
+    if twice := [name for name in (*found, "retry_config") if named.get(name) is not None]:
         raise TypeError(f"{function.__name__}() got multiple values for argument {twice[0]!r}")
     return common, found
 

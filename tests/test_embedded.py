@@ -375,3 +375,20 @@ def test_nothing_is_left_behind_in_a_deleted_folder(fresh_dir: Path) -> None:
     shutil.rmtree(fresh_dir)
     server.close()
     os.kill(pid, signal.SIGQUIT)
+
+
+def test_a_folder_that_was_made_again_has_a_server_of_its_own(fresh_dir: Path) -> None:
+    """Whoever used the folder before it was removed does not stop the server of those after it."""
+    before = User(fresh_dir)
+    before.ready()
+    forgotten = postmaster_pid(fresh_dir)
+    (former,) = watchers(fresh_dir)
+    shutil.rmtree(fresh_dir)
+    with closing(start(fresh_dir)):
+        began = started_at(fresh_dir)
+        before.process.terminate()
+        before.process.communicate(timeout=60)
+        former.wait(60)
+        assert started_at(fresh_dir) == began
+    with suppress(ProcessLookupError):
+        os.kill(forgotten, signal.SIGQUIT)

@@ -80,7 +80,7 @@ def _each_of(storage: PostgresStorage, names: Sequence[str]) -> Iterator[Proxy]:
     begin = None
     for name in names:
         if (proxy_id := id_from_text(name)) is not None:
-            found = storage.get_proxy_by_id(proxy_id, with_credentials=False)
+            found = storage.get_bare_proxy(proxy_id)
             proxies = [] if found is None else [found]
         else:
             begin = begin or beginning(storage)
@@ -93,11 +93,8 @@ def _at_address(storage: PostgresStorage, begin: Beginning, address: str) -> lis
     from ..ledger.addresses import address_of, names, proxies_at, without_login  # noqa: PLC0415
 
     wanted, user = without_login(address), _user_in(address)
-    bare = user is None
-    ever = (
-        storage.get_proxy_by_id(proxy_id, with_credentials=not bare)
-        for proxy_id in proxies_at(storage, begin, address)
-    )
+    read = storage.get_bare_proxy if user is None else storage.get_proxy_by_id
+    ever = map(read, proxies_at(storage, begin, address))
     return [
         proxy
         for proxy in ever

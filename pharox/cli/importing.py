@@ -12,21 +12,21 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated
-from uuid import UUID
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import InvalidInputError, SourceError
-from ..ids import NIL
 from ..models import Proxy, ProxyPool, ProxyProtocol, ProxyStatus, check_name, check_text
 from ..sources import BadEntry, Defaults, Entry, Format, open_source, read_proxies
-from ..storage.list_import import HALF, ImportReport, MaxRemoved, RemovalReport
 from ..text import inert, url_of
 from .checking import limit_of
 from .session import ledger
 from .showing import say
 from .telling import counted
+
+if TYPE_CHECKING:
+    from ..storage.list_import import ChangedProxy, ImportReport, MaxRemoved, RemovalReport
 
 BATCH = 1000
 LISTED = 50
@@ -41,7 +41,6 @@ class Tally:
     bad: int = 0
     listed: list[BadEntry] = field(default_factory=list)
     failure: SourceError | None = None
-    report: ImportReport = field(default_factory=lambda: ImportReport(NIL))
 
     def note_bad(self, entry: BadEntry) -> None:
         """Count a bad entry, and remember it if it is one of the first."""
@@ -54,27 +53,17 @@ class Tally:
         """Whether the source was read to its end, and all of it."""
         return self.failure is None and not self.bad
 
-    def tell(self, max_concurrency: int | None) -> None:
+    def tell(self, report: ImportReport, max_concurrency: int | None) -> None:
         """Print it all: bad and changed entries as remarks, the sums as the result."""
         _remark([str(entry) for entry in self.listed], self.bad)
-        report = self.report
-        _remark(
-            [_of_change(each.proxy, each.proxy_id) for each in report.changes]
-            if report.changed
-            else [],
-            report.changed,
-        )
+        if report.changed:
+            _remark([_of_change(change) for change in report.changes], report.changed)
+        sums = {"updated": report.updated, "changed": report.changed}
         parts = [f"{report.new} new", f"{report.known} known already"]
-        parts += [f"{report.updated} updated"] if report.updated else []
-        parts += [f"{report.changed} changed"] if report.changed else []
-        limit = (
-            "any number of leases"
-            if max_concurrency is None
-            else counted(max_concurrency, "lease", "leases")
-        )
-        each = f"; each new one takes {limit} at a time" if report.new else ""
-        read = self.good + self.bad
-        print(f"{read} read: {', '.join(parts)}, {self.bad} bad{each}", flush=True)
+        parts += [f"{number} {what}" for what, number in sums.items() if number]
+        parts += [f"{self.bad} bad"]
+        limit = f"; each new one takes {_leases(max_concurrency)} at a time" if report.new else ""
+        print(f"{self.good + self.bad} read: {', '.join(parts)}{limit}", flush=True)
 
 
 def import_source(
@@ -159,23 +148,25 @@ def import_source(
         chunks = _told(opened.chunks, advance)
         known = storage.get_pool_by_name(pool) or ProxyPool(name=pool)
         batches = _batches(read_proxies(chunks, defaults, kind=kind, line=line), tally)
-        tally.report = storage.import_list(known.id, batches, update=update, make=known)
+        report = storage.import_list(known.id, batches, update=update, make=known)
         if most is not None and tally.is_clean:
             removal = storage.remove_unlisted(
-                tally.report.pool_id, tally.report.listed, source=label, max_removed=most
+                report.pool_id, report.listed, source=label, max_removed=most
             )
     if tally.failure is None or tally.good or tally.bad:
-        tally.tell(limit)
+        tally.tell(report, limit)
     if most is not None:
         _tell_removal(removal, most)
     if tally.failure is not None:
         raise tally.failure
-    if tally.bad or tally.report.changed or (most is not None and _is_unfinished(removal)):
+    if tally.bad or report.changed or (most is not None and _is_unfinished(removal)):
         raise typer.Exit(1)
 
 
 def _removable(max_removed: str | None, *, sync: bool) -> MaxRemoved | None:
     """Return how many proxies may be removed; None if the import removes none at all."""
+    from ..storage.list_import import HALF, MaxRemoved  # noqa: PLC0415 - it imports SQLAlchemy
+
     if not sync:
         if max_removed is not None:
             raise InvalidInputError("--max-removed belongs to --sync")
@@ -210,9 +201,14 @@ def _is_unfinished(removal: RemovalReport | None) -> bool:
     return removal is None or removal.refused
 
 
-def _of_change(proxy: Proxy, proxy_id: UUID) -> str:
-    address = url_of(proxy.protocol, proxy.host, proxy.port)
-    return f"{address} has another password in the pool (proxy {proxy_id}); --update replaces it"
+def _of_change(change: ChangedProxy) -> str:
+    address = url_of(change.proxy.protocol, change.proxy.host, change.proxy.port)
+    where = f"in the pool (proxy {change.proxy_id})"
+    return f"{address} has another password {where}; --update replaces it"
+
+
+def _leases(limit: int | None) -> str:
+    return "any number of leases" if limit is None else counted(limit, "lease", "leases")
 
 
 def _remark(lines: list[str], of: int) -> None:

@@ -192,7 +192,8 @@ def _change(storage: PostgresStorage, proxy: Proxy, changes: dict[str, Any]) -> 
 
 
 def _known(storage: PostgresStorage, proxy: Proxy, *, with_credentials: bool = False) -> Proxy:
-    known = storage.get_proxy_by_id(proxy.id, with_credentials=with_credentials)
+    read = storage.get_proxy_by_id if with_credentials else storage.get_bare_proxy
+    known = read(proxy.id)
     if known is None:
         raise ProxyNotFoundError(f"Proxy {proxy.id} not found.", proxy_id=proxy.id)
     return known

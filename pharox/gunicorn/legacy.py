@@ -13,6 +13,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, values
 
+from ..bounded_label import BoundedLabel
 from .environment import RequestSettings
 
 _ENDPOINTS, _ERRORS = 100, 50
@@ -96,9 +97,5 @@ class LegacyMetrics:
 
 def _bounded(what: str, limit: int) -> Callable[[str], str]:
     """Return what keeps the number of a label's values bounded, over all workers."""
-    try:
-        from ..observability.labels import BoundedLabel  # noqa: PLC0415 - it needs an extra
-    except ModuleNotFoundError:
-        return lambda value: "other"
     folder: Path | None = getattr(values.ValueClass, "folder", None)
     return BoundedLabel(limit, shared=folder and folder / f"names.gunicorn.{what}")

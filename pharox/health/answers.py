@@ -11,6 +11,7 @@ import codecs
 import re
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from encodings.aliases import aliases
 
 from ..models import CheckFailure
@@ -73,8 +74,24 @@ class TextSearch:
     def _unpacked(self, piece: bytes) -> bytes:
         if self._unpacker is None:
             return piece
+        plain = self._decompressed(self._unpacker, piece, self._left)
+        while self._unpacker.eof and self._unpacker.unused_data and len(plain) < self._left:
+            # A body of gzip may have several members; what follows the last one is no matter.
+            piece = self._unpacker.unused_data
+            self._unpacker = zlib.decompressobj(_GZIP_OR_ZLIB)
+            with suppress(zlib.error):
+                plain += self._unpacker.decompress(piece, self._left - len(plain))
+        return plain
+
+    def _decompressed(self, unpacker: zlib._Decompress, piece: bytes, most: int) -> bytes:
         try:
-            return self._unpacker.decompress(piece, self._left)
+            return unpacker.decompress(piece, most)
+        except zlib.error as error:
+            if self._left < self._max_bytes:
+                raise _unexpected("the answer's compressed body cannot be unpacked") from error
+        self._unpacker = zlib.decompressobj(-zlib.MAX_WBITS)  # Many send deflate without a header.
+        try:
+            return self._unpacker.decompress(piece, most)
         except zlib.error as error:
             raise _unexpected("the answer's compressed body cannot be unpacked") from error
 
@@ -97,7 +114,8 @@ def _codec_of(headers: Headers) -> str:
     charset = next((match[1].lower() for match in named if match), "utf-8")
     name = re.sub("[^a-z0-9]+", "_", charset)
     try:
-        is_text = name in _CODECS and codecs.lookup(name)._is_text_encoding
+        # Private to CPython; without it, what is no text fails in decoding.
+        is_text = name in _CODECS and getattr(codecs.lookup(name), "_is_text_encoding", True)
     except LookupError:  # one that only other systems have
         is_text = False
     return name if is_text else "utf-8"

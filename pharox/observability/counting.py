@@ -20,6 +20,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from projections.leases import leases
 
+from ..bounded_label import OTHER, BoundedLabel
 from ..events import (
     AcquireMissed,
     Event,
@@ -36,7 +37,6 @@ from ..models import MissReason
 from ..storage.postgres import PostgresStorage
 from ..storage.postgres.driver import Session
 from ..storage.postgres.sql import by_schema, now, parameter, word
-from .labels import OTHER, BoundedLabel
 from .metrics import CHECKED, DEFAULT_LATENCY_BUCKETS, DEFAULT_LEASE_BUCKETS
 
 Count = tuple[str, tuple[str, ...]]

@@ -23,6 +23,7 @@ from prometheus_client import (
     values,
 )
 
+from ..bounded_label import OTHER, BoundedLabel
 from ..errors import InvalidInputError
 from ..leasing import Leasing
 from ..models import (
@@ -34,7 +35,6 @@ from ..models import (
     PoolStatsSnapshot,
     ReleaseEventPayload,
 )
-from .labels import OTHER, BoundedLabel
 from .registering import register_once
 
 M = TypeVar("M")

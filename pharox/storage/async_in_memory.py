@@ -178,6 +178,10 @@ class AsyncInMemoryStorage(IAsyncStorage):
     async def get_proxy(self, proxy_id: str) -> Proxy:
         return self.memory.get_proxy(proxy_id)
 
+    async def get_bare_proxy(self, proxy_id: UUID) -> Proxy | None:
+        """Return a proxy without its credentials, or None."""
+        return self.memory.get_bare_proxy(proxy_id)
+
     async def list_proxies(self, pool_id: str) -> Sequence[Proxy]:
         return self.memory.list_proxies(pool_id)
 

@@ -450,14 +450,16 @@ class InMemoryStorage(IStorage):
             raise ProxyNotFoundError(f"Proxy {proxy_id!r} not found.", proxy_id=proxy_id)
         return proxy
 
-    def get_proxy_by_id(self, proxy_id: UUID, *, with_credentials: bool = True) -> Proxy | None:
-        """Return a proxy, or None; without credentials where none are to be read."""
+    def get_proxy_by_id(self, proxy_id: UUID) -> Proxy | None:
+        """Return a proxy, or None."""
         with self._lock:
             uuid = id_from_text(proxy_id)
-            if uuid not in self._pool_of_proxy:
-                return None
-            proxy = self._proxy(uuid)
-        return proxy if with_credentials else proxy.model_copy(update={"credentials": None})
+            return self._proxy(uuid) if uuid in self._pool_of_proxy else None
+
+    def get_bare_proxy(self, proxy_id: UUID) -> Proxy | None:
+        """Return a proxy without its credentials, or None."""
+        proxy = self.get_proxy_by_id(proxy_id)
+        return proxy and proxy.model_copy(update={"credentials": None})
 
     def list_proxies(self, pool_id: str) -> Sequence[Proxy]:
         with self._lock:

@@ -14,10 +14,10 @@ import pytest
 import trustme
 from prometheus_client import CollectorRegistry, Counter, values
 
+from pharox.bounded_label import OTHER, BoundedLabel
 from pharox.gunicorn.aggregate import Aggregate
 from pharox.gunicorn.family import Family
 from pharox.gunicorn.values import ReservedDict, Store, value_class
-from pharox.observability.labels import OTHER, BoundedLabel
 from pharox.scraping import Certificates, MetricsServer
 
 PROCESSES = """

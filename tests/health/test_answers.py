@@ -65,6 +65,8 @@ def test_over_tls_it_cannot_even_answer(zoo: Zoo) -> None:
         ("/marked/in-pieces", TEXT),
         ("/marked/gzip", TEXT),
         ("/marked/deflate", TEXT),
+        ("/marked/raw-deflate", TEXT),
+        ("/marked/gzip-members", TEXT),
         ("/marked/gzip-in-pieces", TEXT),
         ("/marked/utf-8", TEXT),
         ("/marked/iso-8859-1", TEXT),

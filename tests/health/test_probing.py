@@ -15,6 +15,7 @@ from pharox.models import (
     HealthCheckOptions,
     HealthCheckResult,
     Proxy,
+    ProxyCredentials,
     ProxyStatus,
 )
 from tests.health.zoo import (
@@ -358,16 +359,27 @@ def test_no_message_shows_credentials_or_what_the_proxy_said(
 
 
 @pytest.mark.parametrize(
-    ("protocol", "user", "password"),
-    [("socks5", "älice", PASSWORD), ("socks5", USER, "x" * 300), ("socks4", "älice", PASSWORD)],
+    ("protocol", "failure"),
+    [("socks5", CheckFailure.TIMEOUT), ("socks4", CheckFailure.HANDSHAKE)],
 )
-def test_credentials_that_cannot_be_sent_are_a_result(
-    zoo: Zoo, protocol: str, user: str, password: str
+def test_credentials_beyond_ascii_reach_the_proxy(
+    zoo: Zoo, protocol: str, failure: CheckFailure
 ) -> None:
+    """What comes of the check is what the proxy does then, and no message has them."""
     name = "socks5-silent-after-password" if protocol == "socks5" else "socks4-refuses"
-    result = check(zoo, zoo.proxy(name, protocol, user, password), zoo.target("/ok"))
-    assert result.failure == CheckFailure.OTHER, result
+    proxy = zoo.proxy(name, protocol, "älice", PASSWORD)
+    result = check(zoo, proxy, zoo.target("/ok"), timeout=0.2)
+    assert result.failure == failure, result
     assert "ä" not in str(result.error_message)
+
+
+def test_credentials_that_cannot_be_sent_are_a_result(zoo: Zoo) -> None:
+    """A password that no handshake carries is refused by the model; else it is a result."""
+    proxy = zoo.proxy("socks5-silent-after-password", "socks5", USER, PASSWORD)
+    long = ProxyCredentials(user=USER, password="x" * 300)
+    unchecked = proxy.model_copy(update={"credentials": long})
+    result = check(zoo, unchecked, zoo.target("/ok"))
+    assert result.failure == CheckFailure.OTHER, result
 
 
 def test_an_error_of_the_caller_is_no_reason(zoo: Zoo) -> None:

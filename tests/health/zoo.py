@@ -281,6 +281,12 @@ _MARKED = {
     "/marked/in-pieces": _marked("Transfer-Encoding: chunked", pieces=3),
     "/marked/gzip": _marked("Content-Encoding: GZIP", body=gzip.compress(_MARK.encode())),
     "/marked/deflate": _marked("Content-Encoding: deflate", body=zlib.compress(_MARK.encode())),
+    "/marked/raw-deflate": _marked(
+        "Content-Encoding: deflate", body=zlib.compress(_MARK.encode(), wbits=-zlib.MAX_WBITS)
+    ),
+    "/marked/gzip-members": _marked(
+        "Content-Encoding: gzip", body=b"".join(gzip.compress(c.encode()) for c in _MARK) + b"\0\0"
+    ),
     "/marked/gzip-in-pieces": _marked(
         "Content-Encoding: gzip",
         "Transfer-Encoding: chunked",

@@ -134,7 +134,10 @@ class TestMemory:
         lines = b"".join(b"not a proxy %d\n" % n for n in range(1_000_000))
         large = import_list("-", lines + LINE)
         assert large.status == 1
-        assert large.out == "1000001 read: 1 new, 0 known already, 1000000 bad\n"
+        assert large.out == (
+            "1000001 read: 1 new, 0 known already, 1000000 bad; "
+            "each new one takes 1 lease at a time\n"
+        )
         assert large.err.count("\n") < 100
         assert large.mib - small.mib < ROOM_MIB
         assert types_of(storage) == ["PoolRegistered", "ProxyRegistered"]
@@ -148,7 +151,9 @@ class TestMemory:
         assert len(content) < MIB
         with answering(lambda write: write(content), ("Content-Encoding", "gzip")) as url:
             large = import_list(url)
-        assert large.out == "2 read: 1 new, 0 known already, 1 bad\n"
+        assert large.out == (
+            "2 read: 1 new, 0 known already, 1 bad; each new one takes 1 lease at a time\n"
+        )
         assert large.mib - small.mib < ROOM_MIB
         assert types_of(storage) == ["PoolRegistered", "ProxyRegistered"]
 

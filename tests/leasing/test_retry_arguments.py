@@ -106,6 +106,7 @@ def test_what_is_left_out_is_as_ever(form: Form) -> None:
         ((print,), {}, InvalidInputError),
         ((), {"retry_config": 3}, InvalidInputError),
         ((3, 0, 1, None, print, None), {}, TypeError),
+        ((3,), {"retry_config": RetryConfig(1, 0)}, TypeError),
         ((3,), {"max_attempts": 3}, TypeError),
     ],
 )

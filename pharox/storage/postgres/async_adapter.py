@@ -323,13 +323,13 @@ class AsyncPostgresStorage(IAsyncStorage):
     async def get_proxy(self, proxy_id: str) -> Proxy:
         return await self._run(self._commands.proxy(proxy_id))
 
-    async def get_proxy_by_id(
-        self, proxy_id: UUID, *, with_credentials: bool = True
-    ) -> Proxy | None:
-        """Return a proxy, or None; without credentials where none are to be read."""
-        return await self._run(
-            self._commands.proxy_by_id(proxy_id, with_credentials=with_credentials)
-        )
+    async def get_proxy_by_id(self, proxy_id: UUID) -> Proxy | None:
+        """Return a proxy, or None."""
+        return await self._run(self._commands.proxy_by_id(proxy_id))
+
+    async def get_bare_proxy(self, proxy_id: UUID) -> Proxy | None:
+        """Return a proxy without its credentials, which need not be readable, or None."""
+        return await self._run(self._commands.proxy_by_id(proxy_id, with_credentials=False))
 
     async def list_proxies(self, pool_id: str) -> Sequence[Proxy]:
         pool = await self.get_pool(pool_id)
