@@ -20,6 +20,7 @@ from ..errors import InvalidInputError, SourceError
 from ..models import Proxy, ProxyPool, ProxyProtocol, ProxyStatus, check_name, check_text
 from ..sources import BadEntry, Defaults, Entry, Format, open_source, read_proxies
 from ..text import inert, url_of
+from .bulk import rare_collections
 from .checking import limit_of
 from .session import ledger
 from .showing import say
@@ -141,6 +142,7 @@ def import_source(
     tally = Tally()
     removal: RemovalReport | None = None
     with (
+        rare_collections(),
         open_source(source) as opened,
         ledger(context) as storage,
         _progress(opened.size_bytes) as advance,

@@ -16,6 +16,7 @@ import typer
 from ..errors import ConflictError, InvalidInputError, PoolNotFoundError, ProxyNotFoundError
 from ..models import Proxy, ProxyStatus
 from .banning import Names, Reason, proxies_named, tell_proxy
+from .bulk import rare_collections
 from .checking import checked_credentials, limit_of
 from .once import Commands, OnceGroup
 from .session import ledger
@@ -55,7 +56,7 @@ def list_proxies(
     as_json: AsJson = False,
 ) -> None:
     """List a pool's proxies, without their credentials."""
-    with ledger(context) as storage:
+    with rare_collections(), ledger(context) as storage:
         known = storage.get_pool_by_name(pool)
         if known is None:
             raise PoolNotFoundError(f"no pool is named {pool!r}", name=pool)

@@ -38,6 +38,7 @@ _HOW = (
 _KEY_BYTES = 32
 _NONCE_BYTES = 12
 FINGERPRINT_BYTES = 16
+_BOUND_TO = b"pharox credentials"
 _VERSION = b"\x01"
 """Comes before every secret and says how it is made."""
 
@@ -51,7 +52,9 @@ class Place(NamedTuple):
 
     def authenticated(self) -> bytes:
         """Return the bytes that a secret is bound to."""
-        return b"pharox credentials" + b"".join(uuid.bytes for uuid in self)
+        return b"".join(
+            (_BOUND_TO, self.credential_id.bytes, self.pool_id.bytes, self.proxy_id.bytes)
+        )
 
 
 class Fingerprints(NamedTuple):
