@@ -2,7 +2,8 @@
 
 Kept apart from ``available_proxies`` because that table is written twice a
 lease and should stay narrow, while this one is written when a person changes
-something. The index on host and port finds a proxy by its identity.
+something. The index on host and port finds a proxy by its identity, the one on ids the
+next page of a pool.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ proxies = Table(
     PrimaryKeyConstraint("id", "pool_id"),
     CheckConstraint("port BETWEEN 1 AND 65535", name="port"),
     Index("ix_proxies_identity", "pool_id", "host", "port", "protocol"),
+    Index("ix_proxies_page", "pool_id", "id"),
 )
 
 _DESCRIBED: dict[str, Any] = {

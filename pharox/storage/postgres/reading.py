@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
     DateTime,
     Integer,
     Interval,
@@ -50,6 +51,8 @@ a = available_proxies.alias("a")
 d = proxies.alias("d")
 _c = proxy_credentials.alias("c")
 
+_FROM_ID = parameter("from_id", Uuid)
+
 _IN_USE = and_(_c.c.proxy_id == d.c.id, _c.c.id == d.c.credential_id, _c.c.pool_id == d.c.pool_id)
 
 _DESCRIPTION = (
@@ -72,12 +75,18 @@ _STANDING = ("status", "checked_at", "max_concurrency", "current_leases")
 _COLUMNS = (*(d.c[name] for name in _DESCRIPTION), *(a.c[name] for name in _STANDING))
 
 
-def proxy_rows(*, with_credentials: bool = True) -> Select[Any]:
-    """Return the query of whole proxies; a role may do without the right to see credentials."""
+def proxy_rows(
+    *, with_credentials: bool = True, from_id: ColumnElement[Any] | None = None
+) -> Select[Any]:
+    """Return the query of whole proxies; a role may do without the right to see credentials.
+
+    Of those from an id on, credentials are looked for from there on.
+    """
     joined = d.join(a, and_(a.c.proxy_id == d.c.id, a.c.pool_id == d.c.pool_id))
     if not with_credentials:
         return select(*_COLUMNS).select_from(joined)
-    with_secrets = joined.outerjoin(_c, _IN_USE)
+    in_use = _IN_USE if from_id is None else and_(_IN_USE, _c.c.proxy_id >= from_id)
+    with_secrets = joined.outerjoin(_c, in_use)
     return select(*_COLUMNS, d.c.credential_id, _c.c.secret).select_from(with_secrets)
 
 
@@ -206,19 +215,32 @@ def bare_proxies_statement() -> Select[Any]:
 
 
 def _page_by_id(proxies_of_all: Select[Any]) -> Select[Any]:
-    first, limit = parameter("from_id", Uuid), parameter("limit", Integer)
-    page = proxies_of_all.where(d.c.pool_id == POOL_ID, d.c.id >= first)
-    return page.order_by(d.c.id).limit(limit)
+    """Take the ids of a page first, and look up what belongs to them.
+
+    In a pool that is new to the planner it would join all that follows, and sort it.
+    """
+    of_page = proxies.alias("of_page")
+    ids = (
+        select(of_page.c.id)
+        .where(of_page.c.pool_id == POOL_ID, of_page.c.id >= _FROM_ID)
+        .order_by(of_page.c.id)
+        .limit(parameter("limit", Integer))
+    )
+    page = proxies_of_all.where(
+        d.c.pool_id == POOL_ID, d.c.id == func.any(func.array(ids.scalar_subquery()))
+    )
+    return page.order_by(d.c.id)
 
 
 @by_schema
 def due_proxies_statement() -> Select[Any]:
     """Query a page of a pool's proxies that are due to be checked, by id."""
-    first, limit = parameter("from_id", Uuid), parameter("limit", Integer)
     age, statuses = parameter("age", Interval), parameter("statuses", ARRAY(Text))
     is_stale = or_(age.is_(None), a.c.probed_at.is_(None), a.c.probed_at <= now - age)
-    is_due = and_(d.c.pool_id == POOL_ID, d.c.id >= first, a.c.status == func.any(statuses))
-    return proxy_rows().where(is_due, is_stale).order_by(d.c.id).limit(limit)
+    # What is joined begins there too; the planner would have it begin at the first id.
+    follows = (d.c.pool_id == POOL_ID, d.c.id >= _FROM_ID, a.c.proxy_id >= _FROM_ID)
+    due = proxy_rows(from_id=_FROM_ID).where(*follows, a.c.status == func.any(statuses), is_stale)
+    return due.order_by(d.c.id).limit(parameter("limit", Integer))
 
 
 @by_schema

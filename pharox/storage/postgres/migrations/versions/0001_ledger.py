@@ -150,6 +150,8 @@ CREATE TABLE {schema}.proxies (
 );
 CREATE INDEX ix_proxies_identity
     ON {schema}.proxies (pool_id, host, port, protocol);
+CREATE INDEX ix_proxies_page
+    ON {schema}.proxies (pool_id, id);
 
 CREATE TABLE {schema}.proxy_credentials (
     id UUID NOT NULL,
