@@ -50,13 +50,18 @@ def without_secrets(address: str) -> str:
     """
     if not address.strip():
         return address
-    scheme, mark, rest = address.strip().rpartition("://")
-    login, at, place = rest.rpartition("@")
-    place, slash, path = place.partition("/")
-    if not _is_place(place) or (at and _HOST_WITH_DOT.fullmatch(login)):
-        place, slash, path = _HIDDEN, "", ""
-    hidden = f"{_HIDDEN}@" if at and place != _HIDDEN else ""
-    return f"{scheme}{mark}{hidden}{place}{slash}{path}"
+    scheme, mark, rest = address.strip().partition("://")
+    if not mark:
+        scheme, rest = "", scheme
+    login, at, place = rest.removesuffix("/").rpartition("@")
+    if not _is_place(place) or (at and _PLACE.fullmatch(login) and not _is_surely(place)):
+        return f"{scheme}{mark}{_HIDDEN}"
+    return f"{scheme}{mark}{_HIDDEN}@{place}" if at else f"{scheme}{mark}{place}"
+
+
+def _is_surely(place: str) -> bool:
+    """Tell whether a place has a dot or brackets, as no user has."""
+    return _HOST_WITH_DOT.fullmatch(place) is not None
 
 
 def _is_place(place: str) -> bool:

@@ -196,3 +196,29 @@ def test_a_numeric_password_is_never_a_port(
         assert (str(each.proxy.host), each.proxy.port) == (host.strip("[]"), port)
         assert each.proxy.credentials is not None
         assert each.proxy.credentials.user in (user, "zed")
+
+
+@pytest.mark.parametrize("separator", [";", ",", "\t", " ", "|"])
+@pytest.mark.parametrize("host", ["gw.example", "192.0.2.1"])
+def test_a_login_in_columns_is_no_address(separator: str, host: str) -> None:
+    """User and password before host and port are read as such, whatever stands between them."""
+    line = separator.join(("ann", "12345", host, "80"))
+    (entry,) = read_proxies([line.encode()], Defaults(protocol=ProxyProtocol.HTTP))
+    assert isinstance(entry, Entry)
+    assert entry.proxy.url == f"http://ann:12345@{host}:80"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "192.0.2.1,8080,ann,s3cret,US",
+        "192.0.2.1 8080 ann s3cret US",
+        "192.0.2.1:8080 ann s3cret US",
+        "ann 12345 squid 3128",
+    ],
+)
+def test_a_login_before_a_country_is_not_dropped(line: str) -> None:
+    """Words behind an address that may be credentials are refused, whatever follows them."""
+    (entry,) = read_proxies([line.encode()], Defaults(protocol=ProxyProtocol.HTTP))
+    assert isinstance(entry, BadEntry)
+    assert "s3cret" not in entry.reason

@@ -280,6 +280,14 @@ class TestRemoving:
         assert (removal.gone, removal.removed, removal.refused) == (3, removed, not removed)
         assert len(any_storage.list_proxies(str(pool))) == 4 - removed
 
+    def test_what_is_new_does_not_raise_the_bound(self, any_storage: AnyStorage) -> None:
+        """A list of other proxies altogether, such as a wrong file, removes none of the old."""
+        pool = pool_of(any_storage)
+        any_storage.import_proxies(pool, listed(*((n, "", "") for n in range(1, 5))))
+        report = any_storage.import_list(pool, [listed(*((n, "", "") for n in range(5, 9)))])
+        removal = any_storage.remove_unlisted(pool, report.listed, source=None)
+        assert (removal.had, removal.gone, removal.refused) == (4, 4, True)
+
     @pytest.mark.parametrize("wrong", [{}, {"count": 1, "share": 0.5}, {"share": 2}, {"count": -1}])
     def test_a_bound_is_a_number_or_a_share(self, wrong: dict[str, float]) -> None:
         """What is neither, both or out of range is refused."""

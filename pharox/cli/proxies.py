@@ -101,7 +101,10 @@ def set_proxies(
     city: Text = None,
     isp: Text = None,
     user: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Its new user; '' for no credentials.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Its new user, whose password stays; '' for no credentials."
+        ),
     ] = None,
     password_file: Annotated[
         Path | None,
@@ -172,7 +175,9 @@ def _credentials(user: str | None, password_file: Path | None) -> dict[str, Any]
         return {}
     if user is None:
         raise InvalidInputError("--password-file needs --user")
-    password = "" if password_file is None else _first_line(password_file)
+    if password_file is None:
+        return {"user": user}  # whose password stays
+    password = _first_line(password_file)
     return {"credentials": checked_credentials(user=user, password=password)}
 
 
@@ -189,7 +194,11 @@ def _change(storage: PostgresStorage, proxy: Proxy, changes: dict[str, Any]) -> 
     """Change a proxy; its credentials are read only if they are to stay."""
     stays = "credentials" not in changes
     current = _known(storage, proxy, with_credentials=stays)
-    storage.save_proxy(current.model_copy(update=changes))
+    own = {name: value for name, value in changes.items() if name != "user"}
+    if "user" in changes:
+        password = current.credentials.password if current.credentials else ""
+        own["credentials"] = checked_credentials(user=changes["user"], password=password)
+    storage.save_proxy(current.model_copy(update=own))
 
 
 def _known(storage: PostgresStorage, proxy: Proxy, *, with_credentials: bool = False) -> Proxy:

@@ -55,7 +55,10 @@ def _advice(checks: set[str]) -> str:
     if names:
         return f"`pharox rebuild {' '.join(names)}` makes them as the log says"
     if "credentials" in checks:
-        return "`pharox proxies set` gives a proxy its credentials again"
+        return (
+            "look first whether PHAROX_SECRET_KEY is the right one; "
+            "`pharox proxies set` gives a proxy its credentials again"
+        )
     return "see the documentation of verify for what each means"
 
 

@@ -148,6 +148,8 @@ def _proxy(fields: Mapping[str, Any]) -> Proxy:
 
 def _credentials(parts: Mapping[str, Any]) -> dict[str, Any] | None:
     user, password = parts.get("user"), parts.get("password")
+    if isinstance(password, int) and not isinstance(password, bool):
+        password = str(password)  # as spreadsheets write one of digits
     if not user and not password:
         return None
     if not user:

@@ -131,6 +131,13 @@ class Lines:
             parts: Parts = {}
             if cells[0].lower() in PROTOCOLS:
                 parts["protocol"] = cells.pop(0)
+            if len(cells) > 3 and _may_be_behind(cells):
+                # Both ends may be a host and its port, as between colons.
+                return (
+                    parts
+                    | self._address(":".join(cells[:4]))
+                    | _columns(cells[4:], may_be_login=False, is_place=False)
+                )
             if len(cells) > 1 and shape_of(cells[0]) and _is_port(cells[1]):
                 parts |= {"host": cells[0], "port": cells[1]}
                 return parts | _columns(cells[2:], may_be_login=True, is_place=separator == "|")
@@ -142,6 +149,12 @@ class Lines:
                     return parts
                 return parts | _columns(cells[1:], may_be_login=False, is_place=separator == "|")
         return None
+
+
+def _may_be_behind(cells: list[str]) -> bool:
+    """Tell whether host and port may be the third and fourth column, a login the first two."""
+    shape = shape_of(cells[2])
+    return shape > 0 and _is_port(cells[3]) and (shape > 1 or _is_port(cells[1]))
 
 
 def cleaned(line: str) -> str:
@@ -193,10 +206,11 @@ def _columns(cells: list[str], *, may_be_login: bool, is_place: bool) -> Parts:
     cells = [cell for cell in cells if cell]
     if not cells:
         return {}
-    is_status = any(_STATUS.fullmatch(cell) for cell in cells)
+    # A login stands first, also where a country or a protocol follows.
+    is_status = any(_STATUS.fullmatch(cell) for cell in cells[:2])
     if not is_status and len(cells) == 2 and may_be_login:
         return {"user": cells[0], "password": cells[1]}
-    if not is_status and not is_place and len(cells) <= 2:
+    if not is_status and not is_place:
         user, mark, password = cells[0].partition(":")
         if mark and len(cells) == 1:
             return {"user": user, "password": password}
@@ -204,7 +218,7 @@ def _columns(cells: list[str], *, may_be_login: bool, is_place: bool) -> Parts:
             "has words behind its address that may be a user and password: "
             "give --line 'host:port user pass', or --line 'host:port *' to pass them over"
         )
-    if is_place and len(cells) == 3:
+    if is_place and len(cells) == 3 and cells[0].lower() not in PROTOCOLS:
         return {"country": country_of(cells[0]), "city": known(cells[2])}
     protocols = {cell.lower() for cell in cells} & PROTOCOLS
     countries = [found[1] for cell in cells if (found := _COUNTRY.fullmatch(cell))]

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
 
 from ..errors import SourceError
+from ..text import without_secrets
 
 if TYPE_CHECKING:
     import httpx
@@ -76,7 +77,8 @@ def open_source(location: str) -> Iterator[OpenedSource]:
 
 @contextmanager
 def _file(path: str) -> Iterator[OpenedSource]:
-    shown = f"'{path}'"
+    is_plain = not re.search(r"://|@|:[0-9]+(:|$)", path)
+    shown = f"'{path if is_plain else without_secrets(path)}'"
     try:
         file = open(path, "rb")  # noqa: SIM115 - closed below; only opening may fail in this way
     except (OSError, ValueError) as error:
@@ -195,7 +197,10 @@ def _our_errors(url: str) -> Iterator[None]:
     try:
         yield
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        why = _USERINFO.sub("", str(error)) or type(error).__name__
+        # Of what is no URL, any part may be a password.
+        is_url = isinstance(error, httpx.HTTPError)
+        why = _USERINFO.sub("", str(error)) if is_url else "it is no valid URL"
+        why = why or type(error).__name__
         raise SourceError(f"{_shown(url)} cannot be read: {why}", source=_shown(url)) from error
 
 

@@ -61,6 +61,7 @@ _NO_WORD = re.compile(r"[^a-z0-9]+")
 _AS = re.compile(r"AS\s*([0-9]+)\b.*", re.IGNORECASE | re.DOTALL)
 _STATUSES = frozenset({"active", "inactive", "slow", "banned"})
 _YES = frozenset({"yes", "true", "1", "y", "+"})
+_YES_OR_NO = _YES | {"no", "false", "0", "n", "-"}
 
 
 def field_of(name: str) -> str | None:
@@ -72,8 +73,10 @@ def field_of(name: str) -> str | None:
 def _ranked(name: str) -> tuple[str | None, int]:
     """Return what a field is, and which of the names for it this is: a lower one counts."""
     key = _key(name)
-    field = _FIELD_OF.get(key) or _FIELD_OF.get(_PREFIXES.sub("", key, count=1))
-    return field, _RANK.get(key, len(_RANK))
+    if key in _FIELD_OF:
+        return _FIELD_OF[key], _RANK[key]
+    bare = _PREFIXES.sub("", key, count=1)
+    return _FIELD_OF.get(bare), len(_RANK) + _RANK.get(bare, 0)
 
 
 def has_address(names: Iterable[str]) -> bool:
@@ -125,11 +128,17 @@ def _found(record: Mapping[str, Any]) -> Parts:
         value = UNLIMITED if is_unlimited else given
         if field is None or value is None or (isinstance(value, str) and not value.strip()):
             continue
-        if field == "address" and not isinstance(value, str | dict):
+        if field == "address" and not _may_be_address(value):
             continue  # such as "proxy": false of those that sort addresses by their use
         if field not in best or rank < best[field][0]:
             best[field] = rank, value
     return {field: value for field, (_, value) in best.items()}
+
+
+def _may_be_address(value: Any) -> bool:
+    return isinstance(value, dict) or (
+        isinstance(value, str) and value.strip().lower() not in _YES_OR_NO
+    )
 
 
 def _where(found: Parts, address: Address) -> Parts:

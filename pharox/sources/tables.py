@@ -19,6 +19,7 @@ from .values import protocol_of_name
 
 _DELIMITERS = ",;\t|"
 _SEPARATOR_LINE = re.compile(r"\s*\"?sep=.\"?\s*", re.IGNORECASE)  # Excel's
+_WORDS = re.compile(r"[^\W\d_][^\W\d]*(?:[ -][^\W\d]+)*")
 _TITLE = re.compile(r"[^\W\d_][\w ./()-]*")
 _SHOWN = 12
 """How many columns of an unknown table are named."""
@@ -93,6 +94,9 @@ def _has_protocols(columns: list[str]) -> bool:
 
 
 def _but(columns: list[str]) -> str:
+    # A line that is no header may be a proxy with its password.
+    if not all(map(_WORDS.fullmatch, columns)) and not any(map(field_of, columns)):
+        return ""
     named = [column for column in columns if _TITLE.fullmatch(column) and len(column) < 40]
     return f", but {', '.join(named[:_SHOWN])}" if len(named) > 1 else ""
 

@@ -427,7 +427,7 @@ class InMemoryStorage(IStorage):
     ) -> tuple[list[UUID], UUID | None]:
         """Return the ids of a pool's proxies with this source, all on one page."""
         with self._lock:
-            members = sorted(self._pools[pool_id].members)
+            members = sorted(self._pools[pool_id].members) if pool_id in self._pools else []
             return [each for each in members if self._row(each).source == source], None
 
     def remove_idle(self, pool_id: UUID, proxy_ids: Sequence[UUID]) -> list[UUID]:

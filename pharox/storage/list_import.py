@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
@@ -48,27 +49,38 @@ class Match(NamedTuple):
 
 
 class ListedIds:
-    """The ids of a pool's proxies that a list names: sixteen bytes each."""
+    """The ids of a pool's proxies that a list names, sixteen bytes each.
+
+    Those that the list has just added are told apart from those that the pool had before.
+    """
 
     def __init__(self) -> None:
-        self._bytes = bytearray()
+        self._found, self._added = bytearray(), bytearray()
 
-    def add(self, proxy_id: UUID) -> None:
+    def add(self, proxy_id: UUID, *, is_new: bool = False) -> None:
         """Note a proxy."""
-        self._bytes += proxy_id.bytes
+        if is_new:
+            self._added += proxy_id.bytes
+        else:
+            self._found += proxy_id.bytes
 
     def among(self, proxy_ids: Collection[UUID]) -> set[UUID]:
         """Return those of some proxies that are listed."""
         wanted = {proxy_id.bytes for proxy_id in proxy_ids}
-        return {UUID(bytes=each) for each in self._each() if each in wanted}
+        every = chain(_ids_in(self._found), _ids_in(self._added))
+        return {UUID(bytes=each) for each in every if each in wanted}
 
-    def as_set(self) -> set[bytes]:
-        """Return all as the bytes of their ids."""
-        return set(self._each())
+    def found(self) -> set[bytes]:
+        """Return those that the pool had, as the bytes of their ids."""
+        return set(_ids_in(self._found))
 
-    def _each(self) -> Iterator[bytes]:
-        whole = bytes(self._bytes)
-        return (whole[start : start + 16] for start in range(0, len(whole), 16))
+    def added(self) -> set[bytes]:
+        """Return those that the list has added, as the bytes of their ids."""
+        return set(_ids_in(self._added))
+
+
+def _ids_in(whole: bytearray) -> Iterator[bytes]:
+    return (bytes(whole[start : start + 16]) for start in range(0, len(whole), 16))
 
 
 class ChangedProxy(NamedTuple):
@@ -127,7 +139,8 @@ HALF = MaxRemoved(share=0.5)
 class RemovalReport:
     """What came of the proxies that a list has no more.
 
-    ``had`` counts the proxies of the source in the pool, ``gone`` those that are not listed.
+    ``had`` counts the proxies of the source that were in the pool before its list came, ``gone``
+    those that it has no more.
     Of these ``removed`` were removed and ``leased`` were held by somebody; both are 0 where
     ``refused`` says that more would have gone than may. ``leased_ids`` names the first
     :data:`LISTED`.
@@ -171,7 +184,7 @@ class _Decisions:
 
     def __init__(self, pool_id: UUID) -> None:
         self.report = ImportReport(pool_id)
-        self.waiting: dict[Account, list[ChangedProxy]] = {}
+        self.waiting: dict[Account, dict[str, ChangedProxy]] = {}
         self.waits = 0
 
     def sort(self, proxies: Sequence[Proxy], matches: Sequence[Match]) -> list[Proxy]:
@@ -197,25 +210,26 @@ class _Decisions:
     def settle(self) -> tuple[list[Proxy], list[ChangedProxy]]:
         """Decide what waits: return what is new, and what is changed."""
         waiting, self.waiting, self.waits = self.waiting, {}, 0
-        rivals = {each.proxy_id for several in waiting.values() for each in several}
+        rivals = {each.proxy_id for several in waiting.values() for each in several.values()}
         met = self.report.listed.among(rivals)
         fresh: list[Proxy] = []
         changes: list[ChangedProxy] = []
         for several in waiting.values():
-            if len(several) == 1 and several[0].proxy_id not in met:
-                changes.append(several[0])
-                self.report.listed.add(several[0].proxy_id)
+            candidates = list(several.values())
+            if len(candidates) == 1 and candidates[0].proxy_id not in met:
+                changes.append(candidates[0])
+                self.report.listed.add(candidates[0].proxy_id)
             else:
-                fresh += (each.proxy for each in several)
+                fresh += (each.proxy for each in candidates)
         return fresh, changes
 
     def _wait(self, identity: tuple[Account, str], candidate: ChangedProxy) -> None:
         account, password = identity
-        others = self.waiting.setdefault(account, [])
-        if any(password_of(other.proxy) == password for other in others):
+        others = self.waiting.setdefault(account, {})
+        if password in others:
             self.report.known += 1
             return
-        others.append(candidate)
+        others[password] = candidate
         self.waits += 1
 
 
@@ -258,12 +272,14 @@ def remove_unlisted(
     max_removed: MaxRemoved,
 ) -> Calls[RemovalReport]:
     """Remove the pool's proxies of a source that its list has no more, and nobody holds."""
-    report, gone, names = RemovalReport(), list[UUID](), listed.as_set()
+    report, gone = RemovalReport(), list[UUID]()
+    found, added = listed.found(), listed.added()
     first: UUID | None = UUID(int=0)
     while first is not None:
         page, first = yield partial(ask, steps.sourced_page, pool_id, source, first)
-        report.had += len(page)
-        gone += (proxy_id for proxy_id in page if proxy_id.bytes not in names)
+        before = [proxy_id for proxy_id in page if proxy_id.bytes not in added]
+        report.had += len(before)
+        gone += (proxy_id for proxy_id in before if proxy_id.bytes not in found)
     report.gone = len(gone)
     if not max_removed.allows(report.gone, report.had):
         report.refused = True
@@ -311,4 +327,4 @@ def _register(
     decisions.report.new += new
     decisions.report.known += len(ids) - new
     for proxy_id in ids:
-        decisions.report.listed.add(proxy_id)
+        decisions.report.listed.add(proxy_id, is_new=True)

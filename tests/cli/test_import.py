@@ -301,6 +301,24 @@ class TestSync:
         assert told in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("-", "gw.example,ann,s3cret"),
+        ("http://ann:s3cret/x@127.0.0.1:9", ""),
+        ("http://127.0.0.1:9:ann:s3cret", ""),
+        ("socks5://ann:s3cret@gw.example:1080", ""),
+        ("gw.example:1080:ann:s3cret", ""),
+    ],
+)
+def test_no_message_repeats_a_password(pharox: Pharox, source: str, text: str) -> None:
+    """Whatever is taken for a source, or for a header, is not quoted with its password."""
+    outcome = pharox("import", source, "--pool", "p", "--protocol", "http", stdin=text)
+    assert outcome.status == 1
+    assert "s3cret" not in outcome.out + outcome.err
+    assert outcome.err
+
+
 class TestLimit:
     @pytest.mark.parametrize(
         ("options", "limit", "told"),

@@ -62,6 +62,15 @@ class TestSet:
         pharox("proxies", "set", proxy.id, "--user", "")
         assert storage.get_proxy(str(proxy.id)).credentials is None
 
+    def test_a_new_user_keeps_the_password(
+        self, pharox: Pharox, storage: PostgresStorage, proxy: Proxy
+    ) -> None:
+        """Without a file of a password the one that is there stays."""
+        assert pharox("proxies", "set", proxy.id, "--user", "bob").status == 0
+        assert storage.get_proxy(str(proxy.id)).credentials == ProxyCredentials(
+            user="bob", password="s3cret"
+        )
+
     def test_damaged_credentials_can_be_given_again(
         self,
         pharox: Pharox,

@@ -323,6 +323,34 @@ class TestFingerprints:
         assert all(mine != theirs for mine, theirs in ids)
         engine.dispose()
 
+    def test_a_wrong_key_imports_nothing(self, database_url: str) -> None:
+        """Under another key all would seem to be new, and be registered once more."""
+        engine = open_engine(database_url)
+        proxy = proxy_with_password(PostgresStorage(engine, secret_keys=[SECRET_KEY]))
+        wrong = PostgresStorage(engine, secret_keys=[Fernet.generate_key().decode()])
+        with pytest.raises(SecretKeyError, match="none of the keys"):
+            wrong.import_list(proxy.pool_id, [[proxy]])
+        assert len(list(wrong.iter_proxies(proxy.pool_id, with_credentials=False))) == 1
+        engine.dispose()
+
+    def test_a_rotation_passes_damaged_ones_by(self, postgres: PostgresStorage) -> None:
+        """The others are encrypted with the new key; the error names what could not be read."""
+        new = Fernet.generate_key().decode()
+        credentials = ProxyCredentials(user=USER, password=PASSWORD)
+        _, proxies = fill(postgres, 3, credentials=credentials)
+        damaged = min(proxies, key=lambda proxy: proxy.id)
+        run_sql(
+            postgres.engine,
+            f"UPDATE pharox.proxy_credentials SET secret = '' WHERE proxy_id = '{damaged.id}'",
+        )
+        both = PostgresStorage(postgres.engine, secret_keys=[new, SECRET_KEY])
+        with pytest.raises(SecretKeyError, match=str(damaged.id)):
+            both.rotate_secrets()
+        only_new = PostgresStorage(postgres.engine, secret_keys=[new])
+        for proxy in proxies:
+            if proxy != damaged:
+                assert only_new.get_proxy(str(proxy.id)).credentials == credentials
+
     def test_known_stays_known_through_a_rotation(self, database_url: str) -> None:
         """Before, between and after a rotation of keys the same list has nothing new."""
         engine, new = open_engine(database_url), Fernet.generate_key().decode()

@@ -30,7 +30,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from projections.proxies import proxies as described
 
-from ...errors import ConflictError, PoolNotFoundError
+from ...errors import ConflictError, PoolNotFoundError, SecretKeyError
 from ...ids import NIL, derived_id, following, imported_proxy_id
 from ...models import Proxy, ProxyCredentials, ProxyPool
 from ..list_import import ChangedProxy, Match
@@ -42,7 +42,7 @@ from .lookups import PAGE
 from .registrations import Registrations
 from .sql import POOL_ID, Query, Statement, by_schema, parameter
 from .tables import proxy_credentials
-from .vault import FINGERPRINT_BYTES, Fingerprints
+from .vault import FINGERPRINT_BYTES, Fingerprints, Place
 
 _d = described.alias("d")
 _c = proxy_credentials.alias("c")
@@ -82,6 +82,8 @@ class Imports(Registrations):
             for row in rows:
                 matches[row["place"]] = Match(row["id"])
         unknown = {n: each for n, each in prints.items() if matches[n].known is None}
+        if prints and len(unknown) == len(prints):
+            yield from self._check_keys_fit(pool_id)
         if unknown:
             rivals: dict[int, list[UUID]] = {}
             for row in (yield self._asked(_rivals_statement(self.schema), pool_id, unknown)):
@@ -154,6 +156,23 @@ class Imports(Registrations):
         return answers[-2][0]["removed"]  # type: ignore[no-any-return]
 
     # Parts
+
+    def _check_keys_fit(self, pool_id: UUID) -> Program[None]:
+        """Raise :class:`SecretKeyError` if no key fits what the pool has.
+
+        Under other keys it would know nothing, and register each proxy once more.
+        """
+        query = Query(_some_secrets_statement(self.schema), {"pool_id": pool_id})
+        failure: SecretKeyError | None = None
+        for row in (yield query):
+            try:
+                self.vault.open(row["secret"], Place(row["id"], pool_id, row["proxy_id"]))
+            except SecretKeyError as error:
+                failure = error
+            else:
+                return
+        if failure is not None:
+            raise failure
 
     def _named(self, pool_id: UUID, proxy: Proxy) -> tuple[Proxy, Fingerprints | None]:
         """Return a proxy of a list under its derived id, and what it is recognised by."""
@@ -280,6 +299,14 @@ def _each_at_most(most: int, asked: Any, found: Select[Any]) -> Select[Any]:
     """
     first = found.limit(literal_column(str(most))).lateral("found")
     return select(asked.c.place, first.c.id).select_from(asked.join(first, true()))
+
+
+@by_schema
+def _some_secrets_statement() -> Select[Any]:
+    """Query the credentials of some proxies of a pool."""
+    columns = (_c.c.id, _c.c.proxy_id, _c.c.secret)
+    in_use = select(*columns).select_from(_d.join(_c, _IN_USE))
+    return in_use.where(_d.c.pool_id == POOL_ID).limit(literal_column("3"))
 
 
 @by_schema

@@ -165,22 +165,28 @@ class Registrations(Lookups):
     def rotate_secrets(self) -> Program[int]:
         """Encrypt every proxy's credentials anew with the first key; return how many.
 
-        What was done before something went wrong stays; it need not be done again.
+        What cannot be read is passed by, and the first of it is told in the end: the others
+        need the old key no more.
         """
         statement = registering.rotate_secrets_statement(self.schema)
         rotated, first = 0, NIL
+        failure: SecretKeyError | None = None
         while True:
             rows: Rows = yield from self.rows(
                 reading.secrets_page_statement, from_id=first, limit=PAGE
             )
-            if rows:
-                answer: Rows = yield Query(statement, self._rotated(rows))
+            readable, failed = self._readable(rows)
+            failure = failure or failed
+            if readable:
+                answer: Rows = yield Query(statement, self._rotated(readable))
                 rotated += len(answer)
             if len(rows) < PAGE:
                 break
             first = following(rows[-1]["id"])
         if not rotated:
             yield from self.check_writable()
+        if failure is not None:
+            raise failure
         return rotated
 
     # Parts
@@ -211,6 +217,18 @@ class Registrations(Lookups):
                     pool_id=row["pool_id"],
                 )
         return {row["id"]: row for row in rows if row["credential_id"] is not None}
+
+    def _readable(self, rows: Rows) -> tuple[Rows, SecretKeyError | None]:
+        """Return those rows whose credentials can be read, and the error of the first other."""
+        readable, failure = [], None
+        for row in rows:
+            try:
+                place = Place(row["credential_id"], row["pool_id"], row["id"])
+                self.vault.open(row["secret"], place)
+                readable.append(row)
+            except SecretKeyError as error:
+                failure = failure or error
+        return readable, failure
 
     def _rotated(self, rows: Rows) -> dict[str, Any]:
         """Return the parameters that encrypt some proxies' credentials anew."""
