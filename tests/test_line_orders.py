@@ -222,3 +222,17 @@ def test_a_login_before_a_country_is_not_dropped(line: str) -> None:
     (entry,) = read_proxies([line.encode()], Defaults(protocol=ProxyProtocol.HTTP))
     assert isinstance(entry, BadEntry)
     assert "s3cret" not in entry.reason
+
+
+@pytest.mark.parametrize(
+    "source", ['[{"proxy": "ann:12345:squid:8000"}]', "proxy,country\nann:12345:squid:8000,US"]
+)
+def test_a_layout_holds_for_the_addresses_of_records(source: str) -> None:
+    """What is refused in a field of JSON or CSV can be told as for a line."""
+    defaults = Defaults(protocol=ProxyProtocol.HTTP)
+    (refused,) = read_proxies([source.encode()], defaults)
+    assert isinstance(refused, BadEntry)
+    assert "--line" in refused.reason
+    (entry,) = read_proxies([source.encode()], defaults, line="user:pass:host:port")
+    assert isinstance(entry, Entry)
+    assert entry.proxy.url == "http://ann:12345@squid:8000"

@@ -86,7 +86,7 @@ def _read(
         raise SourceError(
             "the source is binary or UTF-16 without a mark; a list of proxies is text in UTF-8"
         )
-    kind = kind or (Format.LINES if layout else format_of(start))
+    kind = kind or format_of(start)
     yield from _READERS[kind](text, defaults, Lines(layout))
 
 

@@ -96,6 +96,8 @@ class Lines:
 
     def address(self, text: str) -> Parts:
         """Return the parts of one address, as a field of a record has it."""
+        if self._layout is not None:
+            return _laid_out(self._layout, text.strip())
         return self._address(text.strip())
 
     def _address(self, text: str) -> Parts:
