@@ -19,9 +19,12 @@ from pharox import (
     Proxy,
     ProxyCredentials,
     ProxyManager,
+    ProxyNotFoundError,
     ProxyPool,
+    ProxyStatus,
 )
 from pharox.ids import NIL
+from pharox.models import utc_now
 from pharox.storage import IAsyncStorage, list_import
 from pharox.storage.list_import import MaxRemoved
 from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage
@@ -293,6 +296,34 @@ class TestRemoving:
         """What is neither, both or out of range is refused."""
         with pytest.raises(InvalidInputError):
             MaxRemoved(**wrong)  # type: ignore[arg-type]
+
+
+class TestStatus:
+    def test_a_change_keeps_the_status_that_was_decided_meanwhile(
+        self, any_storage: AnyStorage
+    ) -> None:
+        """A ban between reading a proxy and changing it stays, and so does a check."""
+        pool = pool_of(any_storage)
+        any_storage.import_proxies(pool, listed((1, "ann", "old")))
+        (read,) = any_storage.list_proxies(str(pool))
+        any_storage.set_status(read.id, ProxyStatus.BANNED)
+        login = ProxyCredentials(user="ann", password="new")
+        change = {"country": "DE", "credentials": login, "checked_at": utc_now()}
+        any_storage.change_proxy(read.model_copy(update=change))
+        after = any_storage.get_proxy(str(read.id))
+        assert (after.status, after.country) == (ProxyStatus.BANNED, "DE")
+        assert (after.credentials, after.checked_at) == (login, read.checked_at)
+        any_storage.import_list(pool, [listed((1, "ann", "newer"))], update=True)
+        assert any_storage.get_proxy(str(read.id)).status is ProxyStatus.BANNED
+        assert any_storage.verify() == []
+
+    def test_an_unknown_one_cannot_be_changed(self, any_storage: AnyStorage) -> None:
+        """It is an error, and nothing is registered."""
+        pool = pool_of(any_storage)
+        (unknown,) = listed((1, "", ""))
+        with pytest.raises(ProxyNotFoundError):
+            any_storage.change_proxy(unknown.model_copy(update={"pool_id": pool}))
+        assert any_storage.list_proxies(str(pool)) == []
 
 
 class TestPools:

@@ -198,7 +198,7 @@ def _change(storage: PostgresStorage, proxy: Proxy, changes: dict[str, Any]) -> 
     if "user" in changes:
         password = current.credentials.password if current.credentials else ""
         own["credentials"] = checked_credentials(user=changes["user"], password=password)
-    storage.save_proxy(current.model_copy(update=own))
+    storage.change_proxy(current.model_copy(update=own))
 
 
 def _known(storage: PostgresStorage, proxy: Proxy, *, with_credentials: bool = False) -> Proxy:

@@ -146,6 +146,10 @@ class AsyncInMemoryStorage(IAsyncStorage):
     async def save_proxy(self, proxy: Proxy) -> None:
         self.memory.save_proxy(proxy)
 
+    async def change_proxy(self, proxy: Proxy) -> None:
+        """Change a known proxy but for its status, which somebody else may decide meanwhile."""
+        self.memory.change_proxy(proxy)
+
     async def add_proxies_bulk(self, proxies: Sequence[Proxy]) -> int:
         return self.memory.add_proxies_bulk(proxies)
 

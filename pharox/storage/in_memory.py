@@ -349,6 +349,13 @@ class InMemoryStorage(IStorage):
     def save_proxy(self, proxy: Proxy) -> None:
         self._save_proxies([proxy], change=True)
 
+    def change_proxy(self, proxy: Proxy) -> None:
+        """Change a known proxy but for its status, which somebody else may decide meanwhile."""
+        with self._lock:
+            now = self.get_proxy(str(proxy.id))
+            own = {"status": now.status, "checked_at": now.checked_at}
+            self._save_proxies([proxy.model_copy(update=own)], change=True)
+
     def add_proxy(self, proxy: Proxy) -> None:
         """Register a proxy, or change the one of this id."""
         self.save_proxy(proxy)

@@ -254,6 +254,16 @@ class PostgresStorage(IStorage):
     def save_proxy(self, proxy: Proxy) -> None:
         self._run(self._commands.save_proxies([proxy], change=True))
 
+    def change_proxy(self, proxy: Proxy) -> None:
+        """Change a known proxy but for its status, which somebody else may decide meanwhile.
+
+        Raises
+        ------
+        ProxyNotFoundError
+            If there is no such proxy.
+        """
+        self._run(self._commands.change_proxy(proxy))
+
     def add_proxy(self, proxy: Proxy) -> None:
         """Register a proxy, or change the one of this id."""
         self.save_proxy(proxy)

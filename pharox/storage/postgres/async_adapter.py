@@ -287,6 +287,10 @@ class AsyncPostgresStorage(IAsyncStorage):
     async def save_proxy(self, proxy: Proxy) -> None:
         await self._run(self._commands.save_proxies([proxy], change=True))
 
+    async def change_proxy(self, proxy: Proxy) -> None:
+        """Change a known proxy but for its status, which somebody else may decide meanwhile."""
+        await self._run(self._commands.change_proxy(proxy))
+
     async def add_proxies_bulk(self, proxies: Sequence[Proxy]) -> int:
         return await self._run(self._commands.save_proxies(proxies, change=False))
 

@@ -131,7 +131,7 @@ class Imports(Registrations):
                 reading.several_proxies_statement(self.schema), {"ids": list(wanted)}
             )
             proxies = [_with_credentials(row, wanted[row["id"]]) for row in rows]
-            yield from self._save_proxies(proxies, change=True)
+            yield from self._save_proxies(proxies, change=True, keep_status=True)
             replaced += len(proxies)
         return replaced
 

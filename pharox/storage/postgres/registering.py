@@ -105,8 +105,9 @@ def save_proxies_statement(schema: str, *, change: bool) -> Statement:
     The parameter ``rows`` is a JSON array of objects: ``id``, ``secret``
     (encrypted credentials in hex, or null), their fingerprints ``account`` and
     ``identity``, ``status``, ``max_concurrency`` and ``data``, the rest of a
-    ProxyRegistered's data. The answer is how many are new, and how many changed; no row
-    at all says that there is no such pool.
+    ProxyRegistered's data. A known proxy without ``status`` keeps its own, and when it was
+    checked; an unknown one is passed by then. The answer is how many are new, and how many
+    changed; no row at all says that there is no such pool.
     """
     pool = (
         select(pools.c.id).where(pools.c.id == POOL_ID).with_for_update(key_share=True, read=True)
@@ -120,11 +121,15 @@ def save_proxies_statement(schema: str, *, change: bool) -> Statement:
     before = state(known.c.status, known.c.current_leases, known.c.max_concurrency)
     states = json_object(
         before=case((is_new, cast(null(), JSONB)), else_=before),
-        after=state(given.c.status, held, given.c.max_concurrency),
+        after=state(func.coalesce(given.c.status, known.c.status), held, given.c.max_concurrency),
     )
+    data = given.c.data.concat(states)
+    if change:
+        data = json_object(checked_at=known.c.checked_at).concat(data)
     type_ = case((is_new, word("ProxyRegistered")), else_=word("ProxyChanged"))
-    row = event_row(type_, proxy_id=given.c.id, data=given.c.data.concat(states))
-    wanted = or_(is_new, _differs(given, known)) if change else is_new
+    row = event_row(type_, proxy_id=given.c.id, data=data)
+    is_whole = and_(is_new, given.c.status.is_not(None))
+    wanted = or_(is_whole, _differs(given, known)) if change else is_whole
     appended = append(
         select(*row)
         .select_from(given.outerjoin(known, known.c.proxy_id == given.c.id))

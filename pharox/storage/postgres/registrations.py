@@ -81,7 +81,17 @@ class Registrations(Lookups):
         """Register proxies, all or none; with ``change`` also change those that are known."""
         return self._save_proxies([checked_model(proxy) for proxy in proxies], change=change)
 
-    def _save_proxies(self, proxies: Sequence[Proxy], *, change: bool) -> Program[int]:
+    def change_proxy(self, proxy: Proxy) -> Program[None]:
+        """Change a known proxy but for its status, which somebody else may decide meanwhile."""
+        return self._change_proxy(checked_model(proxy))
+
+    def _change_proxy(self, proxy: Proxy) -> Program[None]:
+        yield from self.standing(proxy.id)  # raises ProxyNotFoundError
+        yield from self._save_proxies([proxy], change=True, keep_status=True)
+
+    def _save_proxies(
+        self, proxies: Sequence[Proxy], *, change: bool, keep_status: bool = False
+    ) -> Program[int]:
         if not proxies:
             return 0
         statement = registering.save_proxies_statement(self.schema, change=change)
@@ -97,6 +107,8 @@ class Registrations(Lookups):
             for pool_id, members in sorted(by_pool.items()):
                 for batch in _batches(sorted(members, key=lambda proxy: proxy.id)):
                     rows = [self._row(n, p, known.get(p.id)) for n, p in enumerate(batch)]
+                    if keep_status:
+                        rows = [_without_status(row) for row in rows]
                     values = {**origin(), "pool_id": pool_id, "rows": json.dumps(rows)}
                     saved.append(len(steps))
                     steps.append(Query(statement, values))
@@ -323,6 +335,11 @@ class Registrations(Lookups):
             "max_concurrency": proxy.max_concurrency,
             "data": {name: value for name, value in data.items() if value is not None},
         }
+
+
+def _without_status(row: dict[str, Any]) -> dict[str, Any]:
+    data = {name: value for name, value in row["data"].items() if name != "checked_at"}
+    return {**row, "status": None, "data": data}
 
 
 def _batches(members: Sequence[T], size: int = BATCH) -> list[Sequence[T]]:
