@@ -142,12 +142,20 @@ def test_nothing_holds_the_port_after_the_master(version: str, number: int, tmp_
         web.signal(number)
         web.process.wait(30)
         until(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE)
-        with socket.create_server(("127.0.0.1", web.metrics_port)):
-            pass
+        until(lambda: _is_free(web.metrics_port))
         if number != signal.SIGKILL:
             assert not list(web.multiproc.iterdir())
     finally:
         web.clear()
+
+
+def _is_free(port: int) -> bool:
+    """Tell whether a port can be listened at; somebody's connection may have it for a moment."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 def test_a_server_of_metrics_that_was_killed_comes_back(version: str, tmp_path: Path) -> None:

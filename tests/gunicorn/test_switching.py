@@ -117,6 +117,8 @@ class TestSizes:
         with running(version, tmp_path, workers=1) as web:
             for size in (0, 10, 5000):
                 post(web, "/plain", b"x" * size)
+            # The last one is counted when its answer has been sent.
+            until(lambda: web.scrape().get("gunicorn_request_size_bytes_count{method=POST}") == 3)
             shown = web.scrape()
             digits = len(str(web.workers()[0]))
             assert shown["gunicorn_request_size_bytes_sum{method=POST}"] == 5010
