@@ -28,8 +28,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from projections.proxies import proxies as described
-
 from ...errors import ConflictError, PoolNotFoundError, SecretKeyError
 from ...ids import NIL, derived_id, following, imported_proxy_id
 from ...models import Proxy, ProxyCredentials, ProxyPool
@@ -39,15 +37,15 @@ from . import reading, registering
 from .appending import origin
 from .driver import Program, Rows
 from .lookups import PAGE
+from .reading import d
 from .registrations import Registrations
 from .sql import POOL_ID, Query, Statement, by_schema, parameter
 from .tables import proxy_credentials
 from .vault import FINGERPRINT_BYTES, Fingerprints, Place
 
-_d = described.alias("d")
 _c = proxy_credentials.alias("c")
 # Without the pool: the planner would rather read all of it than look up an id.
-_IN_USE = and_(_d.c.id == _c.c.proxy_id, _d.c.credential_id == _c.c.id)
+_IN_USE = and_(d.c.id == _c.c.proxy_id, d.c.credential_id == _c.c.id)
 
 
 class Imports(Registrations):
@@ -248,8 +246,8 @@ def _bare_statement() -> Select[Any]:
         .table_valued("place", "host", "port", "protocol")
         .render_derived()
     )
-    same = (_d.c[name] == asked.c[name] for name in ("host", "port", "protocol"))
-    found = select(_d.c.id).where(_d.c.pool_id == POOL_ID, *same, _d.c.credential_id.is_(None))
+    same = (d.c[name] == asked.c[name] for name in ("host", "port", "protocol"))
+    found = select(d.c.id).where(d.c.pool_id == POOL_ID, *same, d.c.credential_id.is_(None))
     return _each_at_most(1, asked, found)
 
 
@@ -289,7 +287,7 @@ def _rivals_statement() -> Select[Any]:
 
 
 def _in_use() -> Select[Any]:
-    return select(_d.c.id).select_from(_c.join(_d, _IN_USE)).where(_c.c.pool_id == POOL_ID)
+    return select(d.c.id).select_from(_c.join(d, _IN_USE)).where(_c.c.pool_id == POOL_ID)
 
 
 def _each_at_most(most: int, asked: Any, found: Select[Any]) -> Select[Any]:
@@ -305,8 +303,8 @@ def _each_at_most(most: int, asked: Any, found: Select[Any]) -> Select[Any]:
 def _some_secrets_statement() -> Select[Any]:
     """Query the credentials of some proxies of a pool."""
     columns = (_c.c.id, _c.c.proxy_id, _c.c.secret)
-    in_use = select(*columns).select_from(_d.join(_c, _IN_USE))
-    return in_use.where(_d.c.pool_id == POOL_ID).limit(literal_column("3"))
+    in_use = select(*columns).select_from(d.join(_c, _IN_USE))
+    return in_use.where(d.c.pool_id == POOL_ID).limit(literal_column("3"))
 
 
 @by_schema
@@ -315,8 +313,8 @@ def _sourced_statement() -> Select[Any]:
     first, limit = parameter("from_id", Uuid), parameter("limit", Integer)
     source = parameter("source")
     return (
-        select(_d.c.id)
-        .where(_d.c.pool_id == POOL_ID, _d.c.id >= first, _d.c.source.is_not_distinct_from(source))
-        .order_by(_d.c.id)
+        select(d.c.id)
+        .where(d.c.pool_id == POOL_ID, d.c.id >= first, d.c.source.is_not_distinct_from(source))
+        .order_by(d.c.id)
         .limit(limit)
     )

@@ -253,9 +253,8 @@ def several_proxies_statement() -> Select[Any]:
 @by_schema
 def secrets_page_statement() -> Select[Any]:
     """Query a page of the credentials that are in use, each with its proxy's address."""
-    first, limit = parameter("from_id", Uuid), parameter("limit", Integer)
-    in_use = proxy_rows().where(_c.c.id.is_not(None), d.c.id >= first)
-    return in_use.order_by(d.c.id).limit(limit)
+    in_use = proxy_rows().where(_c.c.id.is_not(None), d.c.id >= _FROM_ID)
+    return in_use.order_by(d.c.id).limit(parameter("limit", Integer))
 
 
 @by_schema

@@ -20,7 +20,7 @@ import os
 from base64 import urlsafe_b64decode
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import NamedTuple, Self
+from typing import NamedTuple
 from uuid import UUID
 
 from cryptography.exceptions import InvalidTag
@@ -101,11 +101,6 @@ class Vault:
     def has_keys(self) -> bool:
         """Whether anything can be kept or read at all."""
         return bool(self._keys)
-
-    def check_keys(self) -> Self:
-        """Return the vault if it can keep credentials, else raise :class:`SecretKeyError`."""
-        self._needed("keep")
-        return self
 
     def seal(self, credentials: ProxyCredentials, place: Place) -> bytes:
         """Return credentials encrypted, bound to their place.
