@@ -91,7 +91,7 @@ if TYPE_CHECKING:
     from .storage.async_interface import IAsyncStorage as IAsyncStorage
     from .storage.in_memory import InMemoryStorage as InMemoryStorage
     from .storage.interface import IStorage as IStorage
-    from .storage.terms import HealthOutcome as HealthOutcome
+    from .storage.requests import HealthOutcome as HealthOutcome
 
 _HOME = {
     ".aio": ("AsyncProxyManager",),
@@ -183,7 +183,7 @@ _HOME = {
     ".storage.async_interface": ("IAsyncStorage",),
     ".storage.in_memory": ("InMemoryStorage",),
     ".storage.interface": ("IStorage",),
-    ".storage.terms": ("HealthOutcome",),
+    ".storage.requests": ("HealthOutcome",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

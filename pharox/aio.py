@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
+from .effects import call_async, run_async
 from .leasing import Ask, Leasing, fleet_subscriptions, releasing_after, under
 from .models import (
     AcquireEventPayload,
@@ -27,10 +28,10 @@ from .models import (
     RetryConfig,
     SelectorStrategy,
 )
-from .programs import call_async, run_async
 from .retry_arguments import checked_config, in_both_orders
 from .storage.async_interface import IAsyncStorage
-from .storage.terms import HealthOutcome, check_storage
+from .storage.requests import HealthOutcome
+from .storage.validation import check_storage
 
 if TYPE_CHECKING:
     from .clients import OpeningClient

@@ -21,13 +21,13 @@ from typing import TypeVar
 from uuid import UUID
 
 from .cancelling import CancelledCall, call_in_thread, to_the_end
+from .effects import Calls, call, call_async, is_async, run, run_async
 from .errors import InvalidInputError
 from .leasing import Ask, releasing_after, retrying
 from .manager import ProxyManager
 from .models import Lease, ProxyFilters, RetryConfig, SelectorStrategy
-from .programs import Calls, call, call_async, is_async, run, run_async
 from .retry_arguments import checked_config, in_both_orders
-from .storage.terms import Acquisition
+from .storage.requests import Acquisition
 
 T = TypeVar("T")
 

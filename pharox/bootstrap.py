@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
+from .effects import Calls, call, call_async, run, run_async
 from .models import Consumer, Proxy, ProxyPool, ProxyProtocol, ProxyStatus
-from .programs import Calls, call, call_async, run, run_async
 from .storage.async_interface import IAsyncStorage
 from .storage.interface import IStorage
-from .storage.terms import check_storage
+from .storage.validation import check_storage
 
 
 def bootstrap_consumer(

@@ -22,11 +22,11 @@ import python_socks
 from httpx_socks import AsyncProxyTransport, SyncProxyTransport
 from python_socks import ProxyType
 
+from .effects import Calls, call, call_async, run, run_async
 from .errors import InvalidInputError, LeaseEndedError, ProxyUnavailableError
 from .leasing import Ask, Leasing, releasing_after, retrying
 from .models import Lease, LeaseStatus, MissReason, Proxy, ProxyProtocol, RetryConfig
-from .programs import Calls, call, call_async, run, run_async
-from .storage.terms import Acquisition
+from .storage.requests import Acquisition
 from .text import url_of
 
 C = TypeVar("C", "LeasedClient", "AsyncLeasedClient")

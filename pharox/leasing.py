@@ -25,6 +25,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 from .cancelling import CANCELLED, outcome_of
+from .effects import Calls
 from .errors import ConflictError, InvalidInputError, LeaseEndedError
 from .models import (
     AcquireEventPayload,
@@ -42,8 +43,14 @@ from .models import (
     check_duration,
     utc_now,
 )
-from .programs import Calls
-from .storage.terms import AcquireRequest, Acquisition, Ending, HealthOutcome, Return, given_up
+from .storage.requests import (
+    AcquireRequest,
+    Acquisition,
+    EndedLease,
+    HealthOutcome,
+    ReleaseResult,
+    given_up,
+)
 
 P = TypeVar("P")
 S = TypeVar("S")
@@ -231,7 +238,7 @@ class Leasing(ABC, Generic[S]):
         """Give a lease back, tell the callbacks, and return what they raised."""
         wanted = bool(self._release_callbacks or self._expire_callbacks)
         started_at = utc_now()
-        returned: Return
+        returned: ReleaseResult
         returned, errors = yield from _to_the_end(
             "return_lease",
             partial(self._storage.return_lease, lease, reason=reason, with_stats=wanted),
@@ -253,7 +260,7 @@ class Leasing(ABC, Generic[S]):
         errors += yield from self._tell("release", self._release_callbacks, [payload])
         return errors
 
-    def _tell_expired(self, expired: Sequence[Ending]) -> Calls[list[BaseException]]:
+    def _tell_expired(self, expired: Sequence[EndedLease]) -> Calls[list[BaseException]]:
         payloads = (
             ExpireEventPayload(
                 lease=ending.lease,

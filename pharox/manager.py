@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from uuid import UUID
 
+from .effects import call, is_async, run
 from .errors import InvalidInputError
 from .leasing import Ask, Leasing, fleet_subscriptions, releasing_after, under
 from .models import (
@@ -26,10 +27,10 @@ from .models import (
     RetryConfig,
     SelectorStrategy,
 )
-from .programs import call, is_async, run
 from .retry_arguments import checked_config, in_both_orders
 from .storage.interface import IStorage
-from .storage.terms import HealthOutcome, check_storage
+from .storage.requests import HealthOutcome
+from .storage.validation import check_storage
 
 if TYPE_CHECKING:
     from .clients import LeasedClient

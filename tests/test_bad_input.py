@@ -20,7 +20,7 @@ from pharox import (
     ProxyProtocol,
     RetryConfig,
 )
-from pharox.storage.terms import AcquireRequest
+from pharox.storage.requests import AcquireRequest
 from tests.conftest import AnyStorage, fill, types_of
 
 LONG = "x" * 16_000

@@ -75,7 +75,7 @@ def proxies_named(storage: PostgresStorage, names: Sequence[str]) -> list[Proxy]
 
 def _each_of(storage: PostgresStorage, names: Sequence[str]) -> Iterator[Proxy]:
     from ..ledger.sealed_log import beginning  # noqa: PLC0415 - SQLAlchemy takes a while to import
-    from ..storage.terms import id_from_text  # noqa: PLC0415
+    from ..storage.validation import id_from_text  # noqa: PLC0415
 
     begin = None
     for name in names:

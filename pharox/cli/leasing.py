@@ -70,7 +70,7 @@ def acquire(
 
     The URL has the proxy's credentials in it, for curl and the like.
     """
-    from ..storage.terms import AcquireRequest  # noqa: PLC0415 - SQLAlchemy takes a while to import
+    from ..storage.requests import AcquireRequest  # noqa: PLC0415 - SQLAlchemy takes a while to import
 
     filters = checked_filters(country=country, city=city, source=source, isp=isp, asn=asn)
     request = AcquireRequest(pool, consumer, duration, filters, selector, lease_id=lease_id)

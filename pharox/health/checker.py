@@ -22,7 +22,7 @@ from ..models import (
     ProxyProtocol,
     ProxyStatus,
 )
-from ..storage.terms import checked_model
+from ..storage.validation import checked_model
 from .probing import HealthCheckStrategy, HTTPHealthCheckStrategy
 from .streaming import in_chunks
 

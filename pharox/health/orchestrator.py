@@ -32,7 +32,7 @@ from ..manager import ProxyManager
 from ..models import HealthCheckOptions, HealthCheckResult, HealthPolicy, Proxy, ProxyStatus
 from ..storage.async_interface import IAsyncStorage
 from ..storage.interface import IStorage
-from ..storage.terms import HealthOutcome
+from ..storage.requests import HealthOutcome
 from .checker import CONCURRENCY, HealthChecker, Proxies
 from .streaming import each_of
 

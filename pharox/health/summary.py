@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from ..models import LEASABLE, Proxy, ProxyStatus
-from ..storage.terms import HealthOutcome
+from ..storage.requests import HealthOutcome
 from .streaming import each_of
 
 DIMENSIONS = ("protocol", "country", "source")

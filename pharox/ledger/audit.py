@@ -31,7 +31,7 @@ from ..events import (
 )
 from ..ids import NIL
 from ..models import check_aware, utc_now
-from ..storage.terms import id_from_text
+from ..storage.validation import id_from_text
 from ..text import without_secrets
 from .addresses import Addresses, proxies_at
 from .past_counts import PastCounts

@@ -17,7 +17,7 @@ from pharox.log import Extract
 from ..errors import PoolNotFoundError
 from ..events import AcquireMissed, PoolChanged, PoolRegistered, PoolRemoved
 from ..ids import NIL
-from ..storage.terms import id_from_text
+from ..storage.validation import id_from_text
 from .sealed_log import Beginning, SealedLog, beginning
 
 _TYPES = ("PoolRegistered", "PoolChanged", "PoolRemoved")

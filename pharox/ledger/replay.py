@@ -35,7 +35,7 @@ from projections import (
 
 from ..errors import InvalidInputError, PoolNotFoundError
 from ..events import Event
-from ..storage.terms import id_from_text
+from ..storage.validation import id_from_text
 from .addresses import address_of
 from .pool_lives import find_pool
 from .sealed_log import SealedLog, event_at, seq_of

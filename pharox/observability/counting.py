@@ -36,7 +36,7 @@ from ..log import fleet_counts
 from ..models import MissReason
 from ..storage.postgres import PostgresStorage
 from ..storage.postgres.driver import Session
-from ..storage.postgres.sql import by_schema, now, parameter, word
+from ..storage.postgres.sql import by_schema, now, parameter, text_literal
 from .metrics import CHECKED, DEFAULT_LATENCY_BUCKETS, DEFAULT_LEASE_BUCKETS
 
 Count = tuple[str, tuple[str, ...]]
@@ -239,7 +239,9 @@ def counts_statement() -> Any:
 @by_schema
 def counted_statement() -> Any:
     """Query up to which seq a subscription has counted."""
-    return select(_f.c.value).where(_f.c.subscription == _NAME, _f.c.name == word(COUNTED_SEQ))
+    return select(_f.c.value).where(
+        _f.c.subscription == _NAME, _f.c.name == text_literal(COUNTED_SEQ)
+    )
 
 
 @by_schema
@@ -265,7 +267,7 @@ def held_statement() -> Any:
     oldest = cast(extract("epoch", now - func.min(leases.c.acquired_at)), Double)
     return (
         select(leases.c.pool_name, oldest.label("oldest_s"), overdue.label("overdue"))
-        .where(leases.c.status == word("active"))
+        .where(leases.c.status == text_literal("active"))
         .group_by(leases.c.pool_name)
         .order_by(leases.c.pool_name.collate("C"))
     )

@@ -4,15 +4,15 @@ from .async_in_memory import AsyncInMemoryStorage
 from .async_interface import IAsyncStorage
 from .in_memory import InMemoryStorage
 from .interface import IStorage
-from .terms import AcquireRequest, Acquisition, Ending, Return
+from .requests import AcquireRequest, Acquisition, EndedLease, ReleaseResult
 
 __all__ = [
     "AcquireRequest",
     "Acquisition",
     "AsyncInMemoryStorage",
-    "Ending",
+    "EndedLease",
     "IAsyncStorage",
     "IStorage",
     "InMemoryStorage",
-    "Return",
+    "ReleaseResult",
 ]

@@ -32,7 +32,7 @@ from ..models import (
 from .async_interface import IAsyncStorage
 from .in_memory import InMemoryStorage
 from .list_import import HALF, ImportReport, ListedIds, MaxRemoved, RemovalReport
-from .terms import AcquireRequest, Acquisition, Ending, HealthOutcome, Return
+from .requests import AcquireRequest, Acquisition, EndedLease, HealthOutcome, ReleaseResult
 
 
 class AsyncInMemoryStorage(IAsyncStorage):
@@ -100,10 +100,10 @@ class AsyncInMemoryStorage(IAsyncStorage):
 
     async def return_lease(
         self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
-    ) -> Return:
+    ) -> ReleaseResult:
         return self.memory.return_lease(lease, reason=reason, with_stats=with_stats)
 
-    async def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[Ending]]:
+    async def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         return self.memory.expire_leases(with_stats=with_stats)
 
     async def release_lease(self, lease: Lease) -> None:

@@ -16,6 +16,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from ..cancelling import CANCELLED, to_the_end, with_outcome
+from ..effects import call_async, run_async
 from ..models import (
     HealthCheckResult,
     HealthPolicy,
@@ -28,19 +29,16 @@ from ..models import (
     ProxyStatus,
     SelectorStrategy,
 )
-from ..programs import call_async, run_async
 from . import defaults
-from .terms import (
+from .requests import (
     AcquireRequest,
     Acquisition,
-    Ending,
+    EndedLease,
     HealthOutcome,
-    Return,
-    check_age,
-    check_statuses,
+    ReleaseResult,
     given_up,
-    pool_named,
 )
+from .validation import check_age, check_statuses, pool_named
 
 
 class IAsyncStorage(ABC):
@@ -175,7 +173,7 @@ class IAsyncStorage(ABC):
 
     async def return_lease(
         self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
-    ) -> Return:
+    ) -> ReleaseResult:
         """Release a lease and tell what came of it."""
         program = defaults.return_lease(self, lease, reason, with_stats=with_stats)
         task = asyncio.ensure_future(run_async(program, call_async))
@@ -184,7 +182,7 @@ class IAsyncStorage(ABC):
             raise with_outcome(cancelled, "return_lease", returned)
         return returned
 
-    async def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[Ending]]:
+    async def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         """Take back what has run out; return how many leases did, and those it can tell of."""
         return await self.cleanup_expired_leases(), ()
 

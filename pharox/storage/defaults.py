@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
+from ..effects import Calls
 from ..errors import InvalidInputError, ProxyNotFoundError
 from ..models import (
     HealthCheckResult,
@@ -25,18 +26,16 @@ from ..models import (
     ProxyStatus,
     utc_now,
 )
-from ..programs import Calls
-from .terms import (
+from .requests import (
     AcquireRequest,
     Acquisition,
-    Ending,
+    EndedLease,
     HealthOutcome,
-    Return,
-    check_reason,
-    check_status,
+    ReleaseResult,
     copy_ending,
     log_late_release,
 )
+from .validation import check_reason, check_status
 
 
 def acquire_lease(storage: Any, request: AcquireRequest) -> Calls[Acquisition]:
@@ -64,7 +63,7 @@ def acquire_lease(storage: Any, request: AcquireRequest) -> Calls[Acquisition]:
 
 def return_lease(
     storage: Any, lease: Lease, reason: str | None, *, with_stats: bool
-) -> Calls[Return]:
+) -> Calls[ReleaseResult]:
     """Release a lease and tell what came of it."""
     recorded = yield partial(storage.get_lease, str(lease.id))
     was_active = recorded is not None and recorded.status is LeaseStatus.ACTIVE
@@ -74,10 +73,10 @@ def return_lease(
     copy_ending(recorded, lease)
     if not was_active or recorded is None:
         log_late_release(lease, recorded)
-        return Return(None)
+        return ReleaseResult(None)
     name = recorded.pool_name if with_stats else None
     stats = (yield partial(storage.get_pool_stats, name)) if name else None
-    return Return(Ending(lease, stats, reason))
+    return ReleaseResult(EndedLease(lease, stats, reason))
 
 
 def record_health_checks(

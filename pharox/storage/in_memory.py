@@ -24,6 +24,7 @@ from pharox.log import Extract
 from projections import Availability, Finding, LeaseRow, PoolCounts, ProxyRow, State
 
 from ..attribution import current_attribution
+from ..effects import call, run
 from ..errors import ConflictError, PoolNotFoundError, ProxyNotFoundError, ProxyUnavailableError
 from ..events import (
     AcquireMissed,
@@ -68,9 +69,8 @@ from ..models import (
     check_whole,
     utc_now,
 )
-from ..programs import call, run
+from .health_rules import Observation, in_rounds, judge
 from .interface import IStorage
-from .judging import Observation, in_rounds, judge
 from .list_import import (
     HALF,
     Account,
@@ -86,12 +86,19 @@ from .list_import import (
     remove_unlisted,
 )
 from .pool_index import PoolIndex
-from .terms import (
+from .requests import (
     AcquireRequest,
     Acquisition,
-    Ending,
+    EndedLease,
     HealthOutcome,
-    Return,
+    ReleaseResult,
+    copy_ending,
+    log_late_release,
+    record_of_check,
+    redated,
+    result_of_record,
+)
+from .validation import (
     check_age,
     check_granted,
     check_one_pool_each,
@@ -99,14 +106,9 @@ from .terms import (
     check_status,
     check_statuses,
     checked_model,
-    copy_ending,
     granted_and_ended,
     id_from_text,
-    log_late_release,
     pool_named,
-    record_of_check,
-    redated,
-    result_of_record,
 )
 
 E_ = TypeVar("E_", bound=EventBase)
@@ -221,27 +223,27 @@ class InMemoryStorage(IStorage):
 
     def return_lease(
         self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
-    ) -> Return:
+    ) -> ReleaseResult:
         check_reason(reason)
         with self._lock:
             pool_id = self._pool_of_lease.get(lease.id)
-            expired: list[Ending] = []
+            expired: list[EndedLease] = []
             row = None if pool_id is None else self._lease_row(lease.id)
             if row is not None and pool_id is not None and row.status == "active":
                 if row.expires_at > self._clock():
                     event = self._end(LeaseReleased, row, reason=reason)
                     lease.status, lease.released_at = LeaseStatus.RELEASED, event.recorded_at
                     stats = self._stats(pool_id, event) if with_stats else None
-                    return Return(Ending(lease, stats, reason))
+                    return ReleaseResult(EndedLease(lease, stats, reason))
                 expired = self._expire(pool_id, with_stats=with_stats)
             recorded = None if row is None else self._lease(lease.id)
         log_late_release(lease, recorded)
         copy_ending(recorded, lease)
-        return Return(None, expired)
+        return ReleaseResult(None, expired)
 
-    def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[Ending]]:
+    def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         with self._lock:
-            expired: list[Ending] = []
+            expired: list[EndedLease] = []
             for pool_id in sorted(self._pools):
                 expired += self._expire(pool_id, with_stats=with_stats)
             return len(expired), expired
@@ -680,7 +682,7 @@ class InMemoryStorage(IStorage):
         request: AcquireRequest,
         pool_id: UUID | None,
         reason: MissReason,
-        expired: Sequence[Ending],
+        expired: Sequence[EndedLease],
     ) -> Acquisition:
         event = self._append(
             AcquireMissed,
@@ -744,14 +746,14 @@ class InMemoryStorage(IStorage):
         self._pools[row.pool_id].let_go(row.id, row.proxy_id, row.expires_at)
         return event
 
-    def _expire(self, pool_id: UUID, *, with_stats: bool = False) -> list[Ending]:
+    def _expire(self, pool_id: UUID, *, with_stats: bool = False) -> list[EndedLease]:
         due = [self._lease_row(i) for i in self._pools[pool_id].due(self._clock())]
         due.sort(key=lambda row: (row.proxy_id, row.fencing_token))
         events = [self._end(LeaseExpired, row, expires_at=row.expires_at) for row in due]
         if not events:
             return []
         stats = self._stats(pool_id, events[-1]) if with_stats else None
-        return [Ending(self._lease(event.lease_id), stats) for event in events]
+        return [EndedLease(self._lease(event.lease_id), stats) for event in events]
 
     def _release_held(self, pool_id: UUID, proxy_id: UUID, reason: str) -> None:
         for row in self._held_rows(pool_id, proxy_id):

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Sequence
 from datetime import timedelta
 from uuid import UUID
 
+from ..effects import call, run
 from ..models import (
     HealthCheckResult,
     HealthPolicy,
@@ -26,18 +27,9 @@ from ..models import (
     ProxyStatus,
     SelectorStrategy,
 )
-from ..programs import call, run
 from . import defaults
-from .terms import (
-    AcquireRequest,
-    Acquisition,
-    Ending,
-    HealthOutcome,
-    Return,
-    check_age,
-    check_statuses,
-    pool_named,
-)
+from .requests import AcquireRequest, Acquisition, EndedLease, HealthOutcome, ReleaseResult
+from .validation import check_age, check_statuses, pool_named
 
 
 class IStorage(ABC):
@@ -277,13 +269,13 @@ class IStorage(ABC):
 
     def return_lease(
         self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
-    ) -> Return:
+    ) -> ReleaseResult:
         """Release a lease and tell what came of it.
 
         ``lease`` ends with the recorded status and ``released_at`` either way.
         """
         return run(defaults.return_lease(self, lease, reason, with_stats=with_stats), call)
 
-    def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[Ending]]:
+    def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         """Take back what has run out; return how many leases did, and those it can tell of."""
         return self.cleanup_expired_leases(), ()

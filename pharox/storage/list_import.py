@@ -20,9 +20,9 @@ from itertools import chain
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
+from ..effects import Calls
 from ..errors import InvalidInputError, PoolNotFoundError
 from ..models import Proxy, ProxyPool
-from ..programs import Calls
 
 WAITING = 10_000
 """How many proxies that may be changed wait for the end of the list."""
@@ -258,8 +258,8 @@ def import_list(
             matches = yield partial(ask, steps.match_listed, pool_id, batch)
         yield from _register(steps, ask, pool_id, decisions, decisions.sort(batch, matches))
         if decisions.waits >= WAITING:
-            yield from _settle(steps, ask, pool_id, decisions, update=update)
-    yield from _settle(steps, ask, pool_id, decisions, update=update)
+            yield from _clear_obstacle(steps, ask, pool_id, decisions, update=update)
+    yield from _clear_obstacle(steps, ask, pool_id, decisions, update=update)
     return decisions.report
 
 
@@ -305,7 +305,7 @@ def password_of(proxy: Proxy) -> str:
     return proxy.credentials.password.get_secret_value() if proxy.credentials else ""
 
 
-def _settle(
+def _clear_obstacle(
     steps: ListSteps, ask: Ask, pool_id: UUID, decisions: _Decisions, *, update: bool
 ) -> Calls[None]:
     fresh, changes = decisions.settle()

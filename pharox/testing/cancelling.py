@@ -11,7 +11,7 @@ import pytest
 
 from ..models import Lease, LeaseStatus
 from ..storage.async_interface import IAsyncStorage
-from ..storage.terms import AcquireRequest
+from ..storage.requests import AcquireRequest
 from .awaiting import Awaited
 from .contract import StorageContract, counts, lease_from, make_pool, make_proxy
 

@@ -34,7 +34,7 @@ from ..models import (
     utc_now,
 )
 from ..storage.interface import IStorage
-from ..storage.terms import AcquireRequest
+from ..storage.requests import AcquireRequest
 
 PassTime = Callable[[float], None]
 _ports = count(1024)

@@ -25,8 +25,8 @@ from pharox import (
     SchemaError,
 )
 from pharox.cancelling import outcome_of
-from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage, patience
-from pharox.storage.terms import AcquireRequest
+from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage, cancellation_guard
+from pharox.storage.requests import AcquireRequest
 from pharox.testing import Awaited, Interrupted
 from tests.aio.conftest import Kept
 from tests.conftest import SECRET_KEY, fill, new_database, open_async_engine, run_sql, types_of
@@ -183,7 +183,7 @@ def test_a_statement_that_waits_for_too_long_is_cancelled(
 ) -> None:
     """A cancelled task waits a while for its statement, then has the server cancel it."""
     kept = in_postgres
-    monkeypatch.setattr(patience, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(cancellation_guard, "PATIENCE_S", 0.3)
     original = psycopg.AsyncConnection.cancel_safe
 
     async def over_a_network(self: Any, *, timeout: float) -> None:
@@ -214,7 +214,7 @@ def test_what_came_while_it_was_waited_for_counts(
 ) -> None:
     """A release that was cancelled again and again while it was locked out ends the lease."""
     kept = in_postgres
-    monkeypatch.setattr(patience, "PATIENCE_S", 30.0)
+    monkeypatch.setattr(cancellation_guard, "PATIENCE_S", 30.0)
     fill(kept.blocking)
     manager = AsyncProxyManager(kept.storage)
 
@@ -242,7 +242,7 @@ def test_a_release_that_waits_for_too_long_is_left_to_the_server(
 ) -> None:
     """It is never cancelled there: the task goes on, and the lease ends when the lock does."""
     kept = in_postgres
-    monkeypatch.setattr(patience, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(cancellation_guard, "PATIENCE_S", 0.2)
     fill(kept.blocking)
     manager = AsyncProxyManager(kept.storage)
     lease = kept.run(manager.acquire_proxy("pool"))
@@ -264,7 +264,7 @@ def test_a_server_that_says_nothing_is_given_up(
 ) -> None:
     """A cancelled task does not wait for ever for a server that hangs."""
     kept = in_postgres
-    monkeypatch.setattr(patience, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(cancellation_guard, "PATIENCE_S", 0.2)
     fill(kept.blocking)
     manager = AsyncProxyManager(kept.storage)
     kept.run(manager.cleanup_expired_leases())

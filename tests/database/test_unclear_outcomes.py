@@ -31,7 +31,12 @@ from pharox import (
     new_lease_id,
 )
 from pharox.models import utc_now
-from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage, deadline, patience
+from pharox.storage.postgres import (
+    AsyncPostgresStorage,
+    PostgresStorage,
+    cancellation_guard,
+    deadline,
+)
 from pharox.testing import Awaited
 from tests.conftest import SECRET_KEY, fill, types_of
 from tests.faults.relay import CUTS, FREEZES, Fault, Relay, in_front_of
@@ -90,7 +95,7 @@ def caller(request: pytest.FixtureRequest, relay: Relay) -> Iterator[Caller]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is asked to cancel a statement has no more time either."""
     monkeypatch.setattr(deadline, "CANCEL_S", TIMEOUT_S)
-    monkeypatch.setattr(patience, "PATIENCE_S", TIMEOUT_S)
+    monkeypatch.setattr(cancellation_guard, "PATIENCE_S", TIMEOUT_S)
 
 
 @pytest.mark.parametrize("fault", [*CUTS, *FREEZES])
@@ -271,7 +276,7 @@ def test_an_answer_that_comes_late_counts(
 ) -> None:
     """One that arrives while the statement is being cancelled is the answer."""
     monkeypatch.setattr(deadline, "CANCEL_S", 30.0)
-    monkeypatch.setattr(patience, "PATIENCE_S", 30.0)
+    monkeypatch.setattr(cancellation_guard, "PATIENCE_S", 30.0)
     caller.warm_up()
     relay.arm(Fault.FREEZE_BEFORE_ANSWER)
     timer = threading.Timer(3 * TIMEOUT_S, relay.thaw)

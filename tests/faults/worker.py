@@ -35,9 +35,9 @@ from pharox.storage.postgres import (
     AsyncPostgresStorage,
     PostgresStorage,
     acquiring,
+    cancellation_guard,
     deadline,
     ending,
-    patience,
 )
 from pharox.testing import Awaited
 from tests.conftest import SECRET_KEY, open_async_engine, open_engine
@@ -132,7 +132,9 @@ class Task:
 def work(task: Task, begun: Event, stop: Event) -> None:
     """Do one thing again and again."""
     # A server that is asked to cancel a statement has no more time than for an answer.
-    deadline.CANCEL_S = patience.PATIENCE_S = min(deadline.CANCEL_S, task.answer_timeout_s)
+    deadline.CANCEL_S = cancellation_guard.PATIENCE_S = min(
+        deadline.CANCEL_S, task.answer_timeout_s
+    )
     with _working(task, stop) as worker:
         act = getattr(worker, task.role)
         act()

@@ -33,7 +33,7 @@ from pharox.models import utc_now
 from pharox.storage.interface import IStorage
 from pharox.storage.postgres import PostgresStorage
 from pharox.storage.postgres.health import BATCH
-from pharox.storage.terms import HealthOutcome
+from pharox.storage.requests import HealthOutcome
 from pharox.testing import checked
 from tests import servers
 from tests.conftest import AnyStorage, Clusters, clock_of, fill, ledger, new_database, threads

@@ -32,7 +32,7 @@ from pharox.ledger.replay import pool_at
 from pharox.log import Extract
 from pharox.models import MAX_FILTERS, MAX_TEXT_LENGTH
 from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage
-from pharox.storage.terms import AcquireRequest
+from pharox.storage.requests import AcquireRequest
 from pharox.testing import Awaited
 from tests import servers
 from tests.conftest import (

@@ -27,7 +27,7 @@ from pharox.models import utc_now
 from pharox.storage.interface import IStorage
 from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage
 from pharox.storage.postgres.driver import Program
-from pharox.storage.terms import AcquireRequest, Acquisition, Ending
+from pharox.storage.requests import AcquireRequest, Acquisition, EndedLease
 from tests.conftest import (
     SECRET_KEY,
     AnyStorage,
@@ -214,7 +214,9 @@ def test_an_attempt_that_commits_meanwhile_counts(
     first = manager.acquire_proxy("pool", lease_id=mine)
     look, looks = postgres._commands._granted_before, list[AcquireRequest]()
 
-    def too_early(request: AcquireRequest, expired: list[Ending]) -> Program[Acquisition | None]:
+    def too_early(
+        request: AcquireRequest, expired: list[EndedLease]
+    ) -> Program[Acquisition | None]:
         looks.append(request)
         if len(looks) == 1:
             return None
@@ -239,7 +241,7 @@ def test_what_ran_out_on_the_way_to_a_conflict_is_told_of(
     clock.advance(11)
     mine, take_back = new_lease_id(), postgres._commands._expire
 
-    def slowly(pool_id: UUID, **how: bool) -> Program[list[Ending]]:
+    def slowly(pool_id: UUID, **how: bool) -> Program[list[EndedLease]]:
         expired = yield from take_back(pool_id, **how)
         with ledger(database_url) as quicker:
             ProxyManager(quicker).acquire_proxy("pool", lease_id=mine)

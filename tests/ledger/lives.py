@@ -19,7 +19,7 @@ from pharox import (
     ProxyUnavailableError,
     SelectorStrategy,
 )
-from pharox.storage.terms import AcquireRequest
+from pharox.storage.requests import AcquireRequest
 from tests.conftest import AnyStorage, Clock
 
 Command = tuple[str, int]

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pharox import Proxy, ProxyFilters, ProxyPool, ProxyProtocol, ProxyStatus, SelectorStrategy
 from pharox.geo import EARTH_RADIUS_KM, haversine_distance_km
 from pharox.storage.postgres import PostgresStorage, driver
-from pharox.storage.terms import AcquireRequest
+from pharox.storage.requests import AcquireRequest
 from tests.conftest import fill
 
 Place = tuple[float, float]

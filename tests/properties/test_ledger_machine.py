@@ -38,7 +38,7 @@ from pharox.events import EventBase
 from pharox.ledger.rebuild import rebuild
 from pharox.storage.postgres import PostgresStorage
 from pharox.storage.postgres.folding import Folder
-from pharox.storage.terms import AcquireRequest, Return
+from pharox.storage.requests import AcquireRequest, ReleaseResult
 from tests.conftest import (
     SECRET_KEY,
     AnyStorage,
@@ -192,7 +192,7 @@ class LedgerMachine(RuleBasedStateMachine):
         plain = self.model.leases[number]
         was_held = plain.status == "active" and plain.expires_at > self.model.now
         late = plain.status == "active" and not was_held
-        returned: list[Return] = []
+        returned: list[ReleaseResult] = []
         for storage, lease in zip(self.both, self.held[number], strict=True):
             returned.append(storage.return_lease(lease, with_stats=True))
         ours, theirs = returned

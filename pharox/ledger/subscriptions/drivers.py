@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from pharox.programs import run, run_async
+from pharox.effects import run, run_async
 from pharox.storage.postgres import PostgresStorage
 from pharox.storage.postgres.async_driver import make_fit_async
 from pharox.storage.postgres.driver import Rows, make_fit, parameters_of

@@ -43,7 +43,7 @@ from pharox.storage.postgres.sql import (
     now,
     parameter,
     quoted,
-    word,
+    text_literal,
 )
 
 TAKE_OVER_S = 2.5
@@ -189,7 +189,7 @@ def keep_alive() -> Any:
     """Have the server notice within seconds that the reader's machine is gone."""
     return select(
         *(
-            func.set_config(word(f"tcp_keepalives_{name}"), word(value), false())
+            func.set_config(text_literal(f"tcp_keepalives_{name}"), text_literal(value), false())
             for name, value in (("idle", "2"), ("interval", "1"), ("count", "3"))
         )
     )

@@ -14,15 +14,15 @@ from uuid import UUID
 from tenacity import wait_exponential
 from tenacity.wait import wait_base
 
+from pharox.effects import is_async
 from pharox.errors import InvalidInputError, PoolNotFoundError
 from pharox.events import Event
 from pharox.log import Extract
 from pharox.models import check_name, check_pause, check_whole
-from pharox.programs import is_async
 from pharox.storage.async_interface import IAsyncStorage
 from pharox.storage.interface import IStorage
 from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage
-from pharox.storage.terms import id_from_text
+from pharox.storage.validation import id_from_text
 from pharox.text import inert
 
 from ..sealed_log import beyond_the_end

@@ -47,8 +47,8 @@ from ...models import MissReason, SelectorStrategy
 from .appending import append, counted, event_row, fold_into, json_object, state
 from .candidates import ORDERS, candidate, cursor, highest_rank, leasable, matching, next_turn
 from .filtering import Shape, condition
-from .reading import a, d, proxy_rows
-from .sql import ONE, POOL_ID, Statement, by_schema, compiled, now, parameter, word
+from .reading import availability, description, proxy_rows
+from .sql import ONE, POOL_ID, Statement, by_schema, compiled, now, parameter, text_literal
 
 _LEASE_ID_LOCK = literal_column("1885890930", Integer)
 """The class of the advisory locks under which a caller's lease id is granted once."""
@@ -72,7 +72,7 @@ def _rule() -> CTE:
         select(ONE)
         .where(
             leases.c.pool_id == POOL_ID,
-            leases.c.status == word("active"),
+            leases.c.status == text_literal("active"),
             leases.c.expires_at <= now,
         )
         .exists()
@@ -118,12 +118,15 @@ def _granted(choice: CTE, rule: CTE) -> CTE:
 def _missed(choice: CTE, rule: CTE, shape: Shape | None) -> CTE:
     """Append the miss, if in this statement's snapshot nothing was free, or due to be, either."""
     match = matching(shape, (ONE,))
-    healthy = or_(a.c.status == word("active"), and_(rule.c.lease_slow, a.c.status == word("slow")))
+    healthy = or_(
+        availability.c.status == text_literal("active"),
+        and_(rule.c.lease_slow, availability.c.status == text_literal("slow")),
+    )
     reason = case(
-        (~matching(None, (ONE,)).exists(), word(MissReason.EMPTY_POOL)),
-        (~match.exists(), word(MissReason.NO_MATCH)),
-        (~match.where(healthy).correlate(rule).exists(), word(MissReason.NONE_HEALTHY)),
-        else_=word(MissReason.AT_CAPACITY),
+        (~matching(None, (ONE,)).exists(), text_literal(MissReason.EMPTY_POOL)),
+        (~match.exists(), text_literal(MissReason.NO_MATCH)),
+        (~match.where(healthy).correlate(rule).exists(), text_literal(MissReason.NONE_HEALTHY)),
+        else_=text_literal(MissReason.AT_CAPACITY),
     )
     row = event_row(
         "AcquireMissed",
@@ -192,7 +195,7 @@ def lease_id_lock_statement() -> Select[Any]:
     """
     key = func.hashtext(cast(parameter("lease_id", Uuid), Text))
     silence = func.set_config(
-        word("idle_in_transaction_session_timeout"), word(_LONGEST_SILENCE), true()
+        text_literal("idle_in_transaction_session_timeout"), text_literal(_LONGEST_SILENCE), true()
     )
     turn = func.pg_advisory_xact_lock(_LEASE_ID_LOCK, key).label("turn")
     return select(silence, turn, func.current_setting("transaction_isolation").label("isolation"))
@@ -204,8 +207,8 @@ def lease_one_statement(schema: str) -> Statement:
     rule = _rule()
     choice = (
         leasable(None, highest_rank(rule))
-        .where(a.c.proxy_id == parameter("proxy_id", Uuid))
-        .with_for_update(of=a)
+        .where(availability.c.proxy_id == parameter("proxy_id", Uuid))
+        .with_for_update(of=availability)
         .cte("candidate")
     )
     return _acquiring(schema, rule, _granted(choice, rule), None, None, with_stats=False)
@@ -250,20 +253,22 @@ def page_statement(
     rule = _rank_rule()
     highest = highest_rank(rule)
     healthy = or_(
-        a.c.status == word("active"),
-        and_(a.c.status == word("slow"), highest == literal_column("1")),
+        availability.c.status == text_literal("active"),
+        and_(availability.c.status == text_literal("slow"), highest == literal_column("1")),
     )
-    leasable_now = func.coalesce(a.c.lease_rank <= highest, False)
+    leasable_now = func.coalesce(availability.c.lease_rank <= highest, False)
     page = (
         proxy_rows()
         .add_columns(leasable_now.label("leasable"), healthy.label("healthy"))
-        .where(a.c.pool_id == POOL_ID, condition(shape, d))
+        .where(availability.c.pool_id == POOL_ID, condition(shape, description))
     )
     page = page.limit(parameter("page_size", Integer))
     if by_id:
-        page = page.where(a.c.proxy_id >= parameter("from_id", Uuid)).order_by(a.c.proxy_id)
+        page = page.where(availability.c.proxy_id >= parameter("from_id", Uuid)).order_by(
+            availability.c.proxy_id
+        )
     else:
-        page = page.where(a.c.lease_rank <= highest).order_by(*_order(selector))
+        page = page.where(availability.c.lease_rank <= highest).order_by(*_order(selector))
         page = page.offset(parameter("offset", Integer))
     return compiled(page, schema)
 
@@ -276,8 +281,8 @@ def _order(selector: SelectorStrategy) -> tuple[ColumnElement[Any], ...]:
         .where(selector_cursors.c.pool_id == POOL_ID)
         .scalar_subquery()
     )
-    wrapped = func.coalesce(a.c.proxy_id <= turn, False)
-    return (a.c.lease_rank, wrapped, a.c.proxy_id)
+    wrapped = func.coalesce(availability.c.proxy_id <= turn, False)
+    return (availability.c.lease_rank, wrapped, availability.c.proxy_id)
 
 
 @lru_cache(maxsize=256)
@@ -287,7 +292,9 @@ def find_statement(schema: str, selector: SelectorStrategy, shape: Shape | None)
     if selector is not SelectorStrategy.ROUND_ROBIN:
         highest = highest_rank(rule)
         found = proxy_rows().where(
-            a.c.pool_id == POOL_ID, a.c.lease_rank <= highest, condition(shape, d)
+            availability.c.pool_id == POOL_ID,
+            availability.c.lease_rank <= highest,
+            condition(shape, description),
         )
         return compiled(found.order_by(*ORDERS[selector]).limit(ONE), schema)
     return _offering(schema, next_turn(shape, rule))
@@ -296,17 +303,19 @@ def find_statement(schema: str, selector: SelectorStrategy, shape: Shape | None)
 @lru_cache(maxsize=16)
 def offer_statement(schema: str) -> Statement:
     """Return the statement that offers the proxy ``proxy_id``, whose turn it then was."""
-    choice = select(a.c.proxy_id).where(
-        a.c.pool_id == POOL_ID,
-        a.c.proxy_id == parameter("proxy_id", Uuid),
+    choice = select(availability.c.proxy_id).where(
+        availability.c.pool_id == POOL_ID,
+        availability.c.proxy_id == parameter("proxy_id", Uuid),
         _exists(cursor(_rank_rule())),
     )
     return _offering(schema, choice.cte("candidate"))
 
 
 def _offering(schema: str, choice: CTE) -> Statement:
-    data = json_object(selector=word(SelectorStrategy.ROUND_ROBIN))
+    data = json_object(selector=text_literal(SelectorStrategy.ROUND_ROBIN))
     row = event_row("CursorMoved", proxy_id=choice.c.proxy_id, data=data)
     appended = append(select(*row).select_from(choice))
-    found = proxy_rows().where(a.c.pool_id == POOL_ID, a.c.proxy_id == appended.c.proxy_id)
+    found = proxy_rows().where(
+        availability.c.pool_id == POOL_ID, availability.c.proxy_id == appended.c.proxy_id
+    )
     return compiled(fold_into(found, appended, {"CursorMoved"}, at_most_one=True), schema)

@@ -25,6 +25,7 @@ import projections
 from pharox.log import Extract, event_from_row
 from projections import Finding, State
 
+from ...effects import call, run
 from ...errors import DatabaseError, InvalidInputError
 from ...events import Event
 from ...ids import NIL
@@ -44,7 +45,6 @@ from ...models import (
     check_pause,
     check_whole,
 )
-from ...programs import call, run
 from ...settings import Settings
 from ..interface import IStorage
 from ..list_import import (
@@ -56,16 +56,8 @@ from ..list_import import (
     import_list,
     remove_unlisted,
 )
-from ..terms import (
-    AcquireRequest,
-    Acquisition,
-    Ending,
-    HealthOutcome,
-    Return,
-    check_age,
-    check_statuses,
-    checked_model,
-)
+from ..requests import AcquireRequest, Acquisition, EndedLease, HealthOutcome, ReleaseResult
+from ..validation import check_age, check_statuses, checked_model
 from . import schema as migrations
 from . import snapshots, verifying
 from .commands import Commands
@@ -172,10 +164,10 @@ class PostgresStorage(IStorage):
 
     def return_lease(
         self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
-    ) -> Return:
+    ) -> ReleaseResult:
         return self._run_in_time(self._commands.give_back(lease, reason, with_stats=with_stats))
 
-    def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[Ending]]:
+    def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         expired = self._run_in_time(self._commands.expire(with_stats=with_stats))
         return len(expired), expired
 

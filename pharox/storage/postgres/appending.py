@@ -38,7 +38,7 @@ from projections.base import fact
 from projections.pool_stats import COUNTS, changed, changes, pool_stats
 
 from ...attribution import current_attribution
-from .sql import POOL_ID, now, parameter, word
+from .sql import POOL_ID, now, parameter, text_literal
 
 COLUMNS = (
     "recorded_at",
@@ -65,7 +65,7 @@ def event_row(
     """Return the columns of an event to append, in the order of :data:`COLUMNS`."""
     return (
         now,
-        word(type_) if isinstance(type_, str) else type_,
+        text_literal(type_) if isinstance(type_, str) else type_,
         pool_id,
         cast(null(), Uuid) if proxy_id is None else proxy_id,
         cast(null(), Uuid) if lease_id is None else lease_id,
@@ -86,7 +86,7 @@ def json_object(**facts: Any) -> ColumnElement[Any]:
     """Return a JSON object of named values."""
     parts: list[Any] = []
     for name, value in facts.items():
-        parts += (word(name), value)
+        parts += (text_literal(name), value)
     return func.jsonb_build_object(*parts, type_=JSONB)
 
 

@@ -20,6 +20,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ...cancelling import with_outcome
+from ...effects import call_async, run_async
 from ...errors import InvalidInputError
 from ...events import Event
 from ...ids import NIL
@@ -38,7 +39,6 @@ from ...models import (
     check_pause,
     check_whole,
 )
-from ...programs import call_async, run_async
 from ...settings import Settings
 from ..async_interface import IAsyncStorage
 from ..list_import import (
@@ -50,16 +50,8 @@ from ..list_import import (
     import_list,
     remove_unlisted,
 )
-from ..terms import (
-    AcquireRequest,
-    Acquisition,
-    Ending,
-    HealthOutcome,
-    Return,
-    check_age,
-    check_statuses,
-    checked_model,
-)
+from ..requests import AcquireRequest, Acquisition, EndedLease, HealthOutcome, ReleaseResult
+from ..validation import check_age, check_statuses, checked_model
 from .adapter import PostgresStorage
 from .async_driver import AsyncDriver, Stops
 from .commands import Commands
@@ -221,14 +213,14 @@ class AsyncPostgresStorage(IAsyncStorage):
 
     async def return_lease(
         self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
-    ) -> Return:
+    ) -> ReleaseResult:
         program = self._commands.give_back(lease, reason, with_stats=with_stats)
         returned, cancelled = await self._ended_in_time(program, stops="never")
         if cancelled is not None:
             raise with_outcome(cancelled, "return_lease", returned)
         return returned
 
-    async def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[Ending]]:
+    async def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         program = self._commands.expire(with_stats=with_stats)
         expired, cancelled = await self._ended_in_time(program, stops="before the first step")
         if cancelled is not None:

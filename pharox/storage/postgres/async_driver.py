@@ -3,7 +3,7 @@
 The same programs, the same answers and errors; what differs is that a task may
 be cancelled at any time. Until a statement is sent nothing has happened, and a
 cancellation ends the command. From then on each statement is waited for
-(:mod:`.patience`), and the command says how it may end: between two of its
+(:mod:`.cancellation_guard`), and the command says how it may end: between two of its
 steps, only as a whole, or not at all.
 """
 
@@ -23,10 +23,11 @@ from sqlalchemy.util import greenlet_spawn
 
 from projections.pool_stats import SLOTS
 
-from ... import programs
+from ... import effects
 from ...errors import DatabaseUnavailableError, InvalidInputError
+from .cancellation_guard import CancellationGuard, forget
 from .driver import (
-    InDoubt,
+    CommitUncertainty,
     Program,
     Rows,
     Step,
@@ -35,8 +36,7 @@ from .driver import (
     parameters_of,
     query_of,
 )
-from .patience import Patience, forget
-from .refusals import in_our_words, no_connection, pool_exhausted
+from .refusals import no_connection, pool_exhausted, translate_errors
 from .sessions import FITS, OURS, fitting
 from .sql import Query
 
@@ -92,24 +92,24 @@ class AsyncDriver:
             If it was stopped; what was not committed was rolled back.
         """
         self._check_loop()
-        patience = Patience(certain=stops == "never", within_s=within_s)
-        obeying = patience if stops == "between steps" else Patience()
+        guard = CancellationGuard(certain=stops == "never", within_s=within_s)
+        obeying = guard if stops == "between steps" else CancellationGuard()
 
         async def work(connection: psycopg.AsyncConnection[Any]) -> T:
             cursor = psycopg.AsyncRawCursor(connection)
             slot = connection.info.backend_pid % SLOTS
-            return await programs.run_async(
+            return await effects.run_async(
                 program, lambda asked: self._ask(cursor, slot, asked, obeying)
             )
 
         try:
-            outcome = await self._with_connection(work, patience)
+            outcome = await self._with_connection(work, guard)
         except Exception as error:
-            if patience.cancelled is None:
+            if guard.cancelled is None:
                 raise
             logger.warning("pharox.command.failed: of a cancelled task: %s", error)
-            raise patience.cancelled from error
-        return outcome, patience.cancelled
+            raise guard.cancelled from error
+        return outcome, guard.cancelled
 
     async def connection_parameters(self) -> dict[str, Any]:
         """Return what to connect with, as the engine's own connections do."""
@@ -118,9 +118,9 @@ class AsyncDriver:
         async def work(connection: psycopg.AsyncConnection[Any]) -> dict[str, Any]:
             return parameters_of(connection)
 
-        patience = Patience()
-        parameters = await self._with_connection(work, patience)
-        patience.obey()
+        guard = CancellationGuard()
+        parameters = await self._with_connection(work, guard)
+        guard.obey()
         return parameters
 
     def _check_loop(self) -> None:
@@ -138,7 +138,7 @@ class AsyncDriver:
         cursor: psycopg.AsyncRawCursor[Any],
         slot: int,
         asked: Query | Sequence[Step],
-        obeying: Patience,
+        obeying: CancellationGuard,
     ) -> Rows | list[Rows]:
         try:
             return await _answer(cursor, slot, asked, obeying)
@@ -149,15 +149,15 @@ class AsyncDriver:
         return await self._ask(cursor, slot, asked, obeying)
 
     async def _with_connection(
-        self, work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]], patience: Patience
+        self, work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]], guard: CancellationGuard
     ) -> T:
         """Do something with a connection in autocommit mode; say what goes wrong in our words."""
-        lent = await self._checked_out(patience)
+        lent = await self._checked_out(guard)
         connection: psycopg.AsyncConnection[Any] = lent.driver_connection  # type: ignore[assignment]
         was_autocommit = connection.autocommit
-        patience.teach(connection)
+        guard.teach(connection)
         try:
-            with in_our_words(connection), patience.telling():
+            with translate_errors(connection), guard.telling():
                 if not was_autocommit:
                     await connection.set_autocommit(True)
                 if FITS not in lent.info:
@@ -165,26 +165,26 @@ class AsyncDriver:
                     lent.info[FITS] = True
                 return await work(connection)
         except DatabaseUnavailableError:
-            with patience:
+            with guard:
                 await self._engine.dispose()  # the others of the pool were cut too, most likely
             raise
         finally:
             try:
-                with patience:
+                with guard:
                     await _tidied(lent, connection, autocommit=was_autocommit)
             finally:
                 forget(connection)
-                with patience:
+                with guard:
                     await greenlet_spawn(lent.close)
 
-    async def _checked_out(self, patience: Patience) -> PoolProxiedConnection:
+    async def _checked_out(self, guard: CancellationGuard) -> PoolProxiedConnection:
         """Take a connection of the pool; who must have one goes on waiting when cancelled."""
-        with patience:
+        with guard:
             return await self._from_the_pool()
-        if not patience.certain:
-            patience.obey()
+        if not guard.certain:
+            guard.obey()
         while True:
-            lending = await patience.outlast(self._from_the_pool())
+            lending = await guard.outlast(self._from_the_pool())
             if not lending.cancelled():  # as a loop that shuts down cancels it, once
                 return lending.result()
 
@@ -206,7 +206,7 @@ async def make_fit_async(
         cursor = await connection.execute(asked.encode(), prepare=False)
         return await cursor.fetchone() if cursor.description else None
 
-    await programs.run_async(fitting(connection, ours=ours, prepare=prepare), first_row)
+    await effects.run_async(fitting(connection, ours=ours, prepare=prepare), first_row)
 
 
 async def _tidied(
@@ -223,14 +223,14 @@ async def _answer(
     cursor: psycopg.AsyncRawCursor[Any],
     slot: int,
     asked: Query | Sequence[Step],
-    obeying: Patience,
+    obeying: CancellationGuard,
 ) -> Rows | list[Rows]:
     if isinstance(asked, Query):
         obeying.obey()
-        with InDoubt(cursor.connection, asked):
+        with CommitUncertainty(cursor.connection, asked):
             return await _rows(cursor, asked, slot)
     answers: list[Rows] = []
-    with InDoubt(cursor.connection) as doubt:
+    with CommitUncertainty(cursor.connection) as doubt:
         async with cursor.connection.transaction():
             for step in asked:
                 obeying.obey()

@@ -27,37 +27,50 @@ from projections.selector_cursors import ROUND_ROBIN, selector_cursors
 
 from ...models import SelectorStrategy
 from .filtering import Shape, condition
-from .reading import a, d
-from .sql import ONE, POOL_ID, parameter, word
+from .reading import availability, description
+from .sql import ONE, POOL_ID, parameter, text_literal
 
 ORDERS: dict[SelectorStrategy, tuple[ColumnElement[Any], ...]] = {
-    SelectorStrategy.FIRST_AVAILABLE: (a.c.lease_rank, a.c.checked_at.desc(), a.c.proxy_id),
-    SelectorStrategy.LEAST_USED: (
-        a.c.lease_rank,
-        a.c.current_leases,
-        a.c.checked_at,
-        a.c.proxy_id,
+    SelectorStrategy.FIRST_AVAILABLE: (
+        availability.c.lease_rank,
+        availability.c.checked_at.desc(),
+        availability.c.proxy_id,
     ),
-    SelectorStrategy.LOWEST_LATENCY: (a.c.lease_rank, a.c.latency_ms, a.c.proxy_id),
+    SelectorStrategy.LEAST_USED: (
+        availability.c.lease_rank,
+        availability.c.current_leases,
+        availability.c.checked_at,
+        availability.c.proxy_id,
+    ),
+    SelectorStrategy.LOWEST_LATENCY: (
+        availability.c.lease_rank,
+        availability.c.latency_ms,
+        availability.c.proxy_id,
+    ),
 }
-_CHOICE = (a.c.proxy_id, a.c.status, a.c.current_leases, a.c.max_concurrency)
+_CHOICE = (
+    availability.c.proxy_id,
+    availability.c.status,
+    availability.c.current_leases,
+    availability.c.max_concurrency,
+)
 
 
 def leasable(shape: Shape | None, highest_rank: ColumnElement[Any]) -> Select[Any]:
     """Return the query of the pool's free proxies that match filters of this shape."""
-    return matching(shape, _CHOICE).where(a.c.lease_rank <= highest_rank)
+    return matching(shape, _CHOICE).where(availability.c.lease_rank <= highest_rank)
 
 
 def matching(shape: Shape | None, columns: tuple[Any, ...]) -> Select[Any]:
     """Return the query of the pool's proxies that match filters of this shape, free or not."""
-    found = select(*columns).select_from(a).where(a.c.pool_id == POOL_ID)
+    found = select(*columns).select_from(availability).where(availability.c.pool_id == POOL_ID)
     if shape is None:
         return found
-    joined = and_(d.c.pool_id == POOL_ID, d.c.id == a.c.proxy_id)
+    joined = and_(description.c.pool_id == POOL_ID, description.c.id == availability.c.proxy_id)
     return (
         select(*columns)
-        .select_from(a.join(d, joined))
-        .where(a.c.pool_id == POOL_ID, condition(shape, d))
+        .select_from(availability.join(description, joined))
+        .where(availability.c.pool_id == POOL_ID, condition(shape, description))
     )
 
 
@@ -93,11 +106,11 @@ def candidate(
         free = free.where(select(ONE).select_from(cursor(rule)).exists())
     if among:
         ids = parameter("among", ARRAY(Uuid))
-        place = func.array_position(ids, a.c.proxy_id)
-        free = free.where(a.c.proxy_id == func.any(ids))
-        return _locked(free.order_by(a.c.proxy_id if wait else place), wait=wait)
+        place = func.array_position(ids, availability.c.proxy_id)
+        free = free.where(availability.c.proxy_id == func.any(ids))
+        return _locked(free.order_by(availability.c.proxy_id if wait else place), wait=wait)
     if wait:
-        return _locked(free.order_by(a.c.proxy_id), wait=True)
+        return _locked(free.order_by(availability.c.proxy_id), wait=True)
     return _locked(free.order_by(*ORDERS[selector]), wait=False)
 
 
@@ -107,7 +120,7 @@ def cursor(rule: FromClause) -> CTE:
         select(selector_cursors.c.proxy_id)
         .where(
             selector_cursors.c.pool_id == POOL_ID,
-            selector_cursors.c.selector == word(ROUND_ROBIN),
+            selector_cursors.c.selector == text_literal(ROUND_ROBIN),
             select(ONE).where(rule.c.highest_rank.is_not(None)).exists(),
         )
         .with_for_update()
@@ -116,7 +129,7 @@ def cursor(rule: FromClause) -> CTE:
 
 
 def _locked(free: Select[Any], *, wait: bool, name: str = "candidate") -> CTE:
-    return free.limit(ONE).with_for_update(of=a, skip_locked=not wait).cte(name)
+    return free.limit(ONE).with_for_update(of=availability, skip_locked=not wait).cte(name)
 
 
 def _probes(free: Select[Any], turn: CTE) -> list[Select[Any]]:
@@ -128,9 +141,9 @@ def _probes(free: Select[Any], turn: CTE) -> list[Select[Any]]:
     probes = []
     for rank in ("0", "1"):
         # Without a turn yet this comparison is null, and the probe from the start answers.
-        for place in ((a.c.proxy_id > last,), ()):
-            probe = free.where(a.c.lease_rank == literal_column(rank), *place)
-            probes.append(probe.order_by(a.c.proxy_id).limit(ONE))
+        for place in ((availability.c.proxy_id > last,), ()):
+            probe = free.where(availability.c.lease_rank == literal_column(rank), *place)
+            probes.append(probe.order_by(availability.c.proxy_id).limit(ONE))
     return probes
 
 
@@ -158,10 +171,14 @@ def _taking_turns(free: Select[Any], rule: FromClause) -> CTE:
     """
     probes = _probes(free, cursor(rule))
     next_id = select(_whose_turn(probes).c.proxy_id).scalar_subquery()
-    first = free.where(a.c.proxy_id == next_id).with_for_update(of=a).cte("first_choice")
+    first = (
+        free.where(availability.c.proxy_id == next_id)
+        .with_for_update(of=availability)
+        .cte("first_choice")
+    )
     choices = [first]
     for number, probe in enumerate(probes):
         untaken = (~select(ONE).select_from(choice).exists() for choice in choices)
-        locked = probe.where(*untaken).with_for_update(of=a, skip_locked=True)
+        locked = probe.where(*untaken).with_for_update(of=availability, skip_locked=True)
         choices.append(locked.cte(f"choice_{number}"))
     return union_all(*(select(choice) for choice in choices)).cte("candidate")

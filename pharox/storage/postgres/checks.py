@@ -11,16 +11,9 @@ from uuid import UUID
 from ...errors import ProxyNotFoundError
 from ...ids import NIL
 from ...models import HealthCheckResult, HealthPolicy, Proxy, ProxyHealthRecord, ProxyStatus
-from ..judging import Observation, in_rounds
-from ..terms import (
-    HealthOutcome,
-    check_reason,
-    check_status,
-    checked_model,
-    id_from_text,
-    redated,
-    result_of_record,
-)
+from ..health_rules import Observation, in_rounds
+from ..requests import HealthOutcome, redated, result_of_record
+from ..validation import check_reason, check_status, checked_model, id_from_text
 from . import health, registering
 from .appending import origin
 from .driver import Program, Rows

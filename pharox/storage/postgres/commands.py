@@ -32,17 +32,15 @@ from ...models import (
     check_filters,
     check_name,
 )
-from ..terms import (
+from ..requests import (
     AcquireRequest,
     Acquisition,
-    Ending,
-    Return,
-    check_granted,
-    check_reason,
+    EndedLease,
+    ReleaseResult,
     copy_ending,
-    granted_and_ended,
     log_late_release,
 )
+from ..validation import check_granted, check_reason, granted_and_ended
 from . import acquiring, ending, filtering, reading
 from .appending import origin
 from .checks import Checks
@@ -103,14 +101,16 @@ class Commands(Imports, Checks):
         strategy = SelectorStrategy(selector or SelectorStrategy.FIRST_AVAILABLE)
         return self._find(check_name(pool_name, "pool"), strategy, check_filters(filters))
 
-    def give_back(self, lease: Lease, reason: str | None, *, with_stats: bool) -> Program[Return]:
+    def give_back(
+        self, lease: Lease, reason: str | None, *, with_stats: bool
+    ) -> Program[ReleaseResult]:
         """End a lease; the caller's own copy is told how it ended, whoever ended it."""
         check_reason(reason)
         return self._give_back(lease, reason, with_stats=with_stats)
 
-    def expire(self, *, with_stats: bool) -> Program[Sequence[Ending]]:
+    def expire(self, *, with_stats: bool) -> Program[Sequence[EndedLease]]:
         """Take back every lease that has run out, pool by pool."""
-        expired: list[Ending] = []
+        expired: list[EndedLease] = []
         due: Rows = yield Query(reading.due_pools_statement(self.schema), {})
         if not due:
             yield from self.check_writable()
@@ -127,7 +127,7 @@ class Commands(Imports, Checks):
         acquisition: Acquisition | None = yield from self._granted_before(request, [])
         if acquisition is not None:
             return acquisition
-        expired: list[Ending] = []
+        expired: list[EndedLease] = []
         try:
             acquisition = yield from self._acquire(request, expired)
         except _GrantedMeanwhileError:
@@ -141,7 +141,7 @@ class Commands(Imports, Checks):
         return acquisition
 
     def _granted_before(
-        self, request: AcquireRequest, expired: list[Ending]
+        self, request: AcquireRequest, expired: list[EndedLease]
     ) -> Program[Acquisition | None]:
         """Return the lease that has the request's id already, or None if none has.
 
@@ -169,7 +169,7 @@ class Commands(Imports, Checks):
             stats = yield from self.stats(request.pool_name)
         return Acquisition(lease, None, stats, expired, is_new=False)
 
-    def _acquire(self, request: AcquireRequest, expired: list[Ending]) -> Program[Acquisition]:
+    def _acquire(self, request: AcquireRequest, expired: list[EndedLease]) -> Program[Acquisition]:
         """Lease a proxy, or record a miss; what was taken back on the way is added to a list."""
         shape = filtering.shape_of(request.filters)
         details = request_details(request)
@@ -208,7 +208,7 @@ class Commands(Imports, Checks):
                 lease = None if reason is not None else _granted_lease(row, values)
                 stats = yield from self._stats(row, request.pool_name, row["recorded_at"])
                 return Acquisition(lease, reason, stats, expired)
-            wait |= yield from self._settle(
+            wait |= yield from self._clear_obstacle(
                 row, values, expired, waited=wait, with_stats=request.with_stats
             )
 
@@ -231,7 +231,9 @@ class Commands(Imports, Checks):
                 return _granted_lease(row, values)
             if not row["pool_known"]:
                 raise ProxyNotFoundError(f"Proxy {proxy_id} not found.", proxy_id=proxy_id)
-            settled = yield from self._settle(row, values, [], waited=True, with_stats=False)
+            settled = yield from self._clear_obstacle(
+                row, values, [], waited=True, with_stats=False
+            )
             if settled and not row["due"]:
                 standing = yield from self.standing(proxy_id)
                 raise ProxyUnavailableError.because(
@@ -265,18 +267,20 @@ class Commands(Imports, Checks):
                 return None
             offset, size = offset + size, min(2 * size, _LARGEST_PAGE)
 
-    def _give_back(self, lease: Lease, reason: str | None, *, with_stats: bool) -> Program[Return]:
+    def _give_back(
+        self, lease: Lease, reason: str | None, *, with_stats: bool
+    ) -> Program[ReleaseResult]:
         released, recorded, expired = yield from self._release(lease, reason, with_stats=with_stats)
         if released is None:
             log_late_release(lease, recorded)
             copy_ending(recorded, lease)
-            return Return(None, expired)
+            return ReleaseResult(None, expired)
         copy_ending(released.lease, lease)
-        return Return(Ending(lease, released.stats, reason), expired)
+        return ReleaseResult(EndedLease(lease, released.stats, reason), expired)
 
     def _release(
         self, lease: Lease, reason: str | None, *, with_stats: bool
-    ) -> Program[tuple[Ending | None, Lease | None, Sequence[Ending]]]:
+    ) -> Program[tuple[EndedLease | None, Lease | None, Sequence[EndedLease]]]:
         """End a lease. Return its ending if this did it, the lease as recorded, and what expired.
 
         The pool that the caller's lease names is only where to look first.
@@ -295,7 +299,7 @@ class Commands(Imports, Checks):
             return (yield from self._released(rows[0], reason)), None, ()
         # It is active and could not be released: it has run out and nobody has noticed yet, or
         # somebody has locked it, who is waited for then.
-        expired: list[Ending] = []
+        expired: list[EndedLease] = []
         for wait in (False, True):
             pool_id = recorded.pool_id or NIL
             expired += yield from self._expire(pool_id, with_stats=with_stats, wait=wait)
@@ -320,11 +324,11 @@ class Commands(Imports, Checks):
         self._pool_ids[name] = rows[0]["id"]
         return self._pool_ids[name]
 
-    def _settle(
+    def _clear_obstacle(
         self,
         row: Mapping[str, Any],
         values: dict[str, Any],
-        expired: list[Ending],
+        expired: list[EndedLease],
         *,
         waited: bool,
         with_stats: bool,
@@ -352,21 +356,21 @@ class Commands(Imports, Checks):
 
     def _expire(
         self, pool_id: UUID, *, with_stats: bool, wait: bool = False
-    ) -> Program[list[Ending]]:
+    ) -> Program[list[EndedLease]]:
         statement = ending.expire_statement(self.schema, wait=wait)
-        expired: list[Ending] = []
+        expired: list[EndedLease] = []
         while True:
             rows = yield Query(statement, {**origin(), "pool_id": pool_id})
             stats = None
             if rows and with_stats:
                 stats = yield from self._stats(_STALE, rows[0]["pool_name"], rows[0]["released_at"])
-            expired += [Ending(_ended(row, LeaseStatus.EXPIRED), stats) for row in rows]
+            expired += [EndedLease(_ended(row, LeaseStatus.EXPIRED), stats) for row in rows]
             if len(rows) < ending.BATCH:
                 return expired
 
-    def _released(self, row: Mapping[str, Any], reason: str | None) -> Program[Ending]:
+    def _released(self, row: Mapping[str, Any], reason: str | None) -> Program[EndedLease]:
         stats = yield from self._stats(row, row["pool_name"], row["released_at"])
-        return Ending(_ended(row, LeaseStatus.RELEASED), stats, reason)
+        return EndedLease(_ended(row, LeaseStatus.RELEASED), stats, reason)
 
     def _stats(
         self, row: Mapping[str, Any], pool_name: str, at: datetime

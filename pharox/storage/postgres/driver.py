@@ -25,10 +25,10 @@ from sqlalchemy.engine import Engine
 
 from projections.pool_stats import SLOTS
 
-from ... import programs
+from ... import effects
 from ...errors import DatabaseError, DatabaseUnavailableError, OutcomeUnknownError
 from .deadline import answering_within
-from .refusals import AnyConnection, in_our_words, no_connection, pool_exhausted, with_advice
+from .refusals import AnyConnection, no_connection, pool_exhausted, translate_errors, with_advice
 from .sessions import FITS, OURS, fitting
 from .sql import Query, Statement, quoted
 
@@ -67,7 +67,7 @@ class Driver:
         with self.connection(within_s) as connection:
             cursor = psycopg.RawCursor(connection)
             slot = connection.info.backend_pid % SLOTS
-            return programs.run(program, lambda asked: self._ask(cursor, slot, asked))
+            return effects.run(program, lambda asked: self._ask(cursor, slot, asked))
 
     def _ask(
         self, cursor: psycopg.RawCursor[Any], slot: int, asked: Query | Sequence[Step]
@@ -104,7 +104,7 @@ class Driver:
             connection = psycopg.connect(**parameters)
         except psycopg.Error as error:
             raise no_connection(error) from error
-        with in_our_words(connection), connection:
+        with translate_errors(connection), connection:
             make_fit(connection, ours=True, prepare=self._prepare)
             yield Session(connection)
 
@@ -123,7 +123,7 @@ class Driver:
         connection: psycopg.Connection[Any] = lent.driver_connection  # type: ignore[assignment]
         was_autocommit = connection.autocommit
         try:
-            with in_our_words(connection), answering_within(connection, within_s):
+            with translate_errors(connection), answering_within(connection, within_s):
                 if not was_autocommit:
                     connection.autocommit = True
                 if FITS not in lent.info:
@@ -145,7 +145,7 @@ def make_fit(
     connection: psycopg.Connection[Any], *, ours: bool, prepare: bool | None = None
 ) -> None:
     """Make a connection fit for the ledger, or raise an error that says why it is not."""
-    programs.run(
+    effects.run(
         fitting(connection, ours=ours, prepare=prepare), lambda asked: first_row(connection, asked)
     )
 
@@ -269,10 +269,10 @@ def _answer(
     cursor: psycopg.RawCursor[Any], slot: int, asked: Query | Sequence[Step]
 ) -> Rows | list[Rows]:
     if isinstance(asked, Query):
-        with InDoubt(cursor.connection, asked):
+        with CommitUncertainty(cursor.connection, asked):
             return _rows(cursor, asked, slot)
     answers: list[Rows] = []
-    with InDoubt(cursor.connection) as doubt, cursor.connection.transaction():
+    with CommitUncertainty(cursor.connection) as doubt, cursor.connection.transaction():
         for step in asked:
             query = query_of(step, answers)
             answers.append([] if query is None else _rows(cursor, query, slot))
@@ -281,7 +281,7 @@ def _answer(
     return answers
 
 
-class InDoubt:
+class CommitUncertainty:
     """Says of a connection that breaks in a block if what was committed is not known.
 
     A statement alone is in doubt from the moment when it is sent; a transaction only
@@ -304,7 +304,7 @@ class InDoubt:
         """Take note that the COMMIT is sent next."""
         self._has_begun = True
 
-    def __enter__(self) -> InDoubt:
+    def __enter__(self) -> CommitUncertainty:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:

@@ -30,8 +30,8 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from projections.leases import leases
 
 from .appending import append, counted, event_row, fold_into, json_object, state
-from .reading import a
-from .sql import POOL_ID, Statement, compiled, now, parameter, word
+from .reading import availability
+from .sql import POOL_ID, Statement, compiled, now, parameter, text_literal
 
 BATCH = 1000
 """How many leases one statement expires; a longer queue takes several."""
@@ -55,8 +55,10 @@ def release_statement(schema: str, *, with_stats: bool) -> Statement:
         leases.c.pool_id == POOL_ID, leases.c.id == _LEASE_ID
     )
     proxy = (
-        select(a)
-        .where(a.c.pool_id == POOL_ID, a.c.proxy_id == of_lease.scalar_subquery())
+        select(availability)
+        .where(
+            availability.c.pool_id == POOL_ID, availability.c.proxy_id == of_lease.scalar_subquery()
+        )
         .with_for_update()
         .cte("proxy")
     )
@@ -74,7 +76,7 @@ def release_statement(schema: str, *, with_stats: bool) -> Statement:
     # can then tempt a planner that has seen only few of them.
     held = (
         select(lease)
-        .where(lease.c.lease_status == word("active"), lease.c.expires_at > now)
+        .where(lease.c.lease_status == text_literal("active"), lease.c.expires_at > now)
         .cte("held")
     )
     zero = literal_column("0", Integer)
@@ -91,7 +93,7 @@ def expire_statement(schema: str, *, wait: bool = False) -> Statement:
         _held()
         .where(leases.c.expires_at <= now)
         .limit(literal_column(str(BATCH)))
-        .with_for_update(of=(a, leases), skip_locked=not wait)
+        .with_for_update(of=(availability, leases), skip_locked=not wait)
         .cte("due")
     )
     return _several(schema, due, "LeaseExpired")
@@ -102,18 +104,18 @@ def release_held_statement(schema: str, *, whole_pool: bool) -> Statement:
     """Return the statement that releases the leases of a proxy or pool that is being removed."""
     held = _held()
     if not whole_pool:
-        held = held.where(a.c.proxy_id == func.any(parameter("proxies", ARRAY(Uuid))))
-    locked = held.with_for_update(of=(a, leases)).cte("held")
+        held = held.where(availability.c.proxy_id == func.any(parameter("proxies", ARRAY(Uuid))))
+    locked = held.with_for_update(of=(availability, leases)).cte("held")
     return _several(schema, locked, "LeaseReleased")
 
 
 def _held() -> Select[Any]:
-    joined = and_(a.c.pool_id == POOL_ID, a.c.proxy_id == leases.c.proxy_id)
+    joined = and_(availability.c.pool_id == POOL_ID, availability.c.proxy_id == leases.c.proxy_id)
     return (
-        select(*_OF_LEASE, *_standing(a))
-        .select_from(leases.join(a, joined))
-        .where(leases.c.pool_id == POOL_ID, leases.c.status == word("active"))
-        .order_by(a.c.proxy_id, leases.c.fencing_token)
+        select(*_OF_LEASE, *_standing(availability))
+        .select_from(leases.join(availability, joined))
+        .where(leases.c.pool_id == POOL_ID, leases.c.status == text_literal("active"))
+        .order_by(availability.c.proxy_id, leases.c.fencing_token)
     )
 
 

@@ -46,7 +46,7 @@ from projections import Events, Projection, State
 
 from .driver import Session
 from .history import SEALED
-from .sql import ONE, TEMPORARY, Statement, compiled, definition, now, parameter, word
+from .sql import ONE, TEMPORARY, Statement, compiled, definition, now, parameter, text_literal
 
 BATCH = 200_000
 """How many events are folded at once."""
@@ -413,7 +413,7 @@ _TURNS = compiled(
     select(_batch.c.seq, _batch.c.type, _batch.c.pool_id, _batch.c.proxy_id)
     .where(
         _batch.c.type.in_(
-            word(type_)
+            text_literal(type_)
             for type_ in (
                 "PoolRegistered",
                 "PoolChanged",

@@ -1,6 +1,6 @@
 """Record health checks: appended always, each applied only if it is the newest of its proxy.
 
-The rules are those of ``storage/judging.py``. A batch is one transaction of
+The rules are those of ``storage/health_rules.py``. A batch is one transaction of
 two statements: the first locks the proxies, in the order of all locks, so that
 the second sees every lease that is held on them, and appends and folds.
 """
@@ -39,8 +39,8 @@ from projections.pools import pools
 from projections.proxies import proxies
 
 from .appending import append, event_row, fold_into, json_object, state
-from .reading import a
-from .sql import POOL_ID, Statement, compiled, now, parameter, word
+from .reading import availability
+from .sql import POOL_ID, Statement, compiled, now, parameter, text_literal
 
 BATCH = 500
 """How many checks one transaction records; leasing waits for the proxies among them."""
@@ -65,9 +65,12 @@ def pools_of_statement(schema: str) -> Statement:
 def lock_statement(schema: str) -> Statement:
     """Return the statement that locks the proxies ``ids`` of a pool."""
     locked = (
-        select(a.c.proxy_id)
-        .where(a.c.pool_id == POOL_ID, a.c.proxy_id == func.any(parameter("ids", ARRAY(Uuid))))
-        .order_by(a.c.proxy_id)
+        select(availability.c.proxy_id)
+        .where(
+            availability.c.pool_id == POOL_ID,
+            availability.c.proxy_id == func.any(parameter("ids", ARRAY(Uuid))),
+        )
+        .order_by(availability.c.proxy_id)
         .with_for_update()
     )
     return compiled(locked, schema)
@@ -101,7 +104,7 @@ def record_statement(schema: str) -> Statement:
 
 
 def _leasable() -> tuple[ColumnElement[str], ...]:
-    return (word("active"), word("slow"))
+    return (text_literal("active"), text_literal("slow"))
 
 
 def _given() -> Any:
@@ -122,34 +125,34 @@ def _given() -> Any:
 
 
 def _judged(given: Any) -> CTE:
-    """Return the checks beside what they come to: ``judge`` of ``storage/judging.py``."""
+    """Return the checks beside what they come to: ``judge`` of ``storage/health_rules.py``."""
     checked_at = func.least(given.c.checked_at, now)
-    newest = or_(a.c.probed_at.is_(None), a.c.probed_at < checked_at)
+    newest = or_(availability.c.probed_at.is_(None), availability.c.probed_at < checked_at)
     streak = case(
-        (~(newest & given.c.counts), a.c.streak),
-        (given.c.reachable, func.greatest(a.c.streak, _ZERO) + _ONE),
-        else_=func.least(a.c.streak, _ZERO) - _ONE,
+        (~(newest & given.c.counts), availability.c.streak),
+        (given.c.reachable, func.greatest(availability.c.streak, _ZERO) + _ONE),
+        else_=func.least(availability.c.streak, _ZERO) - _ONE,
     )
     seen = (
         select(
-            a.c.proxy_id,
-            a.c.status.label("before"),
-            a.c.current_leases.label("leases"),
-            a.c.max_concurrency,
-            a.c.latency_ms.label("mean_before"),
+            availability.c.proxy_id,
+            availability.c.status.label("before"),
+            availability.c.current_leases.label("leases"),
+            availability.c.max_concurrency,
+            availability.c.latency_ms.label("mean_before"),
             checked_at.label("checked_at"),
             newest.label("newest"),
             streak.label("streak"),
             *(given.c[name] for name in ("status", "reachable", "counts", "latency_ms", "data")),
         )
-        .select_from(a.join(given, given.c.proxy_id == a.c.proxy_id))
-        .where(a.c.pool_id == POOL_ID)
+        .select_from(availability.join(given, given.c.proxy_id == availability.c.proxy_id))
+        .where(availability.c.pool_id == POOL_ID)
         .cte("seen")
     )
     stands_well = seen.c.before.in_(_leasable())
     follows = case(
-        (~(seen.c.newest & seen.c.counts) | (seen.c.before == word("banned")), false()),
-        (seen.c.status == word("banned"), true()),
+        (~(seen.c.newest & seen.c.counts) | (seen.c.before == text_literal("banned")), false()),
+        (seen.c.status == text_literal("banned"), true()),
         (seen.c.reachable, or_(stands_well, seen.c.streak >= parameter("successes", Integer))),
         else_=or_(~stands_well, -seen.c.streak >= parameter("failures", Integer)),
     )
@@ -163,7 +166,7 @@ def _judged(given: Any) -> CTE:
 
 
 def _mean(seen: CTE) -> ColumnElement[int]:
-    """Return ``moving_average`` of ``storage/judging.py``."""
+    """Return ``moving_average`` of ``storage/health_rules.py``."""
     window = parameter("window", Integer)
     distance = seen.c.latency_ms - seen.c.mean_before
     twice = literal_column("2", BigInteger) * func.abs(cast(distance, BigInteger))
@@ -177,6 +180,6 @@ def _leases_held(judged: CTE) -> Any:
     held = and_(
         leases.c.pool_id == POOL_ID,
         leases.c.proxy_id == judged.c.proxy_id,
-        leases.c.status == word("active"),
+        leases.c.status == text_literal("active"),
     )
     return func.coalesce(select(ids).where(held).scalar_subquery(), _NO_LEASES, type_=JSONB)

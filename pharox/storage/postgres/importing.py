@@ -32,12 +32,12 @@ from ...errors import ConflictError, PoolNotFoundError, SecretKeyError
 from ...ids import NIL, derived_id, following, imported_proxy_id
 from ...models import Proxy, ProxyCredentials, ProxyPool
 from ..list_import import ChangedProxy, Match
-from ..terms import checked_model, id_from_text
+from ..validation import checked_model, id_from_text
 from . import reading, registering
 from .appending import origin
 from .driver import Program, Rows
 from .lookups import PAGE
-from .reading import d
+from .reading import description
 from .registrations import Registrations
 from .sql import POOL_ID, Query, Statement, by_schema, parameter
 from .tables import proxy_credentials
@@ -45,7 +45,7 @@ from .vault import FINGERPRINT_BYTES, Fingerprints, Place
 
 _c = proxy_credentials.alias("c")
 # Without the pool: the planner would rather read all of it than look up an id.
-_IN_USE = and_(d.c.id == _c.c.proxy_id, d.c.credential_id == _c.c.id)
+_IN_USE = and_(description.c.id == _c.c.proxy_id, description.c.credential_id == _c.c.id)
 
 
 class Imports(Registrations):
@@ -246,8 +246,10 @@ def _bare_statement() -> Select[Any]:
         .table_valued("place", "host", "port", "protocol")
         .render_derived()
     )
-    same = (d.c[name] == asked.c[name] for name in ("host", "port", "protocol"))
-    found = select(d.c.id).where(d.c.pool_id == POOL_ID, *same, d.c.credential_id.is_(None))
+    same = (description.c[name] == asked.c[name] for name in ("host", "port", "protocol"))
+    found = select(description.c.id).where(
+        description.c.pool_id == POOL_ID, *same, description.c.credential_id.is_(None)
+    )
     return _each_at_most(1, asked, found)
 
 
@@ -287,7 +289,11 @@ def _rivals_statement() -> Select[Any]:
 
 
 def _in_use() -> Select[Any]:
-    return select(d.c.id).select_from(_c.join(d, _IN_USE)).where(_c.c.pool_id == POOL_ID)
+    return (
+        select(description.c.id)
+        .select_from(_c.join(description, _IN_USE))
+        .where(_c.c.pool_id == POOL_ID)
+    )
 
 
 def _each_at_most(most: int, asked: Any, found: Select[Any]) -> Select[Any]:
@@ -303,8 +309,8 @@ def _each_at_most(most: int, asked: Any, found: Select[Any]) -> Select[Any]:
 def _some_secrets_statement() -> Select[Any]:
     """Query the credentials of some proxies of a pool."""
     columns = (_c.c.id, _c.c.proxy_id, _c.c.secret)
-    in_use = select(*columns).select_from(d.join(_c, _IN_USE))
-    return in_use.where(d.c.pool_id == POOL_ID).limit(literal_column("3"))
+    in_use = select(*columns).select_from(description.join(_c, _IN_USE))
+    return in_use.where(description.c.pool_id == POOL_ID).limit(literal_column("3"))
 
 
 @by_schema
@@ -313,8 +319,12 @@ def _sourced_statement() -> Select[Any]:
     first, limit = parameter("from_id", Uuid), parameter("limit", Integer)
     source = parameter("source")
     return (
-        select(d.c.id)
-        .where(d.c.pool_id == POOL_ID, d.c.id >= first, d.c.source.is_not_distinct_from(source))
-        .order_by(d.c.id)
+        select(description.c.id)
+        .where(
+            description.c.pool_id == POOL_ID,
+            description.c.id >= first,
+            description.c.source.is_not_distinct_from(source),
+        )
+        .order_by(description.c.id)
         .limit(limit)
     )

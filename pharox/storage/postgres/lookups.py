@@ -25,7 +25,8 @@ from ...models import (
     check_name,
     check_whole,
 )
-from ..terms import id_from_text, pool_named, record_of_check
+from ..requests import record_of_check
+from ..validation import id_from_text, pool_named
 from . import reading, retention
 from .driver import Program
 from .history import page_statement, seal_statement

@@ -41,19 +41,23 @@ from ...models import (
     Proxy,
     ProxyPool,
 )
-from .sql import ONE, POOL_ID, PROXY_ID, by_schema, now, parameter, word
+from .sql import ONE, POOL_ID, PROXY_ID, by_schema, now, parameter, text_literal
 from .tables import proxy_credentials
 from .vault import Place, Vault
 
 logger = logging.getLogger("pharox")
 
-a = available_proxies.alias("a")
-d = proxies.alias("d")
+availability = available_proxies.alias("a")
+description = proxies.alias("d")
 _c = proxy_credentials.alias("c")
 
 _FROM_ID = parameter("from_id", Uuid)
 
-_IN_USE = and_(_c.c.proxy_id == d.c.id, _c.c.id == d.c.credential_id, _c.c.pool_id == d.c.pool_id)
+_IN_USE = and_(
+    _c.c.proxy_id == description.c.id,
+    _c.c.id == description.c.credential_id,
+    _c.c.pool_id == description.c.pool_id,
+)
 
 _DESCRIPTION = (
     "id",
@@ -72,7 +76,10 @@ _DESCRIPTION = (
 _STANDING = ("status", "checked_at", "max_concurrency", "current_leases")
 
 
-_COLUMNS = (*(d.c[name] for name in _DESCRIPTION), *(a.c[name] for name in _STANDING))
+_COLUMNS = (
+    *(description.c[name] for name in _DESCRIPTION),
+    *(availability.c[name] for name in _STANDING),
+)
 
 
 def proxy_rows(
@@ -82,12 +89,18 @@ def proxy_rows(
 
     Of those from an id on, credentials are looked for from there on.
     """
-    joined = d.join(a, and_(a.c.proxy_id == d.c.id, a.c.pool_id == d.c.pool_id))
+    joined = description.join(
+        availability,
+        and_(
+            availability.c.proxy_id == description.c.id,
+            availability.c.pool_id == description.c.pool_id,
+        ),
+    )
     if not with_credentials:
         return select(*_COLUMNS).select_from(joined)
     in_use = _IN_USE if from_id is None else and_(_IN_USE, _c.c.proxy_id >= from_id)
     with_secrets = joined.outerjoin(_c, in_use)
-    return select(*_COLUMNS, d.c.credential_id, _c.c.secret).select_from(with_secrets)
+    return select(*_COLUMNS, description.c.credential_id, _c.c.secret).select_from(with_secrets)
 
 
 def proxy_from_row(row: Mapping[str, Any], vault: Vault | None) -> Proxy:
@@ -156,7 +169,11 @@ def pool_by_name_statement() -> Select[Any]:
 @by_schema
 def pool_size_statement() -> Select[Any]:
     """Query whether a pool has a proxy: one row, or none."""
-    return select(a.c.proxy_id).where(a.c.pool_id == POOL_ID).limit(literal_column("1"))
+    return (
+        select(availability.c.proxy_id)
+        .where(availability.c.pool_id == POOL_ID)
+        .limit(literal_column("1"))
+    )
 
 
 @by_schema
@@ -164,7 +181,7 @@ def due_pools_statement() -> Select[Any]:
     """Query the pools in which a lease has run out."""
     due: Select[Any] = select(literal_column("1")).where(
         leases.c.pool_id == pools.c.id,
-        leases.c.status == word("active"),
+        leases.c.status == text_literal("active"),
         leases.c.expires_at <= now,
     )
     return select(pools.c.id).where(due.exists()).order_by(pools.c.id)
@@ -177,7 +194,7 @@ def pools_with_ended_statement() -> Select[Any]:
     return (
         select(leases.c.pool_id)
         .distinct()
-        .where(leases.c.status != word("active"), leases.c.released_at < before)
+        .where(leases.c.status != text_literal("active"), leases.c.released_at < before)
         .order_by(leases.c.pool_id)
     )
 
@@ -199,7 +216,7 @@ def stats_statement() -> Select[Any]:
 @by_schema
 def proxy_statement() -> Select[Any]:
     """Query one proxy by id."""
-    return proxy_rows().where(d.c.id == PROXY_ID)
+    return proxy_rows().where(description.c.id == PROXY_ID)
 
 
 @by_schema
@@ -227,43 +244,58 @@ def _page_by_id(proxies_of_all: Select[Any]) -> Select[Any]:
         .limit(parameter("limit", Integer))
     )
     page = proxies_of_all.where(
-        d.c.pool_id == POOL_ID, d.c.id == func.any(func.array(ids.scalar_subquery()))
+        description.c.pool_id == POOL_ID,
+        description.c.id == func.any(func.array(ids.scalar_subquery())),
     )
-    return page.order_by(d.c.id)
+    return page.order_by(description.c.id)
 
 
 @by_schema
 def due_proxies_statement() -> Select[Any]:
     """Query a page of a pool's proxies that are due to be checked, by id."""
     age, statuses = parameter("age", Interval), parameter("statuses", ARRAY(Text))
-    is_stale = or_(age.is_(None), a.c.probed_at.is_(None), a.c.probed_at <= now - age)
+    is_stale = or_(
+        age.is_(None), availability.c.probed_at.is_(None), availability.c.probed_at <= now - age
+    )
     # What is joined begins there too; the planner would have it begin at the first id.
-    follows = (d.c.pool_id == POOL_ID, d.c.id >= _FROM_ID, a.c.proxy_id >= _FROM_ID)
-    due = proxy_rows(from_id=_FROM_ID).where(*follows, a.c.status == func.any(statuses), is_stale)
-    return due.order_by(d.c.id).limit(parameter("limit", Integer))
+    follows = (
+        description.c.pool_id == POOL_ID,
+        description.c.id >= _FROM_ID,
+        availability.c.proxy_id >= _FROM_ID,
+    )
+    due = proxy_rows(from_id=_FROM_ID).where(
+        *follows, availability.c.status == func.any(statuses), is_stale
+    )
+    return due.order_by(description.c.id).limit(parameter("limit", Integer))
 
 
 @by_schema
 def several_proxies_statement() -> Select[Any]:
     """Query proxies by their ids, without their credentials."""
     ids = parameter("ids", ARRAY(Uuid))
-    return proxy_rows(with_credentials=False).where(d.c.id == func.any(ids))
+    return proxy_rows(with_credentials=False).where(description.c.id == func.any(ids))
 
 
 @by_schema
 def secrets_page_statement() -> Select[Any]:
     """Query a page of the credentials that are in use, each with its proxy's address."""
-    in_use = proxy_rows().where(_c.c.id.is_not(None), d.c.id >= _FROM_ID)
-    return in_use.order_by(d.c.id).limit(parameter("limit", Integer))
+    in_use = proxy_rows().where(_c.c.id.is_not(None), description.c.id >= _FROM_ID)
+    return in_use.order_by(description.c.id).limit(parameter("limit", Integer))
 
 
 @by_schema
 def known_proxies_statement() -> Select[Any]:
     """Query where proxies are registered and with which credentials."""
     ids = parameter("ids", ARRAY(Uuid))
-    joined = d.outerjoin(_c, _IN_USE)
-    columns = (d.c.id, d.c.pool_id, d.c.credential_id, _c.c.secret, _c.c.identity)
-    return select(*columns).select_from(joined).where(d.c.id == func.any(ids))
+    joined = description.outerjoin(_c, _IN_USE)
+    columns = (
+        description.c.id,
+        description.c.pool_id,
+        description.c.credential_id,
+        _c.c.secret,
+        _c.c.identity,
+    )
+    return select(*columns).select_from(joined).where(description.c.id == func.any(ids))
 
 
 @by_schema
@@ -276,19 +308,19 @@ def standing_statement() -> Select[Any]:
             literal_column("'{}'::text[]"),
         )
     ).where(
-        leases.c.pool_id == a.c.pool_id,
-        leases.c.proxy_id == a.c.proxy_id,
-        leases.c.status == word("active"),
+        leases.c.pool_id == availability.c.pool_id,
+        leases.c.proxy_id == availability.c.proxy_id,
+        leases.c.status == text_literal("active"),
     )
     return (
         select(
-            a.c.pool_id,
+            availability.c.pool_id,
             pools.c.name.label("pool_name"),
-            a.c.status,
+            availability.c.status,
             holders.scalar_subquery().label("holders"),
         )
-        .select_from(a.join(pools, pools.c.id == a.c.pool_id))
-        .where(a.c.proxy_id == PROXY_ID)
+        .select_from(availability.join(pools, pools.c.id == availability.c.pool_id))
+        .where(availability.c.proxy_id == PROXY_ID)
     )
 
 
@@ -335,7 +367,7 @@ def health_records_statement() -> Select[Any]:
     checked_at = cast(events.c.data["checked_at"].astext, DateTime(timezone=True))
     return (
         select(events)
-        .where(events.c.proxy_id == PROXY_ID, events.c.type == word("HealthChecked"))
+        .where(events.c.proxy_id == PROXY_ID, events.c.type == text_literal("HealthChecked"))
         .order_by(checked_at.desc(), events.c.position.desc())
         .limit(parameter("limit", Integer))
     )

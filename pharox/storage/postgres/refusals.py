@@ -50,7 +50,7 @@ _POOLER_HINTS = {
 
 
 @contextmanager
-def in_our_words(connection: AnyConnection) -> Iterator[None]:
+def translate_errors(connection: AnyConnection) -> Iterator[None]:
     """Say what the server refused, or that it is gone, as an error of ours."""
     try:
         yield

@@ -41,7 +41,7 @@ from projections.selector_cursors import selector_cursors
 
 from ...ids import NIL
 from .appending import append, event_row, fold_into, json_object, state
-from .reading import a, d
+from .reading import availability, description
 from .sql import (
     ONE,
     POOL_ID,
@@ -51,7 +51,7 @@ from .sql import (
     now,
     parameter,
     schema_function,
-    word,
+    text_literal,
 )
 from .tables import proxy_credentials
 
@@ -61,7 +61,7 @@ _NIL = literal_column(f"'{NIL}'::uuid", Uuid)
 _OF_CREDENTIALS = ("secret", "account", "identity")
 """What is kept of credentials: encrypted, and what recognises them."""
 
-_DESCRIBED = tuple(own for own in d.c if own.name not in ("id", "pool_id"))
+_DESCRIBED = tuple(own for own in description.c if own.name not in ("id", "pool_id"))
 
 
 @lru_cache(maxsize=8)
@@ -89,7 +89,7 @@ def save_pool_statement(schema: str) -> Statement:
     one = select(ONE.label("one")).subquery("one")
     is_new = known.c.id.is_(None)
     differs = or_(*(known.c[name].is_distinct_from(value) for name, value in wanted.items()))
-    type_ = case((is_new, word("PoolRegistered")), else_=word("PoolChanged"))
+    type_ = case((is_new, text_literal("PoolRegistered")), else_=text_literal("PoolChanged"))
     row = event_row(type_, data=json_object(**wanted))
     appended = append(
         select(*row).select_from(one.outerjoin(known, true())).where(or_(is_new, differs))
@@ -126,7 +126,7 @@ def save_proxies_statement(schema: str, *, change: bool) -> Statement:
     data = given.c.data.concat(states)
     if change:
         data = json_object(checked_at=known.c.checked_at).concat(data)
-    type_ = case((is_new, word("ProxyRegistered")), else_=word("ProxyChanged"))
+    type_ = case((is_new, text_literal("ProxyRegistered")), else_=text_literal("ProxyChanged"))
     row = event_row(type_, proxy_id=given.c.id, data=data)
     is_whole = and_(is_new, given.c.status.is_not(None))
     wanted = or_(is_whole, _differs(given, known)) if change else is_whole
@@ -137,7 +137,7 @@ def save_proxies_statement(schema: str, *, change: bool) -> Statement:
         .order_by(given.c.place)
     )
     counts = (
-        select(func.count()).select_from(appended).where(appended.c.type == word(type_))
+        select(func.count()).select_from(appended).where(appended.c.type == text_literal(type_))
         for type_ in ("ProxyRegistered", "ProxyChanged")
     )
     new, changed = (count.scalar_subquery() for count in counts)
@@ -179,18 +179,33 @@ def _known(given: CTE, *, lock: bool) -> CTE:
     Each is looked up by its key, however many the planner thinks there are: it would read
     the whole pool for every thousand.
     """
-    standing = (a.c.proxy_id, a.c.status, a.c.current_leases, a.c.max_concurrency)
+    standing = (
+        availability.c.proxy_id,
+        availability.c.status,
+        availability.c.current_leases,
+        availability.c.max_concurrency,
+    )
     if not lock:
-        one = select(*standing).where(a.c.pool_id == POOL_ID, a.c.proxy_id == given.c.id)
+        one = select(*standing).where(
+            availability.c.pool_id == POOL_ID, availability.c.proxy_id == given.c.id
+        )
         found = one.limit(ONE).lateral("found")
         return select(*found.c).select_from(given.join(found, true())).cte("known")
     members = (
-        select(*standing, a.c.checked_at, *_DESCRIBED)
-        .select_from(a.join(d, and_(d.c.id == a.c.proxy_id, d.c.pool_id == a.c.pool_id)))
-        .where(a.c.pool_id == POOL_ID, a.c.proxy_id.in_(select(given.c.id)))
-        .order_by(a.c.proxy_id)
+        select(*standing, availability.c.checked_at, *_DESCRIBED)
+        .select_from(
+            availability.join(
+                description,
+                and_(
+                    description.c.id == availability.c.proxy_id,
+                    description.c.pool_id == availability.c.pool_id,
+                ),
+            )
+        )
+        .where(availability.c.pool_id == POOL_ID, availability.c.proxy_id.in_(select(given.c.id)))
+        .order_by(availability.c.proxy_id)
     )
-    return members.with_for_update(of=(a, d)).cte("known")
+    return members.with_for_update(of=(availability, description)).cte("known")
 
 
 def _differs(given: CTE, known: CTE) -> ColumnElement[bool]:
@@ -214,7 +229,7 @@ def _keep_secrets(given: CTE, appended: CTE) -> CTE:
             appended.c.pool_id,
             appended.c.proxy_id,
             *(
-                func.decode(given.c[name], word("hex"), type_=LargeBinary)
+                func.decode(given.c[name], text_literal("hex"), type_=LargeBinary)
                 for name in _OF_CREDENTIALS
             ),
         )
@@ -239,22 +254,32 @@ def forget_credentials_statement() -> Select[Any]:
 def set_status_statement(schema: str) -> Statement:
     """Return the statement that decides the status of a proxy, which is locked."""
     wanted = parameter("status")
-    description = {own.name: d.c[own.name] for own in _DESCRIBED}
+    described = {own.name: description.c[own.name] for own in _DESCRIBED}
     facts = json_object(
-        **description,
-        checked_at=a.c.checked_at,
-        before=state(a.c.status, a.c.current_leases, a.c.max_concurrency),
-        after=state(wanted, a.c.current_leases, a.c.max_concurrency),
+        **described,
+        checked_at=availability.c.checked_at,
+        before=state(
+            availability.c.status, availability.c.current_leases, availability.c.max_concurrency
+        ),
+        after=state(wanted, availability.c.current_leases, availability.c.max_concurrency),
         reason=parameter("reason"),
     )
-    row = event_row("ProxyChanged", proxy_id=a.c.proxy_id, data=facts)
+    row = event_row("ProxyChanged", proxy_id=availability.c.proxy_id, data=facts)
     appended = append(
         select(*row)
-        .select_from(a.join(d, and_(d.c.id == a.c.proxy_id, d.c.pool_id == a.c.pool_id)))
+        .select_from(
+            availability.join(
+                description,
+                and_(
+                    description.c.id == availability.c.proxy_id,
+                    description.c.pool_id == availability.c.pool_id,
+                ),
+            )
+        )
         .where(
-            a.c.pool_id == POOL_ID,
-            a.c.proxy_id == parameter("proxy_id", Uuid),
-            a.c.status != wanted,
+            availability.c.pool_id == POOL_ID,
+            availability.c.proxy_id == parameter("proxy_id", Uuid),
+            availability.c.status != wanted,
         )
     )
     result = select(appended.c.position)
@@ -294,9 +319,13 @@ def removal_locks(schema: str, *, whole_pool: bool) -> tuple[Statement, ...]:
     """
     pool = select(pools.c.id).where(pools.c.id == POOL_ID).with_for_update()
     turns = select(selector_cursors.c.pool_id).where(selector_cursors.c.pool_id == POOL_ID)
-    members = select(a.c.proxy_id).where(a.c.pool_id == POOL_ID).order_by(a.c.proxy_id)
+    members = (
+        select(availability.c.proxy_id)
+        .where(availability.c.pool_id == POOL_ID)
+        .order_by(availability.c.proxy_id)
+    )
     if not whole_pool:
-        members = members.where(a.c.proxy_id == func.any(_PROXIES))
+        members = members.where(availability.c.proxy_id == func.any(_PROXIES))
         return tuple(compiled(lock, schema) for lock in (pool, members.with_for_update()))
     locks = (pool, turns.with_for_update(), members.with_for_update())
     return tuple(compiled(lock, schema) for lock in locks)
@@ -311,11 +340,16 @@ def remove_proxies_statement(
     With ``idle_only`` it leaves those alone that somebody holds; else their leases have
     ended before. The answer is which were removed.
     """
-    locked = select(a).where(a.c.pool_id == POOL_ID).order_by(a.c.proxy_id).with_for_update()
+    locked = (
+        select(availability)
+        .where(availability.c.pool_id == POOL_ID)
+        .order_by(availability.c.proxy_id)
+        .with_for_update()
+    )
     if idle_only:
-        locked = locked.where(a.c.current_leases == literal_column("0"))
+        locked = locked.where(availability.c.current_leases == literal_column("0"))
     if not whole_pool:
-        locked = locked.where(a.c.proxy_id == func.any(_PROXIES))
+        locked = locked.where(availability.c.proxy_id == func.any(_PROXIES))
     gone = locked.cte("gone")
     before = state(gone.c.status, gone.c.current_leases, gone.c.max_concurrency)
     row = event_row("ProxyRemoved", proxy_id=gone.c.proxy_id, data=json_object(before=before))
@@ -346,7 +380,7 @@ def prune_statement(schema: str) -> Statement:
         .select_from(leases)
         .where(
             leases.c.pool_id == POOL_ID,
-            leases.c.status != word("active"),
+            leases.c.status != text_literal("active"),
             leases.c.released_at < settled,
         )
         .cte("ended")

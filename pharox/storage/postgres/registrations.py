@@ -20,7 +20,7 @@ from ...models import (
     check_aware,
     check_name,
 )
-from ..terms import check_one_pool_each, checked_model, id_from_text
+from ..validation import check_one_pool_each, checked_model, id_from_text
 from . import ending, reading, registering
 from .appending import origin
 from .driver import Program, Rows, Step

@@ -22,7 +22,7 @@ from pharox.log import Extract, events, partitions
 
 from ...errors import ArchivedError
 from .driver import Session
-from .sql import ONE, Statement, compiled, parameter, word
+from .sql import ONE, Statement, compiled, parameter, text_literal
 
 Part = Mapping[str, Any]
 """A row of the table ``partitions``."""
@@ -42,7 +42,8 @@ def archived_statement(schema: str) -> Statement:
 @lru_cache(maxsize=16)
 def _acquisition_statement(schema: str) -> Statement:
     acquired = select(ONE.label("one")).where(
-        events.c.lease_id == parameter("lease_id", Uuid), events.c.type == word("LeaseAcquired")
+        events.c.lease_id == parameter("lease_id", Uuid),
+        events.c.type == text_literal("LeaseAcquired"),
     )
     return compiled(acquired, schema)
 

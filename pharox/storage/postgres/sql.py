@@ -124,7 +124,7 @@ def _writes(element: Any) -> bool:
     return any(isinstance(part, UpdateBase) for part in iterate(element))
 
 
-def word(text: str) -> ColumnElement[str]:
+def text_literal(text: str) -> ColumnElement[str]:
     """Return one of our own constants as SQL text, so that it needs no parameter."""
     return literal_column(f"'{text}'", Text)
 

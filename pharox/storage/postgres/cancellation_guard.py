@@ -44,7 +44,7 @@ PATIENCE_S = cancelling.PATIENCE_S
 _LOOK_S = 0.002
 
 
-class Patience:
+class CancellationGuard:
     """Keeps a cancellation for later: as a context manager, ends its block there and notes it.
 
     Parameters

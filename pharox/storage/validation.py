@@ -1,0 +1,155 @@
+"""What callers give, checked before anything is asked of a ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import timedelta
+from typing import TypeVar
+from uuid import UUID
+
+from pydantic import BaseModel, ValidationError
+
+from ..effects import is_async
+from ..errors import ConflictError, InvalidInputError, LeaseEndedError, PoolNotFoundError
+from ..models import (
+    MAX_DURATION_S,
+    Lease,
+    Proxy,
+    ProxyPool,
+    ProxyStatus,
+    check_text,
+)
+from .requests import AcquireRequest, EndedLease
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def checked_model(model: M) -> M:
+    """Return a model whose fields are valid also if they were assigned after it was made.
+
+    Raises
+    ------
+    InvalidInputError
+        If one is not; what would be stored could not be read back.
+    """
+    try:
+        return type(model).model_validate(model.model_dump(warnings=False))
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
+        )
+        raise InvalidInputError(f"{type(model).__name__} is not valid: {faults}") from None
+
+
+def check_storage(storage: object, *, awaited: bool) -> None:
+    """Raise :class:`InvalidInputError` unless this is a storage, of the kind that is meant."""
+    save_pool = getattr(storage, "save_pool", None)
+    if save_pool is None:
+        # Its text may be a URL, with a password in it.
+        raise InvalidInputError(f"a storage is needed here, not a {type(storage).__name__}")
+    if is_async(save_pool) is awaited:
+        return
+    kind = type(storage).__name__
+    if awaited:
+        raise InvalidInputError(
+            f"{kind} blocks; use pharox.connect_async(), or ProxyManager and helpers such as "
+            "with_lease_async"
+        )
+    raise InvalidInputError(
+        f"{kind} is to be awaited; use AsyncProxyManager and functions whose names end in _async"
+    )
+
+
+def check_reason(reason: str | None) -> None:
+    """Raise :class:`InvalidInputError` if a release's reason cannot be stored."""
+    if reason is not None:
+        check_text(reason)
+
+
+def pool_named(pool_name: str | None, pools: Sequence[ProxyPool]) -> Sequence[ProxyPool]:
+    """Return the pool of this name, or all if None; raises :class:`PoolNotFoundError`."""
+    found = [pool for pool in pools if pool_name in (None, pool.name)]
+    if pool_name is not None and not found:
+        raise PoolNotFoundError(f"Pool {pool_name!r} not found.", pool_name=pool_name)
+    return found
+
+
+def check_age(age: timedelta | float | None) -> timedelta | None:
+    """Return an age in seconds as a timedelta, else raise :class:`InvalidInputError`."""
+    if age is None:
+        return None
+    try:
+        length = age if isinstance(age, timedelta) else timedelta(seconds=age)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidInputError("stale_after must be a number of seconds", value=age) from error
+    if not timedelta(0) <= length <= timedelta(seconds=MAX_DURATION_S):
+        raise InvalidInputError("stale_after must be from 0 to a hundred years", value=age)
+    return length
+
+
+def check_statuses(statuses: Collection[ProxyStatus] | None) -> frozenset[ProxyStatus]:
+    """Return the statuses of proxies to check, all but BANNED if None."""
+    if statuses is None:
+        return frozenset(ProxyStatus) - {ProxyStatus.BANNED}
+    if isinstance(statuses, str):
+        raise InvalidInputError("statuses must be several, such as ['active']", value=statuses)
+    return frozenset(check_status(status) for status in statuses)
+
+
+def check_status(status: ProxyStatus | str) -> ProxyStatus:
+    """Return a status if it is one, else raise :class:`InvalidInputError`."""
+    try:
+        return ProxyStatus(status)
+    except ValueError as error:
+        raise InvalidInputError(f"{status!r} is no status of a proxy", value=status) from error
+
+
+def check_one_pool_each(proxies: Sequence[Proxy]) -> Sequence[Proxy]:
+    """Return proxies of which each is given for one pool only, else raise ConflictError."""
+    pools: dict[UUID, UUID] = {}
+    for proxy in proxies:
+        if pools.setdefault(proxy.id, proxy.pool_id) != proxy.pool_id:
+            raise ConflictError(f"proxy {proxy.id} is given for two pools", proxy_id=proxy.id)
+    return proxies
+
+
+def check_granted(
+    lease: Lease, request: AcquireRequest, expired: Sequence[EndedLease] = ()
+) -> None:
+    """Check that a lease which has the request's id was granted to this very caller.
+
+    The error carries what was taken back on the way, for the manager to tell of.
+
+    Raises
+    ------
+    ConflictError
+        If it is somebody else's, or of another pool.
+    """
+    if (lease.pool_name, lease.consumer_name) != (request.pool_name, request.consumer_name):
+        raise ConflictError(
+            f"lease {lease.id} is of {lease.consumer_name!r} in pool {lease.pool_name!r}",
+            lease_id=lease.id,
+            expired=tuple(expired),
+        )
+
+
+def granted_and_ended(
+    lease_id: UUID, how: str, expired: Sequence[EndedLease] = ()
+) -> LeaseEndedError:
+    """Return the error for a lease that was granted before and has ended since.
+
+    It carries what was taken back on the way, for the manager to tell of.
+    """
+    return LeaseEndedError(
+        f"lease {lease_id} was granted before and has ended ({how}); acquire under another id",
+        lease_id=lease_id,
+        expired=tuple(expired),
+    )
+
+
+def id_from_text(text: str | UUID) -> UUID | None:
+    """Return the UUID that a text spells, or None: nothing has such an id then."""
+    try:
+        return text if isinstance(text, UUID) else UUID(text)
+    except (ValueError, AttributeError, TypeError):
+        return None
