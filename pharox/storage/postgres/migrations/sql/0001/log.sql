@@ -1,0 +1,103 @@
+-- The log of events, what orders it, and what reads it.
+CREATE SEQUENCE {schema}.events_position_seq;
+CREATE TABLE {schema}.events (
+    position BIGINT DEFAULT nextval('{literal}.events_position_seq') NOT NULL,
+    tx xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    recorded_at timestamptz NOT NULL,
+    type TEXT NOT NULL,
+    schema_version SMALLINT DEFAULT 1 NOT NULL,
+    pool_id UUID NOT NULL,
+    proxy_id UUID,
+    lease_id UUID,
+    consumer TEXT,
+    actor TEXT,
+    correlation_id TEXT,
+    data JSONB NOT NULL,
+    CONSTRAINT pk_events PRIMARY KEY (position, pool_id)
+) PARTITION BY RANGE (position);
+ALTER SEQUENCE {schema}.events_position_seq OWNED BY {schema}.events.position;
+CREATE INDEX ix_events_tx ON {schema}.events (tx);
+CREATE INDEX ix_events_recorded_at ON {schema}.events (recorded_at);
+CREATE INDEX ix_events_lease ON {schema}.events (lease_id) WHERE lease_id IS NOT NULL;
+CREATE INDEX ix_events_proxy ON {schema}.events (proxy_id, position) WHERE proxy_id IS NOT NULL;
+CREATE INDEX ix_events_consumer ON {schema}.events (consumer, position) WHERE consumer IS NOT NULL;
+CREATE INDEX ix_events_health
+    ON {schema}.events (proxy_id, position)
+    WHERE type = 'HealthChecked';
+CREATE INDEX ix_events_pools
+    ON {schema}.events (position)
+    WHERE type IN ('PoolRegistered', 'PoolChanged', 'PoolRemoved');
+
+CREATE TABLE {schema}.seals (
+    seq BIGINT NOT NULL,
+    position BIGINT NOT NULL,
+    digest BYTEA NOT NULL,
+    CONSTRAINT pk_seals PRIMARY KEY (position)
+) PARTITION BY RANGE (position);
+CREATE INDEX ix_seals_seq ON {schema}.seals (seq);
+
+CREATE TABLE {schema}.ticks (
+    last_seq BIGINT NOT NULL,
+    first_seq BIGINT NOT NULL,
+    snapshot pg_snapshot NOT NULL,
+    anchor BIGINT NOT NULL,
+    system_identifier BIGINT NOT NULL,
+    sealed_at timestamptz NOT NULL,
+    root BYTEA NOT NULL,
+    CONSTRAINT pk_ticks PRIMARY KEY (last_seq)
+);
+
+CREATE TABLE {schema}.partitions (
+    first_position BIGINT NOT NULL,
+    end_position BIGINT NOT NULL,
+    first_seq BIGINT,
+    last_seq BIGINT,
+    first_recorded_at timestamptz,
+    last_recorded_at timestamptz,
+    archived_at timestamptz,
+    archive TEXT,
+    CONSTRAINT pk_partitions PRIMARY KEY (first_position)
+);
+
+CREATE TABLE {schema}.snapshots (
+    seq BIGINT NOT NULL,
+    taken_at timestamptz NOT NULL,
+    projections TEXT[] NOT NULL,
+    CONSTRAINT pk_snapshots PRIMARY KEY (seq)
+);
+
+CREATE TABLE {schema}.snapshot_rows (
+    seq BIGINT NOT NULL,
+    projection TEXT NOT NULL,
+    row JSONB NOT NULL
+);
+CREATE INDEX ix_snapshot_rows_seq ON {schema}.snapshot_rows (seq, projection);
+
+CREATE TABLE {schema}.subscriptions (
+    name TEXT NOT NULL,
+    checkpoint BIGINT NOT NULL,
+    epoch BIGINT NOT NULL,
+    owner UUID,
+    seen_at timestamptz,
+    CONSTRAINT pk_subscriptions PRIMARY KEY (name)
+);
+
+CREATE TABLE {schema}.parked_events (
+    subscription TEXT NOT NULL,
+    seq BIGINT NOT NULL,
+    key TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    error TEXT,
+    parked_at timestamptz NOT NULL,
+    retry BOOLEAN DEFAULT false NOT NULL,
+    CONSTRAINT pk_parked_events PRIMARY KEY (subscription, seq)
+);
+CREATE INDEX ix_parked_events_key ON {schema}.parked_events (subscription, key, seq);
+
+CREATE TABLE {schema}.fleet_counts (
+    subscription TEXT NOT NULL,
+    name TEXT NOT NULL,
+    labels TEXT[] NOT NULL,
+    value DOUBLE PRECISION NOT NULL,
+    CONSTRAINT pk_fleet_counts PRIMARY KEY (subscription, name, labels)
+);
