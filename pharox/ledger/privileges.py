@@ -150,7 +150,9 @@ _APP_FUNCTIONS = (
     "append_v1",
     "counts_after_v1",
     "due_leases_v1",
-    "fold_decisive_v1",
+    "fold_available_proxies_v1",
+    "fold_lease_ids_v1",
+    "fold_selector_cursors_v1",
     "forget_credentials",
     "free_proxies_v1",
     "granted_before_v1",
@@ -158,9 +160,11 @@ _APP_FUNCTIONS = (
     "lease_commands_v1",
     "lease_event_v1",
     "miss_reason_v1",
+    "next_free_v1",
     "next_turns_v1",
     "places_v1",
     "returned_leases_v1",
+    "wait_v1",
 )
 
 
@@ -195,6 +199,9 @@ FROM pg_class WHERE relnamespace = %(schema)s AND relkind IN ('r', 'p', 'v', 'm'
 UNION ALL
 SELECT 'function', proname::text
 FROM pg_proc WHERE pronamespace = %(schema)s
+UNION ALL
+SELECT 'type', relname::text
+FROM pg_class WHERE relnamespace = %(schema)s AND relkind = 'c'
 ORDER BY 1, 2
 """
 

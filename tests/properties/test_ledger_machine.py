@@ -312,7 +312,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def fold_in_batches(self, batch: int) -> None:
         """However the log is cut, SQL folds it to what Python does."""
         log = list(self.postgres.events())
-        with self.postgres._driver.session(keep=False) as session:
+        with self.postgres.session(keep=False) as session:
             folder = Folder(session, "pharox", projections.ALL)
             folder.batch = batch
             folder.create()

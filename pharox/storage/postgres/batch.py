@@ -25,7 +25,6 @@ from ..requests import (
     Acquisition,
     EndedLease,
     ReleaseResult,
-    copy_ending,
     log_late_release,
 )
 from ..validation import check_granted, granted_and_ended
@@ -68,11 +67,17 @@ class Release:
     with_stats: bool
     attribution: tuple[str, str | None] = field(default_factory=current_attribution)
 
+    @property
+    def lease_id(self) -> UUID:
+        """The id of the lease."""
+        return self.lease.id
+
 
 class Returned(NamedTuple):
-    """What a release came to: the lease as recorded, None if there is none of this id."""
+    """What a release came to: how the lease stands by now, None if there is none of this id."""
 
-    recorded: Lease | None
+    status: LeaseStatus | None
+    ended_at: datetime | None
     is_released: bool
     stats: PoolStatsSnapshot | None
     expired: Sequence[EndedLease]
@@ -239,7 +244,9 @@ class Batch:
         attributions = [c.attribution for c in ordered] or [current_attribution()]
         ends, runs = self._runs()
         requests = [c.request for c in self._acquisitions]
+        (alone,) = self.commands if len(self.commands) == 1 else (None,)
         values = {
+            "lease_id": alone and alone.lease_id,  # what is in doubt if the answer gets lost
             "with_stats": self._with_stats
             or any(c.with_stats for c in self._releases)
             or any(request.with_stats for request in requests),
@@ -341,26 +348,28 @@ def _granted_before(
 def _release_outcome(
     command: Release, answer: Answer, expired: Sequence[EndedLease]
 ) -> Returned | Unsettled:
+    ended_at = answer.ended_at and answer.ended_at.astimezone(UTC)
     match answer.outcome:
         case "LeaseReleased":
             stats = answer.stats() if command.with_stats else None
-            return Returned(answer.lease(LeaseStatus.RELEASED), True, stats, expired)
+            return Returned(LeaseStatus.RELEASED, ended_at, True, stats, expired)
         case "ended":
-            return Returned(answer.lease(LeaseStatus(answer.reason or "")), False, None, expired)
+            return Returned(LeaseStatus(answer.reason or ""), ended_at, False, None, expired)
         case "unknown":
-            return Returned(None, False, None, expired)
+            return Returned(None, None, False, None, expired)
         case _:
             return Unsettled(answer.outcome, expired)
 
 
 def result_of(command: Release, returned: Returned) -> ReleaseResult:
     """Return what a release came to; the caller's own lease ends as it is recorded."""
-    lease, recorded, is_released, stats, expired = command.lease, *returned
-    if not is_released:
-        log_late_release(lease, recorded)
-    copy_ending(recorded, lease)
-    ended = EndedLease(lease, stats, command.reason) if is_released else None
-    return ReleaseResult(ended, expired)
+    lease = command.lease
+    if returned.status is not None:
+        lease.status, lease.released_at = returned.status, returned.ended_at
+    if not returned.is_released:
+        log_late_release(lease, None if returned.status is None else lease)
+        return ReleaseResult(None, returned.expired)
+    return ReleaseResult(EndedLease(lease, returned.stats, command.reason), returned.expired)
 
 
 @lru_cache(maxsize=8)

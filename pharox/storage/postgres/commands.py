@@ -157,7 +157,9 @@ class Commands(Imports, Checks):
                 else:
                     rows = yield query
                 (outcome,) = batch.outcomes(rows)
-            if isinstance(outcome, Acquisition | Returned | Unsettled):
+            if isinstance(outcome, PharoxError):
+                expired += outcome.data.get("expired", ())
+            else:
                 expired += outcome.expired
             if not isinstance(outcome, Unsettled) or outcome.why == "none" or attempt == attempts:
                 return outcome, tuple(expired)

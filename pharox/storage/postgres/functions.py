@@ -16,14 +16,14 @@ from sqlalchemy import literal_column
 from sqlalchemy.sql.selectable import FromClause
 
 import projections
-from projections import AVAILABLE_PROXIES, SELECTOR_CURSORS, Events, Fold, Projection
-from projections.pool_stats import COUNTS, counts_after
+from projections import AVAILABLE_PROXIES, LEASE_IDS, SELECTOR_CURSORS, Events, Fold, Projection
+from projections.pool_stats import counts_after
 
 from .appending import log_rows
 from .sql import template
 
-DECISIVE: tuple[Projection, ...] = (AVAILABLE_PROXIES, SELECTOR_CURSORS)
-"""What leases are decided by: folded step by step within a command, and not once at its end."""
+DECISIVE: tuple[Projection, ...] = (AVAILABLE_PROXIES, SELECTOR_CURSORS, LEASE_IDS)
+"""What leases are decided by: a command folds its events into these itself, where it needs to."""
 
 LEASE_EVENTS = frozenset({"LeaseAcquired", "LeaseReleased", "LeaseExpired"})
 
@@ -33,39 +33,38 @@ CREATE OR REPLACE FUNCTION {{schema}}.{signature}
 LANGUAGE plpgsql
 AS $$
 #variable_conflict use_column
-{declare}BEGIN
+BEGIN
 {body}
 END
 $$;
 """
-_TYPES = "DECLARE\n    types text[] := ARRAY(SELECT event.type FROM unnest(appended) AS event);\n"
 
 
 def folding_functions() -> str:
     """Return the SQL of all functions that fold, with ``{schema}`` for the schema's name."""
     head = "-- Written by `python -m pharox.storage.postgres.functions` from projections/*.py."
-    return "\n".join((head, "", _decisive(), _counts_after(), _read_models(), others_function(())))
+    return "\n".join(
+        (head, "", *map(_decisive, DECISIVE), _counts_after(), _read_models(), others_function(()))
+    )
 
 
 def others_function(others: Iterable[Projection]) -> str:
     """Return the function that folds into the read models of other packages."""
     return _function(
         "What appended events come to in the read models of other packages, which a rebuild adds.",
-        "fold_others_v1(appended {schema}.events[], own_slot smallint)\nRETURNS void",
+        "fold_others_v1(appended {schema}.events[], types text[], own_slot smallint)\nRETURNS void",
         [_step(fold, fold.types) for p in others for fold in p.folds()] or ["NULL;"],
     )
 
 
-def _decisive() -> str:
-    return _function(
-        "What one step of a command comes to in what the next step decides by.",
-        "fold_decisive_v1(appended {schema}.events[])\nRETURNS void",
-        [
-            _step(fold, fold.types & LEASE_EVENTS)
-            for projection in DECISIVE
-            for fold in projection.folds()
-            if fold.types & LEASE_EVENTS
-        ],
+def _decisive(projection: Projection) -> str:
+    (fold,) = (fold for fold in projection.folds() if fold.types & LEASE_EVENTS)
+    return _HEAD.format(
+        about=_comment(f"What leases and their ends come to in {projection.name}."),
+        signature=f"fold_{projection.name}_v1(appended {{schema}}.events[])\nRETURNS void",
+        body=textwrap.indent(
+            f"{_laid_out(template(fold.statement(Events(_appended()))))};", "    "
+        ),
     )
 
 
@@ -80,21 +79,20 @@ def _read_models() -> str:
                 is_new = _step(fold, fold.types & LEASE_EVENTS)
                 steps.append(is_new.replace("IF ", "IF NOT decided AND ", 1))
     return _function(
-        "What appended events come to in the read models. Where a command folds step by step, "
-        "what it is ``decided`` by has those of leases already.",
-        "fold_v1(appended {schema}.events[], own_slot smallint, decided boolean)\nRETURNS void",
+        "What appended events come to in the read models. What commands "
+        "decide by has those of leases already if they are ``decided``.",
+        "fold_v1(\n    appended {schema}.events[],\n    types text[],\n    own_slot smallint,\n"
+        "    decided boolean\n)\nRETURNS void",
         steps,
     )
 
 
 def _counts_after() -> str:
     query = template(counts_after(Events(_appended())))
-    counts = ",\n".join(f"    {name} integer" for name in COUNTS)
     return _HEAD.format(
         about=_comment("Each pool in numbers after each of some events, which are folded by now."),
-        signature=f"counts_after_v1(appended {{schema}}.events[])\n"
-        f'RETURNS TABLE (\n    "position" bigint,\n{counts}\n)\nSTABLE',
-        declare="",
+        signature="counts_after_v1(appended {schema}.events[])\n"
+        "RETURNS SETOF {schema}.pool_counts\nSTABLE",
         body=textwrap.indent(f"RETURN QUERY\n{_laid_out(query)};", "    "),
     )
 
@@ -114,7 +112,6 @@ def _function(about: str, signature: str, steps: Sequence[str]) -> str:
     return _HEAD.format(
         about=_comment(about),
         signature=signature,
-        declare="" if steps == ["NULL;"] else _TYPES,
         body=textwrap.indent("\n".join(steps), "    "),
     )
 

@@ -4,14 +4,66 @@
 --
 -- Every plan goes by an index: the arrays are short, and a plan is kept for all lengths.
 
--- Whether the log takes an event. A type that is added later needs another version of this
--- function, and no look at what is there.
-CREATE FUNCTION {schema}.is_event_v1(event {schema}.events)
-RETURNS boolean
-LANGUAGE sql
-IMMUTABLE
+-- Append events in the order of the array and fold them. ``numbers`` say which of the actors and
+-- correlation ids each has, where it does not have its own. What commands decide by is folded
+-- already if it is ``decided``.
+CREATE FUNCTION {schema}.append_v1(
+    new {schema}.events[],
+    own_slot smallint,
+    numbers integer[] DEFAULT NULL,
+    actors text[] DEFAULT NULL,
+    correlation_ids text[] DEFAULT NULL,
+    decided boolean DEFAULT false
+)
+RETURNS {schema}.events[]
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
 AS $$
-    SELECT
+DECLARE
+    at timestamptz := {schema}.clock();
+    appended {schema}.events[];
+    types text[];
+BEGIN
+    IF cardinality(new) = 0 THEN
+        RETURN new;
+    END IF;
+    SELECT array_agg(
+        ROW(
+            nextval('{literal}.events_position_seq'),
+            pg_current_xact_id(),
+            at,
+            event.expires_at,
+            event.acquired_at,
+            event.pool_id,
+            event.proxy_id,
+            event.lease_id,
+            event.consumer_id,
+            event.leases_before,
+            event.leases_after,
+            event.max_concurrency_before,
+            event.max_concurrency_after,
+            coalesce(event.schema_version, 1),
+            event.type,
+            event.status_before,
+            event.status_after,
+            event.selector,
+            event.consumer,
+            event.pool_name,
+            coalesce(actors[numbers[event.ordinality]], event.actor),
+            coalesce(correlation_ids[numbers[event.ordinality]], event.correlation_id),
+            event.data
+        )::{schema}.events
+        ORDER BY event.ordinality
+    ), array_agg(event.type)
+    INTO appended, types
+    FROM unnest(new) WITH ORDINALITY AS event
+    -- What could not be read back, or folded, is left out, and then all is refused.
+    WHERE
         CASE event.type
             WHEN 'LeaseAcquired' THEN
                 event.lease_id IS NOT NULL AND event.consumer IS NOT NULL
@@ -60,72 +112,16 @@ AS $$
              AND event.leases_after >= 0)
         AND coalesce(isfinite(event.expires_at), true)
         AND coalesce(isfinite(event.acquired_at), true)
-        AND coalesce(jsonb_typeof(event.data) = 'object', true)
-$$;
-
--- Append events in the order of the array and fold them. Who does it, and for which job, may be
--- given for each. What was folded step by step already is ``decided``.
-CREATE FUNCTION {schema}.append_v1(
-    new {schema}.events[],
-    own_slot smallint,
-    actors text[] DEFAULT NULL,
-    correlation_ids text[] DEFAULT NULL,
-    decided boolean DEFAULT false
-)
-RETURNS {schema}.events[]
-LANGUAGE plpgsql
-SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_generic_plan
-SET enable_seqscan = off
-SET enable_hashjoin = off
-SET enable_mergejoin = off
-AS $$
-DECLARE
-    at timestamptz := {schema}.clock();
-    appended {schema}.events[];
-BEGIN
-    IF cardinality(new) = 0 THEN
-        RETURN new;
-    END IF;
-    SELECT array_agg(
-        ROW(
-            nextval('{literal}.events_position_seq'),
-            pg_current_xact_id(),
-            at,
-            event.expires_at,
-            event.acquired_at,
-            event.pool_id,
-            event.proxy_id,
-            event.lease_id,
-            event.consumer_id,
-            event.leases_before,
-            event.leases_after,
-            event.max_concurrency_before,
-            event.max_concurrency_after,
-            coalesce(event.schema_version, 1),
-            event.type,
-            event.status_before,
-            event.status_after,
-            event.selector,
-            event.consumer,
-            event.pool_name,
-            coalesce(actors[event.ordinality], event.actor),
-            coalesce(correlation_ids[event.ordinality], event.correlation_id),
-            event.data
-        )::{schema}.events
-        ORDER BY event.ordinality
-    )
-    INTO appended
-    FROM unnest(new) WITH ORDINALITY AS event
-    WHERE {schema}.is_event_v1(new[event.ordinality]);
+        AND coalesce(jsonb_typeof(event.data) = 'object', true);
     IF cardinality(appended) IS DISTINCT FROM cardinality(new) THEN
         RAISE EXCEPTION 'an event is none that the log takes'
             USING ERRCODE = 'check_violation', CONSTRAINT = 'ck_events_shape',
                   TABLE = 'events', SCHEMA = '{literal}';
     END IF;
     INSERT INTO {schema}.events SELECT event.* FROM unnest(appended) AS event;
-    IF EXISTS (SELECT 1 FROM unnest(appended) AS event WHERE event.pool_id <> new[1].pool_id) THEN
+    IF cardinality(new) > 1 AND EXISTS (
+        SELECT 1 FROM unnest(appended) AS event WHERE event.pool_id <> new[1].pool_id
+    ) THEN
         -- The counters of several pools, in one order: nobody then waits in a circle.
         PERFORM 1
         FROM {schema}.pool_stats AS counters
@@ -134,8 +130,8 @@ BEGIN
         ORDER BY counters.pool_id
         FOR UPDATE;
     END IF;
-    PERFORM {schema}.fold_v1(appended, own_slot, decided);
-    PERFORM {schema}.fold_others_v1(appended, own_slot);
+    PERFORM {schema}.fold_v1(appended, types, own_slot, decided);
+    PERFORM {schema}.fold_others_v1(appended, types, own_slot);
     RETURN appended;
 END
 $$;

@@ -1,52 +1,65 @@
 -- Written by `python -m pharox.storage.postgres.functions` from projections/*.py.
 
--- What one step of a command comes to in what the next step decides by.
-CREATE OR REPLACE FUNCTION {schema}.fold_decisive_v1(appended {schema}.events[])
+-- What leases and their ends come to in available_proxies.
+CREATE OR REPLACE FUNCTION {schema}.fold_available_proxies_v1(appended {schema}.events[])
 RETURNS void
 LANGUAGE plpgsql
 AS $$
 #variable_conflict use_column
-DECLARE
-    types text[] := ARRAY(SELECT event.type FROM unnest(appended) AS event);
 BEGIN
-    IF types && ARRAY['LeaseAcquired', 'LeaseExpired', 'LeaseReleased'] THEN
-        UPDATE {schema}.available_proxies
-        SET current_leases=event.leases_after
+    UPDATE {schema}.available_proxies
+    SET current_leases=event.leases_after
+    FROM unnest(appended) AS event
+    WHERE {schema}.available_proxies.pool_id = event.pool_id
+      AND {schema}.available_proxies.proxy_id = event.proxy_id
+      AND event.position IN(
+        SELECT max(event.position) AS max_1
         FROM unnest(appended) AS event
-        WHERE {schema}.available_proxies.pool_id = event.pool_id
-          AND {schema}.available_proxies.proxy_id = event.proxy_id
-          AND event.position IN(
-            SELECT max(event.position) AS max_1
-            FROM unnest(appended) AS event
-            WHERE event.type IN('LeaseAcquired', 'LeaseReleased', 'LeaseExpired')
-            GROUP BY event.proxy_id, event.pool_id);
-    END IF;
-    IF types && ARRAY['LeaseAcquired'] THEN
-        UPDATE {schema}.selector_cursors
-        SET proxy_id=event.proxy_id
+        WHERE event.type IN('LeaseAcquired', 'LeaseReleased', 'LeaseExpired')
+        GROUP BY event.proxy_id, event.pool_id);
+END
+$$;
+
+-- What leases and their ends come to in selector_cursors.
+CREATE OR REPLACE FUNCTION {schema}.fold_selector_cursors_v1(appended {schema}.events[])
+RETURNS void
+LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+BEGIN
+    UPDATE {schema}.selector_cursors
+    SET proxy_id=event.proxy_id
+    FROM unnest(appended) AS event
+    WHERE {schema}.selector_cursors.pool_id = event.pool_id
+      AND {schema}.selector_cursors.selector = 'round_robin'
+      AND event.position IN(
+        SELECT max(event.position) AS max_1
         FROM unnest(appended) AS event
-        WHERE {schema}.selector_cursors.pool_id = event.pool_id
-          AND {schema}.selector_cursors.selector = 'round_robin'
-          AND event.position IN(
-            SELECT max(event.position) AS max_1
-            FROM unnest(appended) AS event
-            WHERE event.type IN('LeaseAcquired', 'CursorMoved')
-              AND event.selector = 'round_robin'
-            GROUP BY event.pool_id);
-    END IF;
+        WHERE event.type IN('LeaseAcquired', 'CursorMoved')
+          AND event.selector = 'round_robin'
+        GROUP BY event.pool_id);
+END
+$$;
+
+-- What leases and their ends come to in lease_ids.
+CREATE OR REPLACE FUNCTION {schema}.fold_lease_ids_v1(appended {schema}.events[])
+RETURNS void
+LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+BEGIN
+    INSERT INTO {schema}.lease_ids(lease_id, pool_id)
+    SELECT event.lease_id, event.pool_id
+    FROM unnest(appended) AS event
+    WHERE event.type = 'LeaseAcquired'
+      AND(event.data ? 'own_id')
+    ORDER BY event.lease_id;
 END
 $$;
 
 -- Each pool in numbers after each of some events, which are folded by now.
 CREATE OR REPLACE FUNCTION {schema}.counts_after_v1(appended {schema}.events[])
-RETURNS TABLE (
-    "position" bigint,
-    total_proxies integer,
-    active_proxies integer,
-    available_proxies integer,
-    leased_proxies integer,
-    total_leases integer
-)
+RETURNS SETOF {schema}.pool_counts
 STABLE
 LANGUAGE plpgsql
 AS $$
@@ -97,15 +110,18 @@ BEGIN
 END
 $$;
 
--- What appended events come to in the read models. Where a command folds step by step, what it is
--- ``decided`` by has those of leases already.
-CREATE OR REPLACE FUNCTION {schema}.fold_v1(appended {schema}.events[], own_slot smallint, decided boolean)
+-- What appended events come to in the read models. What commands decide by has those of leases
+-- already if they are ``decided``.
+CREATE OR REPLACE FUNCTION {schema}.fold_v1(
+    appended {schema}.events[],
+    types text[],
+    own_slot smallint,
+    decided boolean
+)
 RETURNS void
 LANGUAGE plpgsql
 AS $$
 #variable_conflict use_column
-DECLARE
-    types text[] := ARRAY(SELECT event.type FROM unnest(appended) AS event);
 BEGIN
     IF types && ARRAY['PoolRegistered'] THEN
         INSERT INTO {schema}.pools(id, name, description, lease_slow)
@@ -273,7 +289,7 @@ BEGIN
               TIME ZONE)
           AND event.type = 'LeasesPruned';
     END IF;
-    IF types && ARRAY['LeaseAcquired'] THEN
+    IF NOT decided AND types && ARRAY['LeaseAcquired'] THEN
         INSERT INTO {schema}.lease_ids(lease_id, pool_id)
         SELECT event.lease_id, event.pool_id
         FROM unnest(appended) AS event
@@ -397,7 +413,7 @@ END
 $$;
 
 -- What appended events come to in the read models of other packages, which a rebuild adds.
-CREATE OR REPLACE FUNCTION {schema}.fold_others_v1(appended {schema}.events[], own_slot smallint)
+CREATE OR REPLACE FUNCTION {schema}.fold_others_v1(appended {schema}.events[], types text[], own_slot smallint)
 RETURNS void
 LANGUAGE plpgsql
 AS $$

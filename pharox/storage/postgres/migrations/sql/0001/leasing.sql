@@ -3,7 +3,7 @@
 --   what has run out ──> what is given back ──> what is asked for, in the order of asking
 --
 -- Each step decides by available_proxies and selector_cursors alone, so these two are folded
--- step by step (fold_decisive_v1); all else is appended and folded once, at the end.
+-- step by step; all else is appended and folded once, at the end.
 --
 -- Locks: round-robin's cursors by pool, then proxies, then whatever append_v1 takes. A proxy is
 -- never waited for: by then others may be locked, and two that wait for each other's would wait
@@ -311,8 +311,61 @@ AS $$
     WHERE place.number <= wanted
 $$;
 
+-- The next free proxy by id, locked by anybody or not: after one, up to another, but for some.
+CREATE FUNCTION {schema}.next_free_v1(
+    pool uuid,
+    rank integer,
+    after uuid,
+    upto uuid,
+    ours uuid[],
+    condition text,
+    arguments jsonb
+)
+RETURNS uuid
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    found uuid;
+BEGIN
+    IF condition IS NULL THEN
+        SELECT availability.proxy_id INTO found
+        FROM {schema}.available_proxies AS availability
+        WHERE availability.pool_id = pool
+          AND availability.lease_rank = rank
+          AND availability.proxy_id > coalesce(after, '00000000-0000-0000-0000-000000000000')
+          AND availability.proxy_id <= coalesce(upto, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+          AND availability.proxy_id <> ALL (ours)
+        ORDER BY availability.proxy_id
+        LIMIT 1;
+    ELSE
+        EXECUTE format(
+            $sql$
+                SELECT availability.proxy_id
+                FROM {schema}.available_proxies AS availability
+                JOIN {schema}.proxies AS description
+                  ON description.pool_id = availability.pool_id
+                 AND description.id = availability.proxy_id
+                WHERE availability.pool_id = $1
+                  AND availability.lease_rank = $2
+                  AND ($3 IS NULL OR availability.proxy_id > $3)
+                  AND ($4 IS NULL OR availability.proxy_id <= $4)
+                  AND availability.proxy_id <> ALL ($6)
+                  AND (%s)
+                ORDER BY availability.proxy_id
+                LIMIT 1
+            $sql$,
+            condition
+        )
+        INTO found
+        USING pool, rank, after, upto, arguments, ours;
+    END IF;
+    RETURN found;
+END
+$$;
+
 -- The places that round-robin gives, from the proxy after the cursor on: all ACTIVE proxies in
--- turn, and only then SLOW ones, from where the turn is by then.
+-- turn, and only then SLOW ones, from where the turn is by then. They end before the first that
+-- somebody else has locked: to skip it would take its turn from it.
 CREATE FUNCTION {schema}.next_turns_v1(
     pool uuid,
     highest_rank integer,
@@ -326,27 +379,43 @@ LANGUAGE plpgsql
 AS $$
 DECLARE
     turn uuid;
+    after uuid;
+    upto uuid;
+    locked uuid;
     free {schema}.available_proxies[];
+    found {schema}.available_proxies[];
     places {schema}.available_proxies[] := '{}';
     missing integer := wanted;
 BEGIN
     SELECT last.proxy_id INTO turn
     FROM {schema}.selector_cursors AS last
-    WHERE last.pool_id = pool AND last.selector = 'round_robin'
-    FOR UPDATE;
+    WHERE last.pool_id = pool AND last.selector = 'round_robin';
     FOR rank IN 0 .. highest_rank LOOP
-        free := {schema}.free_proxies_v1(
-            'round_robin', pool, rank, rank, turn, NULL, missing, condition, arguments
-        );
-        IF turn IS NOT NULL AND cardinality(free) < missing THEN
-            free := free || {schema}.free_proxies_v1(
-                'round_robin', pool, rank, rank, NULL, turn, missing - cardinality(free),
+        free := '{}';
+        FOR part IN 1 .. CASE WHEN turn IS NULL THEN 1 ELSE 2 END LOOP
+            after := CASE part WHEN 1 THEN turn END;
+            upto := CASE part WHEN 2 THEN turn END;
+            found := {schema}.free_proxies_v1(
+                'round_robin', pool, rank, rank, after, upto, missing - cardinality(free),
                 condition, arguments
             );
-        END IF;
-        places := places || {schema}.places_v1('round_robin', free, missing, is_distinct);
+            locked := {schema}.next_free_v1(
+                pool, rank, after, upto, ARRAY(SELECT f.proxy_id FROM unnest(found) AS f),
+                condition, arguments
+            );
+            free := free || ARRAY(
+                SELECT f FROM unnest(found) AS f WHERE locked IS NULL OR f.proxy_id < locked
+            );
+            EXIT WHEN cardinality(free) = missing OR locked IS NOT NULL;
+        END LOOP;
+        places := places || {schema}.places_v1(
+            'round_robin', free,
+            -- Nobody has a second turn before the one that is locked has its first.
+            CASE WHEN locked IS NULL THEN missing ELSE cardinality(free) END,
+            is_distinct
+        );
         missing := wanted - cardinality(places);
-        EXIT WHEN missing = 0;
+        EXIT WHEN missing = 0 OR locked IS NOT NULL;
         IF cardinality(places) > 0 THEN
             turn := places[cardinality(places)].proxy_id;
         END IF;
@@ -465,7 +534,6 @@ $$;
 -- ever; one that pharox made, and that was pruned, only the log knows.
 CREATE FUNCTION {schema}.granted_before_v1(
     lease_id uuid,
-    pending {schema}.events[],
     at timestamptz
 )
 RETURNS {schema}.lease_answer
@@ -479,10 +547,6 @@ BEGIN
     answer.lease_id := id;
     IF NOT pg_try_advisory_xact_lock(1885890930, hashtext(id::text)) THEN
         answer.outcome := 'locked';
-        RETURN answer;
-    END IF;
-    IF EXISTS (SELECT 1 FROM unnest(pending) AS event WHERE event.lease_id = id) THEN
-        answer.outcome := 'again';
         RETURN answer;
     END IF;
     SELECT
@@ -556,6 +620,9 @@ DECLARE
     more_numbers integer[];
     expired uuid[] := '{}';
     returned integer[] := '{}';
+    settled integer[] := '{}';
+    tokens bigint[];
+    stats {schema}.pool_counts[] := '{}';
     free {schema}.available_proxies[];
     wanted integer[];
     miss record;
@@ -585,15 +652,43 @@ BEGIN
         FOR UPDATE;
     END IF;
 
-    due_pools := due_pools || array_remove(pool_ids, NULL) || ARRAY(
-        SELECT lease.pool_id
-        FROM {schema}.leases AS lease
-        WHERE lease.id = ANY (released_ids) AND lease.status = 'active' AND lease.expires_at <= at
-    );
-    IF EXISTS (
+    -- Who asks again under an id of its own is told what was granted; that takes nothing back.
+    FOR run IN 1 .. cardinality(run_ends) LOOP
+        FOR number IN coalesce(run_ends[run - 1], 0) + 1 .. run_ends[run] LOOP
+            answer := NULL;
+            IF consumer_ids[number] IS NULL THEN
+                answer.outcome := 'unknown_consumer';
+            ELSIF own_ids[number] THEN
+                IF asked_ids[number] = ANY (asked_ids[: number - 1]) THEN
+                    answer.outcome := 'again';
+                ELSE
+                    answer := {schema}.granted_before_v1(asked_ids[number], at);
+                END IF;
+            END IF;
+            IF answer.outcome IS NOT NULL THEN
+                answer.number := released + number;
+                answer.decided_at := at;
+                RETURN NEXT answer;
+                settled := settled || number;
+            ELSIF pool_ids[run] <> ALL (due_pools) THEN
+                due_pools := due_pools || pool_ids[run];
+            END IF;
+        END LOOP;
+    END LOOP;
+
+    IF released > 0 THEN
+        due_pools := due_pools || ARRAY(
+            SELECT lease.pool_id
+            FROM {schema}.leases AS lease
+            WHERE lease.id = ANY (released_ids)
+              AND lease.status = 'active' AND lease.expires_at <= at
+        );
+    END IF;
+    IF due_pools <> '{}' AND EXISTS (
         SELECT 1
         FROM {schema}.leases AS lease
-        WHERE lease.pool_id = ANY (due_pools) AND lease.status = 'active' AND lease.expires_at <= at
+        WHERE lease.pool_id = ANY (due_pools)
+          AND lease.status = 'active' AND lease.expires_at <= at
     ) THEN
         -- Each is told in one answer: that of the first command in its pool.
         SELECT array_agg(due.event), array_agg(due.number), array_agg((due.event).lease_id)
@@ -614,7 +709,7 @@ BEGIN
         pending := coalesce(more, '{}');
         numbers := coalesce(more_numbers, '{}');
         expired := coalesce(expired, '{}');
-        PERFORM {schema}.fold_decisive_v1(pending);
+        PERFORM {schema}.fold_available_proxies_v1(pending);
     END IF;
 
     IF released > 0 THEN
@@ -622,7 +717,7 @@ BEGIN
         INTO more, more_numbers
         FROM {schema}.returned_leases_v1(released_ids, reasons, at) AS returned;
         IF more IS NOT NULL THEN
-            PERFORM {schema}.fold_decisive_v1(more);
+            PERFORM {schema}.fold_available_proxies_v1(more);
             pending := pending || more;
             numbers := numbers || more_numbers;
             returned := more_numbers;
@@ -630,23 +725,11 @@ BEGIN
     END IF;
 
     FOR run IN 1 .. cardinality(run_ends) LOOP
-        -- Which requests of the run are to be decided now.
-        wanted := '{}';
-        FOR number IN coalesce(run_ends[run - 1], 0) + 1 .. run_ends[run] LOOP
-            answer := NULL;
-            IF consumer_ids[number] IS NULL THEN
-                answer.outcome := 'unknown_consumer';
-            ELSIF own_ids[number] THEN
-                answer := {schema}.granted_before_v1(asked_ids[number], pending, at);
-            END IF;
-            IF answer.outcome IS NULL THEN
-                wanted := wanted || number;
-            ELSE
-                answer.number := released + number;
-                answer.decided_at := at;
-                RETURN NEXT answer;
-            END IF;
-        END LOOP;
+        wanted := ARRAY(
+            SELECT number
+            FROM generate_series(coalesce(run_ends[run - 1], 0) + 1, run_ends[run]) AS asked (number)
+            WHERE number <> ALL (settled)
+        );
         CONTINUE WHEN wanted = '{}';
         IF run_kinds[run] = 'set' AND cardinality(wanted) <> run_ends[run] - coalesce(run_ends[run - 1], 0) THEN
             CONTINUE; -- Some of its ids are granted already: those are the answer.
@@ -663,14 +746,15 @@ BEGIN
                     run_conditions[run], run_arguments[run]
                 );
             ELSE
-                free := {schema}.places_v1(
-                    run_selectors[run],
-                    {schema}.free_proxies_v1(
-                        run_selectors[run], pool_ids[run], 0, ranks[run], NULL, NULL,
-                        cardinality(wanted), run_conditions[run], run_arguments[run]
-                    ),
-                    cardinality(wanted), run_distinct[run]
+                free := {schema}.free_proxies_v1(
+                    run_selectors[run], pool_ids[run], 0, ranks[run], NULL, NULL,
+                    cardinality(wanted), run_conditions[run], run_arguments[run]
                 );
+                IF cardinality(wanted) > 1 THEN
+                    free := {schema}.places_v1(
+                        run_selectors[run], free, cardinality(wanted), run_distinct[run]
+                    );
+                END IF;
             END IF;
             IF cardinality(free) < run_needs[run] THEN
                 free := '{}'; -- It is all or none.
@@ -696,7 +780,10 @@ BEGIN
                     array_agg(released + wanted[proxy.ordinality] ORDER BY proxy.ordinality)
                 INTO more, more_numbers
                 FROM unnest(free) WITH ORDINALITY AS proxy;
-                PERFORM {schema}.fold_decisive_v1(more);
+                PERFORM {schema}.fold_available_proxies_v1(more);
+                IF run_selectors[run] = 'round_robin' THEN
+                    PERFORM {schema}.fold_selector_cursors_v1(more);
+                END IF;
                 pending := pending || more;
                 numbers := numbers || more_numbers;
             END IF;
@@ -745,12 +832,20 @@ BEGIN
 
     IF pending <> '{}' THEN
         pending := {schema}.append_v1(
-            pending,
-            own_slot,
-            ARRAY(SELECT actors[number] FROM unnest(numbers) AS told (number)),
-            ARRAY(SELECT correlation_ids[number] FROM unnest(numbers) AS told (number)),
-            true
+            pending, own_slot, numbers, actors, correlation_ids, true
         );
+        IF true = ANY (own_ids) THEN
+            PERFORM {schema}.fold_lease_ids_v1(pending);
+        END IF;
+        IF with_stats THEN
+            stats := ARRAY(SELECT counts FROM {schema}.counts_after_v1(pending) AS counts);
+        END IF;
+        IF expired <> '{}' THEN
+            -- Only the lease itself knows its token.
+            SELECT array_agg(ended.fencing_token ORDER BY told.number) INTO tokens
+            FROM unnest(expired) WITH ORDINALITY AS told (id, number)
+            JOIN {schema}.leases AS ended ON ended.id = told.id;
+        END IF;
         RETURN QUERY
         SELECT
             numbers[event.ordinality],
@@ -762,23 +857,22 @@ BEGIN
             event.consumer_id,
             event.consumer,
             coalesce(event.acquired_at, event.recorded_at),
-            coalesce(ended.expires_at, event.expires_at),
+            event.expires_at,
             CASE WHEN event.acquired_at IS NOT NULL THEN event.recorded_at END,
-            coalesce(ended.fencing_token, event.position),
+            CASE event.type
+                WHEN 'LeaseAcquired' THEN event.position
+                WHEN 'LeaseExpired' THEN tokens[event.ordinality]
+            END,
             event.data ->> 'reason',
             (event.data ->> 'free')::integer,
             event.recorded_at,
-            stats.total_proxies,
-            stats.active_proxies,
-            stats.available_proxies,
-            stats.leased_proxies,
-            stats.total_leases
+            counts.total_proxies,
+            counts.active_proxies,
+            counts.available_proxies,
+            counts.leased_proxies,
+            counts.total_leases
         FROM unnest(pending) WITH ORDINALITY AS event
-        LEFT JOIN {schema}.leases AS ended
-          ON event.acquired_at IS NOT NULL AND ended.id = event.lease_id
-        LEFT JOIN (
-            SELECT counts.* FROM {schema}.counts_after_v1(pending) AS counts WHERE with_stats
-        ) AS stats ON stats.position = event.position
+        LEFT JOIN unnest(stats) AS counts ON counts.position = event.position
         ORDER BY event.ordinality;
     END IF;
 
@@ -837,7 +931,8 @@ AS $$
 DECLARE
     at timestamptz := {schema}.clock();
     pool {schema}.pools;
-    proxies uuid[];
+    turn uuid;
+    proxies uuid[] := '{}';
 BEGIN
     -- Whoever falls silent before it has asked again loses its turn soon.
     PERFORM set_config('idle_in_transaction_session_timeout', '5s', true);
@@ -855,30 +950,38 @@ BEGIN
     ELSE
         SELECT p.* INTO pool FROM {schema}.pools AS p WHERE p.name = wait_v1.pool_name;
         IF selector = 'round_robin' THEN
-            PERFORM 1
-            FROM {schema}.selector_cursors AS cursor
-            WHERE cursor.pool_id = pool.id AND cursor.selector = 'round_robin'
+            SELECT last.proxy_id INTO turn
+            FROM {schema}.selector_cursors AS last
+            WHERE last.pool_id = pool.id AND last.selector = 'round_robin'
             FOR UPDATE;
+            FOR rank IN 0 .. pool.lease_slow::integer LOOP
+                proxies := ARRAY[coalesce(
+                    {schema}.next_free_v1(pool.id, rank, turn, NULL, '{}', condition, arguments),
+                    {schema}.next_free_v1(pool.id, rank, NULL, turn, '{}', condition, arguments)
+                )];
+                EXIT WHEN proxies <> ARRAY[NULL::uuid];
+            END LOOP;
+        ELSE
+            EXECUTE format(
+                $sql$
+                    SELECT ARRAY(
+                        SELECT availability.proxy_id
+                        FROM {schema}.available_proxies AS availability %s
+                        WHERE availability.pool_id = $1 AND availability.lease_rank <= $2 %s
+                        ORDER BY availability.proxy_id
+                        LIMIT $3
+                    )
+                $sql$,
+                CASE WHEN condition IS NOT NULL THEN
+                    'JOIN {schema}.proxies AS description '
+                    'ON description.pool_id = availability.pool_id '
+                    'AND description.id = availability.proxy_id'
+                END,
+                ' AND (' || condition || ')'
+            )
+            INTO proxies
+            USING pool.id, pool.lease_slow::integer, wanted, NULL::boolean, arguments;
         END IF;
-        EXECUTE format(
-            $sql$
-                SELECT ARRAY(
-                    SELECT availability.proxy_id
-                    FROM {schema}.available_proxies AS availability %s
-                    WHERE availability.pool_id = $1 AND availability.lease_rank <= $2 %s
-                    ORDER BY availability.proxy_id
-                    LIMIT $3
-                )
-            $sql$,
-            CASE WHEN condition IS NOT NULL THEN
-                'JOIN {schema}.proxies AS description '
-                'ON description.pool_id = availability.pool_id '
-                'AND description.id = availability.proxy_id'
-            END,
-            ' AND (' || condition || ')'
-        )
-        INTO proxies
-        USING pool.id, pool.lease_slow::integer, wanted, NULL::boolean, arguments;
     END IF;
     proxies := proxies || ARRAY(
         SELECT lease.proxy_id

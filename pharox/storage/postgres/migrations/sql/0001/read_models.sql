@@ -145,3 +145,13 @@ CREATE TABLE {schema}.proxy_health (
     failure TEXT,
     CONSTRAINT pk_proxy_health PRIMARY KEY (proxy_id, pool_id)
 );
+
+-- A pool in numbers right after an event.
+CREATE TYPE {schema}.pool_counts AS (
+    "position" bigint,
+    total_proxies integer,
+    active_proxies integer,
+    available_proxies integer,
+    leased_proxies integer,
+    total_leases integer
+);
