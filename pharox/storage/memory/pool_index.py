@@ -17,7 +17,7 @@ from sortedcontainers import SortedList
 
 from projections import Availability
 
-from ..models import ProxyStatus, SelectorStrategy
+from ...models import ProxyStatus, SelectorStrategy
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -90,17 +90,29 @@ class PoolIndex:
                 if becomes:
                     order.add(becomes)
 
-    def offered(self, selector: SelectorStrategy, turn: UUID | None) -> Iterator[UUID]:
-        """Yield the leasable proxies in a selector's order; ``turn`` is round-robin's last."""
+    def offered(self, selector: SelectorStrategy) -> Iterator[UUID]:
+        """Yield the leasable proxies in a selector's order; of round-robin, from its beginning."""
         order = self._orders[_ORDER[selector]]
-        for rank in (0, 1) if self.lease_slow else (0,):
-            first, end = (rank,), (rank + 1,)
-            if selector is SelectorStrategy.ROUND_ROBIN and turn is not None:
-                after = (rank, turn.int + 1)
-                yield from (key[-1] for key in order.irange(after, end))
-                yield from (key[-1] for key in order.irange(first, after))
-            else:
-                yield from (key[-1] for key in order.irange(first, end))
+        for rank in self.ranks():
+            yield from (key[-1] for key in order.irange((rank,), (rank + 1,)))
+
+    def from_turn(self, rank: int, turn: UUID | None) -> Iterator[UUID]:
+        """Yield the leasable proxies of a rank by id, those after the last turn first."""
+        order = self._orders[_ORDER[SelectorStrategy.ROUND_ROBIN]]
+        after = (rank,) if turn is None else (rank, turn.int + 1)
+        yield from (key[-1] for key in order.irange(after, (rank + 1,)))
+        yield from (key[-1] for key in order.irange((rank,), after))
+
+    def ranks(self) -> tuple[int, ...]:
+        """Return the ranks that may be leased: 0 of ACTIVE proxies, 1 of SLOW ones."""
+        return (0, 1) if self.lease_slow else (0,)
+
+    def use_key(self, proxy_id: UUID) -> tuple[int, int, int, int]:
+        """Return a leasable proxy's place by use: rank, active leases, last check, number."""
+        rank, leases, checked, number, _ = self._places[proxy_id][
+            _ORDER[SelectorStrategy.LEAST_USED]
+        ]
+        return rank, leases, checked, number
 
     def is_leasable(self, proxy_id: UUID) -> bool:
         """Tell whether a proxy may be leased now."""
