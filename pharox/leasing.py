@@ -18,6 +18,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from types import ModuleType
@@ -77,7 +78,8 @@ class Ask(NamedTuple):
     lease_id: UUID | None = None
 
 
-class AskSet(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class AskSet:
     """What a caller asks a manager for who needs several leases, as it was given."""
 
     pool_name: str

@@ -199,7 +199,7 @@ def _grant(
         proxy_id=proxy_id,
         lease_id=lease_id,
         consumer=consumer,
-        consumer_id=consumer_id(state, consumer),
+        consumer_id=state.rows["consumers"][(consumer,)].id,
         pool_name=state.pool_name(pool_id),
         expires_at=expires_at,
         before=before,
