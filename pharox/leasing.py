@@ -25,6 +25,7 @@ from types import ModuleType
 from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
+from .building import built
 from .cancelling import CANCELLED, outcome_of
 from .effects import Calls
 from .errors import ConflictError, InvalidInputError, LeaseEndedError, raise_together
@@ -221,7 +222,9 @@ class Leasing(ABC, Generic[S]):
         payloads = _acquire_payloads(request, outcome, started_at)
         leases = new_leases(outcome)
         try:
-            errors = yield from self._tell_expired(outcome.expired)
+            errors: list[BaseException] = []
+            if outcome.expired:
+                errors += yield from self._tell_expired(outcome.expired)
             errors += yield from self._tell("acquire", self._acquire_callbacks, payloads)
         except GeneratorExit:
             raise
@@ -328,8 +331,9 @@ class Leasing(ABC, Generic[S]):
     def _tell_returned(
         self, returned: Sequence[ReleaseResult], started_at: datetime
     ) -> Calls[list[BaseException]]:
-        expired = [ended for each in returned for ended in each.expired]
-        errors = yield from self._tell_expired(expired)
+        errors: list[BaseException] = []
+        if expired := [ended for each in returned for ended in each.expired]:
+            errors += yield from self._tell_expired(expired)
         if self._release_callbacks:
             endings = [each.ending for each in returned if each.ending is not None]
             payloads = [_release_payload(ending, started_at) for ending in endings]
@@ -337,8 +341,6 @@ class Leasing(ABC, Generic[S]):
         return errors
 
     def _tell_expired(self, expired: Sequence[EndedLease]) -> Calls[list[BaseException]]:
-        if not expired:
-            return []
         payloads = (
             ExpireEventPayload(
                 lease=ending.lease,
@@ -445,37 +447,41 @@ def _acquire_payloads(
 ) -> list[AcquireEventPayload]:
     """Return a payload for each lease, or the one of a miss."""
     completed_at = utc_now()
-    told: Sequence[Acquisition | SetAcquisition] = [outcome]
-    if isinstance(outcome, SetAcquisition) and outcome.acquisitions:
-        told = outcome.acquisitions
+    facts = {
+        "pool_name": request.pool_name,
+        "consumer_name": request.consumer_name,
+        "filters": request.filters,
+        "selector": request.selector,
+        "started_at": started_at,
+        "completed_at": completed_at,
+        "duration_ms": max(0, int((completed_at - started_at).total_seconds() * 1000)),
+        "miss_reason": outcome.miss_reason,
+    }
+    if isinstance(outcome, SetAcquisition):
+        hits = [(each.lease, each.stats) for each in outcome.acquisitions]
+        told = hits or [(None, outcome.stats)]
+    else:
+        told = [(outcome.lease, outcome.stats)]
     return [
-        AcquireEventPayload(
-            lease=each.lease if isinstance(each, Acquisition) else None,
-            pool_name=request.pool_name,
-            consumer_name=request.consumer_name,
-            filters=request.filters,
-            selector=request.selector,
-            started_at=started_at,
-            completed_at=completed_at,
-            duration_ms=max(0, int((completed_at - started_at).total_seconds() * 1000)),
-            pool_stats=each.stats,
-            miss_reason=each.miss_reason,
-        )
-        for each in told
+        built(AcquireEventPayload, {"lease": lease, **facts, "pool_stats": stats})
+        for lease, stats in told
     ]
 
 
 def _release_payload(ending: EndedLease, started_at: datetime) -> ReleaseEventPayload:
-    ended = ending.lease
-    return ReleaseEventPayload(
-        lease=ended,
-        pool_name=ended.pool_name,
-        released_at=ended.released_at or utc_now(),
-        lease_duration_ms=ended.duration_ms,
-        pool_stats=ending.stats,
-        reason=ending.reason,
-        started_at=started_at,
-        completed_at=utc_now(),
+    ended, now = ending.lease, utc_now()
+    return built(
+        ReleaseEventPayload,
+        {
+            "lease": ended,
+            "pool_name": ended.pool_name,
+            "released_at": ended.released_at or now,
+            "lease_duration_ms": ended.duration_ms,
+            "pool_stats": ending.stats,
+            "reason": ending.reason,
+            "started_at": started_at,
+            "completed_at": now,
+        },
     )
 
 

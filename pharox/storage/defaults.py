@@ -134,11 +134,11 @@ def run_batch(storage: Any, commands: Sequence[Command]) -> Calls[Outcomes]:
     if asking:
         with_stats = any(command.with_stats for command in commands)
         _, expired = yield partial(storage.expire_leases, with_stats=with_stats)
-    by_place: dict[int, Outcome | Exception] = {}
-    # The sort keeps the order of equals.
-    for place in sorted(range(len(commands)), key=lambda place: turn_in_batch(commands[place])):
-        by_place[place] = yield from _carry_out(storage, commands[place])
-    outcomes = [by_place[place] for place in range(len(commands))]
+    outcomes: list[Any] = [None] * len(commands)
+    for turn in (0, 1):
+        for place, command in enumerate(commands):
+            if turn_in_batch(command) == turn:
+                outcomes[place] = yield from _carry_out(storage, command)
     for name in dict.fromkeys(ended.lease.pool_name for ended in expired):
         of_pool = [ended for ended in expired if ended.lease.pool_name == name]
         places = [i for i, command in enumerate(commands) if _pool_name(command) == name]

@@ -23,6 +23,8 @@ from .requests import AcquireRequest, AcquireSetRequest, Command, EndedLease, Re
 
 M = TypeVar("M", bound=BaseModel)
 
+_COMMANDS = (AcquireRequest, ReleaseRequest, AcquireSetRequest)
+
 
 def checked_model(model: M) -> M:
     """Return a model whose fields are valid also if they were assigned after it was made.
@@ -116,7 +118,7 @@ def check_one_pool_each(proxies: Sequence[Proxy]) -> Sequence[Proxy]:
 def check_commands(commands: Sequence[Command]) -> None:
     """Raise :class:`InvalidInputError` unless all of these are commands."""
     for command in commands:
-        if not isinstance(command, AcquireRequest | AcquireSetRequest | ReleaseRequest):
+        if not isinstance(command, _COMMANDS):
             raise InvalidInputError(f"a {type(command).__name__} is no command of a batch")
 
 

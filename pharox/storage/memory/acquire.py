@@ -29,7 +29,7 @@ from .candidates import candidates
 from .pool_index import PoolIndex
 from .registry import consumer_id
 from .release import expire
-from .state import State
+from .state import State, lease_from_row
 
 
 def acquire(state: State, request: AcquireRequest, now: datetime) -> Acquisition:
@@ -65,6 +65,7 @@ def acquire_set(state: State, request: AcquireSetRequest, now: datetime) -> SetA
 def create_lease(state: State, proxy: Proxy, consumer: str, duration_seconds: float) -> Lease:
     """Lease this very proxy."""
     check_duration(duration_seconds)
+    check_name(consumer, "consumer")
     pool_id = state.pool_of_proxy.get(proxy.id)
     if pool_id is None:
         raise ProxyNotFoundError(f"Proxy {proxy.id} not found.", proxy_id=proxy.id)
@@ -208,7 +209,7 @@ def _grant(
     )
     state.pool_of_lease[lease_id] = pool_id
     state.pools[pool_id].hold(lease_id, proxy_id, expires_at)
-    return state.lease(lease_id)
+    return lease_from_row(state.rows["leases"][lease_id, pool_id])
 
 
 def _miss(

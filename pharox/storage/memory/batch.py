@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from ..requests import (
@@ -37,11 +38,11 @@ def run_batch(state: State, commands: Sequence[Command]) -> Outcomes:
     check_commands(commands)
     now = state.clock()
     expired = _take_back(state, commands, now)
-    by_place: dict[int, Outcome | Exception] = {}
-    # The sort keeps the order of equals.
-    for place in sorted(range(len(commands)), key=lambda place: turn_in_batch(commands[place])):
-        by_place[place] = _carry_out(state, commands[place], now)
-    outcomes = [by_place[place] for place in range(len(commands))]
+    outcomes: list[Any] = [None] * len(commands)
+    for turn in (0, 1):
+        for place, command in enumerate(commands):
+            if turn_in_batch(command) == turn:
+                outcomes[place] = _carry_out(state, command, now)
     for pool_id, ended in expired.items():
         places = [i for i, command in enumerate(commands) if _pool_of(state, command) == pool_id]
         tell_expired(outcomes, places, ended)
@@ -58,10 +59,16 @@ def _take_back(
             row = active_row(state, command.lease.id)
             if row is not None and row.expires_at <= now:
                 pool_ids.add(row.pool_id)
-        elif not any(is_granted(state, lease_id) for lease_id in ids_of(command)):
-            consumer_id(state, command.consumer_name, now=now)
-            if (pool_id := _pool_of(state, command)) is not None:
-                pool_ids.add(pool_id)
+            continue
+        ids = ids_of(command)
+        if ids and any(is_granted(state, lease_id) for lease_id in ids):
+            continue
+        consumer_id(state, command.consumer_name, now=now)
+        pool_id = state.pool_ids.get(command.pool_name)
+        if pool_id is not None and state.pools[pool_id].has_due(now):
+            pool_ids.add(pool_id)
+    if not pool_ids:
+        return {}
     with_stats = any(command.with_stats for command in commands)
     return expire(state, sorted(pool_ids), now, with_stats=with_stats)
 

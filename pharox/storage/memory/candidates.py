@@ -74,8 +74,8 @@ def _by_use(state: State, pool: PoolIndex, offered: Iterator[UUID]) -> Iterator[
     taken: list[tuple[Any, ...]] = []
     fresh = next(offered, None)
     while fresh is not None or taken:
-        if fresh is not None and (not taken or pool.use_key(fresh) < taken[0][:-1]):
-            key, room, proxy_id = pool.use_key(fresh), _room(state, pool, fresh), fresh
+        if fresh is not None and (not taken or pool.use_of(fresh) < taken[0][:-1]):
+            key, room, proxy_id = pool.use_of(fresh), _room(state, pool, fresh), fresh
             fresh = next(offered, None)
         else:
             *key_of_taken, (room, proxy_id) = heappop(taken)

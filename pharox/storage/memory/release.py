@@ -12,7 +12,7 @@ from projections import LeaseRow
 from ...events import LeaseExpired, LeaseReleased
 from ...models import LeaseStatus
 from ..requests import EndedLease, ReleaseRequest, ReleaseResult, copy_ending, log_late_release
-from .state import State
+from .state import State, lease_from_row
 
 ACTIVE = LeaseStatus.ACTIVE.value
 
@@ -36,8 +36,11 @@ def expire(
     state: State, pool_ids: Iterable[UUID], now: datetime, *, with_stats: bool
 ) -> dict[UUID, Sequence[EndedLease]]:
     """Take back what has run out in these pools; return it by pool."""
-    found = ((pool_id, _expire_in(state, pool_id, now, with_stats)) for pool_id in pool_ids)
-    return {pool_id: ended for pool_id, ended in found if ended}
+    expired: dict[UUID, Sequence[EndedLease]] = {}
+    for pool_id in pool_ids:
+        if state.pools[pool_id].has_due(now):
+            expired[pool_id] = _expire(state, pool_id, now, with_stats)
+    return expired
 
 
 def release_held(state: State, pool_id: UUID, proxy_id: UUID, reason: str) -> None:
@@ -49,9 +52,10 @@ def release_held(state: State, pool_id: UUID, proxy_id: UUID, reason: str) -> No
 
 def active_row(state: State, lease_id: UUID) -> LeaseRow | None:
     """Return the row of a lease that has not ended, else None."""
-    if lease_id not in state.pool_of_lease:
+    pool_id = state.pool_of_lease.get(lease_id)
+    if pool_id is None:
         return None
-    row = state.lease_row(lease_id)
+    row: LeaseRow = state.rows["leases"][lease_id, pool_id]
     return row if row.status == ACTIVE else None
 
 
@@ -82,14 +86,10 @@ def end(
     state.pools[row.pool_id].let_go(row.id, row.proxy_id, row.expires_at)
 
 
-def _expire_in(
-    state: State, pool_id: UUID, now: datetime, with_stats: bool
-) -> Sequence[EndedLease]:
-    due_ids = state.pools[pool_id].due(now)
-    if not due_ids:
-        return ()
-    due = sorted(map(state.lease_row, due_ids), key=lambda row: (row.proxy_id, row.fencing_token))
-    for row in due:
+def _expire(state: State, pool_id: UUID, now: datetime, with_stats: bool) -> list[EndedLease]:
+    rows = [state.lease_row(lease_id) for lease_id in state.pools[pool_id].due(now)]
+    rows.sort(key=lambda row: (row.proxy_id, row.fencing_token))
+    for row in rows:
         end(state, LeaseExpired, row, now, expires_at=row.expires_at)
     stats = state.stats(pool_id, now) if with_stats else None
-    return [EndedLease(state.lease(row.id), stats) for row in due]
+    return [EndedLease(lease_from_row(row), stats) for row in rows]

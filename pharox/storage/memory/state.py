@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import fields
 from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel
-
 import projections
 from projections import Availability, LeaseRow, PoolCounts, PoolRow, ProxyRow
 
 from ...attribution import current_attribution
+from ...building import built
 from ...events import Event, EventBase, HealthChecked, ProxyState
 from ...models import (
     Lease,
@@ -36,13 +35,11 @@ from ..list_import import Account
 from .pool_index import PoolIndex
 
 E = TypeVar("E", bound=EventBase)
-M = TypeVar("M", bound=BaseModel)
 Fold = Callable[[EventBase], None]
 
 _PROXY_FIELDS = tuple(f.name for f in fields(ProxyRow) if f.name != "credential_id")
 _LEASE_STATUSES = {status.value: status for status in LeaseStatus}
 _PROXY_STATUSES = {status.value: status for status in ProxyStatus}
-_DEFAULTS: dict[type[BaseModel], dict[str, Any]] = {}
 
 
 class State:
@@ -151,14 +148,17 @@ class State:
     def stats(self, pool_id: UUID, at: datetime | None = None) -> PoolStatsSnapshot:
         """Return a pool in numbers, as of a moment or of now."""
         row: PoolCounts = self.rows["pool_stats"][(pool_id,)]
-        return PoolStatsSnapshot(
-            pool_name=self.pool_name(pool_id),
-            total_proxies=row.total_proxies,
-            active_proxies=row.active_proxies,
-            available_proxies=row.available_proxies,
-            leased_proxies=row.leased_proxies,
-            total_leases=row.total_leases,
-            collected_at=at or self.clock(),
+        return built(
+            PoolStatsSnapshot,
+            {
+                "pool_name": self.pool_name(pool_id),
+                "total_proxies": row.total_proxies,
+                "active_proxies": row.active_proxies,
+                "available_proxies": row.available_proxies,
+                "leased_proxies": row.leased_proxies,
+                "total_leases": row.total_leases,
+                "collected_at": at or self.clock(),
+            },
         )
 
 
@@ -180,25 +180,6 @@ def lease_from_row(row: LeaseRow) -> Lease:
             "fencing_token": row.fencing_token,
         },
     )
-
-
-def built(model: type[M], values: Mapping[str, Any]) -> M:
-    """Return a model of values that are known to be valid.
-
-    It does what ``model_construct`` does in a quarter of the time; what it leaves out are
-    aliases, extra fields and private attributes, which none of these models has.
-    """
-    defaults = _DEFAULTS.get(model)
-    if defaults is None:
-        facts = model.model_fields.items()
-        defaults = _DEFAULTS[model] = {name: field.get_default() for name, field in facts}
-    instance = model.__new__(model)
-    # Not by assignment: an event is frozen, and a lease checks nothing that is assigned.
-    object.__setattr__(instance, "__dict__", {**defaults, **values})
-    object.__setattr__(instance, "__pydantic_fields_set__", set(values))
-    object.__setattr__(instance, "__pydantic_extra__", None)
-    object.__setattr__(instance, "__pydantic_private__", None)
-    return instance
 
 
 def _folds_of(rows: dict[str, dict[Any, Any]]) -> dict[str, tuple[Fold, ...]]:

@@ -146,6 +146,7 @@ class InMemoryStorage(IStorage):
     # Consumers, pools and proxies
 
     def ensure_consumer(self, consumer_name: str) -> UUID:
+        check_name(consumer_name, "consumer")
         with self._state.lock:
             return registry.consumer_id(self._state, consumer_name)
 
