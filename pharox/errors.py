@@ -39,6 +39,14 @@ def _shortened(message: str) -> str:
     return f"{message[:half]} [...] {message[-half:]}"
 
 
+def raise_together(errors: Sequence[BaseException], of: str = "several releases failed") -> None:
+    """Raise an error alone, or several as a group; nothing if there is none."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise BaseExceptionGroup(of, errors)
+
+
 class PoolNotFoundError(PharoxError):
     """No pool has this id. Register it with ``storage.save_pool``."""
 
