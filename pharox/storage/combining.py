@@ -249,6 +249,7 @@ class _Combining(ABC, Generic[Command, Value]):
         """Leave nobody waiting for a leader that was interrupted, wherever that was."""
         others = [caller for caller in leader.batch if caller is not leader]
         self._fail([caller for caller in others if caller.outcome is _PENDING], interruption)
+        leader.outcome = None  # It raises the interruption.
         with line.lock:
             for caller in others:
                 line.leave(caller)
@@ -335,7 +336,14 @@ class Combiner(_Combining[Command, Value]):
             if caller.outcome is _PENDING:
                 self._lead(line, caller)
         except BaseException as interruption:
-            self._give_up(line, caller, interruption)
+            while True:
+                try:
+                    self._give_up(line, caller, interruption)
+                    break
+                except Exception:
+                    raise
+                except BaseException:  # noqa: S112 - signals come in pairs; the first is raised
+                    continue
             raise
         outcome = caller.take_outcome()
         if isinstance(outcome, Exception):
