@@ -235,8 +235,13 @@ class TestTasks:
         assert len(set(map(id, errors))) == 3
         for each in errors:
             assert isinstance(each, DatabaseError)
-            assert (str(each), each.disk, each.__cause__) == ("no space", "sda", error.__cause__)
+            assert (str(each), each.data, each.__cause__) == (
+                "no space",
+                {"disk": "sda"},
+                error.__cause__,
+            )
             assert each.__notes__ == ["buy one"]
+            each.add_note("soon")
             assert sum(name == "submit" for name in frames(each)) == 1
 
     @in_a_loop
@@ -443,14 +448,16 @@ class TestCancelledTasks:
             await asyncio.sleep(0)
         heir.cancel()
         await settled()
-        assert server.asked[1:] == [["b", "c"]] if certain else [["c"]]
+        assert server.asked[1:] == ([["b", "c"]] if certain else [["c"]])
         await server.answer()
         assert await last == (turned("c"), None)
-        (outcome,) = await asyncio.gather(heir, return_exceptions=True)
         if certain:
-            assert (outcome[0], type(outcome[1])) == (turned("b"), asyncio.CancelledError)
+            outcome, cancelled = await heir
+            assert outcome == turned("b")
+            assert isinstance(cancelled, asyncio.CancelledError)
         else:
-            assert isinstance(outcome, asyncio.CancelledError)
+            with pytest.raises(asyncio.CancelledError):
+                await heir
 
     @in_a_loop
     async def test_a_batch_is_abandoned_when_all_its_callers_are_cancelled(self) -> None:
@@ -521,16 +528,16 @@ class TestCancelledTasks:
         """Tasks that are left to it can be closed in any order."""
         combiner: AsyncCombiner[str, str] = AsyncCombiner(Server())
         loop = asyncio.new_event_loop()
-        left = [combiner.submit(each) for each in "abc"]
+        left: list[Any] = []
 
         async def main() -> None:
-            for each in left:
-                each.send(None)
+            left.extend(await asking(combiner, *"abc"))
 
         loop.run_until_complete(main())
         loop.close()
         for each in left:
-            each.close()
+            each._log_destroy_pending = False
+            each.get_coro().close()
         assert combiner.waiting == 0
 
     @in_a_loop
@@ -661,19 +668,23 @@ class Gated:
     """Runs batches of threads, each when the test says so."""
 
     def __init__(self) -> None:
-        self.asked: list[list[Any]] = []
+        self.batches: list[Batch[Any]] = []
         self._answers: list[Any] = []
         self._changed = threading.Condition()
 
     def __call__(self, batch: Batch[Any]) -> Sequence[Any]:
         with self._changed:
-            self.asked.append(list(batch.commands))
-            number = len(self.asked) - 1
+            number = len(self.batches)
+            self.batches.append(batch)
             assert self._changed.wait_for(lambda: len(self._answers) > number, 60)
             answer = self._answers[number]
         if isinstance(answer, BaseException):
             raise answer
-        return [turned(each) for each in batch.commands] if answer is None else answer  # type: ignore[no-any-return]
+        return [turned(each) for each in batch.commands] if answer is None else answer
+
+    @property
+    def asked(self) -> list[list[Any]]:
+        return [list(batch.commands) for batch in self.batches]
 
     def answer(self, *answers: Any) -> None:
         """Answer the next batches, whether they have been asked or not."""
@@ -685,15 +696,20 @@ class Gated:
 class Asking(threading.Thread):
     """A thread that asks for one command, and what it was told."""
 
-    def __init__(self, combiner: Combiner[Any, Any], command: Any, **options: Any) -> None:
+    def __init__(
+        self, combiner: Combiner[Any, Any], command: Any, call: CancelledCall | None = None
+    ) -> None:
         super().__init__(daemon=True)
-        self._submit = functools.partial(combiner.submit, command, **options)
+        self.command = command
+        self._combiner = combiner
+        self._call = call
         self.outcome: Any = None
         self.start()
 
     def run(self) -> None:
+        call_in_thread.set(self._call)
         try:
-            self.outcome = self._submit()
+            self.outcome = self._combiner.submit(self.command)
         except BaseException as error:
             self.outcome = error
 
@@ -710,14 +726,12 @@ def until(is_so: Callable[[], Any]) -> None:
         time.sleep(0.0005)
 
 
-def asking_threads(
-    combiner: Combiner[Any, Any], server: Gated, *commands: Any, **options: Any
-) -> list[Asking]:
+def asking_threads(combiner: Combiner[Any, Any], server: Gated, *commands: Any) -> list[Asking]:
     """Have threads ask, one after the other; the first of all leads at once."""
     threads = []
     for command in commands:
         before = combiner.waiting, len(server.asked)
-        threads.append(Asking(combiner, command, **options))
+        threads.append(Asking(combiner, command))
         until(lambda before=before: (combiner.waiting, len(server.asked)) != before)  # type: ignore[misc]
     return threads
 
@@ -795,30 +809,29 @@ class TestThreads:
         assert str(told[2]) == "c: SystemExit(3)"
 
     def test_a_batch_is_abandoned_when_all_its_callers_are_cancelled(self) -> None:
-        """Of a thread that a helper started, the task behind it may be cancelled."""
-        batches: list[Batch[str]] = []
-        done = threading.Event()
-
-        def run(batch: Batch[str]) -> list[str]:
-            batches.append(batch)
-            assert done.wait(60)
-            return list(batch.commands)
-
-        combiner = Combiner(run)
+        """The task behind a thread may be, or the thread may be interrupted."""
+        server = Gated()
+        combiner: Combiner[str, str] = Combiner(server)
         call = CancelledCall()
-        token = call_in_thread.set(call)
-        try:
-            thread = threading.Thread(target=_in_this_context(combiner.submit), args=("a",))
-        finally:
-            call_in_thread.reset(token)
-        thread.start()
-        until(lambda: batches)
-        assert not batches[0].abandoned()
-        assert call.begin()
-        call.cancel()
-        assert batches[0].abandoned()
-        done.set()
-        thread.join(60)
+        threads = [*asking_threads(combiner, server, "a"), Asking(combiner, "b", call)]
+        until(lambda: combiner.waiting == 1)
+
+        def is_under_way() -> bool:
+            until(lambda: combiner.waiting == 2)
+            server.answer(None)
+            until(lambda: len(server.batches) == 2)
+            assert call.begin()
+            call.cancel()
+            assert not server.batches[1].abandoned()
+            return True
+
+        def interrupted() -> None:
+            until(server.batches[1].abandoned)
+            server.answer(None)
+
+        with interrupted_when(is_under_way, then=interrupted), pytest.raises(Stop):
+            combiner.submit("c")
+        assert [each.told() for each in threads] == [turned("a"), turned("b")]
 
     def test_an_interrupted_thread_leaves_the_queue(self) -> None:
         """Its command is never run, unless it must happen."""
@@ -895,11 +908,11 @@ class TestThreads:
             return [turned(each) for each in batch.commands]
 
         class Interruptible(Combiner[Any, Any]):
-            def _give_up(self, *interrupted: Any) -> None:
+            def _obey(self, *interrupted: Any) -> None:
                 with interrupting_at(*steps[1:2]) as was_interrupted:
                     happened.append(was_interrupted)
                     del steps[1:]
-                    super()._give_up(*interrupted)
+                    super()._obey(*interrupted)
 
         happened: list[list[int]] = []
         combiner = Interruptible(run, max_batch=3)
@@ -934,7 +947,7 @@ class TestThreads:
             helper.join(60)
         for other in others:
             told = other.told()
-            assert told == turned(other._submit.args[0]) or isinstance(told, OutcomeUnknownError)
+            assert told == turned(other.command) or isinstance(told, OutcomeUnknownError)
         assert combiner.waiting == 0
         last = Asking(combiner, "last")
         assert last.told() == turned("last")
@@ -957,7 +970,8 @@ class TestThreads:
     @pytest.mark.parametrize("lanes", [1, 3])
     def test_many_threads(self, lanes: int) -> None:
         """Each has the outcomes of its own commands, each run once, whatever fails beside them."""
-        under_way, most, ran = [0], [0], []
+        under_way, most = [0], [0]
+        ran: list[int] = []
         lock = threading.Lock()
 
         def run(batch: Batch[int]) -> list[Any]:
@@ -1012,12 +1026,6 @@ class TestThreads:
         assert wrong == []
         assert len(ran) == len(set(ran))
         assert most[0] <= lanes
-
-
-def _in_this_context(function: Callable[..., Any]) -> Callable[..., Any]:
-    from contextvars import copy_context
-
-    return functools.partial(copy_context().run, function)
 
 
 @contextmanager

@@ -51,7 +51,7 @@ class _Caller:
         "cancelled",
         "certain",
         "command",
-        "heir",
+        "successor",
         "key",
         "outcome",
         "taken",
@@ -69,14 +69,14 @@ class _Caller:
         self.outcome = _PENDING
         # While it leads: the callers that it serves, and then who leads next.
         self.batch: list[_Caller] = []
-        self.heir: _Caller | None = None
+        self.successor: _Caller | None = None
 
     def take_outcome(self) -> Any:
         """Return the outcome, and keep it no longer."""
         outcome, self.outcome = self.outcome, None
         return outcome
 
-    def is_given_up(self) -> bool:
+    def is_abandoned(self) -> bool:
         """Tell whether nobody waits for this command, and it need not happen."""
         if self.certain:
             return False
@@ -109,14 +109,14 @@ class Batch(Generic[Command]):
 
         It may become true at any time. Then the batch need not be waited for.
         """
-        return all(caller.is_given_up() for caller in self._callers)
+        return all(caller.is_abandoned() for caller in self._callers)
 
     def note(self, cancelled: asyncio.CancelledError) -> None:
         """Keep a cancellation of the leading task until its batch is done."""
         self._leader.cancelled = cancelled
 
 
-class _Line:
+class _Queue:
     """Who waits, in the order of asking, and who leads in which lane.
 
     While somebody waits, each lane has a leader. Of threads, one at a time may call this:
@@ -158,10 +158,10 @@ class _Line:
 
     def hand_over(self, leader: _Caller) -> None:
         """Give a leader's lane to the first who waits, if somebody does."""
-        leader.heir = next(iter(self.waiting), None)
-        self._lanes[self._lanes.index(leader)] = leader.heir
-        if leader.heir is not None:
-            del self.waiting[leader.heir]
+        leader.successor = next(iter(self.waiting), None)
+        self._lanes[self._lanes.index(leader)] = leader.successor
+        if leader.successor is not None:
+            del self.waiting[leader.successor]
 
 
 class _Combining(ABC, Generic[Command, Value]):
@@ -181,14 +181,14 @@ class _Combining(ABC, Generic[Command, Value]):
         self._max_batch = max_batch
         self._lanes = lanes
         self._splits = splits
-        self._error_for = error_for or _what_is_known
+        self._error_for = error_for or _default_error
         self._key = key
-        self._line = _Line(lanes, max_batch)
+        self._queue = _Queue(lanes, max_batch)
 
     @property
     def waiting(self) -> int:
         """How many commands wait to be taken into a batch."""
-        return len(self._line.waiting)
+        return len(self._queue.waiting)
 
     @abstractmethod
     def _wake(self, caller: _Caller) -> None:
@@ -216,20 +216,22 @@ class _Combining(ABC, Generic[Command, Value]):
                 if not self._splits(error):
                     self._fail(part, error)
                 elif len(part) == 1:
-                    self._tell(part[0], error)
+                    self._deliver(part[0], error)
                 else:
                     middle = len(part) // 2
                     parts += [part[middle:], part[:middle]]
             else:
-                self._tell_all(part, outcomes)
+                self._deliver_all(part, outcomes)
 
-    def _tell_all(self, callers: Sequence[_Caller], outcomes: Sequence[Value | Exception]) -> None:
+    def _deliver_all(
+        self, callers: Sequence[_Caller], outcomes: Sequence[Value | Exception]
+    ) -> None:
         if len(outcomes) != len(callers):
             wrong = f"{len(outcomes)} outcomes were returned for {len(callers)} commands"
             self._fail(callers, RuntimeError(wrong))
             return
         for caller, outcome in zip(callers, outcomes, strict=True):
-            self._tell(caller, outcome)
+            self._deliver(caller, outcome)
 
     def _fail(self, callers: Sequence[_Caller], error: BaseException) -> None:
         """Tell each caller what an error means for its command."""
@@ -239,31 +241,33 @@ class _Combining(ABC, Generic[Command, Value]):
             except Exception as bug:
                 known = bug
             # The traceback of an error grows wherever it is raised.
-            self._tell(caller, _own_copy(known) if known is error and len(callers) > 1 else known)
+            self._deliver(
+                caller, _own_copy(known) if known is error and len(callers) > 1 else known
+            )
 
-    def _tell(self, caller: _Caller, outcome: Value | Exception) -> None:
+    def _deliver(self, caller: _Caller, outcome: Value | Exception) -> None:
         caller.outcome = outcome
         self._wake(caller)
 
-    def _stop(self, line: _Line, leader: _Caller, interruption: BaseException) -> None:
+    def _abort(self, queue: _Queue, leader: _Caller, interruption: BaseException) -> None:
         """Leave nobody waiting for a leader that was interrupted, wherever that was."""
         others = [caller for caller in leader.batch if caller is not leader]
         self._fail([caller for caller in others if caller.outcome is _PENDING], interruption)
         leader.outcome = None  # It raises the interruption.
-        with line.lock:
+        with queue.lock:
             for caller in others:
-                line.leave(caller)
-            if line.leads(leader):
-                line.hand_over(leader)
+                queue.leave(caller)
+            if queue.leads(leader):
+                queue.hand_over(leader)
         for caller in others:
             self._wake(caller)  # again, if it was the waking that was interrupted
-        self._wake_heir(leader)
+        self._wake_successor(leader)
 
-    def _wake_heir(self, leader: _Caller) -> None:
-        if leader.heir is not None:
-            self._wake(leader.heir)
+    def _wake_successor(self, leader: _Caller) -> None:
+        if leader.successor is not None:
+            self._wake(leader.successor)
         # What an error's traceback holds of a leader must not hold its whole batch.
-        leader.batch, leader.heir = [], None
+        leader.batch, leader.successor = [], None
 
 
 class Combiner(_Combining[Command, Value]):
@@ -323,26 +327,27 @@ class Combiner(_Combining[Command, Value]):
         certain:
             The command is to happen also if the thread is interrupted while it waits.
         """
-        line = self._line
+        queue = self._queue
         caller = self._caller(command, certain=certain)
         caller.call = call_in_thread.get()
         caller.wake = threading.Lock()
         caller.wake.acquire()
         try:
-            with line.lock:
-                leads = line.enter(caller)
+            with queue.lock:
+                leads = queue.enter(caller)
             if not leads:
                 caller.wake.acquire()
             if caller.outcome is _PENDING:
-                self._lead(line, caller)
+                self._lead(queue, caller)
         except BaseException as interruption:
+            # Signals come in pairs, such as SIGINT and SIGTERM, and others wait for this thread.
             while True:
                 try:
-                    self._give_up(line, caller, interruption)
+                    self._obey(queue, caller, interruption)
                     break
                 except Exception:
                     raise
-                except BaseException:  # noqa: S112 - signals come in pairs; the first is raised
+                except BaseException:  # noqa: S112 - the first interruption is the one to raise
                     continue
             raise
         outcome = caller.take_outcome()
@@ -353,36 +358,36 @@ class Combiner(_Combining[Command, Value]):
                 del outcome  # An error must not be held by its own traceback.
         return outcome  # type: ignore[no-any-return]
 
-    def _lead(self, line: _Line, leader: _Caller) -> None:
-        with line.lock:
-            line.take(leader)
+    def _lead(self, queue: _Queue, leader: _Caller) -> None:
+        with queue.lock:
+            queue.take(leader)
         effects.run(self._parts(leader), self._run_batch)
-        with line.lock:
-            line.hand_over(leader)
-        self._wake_heir(leader)
+        with queue.lock:
+            queue.hand_over(leader)
+        self._wake_successor(leader)
 
-    def _give_up(self, line: _Line, caller: _Caller, interruption: BaseException) -> None:
+    def _obey(self, queue: _Queue, caller: _Caller, interruption: BaseException) -> None:
         """Obey an interruption, wherever it came, as soon as nobody else is harmed by it."""
         caller.cancelled = interruption
-        with line.lock:
-            has_left = not caller.certain and line.leave(caller)
-            asked = caller.taken or (caller.certain and line.has(caller))
+        with queue.lock:
+            has_left = not caller.certain and queue.leave(caller)
+            asked = caller.taken or (caller.certain and queue.has(caller))
             must_go_on = asked and not caller.batch
         if must_go_on:
-            self._outlast(line, caller)
+            self._outlast(queue, caller)
         elif not has_left:
-            self._stop(line, caller, interruption)
+            self._abort(queue, caller, interruption)
 
-    def _outlast(self, line: _Line, caller: _Caller) -> None:
+    def _outlast(self, queue: _Queue, caller: _Caller) -> None:
         """Wait for an outcome, or for the lead, through all further interruptions."""
-        while caller.outcome is _PENDING and not line.leads(caller):
+        while caller.outcome is _PENDING and not queue.leads(caller):
             with suppress(BaseException):
                 caller.wake.acquire()
         if caller.outcome is _PENDING:
             try:
-                self._lead(line, caller)
+                self._lead(queue, caller)
             except BaseException as interruption:
-                self._stop(line, caller, interruption)
+                self._abort(queue, caller, interruption)
 
     def _wake(self, caller: _Caller) -> None:
         with suppress(RuntimeError):  # It is awake.
@@ -390,7 +395,7 @@ class Combiner(_Combining[Command, Value]):
 
     def start_empty(self) -> None:
         """Forget all callers and leaders: in a forked child none of them is there."""
-        self._line = _Line(self._lanes, self._max_batch)
+        self._queue = _Queue(self._lanes, self._max_batch)
 
 
 class AsyncCombiner(_Combining[Command, Value]):
@@ -446,13 +451,13 @@ class AsyncCombiner(_Combining[Command, Value]):
         self._check_loop()
         caller = self._caller(command, certain=certain)
         try:
-            if not self._line.enter(caller):
+            if not self._queue.enter(caller):
                 await self._wait(caller)
             if caller.outcome is _PENDING:
                 await self._lead(caller)
         except BaseException as interruption:
-            if not self._line.leave(caller):
-                self._stop(self._line, caller, interruption)
+            if not self._queue.leave(caller):
+                self._abort(self._queue, caller, interruption)
             raise
         outcome, cancelled = caller.take_outcome(), caller.cancelled
         if isinstance(outcome, Exception):
@@ -481,7 +486,7 @@ class AsyncCombiner(_Combining[Command, Value]):
 
         # A scope of anyio cancels in each turn of the loop, unless it is kept out.
         with anyio.CancelScope(shield=True):
-            while caller.outcome is _PENDING and not self._line.leads(caller):
+            while caller.outcome is _PENDING and not self._queue.leads(caller):
                 caller.wake = self._loop.create_future()  # type: ignore[union-attr]
                 try:
                     await caller.wake
@@ -489,10 +494,11 @@ class AsyncCombiner(_Combining[Command, Value]):
                     caller.cancelled = cancelled
 
     async def _lead(self, leader: _Caller) -> None:
-        self._line.take(leader)
+        self._queue.take(leader)
         await effects.run_async(self._parts(leader), self._run_batch)
-        self._line.hand_over(leader)
-        self._wake_heir(leader)
+        # The callers are awake, so that what they ask for next is in the successor's batch.
+        self._queue.hand_over(leader)
+        self._wake_successor(leader)
 
     def _wake(self, caller: _Caller) -> None:
         if caller.wake is not None and not caller.wake.done():
@@ -510,7 +516,7 @@ class AsyncCombiner(_Combining[Command, Value]):
             )
 
 
-def _what_is_known(_: Any, error: BaseException) -> Exception:
+def _default_error(_: Any, error: BaseException) -> Exception:
     """Return what a caller is told of an error if nobody knows better."""
     if isinstance(error, Exception):
         return error

@@ -166,7 +166,7 @@ class Combined(RuleBasedStateMachine):
             assert number not in self.carried_out or number % 5 == 0
         elif number in self.in_doubt:
             assert isinstance(error, OutcomeUnknownError)
-            assert error.lease_id == number
+            assert error.data == {"lease_id": number}
         elif number in self.faulty:
             assert isinstance(error, Refused)
         else:
