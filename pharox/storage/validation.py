@@ -19,7 +19,14 @@ from ..models import (
     ProxyStatus,
     check_text,
 )
-from .requests import AcquireRequest, AcquireSetRequest, Command, EndedLease, ReleaseRequest
+from .requests import (
+    AcquireRequest,
+    AcquireSetRequest,
+    Acquisition,
+    Command,
+    EndedLease,
+    ReleaseRequest,
+)
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -140,6 +147,15 @@ def check_granted(
             lease_id=lease.id,
             expired=tuple(expired),
         )
+
+
+def too_few_granted(request: AcquireSetRequest, granted: Sequence[Acquisition]) -> ConflictError:
+    """Return the error for ids that are not those of one set: too few of them were granted."""
+    lease = granted[0].lease
+    return ConflictError(
+        f"{len(granted)} leases have ids of this set, which needs {request.needed}",
+        lease_id=lease and lease.id,
+    )
 
 
 def granted_and_ended(

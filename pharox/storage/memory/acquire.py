@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 from uuid import UUID
 
-from ...errors import ConflictError, ProxyNotFoundError, ProxyUnavailableError
+from ...errors import ProxyNotFoundError, ProxyUnavailableError
 from ...events import AcquireMissed, CursorMoved, LeaseAcquired
 from ...ids import uuid7
 from ...models import (
@@ -24,7 +24,7 @@ from ...models import (
     check_name,
 )
 from ..requests import AcquireRequest, AcquireSetRequest, Acquisition, SetAcquisition
-from ..validation import check_granted, granted_and_ended
+from ..validation import check_granted, granted_and_ended, too_few_granted
 from .candidates import candidates
 from .pool_index import PoolIndex
 from .registry import consumer_id
@@ -49,10 +49,7 @@ def acquire_set(state: State, request: AcquireSetRequest, now: datetime) -> SetA
     ids = ids_of(request)
     if granted := _granted_before(state, request, ids, now):
         if len(granted) < request.needed:
-            raise ConflictError(
-                f"{len(granted)} leases have ids of this set, which needs {request.needed}",
-                lease_id=granted[0].lease and granted[0].lease.id,
-            )
+            raise too_few_granted(request, granted)
         return SetAcquisition(tuple(granted))
     proxy_ids = _choose(state, request, request.count, distinct=request.distinct)
     if len(proxy_ids) < request.needed:

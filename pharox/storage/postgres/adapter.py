@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, closing
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import chain, islice
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import psycopg
@@ -46,6 +46,8 @@ from ...models import (
     check_whole,
 )
 from ...settings import Settings
+from ..combining import Batch as CombinedBatch
+from ..combining import Combiner
 from ..interface import IStorage
 from ..list_import import (
     HALF,
@@ -56,10 +58,31 @@ from ..list_import import (
     import_list,
     remove_unlisted,
 )
-from ..requests import AcquireRequest, Acquisition, EndedLease, HealthOutcome, ReleaseResult
+from ..requests import (
+    AcquireRequest,
+    AcquireSetRequest,
+    Acquisition,
+    EndedLease,
+    HealthOutcome,
+    Outcomes,
+    ReleaseRequest,
+    ReleaseResult,
+    SetAcquisition,
+)
+from ..requests import Command as Request
 from ..validation import check_age, check_statuses, checked_model
 from . import schema as migrations
 from . import snapshots, verifying
+from .batch import (
+    Acquire,
+    Command,
+    Outcome,
+    Release,
+    Returned,
+    command_of,
+    has_predicate,
+    result_of,
+)
 from .commands import Commands
 from .deadline import ANSWER_TIMEOUT_S, check_timeout
 from .driver import Driver, Program, Session
@@ -68,6 +91,7 @@ from .history import history_statement, seq_at_statement
 from .lookups import Page
 from .retention import archived_error, archived_statement, parts_needed, refuse_archived
 from .sessions import check_prepare
+from .shared_commits import error_for, splits
 from .vault import Vault
 from .verifying_credentials import verify_credentials
 
@@ -94,6 +118,9 @@ class PostgresStorage(IStorage):
     prepare:
         Whether statements are prepared on the server; if None, unless a pooler is
         between, which may not keep those of several clients apart.
+    lanes:
+        How many batches of leasing may be under way at once, each on a connection of the
+        engine's pool. What more callers ask for meanwhile goes out with the next.
 
     Raises
     ------
@@ -115,6 +142,7 @@ class PostgresStorage(IStorage):
         secret_keys: Sequence[str] | None = None,
         answer_timeout_s: float | None = ANSWER_TIMEOUT_S,
         prepare: bool | None = None,
+        lanes: int = 1,
     ) -> None:
         if not isinstance(engine, Engine):
             raise InvalidInputError(
@@ -131,6 +159,9 @@ class PostgresStorage(IStorage):
         keys = Settings().secret_keys() if secret_keys is None else secret_keys
         self._commands = Commands(schema, Vault(keys))
         self._driver = Driver(engine, schema, prepare=check_prepare(prepare))
+        self._combiner: Combiner[Command, Outcome] = Combiner(
+            self._run_combined, lanes=lanes, splits=splits, error_for=error_for
+        )
 
     def __repr__(self) -> str:
         return f"PostgresStorage({self.engine.url!r}, schema={self.schema!r})"
@@ -156,16 +187,26 @@ class PostgresStorage(IStorage):
     # Leasing
 
     def acquire_lease(self, request: AcquireRequest) -> Acquisition:
-        """Lease a proxy, or record why none was to be had: one statement, one commit.
+        """Lease a proxy, or record why none was to be had.
 
-        Under an id of the caller's it is one transaction, which looks for the id first.
+        What other threads ask for meanwhile goes out in one statement and one commit.
         """
-        return self._run_in_time(self._commands.acquire(request))
+        return cast("Acquisition", self._acquire(request))
+
+    def acquire_set(self, request: AcquireSetRequest) -> SetAcquisition:
+        return cast("SetAcquisition", self._acquire(request))
 
     def return_lease(
         self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
     ) -> ReleaseResult:
-        return self._run_in_time(self._commands.give_back(lease, reason, with_stats=with_stats))
+        command = Release(ReleaseRequest(lease, reason, with_stats))
+        outcome = self._combiner.submit(command, certain=True)
+        if isinstance(outcome, Returned):
+            return result_of(command.request, outcome)
+        return self._run_in_time(self._commands.finish_release(command, outcome))
+
+    def run_batch(self, commands: Sequence[Request]) -> Outcomes:
+        return self._run_in_time(self._commands.run_batch(commands))
 
     def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         expired = self._run_in_time(self._commands.expire(with_stats=with_stats))
@@ -582,6 +623,18 @@ class PostgresStorage(IStorage):
                 raise
 
     # Parts
+
+    def _acquire(self, request: AcquireRequest | AcquireSetRequest) -> Acquisition | SetAcquisition:
+        if has_predicate(request):
+            return self._run_in_time(self._commands.acquire(request))
+        command = cast("Acquire", command_of(request))
+        outcome = self._combiner.submit(command)
+        if isinstance(outcome, Acquisition | SetAcquisition):
+            return outcome
+        return self._run_in_time(self._commands.finish_acquisition(command, outcome))
+
+    def _run_combined(self, batch: CombinedBatch[Command]) -> Sequence[Outcome]:
+        return self._run_in_time(self._commands.carry_out(batch.commands))
 
     def _ask(self, step: Callable[..., Program[T]], *arguments: Any) -> T:
         return self._run(step(*arguments))

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 from uuid import UUID
 
 import psycopg
@@ -41,6 +41,8 @@ from ...models import (
 )
 from ...settings import Settings
 from ..async_interface import IAsyncStorage
+from ..combining import AsyncCombiner
+from ..combining import Batch as CombinedBatch
 from ..list_import import (
     HALF,
     ImportReport,
@@ -50,16 +52,40 @@ from ..list_import import (
     import_list,
     remove_unlisted,
 )
-from ..requests import AcquireRequest, Acquisition, EndedLease, HealthOutcome, ReleaseResult
+from ..requests import (
+    AcquireRequest,
+    AcquireSetRequest,
+    Acquisition,
+    EndedLease,
+    HealthOutcome,
+    Outcomes,
+    ReleaseRequest,
+    ReleaseResult,
+    SetAcquisition,
+    new_leases,
+)
+from ..requests import Command as Request
 from ..validation import check_age, check_statuses, checked_model
 from .adapter import PostgresStorage
 from .async_driver import AsyncDriver, Stops
+from .batch import (
+    Acquire,
+    Command,
+    Outcome,
+    Release,
+    Returned,
+    command_of,
+    expired_of,
+    has_predicate,
+    result_of,
+)
 from .commands import Commands
 from .deadline import ANSWER_TIMEOUT_S, check_timeout
 from .driver import Program
 from .lookups import Page
 from .schema import check_schema_name
 from .sessions import OURS, check_prepare
+from .shared_commits import error_for, splits
 from .vault import Vault
 
 T = TypeVar("T")
@@ -87,6 +113,9 @@ class AsyncPostgresStorage(IAsyncStorage):
     prepare:
         Whether statements are prepared on the server; if None, unless a pooler is
         between, which may not keep those of several clients apart.
+    lanes:
+        How many batches of leasing may be under way at once, each on a connection of the
+        engine's pool. What more tasks ask for meanwhile goes out with the next.
 
     Raises
     ------
@@ -111,6 +140,7 @@ class AsyncPostgresStorage(IAsyncStorage):
         secret_keys: Sequence[str] | None = None,
         answer_timeout_s: float | None = ANSWER_TIMEOUT_S,
         prepare: bool | None = None,
+        lanes: int = 1,
     ) -> None:
         if not isinstance(engine, AsyncEngine):
             raise InvalidInputError("the engine is not async; make it with create_async_engine")
@@ -126,6 +156,9 @@ class AsyncPostgresStorage(IAsyncStorage):
         self._commands = Commands(schema, Vault(self._keys))
         self._prepare = check_prepare(prepare)
         self._driver = AsyncDriver(engine, schema, prepare=prepare)
+        self._combiner: AsyncCombiner[Command, Outcome] = AsyncCombiner(
+            self._run_combined, lanes=lanes, splits=splits, error_for=error_for
+        )
         self._blocking: PostgresStorage | None = None
 
     def __repr__(self) -> str:
@@ -191,17 +224,14 @@ class AsyncPostgresStorage(IAsyncStorage):
     # Leasing
 
     async def acquire_lease(self, request: AcquireRequest) -> Acquisition:
-        """Lease a proxy, or record why none was to be had: one statement, one commit.
+        """Lease a proxy, or record why none was to be had.
 
-        Under an id of the caller's it is one transaction, which looks for the id first.
+        What other tasks ask for meanwhile goes out in one statement and one commit.
         """
-        program = self._commands.acquire(request)
-        acquisition, cancelled = await self._ended_in_time(program, stops="before the first step")
-        if cancelled is not None:
-            if acquisition.is_new:
-                await self._give_up(acquisition.lease)
-            raise with_outcome(cancelled, "acquire_lease", acquisition)
-        return acquisition
+        return cast("Acquisition", await self._acquire(request, "acquire_lease"))
+
+    async def acquire_set(self, request: AcquireSetRequest) -> SetAcquisition:
+        return cast("SetAcquisition", await self._acquire(request, "acquire_set"))
 
     async def create_lease(self, proxy: Proxy, consumer_name: str, duration_seconds: int) -> Lease:
         program = self._commands.create_lease(proxy, consumer_name, duration_seconds)
@@ -214,11 +244,26 @@ class AsyncPostgresStorage(IAsyncStorage):
     async def return_lease(
         self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
     ) -> ReleaseResult:
-        program = self._commands.give_back(lease, reason, with_stats=with_stats)
-        returned, cancelled = await self._ended_in_time(program, stops="never")
+        command = Release(ReleaseRequest(lease, reason, with_stats))
+        outcome, cancelled = await self._combiner.submit(command, certain=True)
+        if isinstance(outcome, Returned):
+            returned = result_of(command.request, outcome)
+        else:
+            program = self._commands.finish_release(command, outcome)
+            returned, again = await self._ended_in_time(program, stops="never")
+            cancelled = cancelled or again
         if cancelled is not None:
             raise with_outcome(cancelled, "return_lease", returned)
         return returned
+
+    async def run_batch(self, commands: Sequence[Request]) -> Outcomes:
+        program = self._commands.run_batch(commands)
+        outcomes, cancelled = await self._ended_in_time(program, stops="before the first step")
+        if cancelled is not None:
+            for lease in new_leases(outcomes):
+                await self._give_up(lease)
+            raise with_outcome(cancelled, "run_batch", outcomes)
+        return outcomes
 
     async def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         program = self._commands.expire(with_stats=with_stats)
@@ -456,6 +501,36 @@ class AsyncPostgresStorage(IAsyncStorage):
 
     async def _run(self, program: Program[T]) -> T:
         return _unless_cancelled(*await self._ended(program))
+
+    async def _acquire(
+        self, request: AcquireRequest | AcquireSetRequest, name: str
+    ) -> Acquisition | SetAcquisition:
+        outcome, cancelled = await self._acquired(request)
+        if cancelled is not None:
+            for lease in new_leases(outcome):
+                await self._give_up(lease)
+            raise with_outcome(cancelled, name, outcome)
+        return outcome
+
+    async def _acquired(
+        self, request: AcquireRequest | AcquireSetRequest
+    ) -> tuple[Acquisition | SetAcquisition, asyncio.CancelledError | None]:
+        if has_predicate(request):
+            program = self._commands.acquire(request)
+            return await self._ended_in_time(program, stops="before the first step")
+        command = cast("Acquire", command_of(request))
+        outcome, cancelled = await self._combiner.submit(command)
+        if isinstance(outcome, Acquisition | SetAcquisition):
+            return outcome, cancelled
+        if cancelled is not None:  # Nothing was leased; what was taken back is told all the same.
+            kind = Acquisition if isinstance(request, AcquireRequest) else SetAcquisition
+            return kind(None, expired=expired_of(outcome)), cancelled  # type: ignore[arg-type]
+        program = self._commands.finish_acquisition(command, outcome)
+        return await self._ended_in_time(program, stops="before the first step")
+
+    async def _run_combined(self, batch: CombinedBatch[Command]) -> Sequence[Outcome]:
+        program = self._commands.checked(self._commands.carry_out(batch.commands))
+        return await self._driver.run_batch(program, batch, within_s=self._answer_timeout_s)
 
     async def _run_in_time(self, program: Program[T]) -> T:
         return _unless_cancelled(*await self._ended_in_time(program, stops="between steps"))

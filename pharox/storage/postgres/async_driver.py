@@ -25,6 +25,7 @@ from projections.pool_stats import SLOTS
 
 from ... import effects
 from ...errors import DatabaseUnavailableError, InvalidInputError
+from ..combining import Batch
 from .cancellation_guard import CancellationGuard, forget
 from .driver import (
     CommitUncertainty,
@@ -94,7 +95,18 @@ class AsyncDriver:
         self._check_loop()
         guard = CancellationGuard(certain=stops == "never", within_s=within_s)
         obeying = guard if stops == "between steps" else CancellationGuard()
+        try:
+            outcome = await self._run(program, guard, obeying)
+        except Exception as error:
+            if guard.cancelled is None:
+                raise
+            logger.warning("pharox.command.failed: of a cancelled task: %s", error)
+            raise guard.cancelled from error
+        return outcome, guard.cancelled
 
+    async def _run(
+        self, program: Program[T], guard: CancellationGuard, obeying: CancellationGuard
+    ) -> T:
         async def work(connection: psycopg.AsyncConnection[Any]) -> T:
             cursor = psycopg.AsyncRawCursor(connection)
             slot = connection.info.backend_pid % SLOTS
@@ -102,14 +114,30 @@ class AsyncDriver:
                 program, lambda asked: self._ask(cursor, slot, asked, obeying)
             )
 
+        return await self._with_connection(work, guard)
+
+    async def run_batch(
+        self, program: Program[T], batch: Batch[Any], *, within_s: float | None
+    ) -> T:
+        """Run a program for the callers of a batch, of whom the leading task is one.
+
+        A batch of one caller is stopped as a command of its own would be. Otherwise others
+        wait for it too, so the leader's cancellation is noted and the batch is seen through;
+        once all callers were cancelled the server is asked to cancel it, as for one.
+        """
+        self._check_loop()
+        is_shared = len(batch.commands) > 1
+        guard = CancellationGuard(
+            certain=batch.certain or is_shared,
+            within_s=within_s,
+            is_abandoned=batch.abandoned if is_shared else None,
+        )
         try:
-            outcome = await self._with_connection(work, guard)
-        except Exception as error:
-            if guard.cancelled is None:
-                raise
-            logger.warning("pharox.command.failed: of a cancelled task: %s", error)
-            raise guard.cancelled from error
-        return outcome, guard.cancelled
+            outcome = await self._run(program, guard, CancellationGuard())
+        finally:
+            if guard.cancelled is not None:
+                batch.note(guard.cancelled)
+        return outcome
 
     async def connection_parameters(self) -> dict[str, Any]:
         """Return what to connect with, as the engine's own connections do."""

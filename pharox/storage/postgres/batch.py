@@ -22,12 +22,16 @@ from ...ids import uuid7
 from ...models import Lease, LeaseStatus, MissReason, PoolStatsSnapshot, ProxyFilters
 from ..requests import (
     AcquireRequest,
+    AcquireSetRequest,
     Acquisition,
     EndedLease,
+    ReleaseRequest,
     ReleaseResult,
+    SetAcquisition,
     log_late_release,
+    tell_expired,
 )
-from ..validation import check_granted, granted_and_ended
+from ..validation import check_granted, granted_and_ended, too_few_granted
 from .filtering import condition_text, shape_of, values_of
 from .sql import Query, Statement, quoted
 
@@ -48,45 +52,51 @@ class Run(NamedTuple):
     is_distinct: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Acquire:
-    """A checked acquisition, with who asks."""
+    """An acquisition of one lease or a set, with who asks."""
 
-    request: AcquireRequest
+    request: AcquireRequest | AcquireSetRequest
     run: Run
-    lease_id: UUID
+    lease_ids: tuple[UUID, ...]
+    has_own_ids: bool
     attribution: tuple[str, str | None] = field(default_factory=current_attribution)
 
+    @property
+    def lease_id(self) -> UUID:
+        """The id of the first lease, which is in doubt if the answer gets lost."""
+        return self.lease_ids[0]
 
-@dataclass(slots=True)
+
+@dataclass(frozen=True, slots=True)
 class Release:
-    """A checked release, with who asks."""
+    """A release, with who asks."""
 
-    lease: Lease
-    reason: str | None
-    with_stats: bool
+    request: ReleaseRequest
     attribution: tuple[str, str | None] = field(default_factory=current_attribution)
 
     @property
     def lease_id(self) -> UUID:
         """The id of the lease."""
-        return self.lease.id
+        return self.request.lease.id
 
 
-class Returned(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Returned:
     """What a release came to: how the lease stands by now, None if there is none of this id."""
 
     status: LeaseStatus | None
     ended_at: datetime | None
     is_released: bool
     stats: PoolStatsSnapshot | None
-    expired: Sequence[EndedLease]
+    expired: Sequence[EndedLease] = ()
 
 
-class Unsettled(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Unsettled:
     """A command that is to be asked again, and what was taken back on the way to that.
 
-    ``why`` is "locked" (after a wait), "again" (at once), "unknown_consumer", or "none".
+    ``why`` is "locked" (after a wait), "again" (at once), or "none" (nothing was free).
     """
 
     why: str
@@ -94,12 +104,26 @@ class Unsettled(NamedTuple):
 
 
 Command = Acquire | Release
-Outcome = Acquisition | Returned | Unsettled | PharoxError
+Settled = Acquisition | SetAcquisition | Returned | PharoxError
+Outcome = Settled | Unsettled
 
 
-def acquire_command(request: AcquireRequest) -> Acquire:
+def command_of(request: AcquireRequest | AcquireSetRequest | ReleaseRequest) -> Command:
     """Return a request as a command that a batch can carry out."""
-    return Acquire(request, run_of(request), request.lease_id or uuid7())
+    if isinstance(request, ReleaseRequest):
+        return Release(request)
+    if isinstance(request, AcquireRequest):
+        ids = (uuid7(),) if request.lease_id is None else (request.lease_id,)
+        return Acquire(request, run_of(request), ids, request.lease_id is not None)
+    made = request.lease_ids or tuple(uuid7() for _ in range(request.count))
+    return Acquire(request, run_of(request), made, request.lease_ids is not None)
+
+
+def has_predicate(request: AcquireRequest | AcquireSetRequest | ReleaseRequest) -> bool:
+    """Tell whether Python has to look at proxies for a request, which no batch can wait for."""
+    if isinstance(request, ReleaseRequest) or request.filters is None:
+        return False
+    return request.filters.requires_python()
 
 
 @lru_cache(maxsize=512)
@@ -107,17 +131,16 @@ def _plain_run(pool_name: str, selector: str) -> Run:
     return Run(pool_name, selector)
 
 
-def run_of(request: AcquireRequest) -> Run:
+def run_of(request: AcquireRequest | AcquireSetRequest) -> Run:
     """Return what a request has in common with others that ask alike."""
-    filters = request.filters
-    if filters is None:
-        return _plain_run(request.pool_name, request.selector.value)
-    return Run(
-        request.pool_name,
-        request.selector.value,
-        *conditions(filters),
-        details=json.dumps(request_details(filters)),
-    )
+    run = _plain_run(request.pool_name, request.selector.value)
+    if request.filters is not None:
+        condition, arguments = conditions(request.filters)
+        details = json.dumps(request_details(request.filters))
+        run = run._replace(condition=condition, arguments=arguments, details=details)
+    if isinstance(request, AcquireSetRequest):
+        run = run._replace(kind=SET, needs=request.needed, is_distinct=request.distinct)
+    return run
 
 
 def conditions(filters: ProxyFilters) -> tuple[str | None, str | None]:
@@ -233,28 +256,31 @@ class Batch:
         with_stats: bool = False,
     ) -> None:
         self.commands = commands
-        self._with_stats = with_stats
-        self._releases = [c for c in commands if isinstance(c, Release)]
-        self._acquisitions = [c for c in commands if isinstance(c, Acquire)]
+        self._with_stats = with_stats or any(each.request.with_stats for each in commands)
         self._due_pools = due_pools
+        releases = [place for place, each in enumerate(commands) if isinstance(each, Release)]
+        asking = [place for place, each in enumerate(commands) if isinstance(each, Acquire)]
+        self._order = (*releases, *asking)
+        self._releases = [commands[place].request for place in releases]
+        self._acquisitions = [commands[place] for place in asking]
 
     def query(self, schema: str) -> Query:
         """Return the statement and its values; the slot is the connection's own."""
-        ordered: list[Command] = [*self._releases, *self._acquisitions]
-        attributions = [c.attribution for c in ordered] or [current_attribution()]
+        asked: list[Any] = self._acquisitions
+        given: list[Any] = self._releases
         ends, runs = self._runs()
-        requests = [c.request for c in self._acquisitions]
-        (alone,) = self.commands if len(self.commands) == 1 else (None,)
+        sizes = [*(1 for _ in given), *(len(each.lease_ids) for each in asked)]
+        by_command = [self.commands[place].attribution for place in self._order]
+        by_number = [each for each, n in zip(by_command, sizes, strict=True) for _ in range(n)]
+        actors, jobs = zip(*(by_number or [current_attribution()]), strict=True)
         values = {
-            "lease_id": alone and alone.lease_id,  # what is in doubt if the answer gets lost
-            "with_stats": self._with_stats
-            or any(c.with_stats for c in self._releases)
-            or any(request.with_stats for request in requests),
+            "lease_id": self.commands[0].lease_id if len(self.commands) == 1 else None,
+            "with_stats": self._with_stats,
             "due_pools": list(self._due_pools),
-            "actors": [actor for actor, _ in attributions],
-            "correlation_ids": [job for _, job in attributions],
-            "released_ids": [c.lease.id for c in self._releases],
-            "reasons": [c.reason for c in self._releases],
+            "actors": list(actors),
+            "correlation_ids": list(jobs),
+            "released_ids": [request.lease.id for request in given],
+            "reasons": [request.reason for request in given],
             "run_ends": ends,
             "run_kinds": [run.kind for run in runs],
             "run_needs": [run.needs for run in runs],
@@ -264,33 +290,50 @@ class Batch:
             "run_conditions": [run.condition for run in runs],
             "run_arguments": [run.arguments for run in runs],
             "run_details": [run.details for run in runs],
-            "asked_ids": [c.lease_id for c in self._acquisitions],
-            "own_ids": [request.lease_id is not None for request in requests],
-            "asked_consumers": [request.consumer_name for request in requests],
-            "durations": [float(request.duration_seconds) for request in requests],
+            "asked_ids": [lease_id for each in asked for lease_id in each.lease_ids],
+            "own_ids": [each.has_own_ids for each in asked for _ in each.lease_ids],
+            "asked_consumers": [
+                each.request.consumer_name for each in asked for _ in each.lease_ids
+            ],
+            "durations": [
+                float(each.request.duration_seconds) for each in asked for _ in each.lease_ids
+            ],
         }
         return Query(commands_statement(schema), values)
+
+    def unknown_consumers(self, rows: Sequence[Sequence[Any]]) -> set[str]:
+        """Return whom the ledger does not know yet; then nothing else was done."""
+        answers = map(Answer._make, rows)
+        return {each.consumer for each in answers if each.outcome == "unknown_consumer"}
 
     def outcomes(self, rows: Iterable[Sequence[Any]]) -> list[Outcome]:
         """Return what each command came to, in the order in which they were given."""
         answers: dict[int, Answer] = {}
-        expired: dict[int, list[EndedLease]] = {}
+        expired: dict[str, list[EndedLease]] = {}
         for answer in map(Answer._make, rows):
             if answer.outcome == "LeaseExpired":
                 ended = EndedLease(answer.lease(LeaseStatus.EXPIRED), answer.stats())
-                expired.setdefault(answer.number, []).append(ended)
+                expired.setdefault(answer.pool_name, []).append(ended)
             else:
                 answers[answer.number] = answer
-        outcomes: dict[int, Outcome] = {}
-        for number, release in enumerate(self._releases, 1):
-            outcomes[id(release)] = _release_outcome(
-                release, answers[number], expired.get(number, ())
-            )
-        for number, acquisition in enumerate(self._acquisitions, len(self._releases) + 1):
-            outcomes[id(acquisition)] = _acquire_outcome(
-                acquisition, answers[number], expired.get(number, ())
-            )
-        return [outcomes[id(command)] for command in self.commands]
+        outcomes: list[Any] = [None] * len(self.commands)
+        pools: list[str | None] = [None] * len(self.commands)
+        number = 0
+        for place in self._order:
+            command = self.commands[place]
+            if isinstance(command, Release):
+                number += 1
+                pools[place] = answers[number].pool_name
+                outcomes[place] = _release_outcome(command.request, answers[number])
+                continue
+            first, number = number + 1, number + len(command.lease_ids)
+            told = [answers[n] for n in range(first, number + 1) if n in answers]
+            pools[place] = command.run.pool_name
+            outcomes[place] = _acquire_outcome(command, told)
+        for name, ended_leases in expired.items():
+            places = [place for place in self._order if pools[place] == name]
+            tell_expired(outcomes, places or self._order, ended_leases)
+        return outcomes
 
     def expired(self, rows: Iterable[Sequence[Any]]) -> list[EndedLease]:
         """Return all that was taken back."""
@@ -304,72 +347,93 @@ class Batch:
     def _runs(self) -> tuple[list[int], list[Run]]:
         ends: list[int] = []
         runs: list[Run] = []
-        for number, command in enumerate(self._acquisitions, 1):
-            if runs and runs[-1] == command.run and command.run.kind == EACH:
+        number = 0
+        for command in self._acquisitions:
+            run = command.run  # type: ignore[union-attr]
+            number += len(command.lease_ids)  # type: ignore[union-attr]
+            if runs and runs[-1] == run and run.kind == EACH:
                 ends[-1] = number
             else:
                 ends.append(number)
-                runs.append(command.run)
+                runs.append(run)
         return ends, runs
 
 
-def _acquire_outcome(
-    command: Acquire, answer: Answer, expired: Sequence[EndedLease]
-) -> Acquisition | Unsettled | PharoxError:
+def _acquire_outcome(command: Acquire, answers: Sequence[Answer]) -> Outcome:
     request = command.request
-    stats = answer.stats() if request.with_stats else None
-    match answer.outcome:
-        case "LeaseAcquired":
-            return Acquisition(answer.lease(LeaseStatus.ACTIVE), None, stats, expired)
-        case "AcquireMissed":
-            return Acquisition(None, MissReason(answer.reason or ""), stats, expired)
-        case "granted":
-            return _granted_before(request, answer, expired)
-        case _:
-            return Unsettled(answer.outcome, expired)
+    if any(answer.outcome in ("locked", "again", "none") for answer in answers):
+        return Unsettled(answers[0].outcome)
+    if answers[0].outcome == "granted" or answers[-1].outcome == "granted":
+        return _granted_before(request, [each for each in answers if each.outcome == "granted"])
+    if answers[0].outcome == "AcquireMissed":
+        reason = MissReason(answers[0].reason or "")
+        stats = answers[0].stats() if request.with_stats else None
+        if isinstance(request, AcquireRequest):
+            return Acquisition(None, reason, stats)
+        return SetAcquisition((), reason, answers[0].free or 0, stats)
+    granted = tuple(
+        Acquisition(
+            answer.lease(LeaseStatus.ACTIVE), None, answer.stats() if request.with_stats else None
+        )
+        for answer in answers
+    )
+    return granted[0] if isinstance(request, AcquireRequest) else SetAcquisition(granted)
 
 
 def _granted_before(
-    request: AcquireRequest, answer: Answer, expired: Sequence[EndedLease]
-) -> Acquisition | PharoxError:
-    """Return the lease that has the request's id already, or why it is not the caller's."""
-    if answer.reason == "pruned":
-        return granted_and_ended(answer.lease_id, "pruned", expired)
-    lease = answer.lease(LeaseStatus.ACTIVE)
-    try:
-        check_granted(lease, request, expired)
-    except PharoxError as error:
-        return error
-    if answer.reason != "active":
-        return granted_and_ended(lease.id, answer.reason or "", expired)
-    return Acquisition(lease, None, None, expired, is_new=False)
+    request: AcquireRequest | AcquireSetRequest, answers: Sequence[Answer]
+) -> Settled:
+    """Return the leases that have the request's ids already, or why they are not the caller's."""
+    granted = []
+    for answer in answers:
+        if answer.reason == "pruned":
+            return granted_and_ended(answer.lease_id, "pruned")
+        lease = answer.lease(LeaseStatus.ACTIVE)
+        try:
+            check_granted(lease, request)
+        except PharoxError as error:
+            return error
+        if answer.reason != "active":
+            return granted_and_ended(lease.id, answer.reason or "")
+        granted.append(Acquisition(lease, None, None, is_new=False))
+    if isinstance(request, AcquireRequest):
+        return granted[0]
+    if len(granted) < request.needed:
+        return too_few_granted(request, granted)
+    return SetAcquisition(tuple(granted))
 
 
-def _release_outcome(
-    command: Release, answer: Answer, expired: Sequence[EndedLease]
-) -> Returned | Unsettled:
+def _release_outcome(request: ReleaseRequest, answer: Answer) -> Returned | Unsettled:
     ended_at = answer.ended_at and answer.ended_at.astimezone(UTC)
     match answer.outcome:
         case "LeaseReleased":
-            stats = answer.stats() if command.with_stats else None
-            return Returned(LeaseStatus.RELEASED, ended_at, True, stats, expired)
+            stats = answer.stats() if request.with_stats else None
+            return Returned(LeaseStatus.RELEASED, ended_at, True, stats)
         case "ended":
-            return Returned(LeaseStatus(answer.reason or ""), ended_at, False, None, expired)
+            return Returned(LeaseStatus(answer.reason or ""), ended_at, False, None)
         case "unknown":
-            return Returned(None, None, False, None, expired)
+            return Returned(None, None, False, None)
         case _:
-            return Unsettled(answer.outcome, expired)
+            return Unsettled(answer.outcome)
 
 
-def result_of(command: Release, returned: Returned) -> ReleaseResult:
+def expired_of(outcome: Outcome) -> Sequence[EndedLease]:
+    """Return what was taken back on the way to an outcome, also to an error."""
+    if isinstance(outcome, PharoxError):
+        expired: Sequence[EndedLease] = outcome.data.get("expired", ())
+        return expired
+    return outcome.expired
+
+
+def result_of(request: ReleaseRequest, returned: Returned) -> ReleaseResult:
     """Return what a release came to; the caller's own lease ends as it is recorded."""
-    lease = command.lease
+    lease = request.lease
     if returned.status is not None:
         lease.status, lease.released_at = returned.status, returned.ended_at
     if not returned.is_released:
         log_late_release(lease, None if returned.status is None else lease)
         return ReleaseResult(None, returned.expired)
-    return ReleaseResult(EndedLease(lease, returned.stats, command.reason), returned.expired)
+    return ReleaseResult(EndedLease(lease, returned.stats, request.reason), returned.expired)
 
 
 @lru_cache(maxsize=8)
@@ -393,11 +457,11 @@ def wait_query(schema: str, command: Command) -> Query:
     """Return what waits for all that a command needs, in the order of locks."""
     values: dict[str, Any] = dict.fromkeys(wait_statement(schema).names)
     if isinstance(command, Release):
-        values |= {"chosen_ids": [], "released_id": command.lease.id}
+        values |= {"chosen_ids": [], "released_id": command.lease_id}
     else:
         run = command.run
         values |= {
-            "chosen_ids": [] if command.request.lease_id is None else [command.lease_id],
+            "chosen_ids": list(command.lease_ids) if command.has_own_ids else [],
             "pool_name": run.pool_name,
             "selector": run.selector,
             "condition": run.condition,

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import select
-from collections.abc import Awaitable, Coroutine, Generator, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -53,6 +53,8 @@ class CancellationGuard:
         What is waited for is to happen in any case, so the server is never asked to cancel it.
     within_s:
         How many seconds the server has for an answer; any number if None.
+    is_abandoned:
+        Tells whether nobody waits for the answer, where others do; None if only this task does.
 
     Attributes
     ----------
@@ -62,9 +64,16 @@ class CancellationGuard:
         Whether the server was asked to cancel something because no answer came in time.
     """
 
-    __slots__ = ("cancelled", "certain", "is_late", "within_s")
+    __slots__ = ("_is_abandoned", "cancelled", "certain", "is_late", "within_s")
 
-    def __init__(self, *, certain: bool = False, within_s: float | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        certain: bool = False,
+        within_s: float | None = None,
+        is_abandoned: Callable[[], bool] | None = None,
+    ) -> None:
+        self._is_abandoned = is_abandoned
         self.certain = certain
         self.within_s = within_s
         self.cancelled: asyncio.CancelledError | None = None
@@ -156,7 +165,7 @@ class CancellationGuard:
         if self.cancelled is not None and await self._has_come(connection, arriving):
             return
         with warnings_of(connection) as warnings:
-            if self.cancelled is None or not self.certain:
+            if self.cancelled is None or not self.certain or self._is_given_up():
                 with suppress(psycopg.Error, asyncio.CancelledError):
                     (await self.outlast(connection.cancel_safe(timeout=PATIENCE_S))).result()
             has_come = await self._has_come(connection, arriving)
@@ -167,6 +176,14 @@ class CancellationGuard:
         connection.pgconn.finish()
         raise psycopg.OperationalError(SILENT)
 
+    def _is_wanted(self, waited_s: float) -> bool:
+        """Tell whether others still wait for the answer, and it is not late yet."""
+        is_late = self.is_late or (self.within_s is not None and waited_s >= self.within_s)
+        return self._is_abandoned is not None and not (is_late or self._is_abandoned())
+
+    def _is_given_up(self) -> bool:
+        return self._is_abandoned is not None and self._is_abandoned()
+
     async def _has_come(
         self, connection: psycopg.AsyncConnection[Any], arriving: Generator[Any, Any, None]
     ) -> bool:
@@ -176,12 +193,13 @@ class CancellationGuard:
         anyio cancels in each turn of the loop, so that no waiting would ever end.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + PATIENCE_S
+        began = loop.time()
+        deadline = began + PATIENCE_S
         try:
             wanted = next(arriving)
             while True:
                 while not (ready := _ready(connection.pgconn.socket, wanted)):
-                    if loop.time() >= deadline:
+                    if loop.time() >= deadline and not self._is_wanted(loop.time() - began):
                         return False
                     with self:
                         await asyncio.sleep(_LOOK_S)

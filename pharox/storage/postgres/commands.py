@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
-from ...errors import DatabaseError, PharoxError, ProxyUnavailableError
-from ...ids import NIL, following, uuid7
+from ...errors import (
+    ConflictError,
+    DatabaseError,
+    LeaseEndedError,
+    PharoxError,
+    ProxyUnavailableError,
+)
+from ...ids import uuid7
 from ...models import (
     Lease,
-    MissReason,
     Proxy,
     ProxyFilters,
     SelectorStrategy,
@@ -26,13 +31,22 @@ from ...models import (
     check_filters,
     check_name,
 )
-from ..requests import AcquireRequest, Acquisition, EndedLease, ReleaseResult
-from ..validation import check_reason
-from . import filtering, finding, reading
+from ..requests import (
+    AcquireRequest,
+    AcquireSetRequest,
+    Acquisition,
+    EndedLease,
+    Outcomes,
+    ReleaseResult,
+    SetAcquisition,
+    batch_order,
+)
+from ..requests import Command as Request
+from ..validation import check_commands
+from . import filtering, finding, predicate_search, reading
 from .appending import origin
 from .batch import (
     ONE,
-    TRY,
     Acquire,
     Batch,
     Command,
@@ -41,18 +55,19 @@ from .batch import (
     Returned,
     Run,
     Unsettled,
-    acquire_command,
-    request_details,
+    command_of,
+    expired_of,
+    has_predicate,
     result_of,
     wait_query,
 )
 from .checks import Checks
 from .driver import Program, Rows
+from .finding import FIRST_PAGE, LARGEST_PAGE
 from .importing import Imports
 from .sql import Query
-from .vault import Vault
 
-_FIRST_PAGE, _LARGEST_PAGE = 500, 8000
+T = TypeVar("T")
 
 DUE = 1000
 """How many leases one statement takes back; a longer queue takes several."""
@@ -63,13 +78,13 @@ class Commands(Imports, Checks):
 
     # Leasing
 
-    def acquire(self, request: AcquireRequest) -> Program[Acquisition]:
-        """Lease a proxy, or record why none was to be had."""
-        check_acquisition(request)
-        filters = request.filters
-        if filters is not None and filters.requires_python():
-            return self._search(request, filters)
-        return self.acquire_alone(acquire_command(request))
+    def acquire(
+        self, request: AcquireRequest | AcquireSetRequest
+    ) -> Program[Acquisition | SetAcquisition]:
+        """Lease a proxy or a set of them, or record why none was to be had."""
+        if has_predicate(request):
+            return predicate_search.acquire(self, request)
+        return self.finish_acquisition(cast("Acquire", command_of(request)))
 
     def create_lease(self, proxy: Proxy, consumer: str, duration: float) -> Program[Lease]:
         """Lease this very proxy."""
@@ -83,13 +98,6 @@ class Commands(Imports, Checks):
         strategy = SelectorStrategy(selector or SelectorStrategy.FIRST_AVAILABLE)
         return self._find(check_name(pool_name, "pool"), strategy, check_filters(filters))
 
-    def give_back(
-        self, lease: Lease, reason: str | None, *, with_stats: bool
-    ) -> Program[ReleaseResult]:
-        """End a lease; the caller's own copy is told how it ended, whoever ended it."""
-        check_reason(reason)
-        return self.release_alone(Release(lease, reason, with_stats))
-
     def expire(self, *, with_stats: bool) -> Program[Sequence[EndedLease]]:
         """Take back every lease that has run out, pool by pool."""
         expired: list[EndedLease] = []
@@ -97,10 +105,11 @@ class Commands(Imports, Checks):
         if not due:
             yield from self.check_writable()
         for row in due:
-            expired += yield from self._take_back(row["id"], with_stats=with_stats)
+            expired += yield from self.take_back(row["id"], with_stats=with_stats)
         return expired
 
-    def _take_back(self, pool_id: UUID, *, with_stats: bool) -> Program[list[EndedLease]]:
+    def take_back(self, pool_id: UUID, *, with_stats: bool) -> Program[list[EndedLease]]:
+        """Take back what has run out in a pool, but for what others have locked."""
         expired: list[EndedLease] = []
         while True:
             batch = Batch((), due_pools=[pool_id], with_stats=with_stats)
@@ -109,34 +118,88 @@ class Commands(Imports, Checks):
             if len(taken_back) < DUE:
                 return expired
 
-    def acquire_alone(self, command: Acquire, first: Outcome | None = None) -> Program[Acquisition]:
+    def carry_out(self, commands: Sequence[Command], *, wait: bool = False) -> Program[list[Any]]:
+        """Carry out commands in one commit; return what each came to, settled or not.
+
+        Parameters
+        ----------
+        wait:
+            Whether to wait first for what the only command needs, in the same transaction.
+        """
+        batch = Batch(commands)
+        while True:
+            query = batch.query(self.schema)
+            if wait:
+                _, rows = yield [wait_query(self.schema, commands[0]), query]
+            else:
+                rows = yield query
+            unknown = batch.unknown_consumers(rows)
+            if not unknown:
+                return batch.outcomes(rows)
+            for name in sorted(unknown):
+                yield from self.ensure_consumer(name)
+
+    def run_batch(self, requests: Sequence[Request]) -> Program[Outcomes]:
+        """Carry out requests of any kinds: releases first, then in the order of asking.
+
+        What has a predicate is a commit of its own between those before it and after it.
+        """
+        check_commands(requests)
+        return self._run_batch(requests)
+
+    def _run_batch(self, requests: Sequence[Request]) -> Program[Outcomes]:
+        outcomes: list[Any] = [None] * len(requests)
+        together: list[int] = []
+        for place in batch_order(requests):
+            if has_predicate(requests[place]):
+                yield from self._run_together(requests, together, outcomes)
+                search = predicate_search.acquire(self, cast("Any", requests[place]))
+                outcomes[place] = yield from _outcome_or_error(search)
+                together = []
+            else:
+                together.append(place)
+        yield from self._run_together(requests, together, outcomes)
+        return outcomes
+
+    def _run_together(
+        self, requests: Sequence[Request], places: Sequence[int], outcomes: list[Any]
+    ) -> Program[None]:
+        """Carry out some of the requests in one commit, and alone what is unsettled then."""
+        if not places:
+            return
+        commands = [command_of(requests[place]) for place in places]
+        first = yield from self.carry_out(commands)
+        for place, command, outcome in zip(places, commands, first, strict=True):
+            finish = (
+                self.finish_release if isinstance(command, Release) else self.finish_acquisition
+            )
+            program = finish(command, outcome)  # type: ignore[arg-type]
+            outcomes[place] = yield from _outcome_or_error(program)
+
+    def finish_acquisition(
+        self, command: Acquire, first: Outcome | None = None
+    ) -> Program[Acquisition | SetAcquisition]:
         """Carry out an acquisition by itself, from what a batch made of it on, if one did."""
         outcome, expired = yield from self._settle(command, first)
         if isinstance(outcome, PharoxError):
-            outcome.__dict__.update(expired=expired)
-            outcome.data["expired"] = expired
+            outcome.data["expired"] = outcome.__dict__["expired"] = expired
             raise outcome
-        if not isinstance(outcome, Acquisition):
+        if not isinstance(outcome, Acquisition | SetAcquisition):
             raise AssertionError(outcome)
-        stats = outcome.stats
-        if command.request.with_stats and not outcome.is_new:
-            stats = yield from self.stats(command.request.pool_name)
-        return replace(outcome, stats=stats, expired=expired)
+        return replace(outcome, expired=expired)
 
-    def release_alone(
+    def finish_release(
         self, command: Release, first: Outcome | None = None
     ) -> Program[ReleaseResult]:
         """Carry out a release by itself, from what a batch made of it on, if one did."""
         outcome, expired = yield from self._settle(command, first, attempts=3)
-        if isinstance(outcome, Unsettled):
-            raise DatabaseError(
-                f"lease {command.lease.id} is still active: the database has neither released it "
-                "nor taken it back; release it again",
-                lease_id=command.lease.id,
-            )
         if not isinstance(outcome, Returned):
-            raise AssertionError(outcome)
-        return result_of(command, outcome._replace(expired=expired))
+            raise DatabaseError(
+                f"lease {command.lease_id} is still active: the database has neither released it "
+                "nor taken it back; release it again",
+                lease_id=command.lease_id,
+            )
+        return result_of(command.request, replace(outcome, expired=expired))
 
     def _settle(
         self, command: Command, outcome: Outcome | None, attempts: int | None = None
@@ -147,24 +210,13 @@ class Commands(Imports, Checks):
         then follows.
         """
         expired: list[EndedLease] = []
-        batch = Batch((command,))
         for attempt in count():
             if attempt or outcome is None:
-                query = batch.query(self.schema)
-                if isinstance(outcome, Unsettled) and outcome.why == "locked":
-                    steps = [wait_query(self.schema, command), query]
-                    _, rows = yield steps
-                else:
-                    rows = yield query
-                (outcome,) = batch.outcomes(rows)
-            if isinstance(outcome, PharoxError):
-                expired += outcome.data.get("expired", ())
-            else:
-                expired += outcome.expired
+                wait = isinstance(outcome, Unsettled) and outcome.why == "locked"
+                (outcome,) = yield from self.carry_out((command,), wait=wait)
+            expired += expired_of(outcome)
             if not isinstance(outcome, Unsettled) or outcome.why == "none" or attempt == attempts:
                 return outcome, tuple(expired)
-            if isinstance(command, Acquire) and outcome.why == "unknown_consumer":
-                yield from self.ensure_consumer(command.request.consumer_name)
         raise AssertionError
 
     def _lease_one(self, proxy_id: UUID, consumer: str, duration: float) -> Program[Lease]:
@@ -178,12 +230,11 @@ class Commands(Imports, Checks):
                 json.dumps([str(proxy_id)]),
                 kind=ONE,
             )
-            command = Acquire(request, run, uuid7())
-            outcome, _ = yield from self._settle(command, None)
+            outcome, _ = yield from self._settle(Acquire(request, run, (uuid7(),), False), None)
             if isinstance(outcome, Acquisition) and outcome.lease is not None:
                 return outcome.lease
             row = yield from self.standing(proxy_id)
-            if outcome == Unsettled("none"):
+            if isinstance(outcome, Unsettled):
                 raise ProxyUnavailableError.because(proxy_id, row["status"], row["holders"])
 
     def _find(
@@ -198,7 +249,7 @@ class Commands(Imports, Checks):
             rows = yield Query(finding.find_statement(self.schema, selector, shape), values)
             return reading.proxy_from_row(rows[0], self.vault) if rows else None
         for_page = finding.page_statement(self.schema, selector, shape, by_id=False)
-        offset, size = 0, _FIRST_PAGE
+        offset, size = 0, FIRST_PAGE
         while True:
             rows = yield Query(for_page, {**values, "page_size": size, "offset": offset})
             proxies = reading.readable_proxies(rows, self.vault)
@@ -210,153 +261,12 @@ class Commands(Imports, Checks):
                 return chosen
             if len(rows) < size:
                 return None
-            offset, size = offset + size, min(2 * size, _LARGEST_PAGE)
-
-    # With a predicate
-
-    def _search(self, request: AcquireRequest, filters: ProxyFilters) -> Program[Acquisition]:
-        """Let Python judge the proxies, page by page, and lease one that it accepts.
-
-        First in the selector's order, skipping locked ones; then all of the pool by id,
-        waiting. A miss is what the second look says, unless something was free and another
-        caller was quicker: then all is looked at again.
-        """
-        command = acquire_command(request)
-        expired: list[EndedLease] = []
-        while True:
-            pool = yield from self.pool_by_name(request.pool_name)
-            if pool is None:
-                return (yield from self.acquire_alone(command))
-            if request.lease_id is not None:  # Its proxy may be what this very caller holds.
-                before, _ = yield from self._settle_once(replace_run(command, ()), wait=True)
-                if not isinstance(before, Unsettled):
-                    return (yield from self.acquire_alone(command, before))
-            for wait in (False, True):
-                seen = _Seen()
-                found = yield from self._look_through(command, filters, pool.id, seen, wait=wait)
-                if isinstance(found, Acquisition):
-                    return replace(found, expired=(*expired, *found.expired))
-                expired += found
-            if seen.free:
-                continue
-            reason = seen.reason()
-            if not seen.any_row:
-                total = yield Query(reading.pool_size_statement(self.schema), {"pool_id": pool.id})
-                reason = MissReason.NO_MATCH if total else MissReason.EMPTY_POOL
-            yield from self.ensure_consumer(request.consumer_name)
-            yield from self._record_miss(pool.id, request, reason)
-            stats = (yield from self.stats(request.pool_name)) if request.with_stats else None
-            return Acquisition(None, reason, stats, tuple(expired))
-
-    def _look_through(
-        self,
-        command: Acquire,
-        filters: ProxyFilters,
-        pool_id: UUID,
-        seen: _Seen,
-        *,
-        wait: bool,
-    ) -> Program[Acquisition | list[EndedLease]]:
-        """Go through a pool once; return what was leased, or what was taken back on the way."""
-        request = command.request
-        expired: list[EndedLease] = yield from self._take_back(
-            pool_id, with_stats=request.with_stats
-        )
-        shape = filtering.shape_of(filters)
-        page = finding.page_statement(self.schema, request.selector, shape, by_id=wait)
-        values = {**filtering.values_of(filters), "pool_id": pool_id}
-        place: dict[str, Any] = {"offset": 0, "from_id": NIL, "page_size": _FIRST_PAGE}
-        while True:
-            rows: Rows = yield Query(page, {**values, **place})
-            if free := seen.judge(rows, filters, self.vault):
-                attempt = replace_run(command, free)
-                outcome, more = yield from self._settle_once(attempt, wait=wait)
-                expired += more
-                if isinstance(outcome, PharoxError):
-                    raise outcome
-                if isinstance(outcome, Acquisition):
-                    return replace(outcome, expired=tuple(expired))
-            if len(rows) < place["page_size"]:
-                return expired
-            place["offset"] += len(rows)
-            place["from_id"] = following(rows[-1]["id"])
-            place["page_size"] = min(2 * place["page_size"], _LARGEST_PAGE)
-
-    def _settle_once(
-        self, command: Acquire, *, wait: bool
-    ) -> Program[tuple[Outcome, Sequence[EndedLease]]]:
-        while True:
-            batch = Batch((command,))
-            query = batch.query(self.schema)
-            if wait:
-                _, rows = yield [wait_query(self.schema, command), query]
-            else:
-                rows = yield query
-            (outcome,) = batch.outcomes(rows)
-            if isinstance(outcome, Unsettled) and outcome.why == "unknown_consumer":
-                yield from self.ensure_consumer(command.request.consumer_name)
-                continue
-            return outcome, getattr(outcome, "expired", ())
-
-    def _record_miss(
-        self, pool_id: UUID, request: AcquireRequest, reason: MissReason
-    ) -> Program[None]:
-        details = {**request_details(request.filters), "reason": reason.value}
-        values = {
-            **origin(),
-            "pool_id": pool_id,
-            "pool_name": request.pool_name,
-            "consumer": request.consumer_name,
-            "selector": request.selector.value,
-            "details": json.dumps(details),
-        }
-        yield Query(finding.record_miss_statement(self.schema), values)
+            offset, size = offset + size, min(2 * size, LARGEST_PAGE)
 
 
-def check_acquisition(request: AcquireRequest) -> None:
-    """Raise an error if a request is none that can be carried out."""
-    check_duration(request.duration_seconds)
-    check_name(request.pool_name, "pool")
-    check_name(request.consumer_name, "consumer")
-
-
-def replace_run(command: Acquire, proxy_ids: Sequence[UUID]) -> Acquire:
-    """Return an acquisition that looks at some proxies only, and records no miss."""
-    run = command.run._replace(
-        condition="availability.proxy_id IN "
-        "(SELECT id::uuid FROM jsonb_array_elements_text($5) AS given (id))",
-        arguments=json.dumps([str(proxy_id) for proxy_id in proxy_ids]),
-        kind=TRY,
-    )
-    return replace(command, run=run)
-
-
-@dataclass
-class _Seen:
-    """What a look through a pool has shown so far."""
-
-    any_row: bool = False
-    matched: bool = False
-    healthy: bool = False
-    free: bool = False
-
-    def judge(self, rows: Rows, filters: ProxyFilters | None, vault: Vault) -> list[UUID]:
-        """Take note of a page, and return those that match and are free, in its order."""
-        free = []
-        self.any_row |= bool(rows)
-        by_id = {row["id"]: row for row in rows}
-        for proxy in reading.readable_proxies(rows, vault):
-            if filters is None or filters.matches(proxy):
-                row = by_id[proxy.id]
-                self.matched = True
-                self.healthy |= row["healthy"]
-                if row["leasable"]:
-                    free.append(proxy.id)
-        self.free |= bool(free)
-        return free
-
-    def reason(self) -> MissReason:
-        """Return why nothing was leased, if nothing was free."""
-        if not self.matched:
-            return MissReason.NO_MATCH
-        return MissReason.AT_CAPACITY if self.healthy else MissReason.NONE_HEALTHY
+def _outcome_or_error(program: Program[T]) -> Program[T | PharoxError]:
+    """Run a program, and return an error of its command instead of raising it."""
+    try:
+        return (yield from program)
+    except (ConflictError, LeaseEndedError) as error:
+        return error

@@ -31,6 +31,9 @@ from .filtering import Shape, condition
 from .reading import availability, description, proxy_rows
 from .sql import ONE, POOL_ID, Statement, by_schema, compiled, parameter, text_literal
 
+FIRST_PAGE, LARGEST_PAGE = 500, 8000
+"""How many proxies the first page has that Python judges, and the last at most."""
+
 ORDERS: dict[SelectorStrategy, tuple[ColumnElement[Any], ...]] = {
     SelectorStrategy.FIRST_AVAILABLE: (
         availability.c.lease_rank,

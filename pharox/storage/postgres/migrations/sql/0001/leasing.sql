@@ -12,6 +12,17 @@
 --
 -- Runs with the rights of the caller, whose conditions it executes; append_v1 has its owner's.
 
+-- A locked proxy with room for a lease, as it is before that. A type of its own: a rebuild
+-- exchanges the read models, on whose rows no function may depend.
+CREATE TYPE {schema}.lease_place AS (
+    proxy_id uuid,
+    status text,
+    checked_at timestamptz,
+    max_concurrency integer,
+    current_leases integer,
+    lease_rank smallint
+);
+
 CREATE TYPE {schema}.lease_answer AS (
     number integer,
     outcome text,
@@ -169,19 +180,23 @@ CREATE FUNCTION {schema}.free_proxies_v1(
     condition text,
     arguments jsonb
 )
-RETURNS {schema}.available_proxies[]
+RETURNS {schema}.lease_place[]
 LANGUAGE plpgsql
 AS $$
 #variable_conflict use_variable
 DECLARE
-    found {schema}.available_proxies[];
+    found {schema}.lease_place[];
 BEGIN
     IF condition IS NOT NULL THEN
         EXECUTE format(
             $sql$
                 SELECT array_agg(free.proxy)
                 FROM (
-                    SELECT availability AS proxy
+                    SELECT ROW(
+                        availability.proxy_id, availability.status, availability.checked_at,
+                        availability.max_concurrency, availability.current_leases,
+                        availability.lease_rank
+                    )::{schema}.lease_place AS proxy
                     FROM {schema}.available_proxies AS availability
                     JOIN {schema}.proxies AS description
                       ON description.pool_id = availability.pool_id
@@ -216,7 +231,11 @@ BEGIN
     WHEN 'first_available' THEN
         SELECT array_agg(free.proxy) INTO found
         FROM (
-            SELECT availability AS proxy
+            SELECT ROW(
+                        availability.proxy_id, availability.status, availability.checked_at,
+                        availability.max_concurrency, availability.current_leases,
+                        availability.lease_rank
+                    )::{schema}.lease_place AS proxy
             FROM {schema}.available_proxies AS availability
             WHERE availability.pool_id = pool
               AND availability.lease_rank BETWEEN lowest_rank AND highest_rank
@@ -227,7 +246,11 @@ BEGIN
     WHEN 'least_used' THEN
         SELECT array_agg(free.proxy) INTO found
         FROM (
-            SELECT availability AS proxy
+            SELECT ROW(
+                        availability.proxy_id, availability.status, availability.checked_at,
+                        availability.max_concurrency, availability.current_leases,
+                        availability.lease_rank
+                    )::{schema}.lease_place AS proxy
             FROM {schema}.available_proxies AS availability
             WHERE availability.pool_id = pool
               AND availability.lease_rank BETWEEN lowest_rank AND highest_rank
@@ -239,7 +262,11 @@ BEGIN
     WHEN 'lowest_latency' THEN
         SELECT array_agg(free.proxy) INTO found
         FROM (
-            SELECT availability AS proxy
+            SELECT ROW(
+                        availability.proxy_id, availability.status, availability.checked_at,
+                        availability.max_concurrency, availability.current_leases,
+                        availability.lease_rank
+                    )::{schema}.lease_place AS proxy
             FROM {schema}.available_proxies AS availability
             WHERE availability.pool_id = pool
               AND availability.lease_rank BETWEEN lowest_rank AND highest_rank
@@ -250,7 +277,11 @@ BEGIN
     WHEN 'round_robin' THEN
         SELECT array_agg(free.proxy) INTO found
         FROM (
-            SELECT availability AS proxy
+            SELECT ROW(
+                        availability.proxy_id, availability.status, availability.checked_at,
+                        availability.max_concurrency, availability.current_leases,
+                        availability.lease_rank
+                    )::{schema}.lease_place AS proxy
             FROM {schema}.available_proxies AS availability
             WHERE availability.pool_id = pool
               AND availability.lease_rank = lowest_rank
@@ -270,11 +301,11 @@ $$;
 -- LOWEST_LATENCY fill one before they go to the next, LEAST_USED and ROUND_ROBIN go around.
 CREATE FUNCTION {schema}.places_v1(
     selector text,
-    free {schema}.available_proxies[],
+    free {schema}.lease_place[],
     wanted integer,
     is_distinct boolean
 )
-RETURNS {schema}.available_proxies[]
+RETURNS {schema}.lease_place[]
 LANGUAGE sql
 STABLE
 AS $$
@@ -282,10 +313,9 @@ AS $$
     FROM (
         SELECT
             ROW(
-                proxy.proxy_id, proxy.pool_id, proxy.status, proxy.checked_at,
-                proxy.max_concurrency, taken.leases, proxy.latency_ms, proxy.probed_at,
-                proxy.streak, proxy.lease_rank
-            )::{schema}.available_proxies AS proxy,
+                proxy.proxy_id, proxy.status, proxy.checked_at, proxy.max_concurrency,
+                taken.leases, proxy.lease_rank
+            )::{schema}.lease_place AS proxy,
             row_number() OVER (
                 ORDER BY
                     proxy.lease_rank,
@@ -374,7 +404,7 @@ CREATE FUNCTION {schema}.next_turns_v1(
     condition text,
     arguments jsonb
 )
-RETURNS {schema}.available_proxies[]
+RETURNS {schema}.lease_place[]
 LANGUAGE plpgsql
 AS $$
 DECLARE
@@ -382,9 +412,9 @@ DECLARE
     after uuid;
     upto uuid;
     locked uuid;
-    free {schema}.available_proxies[];
-    found {schema}.available_proxies[];
-    places {schema}.available_proxies[] := '{}';
+    free {schema}.lease_place[];
+    found {schema}.lease_place[];
+    places {schema}.lease_place[] := '{}';
     missing integer := wanted;
 BEGIN
     SELECT last.proxy_id INTO turn
@@ -623,7 +653,7 @@ DECLARE
     settled integer[] := '{}';
     tokens bigint[];
     stats {schema}.pool_counts[] := '{}';
-    free {schema}.available_proxies[];
+    free {schema}.lease_place[];
     wanted integer[];
     miss record;
     answer {schema}.lease_answer;
@@ -637,6 +667,22 @@ BEGIN
     INTO consumer_ids
     FROM unnest(asked_consumers) WITH ORDINALITY AS asked (name, number)
     LEFT JOIN {schema}.consumers AS consumer ON consumer.name = asked.name;
+
+    IF array_position(consumer_ids, NULL) IS NOT NULL THEN
+        -- They are registered first, and then all is asked again.
+        RETURN QUERY
+        SELECT (answered.told).*
+        FROM (
+            SELECT jsonb_populate_record(NULL::{schema}.lease_answer, jsonb_build_object(
+                'number', released + asked.number,
+                'outcome', 'unknown_consumer',
+                'consumer', asked.name
+            )) AS told
+            FROM unnest(asked_consumers, consumer_ids) WITH ORDINALITY AS asked (name, id, number)
+            WHERE asked.id IS NULL
+        ) AS answered;
+        RETURN;
+    END IF;
 
     -- A cursor is waited for, so it comes before all that is locked without waiting.
     IF 'round_robin' = ANY (run_selectors) THEN
@@ -656,9 +702,7 @@ BEGIN
     FOR run IN 1 .. cardinality(run_ends) LOOP
         FOR number IN coalesce(run_ends[run - 1], 0) + 1 .. run_ends[run] LOOP
             answer := NULL;
-            IF consumer_ids[number] IS NULL THEN
-                answer.outcome := 'unknown_consumer';
-            ELSIF own_ids[number] THEN
+            IF own_ids[number] THEN
                 IF asked_ids[number] = ANY (asked_ids[: number - 1]) THEN
                     answer.outcome := 'again';
                 ELSE
@@ -762,7 +806,7 @@ BEGIN
             IF free <> '{}' THEN
                 SELECT
                     array_agg({schema}.lease_event_v1(
-                        proxy.ordinality, 'LeaseAcquired', proxy.pool_id, run_pools[run], proxy.proxy_id,
+                        proxy.ordinality, 'LeaseAcquired', pool_ids[run], run_pools[run], proxy.proxy_id,
                         asked_ids[wanted[proxy.ordinality]],
                         consumer_ids[wanted[proxy.ordinality]],
                         asked_consumers[wanted[proxy.ordinality]],

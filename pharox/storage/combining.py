@@ -1,0 +1,553 @@
+"""Callers of one process share commits: group commit with acknowledgement.
+
+A commit costs the same for one command as for many. So what callers ask for while a
+batch is under way goes out together, in the next one. A caller who finds a free lane
+starts at once: a lone caller waits for nobody, and there is no timer.
+
+No thread and no task is kept for this. A caller leads: it takes what waits, its own
+command first, has the batch run, tells each caller the outcome of its command, hands
+the lane to the first who waits by then, and returns. It leads one batch and no more.
+
+A command that takes long, such as a search with a slow predicate or a wait for a
+lock, keeps its whole batch and the next one waiting. It does not belong here: its caller
+carries it out alone, on a connection of its own.
+
+What a command is, and how a batch of them is run, is not known here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import suppress
+from itertools import islice
+from operator import attrgetter
+from typing import Any, Generic, TypeVar
+from weakref import WeakSet
+
+from .. import effects
+from ..cancelling import CancelledCall, call_in_thread
+from ..errors import InvalidInputError, OutcomeUnknownError
+
+Command = TypeVar("Command")
+Value = TypeVar("Value")
+
+MAX_BATCH = 128
+"""How many commands a batch has at most, unless a combiner is made with another figure."""
+
+_PENDING: Any = object()
+
+
+class _Caller:
+    """One command, its caller's side of the waiting, and in the end its outcome."""
+
+    __slots__ = (
+        "batch",
+        "call",
+        "cancelled",
+        "certain",
+        "command",
+        "key",
+        "outcome",
+        "successor",
+        "taken",
+        "wake",
+    )
+
+    def __init__(self, command: Any, *, certain: bool) -> None:
+        self.command = command
+        self.certain = certain
+        self.key: Any = None
+        self.wake: Any = None
+        self.call: CancelledCall | None = None
+        self.cancelled: BaseException | None = None
+        self.taken = False
+        self.outcome = _PENDING
+        # While it leads: the callers that it serves, and then who leads next.
+        self.batch: list[_Caller] = []
+        self.successor: _Caller | None = None
+
+    def take_outcome(self) -> Any:
+        """Return the outcome, and keep it no longer."""
+        outcome, self.outcome = self.outcome, None
+        return outcome
+
+    def is_abandoned(self) -> bool:
+        """Tell whether nobody waits for this command, and it need not happen."""
+        if self.certain:
+            return False
+        return self.cancelled is not None or (self.call is not None and self.call.since is not None)
+
+
+class Batch(Generic[Command]):
+    """Commands that are to be run together.
+
+    Attributes
+    ----------
+    commands:
+        In the order of asking, or sorted by the combiner's key.
+    """
+
+    __slots__ = ("_callers", "_leader", "commands")
+
+    def __init__(self, callers: Sequence[_Caller], leader: _Caller) -> None:
+        self.commands: Sequence[Command] = [caller.command for caller in callers]
+        self._callers = callers
+        self._leader = leader
+
+    @property
+    def certain(self) -> bool:
+        """Whether one of the commands is to happen in any case."""
+        return any(caller.certain for caller in self._callers)
+
+    def abandoned(self) -> bool:
+        """Tell whether every caller was cancelled, and no command has to happen in any case.
+
+        It may become true at any time. Then the batch need not be waited for.
+        """
+        return all(caller.is_abandoned() for caller in self._callers)
+
+    def note(self, cancelled: asyncio.CancelledError) -> None:
+        """Keep a cancellation of the leading task until its batch is done."""
+        self._leader.cancelled = cancelled
+
+
+class _Queue:
+    """Who waits, in the order of asking, and who leads in which lane.
+
+    While somebody waits, each lane has a leader. Of threads, one at a time may call this:
+    the one that has the lock. An interrupted call can be made again.
+    """
+
+    def __init__(self, lanes: int, max_batch: int) -> None:
+        self.lock = threading.Lock()
+        self.waiting: dict[_Caller, None] = {}
+        self._lanes: list[_Caller | None] = [None] * lanes
+        self._max_batch = max_batch
+
+    def enter(self, caller: _Caller) -> bool:
+        """Take a free lane and return True, or queue."""
+        if None in self._lanes:
+            self._lanes[self._lanes.index(None)] = caller
+            return True
+        self.waiting[caller] = None
+        return False
+
+    def leave(self, caller: _Caller) -> bool:
+        """Leave the queue, and tell whether the caller was in it."""
+        return self.waiting.pop(caller, _PENDING) is None
+
+    def leads(self, caller: _Caller) -> bool:
+        """Tell whether a caller has a lane."""
+        return caller in self._lanes
+
+    def has(self, caller: _Caller) -> bool:
+        """Tell whether a caller waits or has a lane."""
+        return caller in self.waiting or self.leads(caller)
+
+    def take(self, leader: _Caller) -> None:
+        """Give a leader its batch: its own command, and as many as may go with it."""
+        leader.batch = [leader, *islice(self.waiting, self._max_batch - 1)]
+        for caller in leader.batch:
+            caller.taken = True
+            self.waiting.pop(caller, None)
+
+    def hand_over(self, leader: _Caller) -> None:
+        """Give a leader's lane to the first who waits, if somebody does."""
+        leader.successor = next(iter(self.waiting), None)
+        self._lanes[self._lanes.index(leader)] = leader.successor
+        if leader.successor is not None:
+            del self.waiting[leader.successor]
+
+
+class _Combining(ABC, Generic[Command, Value]):
+    """What threads and tasks have in common: how a batch is run, and what its callers are told."""
+
+    def __init__(
+        self,
+        *,
+        max_batch: int,
+        lanes: int,
+        splits: Callable[[Exception], bool],
+        error_for: Callable[[Command, BaseException], Exception] | None,
+        key: Callable[[Command], Any] | None,
+    ) -> None:
+        if max_batch < 1 or lanes < 1:
+            raise InvalidInputError("max_batch and lanes must be at least 1")
+        self._max_batch = max_batch
+        self._lanes = lanes
+        self._splits = splits
+        self._error_for = error_for or _default_error
+        self._key = key
+        self._queue = _Queue(lanes, max_batch)
+
+    @property
+    def waiting(self) -> int:
+        """How many commands wait to be taken into a batch."""
+        return len(self._queue.waiting)
+
+    @abstractmethod
+    def _wake(self, caller: _Caller) -> None:
+        """Let a waiting caller go on; harmless if it does already."""
+
+    def _caller(self, command: Command, *, certain: bool) -> _Caller:
+        caller = _Caller(command, certain=certain)
+        if self._key is not None:
+            # Here, so that a command without a key is an error of its own caller only.
+            caller.key = self._key(command)
+        return caller
+
+    def _parts(
+        self, leader: _Caller
+    ) -> Generator[Batch[Command], Sequence[Value | Exception], None]:
+        """Ask for a batch to be run: as a whole, and where that comes to nothing, in halves."""
+        if self._key is not None:
+            leader.batch.sort(key=attrgetter("key"))
+        parts = [leader.batch]
+        while parts:
+            part = parts.pop()
+            try:
+                outcomes = yield Batch(part, leader)
+            except Exception as error:
+                if not self._splits(error):
+                    self._fail(part, error)
+                elif len(part) == 1:
+                    self._deliver(part[0], error)
+                else:
+                    middle = len(part) // 2
+                    parts += [part[middle:], part[:middle]]
+            else:
+                self._deliver_all(part, outcomes)
+
+    def _deliver_all(
+        self, callers: Sequence[_Caller], outcomes: Sequence[Value | Exception]
+    ) -> None:
+        if len(outcomes) != len(callers):
+            wrong = f"{len(outcomes)} outcomes were returned for {len(callers)} commands"
+            self._fail(callers, RuntimeError(wrong))
+            return
+        for caller, outcome in zip(callers, outcomes, strict=True):
+            self._deliver(caller, outcome)
+
+    def _fail(self, callers: Sequence[_Caller], error: BaseException) -> None:
+        """Tell each caller what an error means for its command."""
+        for caller in callers:
+            try:
+                known = self._error_for(caller.command, error)
+            except Exception as bug:
+                known = bug
+            # The traceback of an error grows wherever it is raised.
+            self._deliver(caller, own_copy(known) if known is error and len(callers) > 1 else known)
+
+    def _deliver(self, caller: _Caller, outcome: Value | Exception) -> None:
+        caller.outcome = outcome
+        self._wake(caller)
+
+    def _abort(self, queue: _Queue, leader: _Caller, interruption: BaseException) -> None:
+        """Leave nobody waiting for a leader that was interrupted, wherever that was."""
+        others = [caller for caller in leader.batch if caller is not leader]
+        self._fail([caller for caller in others if caller.outcome is _PENDING], interruption)
+        leader.outcome = None  # It raises the interruption.
+        with queue.lock:
+            for caller in others:
+                queue.leave(caller)
+            if queue.leads(leader):
+                queue.hand_over(leader)
+        for caller in others:
+            self._wake(caller)  # again, if it was the waking that was interrupted
+        self._wake_successor(leader)
+
+    def _wake_successor(self, leader: _Caller) -> None:
+        if leader.successor is not None:
+            self._wake(leader.successor)
+        # What an error's traceback holds of a leader must not hold its whole batch.
+        leader.batch, leader.successor = [], None
+
+
+class Combiner(_Combining[Command, Value]):
+    """Has the commands of threads run in batches.
+
+    Not to be called while a batch is run by the same thread: neither by ``run_batch``, nor by a
+    signal handler or a finalizer, which would wait for the thread that they interrupt.
+
+    Parameters
+    ----------
+    run_batch:
+        Runs a batch in the leading thread and returns the outcome of each command in the
+        order of ``batch.commands``. An exception among them is that command's own error. One
+        that is raised concerns the whole batch. The order of what is done is its own
+        choice, such as releases before acquisitions.
+    max_batch:
+        How many commands a batch has at most.
+    lanes:
+        How many batches may be under way at once.
+    splits:
+        Tells of an error that was raised whether nothing came of the batch, so that it may be
+        asked again in halves, down to the command that is to blame. If not given, no
+        error does.
+    error_for:
+        Makes the error of one caller of what was raised for a batch that cannot be split. It is
+        also asked about a KeyboardInterrupt or a cancellation that cut the leader short, for
+        the commands of the others. If not given, each gets a copy of an ``Exception``, and of
+        the rest an :class:`.OutcomeUnknownError`.
+    key:
+        Commands of a batch are sorted by this, alike ones in the order of asking.
+    """
+
+    def __init__(
+        self,
+        run_batch: Callable[[Batch[Command]], Sequence[Value | Exception]],
+        *,
+        max_batch: int = MAX_BATCH,
+        lanes: int = 1,
+        splits: Callable[[Exception], bool] = lambda _: False,
+        error_for: Callable[[Command, BaseException], Exception] | None = None,
+        key: Callable[[Command], Any] | None = None,
+    ) -> None:
+        super().__init__(
+            max_batch=max_batch, lanes=lanes, splits=splits, error_for=error_for, key=key
+        )
+        self._run_batch = run_batch
+        _combiners.add(self)
+
+    def submit(self, command: Command, *, certain: bool = False) -> Value:
+        """Have a command carried out, and return its outcome or raise its error.
+
+        A thread that is interrupted leaves the queue if its command was not taken into a batch.
+        Otherwise it waits for the outcome before the interruption goes on.
+
+        Parameters
+        ----------
+        certain:
+            The command is to happen also if the thread is interrupted while it waits.
+        """
+        queue = self._queue
+        caller = self._caller(command, certain=certain)
+        caller.call = call_in_thread.get()
+        caller.wake = threading.Lock()
+        caller.wake.acquire()
+        try:
+            with queue.lock:
+                leads = queue.enter(caller)
+            if not leads:
+                caller.wake.acquire()
+            if caller.outcome is _PENDING:
+                self._lead(queue, caller)
+        except BaseException as interruption:
+            # Signals come in pairs, such as SIGINT and SIGTERM, and others wait for this thread.
+            while True:
+                try:
+                    self._obey(queue, caller, interruption)
+                    break
+                except Exception:
+                    raise
+                except BaseException:  # noqa: S112 - the first interruption is the one to raise
+                    continue
+            raise
+        outcome = caller.take_outcome()
+        if isinstance(outcome, Exception):
+            try:
+                raise outcome
+            finally:
+                del outcome  # An error must not be held by its own traceback.
+        return outcome  # type: ignore[no-any-return]
+
+    def _lead(self, queue: _Queue, leader: _Caller) -> None:
+        with queue.lock:
+            queue.take(leader)
+        effects.run(self._parts(leader), self._run_batch)
+        with queue.lock:
+            queue.hand_over(leader)
+        self._wake_successor(leader)
+
+    def _obey(self, queue: _Queue, caller: _Caller, interruption: BaseException) -> None:
+        """Obey an interruption, wherever it came, as soon as nobody else is harmed by it."""
+        caller.cancelled = interruption
+        with queue.lock:
+            has_left = not caller.certain and queue.leave(caller)
+            asked = caller.taken or (caller.certain and queue.has(caller))
+            must_go_on = asked and not caller.batch
+        if must_go_on:
+            self._outlast(queue, caller)
+        elif not has_left:
+            self._abort(queue, caller, interruption)
+
+    def _outlast(self, queue: _Queue, caller: _Caller) -> None:
+        """Wait for an outcome, or for the lead, through all further interruptions."""
+        while caller.outcome is _PENDING and not queue.leads(caller):
+            with suppress(BaseException):
+                caller.wake.acquire()
+        if caller.outcome is _PENDING:
+            try:
+                self._lead(queue, caller)
+            except BaseException as interruption:
+                self._abort(queue, caller, interruption)
+
+    def _wake(self, caller: _Caller) -> None:
+        with suppress(RuntimeError):  # It is awake.
+            caller.wake.release()
+
+    def start_empty(self) -> None:
+        """Forget all callers and leaders: in a forked child none of them is there."""
+        self._queue = _Queue(self._lanes, self._max_batch)
+
+
+class AsyncCombiner(_Combining[Command, Value]):
+    """Has the commands of tasks of one event loop run in batches.
+
+    The parameters are those of :class:`Combiner`, but ``run_batch`` is a coroutine function.
+
+    It runs in the task that leads, and when that is cancelled it sees the
+    ``CancelledError`` where it waits. It must keep it with ``batch.note(error)`` and see
+    the batch through, as others wait for it too. Once ``batch.abandoned()`` is true it may
+    ask for the batch's end. A ``CancelledError`` that it lets out is told to the others
+    of the batch as ``error_for`` says, and none of the rest is asked.
+    """
+
+    def __init__(
+        self,
+        run_batch: Callable[[Batch[Command]], Awaitable[Sequence[Value | Exception]]],
+        *,
+        max_batch: int = MAX_BATCH,
+        lanes: int = 1,
+        splits: Callable[[Exception], bool] = lambda _: False,
+        error_for: Callable[[Command, BaseException], Exception] | None = None,
+        key: Callable[[Command], Any] | None = None,
+    ) -> None:
+        super().__init__(
+            max_batch=max_batch, lanes=lanes, splits=splits, error_for=error_for, key=key
+        )
+        self._run_batch = run_batch
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def submit(
+        self, command: Command, *, certain: bool = False
+    ) -> tuple[Value, asyncio.CancelledError | None]:
+        """Have a command carried out, or raise its error.
+
+        Parameters
+        ----------
+        certain:
+            The command is to happen also if the task is cancelled while it waits.
+
+        Returns
+        -------
+        tuple
+            The outcome, and the cancellation that came too late to stop the command, if there
+            was one: to be raised by whoever has undone what must not last.
+
+        Raises
+        ------
+        asyncio.CancelledError
+            If the command was not taken into a batch yet, and nothing came of it; or if it
+            failed, with its error as the cause.
+        """
+        self._check_loop()
+        caller = self._caller(command, certain=certain)
+        try:
+            if not self._queue.enter(caller):
+                await self._wait(caller)
+            if caller.outcome is _PENDING:
+                await self._lead(caller)
+        except BaseException as interruption:
+            if not self._queue.leave(caller):
+                self._abort(self._queue, caller, interruption)
+            raise
+        outcome, cancelled = caller.take_outcome(), caller.cancelled
+        if isinstance(outcome, Exception):
+            try:
+                if cancelled is not None:
+                    raise cancelled from outcome
+                raise outcome
+            finally:
+                del caller, outcome, cancelled  # An error must not be held by its own traceback.
+        return outcome, cancelled  # type: ignore[return-value]
+
+    async def _wait(self, caller: _Caller) -> None:
+        """Wait for an outcome or for the lead."""
+        caller.wake = self._loop.create_future()  # type: ignore[union-attr]
+        try:
+            await caller.wake
+        except asyncio.CancelledError as cancelled:
+            if not (caller.certain or caller.taken):
+                raise
+            caller.cancelled = cancelled
+            await self._outlast(caller)
+
+    async def _outlast(self, caller: _Caller) -> None:
+        """Wait through all further cancellations."""
+        import anyio  # noqa: PLC0415 - only where somebody was cancelled
+
+        # A scope of anyio cancels in each turn of the loop, unless it is kept out.
+        with anyio.CancelScope(shield=True):
+            while caller.outcome is _PENDING and not self._queue.leads(caller):
+                caller.wake = self._loop.create_future()  # type: ignore[union-attr]
+                try:
+                    await caller.wake
+                except asyncio.CancelledError as cancelled:
+                    caller.cancelled = cancelled
+
+    async def _lead(self, leader: _Caller) -> None:
+        self._queue.take(leader)
+        await effects.run_async(self._parts(leader), self._run_batch)
+        # The callers are awake, so that what they ask for next is in the successor's batch.
+        self._queue.hand_over(leader)
+        self._wake_successor(leader)
+
+    def _wake(self, caller: _Caller) -> None:
+        if caller.wake is not None and not caller.wake.done():
+            with suppress(RuntimeError):  # Its loop is closed.
+                caller.wake.set_result(None)
+
+    def _check_loop(self) -> None:
+        """Raise an error in another event loop than the first: callers wait in that one."""
+        loop = asyncio.get_running_loop()
+        self._loop = self._loop or loop
+        if loop is not self._loop:
+            raise InvalidInputError(
+                "commands are combined in the event loop in which the first was asked for; "
+                "make another storage for another loop"
+            )
+
+
+def _default_error(_: Any, error: BaseException) -> Exception:
+    """Return what a caller is told of an error if nobody knows better."""
+    if isinstance(error, Exception):
+        return error
+    unknown = OutcomeUnknownError(
+        f"the caller that carried this out was interrupted ({type(error).__name__}) before the "
+        "answer, so it is not known what came of it",
+        lease_id=None,
+    )
+    unknown.__cause__ = error
+    return unknown
+
+
+def own_copy(error: Exception) -> Exception:
+    """Return an error like this one with a traceback of its own; this one if that cannot be."""
+    try:
+        copied = copy.copy(error)
+    except Exception:
+        return error
+    if type(copied) is not type(error) or copied.args != error.args:
+        return error
+    copied.__cause__, copied.__context__ = error.__cause__, error.__context__
+    if hasattr(copied, "__notes__"):
+        copied.__notes__ = list(copied.__notes__)
+    copied.__suppress_context__ = error.__suppress_context__
+    return copied.with_traceback(error.__traceback__)
+
+
+_combiners: WeakSet[Combiner[Any, Any]] = WeakSet()
+
+
+def _start_empty_in_child() -> None:
+    for combiner in list(_combiners):
+        combiner.start_empty()
+
+
+os.register_at_fork(after_in_child=_start_empty_in_child)

@@ -1,0 +1,161 @@
+"""Lease what a predicate accepts: Python judges the proxies, page by page.
+
+First in the selector's order, skipping locked ones; then all of the pool by id, waiting.
+A miss is what the second look says, unless something was free and another caller was
+quicker: then all is looked at again. A predicate may be slow, so this never goes through
+a batch that others wait for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+from uuid import UUID
+
+from ...errors import PharoxError
+from ...ids import NIL, following
+from ...models import MissReason, ProxyFilters
+from ..requests import AcquireRequest, AcquireSetRequest, Acquisition, EndedLease, SetAcquisition
+from . import filtering, finding, reading
+from .appending import origin
+from .batch import TRY, Acquire, Outcome, Unsettled, command_of, expired_of, request_details
+from .driver import Program, Rows
+from .finding import FIRST_PAGE, LARGEST_PAGE
+from .sql import Query
+from .vault import Vault
+
+if TYPE_CHECKING:
+    from .commands import Commands
+
+
+@dataclass
+class Seen:
+    """What a look through a pool has shown so far."""
+
+    any_row: bool = False
+    matched: bool = False
+    healthy: bool = False
+    free: int = 0
+
+    def judge(self, rows: Rows, filters: ProxyFilters, vault: Vault) -> list[UUID]:
+        """Take note of a page, and return those that match and are free, in its order."""
+        free = []
+        self.any_row |= bool(rows)
+        by_id = {row["id"]: row for row in rows}
+        for proxy in reading.readable_proxies(rows, vault):
+            if filters.matches(proxy):
+                row = by_id[proxy.id]
+                self.matched = True
+                self.healthy |= row["healthy"]
+                if row["leasable"]:
+                    free.append(proxy.id)
+        self.free += len(free)
+        return free
+
+    def reason(self) -> MissReason:
+        """Return why nothing was leased, if nothing was free."""
+        if not self.matched:
+            return MissReason.NO_MATCH
+        return MissReason.AT_CAPACITY if self.healthy else MissReason.NONE_HEALTHY
+
+
+def acquire(commands: Commands, request: AcquireRequest | AcquireSetRequest) -> Program[Any]:
+    """Lease a proxy or a set of them, or record a miss."""
+    command = cast("Acquire", command_of(request))
+    needed = max(command.run.needs, 1)
+    expired: list[EndedLease] = []
+    while True:
+        pool = yield from commands.pool_by_name(request.pool_name)
+        if pool is None:
+            return (yield from commands.finish_acquisition(command))
+        if command.has_own_ids:  # Its proxy may be what this very caller holds.
+            (before,) = yield from commands.carry_out((_among(command, ()),), wait=True)
+            if not isinstance(before, Unsettled):
+                return (yield from commands.finish_acquisition(command, before))
+        for wait in (False, True):
+            seen = Seen()
+            expired += yield from commands.take_back(pool.id, with_stats=request.with_stats)
+            outcome, more = yield from _look_through(commands, command, pool.id, seen, wait=wait)
+            expired += more
+            if outcome is not None:
+                return replace(outcome, expired=tuple(expired))
+        if seen.free < needed:
+            break
+    reason = MissReason.TOO_FEW if seen.free else seen.reason()
+    if not seen.any_row:
+        total = yield Query(reading.pool_size_statement(commands.schema), {"pool_id": pool.id})
+        reason = MissReason.NO_MATCH if total else MissReason.EMPTY_POOL
+    yield from commands.ensure_consumer(request.consumer_name)
+    return (yield from _missed(commands, pool.id, request, reason, seen.free, expired))
+
+
+def _look_through(
+    commands: Commands, command: Acquire, pool_id: UUID, seen: Seen, *, wait: bool
+) -> Program[tuple[Any, Sequence[EndedLease]]]:
+    """Go through a pool once; return what was leased if anything was, and what was taken back."""
+    request, filters = command.request, cast("ProxyFilters", command.request.filters)
+    shape = filtering.shape_of(filters)
+    page = finding.page_statement(commands.schema, request.selector, shape, by_id=wait)
+    values = {**filtering.values_of(filters), "pool_id": pool_id}
+    place: dict[str, Any] = {"offset": 0, "from_id": NIL, "page_size": FIRST_PAGE}
+    expired: list[EndedLease] = []
+    free: list[UUID] = []
+    while True:
+        rows: Rows = yield Query(page, {**values, **place})
+        found = seen.judge(rows, filters, commands.vault)
+        free += found
+        is_last = len(rows) < place["page_size"]
+        if free and (is_last or (found and len(free) >= command.run.needs)):
+            outcome: Outcome
+            (outcome,) = yield from commands.carry_out((_among(command, free),), wait=wait)
+            expired += expired_of(outcome)
+            if isinstance(outcome, PharoxError):
+                raise outcome
+            if not isinstance(outcome, Unsettled):
+                return outcome, expired
+            if command.run.needs == 0:
+                free = []
+        if is_last:
+            return None, expired
+        place["offset"] += len(rows)
+        place["from_id"] = following(rows[-1]["id"])
+        place["page_size"] = min(2 * place["page_size"], LARGEST_PAGE)
+
+
+def _among(command: Acquire, proxy_ids: Sequence[UUID]) -> Acquire:
+    """Return an acquisition that looks at some proxies only, and records no miss."""
+    run = command.run._replace(
+        condition="availability.proxy_id IN "
+        "(SELECT id::uuid FROM jsonb_array_elements_text($5) AS given (id))",
+        arguments=json.dumps([str(proxy_id) for proxy_id in proxy_ids]),
+        kind=TRY,
+    )
+    return replace(command, run=run)
+
+
+def _missed(
+    commands: Commands,
+    pool_id: UUID,
+    request: AcquireRequest | AcquireSetRequest,
+    reason: MissReason,
+    free: int,
+    expired: Sequence[EndedLease],
+) -> Program[Acquisition | SetAcquisition]:
+    details = {**request_details(request.filters), "reason": reason.value}
+    if isinstance(request, AcquireSetRequest):
+        details |= {"count": request.count, "free": free}
+    values = {
+        **origin(),
+        "pool_id": pool_id,
+        "pool_name": request.pool_name,
+        "consumer": request.consumer_name,
+        "selector": request.selector.value,
+        "details": json.dumps(details),
+    }
+    yield Query(finding.record_miss_statement(commands.schema), values)
+    stats = (yield from commands.stats(request.pool_name)) if request.with_stats else None
+    if isinstance(request, AcquireSetRequest):
+        return SetAcquisition((), reason, free, stats, tuple(expired))
+    return Acquisition(None, reason, stats, tuple(expired))
