@@ -207,9 +207,13 @@ Outcomes = list[Outcome | Exception]
 """What the commands of a batch came to: of one that failed, its error."""
 
 
-def turn_in_batch(command: Command) -> int:
-    """Return whose turn a command is in a batch: what is given back can be leased again."""
-    return 0 if isinstance(command, ReleaseRequest) else 1
+def batch_order(commands: Sequence[Command]) -> list[int]:
+    """Return the places of commands in the order in which a batch carries them out.
+
+    Releases come first, so that what is given back can be leased again.
+    """
+    places = range(len(commands))
+    return sorted(places, key=lambda place: not isinstance(commands[place], ReleaseRequest))
 
 
 def new_leases(outcome: object) -> list[Lease]:
@@ -230,7 +234,7 @@ def tell_expired(outcomes: Outcomes, places: Sequence[int], expired: Sequence[En
     outcomes:
         The answers of a batch; one of them is replaced.
     places:
-        At least one place of them, in order.
+        At least one place of them, in the order in which they were carried out.
     expired:
         The leases to tell of.
     """
