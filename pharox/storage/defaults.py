@@ -41,10 +41,10 @@ from .requests import (
     ReleaseRequest,
     ReleaseResult,
     SetAcquisition,
+    batch_order,
     copy_ending,
     log_late_release,
     tell_expired,
-    turn_in_batch,
 )
 from .validation import check_commands, check_reason, check_status
 
@@ -135,14 +135,13 @@ def run_batch(storage: Any, commands: Sequence[Command]) -> Calls[Outcomes]:
         with_stats = any(command.with_stats for command in commands)
         _, expired = yield partial(storage.expire_leases, with_stats=with_stats)
     outcomes: list[Any] = [None] * len(commands)
-    for turn in (0, 1):
-        for place, command in enumerate(commands):
-            if turn_in_batch(command) == turn:
-                outcomes[place] = yield from _carry_out(storage, command)
+    order = batch_order(commands)
+    for place in order:
+        outcomes[place] = yield from _carry_out(storage, commands[place])
     for name in dict.fromkeys(ended.lease.pool_name for ended in expired):
         of_pool = [ended for ended in expired if ended.lease.pool_name == name]
-        places = [i for i, command in enumerate(commands) if _pool_name(command) == name]
-        tell_expired(outcomes, places or range(len(commands)), of_pool)
+        places = [place for place in order if _pool_name(commands[place]) == name]
+        tell_expired(outcomes, places or order, of_pool)
     return outcomes
 
 

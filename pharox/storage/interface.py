@@ -231,7 +231,8 @@ class IStorage(ABC):
         They mean what they would mean one after another, in this order: leases that have
         run out are taken back, leases are given back, proxies are leased in the order of
         asking. A command that fails leaves the others alone, and its error is its answer.
-        Each lease that ran out is told of in one answer: of the first command of its pool.
+        Each lease that ran out is told of in one answer: of the first command of its pool
+        that is carried out and has an answer.
 
         This default calls the methods for single commands. It takes back what has run out
         in every pool if a proxy is asked for.

@@ -234,7 +234,7 @@ def tell_expired(outcomes: Outcomes, places: Sequence[int], expired: Sequence[En
     outcomes:
         The answers of a batch; one of them is replaced.
     places:
-        At least one place of them, in order.
+        At least one place of them, in the order in which they were carried out.
     expired:
         The leases to tell of.
     """

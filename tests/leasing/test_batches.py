@@ -119,6 +119,19 @@ def test_an_expired_lease_is_told_of_once(storage: InMemoryStorage) -> None:
     assert told == [[], ["in other", "in other"], ["in pool"], []]
 
 
+def test_a_release_tells_of_an_expired_lease_before_an_acquisition(
+    storage: InMemoryStorage,
+) -> None:
+    """What is carried out first tells of it, and that is a release, wherever it stands."""
+    fill(storage, 3)
+    clock = clock_of(storage)
+    storage.acquire_lease(AcquireRequest("pool", "forgotten", 5))
+    held = lease_of(storage.acquire_lease(AcquireRequest("pool", "w", 60)))
+    clock.advance(6)
+    told = expired_of(storage, AcquireRequest("pool", "w"), ReleaseRequest(held))
+    assert told == [[], ["forgotten"]]
+
+
 def test_an_error_does_not_swallow_an_expired_lease(storage: InMemoryStorage) -> None:
     """What ran out in the pool of a command that fails is told of by the next one."""
     fill(storage, 1)

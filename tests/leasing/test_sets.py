@@ -310,6 +310,16 @@ def test_a_set_with_an_ended_lease_has_ended(memory: InMemoryStorage, how: str) 
     assert types_of(memory).count("LeaseAcquired") == 2
 
 
+def test_the_log_tells_ids_of_the_callers_from_others(memory: InMemoryStorage) -> None:
+    """Alone or in a set, only a lease under an id that its caller chose says so."""
+    manager = ProxyManager(memory)
+    manager.acquire_proxy("pool", lease_id=new_lease_id())
+    manager.acquire_proxies("pool", 1, lease_ids=[new_lease_id()])
+    manager.acquire_proxies("pool", 2)
+    acquired = [event for event in memory.events() if isinstance(event, LeaseAcquired)]
+    assert [event.own_id for event in acquired] == [True, True, False, False]
+
+
 def test_a_miss_uses_no_id_up(memory: InMemoryStorage) -> None:
     """After a miss the ids are as good as new."""
     manager, ids = ProxyManager(memory), [new_lease_id() for _ in range(4)]

@@ -158,7 +158,7 @@ def _grant_all(
 ) -> list[Acquisition]:
     """Lease these proxies in their order, each under the next of the caller's ids."""
     pool_id = state.pool_ids[request.pool_name]
-    asked = _asked(request)
+    asked = {**_asked(request), "own_id": bool(ids)}
     granted = []
     for place, proxy_id in enumerate(proxy_ids):
         lease = _grant(

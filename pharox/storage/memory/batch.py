@@ -23,8 +23,8 @@ from ..requests import (
     Outcome,
     Outcomes,
     ReleaseRequest,
+    batch_order,
     tell_expired,
-    turn_in_batch,
 )
 from ..validation import check_commands
 from .acquire import acquire, acquire_set, ids_of, is_granted
@@ -39,12 +39,11 @@ def run_batch(state: State, commands: Sequence[Command]) -> Outcomes:
     now = state.clock()
     expired = _take_back(state, commands, now)
     outcomes: list[Any] = [None] * len(commands)
-    for turn in (0, 1):
-        for place, command in enumerate(commands):
-            if turn_in_batch(command) == turn:
-                outcomes[place] = _carry_out(state, command, now)
+    order = batch_order(commands)
+    for place in order:
+        outcomes[place] = _carry_out(state, commands[place], now)
     for pool_id, ended in expired.items():
-        places = [i for i, command in enumerate(commands) if _pool_of(state, command) == pool_id]
+        places = [place for place in order if _pool_of(state, commands[place]) == pool_id]
         tell_expired(outcomes, places, ended)
     return outcomes
 
