@@ -44,6 +44,7 @@ from .requests import (
     batch_order,
     copy_ending,
     log_late_release,
+    pool_name_of,
     tell_expired,
 )
 from .validation import check_commands, check_reason, check_status
@@ -140,7 +141,7 @@ def run_batch(storage: Any, commands: Sequence[Command]) -> Calls[Outcomes]:
         outcomes[place] = yield from _carry_out(storage, commands[place])
     for name in dict.fromkeys(ended.lease.pool_name for ended in expired):
         of_pool = [ended for ended in expired if ended.lease.pool_name == name]
-        places = [place for place in order if _pool_name(commands[place]) == name]
+        places = [place for place in order if pool_name_of(commands[place]) == name]
         tell_expired(outcomes, places or order, of_pool)
     return outcomes
 
@@ -258,11 +259,6 @@ def _carry_out(storage: Any, command: Command) -> Calls[Outcome | Exception]:
         return (yield partial(ask, command))  # type: ignore[no-any-return]
     except Exception as error:
         return error
-
-
-def _pool_name(command: Command) -> str | None:
-    named = command.lease if isinstance(command, ReleaseRequest) else command
-    return named.pool_name
 
 
 def _stats(

@@ -216,6 +216,12 @@ def batch_order(commands: Sequence[Command]) -> list[int]:
     return sorted(places, key=lambda place: not isinstance(commands[place], ReleaseRequest))
 
 
+def pool_name_of(command: Command) -> str | None:
+    """Return the name of the pool that a command is about, as far as its caller knows."""
+    named = command.lease if isinstance(command, ReleaseRequest) else command
+    return named.pool_name
+
+
 def new_leases(outcome: object) -> list[Lease]:
     """Return the leases that were granted to the call whose outcome this is, or outcomes."""
     if isinstance(outcome, Acquisition):

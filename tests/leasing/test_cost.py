@@ -9,8 +9,8 @@ import pytest
 
 from pharox import InMemoryStorage, Proxy, ProxyManager, ProxyProtocol, SelectorStrategy
 from pharox.storage.postgres import PostgresStorage
-from pharox.storage.postgres.batch import Batch, Release, acquire_command
-from pharox.storage.requests import AcquireRequest
+from pharox.storage.postgres.batch import Batch, Release, command_of
+from pharox.storage.requests import AcquireRequest, ReleaseRequest
 from tests.conftest import fill, pages_read, run_sql
 
 
@@ -19,7 +19,7 @@ def cycle(storage: PostgresStorage, selector: SelectorStrategy) -> int:
     request = AcquireRequest("pool", "default", 60, selector=selector, with_stats=True)
     lease = ProxyManager(storage).acquire_proxy("pool")
     assert lease is not None
-    commands = (acquire_command(request), Release(lease, None, with_stats=True))
+    commands = (command_of(request), Release(ReleaseRequest(lease, None, with_stats=True)))
     queries = [Batch((command,)).query(storage.schema) for command in commands]
     pages = sum(pages_read(storage, query.statement, dict(query.values)) for query in queries)
     storage.release_lease(lease)

@@ -27,7 +27,7 @@ from pharox.ledger.rebuild import rebuild
 from pharox.models import utc_now
 from pharox.storage.interface import IStorage
 from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage
-from pharox.storage.postgres.batch import Answer, Batch, acquire_command
+from pharox.storage.postgres.batch import Answer, Batch, command_of
 from pharox.storage.requests import AcquireRequest
 from tests.conftest import (
     SECRET_KEY,
@@ -210,7 +210,7 @@ def test_an_attempt_that_commits_meanwhile_counts(postgres: PostgresStorage, pro
     fill(postgres, proxies)
     manager, mine = ProxyManager(postgres), new_lease_id()
     ProxyManager(postgres).storage.ensure_consumer("default")
-    query = Batch((acquire_command(AcquireRequest("pool", "default", lease_id=mine)),)).query(
+    query = Batch((command_of(AcquireRequest("pool", "default", lease_id=mine)),)).query(
         postgres.schema
     )
     with ThreadPoolExecutor(1) as pool:

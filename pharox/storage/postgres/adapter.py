@@ -81,6 +81,7 @@ from .batch import (
     Returned,
     command_of,
     has_predicate,
+    lacks_stats,
     result_of,
 )
 from .commands import Commands
@@ -629,7 +630,7 @@ class PostgresStorage(IStorage):
             return self._run_in_time(self._commands.acquire(request))
         command = cast("Acquire", command_of(request))
         outcome = self._combiner.submit(command)
-        if isinstance(outcome, Acquisition | SetAcquisition):
+        if isinstance(outcome, Acquisition | SetAcquisition) and not lacks_stats(command, outcome):
             return outcome
         return self._run_in_time(self._commands.finish_acquisition(command, outcome))
 

@@ -77,6 +77,7 @@ from .batch import (
     command_of,
     expired_of,
     has_predicate,
+    lacks_stats,
     result_of,
 )
 from .commands import Commands
@@ -520,7 +521,7 @@ class AsyncPostgresStorage(IAsyncStorage):
             return await self._ended_in_time(program, stops="before the first step")
         command = cast("Acquire", command_of(request))
         outcome, cancelled = await self._combiner.submit(command)
-        if isinstance(outcome, Acquisition | SetAcquisition):
+        if isinstance(outcome, Acquisition | SetAcquisition) and not lacks_stats(command, outcome):
             return outcome, cancelled
         if cancelled is not None:  # Nothing was leased; what was taken back is told all the same.
             kind = Acquisition if isinstance(request, AcquireRequest) else SetAcquisition

@@ -301,10 +301,11 @@ class Batch:
         }
         return Query(commands_statement(schema), values)
 
-    def unknown_consumers(self, rows: Sequence[Sequence[Any]]) -> set[str]:
+    def unknown_consumers(self, rows: Sequence[Sequence[Any]]) -> list[str]:
         """Return whom the ledger does not know yet; then nothing else was done."""
         answers = map(Answer._make, rows)
-        return {each.consumer for each in answers if each.outcome == "unknown_consumer"}
+        unknown = (each.consumer for each in answers if each.outcome == "unknown_consumer")
+        return list(dict.fromkeys(unknown))
 
     def outcomes(self, rows: Iterable[Sequence[Any]]) -> list[Outcome]:
         """Return what each command came to, in the order in which they were given."""
@@ -415,6 +416,15 @@ def _release_outcome(request: ReleaseRequest, answer: Answer) -> Returned | Unse
             return Returned(None, None, False, None)
         case _:
             return Unsettled(answer.outcome)
+
+
+def lacks_stats(command: Acquire, outcome: Acquisition | SetAcquisition) -> bool:
+    """Tell whether statistics were asked for that only a question of its own can answer.
+
+    Those of a lease that was granted before are the pool's as they are now.
+    """
+    parts = (outcome,) if isinstance(outcome, Acquisition) else outcome.acquisitions
+    return command.request.with_stats and not all(each.is_new for each in parts)
 
 
 def expired_of(outcome: Outcome) -> Sequence[EndedLease]:

@@ -37,9 +37,12 @@ from ..requests import (
     Acquisition,
     EndedLease,
     Outcomes,
+    ReleaseRequest,
     ReleaseResult,
     SetAcquisition,
     batch_order,
+    pool_name_of,
+    tell_expired,
 )
 from ..requests import Command as Request
 from ..validation import check_commands
@@ -58,6 +61,7 @@ from .batch import (
     command_of,
     expired_of,
     has_predicate,
+    lacks_stats,
     result_of,
     wait_query,
 )
@@ -136,7 +140,7 @@ class Commands(Imports, Checks):
             unknown = batch.unknown_consumers(rows)
             if not unknown:
                 return batch.outcomes(rows)
-            for name in sorted(unknown):
+            for name in unknown:
                 yield from self.ensure_consumer(name)
 
     def run_batch(self, requests: Sequence[Request]) -> Program[Outcomes]:
@@ -150,6 +154,9 @@ class Commands(Imports, Checks):
     def _run_batch(self, requests: Sequence[Request]) -> Program[Outcomes]:
         outcomes: list[Any] = [None] * len(requests)
         together: list[int] = []
+        expired: list[EndedLease] = []
+        if any(map(has_predicate, requests)):
+            expired = yield from self._prepare(requests)
         for place in batch_order(requests):
             if has_predicate(requests[place]):
                 yield from self._run_together(requests, together, outcomes)
@@ -159,7 +166,25 @@ class Commands(Imports, Checks):
             else:
                 together.append(place)
         yield from self._run_together(requests, together, outcomes)
+        for name in dict.fromkeys(ended.lease.pool_name for ended in expired):
+            of_pool = [ended for ended in expired if ended.lease.pool_name == name]
+            places = [i for i, each in enumerate(requests) if pool_name_of(each) == name]
+            tell_expired(outcomes, places, of_pool)
         return outcomes
+
+    def _prepare(self, requests: Sequence[Request]) -> Program[list[EndedLease]]:
+        """Name consumers and take back what is due, where that is not one commit with the rest."""
+        asking = [each for each in requests if not isinstance(each, ReleaseRequest)]
+        for name in dict.fromkeys(each.consumer_name for each in asking):
+            yield from self.ensure_consumer(name)
+        pools = yield from self.pools()
+        wanted = {each.pool_name for each in asking}
+        with_stats = any(each.with_stats for each in requests)
+        expired: list[EndedLease] = []
+        for pool in sorted(pools, key=lambda pool: pool.id):
+            if pool.name in wanted:
+                expired += yield from self.take_back(pool.id, with_stats=with_stats)
+        return expired
 
     def _run_together(
         self, requests: Sequence[Request], places: Sequence[int], outcomes: list[Any]
@@ -186,6 +211,12 @@ class Commands(Imports, Checks):
             raise outcome
         if not isinstance(outcome, Acquisition | SetAcquisition):
             raise AssertionError(outcome)
+        if lacks_stats(command, outcome):
+            stats = yield from self.stats(command.request.pool_name)
+            if isinstance(outcome, Acquisition):
+                return replace(outcome, stats=stats, expired=expired)
+            told = tuple(replace(each, stats=stats) for each in outcome.acquisitions)
+            outcome = replace(outcome, acquisitions=told)
         return replace(outcome, expired=expired)
 
     def finish_release(
