@@ -79,7 +79,7 @@ events = Table(
     Column("leases_after", Integer),
     Column("max_concurrency_before", Integer),
     Column("max_concurrency_after", Integer),
-    Column("schema_version", SmallInteger, nullable=False),
+    Column("schema_version", SmallInteger, nullable=False, server_default=literal_column("1")),
     Column("type", Text, nullable=False),
     Column("status_before", Text),
     Column("status_after", Text),

@@ -194,6 +194,7 @@ def test_a_statement_that_waits_for_too_long_is_cancelled(
     fill(kept.blocking)
     manager = AsyncProxyManager(kept.storage)
     kept.run(manager.cleanup_expired_leases())
+    kept.blocking.ensure_consumer("default")
     before = types_of(kept.blocking)
 
     async def main() -> None:

@@ -13,6 +13,7 @@ from psycopg import sql
 
 import projections
 from pharox import ProxyManager, ProxyPool, ProxyProtocol, ProxyStatus, SelectorStrategy
+from pharox.ids import new_lease_id
 from pharox.log import events, seals, ticks
 from pharox.log.tables import snapshot_rows
 from pharox.models import HealthCheckResult
@@ -91,7 +92,7 @@ def _live(storage: PostgresStorage) -> None:
     )
     storage.save_pool(ProxyPool(name="b", description="other"))
     manager.acquire_proxy("a", "worker", selector=SelectorStrategy.ROUND_ROBIN)
-    manager.acquire_proxy("a", duration_seconds=5)
+    manager.acquire_proxy("a", duration_seconds=5, lease_id=new_lease_id())
     manager.acquire_proxy("b", "worker")
     clock.advance(10)
     storage.cleanup_expired_leases()

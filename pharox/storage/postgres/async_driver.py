@@ -134,6 +134,10 @@ class AsyncDriver:
         )
         try:
             outcome = await self._run(program, guard, CancellationGuard())
+        except Exception as error:
+            if guard.cancelled is not None:
+                logger.warning("pharox.command.failed: of a cancelled task: %s", error)
+            raise
         finally:
             if guard.cancelled is not None:
                 batch.note(guard.cancelled)

@@ -14,10 +14,10 @@ from itertools import count
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
+import psycopg
+
 from ...errors import (
-    ConflictError,
     DatabaseError,
-    LeaseEndedError,
     PharoxError,
     ProxyUnavailableError,
 )
@@ -295,9 +295,14 @@ class Commands(Imports, Checks):
             offset, size = offset + size, min(2 * size, LARGEST_PAGE)
 
 
-def _outcome_or_error(program: Program[T]) -> Program[T | PharoxError]:
-    """Run a program, and return an error of its command instead of raising it."""
+def _outcome_or_error(program: Program[T]) -> Program[T | Exception]:
+    """Run a program, and return an error of its command instead of raising it.
+
+    What the database says concerns all that is asked of it.
+    """
     try:
         return (yield from program)
-    except (ConflictError, LeaseEndedError) as error:
+    except psycopg.Error:
+        raise
+    except Exception as error:
         return error

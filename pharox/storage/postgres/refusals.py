@@ -92,7 +92,11 @@ def with_advice(error: BaseException) -> str:
 
 def _refusal(error: psycopg.Error, connection: AnyConnection) -> DatabaseError | SchemaError:
     match error:
-        case psycopg.errors.UndefinedTable() | psycopg.errors.UndefinedFunction():
+        case (
+            psycopg.errors.UndefinedTable()
+            | psycopg.errors.UndefinedFunction()
+            | psycopg.errors.InvalidSchemaName()
+        ):
             return SchemaError(
                 f"the pharox schema is not complete ({error.diag.message_primary}): "
                 f"{UPGRADE_HINT}; a projection of your own needs `pharox rebuild NAME`"

@@ -31,10 +31,14 @@ PARTS = (
 def upgrade() -> None:
     """Create the tables, the clock, the guard of the log and what seals it."""
     schema = quoted(op.get_context().version_table_schema or "pharox")
-    names = {"{schema}": schema, "{literal}": schema.replace("'", "''")}
+    names = {
+        "{schema}": schema,
+        "{literal}": schema.replace("'", "''"),  # in quotes
+        "{format}": schema.replace("%", "%%"),  # in what format() is given
+    }
     for part in PARTS:
         text = (files(migrations) / "sql" / revision / f"{part}.sql").read_text()
         # At once, as one name may contain the other's place.
-        spelled = re.sub(r"\{(schema|literal)\}", lambda place: names[place[0]], text)
+        spelled = re.sub(r"\{(schema|literal|format)\}", lambda place: names[place[0]], text)
         # By the driver itself: to SQLAlchemy a colon or a percent sign would be a parameter.
         op.get_bind().connection.cursor().execute(spelled)

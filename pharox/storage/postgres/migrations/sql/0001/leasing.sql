@@ -196,9 +196,9 @@ BEGIN
                         availability.proxy_id, availability.status, availability.checked_at,
                         availability.max_concurrency, availability.current_leases,
                         availability.lease_rank
-                    )::{schema}.lease_place AS proxy
-                    FROM {schema}.available_proxies AS availability
-                    JOIN {schema}.proxies AS description
+                    )::{format}.lease_place AS proxy
+                    FROM {format}.available_proxies AS availability
+                    JOIN {format}.proxies AS description
                       ON description.pool_id = availability.pool_id
                      AND description.id = availability.proxy_id
                     WHERE availability.pool_id = $1
@@ -371,8 +371,8 @@ BEGIN
         EXECUTE format(
             $sql$
                 SELECT availability.proxy_id
-                FROM {schema}.available_proxies AS availability
-                JOIN {schema}.proxies AS description
+                FROM {format}.available_proxies AS availability
+                JOIN {format}.proxies AS description
                   ON description.pool_id = availability.pool_id
                  AND description.id = availability.proxy_id
                 WHERE availability.pool_id = $1
@@ -493,14 +493,15 @@ BEGIN
             ), 0)
             FROM (
                 SELECT availability.max_concurrency, availability.current_leases
-                FROM {schema}.available_proxies AS availability %1$s
+                FROM {format}.available_proxies AS availability %1$s
                 WHERE availability.pool_id = $1 AND availability.lease_rank <= $2 %2$s
                 LIMIT $3
             ) AS place
         $sql$,
         CASE WHEN condition IS NOT NULL THEN
-            'JOIN {schema}.proxies AS description ON description.pool_id = availability.pool_id '
-            'AND description.id = availability.proxy_id'
+            $join$JOIN {schema}.proxies AS description
+              ON description.pool_id = availability.pool_id
+             AND description.id = availability.proxy_id$join$
         END,
         ' AND (' || condition || ')'
     )
@@ -515,20 +516,21 @@ BEGIN
             SELECT
                 EXISTS (
                     SELECT 1
-                    FROM {schema}.available_proxies AS availability %1$s
+                    FROM {format}.available_proxies AS availability %1$s
                     WHERE availability.pool_id = $1 %2$s
                 ),
                 EXISTS (
                     SELECT 1
-                    FROM {schema}.available_proxies AS availability %1$s
+                    FROM {format}.available_proxies AS availability %1$s
                     WHERE availability.pool_id = $1 %2$s
                       AND (availability.status = 'active'
                            OR availability.status = 'slow' AND $2 = 1)
                 )
         $sql$,
         CASE WHEN condition IS NOT NULL THEN
-            'JOIN {schema}.proxies AS description ON description.pool_id = availability.pool_id '
-            'AND description.id = availability.proxy_id'
+            $join$JOIN {schema}.proxies AS description
+              ON description.pool_id = availability.pool_id
+             AND description.id = availability.proxy_id$join$
         END,
         ' AND (' || condition || ')'
     )
@@ -1010,16 +1012,16 @@ BEGIN
                 $sql$
                     SELECT ARRAY(
                         SELECT availability.proxy_id
-                        FROM {schema}.available_proxies AS availability %s
+                        FROM {format}.available_proxies AS availability %s
                         WHERE availability.pool_id = $1 AND availability.lease_rank <= $2 %s
                         ORDER BY availability.proxy_id
                         LIMIT $3
                     )
                 $sql$,
                 CASE WHEN condition IS NOT NULL THEN
-                    'JOIN {schema}.proxies AS description '
-                    'ON description.pool_id = availability.pool_id '
-                    'AND description.id = availability.proxy_id'
+                    $join$JOIN {schema}.proxies AS description
+                      ON description.pool_id = availability.pool_id
+                     AND description.id = availability.proxy_id$join$
                 END,
                 ' AND (' || condition || ')'
             )

@@ -14,7 +14,7 @@ CREATE TABLE {schema}.events (
     leases_after INTEGER,
     max_concurrency_before INTEGER,
     max_concurrency_after INTEGER,
-    schema_version SMALLINT NOT NULL,
+    schema_version SMALLINT DEFAULT 1 NOT NULL,
     type TEXT NOT NULL,
     status_before TEXT,
     status_after TEXT,
