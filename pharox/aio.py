@@ -9,13 +9,13 @@ was committed either way.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from .effects import call_async, run_async
-from .leasing import Ask, Leasing, fleet_subscriptions, releasing_after, under
+from .leasing import Ask, AskSet, Leasing, fleet_subscriptions, releasing_after, under
 from .models import (
     AcquireEventPayload,
     ExpireEventPayload,
@@ -77,6 +77,37 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         ask = Ask(pool_name, consumer_name, duration_seconds, filters, selector, lease_id)
         return (await run_async(self._acquiring(ask), call_async)).lease
 
+    async def acquire_proxies(
+        self,
+        pool_name: str,
+        count: int,
+        consumer_name: str | None = None,
+        duration_seconds: int = 300,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+        *,
+        at_least: int | None = None,
+        distinct: bool = True,
+        lease_ids: Sequence[UUID] | None = None,
+    ) -> list[Lease]:
+        """Lease several proxies of a pool at once, or none.
+
+        Parameters and errors are those of :meth:`pharox.ProxyManager.acquire_proxies`.
+        A task that is cancelled meanwhile has no lease.
+        """
+        ask = AskSet(
+            pool_name,
+            count,
+            consumer_name,
+            duration_seconds,
+            filters,
+            selector,
+            at_least,
+            distinct,
+            lease_ids,
+        )
+        return await run_async(self._acquiring_set(ask), call_async)
+
     @in_both_orders
     async def acquire_proxy_with_retry(
         self,
@@ -114,6 +145,13 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         """
         await run_async(self._releasing(lease), call_async)
 
+    async def release_proxies(self, leases: Iterable[Lease]) -> None:
+        """Give leases back, all of them, also if the task is cancelled meanwhile.
+
+        As :meth:`pharox.ProxyManager.release_proxies`.
+        """
+        await run_async(self._releasing_all(leases), call_async)
+
     async def cleanup_expired_leases(self) -> int:
         """Take back the proxies of all leases that have run out; return how many there were."""
         return await run_async(self._cleaning_up(), call_async)
@@ -146,8 +184,42 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         lease = await self.acquire_proxy(
             pool_name, consumer_name, duration_seconds, filters, selector, **under(lease_id)
         )
-        async with self._held(lease) as held:
-            yield held
+        async with self._held(lease, self.release_proxy):
+            yield lease
+
+    @asynccontextmanager
+    async def with_leases(
+        self,
+        pool_name: str,
+        count: int,
+        consumer_name: str | None = None,
+        duration_seconds: int = 300,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+        *,
+        at_least: int | None = None,
+        distinct: bool = True,
+        lease_ids: Sequence[UUID] | None = None,
+    ) -> AsyncIterator[list[Lease]]:
+        """Lease several proxies for a block; yields an empty list if too few were free.
+
+        Parameters are those of :meth:`acquire_proxies`. All leases are given back in the
+        end. An exception of the block is never replaced by one of a callback.
+        """
+        leases = await self.acquire_proxies(
+            pool_name,
+            count,
+            consumer_name,
+            duration_seconds,
+            filters,
+            selector,
+            at_least=at_least,
+            distinct=distinct,
+            lease_ids=lease_ids,
+        )
+        # A copy, as the block may change its list.
+        async with self._held([*leases], self.release_proxies):
+            yield leases
 
     @in_both_orders
     @asynccontextmanager
@@ -182,8 +254,8 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
             max_backoff_seconds=max_backoff_seconds,
             **under(lease_id),
         )
-        async with self._held(lease) as held:
-            yield held
+        async with self._held(lease, self.release_proxy):
+            yield lease
 
     def client(
         self,
@@ -250,11 +322,14 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         return bound
 
     @asynccontextmanager
-    async def _held(self, lease: Lease | None) -> AsyncIterator[Lease | None]:
+    async def _held(
+        self, held: Lease | list[Lease] | None, release: Callable[[Any], Awaitable[None]]
+    ) -> AsyncIterator[None]:
+        """Give back what is held when the block ends."""
         try:
-            yield lease
+            yield
         except BaseException as error:
-            await run_async(releasing_after(error, self.release_proxy, lease), call_async)
+            await run_async(releasing_after(error, release, held), call_async)
             raise
-        if lease is not None:
-            await self.release_proxy(lease)
+        if held:
+            await release(held)

@@ -39,6 +39,14 @@ def _shortened(message: str) -> str:
     return f"{message[:half]} [...] {message[-half:]}"
 
 
+def raise_together(errors: Sequence[BaseException], of: str = "several releases failed") -> None:
+    """Raise an error alone, or several as a group; nothing if there is none."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise BaseExceptionGroup(of, errors)
+
+
 class PoolNotFoundError(PharoxError):
     """No pool has this id. Register it with ``storage.save_pool``."""
 
@@ -95,6 +103,22 @@ class SchemaError(PharoxError):
 
 class EventVersionError(PharoxError):
     """The log has an event that this pharox cannot read: a newer one wrote it. Upgrade pharox."""
+
+
+class UndecodableEventError(PharoxError):
+    """The log has an event that is none: something else than pharox wrote it.
+
+    ``pharox verify`` names every such event; the error's ``position`` is that of the first.
+    """
+
+    @classmethod
+    def at(cls, position: int, type_: str, why: str) -> UndecodableEventError:
+        """Return the error that names an event and says why it cannot be read."""
+        return cls(
+            f"the event at position {position} cannot be read as {type_!r}: {why}",
+            position=position,
+            type=type_,
+        )
 
 
 class ProjectionError(PharoxError):

@@ -187,13 +187,14 @@ class _LeaseEvent(_ProxyEvent):
 
 
 class LeaseAcquired(_LeaseEvent):
-    """A consumer got a proxy until ``expires_at``."""
+    """A consumer got a proxy until ``expires_at``; ``own_id``: under an id that it chose."""
 
     type: Literal["LeaseAcquired"] = "LeaseAcquired"
     expires_at: UtcDatetime
     selector: SelectorStrategy | None = None
     filters: dict[str, Any] | None = None
     predicate: bool = False
+    own_id: bool = False
 
 
 class LeaseReleased(_LeaseEvent):
@@ -220,7 +221,11 @@ class LeasesPruned(EventBase):
 
 
 class AcquireMissed(EventBase):
-    """A consumer asked and nothing was free."""
+    """A consumer asked and got nothing.
+
+    ``count`` is how many leases were asked for at once, ``free`` how many of them
+    could have been granted.
+    """
 
     type: Literal["AcquireMissed"] = "AcquireMissed"
     consumer: str
@@ -229,6 +234,8 @@ class AcquireMissed(EventBase):
     selector: SelectorStrategy
     filters: dict[str, Any] | None = None
     predicate: bool = False
+    count: int = 1
+    free: int = 0
 
 
 class CursorMoved(EventBase):

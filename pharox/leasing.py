@@ -18,15 +18,17 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from types import ModuleType
 from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
+from .building import built
 from .cancelling import CANCELLED, outcome_of
 from .effects import Calls
-from .errors import ConflictError, InvalidInputError, LeaseEndedError
+from .errors import ConflictError, InvalidInputError, LeaseEndedError, raise_together
 from .models import (
     AcquireEventPayload,
     CallbackFailurePayload,
@@ -40,16 +42,19 @@ from .models import (
     ReleaseEventPayload,
     RetryConfig,
     SelectorStrategy,
-    check_duration,
     utc_now,
 )
 from .storage.requests import (
     AcquireRequest,
+    AcquireSetRequest,
     Acquisition,
     EndedLease,
     HealthOutcome,
+    ReleaseRequest,
     ReleaseResult,
+    SetAcquisition,
     given_up,
+    new_leases,
 )
 
 P = TypeVar("P")
@@ -58,6 +63,9 @@ logger = logging.getLogger("pharox")
 
 CALLBACK_FAILED = "callback failed"
 """The reason of a release that a failing callback caused."""
+
+
+Request = AcquireRequest | AcquireSetRequest
 
 
 class Ask(NamedTuple):
@@ -69,6 +77,21 @@ class Ask(NamedTuple):
     filters: ProxyFilters | None
     selector: SelectorStrategy | None
     lease_id: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AskSet:
+    """What a caller asks a manager for who needs several leases, as it was given."""
+
+    pool_name: str
+    count: int
+    consumer_name: str | None
+    duration_seconds: int
+    filters: ProxyFilters | None
+    selector: SelectorStrategy | None
+    at_least: int | None
+    distinct: bool
+    lease_ids: Sequence[UUID] | None
 
 
 def under(lease_id: UUID | None) -> dict[str, UUID]:
@@ -147,48 +170,79 @@ class Leasing(ABC, Generic[S]):
 
     def _acquiring(self, ask: Ask) -> Calls[Acquisition]:
         """Lease a proxy and tell of it."""
-        check_duration(ask.duration_seconds)
         request = AcquireRequest(
-            pool_name=ask.pool_name,
-            consumer_name=ask.consumer_name or self.DEFAULT_CONSUMER_NAME,
-            duration_seconds=ask.duration_seconds,
-            filters=ask.filters,
-            selector=SelectorStrategy(ask.selector or SelectorStrategy.FIRST_AVAILABLE),
-            with_stats=bool(self._acquire_callbacks or self._expire_callbacks),
-            lease_id=ask.lease_id,
+            ask.pool_name,
+            ask.consumer_name or self.DEFAULT_CONSUMER_NAME,
+            ask.duration_seconds,
+            ask.filters,
+            ask.selector or SelectorStrategy.FIRST_AVAILABLE,
+            self._is_listened_to(),
+            ask.lease_id,
         )
+        return (yield from self._leasing("acquire_lease", request))  # type: ignore[no-any-return]
+
+    def _acquiring_set(self, ask: AskSet) -> Calls[list[Lease]]:
+        """Lease several proxies and tell of each."""
+        request = AcquireSetRequest(
+            ask.pool_name,
+            ask.consumer_name or self.DEFAULT_CONSUMER_NAME,
+            ask.count,
+            ask.duration_seconds,
+            ask.filters,
+            ask.selector or SelectorStrategy.FIRST_AVAILABLE,
+            self._is_listened_to(),
+            ask.at_least,
+            ask.distinct,
+            ask.lease_ids,  # type: ignore[arg-type] # which the request makes a tuple
+        )
+        found: SetAcquisition = yield from self._leasing("acquire_set", request)
+        return [each.lease for each in found.acquisitions if each.lease is not None]
+
+    def _leasing(self, command: str, request: Request) -> Calls[Any]:
+        """Have the storage carry out an acquisition, and tell of what came of it."""
         started_at = utc_now()
         try:
-            acquisition: Acquisition = yield partial(self._storage.acquire_lease, request)
+            outcome = yield partial(getattr(self._storage, command), request)
         except asyncio.CancelledError as cancelled:
             # Nobody will see a lease that was granted; what ran out on the way did run out.
-            for late in outcome_of(cancelled, "acquire_lease"):
+            for late in outcome_of(cancelled, command):
                 _log((yield from self._tell_expired(late.expired)))
             raise
         except (ConflictError, LeaseEndedError) as refused:
             _log((yield from self._tell_expired(refused.data.get("expired", ()))))
             raise
-        if not request.with_stats:
-            return acquisition
-        payload = _acquire_payload(request, acquisition, started_at=started_at)
-        lease = acquisition.lease
+        if request.with_stats:
+            yield from self._tell_acquired(request, outcome, started_at)
+        return outcome
+
+    def _tell_acquired(
+        self, request: Request, outcome: Acquisition | SetAcquisition, started_at: datetime
+    ) -> Calls[None]:
+        """Tell of what was leased; if that fails, give it back and raise."""
+        payloads = _acquire_payloads(request, outcome, started_at)
+        leases = new_leases(outcome)
         try:
-            errors = yield from self._tell_expired(acquisition.expired)
-            errors += yield from self._tell("acquire", self._acquire_callbacks, [payload])
+            errors: list[BaseException] = []
+            if outcome.expired:
+                errors += yield from self._tell_expired(outcome.expired)
+            errors += yield from self._tell("acquire", self._acquire_callbacks, payloads)
         except GeneratorExit:
             raise
-        except BaseException:  # such as KeyboardInterrupt: the caller will never see this lease
-            if lease is not None and acquisition.is_new:
-                yield partial(self._storage.return_lease, lease, reason=CALLBACK_FAILED)
+        except BaseException:  # such as KeyboardInterrupt: the caller will never see these leases
+            if leases:
+                yield partial(self._storage.return_leases, leases, reason=CALLBACK_FAILED)
             raise
-        if errors and lease is not None and acquisition.is_new:
+        if errors and leases:
             reason = CANCELLED if _cancellation(errors) else CALLBACK_FAILED
             try:
-                errors += yield from self._returning(lease, reason)
+                errors += yield from self._returning_all(leases, reason)
             except Exception as error:
                 errors.append(error)
         _raise(errors)
-        return acquisition
+
+    def _is_listened_to(self) -> bool:
+        """Tell whether anybody wants to hear of an acquisition, and of what ran out before it."""
+        return bool(self._acquire_callbacks or self._expire_callbacks)
 
     def _acquiring_again(
         self, ask: Ask, config: RetryConfig, sleep: Callable[[float], Any]
@@ -207,6 +261,10 @@ class Leasing(ABC, Generic[S]):
     def _releasing(self, lease: Lease) -> Calls[None]:
         """Give a lease back and tell of it."""
         _raise((yield from self._returning(lease)))
+
+    def _releasing_all(self, leases: Iterable[Lease]) -> Calls[None]:
+        """Give leases back, all of them whatever goes wrong with some, and tell of each."""
+        _raise((yield from self._returning_all(leases)))
 
     def _giving_up(self, lease: Lease) -> Calls[None]:
         """Give back a lease that a cancelled task will never see; if that fails, it runs out."""
@@ -236,28 +294,50 @@ class Leasing(ABC, Generic[S]):
 
     def _returning(self, lease: Lease, reason: str | None = None) -> Calls[list[BaseException]]:
         """Give a lease back, tell the callbacks, and return what they raised."""
-        wanted = bool(self._release_callbacks or self._expire_callbacks)
         started_at = utc_now()
-        returned: ReleaseResult
         returned, errors = yield from _to_the_end(
             "return_lease",
-            partial(self._storage.return_lease, lease, reason=reason, with_stats=wanted),
+            partial(
+                self._storage.return_lease,
+                lease,
+                reason=reason,
+                with_stats=self._is_release_listened_to(),
+            ),
         )
-        errors += yield from self._tell_expired(returned.expired)
-        if returned.ending is None or not self._release_callbacks:
-            return errors
-        ended = returned.ending.lease
-        payload = ReleaseEventPayload(
-            lease=ended,
-            pool_name=ended.pool_name,
-            released_at=ended.released_at or utc_now(),
-            lease_duration_ms=ended.duration_ms,
-            pool_stats=returned.ending.stats,
-            reason=reason,
-            started_at=started_at,
-            completed_at=utc_now(),
+        errors += yield from self._tell_returned([returned], started_at)
+        return errors
+
+    def _returning_all(
+        self, leases: Iterable[Lease], reason: str | None = None
+    ) -> Calls[list[BaseException]]:
+        """Give leases back, tell the callbacks, and return what went wrong."""
+        wanted = self._is_release_listened_to()
+        requests = [ReleaseRequest(lease, reason, wanted) for lease in leases]
+        if len(requests) == 1:  # One may be quicker alone.
+            return (yield from self._returning(requests[0].lease, reason))
+        started_at = utc_now()
+        outcomes, errors = yield from _to_the_end(
+            "run_batch", partial(self._storage.run_batch, requests)
         )
-        errors += yield from self._tell("release", self._release_callbacks, [payload])
+        errors += [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        returned = [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
+        errors += yield from self._tell_returned(returned, started_at)
+        return errors
+
+    def _is_release_listened_to(self) -> bool:
+        """Tell whether anybody wants to hear of a release, and of what ran out before it."""
+        return bool(self._release_callbacks or self._expire_callbacks)
+
+    def _tell_returned(
+        self, returned: Sequence[ReleaseResult], started_at: datetime
+    ) -> Calls[list[BaseException]]:
+        errors: list[BaseException] = []
+        if expired := [ended for each in returned for ended in each.expired]:
+            errors += yield from self._tell_expired(expired)
+        if self._release_callbacks:
+            endings = [each.ending for each in returned if each.ending is not None]
+            payloads = [_release_payload(ending, started_at) for ending in endings]
+            errors += yield from self._tell("release", self._release_callbacks, payloads)
         return errors
 
     def _tell_expired(self, expired: Sequence[EndedLease]) -> Calls[list[BaseException]]:
@@ -362,21 +442,46 @@ def fleet_subscriptions() -> ModuleType:
     return fleet
 
 
-def _acquire_payload(
-    request: AcquireRequest, acquisition: Acquisition, *, started_at: datetime
-) -> AcquireEventPayload:
+def _acquire_payloads(
+    request: Request, outcome: Acquisition | SetAcquisition, started_at: datetime
+) -> list[AcquireEventPayload]:
+    """Return a payload for each lease, or the one of a miss."""
     completed_at = utc_now()
-    return AcquireEventPayload(
-        lease=acquisition.lease,
-        pool_name=request.pool_name,
-        consumer_name=request.consumer_name,
-        filters=request.filters,
-        selector=request.selector,
-        started_at=started_at,
-        completed_at=completed_at,
-        duration_ms=max(0, int((completed_at - started_at).total_seconds() * 1000)),
-        pool_stats=acquisition.stats,
-        miss_reason=acquisition.miss_reason,
+    facts = {
+        "pool_name": request.pool_name,
+        "consumer_name": request.consumer_name,
+        "filters": request.filters,
+        "selector": request.selector,
+        "started_at": started_at,
+        "completed_at": completed_at,
+        "duration_ms": max(0, int((completed_at - started_at).total_seconds() * 1000)),
+        "miss_reason": outcome.miss_reason,
+    }
+    if isinstance(outcome, SetAcquisition):
+        hits = [(each.lease, each.stats) for each in outcome.acquisitions]
+        told = hits or [(None, outcome.stats)]
+    else:
+        told = [(outcome.lease, outcome.stats)]
+    return [
+        built(AcquireEventPayload, {"lease": lease, **facts, "pool_stats": stats})
+        for lease, stats in told
+    ]
+
+
+def _release_payload(ending: EndedLease, started_at: datetime) -> ReleaseEventPayload:
+    ended, now = ending.lease, utc_now()
+    return built(
+        ReleaseEventPayload,
+        {
+            "lease": ended,
+            "pool_name": ended.pool_name,
+            "released_at": ended.released_at or now,
+            "lease_duration_ms": ended.duration_ms,
+            "pool_stats": ending.stats,
+            "reason": ending.reason,
+            "started_at": started_at,
+            "completed_at": now,
+        },
     )
 
 
@@ -399,16 +504,18 @@ def retrying(
 
 
 def releasing_after(
-    error: BaseException, release: Callable[[Lease], Any], lease: Lease | None
+    error: BaseException, release: Callable[[Any], Any], held: Lease | Sequence[Lease] | None
 ) -> Calls[None]:
     """Release because the caller's block failed; the block's exception is what counts."""
-    if lease is None:
+    if not held:
         return
     try:
-        yield partial(release, lease)
+        yield partial(release, held)
     except Exception as failure:
-        logger.exception("pharox.release.failed: lease %s", lease.id)
-        error.add_note(f"giving back lease {lease.id} raised as well: {failure!r}")
+        leases = [held] if isinstance(held, Lease) else held
+        named = f"lease {', '.join(str(lease.id) for lease in leases)}"
+        logger.exception("pharox.release.failed: %s", named)
+        error.add_note(f"giving back {named} raised as well: {failure!r}")
 
 
 def _to_the_end(command: str, ask: Callable[[], Any]) -> Calls[tuple[Any, list[BaseException]]]:
@@ -429,10 +536,7 @@ def _raise(errors: Sequence[BaseException]) -> None:
     if (cancellation := _cancellation(errors)) is not None:
         _log([error for error in errors if error is not cancellation])
         raise cancellation
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        raise BaseExceptionGroup("several callbacks failed", errors)
+    raise_together(errors, "several callbacks or releases failed")
 
 
 def _log(errors: Sequence[BaseException]) -> None:

@@ -7,14 +7,14 @@ thread. :class:`pharox.AsyncProxyManager` is its twin for code that awaits.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from uuid import UUID
 
 from .effects import call, is_async, run
 from .errors import InvalidInputError
-from .leasing import Ask, Leasing, fleet_subscriptions, releasing_after, under
+from .leasing import Ask, AskSet, Leasing, fleet_subscriptions, releasing_after, under
 from .models import (
     AcquireEventPayload,
     ExpireEventPayload,
@@ -109,6 +109,67 @@ class ProxyManager(Leasing[IStorage]):
         ask = Ask(pool_name, consumer_name, duration_seconds, filters, selector, lease_id)
         return run(self._acquiring(ask), call).lease
 
+    def acquire_proxies(
+        self,
+        pool_name: str,
+        count: int,
+        consumer_name: str | None = None,
+        duration_seconds: int = 300,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+        *,
+        at_least: int | None = None,
+        distinct: bool = True,
+        lease_ids: Sequence[UUID] | None = None,
+    ) -> list[Lease]:
+        """Lease several proxies of a pool at once, or none.
+
+        Parameters
+        ----------
+        pool_name, consumer_name, duration_seconds, filters, selector:
+            As for :meth:`acquire_proxy`.
+        count:
+            How many leases, from 1 to 1000.
+        at_least:
+            How many will do if there are not ``count``; no fewer than that if None.
+        distinct:
+            No proxy is leased twice in the set.
+        lease_ids:
+            Ids of the leases, ``count`` different ones. However often one consumer asks
+            under them, one set at most is granted, and it is what each call returns.
+
+        Returns
+        -------
+        list of Lease
+            Empty if too few were free; the ``AcquireMissed`` in the log says how many.
+
+        Raises
+        ------
+        InvalidLeaseError
+            If the duration makes no sense.
+        InvalidInputError
+            If anything else makes none.
+        LeaseEndedError
+            If a lease was granted under one of ``lease_ids`` and has ended.
+        ConflictError
+            If it was granted to another consumer, in another pool, or if the leases under
+            these ids are fewer than the set needs.
+        OutcomeUnknownError
+            If the connection to the database broke before the answer.
+        """
+        ask = AskSet(
+            pool_name,
+            count,
+            consumer_name,
+            duration_seconds,
+            filters,
+            selector,
+            at_least,
+            distinct,
+            lease_ids,
+        )
+        return run(self._acquiring_set(ask), call)
+
     @in_both_orders
     def acquire_proxy_with_retry(
         self,
@@ -175,6 +236,19 @@ class ProxyManager(Leasing[IStorage]):
         """
         run(self._releasing(lease), call)
 
+    def release_proxies(self, leases: Iterable[Lease]) -> None:
+        """Give leases back, each as :meth:`release_proxy` does.
+
+        All of them are given back, whatever goes wrong with some; what went wrong is
+        raised afterwards, several errors as an ``ExceptionGroup``.
+
+        Parameters
+        ----------
+        leases:
+            What :meth:`acquire_proxies` returned, or any others.
+        """
+        run(self._releasing_all(leases), call)
+
     def cleanup_expired_leases(self) -> int:
         """Take back the proxies of all leases that have run out.
 
@@ -223,8 +297,42 @@ class ProxyManager(Leasing[IStorage]):
         lease = self.acquire_proxy(
             pool_name, consumer_name, duration_seconds, filters, selector, **under(lease_id)
         )
-        with self._held(lease) as held:
-            yield held
+        with self._held(lease, self.release_proxy):
+            yield lease
+
+    @contextmanager
+    def with_leases(
+        self,
+        pool_name: str,
+        count: int,
+        consumer_name: str | None = None,
+        duration_seconds: int = 300,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+        *,
+        at_least: int | None = None,
+        distinct: bool = True,
+        lease_ids: Sequence[UUID] | None = None,
+    ) -> Iterator[list[Lease]]:
+        """Lease several proxies for a block; yields an empty list if too few were free.
+
+        Parameters are those of :meth:`acquire_proxies`. All leases are given back in the
+        end. An exception of the block is never replaced by one of a callback.
+        """
+        leases = self.acquire_proxies(
+            pool_name,
+            count,
+            consumer_name,
+            duration_seconds,
+            filters,
+            selector,
+            at_least=at_least,
+            distinct=distinct,
+            lease_ids=lease_ids,
+        )
+        # A copy, as the block may change its list.
+        with self._held([*leases], self.release_proxies):
+            yield leases
 
     @in_both_orders
     @contextmanager
@@ -259,8 +367,8 @@ class ProxyManager(Leasing[IStorage]):
             max_backoff_seconds=max_backoff_seconds,
             **under(lease_id),
         )
-        with self._held(lease) as held:
-            yield held
+        with self._held(lease, self.release_proxy):
+            yield lease
 
     def client(
         self,
@@ -357,14 +465,17 @@ class ProxyManager(Leasing[IStorage]):
         return bound
 
     @contextmanager
-    def _held(self, lease: Lease | None) -> Iterator[Lease | None]:
+    def _held(
+        self, held: Lease | list[Lease] | None, release: Callable[[Any], None]
+    ) -> Iterator[None]:
+        """Give back what is held when the block ends."""
         try:
-            yield lease
+            yield
         except BaseException as error:
-            run(releasing_after(error, self.release_proxy, lease), call)
+            run(releasing_after(error, release, held), call)
             raise
-        if lease is not None:
-            self.release_proxy(lease)
+        if held:
+            release(held)
 
     def _checked(self, callback: Callable[[P], Any]) -> Callable[[P], Any]:
         if is_async(callback):

@@ -213,13 +213,14 @@ class SelectorStrategy(StrEnum):
 
 
 class MissReason(StrEnum):
-    """Why an acquisition found nothing."""
+    """Why an acquisition found nothing; TOO_FEW is of a set, of which some were free."""
 
     UNKNOWN_POOL = "unknown_pool"
     EMPTY_POOL = "empty_pool"
     NO_MATCH = "no_match"
     NONE_HEALTHY = "none_healthy"
     AT_CAPACITY = "at_capacity"
+    TOO_FEW = "too_few"
 
 
 class CheckFailure(StrEnum):

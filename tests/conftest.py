@@ -283,7 +283,7 @@ def clock_of(storage: IStorage) -> Clock:
         return DatabaseClock(storage)
     assert isinstance(storage, InMemoryStorage)
     clock = Clock()
-    storage._clock = clock
+    storage._state.clock = clock
     return clock
 
 

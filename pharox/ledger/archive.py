@@ -172,12 +172,12 @@ class _Archiving:
         return leaving, None
 
     def _contents(self, part: Part) -> Contents:
-        with self._storage._driver.session() as session:
+        with self._storage.session() as session:
             statement = archive_statements.contents(self._storage.schema, part)
             return Contents(**session.rows(statement)[0])
 
     def _why_unread(self, contents: Contents) -> str | None:
-        with self._storage._driver.session() as session:
+        with self._storage.session() as session:
             rows = session.rows(archive_statements.slowest_subscription(self._storage.schema))
         if not rows or rows[0]["seq"] >= (contents.last_seq or 0):
             return None
@@ -199,11 +199,11 @@ class _Archiving:
         _compare(files.events, self._events(part), _authentic(files.events))
 
     def _events(self, part: Part) -> Rows:
-        with self._storage._driver.session() as session:
+        with self._storage.session() as session:
             yield from session.stream(archive_statements.part_events(self._storage.schema, part))
 
     def _ticks(self, part: Part, contents: Contents) -> Rows:
-        with self._storage._driver.session() as session:
+        with self._storage.session() as session:
             yield from session.stream(
                 archive_statements.part_ticks(self._storage.schema, part),
                 first_seq=contents.first_seq,
@@ -215,14 +215,14 @@ class _Archiving:
         settled = [c.settled_at for c in leaving.values() if c.settled_at is not None]
         if settled:
             self._storage.prune_leases(max(settled) + timedelta(microseconds=1))
-            with self._storage._driver.session() as session:
+            with self._storage.session() as session:
                 base = snapshots.archived_upto(session, self._storage.schema)
             self._storage.take_snapshot(max(base, *(c.last_seq or 0 for c in leaving.values())))
 
     def _record(self, leaving: dict[Part, Contents]) -> None:
         """List the parts as archived, all at once: the snapshot is behind the last of them."""
         statement = archive_statements.record(self._storage.schema)
-        with self._storage._driver.session() as session:
+        with self._storage.session() as session:
             for part, contents in leaving.items():
                 session.run(
                     statement,

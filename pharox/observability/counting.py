@@ -105,7 +105,7 @@ class FleetCounter:
         If it is a new one under a name that has counted before, it goes on from there:
         what lies before may have been archived.
         """
-        with self._storage._driver.session() as session:
+        with self._storage.session() as session:
             counted = self._counted(session)
         return Subscription(
             self._name,
@@ -120,7 +120,7 @@ class FleetCounter:
 
     def counts(self) -> dict[Count, float]:
         """Return all that has been counted so far."""
-        with self._storage._driver.session() as session:
+        with self._storage.session() as session:
             return self._counts(session)
 
     def _counts(self, session: Session) -> dict[Count, float]:

@@ -121,7 +121,7 @@ class FleetCollector(Collector):
             GaugeMetricFamily(f"{NAMESPACE}_{name}", text, labels=["pool"])
             for name, text in GAUGES.items()
         )
-        with self._storage._driver.session() as session:
+        with self._storage.session() as session:
             rows = session.rows(held_statement(self._storage.schema))
         for row in rows:
             oldest.add_metric([row["pool_name"]], max(0.0, row["oldest_s"]))

@@ -2,17 +2,28 @@
 
 from .async_in_memory import AsyncInMemoryStorage
 from .async_interface import IAsyncStorage
-from .in_memory import InMemoryStorage
 from .interface import IStorage
-from .requests import AcquireRequest, Acquisition, EndedLease, ReleaseResult
+from .memory import InMemoryStorage
+from .requests import (
+    AcquireRequest,
+    AcquireSetRequest,
+    Acquisition,
+    EndedLease,
+    ReleaseRequest,
+    ReleaseResult,
+    SetAcquisition,
+)
 
 __all__ = [
     "AcquireRequest",
+    "AcquireSetRequest",
     "Acquisition",
     "AsyncInMemoryStorage",
     "EndedLease",
     "IAsyncStorage",
     "IStorage",
     "InMemoryStorage",
+    "ReleaseRequest",
     "ReleaseResult",
+    "SetAcquisition",
 ]

@@ -30,9 +30,19 @@ from ..models import (
     utc_now,
 )
 from .async_interface import IAsyncStorage
-from .in_memory import InMemoryStorage
 from .list_import import HALF, ImportReport, ListedIds, MaxRemoved, RemovalReport
-from .requests import AcquireRequest, Acquisition, EndedLease, HealthOutcome, ReleaseResult
+from .memory import InMemoryStorage
+from .requests import (
+    AcquireRequest,
+    AcquireSetRequest,
+    Acquisition,
+    Command,
+    EndedLease,
+    HealthOutcome,
+    Outcome,
+    ReleaseResult,
+    SetAcquisition,
+)
 
 
 class AsyncInMemoryStorage(IAsyncStorage):
@@ -87,6 +97,12 @@ class AsyncInMemoryStorage(IAsyncStorage):
     async def acquire_lease(self, request: AcquireRequest) -> Acquisition:
         return self.memory.acquire_lease(request)
 
+    async def acquire_set(self, request: AcquireSetRequest) -> SetAcquisition:
+        return self.memory.acquire_set(request)
+
+    async def run_batch(self, commands: Sequence[Command]) -> Sequence[Outcome | Exception]:
+        return self.memory.run_batch(commands)
+
     async def create_lease(self, proxy: Proxy, consumer_name: str, duration_seconds: int) -> Lease:
         return self.memory.create_lease(proxy, consumer_name, duration_seconds)
 
@@ -102,6 +118,11 @@ class AsyncInMemoryStorage(IAsyncStorage):
         self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
     ) -> ReleaseResult:
         return self.memory.return_lease(lease, reason=reason, with_stats=with_stats)
+
+    async def return_leases(
+        self, leases: Sequence[Lease], *, reason: str | None = None, with_stats: bool = False
+    ) -> Sequence[ReleaseResult]:
+        return self.memory.return_leases(leases, reason=reason, with_stats=with_stats)
 
     async def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         return self.memory.expire_leases(with_stats=with_stats)

@@ -2,8 +2,9 @@
 
 Each method means what it means there. One rule is added, as a task may be
 cancelled wherever it waits: a command that is cancelled has either not happened
-or is over. ``acquire_lease`` and ``create_lease`` leave no lease behind then,
-``return_lease`` and ``release_lease`` end the lease all the same.
+or is over. ``acquire_lease``, ``acquire_set``, ``run_batch`` and ``create_lease`` leave no
+lease behind then, ``return_lease``, ``return_leases`` and ``release_lease`` end them all
+the same.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from typing import TypeVar
 from uuid import UUID
 
 from ..cancelling import CANCELLED, to_the_end, with_outcome
-from ..effects import call_async, run_async
+from ..effects import Calls, call_async, run_async
 from ..models import (
     HealthCheckResult,
     HealthPolicy,
@@ -32,13 +34,20 @@ from ..models import (
 from . import defaults
 from .requests import (
     AcquireRequest,
+    AcquireSetRequest,
     Acquisition,
+    Command,
     EndedLease,
     HealthOutcome,
+    Outcome,
     ReleaseResult,
+    SetAcquisition,
     given_up,
+    new_leases,
 )
 from .validation import check_age, check_statuses, pool_named
+
+T = TypeVar("T")
 
 
 class IAsyncStorage(ABC):
@@ -137,13 +146,22 @@ class IAsyncStorage(ABC):
 
     async def acquire_lease(self, request: AcquireRequest) -> Acquisition:
         """Find a proxy and lease it."""
-        program = run_async(defaults.acquire_lease(self, request), call_async)
-        acquisition, cancelled = await to_the_end(asyncio.ensure_future(program))
-        if cancelled is not None:
-            if acquisition.is_new:
-                await self._give_up(acquisition.lease)
-            raise with_outcome(cancelled, "acquire_lease", acquisition)
-        return acquisition
+        return await self._complete("acquire_lease", defaults.acquire_lease(self, request))
+
+    async def acquire_set(self, request: AcquireSetRequest) -> SetAcquisition:
+        """Lease several proxies at once: as many as are asked for, at least so many, or none."""
+        return await self._complete("acquire_set", defaults.acquire_set(self, request))
+
+    async def run_batch(self, commands: Sequence[Command]) -> Sequence[Outcome | Exception]:
+        """Carry out commands; return what each came to, in their order."""
+        return await self._complete("run_batch", defaults.run_batch(self, commands))
+
+    async def return_leases(
+        self, leases: Sequence[Lease], *, reason: str | None = None, with_stats: bool = False
+    ) -> Sequence[ReleaseResult]:
+        """Release leases and tell what came of each."""
+        program = defaults.return_leases(self, leases, reason, with_stats=with_stats)
+        return await self._complete("return_leases", program)
 
     async def record_health_checks(
         self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
@@ -176,15 +194,21 @@ class IAsyncStorage(ABC):
     ) -> ReleaseResult:
         """Release a lease and tell what came of it."""
         program = defaults.return_lease(self, lease, reason, with_stats=with_stats)
-        task = asyncio.ensure_future(run_async(program, call_async))
-        returned, cancelled = await to_the_end(task)
-        if cancelled is not None:
-            raise with_outcome(cancelled, "return_lease", returned)
-        return returned
+        return await self._complete("return_lease", program)
 
     async def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         """Take back what has run out; return how many leases did, and those it can tell of."""
         return await self.cleanup_expired_leases(), ()
+
+    async def _complete(self, command: str, program: Calls[T]) -> T:
+        """Run a command's program to its end; a task that was cancelled keeps no lease of it."""
+        task = asyncio.ensure_future(run_async(program, call_async))
+        outcome, cancelled = await to_the_end(task)
+        if cancelled is None:
+            return outcome
+        for lease in new_leases(outcome):
+            await self._give_up(lease)
+        raise with_outcome(cancelled, command, outcome)
 
     async def _give_up(self, lease: Lease | None) -> None:
         """Give back a lease that its task will never see; if that fails, it runs out."""

@@ -9,33 +9,44 @@ where they are declared, in :class:`~pharox.storage.IStorage`.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
 from uuid import UUID
 
 from ..effects import Calls
-from ..errors import InvalidInputError, ProxyNotFoundError
+from ..errors import InvalidInputError, ProxyNotFoundError, raise_together
 from ..models import (
     HealthCheckResult,
     HealthPolicy,
     Lease,
     LeaseStatus,
+    MissReason,
     PoolStatsSnapshot,
     Proxy,
+    ProxyFilters,
     ProxyStatus,
     utc_now,
 )
 from .requests import (
     AcquireRequest,
+    AcquireSetRequest,
     Acquisition,
+    Command,
     EndedLease,
     HealthOutcome,
+    Outcome,
+    Outcomes,
+    ReleaseRequest,
     ReleaseResult,
+    SetAcquisition,
     copy_ending,
     log_late_release,
+    tell_expired,
+    turn_in_batch,
 )
-from .validation import check_reason, check_status
+from .validation import check_commands, check_reason, check_status
 
 
 def acquire_lease(storage: Any, request: AcquireRequest) -> Calls[Acquisition]:
@@ -77,6 +88,62 @@ def return_lease(
     name = recorded.pool_name if with_stats else None
     stats = (yield partial(storage.get_pool_stats, name)) if name else None
     return ReleaseResult(EndedLease(lease, stats, reason))
+
+
+def acquire_set(storage: Any, request: AcquireSetRequest) -> Calls[SetAcquisition]:
+    """Lease one proxy after another; give all back if they are too few."""
+    if request.lease_ids is not None:
+        raise InvalidInputError(f"{type(storage).__name__} grants no set under ids of the caller's")
+    granted: list[Acquisition] = []
+    try:
+        last = yield from _lease_up_to(storage, request, granted)
+        if len(granted) >= request.needed:
+            told = tuple(replace(each, expired=()) for each in granted)
+            return SetAcquisition(told, expired=_expired_of(granted))
+    except GeneratorExit:
+        raise
+    except BaseException:  # The caller will never see these leases.
+        yield from _give_back(storage, granted)
+        raise
+    yield from _give_back(storage, granted)
+    return SetAcquisition(
+        miss_reason=MissReason.TOO_FEW if granted else last.miss_reason,
+        free=len(granted),
+        stats=(yield from _stats(storage, request)),
+        expired=_expired_of([*granted, last]),
+    )
+
+
+def return_leases(
+    storage: Any, leases: Sequence[Lease], reason: str | None, *, with_stats: bool
+) -> Calls[list[ReleaseResult]]:
+    """Release leases; raise what went wrong after all of them were tried."""
+    commands = [ReleaseRequest(lease, reason, with_stats) for lease in leases]
+    outcomes = yield partial(storage.run_batch, commands)
+    raise_together([outcome for outcome in outcomes if isinstance(outcome, Exception)])
+    return outcomes  # type: ignore[no-any-return]
+
+
+def run_batch(storage: Any, commands: Sequence[Command]) -> Calls[Outcomes]:
+    """Carry out commands one after another: expiry, then releases, then acquisitions."""
+    check_commands(commands)
+    expired: Sequence[EndedLease] = ()
+    asking = [command for command in commands if not isinstance(command, ReleaseRequest)]
+    for consumer in dict.fromkeys(command.consumer_name for command in asking):
+        yield partial(storage.ensure_consumer, consumer)
+    if asking:
+        with_stats = any(command.with_stats for command in commands)
+        _, expired = yield partial(storage.expire_leases, with_stats=with_stats)
+    outcomes: list[Any] = [None] * len(commands)
+    for turn in (0, 1):
+        for place, command in enumerate(commands):
+            if turn_in_batch(command) == turn:
+                outcomes[place] = yield from _carry_out(storage, command)
+    for name in dict.fromkeys(ended.lease.pool_name for ended in expired):
+        of_pool = [ended for ended in expired if ended.lease.pool_name == name]
+        places = [i for i, command in enumerate(commands) if _pool_name(command) == name]
+        tell_expired(outcomes, places or range(len(commands)), of_pool)
+    return outcomes
 
 
 def record_health_checks(
@@ -137,7 +204,71 @@ def _record_one(storage: Any, result: HealthCheckResult) -> Calls[HealthOutcome]
     )
 
 
-def _stats(storage: Any, request: AcquireRequest) -> Calls[PoolStatsSnapshot | None]:
+def _lease_up_to(
+    storage: Any, request: AcquireSetRequest, granted: list[Acquisition]
+) -> Calls[Acquisition]:
+    """Add acquisitions to ``granted`` until there are enough; return the last one, maybe a miss."""
+    while True:
+        acquisition: Acquisition = yield partial(storage.acquire_lease, _next(request, granted))
+        if acquisition.lease is not None:
+            granted.append(acquisition)
+        if acquisition.lease is None or len(granted) == request.count:
+            return acquisition
+
+
+def _next(request: AcquireSetRequest, granted: Sequence[Acquisition]) -> AcquireRequest:
+    """Return the request for the next lease of a set, on another proxy if it is to be distinct."""
+    filters = request.filters
+    if request.distinct and granted:
+        taken = {each.lease.proxy_id for each in granted if each.lease is not None}
+        filters = ProxyFilters(
+            all_of=None if filters is None else [filters],
+            predicate=lambda proxy: proxy.id not in taken,
+        )
+    return AcquireRequest(
+        request.pool_name,
+        request.consumer_name,
+        request.duration_seconds,
+        filters,
+        request.selector,
+        request.with_stats,
+    )
+
+
+def _give_back(storage: Any, granted: Sequence[Acquisition]) -> Calls[None]:
+    errors: list[Exception] = []
+    for each in granted:
+        try:
+            yield partial(storage.return_lease, each.lease, reason=MissReason.TOO_FEW.value)
+        except Exception as error:
+            errors.append(error)
+    raise_together(errors)
+
+
+def _expired_of(acquisitions: Sequence[Acquisition]) -> tuple[EndedLease, ...]:
+    return tuple(ended for each in acquisitions for ended in each.expired)
+
+
+def _carry_out(storage: Any, command: Command) -> Calls[Outcome | Exception]:
+    try:
+        if isinstance(command, ReleaseRequest):
+            how = {"reason": command.reason, "with_stats": command.with_stats}
+            return (yield partial(storage.return_lease, command.lease, **how))  # type: ignore[no-any-return]
+        single = isinstance(command, AcquireRequest)
+        ask = storage.acquire_lease if single else storage.acquire_set
+        return (yield partial(ask, command))  # type: ignore[no-any-return]
+    except Exception as error:
+        return error
+
+
+def _pool_name(command: Command) -> str | None:
+    named = command.lease if isinstance(command, ReleaseRequest) else command
+    return named.pool_name
+
+
+def _stats(
+    storage: Any, request: AcquireRequest | AcquireSetRequest
+) -> Calls[PoolStatsSnapshot | None]:
     if not request.with_stats:
         return None
     return (yield partial(storage.get_pool_stats, request.pool_name))  # type: ignore[no-any-return]

@@ -1,10 +1,10 @@
 """What a storage adapter does.
 
 The abstract methods are those of 0.11.0, so an adapter written for it works
-unchanged. The manager itself calls three more: :meth:`IStorage.acquire_lease`,
-:meth:`IStorage.return_lease` and :meth:`IStorage.expire_leases`. Here they are
-written with the abstract ones; an adapter that can decide in one go overrides
-them, as both of ours do.
+unchanged. The manager itself calls others: :meth:`IStorage.acquire_lease`,
+:meth:`IStorage.return_lease`, :meth:`IStorage.expire_leases`, and of several leases
+:meth:`IStorage.acquire_set` and :meth:`IStorage.run_batch`. Here they are written with
+the abstract ones; an adapter that can decide in one go overrides them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,17 @@ from ..models import (
     SelectorStrategy,
 )
 from . import defaults
-from .requests import AcquireRequest, Acquisition, EndedLease, HealthOutcome, ReleaseResult
+from .requests import (
+    AcquireRequest,
+    AcquireSetRequest,
+    Acquisition,
+    Command,
+    EndedLease,
+    HealthOutcome,
+    Outcome,
+    ReleaseResult,
+    SetAcquisition,
+)
 from .validation import check_age, check_statuses, pool_named
 
 
@@ -195,6 +205,53 @@ class IStorage(ABC):
             If it was granted to another consumer, or in another pool.
         """
         return run(defaults.acquire_lease(self, request), call)
+
+    def acquire_set(self, request: AcquireSetRequest) -> SetAcquisition:
+        """Lease several proxies at once: as many as are asked for, at least so many, or none.
+
+        This default asks :meth:`acquire_lease` for one after the other, and gives all back
+        with the reason ``too_few`` if they are not enough. So others see a part of a set
+        for a moment, the log has the leases of a set that was not granted, and a miss in it
+        is that of the lease that was missing. Distinct proxies are found by a predicate.
+        It grants no set under ``lease_ids`` of the caller's.
+
+        Raises
+        ------
+        LeaseEndedError
+            If a lease was granted under one of the request's ``lease_ids`` and has ended.
+        ConflictError
+            If it was granted to another consumer, in another pool, or if the leases under
+            these ids are fewer than the set needs.
+        """
+        return run(defaults.acquire_set(self, request), call)
+
+    def run_batch(self, commands: Sequence[Command]) -> Sequence[Outcome | Exception]:
+        """Carry out commands; return what each came to, in their order.
+
+        They mean what they would mean one after another, in this order: leases that have
+        run out are taken back, leases are given back, proxies are leased in the order of
+        asking. A command that fails leaves the others alone, and its error is its answer.
+        Each lease that ran out is told of in one answer: of the first command of its pool.
+
+        This default calls the methods for single commands. It takes back what has run out
+        in every pool if a proxy is asked for.
+
+        Raises
+        ------
+        InvalidInputError
+            If one of them is no command; then nothing is done.
+        """
+        return run(defaults.run_batch(self, commands), call)
+
+    def return_leases(
+        self, leases: Sequence[Lease], *, reason: str | None = None, with_stats: bool = False
+    ) -> Sequence[ReleaseResult]:
+        """Release leases and tell what came of each, as :meth:`return_lease` does.
+
+        All of them are tried; then the error of one is raised, or those of several as an
+        ``ExceptionGroup``.
+        """
+        return run(defaults.return_leases(self, leases, reason, with_stats=with_stats), call)
 
     def record_health_checks(
         self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None

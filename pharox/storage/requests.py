@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import cast
 from uuid import UUID
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, PharoxError
 from ..events import EventBase, HealthChecked
 from ..ids import health_record_id
 from ..models import (
@@ -22,18 +22,32 @@ from ..models import (
     ProxyHealthRecord,
     ProxyStatus,
     SelectorStrategy,
+    check_duration,
     check_filters,
+    check_name,
+    check_text,
+    check_whole,
 )
 
 logger = logging.getLogger("pharox")
 
+MAX_SET = 1000
+"""How many leases one set has at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class AcquireRequest:
-    """What a consumer asks for.
+    """What a consumer asks for, checked.
 
     ``duration_seconds`` is the lease's length. Under a ``lease_id`` of the
     caller's one lease at most is ever granted.
+
+    Raises
+    ------
+    InvalidLeaseError
+        If the duration makes no sense.
+    InvalidInputError
+        If anything else is not what a storage can answer.
     """
 
     pool_name: str
@@ -45,10 +59,92 @@ class AcquireRequest:
     lease_id: UUID | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.lease_id, UUID | None):
+        if self.lease_id is not None and not isinstance(self.lease_id, UUID):
             raise InvalidInputError("a lease_id must be a UUID", value=self.lease_id)
-        object.__setattr__(self, "selector", SelectorStrategy(self.selector))
-        check_filters(self.filters)
+        _check_asked(self)
+
+
+@dataclass(frozen=True, slots=True)
+class AcquireSetRequest:
+    """What a consumer asks for who needs several leases at once, checked.
+
+    The set is granted if ``at_least`` so many can be leased, all ``count`` if None; else
+    nothing is. ``distinct`` means that no proxy is leased twice. The ``lease_ids`` of the
+    caller are one for each lease; the set that was granted under them is never granted again.
+
+    Raises
+    ------
+    InvalidLeaseError
+        If the duration makes no sense.
+    InvalidInputError
+        If anything else is not what a storage can answer.
+    """
+
+    pool_name: str
+    consumer_name: str
+    count: int
+    duration_seconds: float = 300
+    filters: ProxyFilters | None = None
+    selector: SelectorStrategy = SelectorStrategy.FIRST_AVAILABLE
+    with_stats: bool = False
+    at_least: int | None = None
+    distinct: bool = True
+    lease_ids: tuple[UUID, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= check_whole(self.count, "count") <= MAX_SET:
+            raise InvalidInputError(f"count must be from 1 to {MAX_SET}", value=self.count)
+        if not 1 <= check_whole(self.needed, "at_least") <= self.count:
+            raise InvalidInputError("at_least must be from 1 to count", value=self.at_least)
+        if self.lease_ids is not None:
+            object.__setattr__(self, "lease_ids", _checked_ids(self.lease_ids, self.count))
+        _check_asked(self)
+
+    @property
+    def needed(self) -> int:
+        """How many leases the set has at least."""
+        return self.count if self.at_least is None else self.at_least
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseRequest:
+    """A lease to give back, of which only the id counts, and why."""
+
+    lease: Lease
+    reason: str | None = None
+    with_stats: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.lease, Lease):
+            raise InvalidInputError(f"a lease is needed, not a {type(self.lease).__name__}")
+        if self.reason is not None:
+            check_text(self.reason)
+
+
+Command = AcquireRequest | AcquireSetRequest | ReleaseRequest
+"""What several callers, or one, can ask of a storage in one batch."""
+
+
+def _check_asked(request: AcquireRequest | AcquireSetRequest) -> None:
+    """Check what one lease and a set of them have in common."""
+    check_duration(request.duration_seconds)
+    check_name(request.pool_name, "pool")
+    check_name(request.consumer_name, "consumer")
+    check_filters(request.filters)
+    if type(request.selector) is not SelectorStrategy:
+        object.__setattr__(request, "selector", SelectorStrategy(request.selector))
+
+
+def _checked_ids(lease_ids: Iterable[UUID], count: int) -> tuple[UUID, ...]:
+    try:
+        ids = tuple(lease_ids)
+    except TypeError:
+        raise InvalidInputError("lease_ids must be several UUIDs", value=lease_ids) from None
+    if not all(isinstance(each, UUID) for each in ids):
+        raise InvalidInputError("lease_ids must be UUIDs", value=ids)
+    if len(ids) != count or len(set(ids)) != count:
+        raise InvalidInputError(f"lease_ids must be {count} different UUIDs, one a lease")
+    return ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +182,64 @@ class Acquisition:
     stats: PoolStatsSnapshot | None = None
     expired: Sequence[EndedLease] = field(default=())
     is_new: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SetAcquisition:
+    """What asking for several leases at once came to.
+
+    ``acquisitions`` are as many as were leased, in order, each with the statistics after
+    it; none for a miss. Then ``free`` is how many could have been leased, and ``stats`` are
+    those after the miss. ``expired`` are the leases that were taken back on the way.
+    """
+
+    acquisitions: tuple[Acquisition, ...] = ()
+    miss_reason: MissReason | None = None
+    free: int = 0
+    stats: PoolStatsSnapshot | None = None
+    expired: Sequence[EndedLease] = field(default=())
+
+
+Outcome = Acquisition | SetAcquisition | ReleaseResult
+"""What a command came to."""
+
+Outcomes = list[Outcome | Exception]
+"""What the commands of a batch came to: of one that failed, its error."""
+
+
+def turn_in_batch(command: Command) -> int:
+    """Return whose turn a command is in a batch: what is given back can be leased again."""
+    return 0 if isinstance(command, ReleaseRequest) else 1
+
+
+def new_leases(outcome: object) -> list[Lease]:
+    """Return the leases that were granted to the call whose outcome this is, or outcomes."""
+    if isinstance(outcome, Acquisition):
+        return [outcome.lease] if outcome.lease is not None and outcome.is_new else []
+    parts = outcome.acquisitions if isinstance(outcome, SetAcquisition) else outcome
+    if not isinstance(parts, list | tuple):
+        return []
+    return [lease for each in parts for lease in new_leases(each)]
+
+
+def tell_expired(outcomes: Outcomes, places: Sequence[int], expired: Sequence[EndedLease]) -> None:
+    """Add expired leases to one answer among those at these places: the first that is no error.
+
+    Parameters
+    ----------
+    outcomes:
+        The answers of a batch; one of them is replaced.
+    places:
+        At least one place of them, in order.
+    expired:
+        The leases to tell of.
+    """
+    place = next((i for i in places if not isinstance(outcomes[i], Exception)), places[0])
+    outcome = outcomes[place]
+    if not isinstance(outcome, Exception):
+        outcomes[place] = replace(outcome, expired=(*outcome.expired, *expired))
+    elif isinstance(outcome, PharoxError):
+        outcome.data["expired"] = tuple(expired)
 
 
 @dataclass(frozen=True, slots=True)

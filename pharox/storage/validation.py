@@ -19,9 +19,11 @@ from ..models import (
     ProxyStatus,
     check_text,
 )
-from .requests import AcquireRequest, EndedLease
+from .requests import AcquireRequest, AcquireSetRequest, Command, EndedLease, ReleaseRequest
 
 M = TypeVar("M", bound=BaseModel)
+
+_COMMANDS = (AcquireRequest, ReleaseRequest, AcquireSetRequest)
 
 
 def checked_model(model: M) -> M:
@@ -113,8 +115,15 @@ def check_one_pool_each(proxies: Sequence[Proxy]) -> Sequence[Proxy]:
     return proxies
 
 
+def check_commands(commands: Sequence[Command]) -> None:
+    """Raise :class:`InvalidInputError` unless all of these are commands."""
+    for command in commands:
+        if not isinstance(command, _COMMANDS):
+            raise InvalidInputError(f"a {type(command).__name__} is no command of a batch")
+
+
 def check_granted(
-    lease: Lease, request: AcquireRequest, expired: Sequence[EndedLease] = ()
+    lease: Lease, request: AcquireRequest | AcquireSetRequest, expired: Sequence[EndedLease] = ()
 ) -> None:
     """Check that a lease which has the request's id was granted to this very caller.
 

@@ -11,7 +11,7 @@ import pytest
 
 from ..models import Lease, LeaseStatus
 from ..storage.async_interface import IAsyncStorage
-from ..storage.requests import AcquireRequest
+from ..storage.requests import AcquireRequest, AcquireSetRequest, ReleaseRequest
 from .awaiting import Awaited
 from .contract import StorageContract, counts, lease_from, make_pool, make_proxy
 
@@ -95,6 +95,39 @@ class AsyncStorageContract(StorageContract):
             assert counts(storage, pool) == (1, 1, 1, 0, 0)
         assert asked.steps < step
         assert counts(storage, pool) == (1, 1, 0, 1, 1)
+
+    @pytest.mark.parametrize("as_it_wakes", [False, True])
+    def test_a_cancelled_set_leaves_no_lease(self, storage: Any, *, as_it_wakes: bool) -> None:
+        """Wherever a task is cancelled while it acquires several, nothing is leased afterwards."""
+        pool = make_pool(storage)
+        for _ in range(2):
+            make_proxy(storage, pool)
+        request = AcquireSetRequest(pool.name, "worker", 2)
+        for step in count(1):
+            asked = Interrupted(
+                storage.awaitable.acquire_set(request), [step], as_it_wakes=as_it_wakes
+            )
+            if not storage.is_cancelled(asked):
+                break
+            assert counts(storage, pool) == (2, 2, 2, 0, 0)
+        assert asked.steps < step
+        assert counts(storage, pool) == (2, 2, 0, 2, 2)
+
+    def test_a_cancelled_batch_gives_back_and_leases_nothing(self, storage: Any) -> None:
+        """Wherever a task is cancelled, its batch's releases are done and its leases are gone."""
+        pool = make_pool(storage)
+        for _ in range(2):
+            make_proxy(storage, pool)
+        for step in count(1):
+            held: Lease = lease_from(storage, pool)
+            commands = [AcquireRequest(pool.name, "worker"), ReleaseRequest(held)]
+            asked = Interrupted(storage.awaitable.run_batch(commands), [step])
+            if not storage.is_cancelled(asked):
+                break
+            assert held.status is LeaseStatus.RELEASED
+            assert counts(storage, pool) == (2, 2, 2, 0, 0)
+        assert asked.steps < step
+        assert counts(storage, pool) == (2, 2, 1, 1, 1)
 
     @pytest.mark.parametrize("as_it_wakes", [False, True])
     def test_a_cancelled_release_releases(self, storage: Any, *, as_it_wakes: bool) -> None:

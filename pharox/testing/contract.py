@@ -24,6 +24,7 @@ from ..models import (
     HealthCheckResult,
     Lease,
     LeaseStatus,
+    MissReason,
     Proxy,
     ProxyFilters,
     ProxyHealthRecord,
@@ -34,7 +35,13 @@ from ..models import (
     utc_now,
 )
 from ..storage.interface import IStorage
-from ..storage.requests import AcquireRequest
+from ..storage.requests import (
+    AcquireRequest,
+    AcquireSetRequest,
+    Acquisition,
+    ReleaseRequest,
+    ReleaseResult,
+)
 
 PassTime = Callable[[float], None]
 _ports = count(1024)
@@ -317,6 +324,175 @@ class StorageContract:
         with pytest.raises(LeaseEndedError):
             storage.acquire_lease(request)
         assert lease_from(storage, pool).id != request.lease_id
+
+    # Sets and batches
+
+    def test_a_set_is_granted_as_a_whole(self, storage: IStorage) -> None:
+        """As many leases as were asked for, on different proxies, each with its statistics."""
+        pool = make_pool(storage)
+        for _ in range(3):
+            make_proxy(storage, pool, max_concurrency=2)
+        found = storage.acquire_set(AcquireSetRequest(pool.name, "w", 3, with_stats=True))
+        leases = [each.lease for each in found.acquisitions if each.lease is not None]
+        assert len({lease.proxy_id for lease in leases}) == len(leases) == 3
+        assert {lease.consumer_name for lease in leases} <= {"w", None}
+        stats = [each.stats for each in found.acquisitions]
+        assert [each and each.total_leases for each in stats] == [1, 2, 3]
+        assert (found.miss_reason, found.free) == (None, 0)
+        assert counts(storage, pool) == (3, 3, 3, 3, 3)
+
+    def test_a_set_that_cannot_be_had_leaves_nothing_leased(self, storage: IStorage) -> None:
+        """It is told how many were free, or why none was."""
+        pool = make_pool(storage)
+        for _ in range(2):
+            make_proxy(storage, pool)
+        found = storage.acquire_set(AcquireSetRequest(pool.name, "w", 3, with_stats=True))
+        assert found.acquisitions == ()
+        assert (found.miss_reason, found.free) == (MissReason.TOO_FEW, 2)
+        assert found.stats is not None
+        assert found.stats.total_leases == 0
+        assert counts(storage, pool) == (2, 2, 2, 0, 0)
+        nowhere = storage.acquire_set(AcquireSetRequest("nowhere", "w", 3))
+        assert (nowhere.acquisitions, nowhere.free) == ((), 0)
+
+    def test_a_set_may_be_smaller(self, storage: IStorage) -> None:
+        """With ``at_least`` as many are leased as are free, if they are so many."""
+        pool = make_pool(storage)
+        for _ in range(3):
+            make_proxy(storage, pool)
+        assert storage.acquire_set(AcquireSetRequest(pool.name, "w", 9, at_least=4)).free == 3
+        found = storage.acquire_set(AcquireSetRequest(pool.name, "w", 9, at_least=2))
+        assert len(found.acquisitions) == 3
+        assert counts(storage, pool) == (3, 3, 0, 3, 3)
+
+    @pytest.mark.parametrize(
+        ("selector", "order"),
+        [
+            (SelectorStrategy.FIRST_AVAILABLE, [1, 1, 2, 2]),
+            (SelectorStrategy.LOWEST_LATENCY, [1, 1, 2, 2]),
+            (SelectorStrategy.LEAST_USED, [2, 1, 2, 1]),
+            (SelectorStrategy.ROUND_ROBIN, [1, 2, 1, 2]),
+        ],
+    )
+    def test_a_set_follows_its_selector(
+        self, storage: IStorage, selector: SelectorStrategy, order: list[int]
+    ) -> None:
+        """Proxies that may be leased twice are, as single acquisitions would lease them."""
+        pool, now = make_pool(storage), utc_now()
+        for number in (1, 2):
+            checked_at = now - timedelta(hours=number)
+            make_proxy(storage, pool, id=UUID(int=number), checked_at=checked_at, max_concurrency=2)
+        request = AcquireSetRequest(pool.name, "w", 4, selector=selector, distinct=False)
+        found = storage.acquire_set(request)
+        assert [each.lease and each.lease.proxy_id.int for each in found.acquisitions] == order
+
+    def test_distinct_proxies_match_the_filters(self, storage: IStorage) -> None:
+        """A set of distinct proxies has those that match, each once."""
+        pool = make_pool(storage)
+        wanted = {make_proxy(storage, pool, country="AR", max_concurrency=5).id for _ in range(2)}
+        make_proxy(storage, pool, country="CL", max_concurrency=5)
+        request = AcquireSetRequest(
+            pool.name, "w", 5, filters=ProxyFilters(country="AR"), at_least=1
+        )
+        found = storage.acquire_set(request)
+        assert len(found.acquisitions) == 2
+        assert {each.lease and each.lease.proxy_id for each in found.acquisitions} == wanted
+
+    def test_a_set_is_leased_once_under_its_ids(self, storage: IStorage) -> None:
+        """Under ids of the caller's one set at most is granted; or ids are refused."""
+        pool = make_pool(storage)
+        for _ in range(4):
+            make_proxy(storage, pool)
+        ids = (uuid4(), uuid4())
+        request = AcquireSetRequest(pool.name, "w", 2, lease_ids=ids)
+        try:
+            first = storage.acquire_set(request)
+        except InvalidInputError:
+            assert counts(storage, pool) == (4, 4, 4, 0, 0)
+            return
+        again = storage.acquire_set(request)
+        assert [each.lease and each.lease.id for each in first.acquisitions] == list(ids)
+        assert [each.lease for each in again.acquisitions] == [x.lease for x in first.acquisitions]
+        assert [each.is_new for each in again.acquisitions] == [False, False]
+        assert counts(storage, pool) == (4, 4, 2, 2, 2)
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"count": 0},
+            {"count": 1001},
+            {"count": True},
+            {"count": 1.5},
+            {"at_least": 0},
+            {"at_least": 3},
+            {"lease_ids": (UUID(int=1),)},
+            {"lease_ids": (UUID(int=1), UUID(int=1))},
+            {"lease_ids": ("a", "b")},
+            {"duration_seconds": 0},
+            {"pool_name": ""},
+            {"consumer_name": "a\x00b"},
+            {"selector": "cheapest"},
+        ],
+    )
+    def test_a_set_must_make_sense(self, storage: IStorage, wrong: dict[str, Any]) -> None:
+        """A set that nobody could be granted is refused before anything is asked."""
+        pool = make_pool(storage)
+        asked = {"pool_name": pool.name, "consumer_name": "w", "count": 2, **wrong}
+        with pytest.raises(ValueError):  # noqa: PT011 - ours are ValueErrors, as are the enum's
+            storage.acquire_set(AcquireSetRequest(**asked))
+
+    def test_leases_are_given_back_together(self, storage: IStorage) -> None:
+        """All of them end; one that had ended stays as it is."""
+        pool = make_pool(storage)
+        for _ in range(3):
+            make_proxy(storage, pool)
+        leases = [lease_from(storage, pool) for _ in range(3)]
+        storage.release_lease(leases[1])
+        returned = storage.return_leases(leases, reason="done", with_stats=True)
+        assert [each.ending is not None for each in returned] == [True, False, True]
+        stats = [each.ending.stats for each in returned if each.ending is not None]
+        assert [each and each.total_leases for each in stats] == [1, 0]
+        assert {lease.status for lease in leases} == {LeaseStatus.RELEASED}
+        assert storage.return_leases([]) == []
+
+    def test_a_batch_gives_back_first(self, storage: IStorage) -> None:
+        """What one command gives back another one of its batch can lease, whatever their order."""
+        pool = make_pool(storage)
+        make_proxy(storage, pool)
+        held = lease_from(storage, pool)
+        one, other = AcquireRequest(pool.name, "one"), AcquireRequest(pool.name, "other")
+        outcomes = storage.run_batch([one, ReleaseRequest(held), other])
+        first, released, second = outcomes
+        assert isinstance(first, Acquisition)
+        assert isinstance(released, ReleaseResult)
+        assert isinstance(second, Acquisition)
+        assert first.lease is not None
+        assert first.lease.proxy_id == held.proxy_id
+        assert released.ending is not None
+        assert second.lease is None
+        assert storage.run_batch([]) == []
+
+    def test_an_error_is_one_commands_own(self, storage: IStorage) -> None:
+        """A command that fails has its error as its answer, and the others theirs."""
+        pool = make_pool(storage)
+        make_proxy(storage, pool)
+
+        def breaks(_: Proxy) -> bool:
+            raise ZeroDivisionError
+
+        broken = AcquireRequest(pool.name, "w", filters=ProxyFilters(predicate=breaks))
+        error, acquired = storage.run_batch([broken, AcquireRequest(pool.name, "w")])
+        assert isinstance(error, ZeroDivisionError)
+        assert isinstance(acquired, Acquisition)
+        assert acquired.lease is not None
+
+    def test_only_commands_make_a_batch(self, storage: IStorage) -> None:
+        """With anything else among them nothing is done."""
+        pool = make_pool(storage)
+        make_proxy(storage, pool)
+        with pytest.raises(InvalidInputError):
+            storage.run_batch([AcquireRequest(pool.name, "w"), "release"])  # type: ignore[list-item]
+        assert counts(storage, pool) == (1, 1, 1, 0, 0)
 
     def test_an_unknown_pool_is_a_miss(self, storage: IStorage) -> None:
         """Asking a pool that there is not returns nothing and raises nothing."""

@@ -20,7 +20,8 @@ from pharox import (
 )
 from pharox.ledger.rebuild import rebuild
 from pharox.log import Extract
-from pharox.storage.postgres import PostgresStorage, ending
+from pharox.storage.postgres import PostgresStorage
+from pharox.storage.postgres.batch import Batch, Unsettled
 from tests import pgbouncer
 from tests.conftest import SECRET_KEY, fill, threads
 from tests.pgbouncer import pooled_engine
@@ -222,8 +223,7 @@ def test_a_release_that_finds_its_lease_active_raises(
     lease = ProxyManager(postgres).acquire_proxy("pool")
     assert lease is not None
     # As where another statement runs in its place.
-    expiry = ending.expire_statement("pharox")
-    monkeypatch.setattr(ending, "release_statement", lambda *_, **__: expiry)
+    monkeypatch.setattr(Batch, "outcomes", lambda *_: [Unsettled("locked")])
     with pytest.raises(DatabaseError, match=f"{lease.id} is still active") as told:
         postgres.release_lease(lease)
     assert told.value.data["lease_id"] == lease.id

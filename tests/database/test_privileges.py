@@ -199,10 +199,9 @@ FOR_NOBODY = [
     "UPDATE pharox.ticks SET root = ''",
     "DELETE FROM pharox.ticks",
     "INSERT INTO pharox.seals VALUES (99, 99, '')",
-    "INSERT INTO pharox.events (position, pool_id, data, recorded_at, type) "
-    "VALUES (-1, gen_random_uuid(), '{}', now(), 'PoolRemoved')",
-    "INSERT INTO pharox.events (tx, pool_id, data, recorded_at, type) "
-    "VALUES ('3', gen_random_uuid(), '{}', now(), 'PoolRemoved')",
+    "INSERT INTO pharox.events (pool_id, data, recorded_at, type, schema_version) "
+    "VALUES (gen_random_uuid(), '{}', now(), 'PoolRemoved', 1)",
+    "SELECT nextval('pharox.events_position_seq')",
     "SELECT setval('pharox.events_position_seq', 1)",
     "UPDATE pharox.partitions SET archive = '/elsewhere'",
     "INSERT INTO pharox.snapshots VALUES (1, now(), '{}')",
@@ -227,9 +226,6 @@ FOR_NOBODY = [
 FOR_NO_READER = [
     "SELECT * FROM pharox.proxy_credentials",
     "SELECT secret FROM pharox.proxy_credentials",
-    "INSERT INTO pharox.events (pool_id, data, recorded_at, type) "
-    "VALUES (gen_random_uuid(), '{}', now(), 'PoolRemoved')",
-    "SELECT nextval('pharox.events_position_seq')",
     *(f"DELETE FROM pharox.{table}" for table in ("leases", "pools", "subscriptions")),
     "UPDATE pharox.available_proxies SET current_leases = 0",
     "INSERT INTO pharox.consumers VALUES ('me', gen_random_uuid())",

@@ -67,7 +67,7 @@ def lived_in(server_url: str, template: str) -> Iterator[PostgresStorage]:
         for table, constraint in run_sql(
             storage.engine,
             "SELECT conrelid::regclass::text, conname FROM pg_constraint "
-            "WHERE contype = 'c' AND connamespace = 'pharox'::regnamespace",
+            "WHERE contype = 'c' AND coninhcount = 0 AND connamespace = 'pharox'::regnamespace",
         ):
             run_sql(storage.engine, f"ALTER TABLE {table} DROP CONSTRAINT {constraint}")
         yield storage

@@ -27,17 +27,14 @@ from pharox import (
     LeaseStatus,
     OutcomeUnknownError,
     ProxyManager,
-    SelectorStrategy,
     new_lease_id,
 )
 from pharox.ledger.rebuild import rebuild
 from pharox.storage.postgres import (
     AsyncPostgresStorage,
     PostgresStorage,
-    acquiring,
     cancellation_guard,
     deadline,
-    ending,
 )
 from pharox.testing import Awaited
 from tests.conftest import SECRET_KEY, open_async_engine, open_engine
@@ -48,13 +45,6 @@ T = TypeVar("T")
 POOL = "pool"
 LEASE_S = 1
 """Long enough to be released in time, and short enough to be waited for."""
-
-for _wait in (False, True):
-    acquiring.acquire_statement(
-        "pharox", SelectorStrategy.FIRST_AVAILABLE, None, wait=_wait, with_stats=False
-    )
-    ending.expire_statement("pharox", wait=_wait)
-ending.release_statement("pharox", with_stats=False)
 
 
 class Worker:

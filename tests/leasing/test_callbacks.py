@@ -21,6 +21,7 @@ from pharox import (
 )
 from pharox.events import LeaseReleased
 from pharox.leasing import CALLBACK_FAILED
+from pharox.storage.memory.state import State
 from tests.conftest import AnyStorage, clock_of, fill, types_of
 
 
@@ -242,6 +243,7 @@ def test_statistics_are_read_only_for_listeners(any_storage: AnyStorage) -> None
     fill(any_storage)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PoolStatsSnapshot, "__init__", breaks)
+        patch.setattr(State, "stats", breaks)
         manager = ProxyManager(any_storage)
         lease = manager.acquire_proxy("pool")
         assert lease is not None

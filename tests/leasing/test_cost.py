@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
 from pharox import InMemoryStorage, Proxy, ProxyManager, ProxyProtocol, SelectorStrategy
-from pharox.storage.postgres import PostgresStorage, acquiring, ending
+from pharox.storage.postgres import PostgresStorage
+from pharox.storage.postgres.batch import Batch, Release, acquire_command
+from pharox.storage.requests import AcquireRequest
 from tests.conftest import fill, pages_read, run_sql
 
 
 def cycle(storage: PostgresStorage, selector: SelectorStrategy) -> int:
     """Return the pages that one acquisition and its release touch."""
-    pool = storage.get_pool_by_name("pool")
-    assert pool is not None
-    values: dict[str, Any] = {
-        "pool_id": pool.id,
-        "pool_name": pool.name,
-        "consumer": "default",
-        "actor": "test",
-        "correlation_id": None,
-        "duration": 60.0,
-        "details": json.dumps({"selector": selector.value}),
-        "expire_first": True,
-        "reason": None,
-        "lease_id": uuid4(),
-    }
-    acquire = acquiring.acquire_statement(
-        storage.schema, selector, None, wait=False, with_stats=True
-    )
-    release = ending.release_statement(storage.schema, with_stats=True)
-    return pages_read(storage, acquire, values) + pages_read(storage, release, values)
+    request = AcquireRequest("pool", "default", 60, selector=selector, with_stats=True)
+    lease = ProxyManager(storage).acquire_proxy("pool")
+    assert lease is not None
+    commands = (acquire_command(request), Release(lease, None, with_stats=True))
+    queries = [Batch((command,)).query(storage.schema) for command in commands]
+    pages = sum(pages_read(storage, query.statement, dict(query.values)) for query in queries)
+    storage.release_lease(lease)
+    return pages
 
 
 def grow(storage: PostgresStorage, proxies: int, leases: int) -> None:

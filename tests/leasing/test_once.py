@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -26,14 +27,13 @@ from pharox.ledger.rebuild import rebuild
 from pharox.models import utc_now
 from pharox.storage.interface import IStorage
 from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage
-from pharox.storage.postgres.driver import Program
-from pharox.storage.requests import AcquireRequest, Acquisition, EndedLease
+from pharox.storage.postgres.batch import Answer, Batch, acquire_command
+from pharox.storage.requests import AcquireRequest
 from tests.conftest import (
     SECRET_KEY,
     AnyStorage,
     clock_of,
     fill,
-    ledger,
     open_async_engine,
     threads,
     types_of,
@@ -205,53 +205,47 @@ def test_a_callback_that_fails_on_asking_again_ends_nothing(any_storage: AnyStor
 
 
 @pytest.mark.parametrize("proxies", [1, 2])
-def test_an_attempt_that_commits_meanwhile_counts(
-    postgres: PostgresStorage, monkeypatch: pytest.MonkeyPatch, proxies: int
-) -> None:
-    """What an earlier attempt commits after this one has looked is not leased twice or missed."""
+def test_an_attempt_that_commits_meanwhile_counts(postgres: PostgresStorage, proxies: int) -> None:
+    """One that is asked while an earlier one is under way waits for it, and has its lease."""
     fill(postgres, proxies)
     manager, mine = ProxyManager(postgres), new_lease_id()
-    first = manager.acquire_proxy("pool", lease_id=mine)
-    look, looks = postgres._commands._granted_before, list[AcquireRequest]()
-
-    def too_early(
-        request: AcquireRequest, expired: list[EndedLease]
-    ) -> Program[Acquisition | None]:
-        looks.append(request)
-        if len(looks) == 1:
-            return None
-        return (yield from look(request, expired))
-
-    monkeypatch.setattr(postgres._commands, "_granted_before", too_early)
-    assert manager.acquire_proxy("pool", lease_id=mine) == first
-    assert len(looks) == 2
+    ProxyManager(postgres).storage.ensure_consumer("default")
+    query = Batch((acquire_command(AcquireRequest("pool", "default", lease_id=mine)),)).query(
+        postgres.schema
+    )
+    with ThreadPoolExecutor(1) as pool:
+        with postgres.session() as session:
+            (granted,) = session.rows(query.statement, **query.values)
+            asked = pool.submit(manager.acquire_proxy, "pool", lease_id=mine)
+            while not waits_for_a_lock(postgres):
+                time.sleep(0.01)
+        lease = asked.result()
+    assert lease is not None
+    assert (lease.id, lease.proxy_id) == (mine, Answer._make(granted).proxy_id)
     assert types_of(postgres).count("LeaseAcquired") == 1
     assert postgres.verify() == []
 
 
-def test_what_ran_out_on_the_way_to_a_conflict_is_told_of(
-    postgres: PostgresStorage, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An attempt takes it back, and is refused: another pool's attempt was quicker."""
-    fill(postgres, 1)
-    fill(postgres, 1, name="other")
-    clock, manager, told = clock_of(postgres), ProxyManager(postgres), list[UUID]()
-    manager.register_expire_callback(lambda payload: told.append(payload.lease.id))
-    late = manager.acquire_proxy("other", duration_seconds=10)
+def waits_for_a_lock(storage: PostgresStorage) -> bool:
+    """Tell whether any session waits for an advisory lock."""
+    with storage.session() as session:
+        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        row = session.connection.execute(waiting).fetchone()
+    return row is not None and row[0] > 0
+
+
+def test_a_conflict_takes_nothing_back(any_storage: AnyStorage) -> None:
+    """Who may not have a lease looks for none, so what has run out is left to who does."""
+    fill(any_storage, 1)
+    fill(any_storage, 1, name="other")
+    clock, manager = clock_of(any_storage), ProxyManager(any_storage)
+    manager.acquire_proxy("other", duration_seconds=10)
+    mine = new_lease_id()
+    manager.acquire_proxy("pool", lease_id=mine)
     clock.advance(11)
-    mine, take_back = new_lease_id(), postgres._commands._expire
-
-    def slowly(pool_id: UUID, **how: bool) -> Program[list[EndedLease]]:
-        expired = yield from take_back(pool_id, **how)
-        with ledger(database_url) as quicker:
-            ProxyManager(quicker).acquire_proxy("pool", lease_id=mine)
-        return expired
-
-    monkeypatch.setattr(postgres._commands, "_expire", slowly)
     with pytest.raises(ConflictError):
         manager.acquire_proxy("other", lease_id=mine)
-    assert late is not None
-    assert told == [late.id]
+    assert manager.cleanup_expired_leases() == 1
 
 
 def test_coroutines_ask_under_an_id_as_well(database_url: str) -> None:

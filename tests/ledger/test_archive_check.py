@@ -59,7 +59,7 @@ def test_an_archive_is_what_was_sealed(folder: Path, postgres: PostgresStorage) 
     assert not checked.differences
     assert not checked.gaps
     assert checked.events == checked.last_seq > 50
-    with postgres._driver.session() as session:
+    with postgres.session() as session:
         query = f"SELECT root FROM pharox.ticks WHERE last_seq = {checked.last_seq}"
         assert session.connection.execute(query).fetchall() == [(checked.root,)]
 

@@ -309,7 +309,7 @@ class TestFolder:
             "            if extract.after == 0 and extract.types is None and number == 5:\n"
             "                os.kill(os.getpid(), signal.SIGKILL)\n"
             "            yield event\n"
-            "storage = Killing(); fill(storage, 9); now = storage._clock()\n"
+            "storage = Killing(); fill(storage, 9); now = storage._state.clock()\n"
             "minute = timedelta(minutes=1)\n"
             "write_report(storage, now - minute, now, sys.argv[1])\n"
         )

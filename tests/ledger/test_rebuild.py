@@ -32,7 +32,7 @@ from tests.conftest import SECRET_KEY, fill, open_engine, run_sql
 def folded(storage: PostgresStorage, batch: int = 10_000) -> dict[str, projections.State]:
     """Return the fold of the log in SQL, so many events at once."""
     last = storage.seal()
-    with storage._driver.session(keep=False) as session:
+    with storage.session(keep=False) as session:
         folder = Folder(session, storage.schema, projections.ALL)
         folder.batch = batch
         folder.create()
@@ -76,7 +76,7 @@ class TestOneBatch:
         postgres.save_proxy(proxy)
         postgres.save_pool(pool.model_copy(update={"name": "renamed"}))
         postgres.save_pool(ProxyPool(name="pool"))
-        with postgres._driver.session(keep=False) as session:
+        with postgres.session(keep=False) as session:
             folder = Folder(session, postgres.schema, projections.ALL)
             folder.create()
             folder.fold_visible()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from fractions import Fraction
@@ -63,13 +63,18 @@ class PlainModel:
         return [p for p in self.proxies.values() if p.pool_id == pool.id]
 
     def offer(
-        self, pool: ProxyPool, selector: SelectorStrategy, filters: ProxyFilters | None
+        self,
+        pool: ProxyPool,
+        selector: SelectorStrategy,
+        filters: ProxyFilters | None,
+        taken: Collection[UUID] = (),
     ) -> Proxy | None:
         free = [
             p
             for p in self.members(pool)
             if self.healthy(pool, p)
             and self.has_room(p)
+            and p.id not in taken
             and (filters is None or filters.matches(p))
         ]
         turn = self.turns.get(pool.id)
@@ -85,6 +90,35 @@ class PlainModel:
         }
         free.sort(key=lambda p: (p.status is ProxyStatus.SLOW, keys[selector](p)))
         return free[0] if free else None
+
+    def offer_set(
+        self,
+        pool: ProxyPool,
+        selector: SelectorStrategy,
+        filters: ProxyFilters | None,
+        count: int,
+        *,
+        distinct: bool,
+    ) -> list[Proxy]:
+        """Lease one after the other, look what that was, and forget it."""
+        leases, turns = len(self.leases), dict(self.turns)
+        found: list[Proxy] = []
+        for _ in range(count):
+            taken = {p.id for p in found} if distinct else ()
+            proxy = self.offer(pool, selector, filters, taken)
+            if proxy is None:
+                break
+            found.append(proxy)
+            self.grant(proxy, "nobody", 1)
+            self.turn(proxy, selector)
+        del self.leases[leases:]
+        self.turns = turns
+        return found
+
+    def turn(self, proxy: Proxy, selector: SelectorStrategy) -> None:
+        """Note whose turn it was, if the selector takes turns."""
+        if selector is SelectorStrategy.ROUND_ROBIN:
+            self.turns[proxy.pool_id] = proxy.id
 
     def reason(self, pool: ProxyPool, filters: ProxyFilters | None) -> MissReason:
         members = self.members(pool)

@@ -26,6 +26,7 @@ from pharox import (
     HealthPolicy,
     InMemoryStorage,
     Lease,
+    MissReason,
     Proxy,
     ProxyFilters,
     ProxyPool,
@@ -36,9 +37,18 @@ from pharox import (
 )
 from pharox.events import EventBase
 from pharox.ledger.rebuild import rebuild
+from pharox.storage.interface import IStorage
 from pharox.storage.postgres import PostgresStorage
 from pharox.storage.postgres.folding import Folder
-from pharox.storage.requests import AcquireRequest, ReleaseResult
+from pharox.storage.requests import (
+    AcquireRequest,
+    AcquireSetRequest,
+    Acquisition,
+    Command,
+    ReleaseRequest,
+    ReleaseResult,
+    SetAcquisition,
+)
 from tests.conftest import (
     SECRET_KEY,
     AnyStorage,
@@ -50,6 +60,7 @@ from tests.conftest import (
 
 from .plain_model import PlainModel
 
+NATIVE_SETS = PostgresStorage.acquire_set is not IStorage.acquire_set
 POOLS = ("plain", "slow")
 COUNTRIES = ("AR", "CL", None)
 FILTERS = st.sampled_from(
@@ -159,6 +170,84 @@ class LedgerMachine(RuleBasedStateMachine):
             if selector is SelectorStrategy.ROUND_ROBIN:
                 self.model.turns[wanted.id] = chosen.id
         assert ours.stats == self.model.stats(wanted)
+
+    @rule(
+        pool=st.sampled_from(POOLS),
+        selector=SELECTORS,
+        filters=FILTERS,
+        count=st.integers(1, 6),
+        missing=st.integers(0, 5),
+        distinct=st.booleans(),
+    )
+    def acquire_set(
+        self,
+        pool: str,
+        selector: SelectorStrategy,
+        filters: ProxyFilters | None,
+        count: int,
+        missing: int,
+        distinct: bool,
+    ) -> None:
+        """A set is what single acquisitions would be, or nothing but a miss."""
+        wanted, at_least = self._pool(pool), max(1, count - missing)
+        if not NATIVE_SETS:  # One that is written with single acquisitions shows in the log.
+            self.clean_up()
+            distinct = False
+            count = at_least = len(
+                self.model.offer_set(wanted, selector, filters, count, distinct=distinct)
+            )
+            if count == 0:
+                return
+        request = AcquireSetRequest(
+            pool, "setter", count, 60, filters, selector, True, at_least, distinct
+        )
+        ours, theirs = (storage.acquire_set(request) for storage in self.both)
+        assert self.model.expire(wanted.id) == len(ours.expired) == len(theirs.expired)
+        self._check_set(request, ours, theirs)
+
+    @precondition(lambda self: self.model.proxies)
+    @rule(
+        releases=st.lists(PICK, max_size=3),
+        asked=st.lists(st.tuples(st.sampled_from(POOLS), SELECTORS, FILTERS), max_size=3),
+        swapped=st.booleans(),
+    )
+    def batch(
+        self,
+        releases: list[int],
+        asked: list[tuple[str, SelectorStrategy, ProxyFilters | None]],
+        swapped: bool,
+    ) -> None:
+        """A batch is expiry, then its releases, then its acquisitions, whatever their order."""
+        asked = [*asked, *((pool, SelectorStrategy.LEAST_USED, None) for pool in POOLS)]
+        picks = [pick % len(self.held) for pick in releases if self.held]
+        acquiring: list[Command] = [
+            AcquireRequest(pool, f"batch-{i % 2}", 60, filters, selector, True)
+            for i, (pool, selector, filters) in enumerate(asked)
+        ]
+        answers = []
+        for number, storage in enumerate(self.both):
+            giving_back: list[Command] = [
+                ReleaseRequest(self.held[pick][number], "done", True) for pick in picks
+            ]
+            parts = [acquiring, giving_back] if swapped else [giving_back, acquiring]
+            found = list(storage.run_batch([*parts[0], *parts[1]]))
+            if swapped:
+                found = [*found[len(acquiring) :], *found[: len(acquiring)]]
+            answers.append(found)
+        ours, theirs = answers
+        expired = 0
+        for one, other in zip(ours, theirs, strict=True):
+            assert not isinstance(one, Exception)
+            assert not isinstance(other, Exception)
+            assert len(one.expired) == len(other.expired)
+            expired += len(one.expired)
+        assert self.model.expire() == expired
+        for pick, one, other in zip(picks, ours, theirs, strict=False):
+            self._check_release(pick, one, other)
+        for (pool, selector, filters), one, other in zip(
+            asked, ours[len(picks) :], theirs[len(picks) :], strict=True
+        ):
+            self._check_acquisition(pool, selector, filters, one, other)
 
     @rule(pool=st.sampled_from(POOLS), selector=SELECTORS, filters=FILTERS)
     def find(self, pool: str, selector: SelectorStrategy, filters: ProxyFilters | None) -> None:
@@ -312,7 +401,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def fold_in_batches(self, batch: int) -> None:
         """However the log is cut, SQL folds it to what Python does."""
         log = list(self.postgres.events())
-        with self.postgres._driver.session(keep=False) as session:
+        with self.postgres.session(keep=False) as session:
             folder = Folder(session, "pharox", projections.ALL)
             folder.batch = batch
             folder.create()
@@ -369,6 +458,71 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.postgres.live_states() == folded
 
     # Parts
+
+    def _check_set(
+        self, request: AcquireSetRequest, ours: SetAcquisition, theirs: SetAcquisition
+    ) -> None:
+        pool = self._pool(request.pool_name)
+        found = self.model.offer_set(
+            pool, request.selector, request.filters, request.count, distinct=request.distinct
+        )
+        assert (ours.miss_reason, ours.free) == (theirs.miss_reason, theirs.free)
+        if len(found) < request.needed:
+            reason = self.model.reason(pool, request.filters)
+            assert ours.miss_reason == (MissReason.TOO_FEW if found else reason)
+            assert (ours.free, ours.acquisitions) == (len(found), ())
+            assert ours.stats == theirs.stats == self.model.stats(pool)
+            return
+        for proxy, one, other in zip(found, ours.acquisitions, theirs.acquisitions, strict=True):
+            self._check_grant(proxy, request.selector, "setter", one, other)
+
+    def _check_release(self, pick: int, one: object, other: object) -> None:
+        assert isinstance(one, ReleaseResult)
+        assert isinstance(other, ReleaseResult)
+        plain = self.model.leases[pick]
+        assert (one.ending is not None) == (other.ending is not None) == plain.is_held
+        if plain.is_held:
+            plain.status, plain.ended_at = "released", self.model.now
+            assert one.ending is not None
+            assert other.ending is not None
+            stats = self.model.stats(self.model.pools[plain.pool_id])
+            assert one.ending.stats == other.ending.stats == stats
+
+    def _check_acquisition(
+        self,
+        name: str,
+        selector: SelectorStrategy,
+        filters: ProxyFilters | None,
+        one: object,
+        other: object,
+    ) -> None:
+        assert isinstance(one, Acquisition)
+        assert isinstance(other, Acquisition)
+        pool = self._pool(name)
+        chosen = self.model.offer(pool, selector, filters)
+        if chosen is not None:
+            self._check_grant(chosen, selector, "batch", one, other)
+            return
+        assert (one.lease, other.lease) == (None, None)
+        assert one.miss_reason == other.miss_reason == self.model.reason(pool, filters)
+        assert one.stats == other.stats == self.model.stats(pool)
+
+    def _check_grant(
+        self,
+        proxy: Proxy,
+        selector: SelectorStrategy,
+        consumer: str,
+        one: Acquisition,
+        other: Acquisition,
+    ) -> None:
+        assert one.lease is not None
+        assert other.lease is not None
+        assert (one.lease.proxy_id, other.lease.proxy_id) == (proxy.id, proxy.id)
+        self.model.grant(proxy, consumer, 60)
+        self.model.turn(proxy, selector)
+        self.held.append((one.lease, other.lease))
+        stats = self.model.stats(self.model.pools[proxy.pool_id])
+        assert one.stats == other.stats == stats
 
     def _pool(self, name: str) -> ProxyPool:
         return next(pool for pool in self.model.pools.values() if pool.name == name)

@@ -15,6 +15,7 @@ REASONS = {
     MissReason.NO_MATCH: "no proxy fits the filters",
     MissReason.EMPTY_POOL: "the pool had no proxy",
     MissReason.UNKNOWN_POOL: "no pool had this name",
+    MissReason.TOO_FEW: "fewer were free than a set needed",
 }
 """Why an acquisition found nothing, to follow "because"."""
 

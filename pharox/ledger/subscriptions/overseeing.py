@@ -63,7 +63,7 @@ def subscriptions(storage: IStorage) -> list[SubscriptionStatus]:
     """
     checked = in_postgres(storage)
     checked.seal()
-    with checked._driver.session() as session:
+    with checked.session() as session:
         return [
             SubscriptionStatus(**row) for row in session.rows(statements.statuses(checked.schema))
         ]
@@ -78,7 +78,7 @@ def parked(storage: IStorage, name: str) -> list[ParkedEvent]:
         If there is no such subscription.
     """
     checked = in_postgres(storage)
-    with checked._driver.session() as session:
+    with checked.session() as session:
         _check_known(session, checked.schema, name)
         rows = session.rows(statements.parked(checked.schema), name=name)
         return [ParkedEvent(**row) for row in rows]
@@ -104,7 +104,7 @@ def retry(storage: IStorage, name: str, *, key: str | None = None, seq: int | No
         If there is no such subscription.
     """
     checked = in_postgres(storage)
-    with checked._driver.session() as session:
+    with checked.session() as session:
         _check_known(session, checked.schema, name)
         if key is not None:
             check_text(key)
@@ -137,7 +137,7 @@ def reset(storage: IStorage, name: str, to: Start) -> Reset:
     checked = in_postgres(storage)
     check_start(to)
     checkpoint = checkpoint_before(to, checked)
-    with checked._driver.session() as session:
+    with checked.session() as session:
         _check_known(session, checked.schema, name)
         session.run(statements.move(checked.schema), name=name, checkpoint=checkpoint)
         forgotten = session.run(statements.forget_parked(checked.schema), name=name)
@@ -155,7 +155,7 @@ def remove(storage: IStorage, name: str) -> None:
         If it has a reader: that must be stopped first.
     """
     checked = in_postgres(storage)
-    with checked._driver.session() as session:
+    with checked.session() as session:
         _check_known(session, checked.schema, name)
         if not session.run(statements.remove(checked.schema), name=name):
             raise ConflictError(f"subscription {name!r} has a reader; stop that first", name=name)

@@ -175,7 +175,7 @@ class Subscription:
 
     def _end(self, storage: PostgresStorage) -> None:
         if self.temporary:
-            with storage._driver.session() as session:
+            with storage.session() as session:
                 session.run(statements.remove(storage.schema), name=self.name)
                 session.run(statements.forget_parked(storage.schema), name=self.name)
 
@@ -189,7 +189,7 @@ class Subscription:
         checked = in_postgres(storage)
         extract = Extract(types=self.types, pool_id=self._pool_id(checked), proxy_id=self.proxy_id)
         checkpoint = checkpoint_before(self.start, checked)
-        with checked._driver.session() as session:
+        with checked.session() as session:
             session.run(statements.register(checked.schema), name=self.name, checkpoint=checkpoint)
         return Reading(self, checked, extract)
 

@@ -432,7 +432,7 @@ class PostgresStorage(IStorage):
         last = self.seal()
         values = extract._replace(upto=min(extract.upto, last)).given()
         statement = history_statement(self.schema, frozenset(values))
-        with self._driver.session() as session:
+        with self.session() as session:
             rows = session.stream(statement, few=extract.is_narrow, **values)
             begun = list(islice(rows, 1))
             if not live_only:
@@ -505,7 +505,7 @@ class PostgresStorage(IStorage):
         """
         wanted = projections.registered()
         seq = min(check_whole(seq, "seq"), self.seal())
-        with self._driver.session() as session:
+        with self.session() as session:
             folder = snapshots.fold_to(session, self.schema, wanted, seq)
             states = folder.states()
             folder.drop()
@@ -514,10 +514,24 @@ class PostgresStorage(IStorage):
     def take_snapshot(self, seq: int) -> None:
         """Store every read model as it was after the event of this seq."""
         self.seal()
-        with self._driver.session() as session:
+        with self.session() as session:
             folder = snapshots.fold_to(session, self.schema, projections.registered(), seq)
             folder.store()
             folder.drop()
+
+    def session(
+        self, *, snapshot: bool = False, keep: bool = True
+    ) -> AbstractContextManager[Session]:
+        """Open a transaction for a block, on a connection of the engine's pool.
+
+        Parameters
+        ----------
+        snapshot:
+            Whether it sees one moment all along.
+        keep:
+            Whether what it wrote is kept; else it is rolled back at the end.
+        """
+        return self._driver.session(snapshot=snapshot, keep=keep)
 
     def own_session(self) -> AbstractContextManager[Session]:
         """Open a connection beside the engine's pool, in which each statement is a transaction."""
@@ -527,7 +541,7 @@ class PostgresStorage(IStorage):
     def live_states(self) -> dict[str, State]:
         """Return every read model as it is, its rows by key."""
         self._check_schema()
-        with self._driver.session(snapshot=True) as session:
+        with self.session(snapshot=True) as session:
             verifying.hold(session, self.schema, projections.registered())
             return read_states(session, self.schema, projections.registered())
 
@@ -546,13 +560,13 @@ class PostgresStorage(IStorage):
             How many findings to return at most.
         """
         self._seal_if_possible()
-        with self._driver.session(snapshot=True, keep=False) as session:
+        with self.session(snapshot=True, keep=False) as session:
             return _first(limit, self._findings(session))
 
     def verify_log(self, *, limit: int = 100) -> list[Finding]:
         """Do the part of :meth:`verify` that asks whether the log was changed."""
         self._seal_if_possible()
-        with self._driver.session(snapshot=True, keep=False) as session:
+        with self.session(snapshot=True, keep=False) as session:
             return _first(limit, verifying.verify_log(session, self.schema))
 
     def _findings(self, session: Session) -> Generator[Finding]:

@@ -47,8 +47,8 @@ from .vault import Place, Vault
 
 logger = logging.getLogger("pharox")
 
-availability = available_proxies.alias("a")
-description = proxies.alias("d")
+availability = available_proxies.alias("availability")
+description = proxies.alias("description")
 _c = proxy_credentials.alias("c")
 
 _FROM_ID = parameter("from_id", Uuid)

@@ -108,6 +108,12 @@ CREATE INDEX ix_leases_held
     ON {schema}.leases (pool_id, proxy_id)
     WHERE status = 'active';
 
+CREATE TABLE {schema}.lease_ids (
+    lease_id UUID NOT NULL,
+    pool_id UUID NOT NULL,
+    CONSTRAINT pk_lease_ids PRIMARY KEY (lease_id)
+);
+
 CREATE TABLE {schema}.pool_stats (
     pool_id UUID NOT NULL,
     slot SMALLINT NOT NULL,
@@ -138,4 +144,14 @@ CREATE TABLE {schema}.proxy_health (
     error TEXT,
     failure TEXT,
     CONSTRAINT pk_proxy_health PRIMARY KEY (proxy_id, pool_id)
+);
+
+-- A pool in numbers right after an event.
+CREATE TYPE {schema}.pool_counts AS (
+    "position" bigint,
+    total_proxies integer,
+    active_proxies integer,
+    available_proxies integer,
+    leased_proxies integer,
+    total_leases integer
 );

@@ -1,0 +1,274 @@
+"""Lease proxies: one, a set of them, or this very one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import Any
+from uuid import UUID
+
+from ...errors import ConflictError, ProxyNotFoundError, ProxyUnavailableError
+from ...events import AcquireMissed, CursorMoved, LeaseAcquired
+from ...ids import uuid7
+from ...models import (
+    Lease,
+    LeaseStatus,
+    MissReason,
+    PoolStatsSnapshot,
+    Proxy,
+    ProxyFilters,
+    SelectorStrategy,
+    check_duration,
+    check_filters,
+    check_name,
+)
+from ..requests import AcquireRequest, AcquireSetRequest, Acquisition, SetAcquisition
+from ..validation import check_granted, granted_and_ended
+from .candidates import candidates
+from .pool_index import PoolIndex
+from .registry import consumer_id
+from .release import expire
+from .state import State, lease_from_row
+
+
+def acquire(state: State, request: AcquireRequest, now: datetime) -> Acquisition:
+    """Lease a proxy, or record why none was to be had. What is due was taken back already."""
+    ids = ids_of(request)
+    if granted := _granted_before(state, request, ids, now):
+        return granted[0]
+    proxy_ids = _choose(state, request, 1, distinct=True)
+    if not proxy_ids:
+        reason, stats = _miss(state, request, now)
+        return Acquisition(None, reason, stats)
+    return _grant_all(state, request, proxy_ids, ids, now)[0]
+
+
+def acquire_set(state: State, request: AcquireSetRequest, now: datetime) -> SetAcquisition:
+    """Lease as many proxies as a set has, or record how many were free."""
+    ids = ids_of(request)
+    if granted := _granted_before(state, request, ids, now):
+        if len(granted) < request.needed:
+            raise ConflictError(
+                f"{len(granted)} leases have ids of this set, which needs {request.needed}",
+                lease_id=granted[0].lease and granted[0].lease.id,
+            )
+        return SetAcquisition(tuple(granted))
+    proxy_ids = _choose(state, request, request.count, distinct=request.distinct)
+    if len(proxy_ids) < request.needed:
+        free = len(proxy_ids)
+        reason, stats = _miss(state, request, now, count=request.count, free=free)
+        return SetAcquisition((), reason, free, stats)
+    return SetAcquisition(tuple(_grant_all(state, request, proxy_ids, ids, now)))
+
+
+def create_lease(state: State, proxy: Proxy, consumer: str, duration_seconds: float) -> Lease:
+    """Lease this very proxy."""
+    check_duration(duration_seconds)
+    check_name(consumer, "consumer")
+    pool_id = state.pool_of_proxy.get(proxy.id)
+    if pool_id is None:
+        raise ProxyNotFoundError(f"Proxy {proxy.id} not found.", proxy_id=proxy.id)
+    now = state.clock()
+    consumer_id(state, consumer, now=now)
+    expire(state, [pool_id], now, with_stats=False)
+    if not state.pools[pool_id].is_leasable(proxy.id):
+        raise _unavailable(state, pool_id, proxy.id)
+    return _grant(state, pool_id, proxy.id, consumer, now, duration_seconds, uuid7(), {})
+
+
+def find_available(
+    state: State,
+    pool_name: str,
+    filters: ProxyFilters | None,
+    selector: SelectorStrategy | None,
+) -> Proxy | None:
+    """Return the proxy that a selector offers next; ROUND_ROBIN moves its cursor."""
+    check_name(pool_name, "pool")
+    check_filters(filters)
+    strategy = SelectorStrategy(selector or SelectorStrategy.FIRST_AVAILABLE)
+    pool_id = state.pool_ids.get(pool_name)
+    if pool_id is None:
+        return None
+    offered = candidates(state, state.pools[pool_id], strategy, filters, distinct=True)
+    proxy_id = next(offered, None)
+    if proxy_id is None:
+        return None
+    if strategy is SelectorStrategy.ROUND_ROBIN:
+        state.append(CursorMoved, pool_id=pool_id, proxy_id=proxy_id)
+    return state.proxy(proxy_id)
+
+
+def ids_of(request: AcquireRequest | AcquireSetRequest) -> tuple[UUID, ...]:
+    """Return the ids of the caller's that leases are asked for under."""
+    if isinstance(request, AcquireSetRequest):
+        return request.lease_ids or ()
+    return () if request.lease_id is None else (request.lease_id,)
+
+
+def is_granted(state: State, lease_id: UUID) -> bool:
+    """Tell whether a lease was ever granted under an id."""
+    return lease_id in state.pool_of_lease or lease_id in state.pruned_ids
+
+
+def _granted_before(
+    state: State,
+    request: AcquireRequest | AcquireSetRequest,
+    ids: Iterable[UUID],
+    now: datetime,
+) -> list[Acquisition]:
+    """Return the leases that have these ids already, if the caller may have them."""
+    leases = [_checked_lease(state, request, each, now) for each in ids if is_granted(state, each)]
+    if not leases:
+        return []
+    pool_id = state.pool_ids.get(request.pool_name)
+    wanted = request.with_stats and pool_id is not None
+    stats = state.stats(pool_id, now) if wanted else None  # type: ignore[arg-type]
+    return [Acquisition(lease, None, stats, is_new=False) for lease in leases]
+
+
+def _checked_lease(
+    state: State, request: AcquireRequest | AcquireSetRequest, lease_id: UUID, now: datetime
+) -> Lease:
+    if lease_id in state.pruned_ids:
+        raise granted_and_ended(lease_id, "pruned")
+    lease = state.lease(lease_id)
+    check_granted(lease, request)
+    if lease.status is not LeaseStatus.ACTIVE or lease.expires_at <= now:
+        how = LeaseStatus.EXPIRED if lease.status is LeaseStatus.ACTIVE else lease.status
+        raise granted_and_ended(lease.id, how.value)
+    return lease
+
+
+def _choose(
+    state: State, request: AcquireRequest | AcquireSetRequest, count: int, *, distinct: bool
+) -> list[UUID]:
+    """Return the proxies to lease, at most ``count``."""
+    pool_id = state.pool_ids.get(request.pool_name)
+    if pool_id is None:
+        return []
+    pool = state.pools[pool_id]
+    found = candidates(state, pool, request.selector, request.filters, distinct=distinct)
+    return list(islice(found, count))
+
+
+def _grant_all(
+    state: State,
+    request: AcquireRequest | AcquireSetRequest,
+    proxy_ids: Sequence[UUID],
+    ids: Sequence[UUID],
+    now: datetime,
+) -> list[Acquisition]:
+    """Lease these proxies in their order, each under the next of the caller's ids."""
+    pool_id = state.pool_ids[request.pool_name]
+    asked = _asked(request)
+    granted = []
+    for place, proxy_id in enumerate(proxy_ids):
+        lease = _grant(
+            state,
+            pool_id,
+            proxy_id,
+            request.consumer_name,
+            now,
+            request.duration_seconds,
+            ids[place] if ids else uuid7(),
+            asked,
+        )
+        stats = state.stats(pool_id, now) if request.with_stats else None
+        granted.append(Acquisition(lease, None, stats))
+    return granted
+
+
+def _grant(
+    state: State,
+    pool_id: UUID,
+    proxy_id: UUID,
+    consumer: str,
+    now: datetime,
+    duration_seconds: float,
+    lease_id: UUID,
+    asked: dict[str, Any],
+) -> Lease:
+    """Append the event of a lease and return the lease."""
+    before = state.standing(pool_id, proxy_id)
+    expires_at = now + timedelta(seconds=duration_seconds)
+    state.append(
+        LeaseAcquired,
+        now,
+        is_valid=True,
+        pool_id=pool_id,
+        proxy_id=proxy_id,
+        lease_id=lease_id,
+        consumer=consumer,
+        consumer_id=state.rows["consumers"][(consumer,)].id,
+        pool_name=state.pool_name(pool_id),
+        expires_at=expires_at,
+        before=before,
+        after=before.with_leases(before.leases + 1),
+        **asked,
+    )
+    state.pool_of_lease[lease_id] = pool_id
+    state.pools[pool_id].hold(lease_id, proxy_id, expires_at)
+    return lease_from_row(state.rows["leases"][lease_id, pool_id])
+
+
+def _miss(
+    state: State,
+    request: AcquireRequest | AcquireSetRequest,
+    now: datetime,
+    *,
+    count: int = 1,
+    free: int = 0,
+) -> tuple[MissReason, PoolStatsSnapshot | None]:
+    """Append why nothing was leased; return that, and the statistics after it."""
+    pool_id = state.pool_ids.get(request.pool_name)
+    reason = _reason(state, pool_id, request.filters) if not free else MissReason.TOO_FEW
+    state.append(
+        AcquireMissed,
+        now,
+        is_valid=True,
+        **({} if pool_id is None else {"pool_id": pool_id}),
+        consumer=request.consumer_name,
+        pool_name=request.pool_name,
+        reason=reason,
+        count=count,
+        free=free,
+        **_asked(request),
+    )
+    wanted = request.with_stats and pool_id is not None
+    return reason, state.stats(pool_id, now) if wanted else None  # type: ignore[arg-type]
+
+
+def _reason(state: State, pool_id: UUID | None, filters: ProxyFilters | None) -> MissReason:
+    if pool_id is None:
+        return MissReason.UNKNOWN_POOL
+    pool = state.pools[pool_id]
+    if not pool.members:
+        return MissReason.EMPTY_POOL
+    if filters is None:
+        return MissReason.AT_CAPACITY if pool.has_healthy() else MissReason.NONE_HEALTHY
+    return _reason_of_filters(state, pool, filters)
+
+
+def _reason_of_filters(state: State, pool: PoolIndex, filters: ProxyFilters) -> MissReason:
+    matching = [i for i in pool.members if filters.matches(state.proxy(i))]
+    if not matching:
+        return MissReason.NO_MATCH
+    healthy = any(pool.is_healthy(proxy_id) for proxy_id in matching)
+    return MissReason.AT_CAPACITY if healthy else MissReason.NONE_HEALTHY
+
+
+def _asked(request: AcquireRequest | AcquireSetRequest) -> dict[str, Any]:
+    """Return what was asked for, as an event keeps it."""
+    filters = request.filters
+    return {
+        "selector": request.selector,
+        "filters": None if filters is None else filters.recorded(),
+        "predicate": filters is not None and filters.requires_python(),
+    }
+
+
+def _unavailable(state: State, pool_id: UUID, proxy_id: UUID) -> ProxyUnavailableError:
+    holders = sorted(row.consumer_name for row in state.held_rows(pool_id, proxy_id))
+    status = state.standing(pool_id, proxy_id).status
+    return ProxyUnavailableError.because(proxy_id, status, holders)

@@ -1,0 +1,90 @@
+"""Carry out several commands as one.
+
+A batch means what its commands would mean one after another, in this order:
+consumers are named, what is due is taken back, leases are given back, and then
+proxies are leased, in the order of asking. Everything happens at one moment. A
+command that fails leaves the others alone, and its error is its answer.
+
+What is due is taken back in the pools in which a proxy is looked for, and in
+those of leases that are given back too late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from ..requests import (
+    AcquireRequest,
+    Command,
+    EndedLease,
+    Outcome,
+    Outcomes,
+    ReleaseRequest,
+    tell_expired,
+    turn_in_batch,
+)
+from ..validation import check_commands
+from .acquire import acquire, acquire_set, ids_of, is_granted
+from .registry import consumer_id
+from .release import active_row, expire, release
+from .state import State
+
+
+def run_batch(state: State, commands: Sequence[Command]) -> Outcomes:
+    """Carry out commands; return what each came to, in their order."""
+    check_commands(commands)
+    now = state.clock()
+    expired = _take_back(state, commands, now)
+    outcomes: list[Any] = [None] * len(commands)
+    for turn in (0, 1):
+        for place, command in enumerate(commands):
+            if turn_in_batch(command) == turn:
+                outcomes[place] = _carry_out(state, command, now)
+    for pool_id, ended in expired.items():
+        places = [i for i, command in enumerate(commands) if _pool_of(state, command) == pool_id]
+        tell_expired(outcomes, places, ended)
+    return outcomes
+
+
+def _take_back(
+    state: State, commands: Sequence[Command], now: datetime
+) -> Mapping[UUID, Sequence[EndedLease]]:
+    """Name the consumers, and take back what is due in the pools that are concerned."""
+    pool_ids = set()
+    for command in commands:
+        if isinstance(command, ReleaseRequest):
+            row = active_row(state, command.lease.id)
+            if row is not None and row.expires_at <= now:
+                pool_ids.add(row.pool_id)
+            continue
+        ids = ids_of(command)
+        if ids and any(is_granted(state, lease_id) for lease_id in ids):
+            continue
+        consumer_id(state, command.consumer_name, now=now)
+        pool_id = state.pool_ids.get(command.pool_name)
+        if pool_id is not None and state.pools[pool_id].has_due(now):
+            pool_ids.add(pool_id)
+    if not pool_ids:
+        return {}
+    with_stats = any(command.with_stats for command in commands)
+    return expire(state, sorted(pool_ids), now, with_stats=with_stats)
+
+
+def _carry_out(state: State, command: Command, now: datetime) -> Outcome | Exception:
+    try:
+        if isinstance(command, ReleaseRequest):
+            return release(state, command, now)
+        if isinstance(command, AcquireRequest):
+            return acquire(state, command, now)
+        return acquire_set(state, command, now)
+    except Exception as error:
+        return error
+
+
+def _pool_of(state: State, command: Command) -> UUID | None:
+    if isinstance(command, ReleaseRequest):
+        return state.pool_of_lease.get(command.lease.id)
+    return state.pool_ids.get(command.pool_name)

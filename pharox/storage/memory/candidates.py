@@ -1,0 +1,103 @@
+"""Which proxies a row of acquisitions would be granted, before any of them is.
+
+A set is granted as a whole or not at all, so what it would get is known before
+the first of its leases is recorded. Each selector is followed as single
+acquisitions follow it, one after another: what one of them takes changes what
+the next one is offered. Nothing is looked at that is not needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from heapq import heappop, heappush
+from itertools import repeat
+from typing import Any
+from uuid import UUID
+
+from ...models import ProxyFilters, SelectorStrategy
+from .pool_index import PoolIndex
+from .state import State
+
+Matches = Callable[[UUID], bool]
+
+
+def candidates(
+    state: State,
+    pool: PoolIndex,
+    selector: SelectorStrategy,
+    filters: ProxyFilters | None,
+    *,
+    distinct: bool,
+) -> Iterator[UUID]:
+    """Yield the proxies that acquisitions one after another would be granted.
+
+    Filters are asked once about a proxy, as it stands before the first of them.
+
+    Parameters
+    ----------
+    distinct:
+        Yield each proxy once, else as often as it has room: without end if that is
+        any number.
+    """
+    matches = _matching(state, filters)
+    if selector is SelectorStrategy.ROUND_ROBIN:
+        turn = state.rows["selector_cursors"][pool.pool_id, selector.value].proxy_id
+        return _in_turns(state, pool, turn, matches, distinct=distinct)
+    offered = pool.offered(selector) if filters is None else filter(matches, pool.offered(selector))
+    if distinct:
+        return offered
+    if selector is SelectorStrategy.LEAST_USED:
+        return _by_use(state, pool, offered)
+    return (proxy_id for each in offered for proxy_id in _drained(state, pool, each))
+
+
+def _matching(state: State, filters: ProxyFilters | None) -> Matches:
+    if filters is None:
+        return lambda _: True
+    return lambda proxy_id: filters.matches(state.proxy(proxy_id))
+
+
+def _room(state: State, pool: PoolIndex, proxy_id: UUID) -> float:
+    row = state.availability(pool.pool_id, proxy_id)
+    capacity = float("inf") if row.max_concurrency is None else row.max_concurrency
+    return capacity - row.current_leases
+
+
+def _drained(state: State, pool: PoolIndex, proxy_id: UUID) -> Iterator[UUID]:
+    """Yield a proxy as often as it has room: its place in the order stays while it has any."""
+    room = _room(state, pool, proxy_id)
+    return repeat(proxy_id) if room == float("inf") else repeat(proxy_id, int(room))
+
+
+def _by_use(state: State, pool: PoolIndex, offered: Iterator[UUID]) -> Iterator[UUID]:
+    """Merge the proxies not yet taken with those taken, which have a lease more each time."""
+    taken: list[tuple[Any, ...]] = []
+    fresh = next(offered, None)
+    while fresh is not None or taken:
+        if fresh is not None and (not taken or pool.use_of(fresh) < taken[0][:-1]):
+            key, room, proxy_id = pool.use_of(fresh), _room(state, pool, fresh), fresh
+            fresh = next(offered, None)
+        else:
+            *key_of_taken, (room, proxy_id) = heappop(taken)
+            key = tuple(key_of_taken)
+        yield proxy_id
+        if room > 1:
+            rank, leases, *rest = key
+            heappush(taken, (rank, leases + 1, *rest, (room - 1, proxy_id)))
+
+
+def _in_turns(
+    state: State, pool: PoolIndex, turn: UUID | None, matches: Matches, *, distinct: bool
+) -> Iterator[UUID]:
+    """Go round each rank from the last turn until nobody in it has room."""
+    for rank in pool.ranks():
+        left: dict[UUID, float] = {}
+        for proxy_id in pool.from_turn(rank, turn):
+            if matches(proxy_id):
+                left[proxy_id] = 1 if distinct else _room(state, pool, proxy_id)
+                turn = proxy_id
+                yield proxy_id
+        while left := {proxy_id: room - 1 for proxy_id, room in left.items() if room > 1}:
+            for proxy_id in left:
+                turn = proxy_id
+                yield proxy_id

@@ -1,0 +1,199 @@
+"""What a pool's selectors look through, in memory.
+
+The counterpart of the indexes on ``available_proxies`` and ``leases``: for
+each selector in use the leasable proxies in its order, for expiry the active
+leases by when they run out. Every change costs the logarithm of the pool's size.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sortedcontainers import SortedList
+
+from projections import Availability
+
+from ...models import ProxyStatus, SelectorStrategy
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_UNKNOWN_LATENCY = 2**63
+
+_Key = tuple[Any, ...]
+
+
+def _rank(row: Availability) -> int | None:
+    """Return the ``lease_rank`` of :mod:`projections.available_proxies`."""
+    capacity = row.max_concurrency
+    if capacity is not None and row.current_leases >= capacity:
+        return None
+    return _RANKS.get(row.status)
+
+
+def _newest_first(row: Availability, rank: int) -> _Key:
+    checked = (row.checked_at - _EPOCH) // _MICROSECOND
+    return rank, -checked, row.proxy_id.int, row.proxy_id
+
+
+def _least_used_first(row: Availability, rank: int) -> _Key:
+    return rank, row.current_leases, row.checked_at, row.proxy_id.int, row.proxy_id
+
+
+def _by_id(row: Availability, rank: int) -> _Key:
+    return rank, row.proxy_id.int, row.proxy_id
+
+
+def _quickest_first(row: Availability, rank: int) -> _Key:
+    latency = _UNKNOWN_LATENCY if row.latency_ms is None else row.latency_ms
+    return rank, latency, row.proxy_id.int, row.proxy_id
+
+
+_RANKS = {ProxyStatus.ACTIVE.value: 0, ProxyStatus.SLOW.value: 1}
+_ORDERS: dict[SelectorStrategy, Callable[[Availability, int], _Key]] = {
+    SelectorStrategy.FIRST_AVAILABLE: _newest_first,
+    SelectorStrategy.LEAST_USED: _least_used_first,
+    SelectorStrategy.ROUND_ROBIN: _by_id,
+    SelectorStrategy.LOWEST_LATENCY: _quickest_first,
+}
+"""A proxy's place for each selector, after its rank.
+
+The id stands in each place as a number, which compares quickly, and once more
+as itself, which is never compared.
+"""
+
+
+class _Order:
+    """Leasable proxies in one order."""
+
+    def __init__(self, place_of: Callable[[Availability, int], _Key]) -> None:
+        self._place_of = place_of
+        self.sorted: Any = SortedList()
+        self.places: dict[UUID, _Key] = {}
+
+    def put(self, proxy_id: UUID, row: Availability | None, rank: int) -> None:
+        """Put a proxy where it now belongs, or take it out."""
+        old = self.places.pop(proxy_id, None)
+        if old is not None:
+            self.sorted.remove(old)
+        if row is not None:
+            new = self.places[proxy_id] = self._place_of(row, rank)
+            self.sorted.add(new)
+
+
+class PoolIndex:
+    """The orders of one pool, and who holds what in it.
+
+    An order is made when its selector is first asked for, and kept up from then on.
+    """
+
+    def __init__(self, pool_id: UUID) -> None:
+        self.pool_id = pool_id
+        self.lease_slow = False
+        self.members: dict[UUID, str] = {}
+        self._statuses: Counter[str] = Counter()
+        self._leasable: dict[UUID, Availability] = {}
+        self._orders: dict[SelectorStrategy, _Order] = {}
+        self._expiries: Any = SortedList()
+        self._held: dict[UUID, set[UUID]] = {}
+
+    def place(self, proxy_id: UUID, row: Availability | None) -> None:
+        """Put a proxy where it now belongs, or take it out if it is gone."""
+        self._count(proxy_id, None if row is None else row.status)
+        rank = None if row is None else _rank(row)
+        if row is None or rank is None:
+            self._leasable.pop(proxy_id, None)
+            for order in self._orders.values():
+                order.put(proxy_id, None, 0)
+            return
+        self._leasable[proxy_id] = row
+        for order in self._orders.values():
+            order.put(proxy_id, row, rank)
+
+    def offered(self, selector: SelectorStrategy) -> Iterator[UUID]:
+        """Yield the leasable proxies in a selector's order; of round-robin, from its beginning."""
+        order = self._order(selector).sorted
+        for rank in self.ranks():
+            yield from (key[-1] for key in order.irange((rank,), (rank + 1,)))
+
+    def from_turn(self, rank: int, turn: UUID | None) -> Iterator[UUID]:
+        """Yield the leasable proxies of a rank by id, those after the last turn first."""
+        order = self._order(SelectorStrategy.ROUND_ROBIN).sorted
+        after = (rank,) if turn is None else (rank, turn.int + 1)
+        yield from (key[-1] for key in order.irange(after, (rank + 1,)))
+        yield from (key[-1] for key in order.irange((rank,), after))
+
+    def ranks(self) -> tuple[int, ...]:
+        """Return the ranks that may be leased: 0 of ACTIVE proxies, 1 of SLOW ones."""
+        return (0, 1) if self.lease_slow else (0,)
+
+    def use_of(self, proxy_id: UUID) -> tuple[int, int, datetime, int]:
+        """Return a leasable proxy's place by use: rank, active leases, last check, number."""
+        order = self._order(SelectorStrategy.LEAST_USED)
+        rank, leases, checked, number, _ = order.places[proxy_id]
+        return rank, leases, checked, number
+
+    def is_leasable(self, proxy_id: UUID) -> bool:
+        """Tell whether a proxy may be leased now."""
+        row = self._leasable.get(proxy_id)
+        return row is not None and _rank(row) in self.ranks()
+
+    def is_healthy(self, proxy_id: UUID) -> bool:
+        """Tell whether a proxy could be leased if it had room."""
+        return self.members[proxy_id] in self._leased_statuses()
+
+    def has_healthy(self) -> bool:
+        """Tell whether any proxy could be leased if it had room."""
+        return any(self._statuses[status] for status in self._leased_statuses())
+
+    def hold(self, lease_id: UUID, proxy_id: UUID, expires_at: datetime) -> None:
+        """Note an active lease."""
+        self._expiries.add((expires_at, lease_id.int, lease_id))
+        self._held.setdefault(proxy_id, set()).add(lease_id)
+
+    def let_go(self, lease_id: UUID, proxy_id: UUID, expires_at: datetime) -> None:
+        """Note that a lease has ended."""
+        self._expiries.remove((expires_at, lease_id.int, lease_id))
+        leases = self._held[proxy_id]
+        leases.remove(lease_id)
+        if not leases:
+            del self._held[proxy_id]
+
+    def held(self, proxy_id: UUID) -> frozenset[UUID]:
+        """Return the active leases of a proxy."""
+        return frozenset(self._held.get(proxy_id, ()))
+
+    def has_due(self, now: datetime) -> bool:
+        """Tell whether any lease has run out."""
+        return bool(self._expiries) and self._expiries[0][0] <= now
+
+    def due(self, now: datetime) -> list[UUID]:
+        """Return the leases that have run out."""
+        return [key[-1] for key in self._expiries.irange(None, (now, 1 << 128))]
+
+    def _order(self, selector: SelectorStrategy) -> _Order:
+        order = self._orders.get(selector)
+        if order is None:
+            order = self._orders[selector] = _Order(_ORDERS[selector])
+            for proxy_id, row in self._leasable.items():
+                order.put(proxy_id, row, _RANKS[row.status])
+        return order
+
+    def _count(self, proxy_id: UUID, status: str | None) -> None:
+        old = self.members.get(proxy_id)
+        if old == status:
+            return
+        if old is not None:
+            self._statuses[old] -= 1
+        if status is None:
+            del self.members[proxy_id]
+        else:
+            self.members[proxy_id] = status
+            self._statuses[status] += 1
+
+    def _leased_statuses(self) -> tuple[str, ...]:
+        slow = (ProxyStatus.SLOW.value,) if self.lease_slow else ()
+        return (ProxyStatus.ACTIVE.value, *slow)

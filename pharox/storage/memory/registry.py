@@ -1,0 +1,251 @@
+"""Keep pools, proxies and consumers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+from projections import ConsumerRow
+
+from ...errors import ConflictError, PoolNotFoundError, ProxyNotFoundError
+from ...events import (
+    ConsumerRegistered,
+    PoolChanged,
+    PoolRegistered,
+    PoolRemoved,
+    ProxyChanged,
+    ProxyRegistered,
+    ProxyRemoved,
+    ProxyState,
+)
+from ...models import Proxy, ProxyPool, ProxyStatus, check_name
+from ..list_import import account_of
+from ..validation import (
+    check_one_pool_each,
+    check_reason,
+    check_status,
+    checked_model,
+    id_from_text,
+)
+from .identities import forget_identity, remember_identity
+from .pool_index import PoolIndex
+from .release import release_held
+from .state import State
+
+_DESCRIBED = frozenset(ProxyRegistered.model_fields)
+
+# Consumers
+
+
+def consumer_id(
+    state: State, name: str, wanted: UUID | None = None, *, now: datetime | None = None
+) -> UUID:
+    """Return a consumer's id; register a name that is new, under the wanted id if there is one."""
+    row: ConsumerRow | None = state.rows["consumers"].get((name,))
+    if row is not None:
+        return row.id
+    if wanted in state.consumer_ids:
+        raise ConflictError(f"consumer id {wanted} belongs to another name", name=name)
+    uuid = wanted or uuid4()
+    state.append(ConsumerRegistered, now, consumer=name, consumer_id=uuid)
+    state.consumer_ids.add(uuid)
+    return uuid
+
+
+# Pools
+
+
+def save_pool(state: State, given: ProxyPool) -> None:
+    """Register a pool, or change the one of this id."""
+    pool = checked_model(given)
+    if state.pool_ids.get(pool.name, pool.id) != pool.id:
+        raise ConflictError(f"another pool is named {pool.name!r}", name=pool.name)
+    known = state.rows["pools"].get((pool.id,))
+    facts = pool.model_dump(exclude={"id"})
+    if known is None:
+        state.pools[pool.id] = PoolIndex(pool.id)
+        state.append(PoolRegistered, pool_id=pool.id, **facts)
+    elif asdict(known) != pool.model_dump():
+        del state.pool_ids[known.name]
+        state.append(PoolChanged, pool_id=pool.id, **facts)
+    state.pool_ids[pool.name] = pool.id
+    state.pools[pool.id].lease_slow = pool.lease_slow
+
+
+def ensure_pool(state: State, pool: ProxyPool) -> UUID:
+    """Register a pool and return its id, or that of the one that has its name."""
+    known = pool_by_name(state, pool.name)
+    if known is None:
+        save_pool(state, pool)
+    return (known or pool).id
+
+
+def pool_of_id(state: State, pool_id: str | UUID) -> ProxyPool:
+    """Return a pool, else raise :class:`PoolNotFoundError`."""
+    row = state.rows["pools"].get((id_from_text(pool_id),))
+    if row is None:
+        raise PoolNotFoundError(f"Pool {pool_id!r} not found.", pool_id=pool_id)
+    return ProxyPool(**asdict(row))
+
+
+def pool_by_name(state: State, name: str) -> ProxyPool | None:
+    """Return the pool of this name, or None."""
+    check_name(name, "pool")
+    pool_id = state.pool_ids.get(name)
+    return None if pool_id is None else pool_of_id(state, pool_id)
+
+
+def pools_by_name(state: State) -> list[ProxyPool]:
+    """Return all pools, by name."""
+    return [pool_of_id(state, state.pool_ids[name]) for name in sorted(state.pool_ids)]
+
+
+def delete_pool(state: State, pool_id: str) -> None:
+    """Remove a pool, its proxies and their leases."""
+    pool = pool_of_id(state, pool_id)
+    proxy_ids = sorted(state.pools[pool.id].members)
+    for proxy_id in proxy_ids:
+        release_held(state, pool.id, proxy_id, "pool removed")
+    for proxy_id in proxy_ids:
+        remove(state, pool.id, proxy_id)
+    state.append(PoolRemoved, pool_id=pool.id, name=pool.name)
+    del state.pools[pool.id], state.pool_ids[pool.name]
+
+
+# Proxies
+
+
+def save_proxies(state: State, given: Sequence[Proxy], *, change: bool) -> int:
+    """Register proxies, all or none; ``change`` those that are known. Return how many are new."""
+    proxies = [checked_model(proxy) for proxy in given]
+    for proxy in check_one_pool_each(proxies):
+        _check_pool(state, proxy)
+    last_given = {proxy.id: proxy for proxy in proxies}
+    return sum(_save_proxy(state, proxy, change=change) for proxy in last_given.values())
+
+
+def change_proxy(state: State, proxy: Proxy) -> None:
+    """Change a known proxy but for its status, which somebody else may decide meanwhile."""
+    now = proxy_of_id(state, proxy.id)
+    own = {"status": now.status, "checked_at": now.checked_at}
+    save_proxies(state, [proxy.model_copy(update=own)], change=True)
+
+
+def set_status(
+    state: State, proxy_id: UUID, status: ProxyStatus | str, reason: str | None
+) -> Proxy:
+    """Decide a proxy's status."""
+    check_reason(reason)
+    proxy = proxy_of_id(state, proxy_id)
+    wanted = proxy.model_copy(update={"status": check_status(status)})
+    _save_proxy(state, wanted, change=True, reason=reason)
+    return state.proxy(proxy.id)
+
+
+def proxy_if_known(state: State, proxy_id: str | UUID) -> Proxy | None:
+    """Return a proxy, or None."""
+    uuid = id_from_text(proxy_id)
+    return state.proxy(uuid) if uuid is not None and uuid in state.pool_of_proxy else None
+
+
+def proxy_of_id(state: State, proxy_id: str | UUID) -> Proxy:
+    """Return a proxy, else raise :class:`ProxyNotFoundError`."""
+    proxy = proxy_if_known(state, proxy_id)
+    if proxy is None:
+        raise ProxyNotFoundError(f"Proxy {str(proxy_id)!r} not found.", proxy_id=proxy_id)
+    return proxy
+
+
+def proxies_of(state: State, pool_id: str) -> list[Proxy]:
+    """Return a pool's proxies, by id."""
+    pool = pool_of_id(state, pool_id)
+    return [state.proxy(proxy_id) for proxy_id in sorted(state.pools[pool.id].members)]
+
+
+def delete_proxy(state: State, proxy_id: str) -> None:
+    """Remove a proxy and release its leases."""
+    proxy = proxy_of_id(state, proxy_id)
+    release_held(state, proxy.pool_id, proxy.id, "proxy removed")
+    remove(state, proxy.pool_id, proxy.id)
+
+
+def remove(state: State, pool_id: UUID, proxy_id: UUID) -> None:
+    """Remove a proxy that nobody holds."""
+    before = state.standing(pool_id, proxy_id)
+    forget_identity(state, state.proxy(proxy_id))
+    state.append(ProxyRemoved, pool_id=pool_id, proxy_id=proxy_id, before=before)
+    del state.pool_of_proxy[proxy_id]
+    state.credentials.pop(proxy_id, None)
+
+
+def _check_pool(state: State, proxy: Proxy) -> None:
+    """Check that a proxy's pool is there, and that no other pool has the proxy."""
+    if proxy.pool_id not in state.pools:
+        raise PoolNotFoundError(f"Pool {proxy.pool_id} not found.", pool_id=proxy.pool_id)
+    elsewhere = state.pool_of_proxy.get(proxy.id, proxy.pool_id)
+    if elsewhere != proxy.pool_id:
+        raise ConflictError(
+            f"proxy {proxy.id} is registered in another pool; remove it there first",
+            proxy_id=proxy.id,
+            pool_id=elsewhere,
+        )
+
+
+def _save_proxy(state: State, proxy: Proxy, *, change: bool, reason: str | None = None) -> bool:
+    """Register or change one proxy; return whether it is new."""
+    earlier = proxy_if_known(state, proxy.id)
+    if earlier is not None and (not change or _is_same(proxy, earlier)):
+        return False
+    facts = _described(proxy)
+    if reason is not None:
+        facts["reason"] = reason
+    if proxy.credentials is not None:
+        facts["credential_id"] = _credential_id(state, proxy, earlier)
+    _keep_secrets(state, proxy, earlier)
+    before = None if earlier is None else state.standing(proxy.pool_id, proxy.id)
+    leases = 0 if before is None else before.leases
+    state.append(
+        ProxyRegistered if earlier is None else ProxyChanged,
+        pool_id=proxy.pool_id,
+        proxy_id=proxy.id,
+        before=before,
+        after=ProxyState(proxy.status, leases, proxy.max_concurrency),
+        **facts,
+    )
+    return earlier is None
+
+
+def _described(proxy: Proxy) -> dict[str, Any]:
+    """Return what an event says of a proxy: no secret, and nothing of its leases."""
+    told = proxy.model_dump(exclude={"id", "pool_id", "credentials"}).items()
+    return {**{name: x for name, x in told if name in _DESCRIBED}, "host": str(proxy.host)}
+
+
+def _credential_id(state: State, proxy: Proxy, earlier: Proxy | None) -> UUID:
+    """Return the id of a proxy's credentials: another one if account or password changed."""
+    known = None if earlier is None else state.proxy_row(proxy.id).credential_id
+    same = earlier is not None and (
+        account_of(proxy) == account_of(earlier) and proxy.credentials == earlier.credentials
+    )
+    return known if known and same else uuid4()
+
+
+def _keep_secrets(state: State, proxy: Proxy, earlier: Proxy | None) -> None:
+    """Keep what no event has: a proxy's credentials, and by what it is known in a list."""
+    if earlier is not None:
+        forget_identity(state, earlier)
+    remember_identity(state, proxy)
+    if proxy.credentials is None:
+        state.credentials.pop(proxy.id, None)
+    else:
+        state.credentials[proxy.id] = proxy.credentials.model_copy()
+    state.pool_of_proxy[proxy.id] = proxy.pool_id
+
+
+def _is_same(proxy: Proxy, known: Proxy) -> bool:
+    return proxy.model_dump(exclude={"current_leases"}) == known.model_dump(
+        exclude={"current_leases"}
+    )

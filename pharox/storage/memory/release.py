@@ -1,0 +1,95 @@
+"""End leases: those that are given back, and those that ran out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from projections import LeaseRow
+
+from ...events import LeaseExpired, LeaseReleased
+from ...models import LeaseStatus
+from ..requests import EndedLease, ReleaseRequest, ReleaseResult, copy_ending, log_late_release
+from .state import State, lease_from_row
+
+ACTIVE = LeaseStatus.ACTIVE.value
+
+
+def release(state: State, request: ReleaseRequest, now: datetime) -> ReleaseResult:
+    """Give a lease back, unless it has ended before. What is due was taken back already."""
+    lease = request.lease
+    row = active_row(state, lease.id)
+    if row is None:
+        recorded = state.lease(lease.id) if lease.id in state.pool_of_lease else None
+        log_late_release(lease, recorded)
+        copy_ending(recorded, lease)
+        return ReleaseResult(None)
+    end(state, LeaseReleased, row, now, reason=request.reason)
+    lease.status, lease.released_at = LeaseStatus.RELEASED, now
+    stats = state.stats(row.pool_id, now) if request.with_stats else None
+    return ReleaseResult(EndedLease(lease, stats, request.reason))
+
+
+def expire(
+    state: State, pool_ids: Iterable[UUID], now: datetime, *, with_stats: bool
+) -> dict[UUID, Sequence[EndedLease]]:
+    """Take back what has run out in these pools; return it by pool."""
+    expired: dict[UUID, Sequence[EndedLease]] = {}
+    for pool_id in pool_ids:
+        if state.pools[pool_id].has_due(now):
+            expired[pool_id] = _expire(state, pool_id, now, with_stats)
+    return expired
+
+
+def release_held(state: State, pool_id: UUID, proxy_id: UUID, reason: str) -> None:
+    """Give back all leases of a proxy."""
+    now = state.clock()
+    for row in state.held_rows(pool_id, proxy_id):
+        end(state, LeaseReleased, row, now, reason=reason)
+
+
+def active_row(state: State, lease_id: UUID) -> LeaseRow | None:
+    """Return the row of a lease that has not ended, else None."""
+    pool_id = state.pool_of_lease.get(lease_id)
+    if pool_id is None:
+        return None
+    row: LeaseRow = state.rows["leases"][lease_id, pool_id]
+    return row if row.status == ACTIVE else None
+
+
+def end(
+    state: State,
+    kind: type[LeaseReleased] | type[LeaseExpired],
+    row: LeaseRow,
+    now: datetime,
+    **why: Any,
+) -> None:
+    """Append the event that ends a lease."""
+    before = state.standing(row.pool_id, row.proxy_id)
+    state.append(
+        kind,
+        now,
+        is_valid=True,
+        pool_id=row.pool_id,
+        proxy_id=row.proxy_id,
+        lease_id=row.id,
+        consumer=row.consumer_name,
+        consumer_id=row.consumer_id,
+        pool_name=row.pool_name,
+        acquired_at=row.acquired_at,
+        before=before,
+        after=before.with_leases(before.leases - 1),
+        **why,
+    )
+    state.pools[row.pool_id].let_go(row.id, row.proxy_id, row.expires_at)
+
+
+def _expire(state: State, pool_id: UUID, now: datetime, with_stats: bool) -> list[EndedLease]:
+    rows = [state.lease_row(lease_id) for lease_id in state.pools[pool_id].due(now)]
+    rows.sort(key=lambda row: (row.proxy_id, row.fencing_token))
+    for row in rows:
+        end(state, LeaseExpired, row, now, expires_at=row.expires_at)
+    stats = state.stats(pool_id, now) if with_stats else None
+    return [EndedLease(lease_from_row(row), stats) for row in rows]

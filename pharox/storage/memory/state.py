@@ -1,0 +1,197 @@
+"""The log, what is folded from it, and the indexes: the one place that appends.
+
+The log is a list, the read models are the projections' Python folds, kept up
+with each event. Beside them stand the indexes that PostgreSQL would have, so
+that no command walks a pool or the history.
+
+A state guards nothing by itself: who calls holds its ``lock``.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import fields
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+import projections
+from projections import Availability, LeaseRow, PoolCounts, PoolRow, ProxyRow
+
+from ...attribution import current_attribution
+from ...building import built
+from ...events import Event, EventBase, HealthChecked, ProxyState
+from ...models import (
+    Lease,
+    LeaseStatus,
+    PoolStatsSnapshot,
+    Proxy,
+    ProxyCredentials,
+    ProxyStatus,
+)
+from ..list_import import Account
+from .pool_index import PoolIndex
+
+E = TypeVar("E", bound=EventBase)
+Fold = Callable[[EventBase], None]
+
+_PROXY_FIELDS = tuple(f.name for f in fields(ProxyRow) if f.name != "credential_id")
+_LEASE_STATUSES = {status.value: status for status in LeaseStatus}
+_PROXY_STATUSES = {status.value: status for status in ProxyStatus}
+
+
+class State:
+    """Everything that is known, and how it becomes more.
+
+    Parameters
+    ----------
+    clock:
+        Returns the time, with a time zone.
+    """
+
+    def __init__(self, clock: Callable[[], datetime]) -> None:
+        self.clock = clock
+        self.lock = threading.RLock()
+        self.log: list[Event] = []
+        self.rows: dict[str, dict[Any, Any]] = {p.name: {} for p in projections.registered()}
+        self.pools: dict[UUID, PoolIndex] = {}
+        self.pool_ids: dict[str, UUID] = {}
+        self.pool_of_proxy: dict[UUID, UUID] = {}
+        self.pool_of_lease: dict[UUID, UUID] = {}
+        self.pruned_ids: set[UUID] = set()
+        self.consumer_ids: set[UUID] = set()
+        self.credentials: dict[UUID, ProxyCredentials] = {}
+        self.accounts: dict[tuple[UUID, Account], dict[str, set[UUID]]] = {}
+        self.fingerprint_key = os.urandom(32)
+        self.checks: dict[UUID, list[HealthChecked]] = {}
+        self._folds = _folds_of(self.rows)
+
+    def append(
+        self, kind: type[E], at: datetime | None = None, *, is_valid: bool = False, **facts: Any
+    ) -> E:
+        """Append an event of this kind and fold it.
+
+        Parameters
+        ----------
+        kind:
+            The event's class.
+        at:
+            When it is recorded; now if None.
+        is_valid:
+            The facts are known to be valid and of their fields' types.
+        facts:
+            What the event says beside its place, its moment and who caused it.
+        """
+        facts["seq"] = facts["position"] = len(self.log) + 1
+        facts["recorded_at"] = at or self.clock()
+        facts["actor"], facts["correlation_id"] = current_attribution()
+        event = built(kind, facts) if is_valid else kind(**facts)
+        for fold in self._folds.get(kind.__name__, ()):
+            fold(event)
+        self.log.append(event)  # type: ignore[arg-type]
+        if kind.touches_proxy:
+            key = (event.proxy_id, event.pool_id)
+            self.pools[event.pool_id].place(event.proxy_id, self.rows["available_proxies"].get(key))  # type: ignore[arg-type]
+        return event
+
+    # What the read models say
+
+    def pool_name(self, pool_id: UUID) -> str:
+        """Return the name of a pool."""
+        row: PoolRow = self.rows["pools"][(pool_id,)]
+        return row.name
+
+    def proxy_row(self, proxy_id: UUID) -> ProxyRow:
+        """Return the description of a proxy."""
+        row: ProxyRow = self.rows["proxies"][proxy_id, self.pool_of_proxy[proxy_id]]
+        return row
+
+    def availability(self, pool_id: UUID, proxy_id: UUID) -> Availability:
+        """Return the row that leasing a proxy is decided by."""
+        row: Availability = self.rows["available_proxies"][proxy_id, pool_id]
+        return row
+
+    def standing(self, pool_id: UUID, proxy_id: UUID) -> ProxyState:
+        """Return how a proxy stands, as an event says it."""
+        row = self.availability(pool_id, proxy_id)
+        return ProxyState(_PROXY_STATUSES[row.status], row.current_leases, row.max_concurrency)
+
+    def proxy(self, proxy_id: UUID) -> Proxy:
+        """Return a proxy with all that is known of it."""
+        row = self.proxy_row(proxy_id)
+        availability = self.availability(row.pool_id, proxy_id)
+        return Proxy(
+            **{name: getattr(row, name) for name in _PROXY_FIELDS},
+            credentials=self.credentials.get(proxy_id),
+            status=_PROXY_STATUSES[availability.status],
+            checked_at=availability.checked_at,
+            max_concurrency=availability.max_concurrency,
+            current_leases=availability.current_leases,
+        )
+
+    def lease_row(self, lease_id: UUID) -> LeaseRow:
+        """Return the row of a lease."""
+        row: LeaseRow = self.rows["leases"][lease_id, self.pool_of_lease[lease_id]]
+        return row
+
+    def lease(self, lease_id: UUID) -> Lease:
+        """Return a lease."""
+        return lease_from_row(self.lease_row(lease_id))
+
+    def held_rows(self, pool_id: UUID, proxy_id: UUID) -> list[LeaseRow]:
+        """Return the active leases of a proxy, oldest first."""
+        held = [self.lease_row(lease_id) for lease_id in self.pools[pool_id].held(proxy_id)]
+        return sorted(held, key=lambda row: row.fencing_token)
+
+    def stats(self, pool_id: UUID, at: datetime | None = None) -> PoolStatsSnapshot:
+        """Return a pool in numbers, as of a moment or of now."""
+        row: PoolCounts = self.rows["pool_stats"][(pool_id,)]
+        return built(
+            PoolStatsSnapshot,
+            {
+                "pool_name": self.pool_name(pool_id),
+                "total_proxies": row.total_proxies,
+                "active_proxies": row.active_proxies,
+                "available_proxies": row.available_proxies,
+                "leased_proxies": row.leased_proxies,
+                "total_leases": row.total_leases,
+                "collected_at": at or self.clock(),
+            },
+        )
+
+
+def lease_from_row(row: LeaseRow) -> Lease:
+    """Return the lease that a row keeps."""
+    return built(
+        Lease,
+        {
+            "id": row.id,
+            "proxy_id": row.proxy_id,
+            "consumer_id": row.consumer_id,
+            "pool_id": row.pool_id,
+            "pool_name": row.pool_name,
+            "consumer_name": row.consumer_name,
+            "status": _LEASE_STATUSES[row.status],
+            "acquired_at": row.acquired_at,
+            "expires_at": row.expires_at,
+            "released_at": row.released_at,
+            "fencing_token": row.fencing_token,
+        },
+    )
+
+
+def _folds_of(rows: dict[str, dict[Any, Any]]) -> dict[str, tuple[Fold, ...]]:
+    """Return for each type of event what it is folded with, into these rows."""
+    folds: dict[str, tuple[Fold, ...]] = {}
+    for projection in projections.registered():
+        fold = _fold_into(rows[projection.name], projection)
+        for type_ in projection.types():
+            folds[type_] = (*folds.get(type_, ()), fold)
+    return folds
+
+
+def _fold_into(rows: dict[Any, Any], projection: projections.Projection) -> Fold:
+    apply = projection.apply
+    return lambda event: apply(rows, event)

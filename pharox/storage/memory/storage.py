@@ -1,0 +1,393 @@
+"""InMemoryStorage: the same ledger without a server, for one process.
+
+Its methods take the lock and hand on to plain functions over a state. Nothing
+survives the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+from uuid import UUID
+
+import projections
+from pharox.log import Extract
+from projections import Finding
+from projections import State as Rows
+
+from ...effects import call, run
+from ...events import Event
+from ...models import (
+    Consumer,
+    HealthCheckResult,
+    HealthPolicy,
+    Lease,
+    PoolStatsSnapshot,
+    Proxy,
+    ProxyFilters,
+    ProxyHealthRecord,
+    ProxyPool,
+    ProxyStatus,
+    SelectorStrategy,
+    check_name,
+    utc_now,
+)
+from ..interface import IStorage
+from ..list_import import (
+    HALF,
+    ChangedProxy,
+    ImportReport,
+    ListedIds,
+    Match,
+    MaxRemoved,
+    RemovalReport,
+    import_list,
+    remove_unlisted,
+)
+from ..requests import (
+    AcquireRequest,
+    AcquireSetRequest,
+    Acquisition,
+    Command,
+    EndedLease,
+    HealthOutcome,
+    Outcome,
+    ReleaseRequest,
+    ReleaseResult,
+    SetAcquisition,
+)
+from ..validation import checked_model, id_from_text
+from . import acquire, batch, health, history, lists, registry, release
+from .state import State
+
+T = TypeVar("T")
+
+
+class InMemoryStorage(IStorage):
+    """The ledger in this process's memory, safe between threads.
+
+    Parameters
+    ----------
+    clock:
+        Returns the time, with a time zone. A test passes its own to let leases
+        run out without waiting.
+    """
+
+    def __init__(self, *, clock: Callable[[], datetime] = utc_now) -> None:
+        self._state = State(clock)
+
+    # Leasing
+
+    def run_batch(self, commands: Sequence[Command]) -> Sequence[Outcome | Exception]:
+        """Carry out commands as one; return what each came to, or its error."""
+        with self._state.lock:
+            return batch.run_batch(self._state, commands)
+
+    def acquire_lease(self, request: AcquireRequest) -> Acquisition:
+        """Lease a proxy, or record why none was to be had."""
+        acquisition: Acquisition = self._run_alone(request)
+        return acquisition
+
+    def acquire_set(self, request: AcquireSetRequest) -> SetAcquisition:
+        acquisition: SetAcquisition = self._run_alone(request)
+        return acquisition
+
+    def return_lease(
+        self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
+    ) -> ReleaseResult:
+        returned: ReleaseResult = self._run_alone(ReleaseRequest(lease, reason, with_stats))
+        return returned
+
+    def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
+        with self._state.lock:
+            pool_ids, now = sorted(self._state.pools), self._state.clock()
+            by_pool = release.expire(self._state, pool_ids, now, with_stats=with_stats)
+        expired = [ended for each in by_pool.values() for ended in each]
+        return len(expired), expired
+
+    def create_lease(self, proxy: Proxy, consumer_name: str, duration_seconds: int) -> Lease:
+        with self._state.lock:
+            return acquire.create_lease(self._state, proxy, consumer_name, duration_seconds)
+
+    def find_available_proxy(
+        self,
+        pool_name: str,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+    ) -> Proxy | None:
+        with self._state.lock:
+            return acquire.find_available(self._state, pool_name, filters, selector)
+
+    def release_lease(self, lease: Lease) -> None:
+        self.return_lease(lease)
+
+    def cleanup_expired_leases(self) -> int:
+        return self.expire_leases()[0]
+
+    def get_lease(self, lease_id: str) -> Lease | None:
+        uuid = id_from_text(lease_id)
+        with self._state.lock:
+            return self._state.lease(uuid) if uuid in self._state.pool_of_lease else None
+
+    def list_leases(self, consumer_id: str | None = None) -> Sequence[Lease]:
+        uuid = None if consumer_id is None else id_from_text(consumer_id)
+        with self._state.lock:
+            return history.leases_of(self._state, uuid, of_all=consumer_id is None)
+
+    def prune_leases(self, ended_before: datetime) -> int:
+        """Forget the leases that ended before a moment; the log keeps them.
+
+        What ended in the last minute stays in any case, as in PostgreSQL.
+        """
+        with self._state.lock:
+            return history.prune_leases(self._state, ended_before)
+
+    # Consumers, pools and proxies
+
+    def ensure_consumer(self, consumer_name: str) -> UUID:
+        check_name(consumer_name, "consumer")
+        with self._state.lock:
+            return registry.consumer_id(self._state, consumer_name)
+
+    def add_consumer(self, consumer: Consumer) -> Consumer:
+        """Register a consumer and return it, with the id it has if its name was known."""
+        with self._state.lock:
+            uuid = registry.consumer_id(self._state, consumer.name, consumer.id)
+        return Consumer(id=uuid, name=consumer.name)
+
+    def save_pool(self, pool: ProxyPool) -> None:
+        with self._state.lock:
+            registry.save_pool(self._state, pool)
+
+    def add_pool(self, pool: ProxyPool) -> None:
+        """Register a pool, or change the one of this id."""
+        self.save_pool(pool)
+
+    def get_pool(self, pool_id: str) -> ProxyPool:
+        with self._state.lock:
+            return registry.pool_of_id(self._state, pool_id)
+
+    def get_pool_by_name(self, name: str) -> ProxyPool | None:
+        """Return the pool of this name, or None."""
+        with self._state.lock:
+            return registry.pool_by_name(self._state, name)
+
+    def list_pools(self) -> Sequence[ProxyPool]:
+        with self._state.lock:
+            return registry.pools_by_name(self._state)
+
+    def delete_pool(self, pool_id: str) -> None:
+        with self._state.lock:
+            registry.delete_pool(self._state, pool_id)
+
+    def save_proxy(self, proxy: Proxy) -> None:
+        with self._state.lock:
+            registry.save_proxies(self._state, [proxy], change=True)
+
+    def change_proxy(self, proxy: Proxy) -> None:
+        """Change a known proxy but for its status, which somebody else may decide meanwhile."""
+        with self._state.lock:
+            registry.change_proxy(self._state, proxy)
+
+    def add_proxy(self, proxy: Proxy) -> None:
+        """Register a proxy, or change the one of this id."""
+        self.save_proxy(proxy)
+
+    def add_proxies_bulk(self, proxies: Sequence[Proxy]) -> int:
+        with self._state.lock:
+            return registry.save_proxies(self._state, proxies, change=False)
+
+    def get_proxy(self, proxy_id: str) -> Proxy:
+        with self._state.lock:
+            return registry.proxy_of_id(self._state, proxy_id)
+
+    def get_proxy_by_id(self, proxy_id: UUID) -> Proxy | None:
+        """Return a proxy, or None."""
+        with self._state.lock:
+            return registry.proxy_if_known(self._state, proxy_id)
+
+    def get_bare_proxy(self, proxy_id: UUID) -> Proxy | None:
+        """Return a proxy without its credentials, or None."""
+        proxy = self.get_proxy_by_id(proxy_id)
+        return proxy and proxy.model_copy(update={"credentials": None})
+
+    def list_proxies(self, pool_id: str) -> Sequence[Proxy]:
+        with self._state.lock:
+            return registry.proxies_of(self._state, pool_id)
+
+    def delete_proxy(self, proxy_id: str) -> None:
+        with self._state.lock:
+            registry.delete_proxy(self._state, proxy_id)
+
+    def get_pool_stats(self, pool_name: str) -> PoolStatsSnapshot | None:
+        check_name(pool_name, "pool")
+        with self._state.lock:
+            pool_id = self._state.pool_ids.get(pool_name)
+            return None if pool_id is None else self._state.stats(pool_id)
+
+    def list_pool_stats(self) -> Sequence[PoolStatsSnapshot]:
+        """Return every pool in numbers, by name."""
+        with self._state.lock:
+            ids = self._state.pool_ids
+            return [self._state.stats(ids[name]) for name in sorted(ids)]
+
+    # Lists
+
+    def import_proxies(self, pool_id: UUID, proxies: Sequence[Proxy]) -> int:
+        """Register the proxies of a list that the pool does not know, and return how many.
+
+        One is known if the pool has its protocol, host and port with the same credentials.
+        """
+        return self.import_list(pool_id, [[checked_model(proxy) for proxy in proxies]]).new
+
+    def import_list(
+        self,
+        pool_id: UUID,
+        batches: Iterable[Sequence[Proxy]],
+        *,
+        update: bool = False,
+        make: ProxyPool | None = None,
+    ) -> ImportReport:
+        """Import a list that comes in batches, however long it is."""
+        return run(import_list(self, _ask, pool_id, batches, update=update, make=make), call)
+
+    def remove_unlisted(
+        self,
+        pool_id: UUID,
+        listed: ListedIds,
+        *,
+        source: str | None,
+        max_removed: MaxRemoved = HALF,
+    ) -> RemovalReport:
+        """Remove the proxies of a source that its list has no more, unless somebody holds them."""
+        self.cleanup_expired_leases()  # Who has let go of a proxy does not hold it.
+        return run(remove_unlisted(self, _ask, pool_id, listed, source, max_removed), call)
+
+    def match_listed(self, pool_id: UUID, proxies: Sequence[Proxy]) -> list[Match]:
+        """Return how each proxy of a list stands to a pool."""
+        with self._state.lock:
+            return lists.match_listed(self._state, pool_id, proxies)
+
+    def ensure_pool(self, pool: ProxyPool) -> UUID:
+        """Register a pool and return its id, or that of the one that has its name."""
+        with self._state.lock:
+            return registry.ensure_pool(self._state, pool)
+
+    def register_listed(self, pool_id: UUID, proxies: Sequence[Proxy]) -> tuple[list[UUID], int]:
+        """Register proxies of a list under derived ids; return the ids, and how many are new."""
+        with self._state.lock:
+            return lists.register_listed(self._state, pool_id, proxies)
+
+    def replace_credentials(self, changes: Sequence[ChangedProxy]) -> int:
+        """Give known proxies the credentials of listed ones; return how many were there."""
+        with self._state.lock:
+            return lists.replace_credentials(self._state, changes)
+
+    def sourced_page(
+        self, pool_id: UUID, source: str | None, first: UUID
+    ) -> tuple[list[UUID], UUID | None]:
+        """Return the ids of a pool's proxies with this source, all on one page."""
+        with self._state.lock:
+            return lists.of_source(self._state, pool_id, source), None
+
+    def remove_idle(self, pool_id: UUID, proxy_ids: Sequence[UUID]) -> list[UUID]:
+        """Remove those of a pool's proxies that nobody holds; return their ids."""
+        with self._state.lock:
+            return lists.remove_idle(self._state, pool_id, proxy_ids)
+
+    # Health
+
+    def apply_health_check_result(self, result: HealthCheckResult) -> Proxy | None:
+        with self._state.lock:
+            return health.apply_result(self._state, result)
+
+    def record_health_checks(
+        self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
+    ) -> Sequence[HealthOutcome]:
+        """Record health checks; return what each came to, in their order."""
+        with self._state.lock:
+            return health.record_checks(self._state, results, policy)
+
+    def set_status(
+        self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
+    ) -> Proxy:
+        """Decide a proxy's status, as a person does: also lift or lay a ban."""
+        with self._state.lock:
+            return registry.set_status(self._state, proxy_id, status, reason)
+
+    def load_proxies_for_healthchecks(
+        self,
+        pool_name: str | None = None,
+        *,
+        stale_after: timedelta | float | None = None,
+        statuses: Collection[ProxyStatus] | None = None,
+    ) -> Iterator[Proxy]:
+        """Yield the proxies that are due to be checked, by id within each pool."""
+        with self._state.lock:
+            pools = registry.pools_by_name(self._state)
+            return health.due_for_checks(self._state, pools, pool_name, stale_after, statuses)
+
+    def save_health_record(self, record: ProxyHealthRecord) -> None:
+        with self._state.lock:
+            health.save_record(self._state, record)
+
+    def get_last_health_result(self, proxy_id: UUID) -> HealthCheckResult | None:
+        with self._state.lock:
+            return health.last_result(self._state, proxy_id)
+
+    def list_health_records(self, proxy_id: UUID, limit: int = 100) -> Sequence[ProxyHealthRecord]:
+        with self._state.lock:
+            return health.records_of(self._state, proxy_id, limit)
+
+    # The log
+
+    def events(self, *, after: int = 0) -> Iterator[Event]:
+        """Yield the log in order, as it is now.
+
+        Parameters
+        ----------
+        after:
+            Yield only events of later ``seq``.
+        """
+        return self.history(Extract(after=after))
+
+    def history(self, extract: Extract) -> Iterator[Event]:
+        """Yield those events of the log, as it is now, that an extract means, in order."""
+        return history.history(self._state, extract)
+
+    def seq_at(self, moment: datetime) -> int:
+        """Return the seq of the last event recorded at or before a moment; 0 if there is none."""
+        with self._state.lock:
+            return history.seq_at(self._state, moment)
+
+    def state_at(self, seq: int) -> dict[str, Rows]:
+        """Return every read model as it was after the event of this seq.
+
+        Returns
+        -------
+        dict
+            For each projection's name, its rows by key. Of leases only those
+            that were active then.
+        """
+        states = projections.fold(self.history(Extract(upto=seq)), projections.registered())
+        return projections.standing(states, projections.registered())
+
+    def verify(self) -> list[Finding]:
+        """Fold the whole log anew and return every row of a read model that differs."""
+        with self._state.lock:
+            return history.verify(self._state)
+
+    # Parts
+
+    def _run_alone(self, command: Command) -> Any:
+        """Carry out one command and return what it came to, or raise its error."""
+        with self._state.lock:
+            (outcome,) = batch.run_batch(self._state, [command])
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+def _ask(step: Callable[..., T], *arguments: Any) -> T:
+    return step(*arguments)
