@@ -37,7 +37,6 @@ from pharox import (
 )
 from pharox.events import EventBase
 from pharox.ledger.rebuild import rebuild
-from pharox.storage.interface import IStorage
 from pharox.storage.postgres import PostgresStorage
 from pharox.storage.postgres.folding import Folder
 from pharox.storage.requests import (
@@ -60,7 +59,6 @@ from tests.conftest import (
 
 from .plain_model import PlainModel
 
-NATIVE_SETS = PostgresStorage.acquire_set is not IStorage.acquire_set
 POOLS = ("plain", "slow")
 COUNTRIES = ("AR", "CL", None)
 FILTERS = st.sampled_from(
@@ -190,14 +188,6 @@ class LedgerMachine(RuleBasedStateMachine):
     ) -> None:
         """A set is what single acquisitions would be, or nothing but a miss."""
         wanted, at_least = self._pool(pool), max(1, count - missing)
-        if not NATIVE_SETS:  # One that is written with single acquisitions shows in the log.
-            self.clean_up()
-            distinct = False
-            count = at_least = len(
-                self.model.offer_set(wanted, selector, filters, count, distinct=distinct)
-            )
-            if count == 0:
-                return
         request = AcquireSetRequest(
             pool, "setter", count, 60, filters, selector, True, at_least, distinct
         )
@@ -244,10 +234,10 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.model.expire() == expired
         for pick, one, other in zip(picks, ours, theirs, strict=False):
             self._check_release(pick, one, other)
-        for (pool, selector, filters), one, other in zip(
-            asked, ours[len(picks) :], theirs[len(picks) :], strict=True
+        for i, ((pool, selector, filters), one, other) in enumerate(
+            zip(asked, ours[len(picks) :], theirs[len(picks) :], strict=True)
         ):
-            self._check_acquisition(pool, selector, filters, one, other)
+            self._check_acquisition(pool, selector, filters, f"batch-{i % 2}", one, other)
 
     @rule(pool=st.sampled_from(POOLS), selector=SELECTORS, filters=FILTERS)
     def find(self, pool: str, selector: SelectorStrategy, filters: ProxyFilters | None) -> None:
@@ -493,6 +483,7 @@ class LedgerMachine(RuleBasedStateMachine):
         name: str,
         selector: SelectorStrategy,
         filters: ProxyFilters | None,
+        consumer: str,
         one: object,
         other: object,
     ) -> None:
@@ -501,7 +492,7 @@ class LedgerMachine(RuleBasedStateMachine):
         pool = self._pool(name)
         chosen = self.model.offer(pool, selector, filters)
         if chosen is not None:
-            self._check_grant(chosen, selector, "batch", one, other)
+            self._check_grant(chosen, selector, consumer, one, other)
             return
         assert (one.lease, other.lease) == (None, None)
         assert one.miss_reason == other.miss_reason == self.model.reason(pool, filters)
