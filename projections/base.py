@@ -57,8 +57,19 @@ class Events(NamedTuple):
         self, where: ColumnElement[bool], *keys: ColumnElement[Any]
     ) -> ColumnElement[bool]:
         """Return the condition that an event is the last of its group of those ``where``."""
-        latest = select(func.max(self.c.position)).where(where).group_by(*keys)
-        condition: ColumnElement[bool] = self.c.position.in_(latest.correlate(None))
+        return self._is_utmost(func.max, where, keys)
+
+    def is_earliest(
+        self, where: ColumnElement[bool], *keys: ColumnElement[Any]
+    ) -> ColumnElement[bool]:
+        """Return the condition that an event is the first of its group of those ``where``."""
+        return self._is_utmost(func.min, where, keys)
+
+    def _is_utmost(
+        self, place: Callable[[Any], Any], where: ColumnElement[bool], keys: tuple[Any, ...]
+    ) -> ColumnElement[bool]:
+        utmost = select(place(self.c.position)).where(where).group_by(*keys)
+        condition: ColumnElement[bool] = self.c.position.in_(utmost.correlate(None))
         return condition
 
 

@@ -28,8 +28,10 @@ from ..errors import DatabaseError, InvalidInputError
 from ..storage.postgres import PostgresStorage
 from ..storage.postgres.driver import Session
 from ..storage.postgres.folding import Folder
+from ..storage.postgres.functions import others_function
 from ..storage.postgres.schema import LONGEST_NAME
 from ..storage.postgres.snapshots import base_of
+from ..storage.postgres.sql import quoted
 from ..storage.postgres.verifying import differences
 from .alone import alone
 
@@ -333,7 +335,19 @@ def _exchange_once(whole: Folder) -> float:
             connection.execute(sql.SQL("ALTER TABLE {} SET SCHEMA {}").format(fresh, schema))
         for (grant,) in access:
             connection.execute(grant)
+        _fold_others_from_now_on(whole)
     return (time.monotonic() - asked) * 1000
+
+
+def _fold_others_from_now_on(whole: Folder) -> None:
+    """Have commands fold into the read models of other packages, if one of those is rebuilt."""
+    if all(projection in known.ALL for projection in whole.projections):
+        return
+    query = "SELECT tablename FROM pg_tables WHERE schemaname = %s"
+    tables = {row[0] for row in whole.session.connection.execute(query, (whole.ledger,))}
+    others = [p for p in known.registered() if p not in known.ALL and p.table.name in tables]
+    text = others_function(others).replace("{schema}", quoted(whole.ledger))
+    whole.session.connection.execute(text.encode())
 
 
 _ACCESS = """

@@ -340,8 +340,10 @@ MINE = '''
 
 
     def insert_first(events):
-        first = events.earliest(of_type(events, "LeaseAcquired"), events.c.consumer)
-        firsts = select(first.c.consumer, first.c.recorded_at)
+        ours = of_type(events, "LeaseAcquired")
+        firsts = select(events.c.consumer, events.c.recorded_at).where(
+            events.is_earliest(ours, events.c.consumer)
+        )
         return insert(table).from_select(["consumer", "at"], firsts).on_conflict_do_nothing()
 
 
