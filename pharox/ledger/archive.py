@@ -136,6 +136,8 @@ class _Archiving:
         listed = self._parts.listed()
         self._detach([part for part in listed if part.archive], patience_s)
         leaving, kept = self._choose(listed, min(before, now - _SETTLED), patience_s)
+        if leaving:
+            self._complete_tick()
         for part, contents in leaving.items():
             self._write(part, contents)
         if leaving:
@@ -182,6 +184,11 @@ class _Archiving:
         if not rows or rows[0]["seq"] >= (contents.last_seq or 0):
             return None
         return f"subscription {rows[0]['name']!r} has still to read it"
+
+    def _complete_tick(self) -> None:
+        """Let no tick grow that a file is to hold."""
+        with self._storage.session() as session:
+            session.run(archive_statements.complete_tick(self._storage.schema))
 
     def _write(self, part: Part, contents: Contents) -> None:
         """Write the files of a part, unless they are there, and compare them with the log."""

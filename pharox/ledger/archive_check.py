@@ -15,7 +15,7 @@ from itertools import chain, islice, pairwise
 from operator import itemgetter
 from pathlib import Path
 
-from pharox.log.canonical import digest, root
+from pharox.log.canonical import DIGEST_VERSION, digest, root
 
 from ..errors import ArchiveFileError
 from .archive_files import EVENTS, TICKS, Files, Row, all_files_in, read
@@ -92,7 +92,8 @@ def _authenticated(files: Files) -> Iterator[tuple[Row, bool]]:
     """Yield each event, and whether its digest is that of its columns and it belongs here."""
     for row in read(files.events, EVENTS):
         belongs = files.first <= row["position"] < files.end
-        yield row, belongs and digest(row) == row["digest"]
+        authentic = row["version"] == DIGEST_VERSION and digest(row) == row["digest"]
+        yield row, belongs and authentic
 
 
 class _Tick:

@@ -40,6 +40,7 @@ _MOMENT = pa.timestamp("us", tz="UTC")
 EVENTS = pa.schema(
     [
         pa.field("seq", pa.int64(), nullable=False),
+        pa.field("version", pa.int16(), nullable=False),
         pa.field("digest", pa.binary(), nullable=False),
         pa.field("position", pa.int64(), nullable=False),
         pa.field("tx", pa.int64(), nullable=False),

@@ -27,11 +27,12 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import BYTEA, JSONB, aggregate_order_by
+from sqlalchemy.types import NullType
 
 from pharox.log import events, parked_events, partitions, seals, subscriptions, ticks
 
-from ..storage.postgres.history import SEALED
-from ..storage.postgres.sql import Statement, compiled, now, parameter
+from ..storage.postgres.history import SEALED, position_upto
+from ..storage.postgres.sql import Statement, compiled, now, parameter, schema_function
 from .archive_parts import Part
 
 
@@ -61,13 +62,17 @@ def contents(schema: str, part: Part) -> Statement:
         func.count().filter(own_seals.c.seq.is_(None)).label("unsealed"),
     ).select_from(own_events.outerjoin(own_seals, own_seals.c.position == own_events.c.position))
     own = held.cte("own")
+    latest = position_upto(own.c.last_seq)
     among = select(func.max(events.c.recorded_at)).select_from(SEALED)
     settled = func.greatest(
         own.c.last_recorded_at,
         among.where(
             seals.c.seq < own.c.last_seq,
             seals.c.seq > own.c.first_seq,
-            seals.c.position >= literal_column(str(part.end), BigInteger),
+            *(
+                place.between(literal_column(str(part.end), BigInteger), latest)
+                for place in (seals.c.position, events.c.position)
+            ),
         ).scalar_subquery(),
     )
     names = ("first_seq", "last_seq", "first_recorded_at", "last_recorded_at")
@@ -82,10 +87,11 @@ def part_events(schema: str, part: Part) -> Statement:
     query = (
         select(
             own_seals.c.seq,
+            own_seals.c.version,
             own_seals.c.digest,
             e.position,
             cast(cast(e.tx, Text), BigInteger).label("tx"),
-            *(_archived(column) for column in events.c if column.name not in ("position", "tx")),
+            *(_archived(column) for column in e if column.name not in ("position", "tx")),
         )
         .select_from(own_seals.join(own_events, own_events.c.position == own_seals.c.position))
         .order_by(own_seals.c.seq)
@@ -121,7 +127,11 @@ def part_ticks(schema: str, part: Part) -> Statement:
                 for name, column in arrays.items()
             ),
         )
-        .where(seals.c.position >= literal_column(str(part.end), BigInteger))
+        .where(
+            seals.c.position.between(
+                literal_column(str(part.end), BigInteger), ticks.c.last_position
+            )
+        )
         .lateral("others")
     )
     counted = own.lateral("counted")
@@ -151,6 +161,12 @@ def part_ticks(schema: str, part: Part) -> Statement:
         .order_by(t.first_seq)
     )
     return compiled(query, schema)
+
+
+@lru_cache(maxsize=16)
+def complete_tick(schema: str) -> Statement:
+    """Return the statement that keeps the last tick from growing any further."""
+    return compiled(select(schema_function("complete_tick", type_=NullType).label("done")), schema)
 
 
 @lru_cache(maxsize=16)

@@ -46,7 +46,7 @@ _CONDITIONS = {
     "since": "recorded_at >= $since",
     "until": "recorded_at < $until",
 }
-_COLUMNS = ", ".join(name for name in EVENTS.names if name not in ("digest", "tx"))
+_COLUMNS = ", ".join(name for name in EVENTS.names if name not in ("version", "digest", "tx"))
 
 
 def history(source: Path | str | Sequence[Path], extract: Extract) -> Iterator[Event]:

@@ -133,6 +133,7 @@ _READ = (
             log.events,
             log.seals,
             log.ticks,
+            log.last_tick,
             log.partitions,
             log.snapshots,
             log.snapshot_rows,

@@ -2,13 +2,23 @@
 
 from .extract import Extract
 from .rows import event_from_row
-from .tables import events, fleet_counts, parked_events, partitions, seals, subscriptions, ticks
+from .tables import (
+    events,
+    fleet_counts,
+    last_tick,
+    parked_events,
+    partitions,
+    seals,
+    subscriptions,
+    ticks,
+)
 
 __all__ = [
     "Extract",
     "event_from_row",
     "events",
     "fleet_counts",
+    "last_tick",
     "parked_events",
     "partitions",
     "seals",

@@ -3,14 +3,16 @@
 ``events`` are appended by commands, without a lock and without an order that a
 reader could trust: ``position`` is handed out before the commit. ``seals`` give
 each committed event its place (``seq``) in the order that everybody reads, and
-its digest; they are written afterwards by whoever reads, a tick at a time. A
-tick keeps the snapshot up to which all is sealed, and a root hash that covers
-the digests of its events and the root before.
+its digest; they are written afterwards by whoever reads. A tick keeps the snapshot
+up to which all is sealed, and a root hash that covers the digests of its events and
+the root before. The last tick grows until it is complete.
 
 Events and seals are partitioned by the same ranges of positions, so that old
 ones can leave together. No row of events, seals or ticks is changed or
 deleted: triggers that the migrations create refuse it to every role.
 """
+
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -28,6 +30,8 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
+    case,
+    func,
     literal_column,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
@@ -61,7 +65,12 @@ _positions = Sequence("events_position_seq", metadata=metadata)
 events = Table(
     "events",
     metadata,
-    Column("position", BigInteger, nullable=False, server_default=_positions.next_value()),
+    Column(
+        "position",
+        BigInteger,
+        nullable=False,
+        server_default=case((func.pg_current_xact_id().is_not(None), _positions.next_value())),
+    ),
     Column(
         "tx",
         Xid8,
@@ -124,24 +133,44 @@ seals = Table(
     metadata,
     Column("seq", BigInteger, nullable=False),
     Column("position", BigInteger, nullable=False, autoincrement=False),
+    Column("version", SmallInteger, nullable=False, server_default=literal_column("1")),
     Column("digest", LargeBinary, nullable=False),
     PrimaryKeyConstraint("position"),
     Index("ix_seals_seq", "seq"),
     postgresql_partition_by="RANGE (position)",
 )
 
-ticks = Table(
-    "ticks",
+
+def _tick_columns() -> list[Column[Any]]:
+    return [
+        Column("last_seq", BigInteger, nullable=False, autoincrement=False),
+        Column("first_seq", BigInteger, nullable=False),
+        Column("snapshot", Snapshot, nullable=False),
+        Column("anchor", BigInteger, nullable=False),
+        Column("system_identifier", BigInteger, nullable=False),
+        Column("sealed_at", DateTime(timezone=True), nullable=False),
+        Column("root", LargeBinary, nullable=False),
+        Column("after_position", BigInteger, nullable=False),
+        Column("last_position", BigInteger, nullable=False),
+    ]
+
+
+ticks = Table("ticks", metadata, *_tick_columns(), PrimaryKeyConstraint("last_seq"))
+"""The ticks that are complete.
+
+Events of a tick and of later ones come after ``after_position``, those of a tick and
+of earlier ones not after ``last_position``.
+"""
+
+last_tick = Table(
+    "last_tick",
     metadata,
-    Column("last_seq", BigInteger, nullable=False, autoincrement=False),
-    Column("first_seq", BigInteger, nullable=False),
-    Column("snapshot", Snapshot, nullable=False),
-    Column("anchor", BigInteger, nullable=False),
-    Column("system_identifier", BigInteger, nullable=False),
-    Column("sealed_at", DateTime(timezone=True), nullable=False),
-    Column("root", LargeBinary, nullable=False),
-    PrimaryKeyConstraint("last_seq"),
+    *_tick_columns(),
+    Column("unsealed_after", BigInteger, nullable=False),
+    Column("sealer_tx", Xid8, nullable=False),
+    Column("appended_upto", BigInteger, nullable=False),
 )
+"""The last tick, which grows until it is complete, and what the next sealing has to know."""
 
 partitions = Table(
     "partitions",

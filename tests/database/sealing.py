@@ -17,10 +17,19 @@ Row = dict[str, Any]
 Connection = psycopg.Connection[Row]
 
 SEALED = """
-SELECT s.seq, s.digest, e.position, e.tx, e.recorded_at, e.type, e.schema_version, e.pool_id,
-       e.proxy_id, e.lease_id, e.consumer, e.actor, e.correlation_id, e.data::text AS data
-FROM pharox.seals s FULL JOIN pharox.events e USING (position)
+SELECT s.seq, s.digest, e.*, e.data::text AS data
+FROM pharox.seals s FULL JOIN pharox.events e ON e.position = s.position
 ORDER BY s.seq
+"""
+
+TICKS = """
+SELECT * FROM pharox.ticks
+UNION ALL
+SELECT last_seq, first_seq, snapshot, anchor, system_identifier, sealed_at, root,
+       after_position, last_position
+FROM pharox.last_tick
+WHERE last_seq NOT IN (SELECT last_seq FROM pharox.ticks)
+ORDER BY last_seq
 """
 
 
@@ -58,8 +67,8 @@ def sealed_rows(connection: Connection) -> list[Row]:
 
 
 def ticks(connection: Connection) -> list[Row]:
-    """Return all ticks in order."""
-    return connection.execute("SELECT * FROM pharox.ticks ORDER BY last_seq").fetchall()
+    """Return all ticks in order, the last one included, which may still grow."""
+    return connection.execute(TICKS).fetchall()
 
 
 def check_order(rows: list[Row]) -> list[Row]:
@@ -91,10 +100,10 @@ def check_seal(connection: Connection) -> list[Row]:
 def append(connection: Connection, *consumers: str) -> None:
     """Append a miss for each consumer's name, in one statement."""
     connection.execute(
-        "INSERT INTO pharox.events (recorded_at, type, pool_id, consumer, data) "
-        "SELECT pharox.clock(), 'AcquireMissed', '00000000-0000-0000-0000-000000000000', "
-        "name, jsonb_build_object('pool_name', 'none', 'reason', 'unknown_pool', "
-        "'selector', 'first_available') "
+        "INSERT INTO pharox.events (recorded_at, schema_version, type, pool_id, consumer, "
+        "pool_name, selector, data) "
+        "SELECT pharox.clock(), 1, 'AcquireMissed', '00000000-0000-0000-0000-000000000000', "
+        "name, 'none', 'first_available', jsonb_build_object('reason', 'unknown_pool') "
         "FROM unnest(%s::text[]) WITH ORDINALITY AS given (name, place) ORDER BY place",
         [list(consumers)],
     )

@@ -16,22 +16,27 @@ from hypothesis import strategies as st
 from pharox import ProxyManager
 from pharox.log.canonical import canonical, digest, root
 from pharox.storage.postgres import PostgresStorage
-from tests.conftest import fill
+from tests.conftest import fill, run_sql
 
 from .sealing import Connection, check_seal, connected, ticks
 
 DIGEST = """
 SELECT pharox.digest(event) AS digest, (event).data::text AS data
 FROM (SELECT row(%(position)s::bigint, %(tx)s::xid8, %(recorded_at)s::timestamptz,
-                 %(type)s::text, %(schema_version)s::smallint, %(pool_id)s::uuid,
-                 %(proxy_id)s::uuid, %(lease_id)s::uuid, %(consumer)s::text, %(actor)s::text,
-                 %(correlation_id)s::text, %(data)s::jsonb)::pharox.events AS event) AS made
+                 %(expires_at)s::timestamptz, %(acquired_at)s::timestamptz, %(pool_id)s::uuid,
+                 %(proxy_id)s::uuid, %(lease_id)s::uuid, %(consumer_id)s::uuid,
+                 %(leases_before)s::int, %(leases_after)s::int,
+                 %(max_concurrency_before)s::int, %(max_concurrency_after)s::int,
+                 %(schema_version)s::smallint, %(type)s::text, %(status_before)s::text,
+                 %(status_after)s::text, %(selector)s::text, %(consumer)s::text,
+                 %(pool_name)s::text, %(actor)s::text, %(correlation_id)s::text,
+                 %(data)s::jsonb)::pharox.events AS event) AS made
 """
 ROOT = """
 SELECT pharox.root(%(before)s::bytea,
     row(%(last_seq)s::bigint, %(first_seq)s::bigint, %(snapshot)s::pg_snapshot,
         %(anchor)s::bigint, %(system_identifier)s::bigint, %(sealed_at)s::timestamptz,
-        ''::bytea)::pharox.ticks,
+        ''::bytea, 0::bigint, 0::bigint)::pharox.ticks,
     %(digests)s::bytea) AS root
 """
 
@@ -43,6 +48,7 @@ MOMENTS = st.datetimes(timezones=st.just(UTC)) | st.builds(
     lambda us: datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=us),
     st.integers(-2_000_000, 2_000_000),
 )
+INTEGERS = st.integers(-(2**31), 2**31 - 1)
 BIGINTS = st.integers(-(2**63), 2**63 - 1)
 FACTS = st.recursive(
     st.none()
@@ -58,15 +64,27 @@ EVENTS = st.fixed_dictionaries(
         "position": BIGINTS,
         "tx": st.integers(0, 2**64 - 1).map(str),
         "recorded_at": MOMENTS,
+        "expires_at": st.none() | MOMENTS,
+        "acquired_at": st.none() | MOMENTS,
         "type": WORDS,
         "schema_version": st.integers(-(2**15), 2**15 - 1),
         "pool_id": st.uuids(),
         "proxy_id": st.none() | st.uuids(),
         "lease_id": st.none() | st.uuids(),
+        "consumer_id": st.none() | st.uuids(),
+        **{
+            f"{number}_{when}": st.none() | INTEGERS
+            for number in ("leases", "max_concurrency")
+            for when in ("before", "after")
+        },
+        "status_before": st.none() | WORDS,
+        "status_after": st.none() | WORDS,
+        "selector": st.none() | WORDS,
+        "pool_name": st.none() | WORDS,
         "consumer": st.none() | WORDS,
         "actor": st.none() | WORDS,
         "correlation_id": st.none() | WORDS,
-        "data": st.dictionaries(WORDS, FACTS, max_size=4).map(json.dumps),
+        "data": st.none() | st.dictionaries(WORDS, FACTS, max_size=4).map(json.dumps),
     }
 )
 
@@ -124,6 +142,7 @@ def test_a_real_log_can_be_checked(postgres: PostgresStorage, database_url: str)
         assert lease is not None
         manager.release_proxy(lease)
         postgres.seal()
+        run_sql(postgres.engine, "SELECT pharox.complete_tick()")
     with connected(database_url) as connection:
         assert len(check_seal(connection)) == 11
         assert len(ticks(connection)) == 3
@@ -138,15 +157,28 @@ EXAMPLE = {
     "pool_id": UUID(int=0),
     "proxy_id": None,
     "lease_id": None,
+    "expires_at": datetime(1970, 1, 1, 0, 0, 5, tzinfo=UTC),
+    "acquired_at": None,
+    "consumer_id": UUID(int=1),
+    "leases_before": 0,
+    "leases_after": None,
+    "max_concurrency_before": 1,
+    "max_concurrency_after": 2,
+    "status_before": "active",
+    "status_after": None,
+    "selector": None,
+    "pool_name": "p",
     "consumer": 'a "b"\n\x01é\U0001f600\x7f',
     "actor": None,
     "correlation_id": "",
     "data": '{"consumer_id": "00000000-0000-0000-0000-000000000001"}',
 }
 BYTES = (
-    b'[7, "18446744073709551615", -0.500000, "ConsumerRegistered", 1, '
+    b'[1, 7, "18446744073709551615", -0.500000, "ConsumerRegistered", 1, '
     b'"00000000-0000-0000-0000-000000000000", null, null, '
-    b'"a \\"b\\"\\n\\u0001\xc3\xa9\xf0\x9f\x98\x80\x7f", null, "", '
+    b'"a \\"b\\"\\n\\u0001\xc3\xa9\xf0\x9f\x98\x80\x7f", '
+    b'"00000000-0000-0000-0000-000000000001", "p", 5.000000, null, "active", null, '
+    b'0, null, 1, 2, null, null, "", '
     b'{"consumer_id": "00000000-0000-0000-0000-000000000001"}]'
 )
 

@@ -9,8 +9,8 @@ from pharox.storage.postgres import PostgresStorage
 from tests.conftest import fill, run_sql, types_of
 
 TABLES = {
-    "events": ("position, pool_id", "type = 'Forged'"),
-    "events_0": ("position, pool_id", "type = 'Forged'"),
+    "events": ("position", "type = 'Forged'"),
+    "events_0": ("position", "type = 'Forged'"),
     "seals": ("position", "digest = ''"),
     "seals_0": ("position", "digest = ''"),
     "ticks": ("last_seq", "root = ''"),
@@ -59,3 +59,28 @@ def test_the_guard_fires_always(postgres: PostgresStorage) -> None:
         "WHERE tgname = 'events_are_append_only' ORDER BY relname",
     )
     assert rows == [(table, "A") for table in TABLES]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE pharox.last_tick SET root = ''",
+        "UPDATE pharox.last_tick SET last_seq = last_seq - 1",
+        "DELETE FROM pharox.last_tick",
+        "TRUNCATE pharox.last_tick",
+    ],
+)
+@pytest.mark.parametrize("role", ["origin", "replica"])
+def test_the_last_tick_only_grows(postgres: PostgresStorage, change: str, role: str) -> None:
+    """It is neither changed nor taken back, for the owner, and as a replica's session too."""
+    fill(postgres, 2)
+    last = postgres.seal()
+    with postgres.engine.connect() as connection:
+        connection.exec_driver_sql(f"SET session_replication_role = {role}")
+        with pytest.raises(Exception, match="append-only") as refused:
+            connection.exec_driver_sql(change)
+        connection.exec_driver_sql("RESET session_replication_role")
+    assert isinstance(refused.value.__cause__, psycopg.errors.RestrictViolation)
+    postgres.ensure_consumer("one more")
+    assert postgres.seal() == last + 1
+    assert postgres.verify() == []

@@ -15,11 +15,22 @@ from psycopg import sql
 from sqlalchemy import make_url
 
 from pharox import ProxyManager
+from pharox.log.canonical import root
 from pharox.storage.postgres import PostgresStorage
 from pharox.storage.postgres.sql import quoted
 from tests.conftest import SECRET_KEY, fill, open_engine
 
-from .sealing import Connection, append, check_seal, connected, new_role, seal, sealed_names, ticks
+from .sealing import (
+    Connection,
+    Row,
+    append,
+    check_seal,
+    connected,
+    new_role,
+    seal,
+    sealed_names,
+    ticks,
+)
 
 
 @pytest.fixture
@@ -58,7 +69,7 @@ def test_seq_counts_from_one_without_gaps(postgres: PostgresStorage, sealer: Con
     assert seal(sealer) == 13
     rows = check_seal(sealer)
     assert [row["position"] for row in rows] == sorted(row["position"] for row in rows)
-    assert [(tick["first_seq"], tick["last_seq"]) for tick in ticks(sealer)] == [(1, 6), (7, 13)]
+    assert [(tick["first_seq"], tick["last_seq"]) for tick in ticks(sealer)] == [(1, 13)]
 
 
 def test_a_late_commit_comes_later_but_comes(
@@ -113,6 +124,41 @@ def test_a_savepoint_counts_as_its_transaction(sealer: Connection, writer: Conne
     assert seal(sealer) == 102
     assert sealed_names(sealer) == ["quick", "begun", *(f"kept {number}" for number in range(100))]
     check_seal(sealer)
+
+
+def last_tick(connection: Connection) -> Row:
+    """Return the last tick, and what the next sealing has to know."""
+    (row,) = connection.execute("SELECT * FROM pharox.last_tick").fetchall()
+    return row
+
+
+def test_ticks_do_not_depend_on_how_often_somebody_seals(sealer: Connection) -> None:
+    """The last tick grows with each sealing until it has a thousand events, and is kept then."""
+    for number in range(1, 2_002):
+        append(sealer, "x")
+        assert seal(sealer) == number
+    check_seal(sealer)
+    assert [(tick["first_seq"], tick["last_seq"]) for tick in ticks(sealer)] == [
+        (1, 1_000),
+        (1_001, 2_000),
+        (2_001, 2_001),
+    ]
+
+
+def test_a_copied_tick_can_be_checked_for_ever(sealer: Connection) -> None:
+    """Whatever the last tick was when somebody copied it, its root follows from what is kept."""
+    copies = []
+    for number in range(2_100):
+        append(sealer, "x")
+        seal(sealer)
+        if number % 70 == 0:
+            copies.append(last_tick(sealer))
+    digests = [row["digest"] for row in check_seal(sealer)]
+    kept = {tick["last_seq"]: tick["root"] for tick in ticks(sealer)}
+    for copy in copies:
+        before = kept[copy["first_seq"] - 1] if copy["first_seq"] > 1 else b""
+        events = digests[copy["first_seq"] - 1 : copy["last_seq"]]
+        assert root(before, copy, events) == copy["root"]
 
 
 def test_a_large_sealing_is_cut_into_ticks(sealer: Connection) -> None:
@@ -310,7 +356,7 @@ def test_a_role_that_may_only_read_finds_all_of_the_log(
         assert [event.seq for event in reader.events()] == [1, 2, 3]
         assert reader.verify() == []
         with connected(url) as forger, pytest.raises(psycopg.errors.InsufficientPrivilege):
-            forger.execute("INSERT INTO pharox.seals VALUES (4, 4, '')")
+            forger.execute("INSERT INTO pharox.seals VALUES (4, 4, 1, '')")
         reader.close()
 
 
@@ -339,9 +385,10 @@ def test_a_sealing_is_told_once(sealer: Connection, database_url: str) -> None:
         append(sealer, "three")
         assert seal(sealer) == 3
         assert heard(listener, "pharox.pharox") == ["3"]
+        left = last_tick(sealer)
         assert [seal(sealer), seal(sealer, wait=True)] == [3, 3]
         assert heard(listener, "pharox.pharox") == []
-    assert len(ticks(sealer)) == 2
+    assert last_tick(sealer) == left
 
 
 def test_an_empty_log_has_nothing_to_seal(sealer: Connection) -> None:

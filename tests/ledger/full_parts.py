@@ -30,7 +30,7 @@ def full_parts(storage: PostgresStorage, leases: int = 30) -> Clock:
 
 
 def lease_often(storage: PostgresStorage, clock: Clock, leases: int) -> None:
-    """Acquire and release in turn, sealing now and then."""
+    """Acquire and release in turn, and complete a tick now and then."""
     manager = ProxyManager(storage)
     for number in range(leases):
         lease = manager.acquire_proxy("pool", consumer_name=f"worker-{number % 3}")
@@ -40,6 +40,7 @@ def lease_often(storage: PostgresStorage, clock: Clock, leases: int) -> None:
         clock.advance(1)
         if number % 4 == 0:
             storage.seal()
+            run_sql(storage.engine, "SELECT pharox.complete_tick()")
 
 
 def tables_of(storage: PostgresStorage) -> set[str]:

@@ -30,9 +30,9 @@ from tests.conftest import SECRET_KEY, clock_of, fill, run_sql, threads
 from .full_parts import attached_to, full_parts, lease_often, small_parts, tables_of
 
 LATE_EVENT = (
-    "INSERT INTO pharox.events (recorded_at, type, pool_id, consumer, data) VALUES "
-    f"(pharox.clock(), 'ConsumerRegistered', '{NIL}', %s, jsonb_build_object('consumer_id', "
-    "gen_random_uuid()))"
+    "INSERT INTO pharox.events "
+    "(recorded_at, schema_version, type, pool_id, consumer, consumer_id) VALUES "
+    f"(pharox.clock(), 1, 'ConsumerRegistered', '{NIL}', %s, gen_random_uuid())"
 )
 
 
@@ -271,8 +271,9 @@ class TestWhatStays:
         """It is refused loudly, not lost."""
         archive(postgres, full_parts(postgres).now, tmp_path)
         late = (
-            "INSERT INTO pharox.events (position, recorded_at, type, pool_id, data) "
-            f"VALUES (5, now(), 'PoolRemoved', '{NIL}', '{{\"name\": \"x\"}}')"
+            "INSERT INTO pharox.events "
+            "(position, recorded_at, schema_version, type, pool_id, data) "
+            f"VALUES (5, now(), 1, 'PoolRemoved', '{NIL}', '{{\"name\": \"x\"}}')"
         )
         with pytest.raises(psycopg.errors.CheckViolation, match="no partition"):
             run_sql(postgres.engine, late)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from datetime import UTC, datetime
 from pathlib import Path
 from shutil import copytree, rmtree
 from typing import Any
@@ -36,11 +37,17 @@ def rewrite(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema), path)
 
 
-def other(value: Any, bit: int) -> Any:
+SOMETHING = {
+    pa.string(): "something",
+    pa.timestamp("us", tz="UTC"): datetime(2026, 1, 1, tzinfo=UTC),
+}
+
+
+def other(value: Any, type_: pa.DataType, bit: int) -> Any:
     """Return another value of the same type."""
+    if value is None:
+        return SOMETHING.get(type_, bit)
     match value:
-        case None:
-            return "something"
         case bool() | int():
             return value ^ (1 << bit % 8)
         case bytes():
@@ -78,7 +85,7 @@ def test_every_changed_cell_is_found(folder: Path, tmp_path: Path) -> None:
         assume(rows)
         row, name = rows[pick // 3 % len(rows)], schema.names[pick // 7 % len(schema.names)]
         assume(not (name.startswith("other") and not row[name]))
-        row[name] = other(row[name], pick // 11)
+        row[name] = other(row[name], schema.field(name).type, pick // 11)
         rewrite(path, rows, schema)
         assert check(changed).differences
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from pharox.storage.postgres import PostgresStorage
-from pharox.storage.postgres.history import page_statement
+from pharox.storage.postgres.history import page_statement, positions_statement
 from tests.conftest import pages_read, run_sql
 
 MORE = """
-INSERT INTO pharox.events (recorded_at, type, pool_id, data)
-SELECT now(), 'AcquireMissed', gen_random_uuid(), '{{}}' FROM generate_series(1, {})
+INSERT INTO pharox.events (recorded_at, schema_version, type, pool_id)
+SELECT now(), 1, 'AcquireMissed', gen_random_uuid() FROM generate_series(1, {})
 """
 
 
@@ -22,8 +22,11 @@ def test_a_page_is_read_from_seal_to_event(postgres: PostgresStorage, analyzed: 
         last = postgres.seal()
         if analyzed:
             run_sql(postgres.engine, "ANALYZE pharox.events, pharox.seals")
-        statement = page_statement(postgres.schema, frozenset({"after", "upto"}))
-        return pages_read(postgres, statement, {"after": last - 500, "upto": last, "limit": 100})
+        span = {"after": last - 500, "upto": last}
+        with postgres.session() as session:
+            (positions,) = session.rows(positions_statement(postgres.schema), **span)
+        statement = page_statement(postgres.schema, frozenset(span))
+        return pages_read(postgres, statement, {**span, **positions, "limit": 100})
 
     run_sql(postgres.engine, MORE.format(1_000))
     few = cost()

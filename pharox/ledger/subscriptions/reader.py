@@ -37,7 +37,7 @@ from pharox.errors import DatabaseError, DatabaseUnavailableError
 from pharox.events import Event
 from pharox.log import Extract, event_from_row
 from pharox.storage.postgres import PostgresStorage
-from pharox.storage.postgres.history import page_statement, seal_statement
+from pharox.storage.postgres.history import page_statement, positions_statement, seal_statement
 from pharox.storage.postgres.retention import archived_error, archived_statement, parts_needed
 from pharox.storage.postgres.sql import Query, Statement
 from pharox.text import inert
@@ -261,7 +261,8 @@ class Reader:
 
     def _batch(self, last: int) -> Program[Done]:
         after, (upto, limit) = self._checkpoint, self._extent(last)
-        values = {**self._selection, "after": after, "upto": upto, "limit": limit}
+        positions = yield from self._positions(after, upto)
+        values = {**self._selection, **positions, "after": after, "upto": upto, "limit": limit}
         owned, parked, rows, archived = yield Together(
             [
                 self._query(statements.lock),
@@ -427,7 +428,8 @@ class Reader:
             return
         seq = rows[0]["seq"]
         one = page_statement(self._schema, frozenset({"after", "upto"}))
-        found = yield Query(one, {"after": seq - 1, "upto": seq, "limit": 1})
+        positions = yield from self._positions(seq - 1, seq)
+        found = yield Query(one, {**positions, "after": seq - 1, "upto": seq, "limit": 1})
         if not found:
             raise HandlerError(seq, seq, "the event is in an archived part of the log")
         events = [event_from_row(found[0])]
@@ -446,6 +448,12 @@ class Reader:
         """Log a sentence about this subscription; a terminal must not obey what is in it."""
         shown = (inert(str(fact)) for fact in (self._subscription.name, *facts))
         logger.warning(sentence, *shown)
+
+    def _positions(self, after: int, upto: int) -> Program[dict[str, Any]]:
+        """Ask between which positions a stretch of the log lies."""
+        span = {"after": after, "upto": upto}
+        (row,) = yield Query(positions_statement(self._schema), span)
+        return row  # type: ignore[no-any-return]
 
     def _query(self, statement: Callable[[str], Statement], **values: Any) -> Query:
         known = {"name": self._subscription.name, "me": self._me}

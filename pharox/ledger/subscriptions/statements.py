@@ -34,8 +34,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from pharox.log import events, parked_events, seals, subscriptions, ticks
-from pharox.storage.postgres.history import SEALED
+from pharox.log import events, last_tick, parked_events, seals, subscriptions
+from pharox.storage.postgres.history import SEALED, position_before
 from pharox.storage.postgres.sql import (
     ONE,
     Statement,
@@ -210,11 +210,12 @@ def find() -> Any:
 @by_schema
 def statuses() -> Any:
     """Ask how far each subscription is."""
-    last = select(func.coalesce(func.max(ticks.c.last_seq), literal_column("0")))
+    last = select(func.coalesce(func.max(last_tick.c.last_seq), literal_column("0")))
     behind = (
         select(events.c.recorded_at)
         .select_from(SEALED)
         .where(seals.c.seq > s.c.checkpoint)
+        .where(*(table.c.position > position_before(s.c.checkpoint) for table in (seals, events)))
         .order_by(seals.c.seq)
         .limit(ONE)
         .correlate(s)

@@ -88,7 +88,7 @@ from .commands import Commands
 from .deadline import ANSWER_TIMEOUT_S, check_timeout
 from .driver import Driver, Program, Session
 from .folding import read_states
-from .history import history_statement, seq_at_statement
+from .history import history_statement, positions_statement, seq_at_statement
 from .lookups import Page
 from .retention import archived_error, archived_statement, parts_needed, refuse_archived
 from .sessions import check_prepare
@@ -475,7 +475,10 @@ class PostgresStorage(IStorage):
         values = extract._replace(upto=min(extract.upto, last)).given()
         statement = history_statement(self.schema, frozenset(values))
         with self.session() as session:
-            rows = session.stream(statement, few=extract.is_narrow, **values)
+            positions = session.rows(
+                positions_statement(self.schema), after=values["after"], upto=values["upto"]
+            )
+            rows = session.stream(statement, few=extract.is_narrow, **values, **positions[0])
             begun = list(islice(rows, 1))
             if not live_only:
                 refuse_archived(session, self.schema, extract)
@@ -557,8 +560,10 @@ class PostgresStorage(IStorage):
         """Store every read model as it was after the event of this seq."""
         self.seal()
         with self.session() as session:
-            folder = snapshots.fold_to(session, self.schema, projections.registered(), seq)
+            wanted = projections.registered()
+            folder = snapshots.fold_to(session, self.schema, wanted, seq)
             folder.store()
+            snapshots.thin(session, self.schema, wanted, seq)
             folder.drop()
 
     def session(

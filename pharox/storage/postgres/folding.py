@@ -30,20 +30,19 @@ from sqlalchemy import (
     Text,
     cast,
     func,
-    literal_column,
     or_,
     select,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
 
-from pharox.log import events, seals, ticks
+from pharox.log import events, last_tick, seals
 from pharox.log.extract import BIGGEST
 from pharox.log.tables import Xid8, snapshots
 from projections import Events, Projection, State
 
 from .driver import Session
-from .history import SEALED
+from .history import SEALED, positions_statement, within
 from .sql import ONE, TEMPORARY, Statement, compiled, definition, now, parameter, text_literal
 
 BATCH = 200_000
@@ -133,7 +132,7 @@ class Folder:
         self.seq = seq
 
     def may_store(self) -> bool:
-        """Tell whether the session's role may store snapshots."""
+        """Tell whether the session's role may store snapshots, and remove old ones."""
         (row,) = self.session.rows(_may_store_statement(self.ledger))
         return row["may"]  # type: ignore[no-any-return]
 
@@ -188,13 +187,13 @@ class Folder:
 
     def _last_tick(self) -> dict[str, Any]:
         rows = self.session.rows(_last_tick_statement(self.ledger))
-        return rows[0] if rows else {"seq": 0, "begun_from": "0", "running": []}
+        return rows[0] if rows else dict(_NO_TICK)
 
     def _fold_batch(self, upto: int) -> int:
         span = {"after": self.seq, "upto": upto}
-        (bounds,) = self.session.rows(_bounds_statement(self.ledger), **span)
+        (positions,) = self.session.rows(positions_statement(self.ledger), **span)
         many = upto - self.seq >= MANY
-        self._fold_copied(_copy_statement(self.ledger), {**span, **bounds}, at_once=many)
+        self._fold_copied(_copy_statement(self.ledger), {**span, **positions}, at_once=many)
         return upto
 
     def _fold_copied(
@@ -281,16 +280,19 @@ def cuts_of(turns: Iterable[Mapping[str, Any]]) -> list[int]:
 
 @lru_cache(maxsize=16)
 def _last_tick_statement(ledger: str) -> Statement:
-    """Return the query for the last seq, and for which transactions its tick could not see."""
-    snapshot = ticks.c.snapshot
+    """Return the query for the last seq, and for what its tick could not see."""
+    snapshot = last_tick.c.snapshot
     running = func.array(select(cast(func.pg_snapshot_xip(snapshot), Text)).scalar_subquery())
     query = select(
-        ticks.c.last_seq.label("seq"),
+        last_tick.c.last_seq.label("seq"),
+        last_tick.c.unsealed_after,
         cast(func.pg_snapshot_xmax(snapshot), Text).label("begun_from"),
         running.label("running"),
     )
-    return compiled(query.order_by(ticks.c.last_seq.desc()).limit(ONE), ledger)
+    return compiled(query, ledger)
 
+
+_NO_TICK = {"seq": 0, "unsealed_after": 0, "begun_from": "0", "running": []}
 
 _IN_RANGE = (
     seals.c.seq > parameter("after", BigInteger),
@@ -299,28 +301,16 @@ _IN_RANGE = (
 
 
 @lru_cache(maxsize=16)
-def _bounds_statement(ledger: str) -> Statement:
-    """Return the query for the first and last position in a range of seqs.
-
-    The sums keep the planner from walking the index of positions instead.
-    """
-    place = seals.c.position + literal_column("0")
-    bounds = select(func.min(place).label("first"), func.max(place).label("last"))
-    return compiled(bounds.where(*_IN_RANGE), ledger)
-
-
-@lru_cache(maxsize=16)
 def _copy_statement(ledger: str) -> Statement:
-    """Return the statement that copies a range, whose positions are known to lie in bounds."""
+    """Return the statement that copies a range."""
     columns = [column.name for column in _batch.c]
-    first, last = parameter("first", BigInteger), parameter("last", BigInteger)
     query = (
         select(*(seals.c.seq if name == "seq" else events.c[name] for name in columns))
         .select_from(SEALED)
         .where(
             *_IN_RANGE,
-            seals.c.position.between(first, last),
-            events.c.position.between(first, last),
+            within(seals),
+            within(events),
             events.c.type == func.any(parameter("types", ARRAY(Text))),
         )
     )
@@ -330,18 +320,20 @@ def _copy_statement(ledger: str) -> Statement:
 @lru_cache(maxsize=16)
 def _copy_unsealed_statement(ledger: str) -> Statement:
     """Return the statement that copies what is visible and not sealed, in order of positions."""
-    unsealed = ~select(ONE).where(seals.c.position == events.c.position).exists()
+    later = parameter("unsealed_after", BigInteger)
+    sealed = select(ONE).where(seals.c.position == events.c.position, seals.c.position > later)
     seq = parameter("after", BigInteger) + func.row_number().over(order_by=events.c.position)
     query = select(
         *(seq if column.name == "seq" else events.c[column.name] for column in _batch.c)
     ).where(
+        events.c.position > later,
         or_(
             events.c.tx >= parameter("begun_from", Xid8()),
             events.c.tx == func.any(parameter("running", ARRAY(Xid8()))),
         ),
         # Where the log was restored, older events may have later transaction ids.
         events.c.tx < func.pg_snapshot_xmax(func.pg_current_snapshot()),
-        unsealed,
+        ~sealed.exists(),
         events.c.type == func.any(parameter("types", ARRAY(Text))),
     )
     columns = [column.name for column in _batch.c]
@@ -350,8 +342,11 @@ def _copy_unsealed_statement(ledger: str) -> Statement:
 
 @lru_cache(maxsize=16)
 def _may_store_statement(ledger: str) -> Statement:
-    may = "SELECT bool_and(has_table_privilege(format('%I.%I', {}, name), 'INSERT')) "
-    tables = "FROM unnest(ARRAY['snapshots', 'snapshot_rows']) AS name"
+    may = "SELECT bool_and(has_table_privilege(format('%I.%I', {}, name), privilege)) "
+    tables = (
+        "FROM unnest(ARRAY['snapshots', 'snapshot_rows']) AS name, "
+        "unnest(ARRAY['INSERT', 'UPDATE', 'DELETE']) AS privilege"
+    )
     query = sql.SQL(may + tables).format(ledger)
     return Statement(query.as_bytes(), (), {}, ("may",))
 

@@ -3,6 +3,10 @@
 A reader seals first, so that it finds what was committed before it asked, and
 then reads what has a ``seq``. Which of the two tables a read starts from is the
 planner's choice: seals for a range of the log, an index of events for one lease.
+
+The log is partitioned by positions and read by seqs. So a reader asks first between
+which positions its stretch lies, and gives them to the statement as values: then the
+planner leaves out all other partitions before it opens them.
 """
 
 from __future__ import annotations
@@ -14,8 +18,10 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     DateTime,
+    Table,
     Text,
     Uuid,
+    and_,
     false,
     func,
     literal_column,
@@ -24,9 +30,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from pharox.log import events, seals
+from pharox.log import events, last_tick, seals, ticks
 
-from .sql import Statement, compiled, parameter, schema_function
+from .sql import ONE, Statement, compiled, parameter, schema_function
 
 _CONDITIONS: dict[str, Any] = {
     "after": seals.c.seq > parameter("after", BigInteger),
@@ -39,18 +45,63 @@ _CONDITIONS: dict[str, Any] = {
     "since": events.c.recorded_at >= parameter("since", DateTime(timezone=True)),
     "until": events.c.recorded_at < parameter("until", DateTime(timezone=True)),
 }
+_SPAN = {"after", "upto"}
 
 SEALED = seals.join(events, events.c.position == seals.c.position)
 """The events that have their place in the order."""
 
 
+def within(table: Table) -> ColumnElement[bool]:
+    """Return the condition that a row of events or seals lies within a stretch's positions."""
+    low, high = parameter("after_position", BigInteger), parameter("last_position", BigInteger)
+    return and_(table.c.position > low, table.c.position <= high)
+
+
+def position_before(after: ColumnElement[int]) -> ColumnElement[int]:
+    """Return a position after which all events are that come after a seq."""
+    return _of_tick("after_position", ticks.c.last_seq > after)
+
+
+def position_upto(upto: ColumnElement[int]) -> ColumnElement[int]:
+    """Return a position after which no event is up to a seq."""
+    return _of_tick("last_position", ticks.c.last_seq >= upto)
+
+
+def _of_tick(name: str, reached: ColumnElement[bool]) -> ColumnElement[int]:
+    """Return what the first tick that reaches so far says; the last one may not be complete."""
+    complete = select(ticks.c[name]).where(reached).order_by(ticks.c.last_seq).limit(ONE)
+    return func.coalesce(
+        complete.correlate_except(ticks).scalar_subquery(),
+        select(last_tick.c[name]).scalar_subquery(),
+        literal_column("0"),
+    )
+
+
+@lru_cache(maxsize=16)
+def positions_statement(schema: str) -> Statement:
+    """Return the statement that tells between which positions a stretch of seqs lies.
+
+    All of its events come after ``after_position`` and not after ``last_position``. It
+    has to be sealed up to its end: what is sealed later may lie anywhere.
+    """
+    after, upto = parameter("after", BigInteger), parameter("upto", BigInteger)
+    query = select(
+        position_before(after).label("after_position"),
+        position_upto(upto).label("last_position"),
+    )
+    return compiled(query, schema)
+
+
 @lru_cache(maxsize=64)
 def history_statement(schema: str, given: frozenset[str]) -> Statement:
-    """Return the statement that reads an extract of which these parts are given, in order."""
+    """Return the statement that reads an extract of which these parts are given, in order.
+
+    It takes the positions of :func:`positions_statement` along, as the next one does.
+    """
     query = (
         select(seals.c.seq, *events.c)
         .select_from(SEALED)
-        .where(*(_CONDITIONS[name] for name in sorted(given)))
+        .where(*(_CONDITIONS[name] for name in sorted(given)), within(seals), within(events))
         .order_by(seals.c.seq)
     )
     return compiled(query, schema)
@@ -65,19 +116,18 @@ def page_statement(schema: str, given: frozenset[str]) -> Statement:
     that ``OFFSET 0`` fences the event off, and the first limit, which no stretch reaches,
     keeps parallel workers from being started for a few hundred rows.
     """
-    span = {"after", "upto"}
     longest = parameter("upto", BigInteger) - parameter("after", BigInteger)
     sealed = (
         select(seals.c.seq, seals.c.position)
-        .where(*(_CONDITIONS[name] for name in sorted(span)))
+        .where(*(_CONDITIONS[name] for name in sorted(_SPAN)), within(seals))
         .order_by(seals.c.seq)
         .limit(func.greatest(longest, literal_column("0")))
         .subquery("sealed")
     )
     event = (
         select(*events.c)
-        .where(events.c.position == sealed.c.position)
-        .where(*(_CONDITIONS[name] for name in sorted(given - span)))
+        .where(events.c.position == sealed.c.position, within(events))
+        .where(*(_CONDITIONS[name] for name in sorted(given - _SPAN)))
         .offset(literal_column("0"))
         .lateral("event")
     )

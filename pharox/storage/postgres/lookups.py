@@ -29,7 +29,7 @@ from ..requests import record_of_check
 from ..validation import id_from_text, pool_named
 from . import reading, retention
 from .driver import Program
-from .history import page_statement, seal_statement
+from .history import page_statement, positions_statement, seal_statement
 from .refusals import read_only
 from .schema import check_version, version_statement
 from .sql import Query, Statement
@@ -220,7 +220,8 @@ class Lookups:
             return []
         values = Extract(after, upto).given()
         statement = page_statement(self.schema, frozenset(values))
-        rows = yield Query(statement, {**values, "limit": PAGE})
+        (positions,) = yield from self.rows(positions_statement, after=after, upto=upto)
+        rows = yield Query(statement, {**values, **positions, "limit": PAGE})
         # Asked after the events: a part that leaves meanwhile is listed by then.
         archived = yield from self.rows(retention.archived_statement)
         if needed := retention.parts_needed(archived, Extract(after, upto)):

@@ -3,19 +3,24 @@
 A snapshot holds the read models as they stood after one event. It is a shortcut
 and never the truth: it can be dropped at any time. Only where the events before
 it have been archived it is what all else begins with.
+
+Whoever stores one thins out those before it. The distances between them grow with
+their age, so their number grows as the logarithm of the log. None is removed up to
+the end of the archive.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, Text, func, literal_column, select
+from sqlalchemy import BigInteger, Text, delete, func, literal_column, select
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from pharox.log import Extract, partitions
-from pharox.log.tables import snapshots
+from pharox.log.tables import snapshot_rows, snapshots
 from projections import Projection
 
 from ...errors import ArchivedError
@@ -28,28 +33,80 @@ EVENTS_PER_ROW = 5
 """A snapshot is left behind where it saves at least so many events for each of its rows."""
 
 
+EVENTS_PER_GAP = 10
+"""A snapshot is removed where the gap that it leaves is small beside its distance from the last."""
+
+
 def fold_to(session: Session, ledger: str, projections: Sequence[Projection], seq: int) -> Folder:
     """Return a folder that has folded the log up to a seq, from the last snapshot before it.
 
     Further snapshots are left behind by those who may write them.
     """
     session.take_room()
-    folder = Folder(session, ledger, projections)
-    folder.create()
-    names = _names(projections)
-    (known,) = session.rows(_last_before_statement(ledger), seq=seq, names=names)
-    if known["seq"]:
-        folder.load(known["seq"])
+    folder = _begun(session, ledger, projections, seq)
     rest = Extract(after=folder.seq, upto=seq)
     refuse_archived(session, ledger, rest)
-    stored, may_store = folder.seq, folder.may_store()
+    began = stored = folder.seq
+    may_store = folder.may_store()
     for reached in folder.advance(seq):
         passed = reached - stored
         if may_store and passed >= BATCH and EVENTS_PER_ROW * folder.size() <= passed:
             folder.store()
             stored = reached
+    if stored > began:
+        thin(session, ledger, projections, stored)
     refuse_archived(session, ledger, rest)  # some may have left while the fold went on
     return folder
+
+
+def _begun(session: Session, ledger: str, projections: Sequence[Projection], seq: int) -> Folder:
+    """Return a folder that has loaded the last snapshot before a seq, all of it."""
+    folder = Folder(session, ledger, projections)
+    folder.create()
+    # Somebody may remove it meanwhile: what is still listed afterwards was loaded whole.
+    while (found := _last_before(session, ledger, projections, seq)) != folder.seq:
+        folder.drop()
+        folder.create()
+        folder.seq = 0
+        if found:
+            folder.load(found)
+    return folder
+
+
+def _last_before(session: Session, ledger: str, projections: Sequence[Projection], seq: int) -> int:
+    names = _names(projections)
+    (known,) = session.rows(_last_before_statement(ledger), seq=seq, names=names)
+    return known["seq"]  # type: ignore[no-any-return]
+
+
+def thin(session: Session, ledger: str, projections: Sequence[Projection], kept: int) -> None:
+    """Remove the snapshots of these projections that are no longer needed, but for one."""
+    base, names = archived_upto(session, ledger), frozenset(_names(projections))
+    stored = [s.seq for s in snapshots_after(session, ledger, base) if s.projections == names]
+    superfluous = [seq for seq in not_needed(stored, base) if seq != kept]
+    if superfluous:
+        removed = session.rows(_remove_statement(ledger), seqs=superfluous)
+        session.run(_remove_rows_statement(ledger), seqs=[row["seq"] for row in removed])
+
+
+def not_needed(stored: Sequence[int], base: int) -> list[int]:
+    """Return which snapshots can be removed.
+
+    Parameters
+    ----------
+    stored:
+        The seqs of all behind ``base``, in order.
+    base:
+        Where a fold begins that finds none.
+    """
+    removed = []
+    following = last = stored[-1] if stored else base
+    for before, seq in reversed(list(pairwise([base, *stored[:-1]]))):
+        if EVENTS_PER_GAP * (following - before) <= last - seq:
+            removed.append(seq)
+        else:
+            following = seq
+    return removed
 
 
 class Stored(NamedTuple):
@@ -111,6 +168,24 @@ def _last_before_statement(ledger: str) -> Statement:
         snapshots.c.projections.contains(parameter("names", ARRAY(Text))),
     )
     return compiled(query, ledger)
+
+
+@lru_cache(maxsize=16)
+def _remove_statement(ledger: str) -> Statement:
+    """Return the statement that removes snapshots, unless somebody else is at it."""
+    free = (
+        select(snapshots.c.seq)
+        .where(snapshots.c.seq == func.any(parameter("seqs", ARRAY(BigInteger))))
+        .with_for_update(skip_locked=True)
+    )
+    removing = delete(snapshots).where(snapshots.c.seq.in_(free))
+    return compiled(removing.returning(snapshots.c.seq), ledger)
+
+
+@lru_cache(maxsize=16)
+def _remove_rows_statement(ledger: str) -> Statement:
+    rows = snapshot_rows.c.seq == func.any(parameter("seqs", ARRAY(BigInteger)))
+    return compiled(delete(snapshot_rows).where(rows), ledger)
 
 
 @lru_cache(maxsize=16)

@@ -13,6 +13,7 @@ from collections.abc import Generator, Sequence
 
 from psycopg import sql
 
+from pharox.log.canonical import DIGEST_VERSION
 from projections import Finding, Projection
 from projections.pool_stats import SLOTS
 
@@ -25,12 +26,13 @@ CHAIN = {
     "events": """
         SELECT jsonb_build_object('seq', s.seq, 'position', coalesce(s.position, e.position)),
                CASE WHEN e.position IS NOT NULL THEN
-                   jsonb_build_object('digest', encode({ledger}.digest(e), 'hex')) END,
+                   jsonb_build_object('version', {version},
+                                      'digest', encode({ledger}.digest(e), 'hex')) END,
                CASE WHEN s.position IS NOT NULL THEN
-                   jsonb_build_object('digest', encode(s.digest, 'hex')) END
+                   jsonb_build_object('version', s.version, 'digest', encode(s.digest, 'hex')) END
         FROM {ledger}.seals AS s
         FULL JOIN {ledger}.events AS e ON e.position = s.position
-        WHERE s.digest IS DISTINCT FROM {ledger}.digest(e)
+        WHERE (s.digest IS DISTINCT FROM {ledger}.digest(e) OR s.version <> {version})
           AND (s.position IS NOT NULL OR NOT (
               e.tx >= (SELECT pg_snapshot_xmax(snapshot) FROM {last_tick})
               OR e.tx = ANY (ARRAY(SELECT pg_snapshot_xip(snapshot) FROM {last_tick}))))
@@ -51,21 +53,31 @@ CHAIN = {
         ORDER BY seq
     """,
     "ticks": """
+        WITH chain AS (
+            SELECT * FROM {ledger}.ticks UNION ALL SELECT * FROM {last_tick}
+            WHERE NOT EXISTS (SELECT FROM {ledger}.ticks AS t
+                              WHERE t.last_seq = last_tick.last_seq AND t::text = last_tick::text)
+        ), linked AS (
+            SELECT last_seq, lag(last_seq, 1, 0::bigint) OVER chain AS before_seq,
+                   lag(root, 1, ''::bytea) OVER chain AS before_root,
+                   lag(last_position, 1, 0::bigint) OVER chain AS before_position
+            FROM chain WINDOW chain AS (ORDER BY last_seq)
+        )
         SELECT jsonb_build_object('last_seq', last_seq),
-               jsonb_build_object('first_seq', first_seq, 'root', encode(root, 'hex')),
-               jsonb_build_object('first_seq', before_seq + 1, 'root', encode(made, 'hex'))
-        FROM (
-            SELECT t.last_seq, t.first_seq, t.root, before_seq,
-                   {ledger}.root(before_root, t, (
-                       SELECT string_agg(digest, ''::bytea ORDER BY seq) FROM {ledger}.seals
-                       WHERE seq BETWEEN t.first_seq AND t.last_seq)) AS made
-            FROM {ledger}.ticks AS t
-            JOIN (SELECT last_seq, lag(last_seq, 1, 0::bigint) OVER chain AS before_seq,
-                         lag(root, 1, ''::bytea) OVER chain AS before_root
-                  FROM {ledger}.ticks WINDOW chain AS (ORDER BY last_seq)) AS link USING (last_seq)
-        ) AS linked
+               jsonb_build_object('first_seq', first_seq, 'root', encode(root, 'hex'),
+                                  'last_position', last_position),
+               jsonb_build_object('first_seq', before_seq + 1, 'root', encode(made, 'hex'),
+                                  'last_position', greatest(before_position, position))
+        FROM linked JOIN chain AS t USING (last_seq), LATERAL (
+            SELECT max(position) AS position,
+                   {ledger}.root(before_root, t::{ledger}.ticks,
+                                 string_agg(digest, ''::bytea ORDER BY seq)) AS made
+            FROM {ledger}.seals
+            WHERE seq BETWEEN t.first_seq AND t.last_seq
+              AND position > t.after_position AND position <= t.last_position) AS sealed
         WHERE first_seq > (SELECT coalesce(max(last_seq), 0) FROM {ledger}.partitions)
-          AND (first_seq <> before_seq + 1 OR root IS DISTINCT FROM made)
+          AND (first_seq <> before_seq + 1 OR root IS DISTINCT FROM made
+               OR last_position <> greatest(before_position, position))
         ORDER BY last_seq
     """,
     "sealed": """
@@ -73,7 +85,7 @@ CHAIN = {
                jsonb_build_object('last_seal', sealed.seq),
                jsonb_build_object('last_seal', ticked.seq)
         FROM (SELECT coalesce(max(seq), 0) AS seq FROM {ledger}.seals) AS sealed,
-             (SELECT coalesce(max(last_seq), 0) AS seq FROM {ledger}.ticks) AS ticked
+             (SELECT coalesce(max(last_seq), 0) AS seq FROM {last_tick}) AS ticked
         WHERE sealed.seq <> ticked.seq
           AND ticked.seq > (SELECT coalesce(max(last_seq), 0) FROM {ledger}.partitions)
     """,
@@ -156,7 +168,10 @@ SENSE = {
 is held by no more than it takes, counters are counts, and no expiry that was cleaned up
 left out a lease that was due."""
 
-LAST_TICK = "(SELECT * FROM {ledger}.ticks ORDER BY last_seq DESC LIMIT 1) AS last_tick"
+LAST_TICK = """(
+    SELECT last_seq, first_seq, snapshot, anchor, system_identifier, sealed_at, root,
+           after_position, last_position
+    FROM {ledger}.last_tick) AS last_tick"""
 
 
 def verify(session: Session, ledger: str, projections: Sequence[Projection]) -> Generator[Finding]:
@@ -211,7 +226,9 @@ def _findings(session: Session, check: str, statement: Statement) -> Generator[F
 
 def _ledger_query(query: str, ledger: str) -> Statement:
     text = query.replace("{last_tick}", LAST_TICK)
-    composed = sql.SQL(text).format(ledger=sql.Identifier(ledger), last_slot=SLOTS - 1)
+    composed = sql.SQL(text).format(
+        ledger=sql.Identifier(ledger), last_slot=SLOTS - 1, version=DIGEST_VERSION
+    )
     return Statement(composed.as_bytes(), (), {}, ("key", "found", "expected"))
 
 

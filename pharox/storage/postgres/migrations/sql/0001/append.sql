@@ -32,6 +32,9 @@ BEGIN
     IF cardinality(new) = 0 THEN
         RETURN new;
     END IF;
+    -- Both come before a position: seal() goes by the order of ids, the archive by who has the lock.
+    PERFORM pg_current_xact_id();
+    LOCK TABLE ONLY {schema}.events IN ROW EXCLUSIVE MODE;
     SELECT array_agg(
         ROW(
             nextval('{literal}.events_position_seq'),

@@ -24,3 +24,13 @@ $$;
 SELECT {schema}.protect('{literal}.events');
 SELECT {schema}.protect('{literal}.seals');
 SELECT {schema}.protect('{literal}.ticks');
+-- The last tick grows: it is changed, and only forward.
+CREATE TRIGGER last_tick_goes_forward
+    BEFORE UPDATE ON {schema}.last_tick
+    FOR EACH ROW WHEN (NEW.last_seq <= OLD.last_seq)
+    EXECUTE FUNCTION {schema}.refuse_change();
+CREATE TRIGGER last_tick_stays
+    BEFORE DELETE OR TRUNCATE ON {schema}.last_tick
+    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_change();
+ALTER TABLE {schema}.last_tick ENABLE ALWAYS TRIGGER last_tick_goes_forward;
+ALTER TABLE {schema}.last_tick ENABLE ALWAYS TRIGGER last_tick_stays;

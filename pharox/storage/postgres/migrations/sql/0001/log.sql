@@ -1,7 +1,10 @@
 -- The log of events, what orders it, and what reads it.
 CREATE SEQUENCE {schema}.events_position_seq;
 CREATE TABLE {schema}.events (
-    position BIGINT DEFAULT nextval('{literal}.events_position_seq') NOT NULL,
+    -- A transaction has its id before it has a position: see seal().
+    position BIGINT DEFAULT
+        CASE WHEN pg_current_xact_id() IS NOT NULL THEN nextval('{literal}.events_position_seq') END
+        NOT NULL,
     tx xid8 DEFAULT pg_current_xact_id() NOT NULL,
     recorded_at timestamptz NOT NULL,
     expires_at timestamptz,
@@ -47,6 +50,7 @@ CREATE INDEX ix_events_pools
 CREATE TABLE {schema}.seals (
     seq BIGINT NOT NULL,
     position BIGINT NOT NULL,
+    version SMALLINT DEFAULT 1 NOT NULL,
     digest BYTEA NOT NULL,
     CONSTRAINT pk_seals PRIMARY KEY (position)
 ) PARTITION BY RANGE (position);
@@ -60,7 +64,25 @@ CREATE TABLE {schema}.ticks (
     system_identifier BIGINT NOT NULL,
     sealed_at timestamptz NOT NULL,
     root BYTEA NOT NULL,
+    after_position BIGINT NOT NULL,
+    last_position BIGINT NOT NULL,
     CONSTRAINT pk_ticks PRIMARY KEY (last_seq)
+);
+
+-- One row at the most. Without an index, so that an update can stay in its page.
+CREATE TABLE {schema}.last_tick (
+    last_seq BIGINT NOT NULL,
+    first_seq BIGINT NOT NULL,
+    snapshot pg_snapshot NOT NULL,
+    anchor BIGINT NOT NULL,
+    system_identifier BIGINT NOT NULL,
+    sealed_at timestamptz NOT NULL,
+    root BYTEA NOT NULL,
+    after_position BIGINT NOT NULL,
+    last_position BIGINT NOT NULL,
+    unsealed_after BIGINT NOT NULL,
+    sealer_tx xid8 NOT NULL,
+    appended_upto BIGINT NOT NULL
 );
 
 CREATE TABLE {schema}.partitions (

@@ -1,3 +1,18 @@
+-- The last tick grows with each sealing until it is complete. It is completed before,
+-- where a part of the log leaves that ends within it.
+CREATE FUNCTION {schema}.complete_tick()
+RETURNS void
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT pg_advisory_xact_lock(1885890928, hashtext('{literal}'));
+    INSERT INTO {schema}.ticks
+    SELECT last_seq, first_seq, snapshot, anchor, system_identifier, sealed_at, root,
+           after_position, last_position
+    FROM {schema}.last_tick
+    ON CONFLICT (last_seq) DO NOTHING;
+$$;
+
 -- Runs with its owner's rights, so that whoever may read the log need not be able
 -- to write seals. Gives the events that became visible since the last tick their place in the
 -- order that readers read. An event belongs to the new ticks if its transaction
@@ -10,25 +25,37 @@
 -- than any that is sealed: so nobody searches the whole log for it.
 -- A snapshot does not list the transaction that takes it. Its events are not
 -- committed, so it is added: they are left out now and found later.
+-- Only positions after unsealed_after are looked at, so the planner leaves out the
+-- partitions before it. A transaction has its id before it has a position. So what
+-- has a later id than this sealer has later positions than were handed out before
+-- the sealer got its id. Once all earlier transactions have ended and are sealed,
+-- nothing up to there can be without a seal.
 CREATE FUNCTION {schema}.seal(wait boolean DEFAULT false)
 RETURNS bigint
 LANGUAGE plpgsql
 SECURITY DEFINER
 SET plan_cache_mode = force_custom_plan
+SET work_mem = '64MB'
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    per_tick CONSTANT bigint := 100000;
-    last {schema}.ticks;
+    complete CONSTANT bigint := 1000;
+    largest CONSTANT bigint := 100000;
+    last {schema}.last_tick;
     tick {schema}.ticks;
-    cluster bigint;
+    kept {schema}.ticks;
     own xid8 := pg_current_xact_id_if_assigned();
     running xid8[];
+    same_ids boolean;
+    grows boolean;
+    handed_out bigint;
+    sealed bigint;
     taken bigint;
+    before bytea;
     digests bytea;
 BEGIN
     IF pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean THEN
-        RETURN (SELECT coalesce(max(last_seq), 0) FROM {schema}.ticks);
+        RETURN (SELECT coalesce(max(last_seq), 0) FROM {schema}.last_tick);
     END IF;
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'seal() needs a transaction of isolation level READ COMMITTED'
@@ -37,11 +64,15 @@ BEGIN
     IF wait THEN
         PERFORM pg_advisory_xact_lock(1885890928, hashtext('{literal}'));
     ELSIF NOT pg_try_advisory_xact_lock(1885890928, hashtext('{literal}')) THEN
-        RETURN (SELECT coalesce(max(last_seq), 0) FROM {schema}.ticks);
+        RETURN (SELECT coalesce(max(last_seq), 0) FROM {schema}.last_tick);
     END IF;
-    SELECT * INTO last FROM {schema}.ticks ORDER BY last_seq DESC LIMIT 1;
-    SELECT system_identifier INTO cluster FROM pg_control_system();
+    SELECT * INTO last FROM {schema}.last_tick;
+    sealed := coalesce(last.last_seq, 0);
+    last.unsealed_after := coalesce(last.unsealed_after, 0);
     running := ARRAY(SELECT pg_snapshot_xip(last.snapshot));
+    -- Before the snapshot and before this transaction has an id; the last one may be unused.
+    SELECT last_value - 1, system_identifier INTO handed_out, tick.system_identifier
+    FROM {schema}.events_position_seq, pg_control_system();
     tick.snapshot := pg_current_snapshot();
     IF own < pg_snapshot_xmax(tick.snapshot) THEN
         SELECT format('%s:%s:%s', pg_snapshot_xmin(tick.snapshot), pg_snapshot_xmax(tick.snapshot),
@@ -49,49 +80,90 @@ BEGIN
         INTO tick.snapshot
         FROM (SELECT pg_snapshot_xip(tick.snapshot) UNION SELECT own) AS unfinished (xid);
     END IF;
-    IF last.system_identifier = cluster
-       AND pg_snapshot_xmax(last.snapshot) <= pg_snapshot_xmax(tick.snapshot) THEN
+    same_ids := coalesce(last.system_identifier = tick.system_identifier
+        AND pg_snapshot_xmax(last.snapshot) <= pg_snapshot_xmax(tick.snapshot), false);
+    tick.sealed_at := {schema}.clock();
+    tick.last_position := coalesce(last.last_position, 0);
+    SELECT * INTO kept FROM {schema}.ticks
+    WHERE last_seq IN (sealed, last.first_seq - 1) ORDER BY last_seq DESC LIMIT 1;
+    -- A tick is of one cluster.
+    grows := same_ids AND kept.last_seq IS DISTINCT FROM sealed;
+    tick.first_seq := CASE WHEN grows THEN last.first_seq ELSE sealed + 1 END;
+    tick.after_position := CASE WHEN grows THEN last.after_position ELSE last.unsealed_after END;
+    IF same_ids THEN
         tick.anchor := last.anchor;
-        INSERT INTO {schema}.seals
-        SELECT last.last_seq + row_number() OVER (ORDER BY e.position), e.position,
-               {schema}.digest(e)
-        FROM {schema}.events AS e
-        WHERE (e.tx >= pg_snapshot_xmax(last.snapshot) AND e.tx < pg_snapshot_xmax(tick.snapshot)
-               OR e.tx = ANY (running))
-          AND pg_visible_in_snapshot(e.tx, tick.snapshot)
-          AND (e.position > tick.anchor
-               OR NOT EXISTS (SELECT FROM {schema}.seals s WHERE s.position = e.position));
     ELSE
-        SELECT coalesce(max(position), 0) INTO tick.anchor FROM {schema}.events;
-        INSERT INTO {schema}.seals
-        SELECT coalesce(last.last_seq, 0) + row_number() OVER (ORDER BY e.position), e.position,
-               {schema}.digest(e)
-        FROM {schema}.events AS e
-        WHERE e.position <= tick.anchor
-          AND e.tx IS DISTINCT FROM own
-          AND (e.position > (SELECT coalesce(max(position), 0) FROM {schema}.seals)
-               OR e.tx >= pg_snapshot_xmax(last.snapshot) OR e.tx = ANY (running))
-          AND NOT EXISTS (SELECT FROM {schema}.seals s WHERE s.position = e.position);
+        SELECT coalesce(max(position), last.unsealed_after) INTO tick.anchor
+        FROM {schema}.events WHERE position > last.unsealed_after;
     END IF;
+    INSERT INTO {schema}.seals (seq, position, digest)
+    SELECT sealed + row_number() OVER (ORDER BY position), position, digest
+    FROM (
+        SELECT e.position, {schema}.digest(e) AS digest
+        FROM {schema}.events AS e
+        WHERE e.position > last.unsealed_after
+          AND CASE WHEN same_ids THEN
+              (e.tx >= pg_snapshot_xmax(last.snapshot) AND e.tx < pg_snapshot_xmax(tick.snapshot)
+               OR e.tx = ANY (running))
+              AND pg_visible_in_snapshot(e.tx, tick.snapshot)
+              AND (e.position > tick.anchor
+                   OR NOT EXISTS (SELECT FROM {schema}.seals s
+                                  WHERE s.position = e.position
+                                    AND s.position > last.unsealed_after
+                                    AND s.position <= tick.anchor))
+          ELSE
+              e.position <= tick.anchor
+              AND e.tx IS DISTINCT FROM own
+              AND (e.position > (SELECT coalesce(max(position), 0) FROM {schema}.seals
+                                 WHERE position > last.unsealed_after)
+                   OR e.tx >= pg_snapshot_xmax(last.snapshot) OR e.tx = ANY (running))
+              AND NOT EXISTS (SELECT FROM {schema}.seals s
+                              WHERE s.position = e.position
+                                AND s.position > last.unsealed_after)
+          END
+        ORDER BY e.position
+    ) AS found;
     GET DIAGNOSTICS taken = ROW_COUNT;
     IF taken = 0 THEN
-        RETURN coalesce(last.last_seq, 0);
+        RETURN sealed;
     END IF;
-    tick.system_identifier := cluster;
-    tick.sealed_at := {schema}.clock();
-    taken := taken + coalesce(last.last_seq, 0);
-    last.root := coalesce(last.root, ''::bytea);
-    last.last_seq := coalesce(last.last_seq, 0);
-    WHILE last.last_seq < taken LOOP
-        tick.first_seq := last.last_seq + 1;
-        tick.last_seq := least(last.last_seq + per_tick, taken);
-        SELECT string_agg(digest, ''::bytea ORDER BY seq) INTO digests
-        FROM {schema}.seals WHERE seq BETWEEN tick.first_seq AND tick.last_seq;
-        tick.root := {schema}.root(last.root, tick, digests);
+    IF NOT grows AND sealed > 0 THEN
+        PERFORM {schema}.complete_tick();
+    END IF;
+    before := coalesce(CASE WHEN grows THEN kept.root ELSE last.root END, ''::bytea);
+    LOOP
+        tick.last_seq := least(tick.first_seq + largest - 1, sealed + taken);
+        SELECT string_agg(digest, ''::bytea ORDER BY seq),
+               greatest(max(position), tick.last_position)
+        INTO digests, tick.last_position
+        FROM {schema}.seals
+        WHERE seq BETWEEN tick.first_seq AND tick.last_seq AND position > tick.after_position;
+        tick.root := {schema}.root(before, tick, digests);
+        EXIT WHEN tick.last_seq = sealed + taken;
         INSERT INTO {schema}.ticks SELECT tick.*;
-        last := tick;
+        before := tick.root;
+        tick.first_seq := tick.last_seq + 1;
+        tick.after_position := last.unsealed_after;
     END LOOP;
-    PERFORM pg_notify('pharox.{literal}'::name, last.last_seq::text);
-    RETURN last.last_seq;
+    IF tick.last_seq - tick.first_seq >= complete - 1 THEN
+        INSERT INTO {schema}.ticks SELECT tick.*;
+    END IF;
+    IF NOT same_ids OR pg_snapshot_xmin(tick.snapshot) > last.sealer_tx THEN
+        IF same_ids THEN
+            last.unsealed_after := last.appended_upto;
+        END IF;
+        last.sealer_tx := pg_current_xact_id();
+        last.appended_upto := CASE WHEN own IS NULL THEN handed_out ELSE last.unsealed_after END;
+    END IF;
+    UPDATE {schema}.last_tick SET
+        (last_seq, first_seq, snapshot, anchor, system_identifier, sealed_at, root,
+         after_position, last_position, unsealed_after, sealer_tx, appended_upto)
+        = (SELECT tick.*, last.unsealed_after, last.sealer_tx, last.appended_upto);
+    IF NOT FOUND THEN
+        INSERT INTO {schema}.last_tick
+        SELECT tick.*, last.unsealed_after, last.sealer_tx, last.appended_upto;
+    END IF;
+    PERFORM pg_notify('pharox.{literal}'::name, tick.last_seq::text);
+    RETURN tick.last_seq;
 END
 $$;
