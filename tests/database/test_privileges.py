@@ -198,7 +198,7 @@ FOR_NOBODY = [
     *(change.format("pharox.seals") for change in CHANGES),
     "UPDATE pharox.ticks SET root = ''",
     "DELETE FROM pharox.ticks",
-    "INSERT INTO pharox.seals VALUES (99, 99, '')",
+    "INSERT INTO pharox.seals (seq, position, digest) VALUES (99, 99, '')",
     "INSERT INTO pharox.events (pool_id, data, recorded_at, type, schema_version) "
     "VALUES (gen_random_uuid(), '{}', now(), 'PoolRemoved', 1)",
     "SELECT nextval('pharox.events_position_seq')",
