@@ -31,8 +31,8 @@ HAS_SETS = hasattr(ProxyManager, "acquire_proxies")
 """Whether a manager leases sets. Without that, a set is leased one by one."""
 
 _PATIENCE_S = 60
-_WARM = 20
-"""Cycles of each caller before the start: plans are prepared, caches filled."""
+WARM, WARM_SETS = 20, 5
+"""Cycles of each caller, and sets, before the start: plans are prepared, caches filled."""
 
 _group: Barrier | None = None
 
@@ -71,12 +71,13 @@ class Run(NamedTuple):
 def threads(url: str, pool: str, callers: int, seconds: float) -> Run:
     """Lease from threads that share a manager."""
     meter = _Meter(url)
-    manager = ProxyManager(pharox.connect(url))
+    storage = pharox.connect(url)
+    manager = ProxyManager(storage)
     _listen(manager)
     ready = threading.Barrier(callers, meter.start)
 
     def work(consumer: str) -> None:
-        for _ in range(_WARM):
+        for _ in range(WARM):
             _cycle(manager, pool, consumer)
         ready.wait(_PATIENCE_S)
         until = time.monotonic() + seconds
@@ -90,7 +91,9 @@ def threads(url: str, pool: str, callers: int, seconds: float) -> Run:
         thread.start()
     for thread in started:
         thread.join()
-    return meter.stop(seconds)
+    run = meter.stop(seconds)
+    storage.close()
+    return run
 
 
 def tasks(url: str, pool: str, callers: int, seconds: float) -> Run:
@@ -101,9 +104,10 @@ def tasks(url: str, pool: str, callers: int, seconds: float) -> Run:
 def sets(url: str, pool: str, size: int, seconds: float) -> Run:
     """Lease sets of so many proxies from one thread."""
     meter = _Meter(url)
-    manager = ProxyManager(pharox.connect(url))
+    storage = pharox.connect(url)
+    manager = ProxyManager(storage)
     _listen(manager)
-    for _ in range(_WARM // 4):
+    for _ in range(WARM_SETS):
         _release_set(manager, _acquire_set(manager, pool, size))
     meter.start()
     until = time.monotonic() + seconds
@@ -112,15 +116,17 @@ def sets(url: str, pool: str, size: int, seconds: float) -> Run:
         acquired_s = time.monotonic() - began
         _release_set(manager, leases)
         meter.note("cycles", acquired_s, len(leases))
-    return meter.stop(seconds)
+    run = meter.stop(seconds)
+    storage.close()
+    return run
 
 
 def inserts(url: str, seconds: float) -> Run:
     """Commit two single-row INSERTs a cycle, through bare psycopg."""
     meter = _Meter(url)
     with connected(url) as connection:
-        for _ in range(_WARM):
-            connection.execute(INSERT, prepare=True)
+        for _ in range(2 * WARM):
+            connection.execute(INSERT)
         meter.start()
         until = time.monotonic() + seconds
         while (began := time.monotonic()) < until:
@@ -226,7 +232,7 @@ async def _tasks(url: str, pool: str, callers: int, seconds: float) -> Run:
     _listen(manager)
 
     async def warm(consumer: str) -> None:
-        for _ in range(_WARM):
+        for _ in range(WARM):
             await _async_cycle(manager, pool, consumer)
 
     async def work(consumer: str) -> None:

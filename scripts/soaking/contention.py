@@ -38,13 +38,16 @@ def main() -> int:
     parser.add_argument("--proxies", type=int, default=40, help="each for one lease at once (40)")
     parser.add_argument("--json", type=Path, help="write the report to this file")
     asked = parser.parse_args()
-    report = contend(asked.seconds, asked.processes, asked.tasks, asked.proxies)
+    found = contend(asked.seconds, asked.processes, asked.tasks, asked.proxies)
     if asked.json is not None:
-        asked.json.write_text(json.dumps(report, indent=1) + "\n")
-    for name, value in report.items():
-        print(f"{name:30}{value:>12,}" if isinstance(value, int) else f"{name:30}{value}")
-    print("failed" if report["failures"] else "everything held")
-    return 1 if report["failures"] else 0
+        asked.json.write_text(json.dumps(found, indent=1) + "\n")
+    for name, value in found.items():
+        if isinstance(value, int):
+            print(f"{name:30}{value:>12,}")
+    for failure in found["failures"]:
+        print(f"failed: {failure}")
+    print("failed" if found["failures"] else "everything held")
+    return 1 if found["failures"] else 0
 
 
 def contend(seconds: float, processes: int, tasks: int, proxies: int) -> dict[str, Any]:
@@ -64,7 +67,7 @@ def contend(seconds: float, processes: int, tasks: int, proxies: int) -> dict[st
             storage.close()
         finally:
             server.close()
-    return _report(done, accounts, [str(finding) for finding in findings])
+    return report(done, accounts, [str(finding) for finding in findings])
 
 
 def _lease_in_processes(
@@ -110,7 +113,8 @@ async def _in_tasks(url: str, journal: Journal, seconds: float, tasks: int) -> C
     return counts
 
 
-def _report(done: Counter[str], accounts: Accounts, findings: list[str]) -> dict[str, Any]:
+def report(done: Counter[str], accounts: Accounts, findings: list[str]) -> dict[str, Any]:
+    """Return what was counted, and what of it must not be."""
     counted = {
         "errors": done["errors"],
         "held twice": accounts.held_twice,
