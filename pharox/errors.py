@@ -97,6 +97,22 @@ class EventVersionError(PharoxError):
     """The log has an event that this pharox cannot read: a newer one wrote it. Upgrade pharox."""
 
 
+class UndecodableEventError(PharoxError):
+    """The log has an event that is none: something else than pharox wrote it.
+
+    ``pharox verify`` names every such event; the error's ``position`` is that of the first.
+    """
+
+    @classmethod
+    def at(cls, position: int, type_: str, why: str) -> UndecodableEventError:
+        """Return the error that names an event and says why it cannot be read."""
+        return cls(
+            f"the event at position {position} cannot be read as {type_!r}: {why}",
+            position=position,
+            type=type_,
+        )
+
+
 class ProjectionError(PharoxError):
     """A package offers a projection that cannot be loaded."""
 

@@ -187,13 +187,14 @@ class _LeaseEvent(_ProxyEvent):
 
 
 class LeaseAcquired(_LeaseEvent):
-    """A consumer got a proxy until ``expires_at``."""
+    """A consumer got a proxy until ``expires_at``; ``own_id``: under an id that it chose."""
 
     type: Literal["LeaseAcquired"] = "LeaseAcquired"
     expires_at: UtcDatetime
     selector: SelectorStrategy | None = None
     filters: dict[str, Any] | None = None
     predicate: bool = False
+    own_id: bool = False
 
 
 class LeaseReleased(_LeaseEvent):

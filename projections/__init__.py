@@ -15,6 +15,7 @@ from pharox.errors import ProjectionError
 from .available_proxies import AVAILABLE_PROXIES, Availability, AvailableProxies
 from .base import Events, Fold, Projection, ProjectionRow, metadata
 from .consumers import CONSUMERS, ConsumerRow, Consumers
+from .lease_ids import LEASE_IDS, LeaseIdRow, LeaseIds
 from .leases import LEASES, LeaseRow, Leases
 from .pool_stats import POOL_STATS, PoolCounts, PoolStats
 from .pools import POOLS, PoolRow, Pools
@@ -29,6 +30,7 @@ ALL: tuple[Projection, ...] = (
     PROXIES,
     AVAILABLE_PROXIES,
     LEASES,
+    LEASE_IDS,
     POOL_STATS,
     SELECTOR_CURSORS,
     PROXY_HEALTH,
@@ -67,6 +69,7 @@ __all__ = [
     "AVAILABLE_PROXIES",
     "CONSUMERS",
     "LEASES",
+    "LEASE_IDS",
     "POOLS",
     "POOL_STATS",
     "PROXIES",
@@ -81,6 +84,8 @@ __all__ = [
     "Finding",
     "Fold",
     "HealthRow",
+    "LeaseIdRow",
+    "LeaseIds",
     "LeaseRow",
     "Leases",
     "PoolCounts",

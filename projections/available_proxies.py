@@ -196,27 +196,24 @@ def _register(events: Events) -> UpdateBase:
         select(
             events.c.proxy_id,
             events.c.pool_id,
-            fact(events, "after,status", Text),
+            events.c.status_after,
             fact(events, "checked_at", DateTime(timezone=True)),
-            fact(events, "after,max_concurrency", Integer),
-            fact(events, "after,leases", Integer),
+            events.c.max_concurrency_after,
+            events.c.leases_after,
             literal_column("0", Integer),
         ).where(of_type(events, "ProxyRegistered")),
     )
 
 
 def _count_leases(events: Events) -> UpdateBase:
-    newest = events.latest(
-        of_type(events, "LeaseAcquired", "LeaseReleased", "LeaseExpired"),
-        events.c.proxy_id,
-        events.c.pool_id,
-    )
+    ours = of_type(events, "LeaseAcquired", "LeaseReleased", "LeaseExpired")
     return (
         update(available_proxies)
-        .values(current_leases=fact(newest, "after,leases", Integer))
+        .values(current_leases=events.c.leases_after)
         .where(
-            available_proxies.c.pool_id == newest.c.pool_id,
-            available_proxies.c.proxy_id == newest.c.proxy_id,
+            available_proxies.c.pool_id == events.c.pool_id,
+            available_proxies.c.proxy_id == events.c.proxy_id,
+            events.is_latest(ours, events.c.proxy_id, events.c.pool_id),
         )
     )
 
@@ -225,24 +222,25 @@ def _change(events: Events) -> UpdateBase:
     checked_at = fact(events, "checked_at", DateTime(timezone=True))
     checked = of_type(events, "HealthChecked")
     mean = fact(events, "mean_latency_ms", Integer)
-    decided = fact(events, "before,status", Text) != fact(events, "after,status", Text)
+    decided = events.c.status_before != events.c.status_after
     streak = func.coalesce(fact(events, "streak", Integer), literal_column("0", Integer))
-    newest = events.grouped(
+    newest = (
         select(
             events.c.pool_id,
             events.c.proxy_id,
-            last(events, fact(events, "after,status", Text)).label("status"),
-            last(events, fact(events, "after,max_concurrency", Integer)).label("max_concurrency"),
+            last(events, events.c.status_after).label("status"),
+            last(events, events.c.max_concurrency_after).label("max_concurrency"),
             last(events, checked_at).label("checked_at"),
             last(events, checked_at, checked).label("probed_at"),
             last(events, mean, mean.is_not(None)).label("latency_ms"),
             last(events, streak, or_(checked, decided)).label("streak"),
-        ).where(
+        )
+        .where(
             of_type(events, "ProxyChanged", "HealthChecked"),
             func.coalesce(fact(events, "applied", Boolean), true()),
-        ),
-        events.c.pool_id,
-        events.c.proxy_id,
+        )
+        .group_by(events.c.pool_id, events.c.proxy_id)
+        .subquery("newest")
     )
     return (
         update(available_proxies)

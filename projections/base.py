@@ -13,10 +13,8 @@ from sqlalchemy import (
     Integer,
     MetaData,
     Select,
-    Subquery,
     Table,
     Text,
-    case,
     cast,
     func,
     literal_column,
@@ -45,43 +43,23 @@ ProjectionRow = Any
 class Events(NamedTuple):
     """A selectable of events, with the log's columns, for a fold to run over.
 
-    Where there is ``at_most_one`` event, as in most commands, nothing needs
-    to be grouped, and the same fold is cheaper. ``types`` are those that can
-    be among them, if that is known.
+    It is an array of events that a command has just appended, or a range of the log.
     """
 
     rows: FromClause
-    at_most_one: bool = False
-    types: frozenset[str] | None = None
 
     @property
     def c(self) -> Any:
         """The columns."""
         return self.rows.c
 
-    def latest(self, where: ColumnElement[bool], *keys: ColumnElement[Any]) -> Events:
-        """Return the last event of each group of those ``where``."""
-        return self._utmost(func.max, where, keys)
-
-    def earliest(self, where: ColumnElement[bool], *keys: ColumnElement[Any]) -> Events:
-        """Return the first event of each group of those ``where``."""
-        return self._utmost(func.min, where, keys)
-
-    def _utmost(
-        self,
-        place: Callable[[ColumnElement[int]], ColumnElement[int]],
-        where: ColumnElement[bool],
-        keys: tuple[ColumnElement[Any], ...],
-    ) -> Events:
-        query = select(self.rows).where(where)
-        if not self.at_most_one:
-            positions = select(place(self.c.position)).where(where).group_by(*keys)
-            query = select(self.rows).where(self.c.position.in_(positions))
-        return Events(query.subquery(), at_most_one=True)
-
-    def grouped(self, query: Select[Any], *keys: ColumnElement[Any]) -> Subquery:
-        """Return ``query``, whose values are :func:`last`, once for each key."""
-        return (query if self.at_most_one else query.group_by(*keys)).subquery()
+    def is_latest(
+        self, where: ColumnElement[bool], *keys: ColumnElement[Any]
+    ) -> ColumnElement[bool]:
+        """Return the condition that an event is the last of its group of those ``where``."""
+        latest = select(func.max(self.c.position)).where(where).group_by(*keys)
+        condition: ColumnElement[bool] = self.c.position.in_(latest.correlate(None))
+        return condition
 
 
 class Fold(NamedTuple):
@@ -153,7 +131,5 @@ def last(
     events: Events, value: ColumnElement[Any], where: ColumnElement[bool] | None = None
 ) -> Any:
     """Return the value of the last event of a group, or of the last of those ``where``."""
-    if events.at_most_one:
-        return value if where is None else case((where, value))
     values = func.array_agg(aggregate_order_by(value, events.c.position.desc()))
     return (values if where is None else values.filter(where))[literal_column("1", Integer)]

@@ -20,7 +20,7 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from pharox.events import ConsumerRegistered, EventBase
 
-from .base import Events, Fold, Projection, fact, metadata, of_type
+from .base import Events, Fold, Projection, metadata, of_type
 
 
 @dataclass(slots=True)
@@ -60,7 +60,7 @@ class Consumers(Projection):
 def _register(events: Events) -> UpdateBase:
     return insert(consumers).from_select(
         ["name", "id"],
-        select(events.c.consumer, fact(events, "consumer_id", Uuid)).where(
+        select(events.c.consumer, events.c.consumer_id).where(
             of_type(events, "ConsumerRegistered")
         ),
     )

@@ -18,7 +18,6 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     DateTime,
-    FromClause,
     Index,
     PrimaryKeyConstraint,
     Select,
@@ -32,7 +31,6 @@ from sqlalchemy import (
     insert,
     literal_column,
     select,
-    true,
     update,
 )
 from sqlalchemy.sql.dml import UpdateBase
@@ -149,27 +147,28 @@ class Leases(Projection):
 
 def _acquire(events: Events) -> UpdateBase:
     """Insert new leases; of many events, with the ends that follow among them."""
-    facts: dict[str, Any] = {
+    ends = events.rows.alias("ends")
+    ended = and_(ends.c.lease_id == events.c.lease_id, of_type(Events(ends), *ENDED_STATUS))
+    columns: dict[str, Any] = {
         "id": events.c.lease_id,
         "pool_id": events.c.pool_id,
-        "pool_name": fact(events, "pool_name", Text),
+        "pool_name": events.c.pool_name,
         "proxy_id": events.c.proxy_id,
-        "consumer_id": fact(events, "consumer_id", Uuid),
+        "consumer_id": events.c.consumer_id,
         "consumer_name": events.c.consumer,
-        "status": literal_column("'active'", Text),
+        "status": func.coalesce(_status(Events(ends)), literal_column("'active'", Text)),
         "acquired_at": events.c.recorded_at,
-        "expires_at": fact(events, "expires_at", DateTime(timezone=True)),
+        "expires_at": events.c.expires_at,
+        "released_at": ends.c.recorded_at,
         "fencing_token": events.c.position,
     }
-    source: FromClause = events.rows
-    if not events.at_most_one:
-        ends = events.rows.alias("ends")
-        facts["status"] = func.coalesce(_status(Events(ends)), facts["status"])
-        facts["released_at"] = ends.c.recorded_at
-        ended = and_(ends.c.lease_id == events.c.lease_id, of_type(Events(ends), *ENDED_STATUS))
-        source = events.rows.outerjoin(ends, ended)
-    acquired = select(*facts.values()).select_from(source).where(of_type(events, "LeaseAcquired"))
-    return insert(leases).from_select(list(facts), acquired)
+    acquired = (
+        select(*columns.values())
+        .select_from(events.rows.outerjoin(ends, ended))
+        .where(of_type(events, "LeaseAcquired"))
+        .order_by(events.c.lease_id)
+    )
+    return insert(leases).from_select(list(columns), acquired)
 
 
 def _end(events: Events) -> UpdateBase:
@@ -185,7 +184,7 @@ def _end(events: Events) -> UpdateBase:
             leases.c.pool_id == events.c.pool_id,
             leases.c.id == events.c.lease_id,
             of_type(events, *ENDED_STATUS),
-            true() if events.at_most_one else ~here.exists(),
+            ~here.exists(),
         )
     )
 

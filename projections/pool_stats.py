@@ -20,13 +20,13 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     Select,
     SmallInteger,
-    Subquery,
     Table,
     Text,
     Uuid,
     and_,
     bindparam,
     case,
+    cast,
     delete,
     func,
     insert,
@@ -39,7 +39,7 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from pharox.events import EventBase, PoolRegistered, PoolRemoved, ProxyState
 
-from .base import Events, Fold, Projection, fact, metadata, of_type
+from .base import Events, Fold, Projection, metadata, of_type
 
 SLOTS = 16
 
@@ -142,9 +142,9 @@ def _register(events: Events) -> UpdateBase:
 
 def _state_counts(events: Events, side: str) -> dict[str, ColumnElement[int]]:
     """Return :func:`counts_of` in SQL, for the state before or after an event."""
-    status = fact(events, f"{side},status", Text)
-    leases = fact(events, f"{side},leases", Integer)
-    capacity = fact(events, f"{side},max_concurrency", Integer)
+    status = events.c[f"status_{side}"]
+    leases = events.c[f"leases_{side}"]
+    capacity = events.c[f"max_concurrency_{side}"]
     one, zero = literal_column("1", Integer), literal_column("0", Integer)
     active = status == literal_column("'active'", Text)
     has_capacity = or_(capacity.is_(None), leases < capacity)
@@ -157,50 +157,52 @@ def _state_counts(events: Events, side: str) -> dict[str, ColumnElement[int]]:
     }
 
 
-def changed(events: Events) -> tuple[str, ...]:
-    """Return the counts that these events can change: a lease changes no proxy's status."""
-    only_leases = events.types is not None and events.types <= _LEASE_EVENTS
-    return COUNTS[2:] if only_leases else COUNTS
-
-
-def changes(events: Events) -> Subquery:
-    """Return by how much events change the counts of each pool.
-
-    A proxy counts after one event what it counts before the next, so of many
-    events the first and the last of each proxy are enough.
-    """
-    touching = of_type(events, *sorted(_EVENTS))
-    names = changed(events)
-    last = events.latest(touching, events.c.proxy_id, events.c.pool_id)
-    after = _state_counts(last, "after")
-    if events.at_most_one:
-        before = _state_counts(last, "before")
-        differences = (after[name] - before[name] for name in names)
-        columns = (change.label(name) for name, change in zip(names, differences, strict=True))
-        return select(last.c.pool_id, *columns).subquery()
-    first = events.earliest(touching, events.c.proxy_id, events.c.pool_id)
-    before = _state_counts(first, "before")
-    same = and_(first.c.proxy_id == last.c.proxy_id, first.c.pool_id == last.c.pool_id)
-    return (
-        select(
-            last.c.pool_id, *(func.sum(after[name] - before[name]).label(name) for name in names)
-        )
-        .select_from(last.rows.join(first.rows, same))
-        .group_by(last.c.pool_id)
-        .subquery()
-    )
+def changes(events: Events) -> dict[str, ColumnElement[int]]:
+    """Return by how much one event changes each of :data:`COUNTS` of its pool."""
+    after, before = _state_counts(events, "after"), _state_counts(events, "before")
+    return {name: after[name] - before[name] for name in COUNTS}
 
 
 def _add(events: Events) -> UpdateBase:
-    change = changes(events)
+    change = (
+        select(
+            events.c.pool_id,
+            *(func.sum(value).label(name) for name, value in changes(events).items()),
+        )
+        .where(of_type(events, *sorted(_EVENTS)))
+        .group_by(events.c.pool_id)
+        .subquery("change")
+    )
     return (
         update(pool_stats)
-        .values({name: pool_stats.c[name] + change.c[name] for name in changed(events)})
+        .values({name: pool_stats.c[name] + change.c[name] for name in COUNTS})
         .where(
             pool_stats.c.pool_id == change.c.pool_id,
-            pool_stats.c.slot == bindparam("slot", type_=SmallInteger),
+            pool_stats.c.slot == bindparam("own_slot", type_=SmallInteger),
         )
     )
+
+
+def counts_after(events: Events) -> Select[Any]:
+    """Return the query of each pool's counts after each event, which are in the counters by now.
+
+    All of them are one look at the counters, less what the later events changed.
+    """
+    sums = (func.sum(pool_stats.c[name]).label(name) for name in COUNTS)
+    total = select(pool_stats.c.pool_id, *sums).group_by(pool_stats.c.pool_id)
+    pools = select(events.c.pool_id).correlate(None)
+    now = total.where(pool_stats.c.pool_id.in_(pools)).subquery("now")
+
+    def count(name: str, change: ColumnElement[int]) -> ColumnElement[int]:
+        later = func.sum(change).over(
+            partition_by=events.c.pool_id, order_by=events.c.position.desc(), rows=(None, -1)
+        )
+        zero = literal_column("0", Integer)
+        return cast(now.c[name] - func.coalesce(later, zero), Integer).label(name)
+
+    return select(
+        events.c.position, *(count(name, change) for name, change in changes(events).items())
+    ).select_from(events.rows.join(now, now.c.pool_id == events.c.pool_id))
 
 
 def _remove(events: Events) -> UpdateBase:

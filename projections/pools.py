@@ -86,15 +86,17 @@ def _register(events: Events) -> UpdateBase:
 
 
 def _change(events: Events) -> UpdateBase:
-    newest = events.latest(of_type(events, "PoolChanged"), events.c.pool_id)
     return (
         update(pools)
         .values(
-            name=fact(newest, "name", Text),
-            description=fact(newest, "description", Text),
-            lease_slow=fact(newest, "lease_slow", Boolean),
+            name=fact(events, "name", Text),
+            description=fact(events, "description", Text),
+            lease_slow=fact(events, "lease_slow", Boolean),
         )
-        .where(pools.c.id == newest.c.pool_id)
+        .where(
+            pools.c.id == events.c.pool_id,
+            events.is_latest(of_type(events, "PoolChanged"), events.c.pool_id),
+        )
     )
 
 

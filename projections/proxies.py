@@ -127,14 +127,12 @@ class Proxies(Projection):
 
 
 def _describe(events: Events) -> UpdateBase:
-    newest = events.latest(
-        of_type(events, "ProxyRegistered", "ProxyChanged"), events.c.proxy_id, events.c.pool_id
-    )
+    ours = of_type(events, "ProxyRegistered", "ProxyChanged")
     described = select(
-        newest.c.proxy_id,
-        newest.c.pool_id,
-        *(fact(newest, name, type_) for name, type_ in _DESCRIBED.items()),
-    )
+        events.c.proxy_id,
+        events.c.pool_id,
+        *(fact(events, name, type_) for name, type_ in _DESCRIBED.items()),
+    ).where(events.is_latest(ours, events.c.proxy_id, events.c.pool_id))
     upsert = insert(proxies).from_select(["id", "pool_id", *_DESCRIBED], described)
     return upsert.on_conflict_do_update(
         constraint=proxies.primary_key,

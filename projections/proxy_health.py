@@ -106,16 +106,12 @@ class ProxyHealth(Projection):
 
 
 def _record(events: Events) -> UpdateBase:
-    newest = events.latest(
-        and_(of_type(events, "HealthChecked"), fact(events, "applied", Boolean)),
+    applied = and_(of_type(events, "HealthChecked"), fact(events, "applied", Boolean))
+    results = select(
         events.c.proxy_id,
         events.c.pool_id,
-    )
-    results = select(
-        newest.c.proxy_id,
-        newest.c.pool_id,
-        *(fact(newest, name, type_) for name, type_ in _RESULT.items()),
-    )
+        *(fact(events, name, type_) for name, type_ in _RESULT.items()),
+    ).where(events.is_latest(applied, events.c.proxy_id, events.c.pool_id))
     upsert = insert(proxy_health).from_select(["proxy_id", "pool_id", *_RESULT], results)
     return upsert.on_conflict_do_update(
         constraint=proxy_health.primary_key,

@@ -27,7 +27,7 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from pharox.events import CursorMoved, EventBase, LeaseAcquired, PoolRegistered, PoolRemoved
 
-from .base import Events, Fold, Projection, fact, metadata, of_type
+from .base import Events, Fold, Projection, metadata, of_type
 
 ROUND_ROBIN = "round_robin"
 
@@ -88,19 +88,15 @@ def _register(events: Events) -> UpdateBase:
 
 
 def _move(events: Events) -> UpdateBase:
-    turns = events.latest(
-        and_(
-            of_type(events, "LeaseAcquired", "CursorMoved"),
-            fact(events, "selector", Text) == literal_column(f"'{ROUND_ROBIN}'", Text),
-        ),
-        events.c.pool_id,
-    )
+    selector = literal_column(f"'{ROUND_ROBIN}'", Text)
+    turns = and_(of_type(events, "LeaseAcquired", "CursorMoved"), events.c.selector == selector)
     return (
         update(selector_cursors)
-        .values(proxy_id=turns.c.proxy_id)
+        .values(proxy_id=events.c.proxy_id)
         .where(
-            selector_cursors.c.pool_id == turns.c.pool_id,
-            selector_cursors.c.selector == literal_column(f"'{ROUND_ROBIN}'", Text),
+            selector_cursors.c.pool_id == events.c.pool_id,
+            selector_cursors.c.selector == selector,
+            events.is_latest(turns, events.c.pool_id),
         )
     )
 

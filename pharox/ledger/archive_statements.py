@@ -12,19 +12,21 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
+    Column,
     ColumnElement,
     FromClause,
     MetaData,
     Select,
     Table,
     Text,
+    Uuid,
     cast,
     func,
     literal_column,
     select,
     update,
 )
-from sqlalchemy.dialects.postgresql import BYTEA, aggregate_order_by
+from sqlalchemy.dialects.postgresql import BYTEA, JSONB, aggregate_order_by
 
 from pharox.log import events, parked_events, partitions, seals, subscriptions, ticks
 
@@ -83,19 +85,19 @@ def part_events(schema: str, part: Part) -> Statement:
             own_seals.c.digest,
             e.position,
             cast(cast(e.tx, Text), BigInteger).label("tx"),
-            e.recorded_at,
-            e.type,
-            e.schema_version,
-            *(cast(e[name], Text).label(name) for name in ("pool_id", "proxy_id", "lease_id")),
-            e.consumer,
-            e.actor,
-            e.correlation_id,
-            cast(e.data, Text).label("data"),
+            *(_archived(column) for column in events.c if column.name not in ("position", "tx")),
         )
         .select_from(own_seals.join(own_events, own_events.c.position == own_seals.c.position))
         .order_by(own_seals.c.seq)
     )
     return compiled(query, schema)
+
+
+def _archived(column: Column[Any]) -> ColumnElement[Any]:
+    """Return a column as an archive keeps it: ids and JSON as text."""
+    return (
+        cast(column, Text).label(column.name) if isinstance(column.type, Uuid | JSONB) else column
+    )
 
 
 def part_ticks(schema: str, part: Part) -> Statement:

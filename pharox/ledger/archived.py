@@ -167,7 +167,7 @@ def _events(path: Path, extract: Extract) -> Iterator[Event]:
     where = " AND ".join(_CONDITIONS[name] for name in given)
     # A scan of one file keeps its order, which is the sealed one.
     for row in _rows(path, f"SELECT {_COLUMNS} FROM read_parquet($path) WHERE {where}", values):  # noqa: S608 - our own words
-        yield event_from_row({**row, "data": json.loads(row["data"])})
+        yield event_from_row({**row, "data": row["data"] and json.loads(row["data"])})
 
 
 def _latest(path: Path, until: datetime) -> Iterator[Mapping[str, Any]]:

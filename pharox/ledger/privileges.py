@@ -31,7 +31,6 @@ from pharox.log import tables as log
 from ..errors import DatabaseError, InvalidInputError
 from ..models import check_text
 from ..storage.postgres import PostgresStorage
-from ..storage.postgres.appending import COLUMNS
 from ..storage.postgres.tables import proxy_credentials
 from .alone import alone
 
@@ -146,8 +145,23 @@ _READ = (
 _KEPT_BY_APPS = tuple(t.name for t in (log.subscriptions, log.parked_events, log.fleet_counts))
 _CREDENTIALS = proxy_credentials.name
 _READ_FUNCTIONS = ("clock", "digest", "root", "seal")
-_APP_FUNCTIONS = ("add_partition", "forget_credentials")
-_SEQUENCE = "events_position_seq"
+_APP_FUNCTIONS = (
+    "add_partition",
+    "append_v1",
+    "counts_after_v1",
+    "due_leases_v1",
+    "fold_decisive_v1",
+    "forget_credentials",
+    "free_proxies_v1",
+    "granted_before_v1",
+    "is_made_v1",
+    "lease_commands_v1",
+    "lease_event_v1",
+    "miss_reason_v1",
+    "next_turns_v1",
+    "places_v1",
+    "returned_leases_v1",
+)
 
 
 def _read_models() -> tuple[str, ...]:
@@ -164,9 +178,6 @@ def _reader_rights() -> Iterator[Right]:
 
 def _app_rights() -> Iterator[Right]:
     yield from _reader_rights()
-    for column in COLUMNS:
-        yield Right("table", log.events.name, column, "INSERT")
-    yield Right("sequence", _SEQUENCE, None, "USAGE")
     for table in (*_KEPT_BY_APPS, *_read_models()):
         for privilege in ("INSERT", "UPDATE", "DELETE"):
             yield Right("table", table, None, privilege)
@@ -414,12 +425,6 @@ class _Granting:
                 sql.SQL(", ".join(privileges_in_order)),
                 sql.SQL(kind.upper()),
                 _list(objects),
-                grantees,
-            )
-        if columns := [right.column for right in rights if right.column is not None]:
-            yield sql.SQL("GRANT INSERT ({}) ON TABLE {}.events TO {}").format(
-                _list(sql.Identifier(name) for name in COLUMNS if name in columns),
-                self._schema,
                 grantees,
             )
 

@@ -2,8 +2,9 @@
 
 The schema's functions ``digest`` and ``root`` decide what is sealed; this says
 the same in another language, so that a part of the log that left the database
-can be checked without one. The bytes of an event are a JSON array of all its
-columns, in the order of the table and with the spaces that PostgreSQL puts. A
+can be checked without one. The bytes of an event are a JSON array of the digest's
+version and all columns, with the spaces that PostgreSQL puts. A column that is added
+later is covered by a later version, and the bytes of older events stay what they are. A
 moment is the seconds since 1970 with six decimals. ``data`` is the text that
 PostgreSQL prints for it: the order of its keys and the digits of its numbers
 are PostgreSQL's own, and no parser keeps them.
@@ -21,6 +22,9 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+DIGEST_VERSION = 1
+"""Which columns are covered, and in which order. A seal keeps the version it was made with."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -36,6 +40,7 @@ def canonical(row: Mapping[str, Any]) -> bytes:
         PostgreSQL prints.
     """
     return _array(
+        _number(DIGEST_VERSION),
         _number(row["position"]),
         _text(row["tx"]),
         _seconds(row["recorded_at"]),
@@ -45,9 +50,20 @@ def canonical(row: Mapping[str, Any]) -> bytes:
         _text(row["proxy_id"]),
         _text(row["lease_id"]),
         _text(row["consumer"]),
+        _text(row["consumer_id"]),
+        _text(row["pool_name"]),
+        _seconds(row["expires_at"]),
+        _seconds(row["acquired_at"]),
+        _text(row["status_before"]),
+        _text(row["status_after"]),
+        _number(row["leases_before"]),
+        _number(row["leases_after"]),
+        _number(row["max_concurrency_before"]),
+        _number(row["max_concurrency_after"]),
+        _text(row["selector"]),
         _text(row["actor"]),
         _text(row["correlation_id"]),
-        row["data"],
+        row["data"] or "null",
     )
 
 
@@ -88,15 +104,17 @@ def _array(*items: str) -> bytes:
     return f"[{', '.join(items)}]".encode()
 
 
-def _number(value: int) -> str:
-    return str(int(value))
+def _number(value: int | None) -> str:
+    return "null" if value is None else str(int(value))
 
 
 def _text(value: object | None) -> str:
     return "null" if value is None else json.dumps(str(value), ensure_ascii=False)
 
 
-def _seconds(moment: datetime) -> str:
+def _seconds(moment: datetime | None) -> str:
+    if moment is None:
+        return "null"
     microseconds = (moment - _EPOCH) // _MICROSECOND
     whole, rest = divmod(abs(microseconds), 1_000_000)
     return f"{'-' if microseconds < 0 else ''}{whole}.{rest:06d}"

@@ -15,6 +15,7 @@ deleted: triggers that the migrations create refuse it to every role.
 from sqlalchemy import (
     BigInteger,
     Boolean,
+    CheckConstraint,
     Column,
     DateTime,
     Double,
@@ -68,33 +69,43 @@ events = Table(
         server_default=literal_column("pg_current_xact_id()"),
     ),
     Column("recorded_at", DateTime(timezone=True), nullable=False),
-    Column("type", Text, nullable=False),
-    Column("schema_version", SmallInteger, nullable=False, server_default=literal_column("1")),
+    Column("expires_at", DateTime(timezone=True)),
+    Column("acquired_at", DateTime(timezone=True)),
     Column("pool_id", Uuid, nullable=False),
     Column("proxy_id", Uuid),
     Column("lease_id", Uuid),
+    Column("consumer_id", Uuid),
+    Column("leases_before", Integer),
+    Column("leases_after", Integer),
+    Column("max_concurrency_before", Integer),
+    Column("max_concurrency_after", Integer),
+    Column("schema_version", SmallInteger, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("status_before", Text),
+    Column("status_after", Text),
+    Column("selector", Text),
     Column("consumer", Text),
+    Column("pool_name", Text),
     Column("actor", Text),
     Column("correlation_id", Text),
-    Column("data", JSONB, nullable=False),
-    PrimaryKeyConstraint("position", "pool_id"),
+    Column("data", JSONB),
+    PrimaryKeyConstraint("position"),
+    CheckConstraint("isfinite(recorded_at)", name="recorded_at"),
+    CheckConstraint("jsonb_typeof(data) = 'object'", name="data"),
     postgresql_partition_by="RANGE (position)",
 )
+"""What folds read is a column; what else an event says is ``data``, null if it is nothing."""
 
 Index("ix_events_tx", events.c.tx)
 Index("ix_events_recorded_at", events.c.recorded_at)
 Index("ix_events_lease", events.c.lease_id, postgresql_where=events.c.lease_id.is_not(None))
+Index("ix_events_proxy", events.c.proxy_id, postgresql_where=events.c.proxy_id.is_not(None))
+Index("ix_events_consumer", events.c.consumer, postgresql_where=events.c.consumer.is_not(None))
 Index(
-    "ix_events_proxy",
+    "ix_events_described",
     events.c.proxy_id,
     events.c.position,
-    postgresql_where=events.c.proxy_id.is_not(None),
-)
-Index(
-    "ix_events_consumer",
-    events.c.consumer,
-    events.c.position,
-    postgresql_where=events.c.consumer.is_not(None),
+    postgresql_where=literal_column("type IN ('ProxyRegistered', 'ProxyChanged', 'ProxyRemoved')"),
 )
 Index(
     "ix_events_health",

@@ -63,8 +63,8 @@ class Checks(Lookups):
                 recorded = yield from self._record_batch(pool_id, checks, sources, policy)
                 for place in batch:
                     result = seen[place].result
-                    if (data := recorded.get(result.proxy_id)) is not None:
-                        outcomes[place] = _outcome(result, data, names[pool_id])
+                    if (row := recorded.get(result.proxy_id)) is not None:
+                        outcomes[place] = _outcome(result, row, names[pool_id])
         return outcomes
 
     def _record_batch(
@@ -73,7 +73,7 @@ class Checks(Lookups):
         checks: Mapping[UUID, Observation],
         sources: Mapping[UUID, str | None],
         policy: HealthPolicy,
-    ) -> Program[dict[UUID, dict[str, Any]]]:
+    ) -> Program[dict[UUID, Mapping[str, Any]]]:
         """Record one check each of some proxies of a pool; return what was appended."""
         values = {
             **origin(),
@@ -92,7 +92,7 @@ class Checks(Lookups):
 
         lock = health.lock_statement(self.schema)
         _, recorded = yield [Query(lock, {**values, "ids": list(checks)}), record]
-        return {row["proxy_id"]: row["data"] for row in recorded}
+        return {row["proxy_id"]: row for row in recorded}
 
     def set_status(self, proxy_id: UUID, status: ProxyStatus, reason: str | None) -> Program[Proxy]:
         """Decide a proxy's status, and return the proxy as it then stands."""
@@ -147,15 +147,16 @@ def _check_row(check: Observation, source: str | None) -> dict[str, Any]:
     }
 
 
-def _outcome(result: HealthCheckResult, data: Mapping[str, Any], pool_name: str) -> HealthOutcome:
-    """Return what a check came to, from the data of its event."""
+def _outcome(result: HealthCheckResult, row: Mapping[str, Any], pool_name: str) -> HealthOutcome:
+    """Return what a check came to, from its event."""
+    data = row["data"]
     return HealthOutcome(
         result=redated(result, datetime.fromisoformat(data["checked_at"])),
         applied=data["applied"],
-        status_before=ProxyStatus(data["before"]["status"]),
-        status_after=ProxyStatus(data["after"]["status"]),
+        status_before=ProxyStatus(row["status_before"]),
+        status_after=ProxyStatus(row["status_after"]),
         pool_name=pool_name,
-        leases=data["before"]["leases"],
+        leases=row["leases_before"],
         lease_ids=tuple(UUID(lease_id) for lease_id in data["lease_ids"]),
         source=data["source"],
     )

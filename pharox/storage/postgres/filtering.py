@@ -11,7 +11,9 @@ The values travel as parameters, in the order of :func:`values_of`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from itertools import count
 from typing import Any
 
 from sqlalchemy import (
@@ -21,6 +23,7 @@ from sqlalchemy import (
     FromClause,
     Text,
     and_,
+    cast,
     false,
     func,
     literal_column,
@@ -31,9 +34,12 @@ from sqlalchemy import (
 
 from ...geo import COORDINATE_TOLERANCE_DEG, DISTANCE_TOLERANCE_KM, EARTH_RADIUS_KM
 from ...models import ProxyFilters
-from .sql import parameter
+from .reading import description
+from .sql import parameter, template
 
 Shape = tuple[Any, ...]
+
+Value = Callable[[int, Any], ColumnElement[Any]]
 
 _TEXTS = ("source", "country", "city", "isp")
 _GROUPS = ("all_of", "any_of", "none_of")
@@ -72,22 +78,51 @@ def _walk(filters: ProxyFilters | None) -> Iterator[Any]:
         yield from _walk(child)
 
 
-def condition(shape: Shape | None, proxy: FromClause) -> ColumnElement[bool]:
-    """Return the condition that ``proxy`` (the table's columns) matches filters of this shape."""
+def _parameter(number: int, type_: Any) -> ColumnElement[Any]:
+    return parameter(f"f{number}", type_)
+
+
+def condition(
+    shape: Shape | None, proxy: FromClause, value: Value = _parameter
+) -> ColumnElement[bool]:
+    """Return the condition that ``proxy`` (the table's columns) matches filters of this shape.
+
+    ``value`` makes of a number and a type what stands for that value of the filters.
+    """
     if shape is None:
         return true()
-    numbers = iter(range(10**9))
-    return _condition(shape, proxy, numbers, unknown=true())
+    numbers = count()
+
+    def next_value(type_: Any) -> ColumnElement[Any]:
+        return value(next(numbers), type_)
+
+    return _condition(shape, proxy, next_value, unknown=true())
+
+
+@lru_cache(maxsize=512)
+def condition_text(shape: Shape | None) -> str | None:
+    """Return the condition as the functions of the schema take it; None if there is none.
+
+    The values are the items of a JSON array, which is their fifth argument.
+    """
+    if shape is None:
+        return None
+
+    def item(number: int, type_: Any) -> ColumnElement[Any]:
+        return cast(literal_column(f"$5 ->> {number}", Text), type_)
+
+    return template(condition(shape, description, item))
 
 
 def _condition(
-    shape: Shape, proxy: FromClause, numbers: Iterator[int], *, unknown: ColumnElement[bool]
+    shape: Shape,
+    proxy: FromClause,
+    value: Callable[[Any], ColumnElement[Any]],
+    *,
+    unknown: ColumnElement[bool],
 ) -> ColumnElement[bool]:
     """Return the condition, with ``unknown`` where a predicate stands."""
     texts, has_asn, has_radius, has_predicate, *groups = shape
-
-    def value(type_: Any) -> ColumnElement[Any]:
-        return parameter(f"f{next(numbers)}", type_)
 
     parts = [_equals(proxy.c[name], value(Text)) for name in texts]
     if has_asn:
@@ -107,7 +142,7 @@ def _condition(
     opposite = false() if unknown is true() else true()
     all_of, any_of, none_of = (
         [
-            _condition(child, proxy, numbers, unknown=opposite if negated else unknown)
+            _condition(child, proxy, value, unknown=opposite if negated else unknown)
             for child in group
         ]
         for group, negated in zip(groups, (False, False, True), strict=True)

@@ -25,18 +25,16 @@ from psycopg import sql
 from sqlalchemy import (
     BigInteger,
     Column,
-    DateTime,
     MetaData,
     Table,
     Text,
-    Uuid,
     cast,
     func,
     literal_column,
     or_,
     select,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
 
 from pharox.log import events, seals, ticks
@@ -57,20 +55,13 @@ MANY = 10_000
 STORED_TIME_ZONE = "SET LOCAL TimeZone = 'UTC'"
 """In which the moments of a stored row are written, so that equal rows are equal texts."""
 
+_NOT_FOLDED = ("tx", "schema_version")
+
 _batch = Table(
     "pharox_batch",
     MetaData(),
     Column("seq", BigInteger),
-    Column("position", BigInteger),
-    Column("recorded_at", DateTime(timezone=True)),
-    Column("type", Text),
-    Column("pool_id", Uuid),
-    Column("proxy_id", Uuid),
-    Column("lease_id", Uuid),
-    Column("consumer", Text),
-    Column("actor", Text),
-    Column("correlation_id", Text),
-    Column("data", JSONB),
+    *(Column(own.name, own.type) for own in events.c if own.name not in _NOT_FOLDED),
     schema=TEMPORARY,
 )
 

@@ -38,7 +38,7 @@ from projections.leases import leases
 from projections.pools import pools
 from projections.proxies import proxies
 
-from .appending import append, event_row, fold_into, json_object, state
+from .appending import State, append, event_row, json_object
 from .reading import availability
 from .sql import POOL_ID, Statement, compiled, now, parameter, text_literal
 
@@ -89,18 +89,22 @@ def record_statement(schema: str) -> Statement:
     standing = (judged.c.leases, judged.c.max_concurrency)
     dropped = judged.c.before.in_(_leasable()) & judged.c.after.not_in(_leasable())
     facts = json_object(
-        before=state(judged.c.before, *standing),
-        after=state(judged.c.after, *standing),
         applied=judged.c.newest,
         checked_at=judged.c.checked_at,
         streak=judged.c.streak,
         mean_latency_ms=judged.c.mean_latency_ms,
         lease_ids=case((dropped, _leases_held(judged)), else_=_NO_LEASES),
     )
-    row = event_row("HealthChecked", proxy_id=judged.c.proxy_id, data=judged.c.data.concat(facts))
-    appended = append(select(*row).select_from(judged).order_by(judged.c.proxy_id))
-    result = select(appended.c.proxy_id, appended.c.data)
-    return compiled(fold_into(result, appended, {"HealthChecked"}), schema)
+    row = event_row(
+        "HealthChecked",
+        before=State(judged.c.before, *standing),
+        after=State(judged.c.after, *standing),
+        proxy_id=judged.c.proxy_id,
+        data=judged.c.data.concat(facts),
+    )
+    appended = append(select(row).select_from(judged).order_by(judged.c.proxy_id))
+    columns = ("proxy_id", "status_before", "status_after", "leases_before", "data")
+    return compiled(select(*(appended.c[name] for name in columns)), schema)
 
 
 def _leasable() -> tuple[ColumnElement[str], ...]:

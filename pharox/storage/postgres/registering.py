@@ -40,7 +40,7 @@ from projections.pools import pools
 from projections.selector_cursors import selector_cursors
 
 from ...ids import NIL
-from .appending import append, event_row, fold_into, json_object, state
+from .appending import State, append, event_row, json_object
 from .reading import availability, description
 from .sql import (
     ONE,
@@ -69,12 +69,11 @@ def register_consumer_statement(schema: str) -> Statement:
     """Return the statement that registers a consumer and answers with its id."""
     name, new_id = parameter("consumer"), parameter("consumer_id", Uuid)
     known = select(consumers.c.id).where(consumers.c.name == name)
-    row = event_row(
-        "ConsumerRegistered", pool_id=_NIL, consumer=name, data=json_object(consumer_id=new_id)
-    )
-    appended = append(select(*row).where(~known.exists()))
-    result = select(func.coalesce(known.scalar_subquery(), new_id).label("id"))
-    return compiled(fold_into(result, appended, {"ConsumerRegistered"}), schema)
+    row = event_row("ConsumerRegistered", pool_id=_NIL, consumer=name, consumer_id=new_id)
+    appended = append(select(row).where(~known.exists()))
+    registered = select(appended.c.consumer_id).scalar_subquery()
+    result = select(func.coalesce(registered, known.scalar_subquery()).label("id"))
+    return compiled(result, schema)
 
 
 @lru_cache(maxsize=8)
@@ -92,10 +91,9 @@ def save_pool_statement(schema: str) -> Statement:
     type_ = case((is_new, text_literal("PoolRegistered")), else_=text_literal("PoolChanged"))
     row = event_row(type_, data=json_object(**wanted))
     appended = append(
-        select(*row).select_from(one.outerjoin(known, true())).where(or_(is_new, differs))
+        select(row).select_from(one.outerjoin(known, true())).where(or_(is_new, differs))
     )
-    result = select(appended.c.type)
-    return compiled(fold_into(result, appended, {"PoolRegistered", "PoolChanged"}), schema)
+    return compiled(select(appended.c.type), schema)
 
 
 @lru_cache(maxsize=8)
@@ -118,20 +116,22 @@ def save_proxies_statement(schema: str, *, change: bool) -> Statement:
     is_new = known.c.proxy_id.is_(None)
     zero = literal_column("0", Integer)
     held = func.coalesce(known.c.current_leases, zero)
-    before = state(known.c.status, known.c.current_leases, known.c.max_concurrency)
-    states = json_object(
-        before=case((is_new, cast(null(), JSONB)), else_=before),
-        after=state(func.coalesce(given.c.status, known.c.status), held, given.c.max_concurrency),
-    )
-    data = given.c.data.concat(states)
+    data: ColumnElement[Any] = given.c.data
     if change:
-        data = json_object(checked_at=known.c.checked_at).concat(data)
+        kept = case((is_new, null()), else_=json_object(checked_at=known.c.checked_at))
+        data = func.coalesce(kept.concat(data), data, type_=JSONB)
     type_ = case((is_new, text_literal("ProxyRegistered")), else_=text_literal("ProxyChanged"))
-    row = event_row(type_, proxy_id=given.c.id, data=data)
+    row = event_row(
+        type_,
+        before=State(known.c.status, known.c.current_leases, known.c.max_concurrency),
+        after=State(func.coalesce(given.c.status, known.c.status), held, given.c.max_concurrency),
+        proxy_id=given.c.id,
+        data=data,
+    )
     is_whole = and_(is_new, given.c.status.is_not(None))
     wanted = or_(is_whole, _differs(given, known)) if change else is_whole
     appended = append(
-        select(*row)
+        select(row)
         .select_from(given.outerjoin(known, known.c.proxy_id == given.c.id))
         .where(wanted)
         .order_by(given.c.place)
@@ -142,7 +142,6 @@ def save_proxies_statement(schema: str, *, change: bool) -> Statement:
     )
     new, changed = (count.scalar_subquery() for count in counts)
     result = select(new.label("new"), changed.label("changed")).select_from(pool_row)
-    result = fold_into(result, appended, {"ProxyRegistered", "ProxyChanged"})
     return compiled(result.add_cte(_keep_secrets(given, appended)), schema)
 
 
@@ -255,18 +254,18 @@ def set_status_statement(schema: str) -> Statement:
     """Return the statement that decides the status of a proxy, which is locked."""
     wanted = parameter("status")
     described = {own.name: description.c[own.name] for own in _DESCRIBED}
-    facts = json_object(
-        **described,
-        checked_at=availability.c.checked_at,
-        before=state(
-            availability.c.status, availability.c.current_leases, availability.c.max_concurrency
+    standing = (availability.c.current_leases, availability.c.max_concurrency)
+    row = event_row(
+        "ProxyChanged",
+        before=State(availability.c.status, *standing),
+        after=State(wanted, *standing),
+        proxy_id=availability.c.proxy_id,
+        data=json_object(
+            **described, checked_at=availability.c.checked_at, reason=parameter("reason")
         ),
-        after=state(wanted, availability.c.current_leases, availability.c.max_concurrency),
-        reason=parameter("reason"),
     )
-    row = event_row("ProxyChanged", proxy_id=availability.c.proxy_id, data=facts)
     appended = append(
-        select(*row)
+        select(row)
         .select_from(
             availability.join(
                 description,
@@ -282,9 +281,7 @@ def set_status_statement(schema: str) -> Statement:
             availability.c.status != wanted,
         )
     )
-    result = select(appended.c.position)
-    folded = fold_into(result, appended, {"ProxyChanged"}, at_most_one=True)
-    return compiled(folded, schema)
+    return compiled(select(appended.c.position), schema)
 
 
 @lru_cache(maxsize=8)
@@ -351,12 +348,15 @@ def remove_proxies_statement(
     if not whole_pool:
         locked = locked.where(availability.c.proxy_id == func.any(_PROXIES))
     gone = locked.cte("gone")
-    before = state(gone.c.status, gone.c.current_leases, gone.c.max_concurrency)
-    row = event_row("ProxyRemoved", proxy_id=gone.c.proxy_id, data=json_object(before=before))
-    appended = append(select(*row).select_from(gone).order_by(gone.c.proxy_id))
+    row = event_row(
+        "ProxyRemoved",
+        before=State(gone.c.status, gone.c.current_leases, gone.c.max_concurrency),
+        proxy_id=gone.c.proxy_id,
+    )
+    appended = append(select(row).select_from(gone).order_by(gone.c.proxy_id))
     removed = func.coalesce(func.array_agg(appended.c.proxy_id), literal_column("'{}'::uuid[]"))
     result = select(removed.label("removed")).select_from(appended)
-    return compiled(fold_into(result, appended, {"ProxyRemoved"}), schema)
+    return compiled(result, schema)
 
 
 @lru_cache(maxsize=8)
@@ -364,9 +364,8 @@ def remove_pool_statement(schema: str) -> Statement:
     """Return the statement that removes a pool that has no proxies left."""
     gone = select(pools.c.name).where(pools.c.id == POOL_ID).cte("gone")
     row = event_row("PoolRemoved", data=json_object(name=gone.c.name))
-    appended = append(select(*row).select_from(gone))
-    result = select(func.count().label("removed")).select_from(appended)
-    return compiled(fold_into(result, appended, {"PoolRemoved"}), schema)
+    appended = append(select(row).select_from(gone))
+    return compiled(select(func.count().label("removed")).select_from(appended), schema)
 
 
 @lru_cache(maxsize=8)
@@ -386,6 +385,7 @@ def prune_statement(schema: str) -> Statement:
         .cte("ended")
     )
     row = event_row("LeasesPruned", data=json_object(ended_before=settled))
-    appended = append(select(*row).select_from(ended).where(ended.c.n > 0))
-    result = select(ended.c.n.label("pruned"))
-    return compiled(fold_into(result, appended, {"LeasesPruned"}), schema)
+    appended = append(select(row).select_from(ended).where(ended.c.n > 0))
+    # Joined to what is appended, so that it is.
+    result = select(ended.c.n.label("pruned")).select_from(ended.outerjoin(appended, true()))
+    return compiled(result, schema)

@@ -7,6 +7,7 @@ parameters as PostgreSQL itself takes them, and psycopg runs the text as it is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -29,19 +30,22 @@ from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.visitors import iterate
 
 _DIALECT = psycopg.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
-_SCHEMA = "__[SCHEMA_pharox]"
+SCHEMA = "__[SCHEMA_pharox]"
 """What the compiler writes for the schema "pharox" when it is to be translated."""
 
 TEMPORARY = "pg_temp"
 """PostgreSQL's name for the schema of a session's own tables."""
 
-now: ColumnElement[Any] = literal_column(f"{_SCHEMA}.clock()", DateTime(timezone=True))
+APPEND = f"{SCHEMA}.append_v1"
+"""The function of the schema that every event goes through."""
+
+now: ColumnElement[Any] = literal_column(f"{SCHEMA}.clock()", DateTime(timezone=True))
 """The moment of the statement, by the database's clock alone."""
 
 
 def schema_function(name: str, *arguments: Any, type_: Any) -> ColumnElement[Any]:
     """Return a call of one of the schema's own functions."""
-    return Function(quoted_name(f"{_SCHEMA}.{name}", quote=False), *arguments, type_=type_)
+    return Function(quoted_name(f"{SCHEMA}.{name}", quote=False), *arguments, type_=type_)
 
 
 class Statement(NamedTuple):
@@ -49,7 +53,8 @@ class Statement(NamedTuple):
 
     ``names`` are the parameters in order, ``constants`` the values of those
     that never change, ``columns`` the names of the answer's columns. ``writes``
-    says whether something is different once it is committed.
+    says whether something is different once it is committed, ``is_bare`` that
+    its rows are wanted as tuples.
     """
 
     text: bytes
@@ -57,14 +62,17 @@ class Statement(NamedTuple):
     constants: Mapping[str, Any]
     columns: tuple[str, ...]
     writes: bool = False
+    is_bare: bool = False
 
-    def rows(self, answer: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
-        """Return the rows of the answer by the names of their columns."""
+    def rows(self, answer: Iterable[Sequence[Any]]) -> list[Any]:
+        """Return the rows of the answer by the names of their columns, or bare as they came."""
+        if self.is_bare:
+            return list(answer)
         return [dict(zip(self.columns, row, strict=True)) for row in answer]
 
     def arguments(self, values: Mapping[str, Any], slot: int) -> list[Any]:
         """Return the parameters in order; ``slot`` is the connection's own."""
-        known = {**self.constants, "slot": slot, **values}
+        known = {**self.constants, "own_slot": slot, **values}
         return [known[name] for name in self.names]
 
 
@@ -98,6 +106,25 @@ def compiled(element: Any, schema: str) -> Statement:
     )
 
 
+def template(element: Any) -> str:
+    """Return ``element`` as SQL text for a function: ``{schema}`` stands for the schema's name.
+
+    A parameter is written as its name, which is one of the function's own.
+    """
+    result = element.compile(
+        dialect=_DIALECT, schema_translate_map={"pharox": "pharox", None: SchemaConst.BLANK_SCHEMA}
+    )
+    values = [result.params[name] for name in result.positiontup or ()]
+    spelled = [
+        name if value is None else f"'{value}'" if isinstance(value, str) else str(value)
+        for name, value in zip(result.positiontup or (), values, strict=True)
+    ]
+    text = str(result).replace(SCHEMA, "{schema}")
+    if not spelled:
+        return text
+    return re.sub(r"\$(\d+)(::\w+)?", lambda place: spelled[int(place[1]) - 1], text)
+
+
 def by_schema(element: Callable[[], Any]) -> Callable[[str], Statement]:
     """Make of a function that returns a Core element one from a schema to the statement."""
 
@@ -117,11 +144,14 @@ def definition(element: DDLElement, schema: str) -> Statement:
 
 def _text(result: Compiled, schema: str) -> bytes:
     temporary = f"__[SCHEMA_{TEMPORARY}]"
-    return str(result).replace(_SCHEMA, quoted(schema)).replace(temporary, TEMPORARY).encode()
+    return str(result).replace(SCHEMA, quoted(schema)).replace(temporary, TEMPORARY).encode()
 
 
 def _writes(element: Any) -> bool:
-    return any(isinstance(part, UpdateBase) for part in iterate(element))
+    return any(
+        isinstance(part, UpdateBase) or (isinstance(part, Function) and part.name == APPEND)
+        for part in iterate(element)
+    )
 
 
 def text_literal(text: str) -> ColumnElement[str]:

@@ -84,13 +84,18 @@ SENSE = {
     "history": """
         SELECT jsonb_build_object('seq', seq, 'proxy_id', proxy_id),
                jsonb_build_object('before', before), jsonb_build_object('before', left_by_last)
-        FROM (SELECT s.seq, e.proxy_id, e.data -> 'before' AS before,
-                     lag(coalesce(e.data -> 'after', 'null')) OVER proxy AS left_by_last,
-                     row_number() OVER proxy AS number
-              FROM {ledger}.seals AS s JOIN {ledger}.events AS e ON e.position = s.position
-              WHERE e.proxy_id IS NOT NULL AND e.type <> 'CursorMoved'
-              WINDOW proxy AS (PARTITION BY e.pool_id, e.proxy_id ORDER BY s.seq)) AS states
-        WHERE number > 1 AND coalesce(before, 'null') <> left_by_last
+        FROM (SELECT seq, proxy_id, before, number,
+                     lag(after) OVER (PARTITION BY pool_id, proxy_id ORDER BY seq) AS left_by_last
+              FROM (SELECT s.seq, e.pool_id, e.proxy_id,
+                           row_number() OVER (PARTITION BY e.pool_id, e.proxy_id ORDER BY s.seq)
+                               AS number,
+                           jsonb_build_object('status', e.status_before, 'leases', e.leases_before,
+                               'max_concurrency', e.max_concurrency_before) AS before,
+                           jsonb_build_object('status', e.status_after, 'leases', e.leases_after,
+                               'max_concurrency', e.max_concurrency_after) AS after
+                    FROM {ledger}.seals AS s JOIN {ledger}.events AS e ON e.position = s.position
+                    WHERE e.proxy_id IS NOT NULL AND e.type <> 'CursorMoved') AS states) AS chain
+        WHERE number > 1 AND before <> left_by_last
         ORDER BY seq
     """,
     "holders": """

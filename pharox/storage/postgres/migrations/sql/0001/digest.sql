@@ -1,4 +1,4 @@
--- The bytes of an event that its digest covers: every column. JSON, so that any
+-- The bytes of an event that its digest covers: the digest's version and every column. JSON, so that any
 -- language can make them again; see pharox/log/canonical.py.
 CREATE FUNCTION {schema}.digest(event {schema}.events)
 RETURNS bytea
@@ -6,9 +6,13 @@ LANGUAGE sql
 STABLE
 AS $$
     SELECT sha256(convert_to(json_build_array(
-        event.position, event.tx::text, extract(epoch FROM event.recorded_at), event.type,
+        1, event.position, event.tx::text, extract(epoch FROM event.recorded_at), event.type,
         event.schema_version, event.pool_id, event.proxy_id, event.lease_id, event.consumer,
-        event.actor, event.correlation_id, event.data)::text, 'UTF8'))
+        event.consumer_id, event.pool_name, extract(epoch FROM event.expires_at),
+        extract(epoch FROM event.acquired_at), event.status_before, event.status_after,
+        event.leases_before, event.leases_after, event.max_concurrency_before,
+        event.max_concurrency_after, event.selector, event.actor, event.correlation_id,
+        event.data)::text, 'UTF8'))
 $$;
 
 CREATE FUNCTION {schema}.root(before bytea, tick {schema}.ticks, digests bytea)

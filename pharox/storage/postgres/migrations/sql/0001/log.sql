@@ -4,23 +4,39 @@ CREATE TABLE {schema}.events (
     position BIGINT DEFAULT nextval('{literal}.events_position_seq') NOT NULL,
     tx xid8 DEFAULT pg_current_xact_id() NOT NULL,
     recorded_at timestamptz NOT NULL,
-    type TEXT NOT NULL,
-    schema_version SMALLINT DEFAULT 1 NOT NULL,
+    expires_at timestamptz,
+    acquired_at timestamptz,
     pool_id UUID NOT NULL,
     proxy_id UUID,
     lease_id UUID,
+    consumer_id UUID,
+    leases_before INTEGER,
+    leases_after INTEGER,
+    max_concurrency_before INTEGER,
+    max_concurrency_after INTEGER,
+    schema_version SMALLINT NOT NULL,
+    type TEXT NOT NULL,
+    status_before TEXT,
+    status_after TEXT,
+    selector TEXT,
     consumer TEXT,
+    pool_name TEXT,
     actor TEXT,
     correlation_id TEXT,
-    data JSONB NOT NULL,
-    CONSTRAINT pk_events PRIMARY KEY (position, pool_id)
+    data JSONB,
+    CONSTRAINT pk_events PRIMARY KEY (position),
+    CONSTRAINT ck_events_recorded_at CHECK (isfinite(recorded_at)),
+    CONSTRAINT ck_events_data CHECK (jsonb_typeof(data) = 'object')
 ) PARTITION BY RANGE (position);
 ALTER SEQUENCE {schema}.events_position_seq OWNED BY {schema}.events.position;
 CREATE INDEX ix_events_tx ON {schema}.events (tx);
 CREATE INDEX ix_events_recorded_at ON {schema}.events (recorded_at);
 CREATE INDEX ix_events_lease ON {schema}.events (lease_id) WHERE lease_id IS NOT NULL;
-CREATE INDEX ix_events_proxy ON {schema}.events (proxy_id, position) WHERE proxy_id IS NOT NULL;
-CREATE INDEX ix_events_consumer ON {schema}.events (consumer, position) WHERE consumer IS NOT NULL;
+CREATE INDEX ix_events_proxy ON {schema}.events (proxy_id) WHERE proxy_id IS NOT NULL;
+CREATE INDEX ix_events_consumer ON {schema}.events (consumer) WHERE consumer IS NOT NULL;
+CREATE INDEX ix_events_described
+    ON {schema}.events (proxy_id, position)
+    WHERE type IN ('ProxyRegistered', 'ProxyChanged', 'ProxyRemoved');
 CREATE INDEX ix_events_health
     ON {schema}.events (proxy_id, position)
     WHERE type = 'HealthChecked';

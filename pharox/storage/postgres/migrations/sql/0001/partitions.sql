@@ -28,7 +28,7 @@ BEGIN
         FOREACH name IN ARRAY ARRAY['events', 'seals'] LOOP
             parent := format('%s.%I', '{literal}', name);
             part := format('%s.%I', '{literal}', name || '_' || lower_bound);
-            EXECUTE format('CREATE TABLE %s (LIKE %s INCLUDING DEFAULTS)', part, parent);
+            EXECUTE format('CREATE TABLE %s (LIKE %s INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', part, parent);
             EXECUTE format('ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM (%s) TO (%s)',
                 parent, part, lower_bound, upper_bound);
             PERFORM {schema}.protect(part::regclass);

@@ -108,6 +108,12 @@ CREATE INDEX ix_leases_held
     ON {schema}.leases (pool_id, proxy_id)
     WHERE status = 'active';
 
+CREATE TABLE {schema}.lease_ids (
+    lease_id UUID NOT NULL,
+    pool_id UUID NOT NULL,
+    CONSTRAINT pk_lease_ids PRIMARY KEY (lease_id)
+);
+
 CREATE TABLE {schema}.pool_stats (
     pool_id UUID NOT NULL,
     slot SMALLINT NOT NULL,

@@ -1,0 +1,231 @@
+"""Look for proxies without leasing them: what a selector offers, and pages for Python to judge."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    FromClause,
+    Integer,
+    Select,
+    Uuid,
+    and_,
+    cast,
+    func,
+    literal_column,
+    or_,
+    select,
+    union_all,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from projections.pools import pools
+from projections.selector_cursors import ROUND_ROBIN, selector_cursors
+
+from ...models import SelectorStrategy
+from .appending import append, event_row
+from .filtering import Shape, condition
+from .reading import availability, description, proxy_rows
+from .sql import ONE, POOL_ID, Statement, by_schema, compiled, parameter, text_literal
+
+ORDERS: dict[SelectorStrategy, tuple[ColumnElement[Any], ...]] = {
+    SelectorStrategy.FIRST_AVAILABLE: (
+        availability.c.lease_rank,
+        availability.c.checked_at.desc(),
+        availability.c.proxy_id,
+    ),
+    SelectorStrategy.LEAST_USED: (
+        availability.c.lease_rank,
+        availability.c.current_leases,
+        availability.c.checked_at,
+        availability.c.proxy_id,
+    ),
+    SelectorStrategy.LOWEST_LATENCY: (
+        availability.c.lease_rank,
+        availability.c.latency_ms,
+        availability.c.proxy_id,
+    ),
+}
+_CHOICE = (
+    availability.c.proxy_id,
+    availability.c.status,
+    availability.c.current_leases,
+    availability.c.max_concurrency,
+)
+
+
+def leasable(shape: Shape | None, highest_rank: ColumnElement[Any]) -> Select[Any]:
+    """Return the query of the pool's free proxies that match filters of this shape."""
+    return matching(shape, _CHOICE).where(availability.c.lease_rank <= highest_rank)
+
+
+def matching(shape: Shape | None, columns: tuple[Any, ...]) -> Select[Any]:
+    """Return the query of the pool's proxies that match filters of this shape, free or not."""
+    found = select(*columns).select_from(availability).where(availability.c.pool_id == POOL_ID)
+    if shape is None:
+        return found
+    joined = and_(description.c.pool_id == POOL_ID, description.c.id == availability.c.proxy_id)
+    return (
+        select(*columns)
+        .select_from(availability.join(description, joined))
+        .where(availability.c.pool_id == POOL_ID, condition(shape, description))
+    )
+
+
+def highest_rank(rule: FromClause) -> ColumnElement[Any]:
+    """Return the highest rank to lease: 1 in a pool that leases SLOW proxies, 0, or null."""
+    return select(rule.c.highest_rank).scalar_subquery()
+
+
+def cursor(rule: FromClause) -> CTE:
+    """Return the CTE that locks the pool's round-robin cursor, so that callers take turns."""
+    return (
+        select(selector_cursors.c.proxy_id)
+        .where(
+            selector_cursors.c.pool_id == POOL_ID,
+            selector_cursors.c.selector == text_literal(ROUND_ROBIN),
+            select(ONE).where(rule.c.highest_rank.is_not(None)).exists(),
+        )
+        .with_for_update()
+        .cte("cursor")
+    )
+
+
+def _probes(free: Select[Any], turn: CTE) -> list[Select[Any]]:
+    """Return where round-robin looks, in order, once the pool's cursor is locked.
+
+    The next id after the cursor, else from the start; ACTIVE ones before SLOW ones.
+    """
+    last = select(turn.c.proxy_id).scalar_subquery()
+    probes = []
+    for rank in ("0", "1"):
+        # Without a turn yet this comparison is null, and the probe from the start answers.
+        for place in ((availability.c.proxy_id > last,), ()):
+            probe = free.where(availability.c.lease_rank == literal_column(rank), *place)
+            probes.append(probe.order_by(availability.c.proxy_id).limit(ONE))
+    return probes
+
+
+def next_turn(shape: Shape | None, rule: FromClause) -> CTE:
+    """Return the CTE of the proxy whose turn it is, without locking it; none without a cursor."""
+    free = leasable(shape, highest_rank(rule))
+    turn = cursor(rule)
+    return _whose_turn(_probes(free.where(select(ONE).select_from(turn).exists()), turn))
+
+
+def _whose_turn(probes: list[Select[Any]]) -> CTE:
+    places = (
+        select(probe.subquery(), literal_column(str(number)).label("place"))
+        for number, probe in enumerate(probes)
+    )
+    found = union_all(*places).subquery("found")
+    return select(found).order_by(found.c.place).limit(ONE).cte("next_turn")
+
+
+def _exists(rows: Any) -> ColumnElement[bool]:
+    return select(ONE).select_from(rows).exists()
+
+
+def _rank_rule() -> CTE:
+    """Return the part of :func:`_rule` that looking without leasing needs."""
+    rank = cast(pools.c.lease_slow, Integer).label("highest_rank")
+    return select(rank).where(pools.c.id == POOL_ID).cte("rule")
+
+
+@by_schema
+def record_miss_statement() -> Select[Any]:
+    """Record a miss whose reason the caller knows."""
+    row = event_row(
+        "AcquireMissed",
+        consumer=parameter("consumer"),
+        pool_name=parameter("pool_name"),
+        selector=parameter("selector"),
+        data=parameter("details", JSONB),
+    )
+    return select(append(select(row)).c.position)
+
+
+@lru_cache(maxsize=256)
+def page_statement(
+    schema: str, selector: SelectorStrategy, shape: Shape | None, *, by_id: bool
+) -> Statement:
+    """Return the query of one page of proxies for Python to judge.
+
+    In the selector's order it pages through the free ones. ``by_id`` it pages
+    through all, by key: a proxy that is there throughout is in one of the pages.
+    """
+    rule = _rank_rule()
+    highest = highest_rank(rule)
+    healthy = or_(
+        availability.c.status == text_literal("active"),
+        and_(availability.c.status == text_literal("slow"), highest == literal_column("1")),
+    )
+    leasable_now = func.coalesce(availability.c.lease_rank <= highest, False)
+    page = (
+        proxy_rows()
+        .add_columns(leasable_now.label("leasable"), healthy.label("healthy"))
+        .where(availability.c.pool_id == POOL_ID, condition(shape, description))
+    )
+    page = page.limit(parameter("page_size", Integer))
+    if by_id:
+        page = page.where(availability.c.proxy_id >= parameter("from_id", Uuid)).order_by(
+            availability.c.proxy_id
+        )
+    else:
+        page = page.where(availability.c.lease_rank <= highest).order_by(*_order(selector))
+        page = page.offset(parameter("offset", Integer))
+    return compiled(page, schema)
+
+
+def _order(selector: SelectorStrategy) -> tuple[ColumnElement[Any], ...]:
+    if selector is not SelectorStrategy.ROUND_ROBIN:
+        return ORDERS[selector]
+    turn = (
+        select(selector_cursors.c.proxy_id)
+        .where(selector_cursors.c.pool_id == POOL_ID)
+        .scalar_subquery()
+    )
+    wrapped = func.coalesce(availability.c.proxy_id <= turn, False)
+    return (availability.c.lease_rank, wrapped, availability.c.proxy_id)
+
+
+@lru_cache(maxsize=256)
+def find_statement(schema: str, selector: SelectorStrategy, shape: Shape | None) -> Statement:
+    """Return the query of the proxy that a selector offers; round-robin's turn moves on."""
+    rule = _rank_rule()
+    if selector is not SelectorStrategy.ROUND_ROBIN:
+        highest = highest_rank(rule)
+        found = proxy_rows().where(
+            availability.c.pool_id == POOL_ID,
+            availability.c.lease_rank <= highest,
+            condition(shape, description),
+        )
+        return compiled(found.order_by(*ORDERS[selector]).limit(ONE), schema)
+    return _offering(schema, next_turn(shape, rule))
+
+
+@lru_cache(maxsize=16)
+def offer_statement(schema: str) -> Statement:
+    """Return the statement that offers the proxy ``proxy_id``, whose turn it then was."""
+    choice = select(availability.c.proxy_id).where(
+        availability.c.pool_id == POOL_ID,
+        availability.c.proxy_id == parameter("proxy_id", Uuid),
+        _exists(cursor(_rank_rule())),
+    )
+    return _offering(schema, choice.cte("candidate"))
+
+
+def _offering(schema: str, choice: CTE) -> Statement:
+    row = event_row(
+        "CursorMoved",
+        proxy_id=choice.c.proxy_id,
+        selector=text_literal(SelectorStrategy.ROUND_ROBIN),
+    )
+    appended = append(select(row).select_from(choice))
+    found = proxy_rows().where(
+        availability.c.pool_id == POOL_ID, availability.c.proxy_id == appended.c.proxy_id
+    )
+    return compiled(found, schema)

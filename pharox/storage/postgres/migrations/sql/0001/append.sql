@@ -1,0 +1,143 @@
+-- The one way into the log: the functions here run with their owner's rights, and nobody else may
+-- insert. They give each event its position, its transaction and its moment, refuse what could not
+-- be read back, and fold.
+--
+-- Every plan goes by an index: the arrays are short, and a plan is kept for all lengths.
+
+-- Whether the log takes an event. A type that is added later needs another version of this
+-- function, and no look at what is there.
+CREATE FUNCTION {schema}.is_event_v1(event {schema}.events)
+RETURNS boolean
+LANGUAGE sql
+IMMUTABLE
+AS $$
+    SELECT
+        CASE event.type
+            WHEN 'LeaseAcquired' THEN
+                event.lease_id IS NOT NULL AND event.consumer IS NOT NULL
+                AND event.consumer_id IS NOT NULL AND event.pool_name IS NOT NULL
+                AND event.status_before IS NOT NULL AND event.status_after IS NOT NULL
+                AND event.expires_at IS NOT NULL AND event.acquired_at IS NULL
+            WHEN 'LeaseReleased' THEN
+                event.lease_id IS NOT NULL AND event.consumer IS NOT NULL
+                AND event.consumer_id IS NOT NULL AND event.pool_name IS NOT NULL
+                AND event.status_before IS NOT NULL AND event.status_after IS NOT NULL
+                AND event.acquired_at IS NOT NULL
+            WHEN 'LeaseExpired' THEN
+                event.lease_id IS NOT NULL AND event.consumer IS NOT NULL
+                AND event.consumer_id IS NOT NULL AND event.pool_name IS NOT NULL
+                AND event.status_before IS NOT NULL AND event.status_after IS NOT NULL
+                AND event.acquired_at IS NOT NULL AND event.expires_at IS NOT NULL
+            WHEN 'AcquireMissed' THEN
+                event.consumer IS NOT NULL AND event.pool_name IS NOT NULL
+                AND event.selector IS NOT NULL AND event.data ? 'reason'
+            WHEN 'HealthChecked' THEN
+                event.status_before IS NOT NULL AND event.status_after IS NOT NULL
+                AND event.data ?& '{applied,status,reachable,protocol,checked_at}'
+            WHEN 'ProxyRegistered' THEN
+                event.status_before IS NULL AND event.status_after IS NOT NULL
+                AND event.data ?& '{host,port,protocol,checked_at}'
+            WHEN 'ProxyChanged' THEN
+                event.status_before IS NOT NULL AND event.status_after IS NOT NULL
+                AND event.data ?& '{host,port,protocol,checked_at}'
+            WHEN 'ProxyRemoved' THEN
+                event.status_before IS NOT NULL AND event.status_after IS NULL
+            WHEN 'PoolRegistered' THEN event.data ?& '{name,lease_slow}'
+            WHEN 'PoolChanged' THEN event.data ?& '{name,lease_slow}'
+            WHEN 'PoolRemoved' THEN event.data ? 'name'
+            WHEN 'ConsumerRegistered' THEN
+                event.consumer IS NOT NULL AND event.consumer_id IS NOT NULL
+            WHEN 'CursorMoved' THEN event.proxy_id IS NOT NULL AND event.selector IS NOT NULL
+            WHEN 'LeasesPruned' THEN event.data ? 'ended_before'
+            ELSE false
+        END
+        AND (event.status_before IS NULL AND event.status_after IS NULL OR event.proxy_id IS NOT NULL)
+        AND (event.status_before IS NULL
+             OR event.status_before IN ('active', 'inactive', 'slow', 'banned')
+             AND event.leases_before >= 0)
+        AND (event.status_after IS NULL
+             OR event.status_after IN ('active', 'inactive', 'slow', 'banned')
+             AND event.leases_after >= 0)
+        AND coalesce(isfinite(event.expires_at), true)
+        AND coalesce(isfinite(event.acquired_at), true)
+        AND coalesce(jsonb_typeof(event.data) = 'object', true)
+$$;
+
+-- Append events in the order of the array and fold them. Who does it, and for which job, may be
+-- given for each. What was folded step by step already is ``decided``.
+CREATE FUNCTION {schema}.append_v1(
+    new {schema}.events[],
+    own_slot smallint,
+    actors text[] DEFAULT NULL,
+    correlation_ids text[] DEFAULT NULL,
+    decided boolean DEFAULT false
+)
+RETURNS {schema}.events[]
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+DECLARE
+    at timestamptz := {schema}.clock();
+    appended {schema}.events[];
+BEGIN
+    IF cardinality(new) = 0 THEN
+        RETURN new;
+    END IF;
+    SELECT array_agg(
+        ROW(
+            nextval('{literal}.events_position_seq'),
+            pg_current_xact_id(),
+            at,
+            event.expires_at,
+            event.acquired_at,
+            event.pool_id,
+            event.proxy_id,
+            event.lease_id,
+            event.consumer_id,
+            event.leases_before,
+            event.leases_after,
+            event.max_concurrency_before,
+            event.max_concurrency_after,
+            coalesce(event.schema_version, 1),
+            event.type,
+            event.status_before,
+            event.status_after,
+            event.selector,
+            event.consumer,
+            event.pool_name,
+            coalesce(actors[event.ordinality], event.actor),
+            coalesce(correlation_ids[event.ordinality], event.correlation_id),
+            event.data
+        )::{schema}.events
+        ORDER BY event.ordinality
+    )
+    INTO appended
+    FROM unnest(new) WITH ORDINALITY AS event
+    WHERE {schema}.is_event_v1(new[event.ordinality]);
+    IF cardinality(appended) IS DISTINCT FROM cardinality(new) THEN
+        RAISE EXCEPTION 'an event is none that the log takes'
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'ck_events_shape',
+                  TABLE = 'events', SCHEMA = '{literal}';
+    END IF;
+    INSERT INTO {schema}.events SELECT event.* FROM unnest(appended) AS event;
+    IF EXISTS (SELECT 1 FROM unnest(appended) AS event WHERE event.pool_id <> new[1].pool_id) THEN
+        -- The counters of several pools, in one order: nobody then waits in a circle.
+        PERFORM 1
+        FROM {schema}.pool_stats AS counters
+        WHERE counters.slot = own_slot
+          AND counters.pool_id = ANY (ARRAY(SELECT event.pool_id FROM unnest(appended) AS event))
+        ORDER BY counters.pool_id
+        FOR UPDATE;
+    END IF;
+    PERFORM {schema}.fold_v1(appended, own_slot, decided);
+    PERFORM {schema}.fold_others_v1(appended, own_slot);
+    RETURN appended;
+END
+$$;
+
+REVOKE ALL ON FUNCTION {schema}.append_v1 FROM PUBLIC;
