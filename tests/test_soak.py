@@ -120,7 +120,11 @@ class TestAccounts:
         """A second lease of an exclusive proxy that is held is counted."""
         fill(storage, 1)
         assert ProxyManager(storage).acquire_proxy("pool") is not None
-        columns = "recorded_at, type, pool_id, proxy_id, consumer, data"
+        columns = (
+            "recorded_at, expires_at, schema_version, type, pool_id, proxy_id, consumer_id, "
+            "leases_before, leases_after, max_concurrency_before, max_concurrency_after, "
+            "status_before, status_after, consumer, pool_name"
+        )
         run_sql(
             storage.engine,
             f"INSERT INTO pharox.events (lease_id, {columns}) SELECT gen_random_uuid(), {columns} "
