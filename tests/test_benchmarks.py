@@ -12,11 +12,16 @@ from xml.etree import ElementTree
 
 import pytest
 
+from pharox.storage.postgres import PostgresStorage
+from scripts.benchmarks import core_callers
 from scripts.benchmarks.chart import draw
+from scripts.benchmarks.core_bytes import written
 from scripts.benchmarks.goals import GOALS, Goal
 from scripts.benchmarks.machine import noise
 from scripts.benchmarks.page import collected, page
 from scripts.benchmarks.parts import Line, Part, Series, measure, tabulate
+from scripts.benchmarks.server import connected
+from tests.conftest import fill, run_sql
 
 DOCS = Path(__file__).parents[1] / "docs"
 TOLD: dict[str, Any] = json.loads((DOCS / "benchmarks.json").read_text())
@@ -104,6 +109,54 @@ def test_a_run_writes_what_the_page_is_made_of(tmp_path: Path) -> None:
     text = page(told)
     assert "## Logs and metrics" in text
     assert "- the benchmark `lease`" in text
+
+
+class TestCallers:
+    """What a run counts is in the log, and in the floor's table."""
+
+    CALLERS = 4
+
+    @pytest.mark.parametrize("kind", ["threads", "tasks", "sets"])
+    def test_a_cycle_is_a_lease_and_a_release(
+        self, storage: PostgresStorage, database_url: str, kind: str
+    ) -> None:
+        """Every cycle of a run, and of warming up, has its two events, and nothing went amiss."""
+        fill(storage, 10)
+        run = getattr(core_callers, kind)(database_url, "pool", self.CALLERS, 0.3)
+        ((acquired, released),) = run_sql(
+            storage.engine,
+            "SELECT count(*) FILTER (WHERE type = 'LeaseAcquired'), "
+            "count(*) FILTER (WHERE type = 'LeaseReleased') FROM pharox.events",
+        )
+        warm = {"sets": core_callers.WARM_SETS}.get(kind, core_callers.WARM) * self.CALLERS
+        assert run.cycles > 0
+        assert run.amiss == 0
+        assert acquired == released == run.cycles + warm
+
+    def test_nothing_free_is_amiss(self, storage: PostgresStorage, database_url: str) -> None:
+        """Misses are no cycles."""
+        fill(storage, 1)
+        run = core_callers.threads(database_url, "pool", self.CALLERS, 0.3)
+        (misses,) = run_sql(
+            storage.engine, "SELECT count(*) FROM pharox.events WHERE type = 'AcquireMissed'"
+        )
+        assert 0 < run.amiss <= int(str(misses[0]))
+
+    def test_processes_are_counted_together(self, database_url: str) -> None:
+        """A floor's cycle is two rows, whichever of the processes committed them."""
+        core_callers.make_floor(database_url)
+        run = core_callers.in_processes(2, core_callers.inserts, database_url, 0.3)
+        with connected(database_url) as connection:
+            row = connection.execute("SELECT count(*) FROM floor").fetchone()
+        assert row == (2 * (run.cycles + 2 * core_callers.WARM),)
+
+    def test_bytes_are_those_of_the_work(self, storage: PostgresStorage) -> None:
+        """Rows of a thousand bytes are as much in the write-ahead log, and nothing in our log."""
+        run_sql(storage.engine, "CREATE TABLE things (v text)")
+        rows = "SELECT repeat('-', 1000) FROM generate_series(1, 1000)"
+        found = written(storage, lambda: run_sql(storage.engine, f"INSERT INTO things {rows}"))
+        assert found.log == 0
+        assert 1_000_000 < found.wal < 1_300_000
 
 
 class TestFigures:

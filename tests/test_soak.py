@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from uuid import uuid4
 
@@ -12,6 +13,7 @@ import pytest
 
 from pharox import ProxyManager
 from pharox.storage.postgres import PostgresStorage
+from scripts.soaking import contention
 from scripts.soaking.accounts import Accounts
 from scripts.soaking.levels import LEAST_SAMPLES, MEMORY, Levels
 from tests.conftest import fill, run_sql
@@ -40,6 +42,34 @@ def test_a_soak_of_a_minute_holds(tmp_path: Path) -> None:
     }
     assert report["acknowledged"] > 100
     assert (report["lost"], report["held_twice"], report["failures"]) == (0, 0, [])
+
+
+class TestContention:
+    """Many tasks and few proxies."""
+
+    def test_few_proxies_have_one_holder_each(self) -> None:
+        """Tasks of two processes lease three proxies, and the report has nothing against it."""
+        report = contention.contend(seconds=1, processes=2, tasks=8, proxies=3)
+        assert report["failures"] == []
+        assert report["leases"] > 0
+        assert report["misses"] > 0
+
+    @pytest.mark.parametrize(
+        ("what", "done", "complaint"),
+        [
+            ({}, {"leases": 1, "errors": 1, "error: E()": 1}, ["errors: 1", "error: E()"]),
+            ({"held_twice": 1}, {"leases": 1}, ["held twice: 1"]),
+            ({"lost": 2}, {"leases": 1}, ["told and not in the log: 2"]),
+            ({}, {"misses": 9}, ["nobody leased anything"]),
+        ],
+    )
+    def test_what_does_not_hold_is_a_failure(
+        self, tmp_path: Path, what: dict[str, int], done: dict[str, int], complaint: list[str]
+    ) -> None:
+        """Errors, two holders, a lease that the log has not, and nothing done at all."""
+        accounts = Accounts(tmp_path)
+        vars(accounts).update(what)
+        assert contention.report(Counter(done), accounts, [])["failures"] == complaint
 
 
 class TestAccounts:
@@ -90,7 +120,11 @@ class TestAccounts:
         """A second lease of an exclusive proxy that is held is counted."""
         fill(storage, 1)
         assert ProxyManager(storage).acquire_proxy("pool") is not None
-        columns = "recorded_at, type, pool_id, proxy_id, consumer, data"
+        columns = (
+            "recorded_at, expires_at, schema_version, type, pool_id, proxy_id, consumer_id, "
+            "leases_before, leases_after, max_concurrency_before, max_concurrency_after, "
+            "status_before, status_after, consumer, pool_name"
+        )
         run_sql(
             storage.engine,
             f"INSERT INTO pharox.events (lease_id, {columns}) SELECT gen_random_uuid(), {columns} "

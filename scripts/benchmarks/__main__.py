@@ -20,7 +20,9 @@ def main() -> None:
     parser.add_argument("what", choices=[*ALL, "all"])
     parser.add_argument("--seconds", type=float, default=3, help="of one measurement (3)")
     parser.add_argument("--rounds", type=int, default=3, help="of all measurements, in turns (3)")
-    parser.add_argument("--events", type=int, default=500_000, help="in the log, for ledger")
+    parser.add_argument(
+        "--events", type=int, default=1_000_000, help="in the long log, for core and ledger"
+    )
     parser.add_argument(
         "--history", type=int, default=10_000_000, help="most events behind a lease, for ledger"
     )

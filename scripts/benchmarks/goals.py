@@ -24,6 +24,112 @@ class Goal(NamedTuple):
         return enough and (self.at_most is None or value <= self.at_most)
 
 
+CORE_LONE_FLOOR = Goal(
+    "core-lone-floor",
+    "cycles of a lone caller: of two commits through bare psycopg",
+    at_least=0.45,
+    limit="A cycle decides, appends two events with their indexes and folds them, and the "
+    "worker's Python comes on top: the processor times of both are in the table.",
+)
+CORE_LONE_PEER = Goal(
+    "core-lone-peer",
+    "cycles of a lone caller: of pharox 0.11.0's",
+    at_least=8,
+    limit="A lone caller shares its commits with nobody, so the ratio is what a cycle costs.",
+)
+CORE_LONE_P50 = Goal(
+    "core-lone-p50",
+    "half of a lone caller's acquisitions: of one commit through bare psycopg",
+    at_most=2.2,
+    limit="An acquisition is one commit, and the time that the server decides and folds before it.",
+)
+CORE_TASKS = Goal(
+    "core-tasks",
+    "cycles of 64 tasks: of 5,000 a second or 0.7 of the 8-client floor, whichever is less",
+    at_least=1,
+    limit="Each command of a task is a statement and a commit of its own.",
+)
+CORE_TASKS_PEER = Goal(
+    "core-tasks-peer",
+    "cycles of 64 tasks: of pharox 0.11.0's asyncpg adapter",
+    at_least=45,
+    limit="Each command of a task is a statement and a commit of its own.",
+)
+CORE_THREADS = Goal(
+    "core-threads",
+    "cycles of 64 threads a second",
+    at_least=2_500,
+    limit="Each command of a thread is a statement and a commit of its own, and all threads share "
+    "the interpreter's lock.",
+)
+CORE_SETS = Goal(
+    "core-sets",
+    "cycles of one caller in sets of 64: of the 8-client floor",
+    at_least=1.2,
+    limit="A set is leased one by one, each lease with a statement and a commit of its own.",
+)
+CORE_PROCESSES_PEER = Goal(
+    "core-processes-peer",
+    "cycles of 8 processes: of pharox 0.11.0's",
+    at_least=11,
+    limit="Eight workers and the server's backends have the cores of one machine between them.",
+)
+CORE_FLAT = Goal(
+    "core-flat",
+    "cycles of more callers of one process: of 8",
+    at_least=0.95,
+    limit="More callers than connections wait for each other, and share no commit.",
+)
+CORE_OBSERVE = Goal(
+    "core-observe",
+    "ms of processor time that logs and metrics take a cycle",
+    at_most=0.1,
+    limit="A line is written for each of a cycle's two events, and metrics are counted.",
+)
+CORE_LOG_BYTES = Goal(
+    "core-log-bytes",
+    "bytes of log of a lease cycle, with indexes and seals",
+    at_most=800,
+    limit="Facts that folds need are JSON, and each event has an entry in most of the indexes.",
+)
+CORE_WAL_BYTES = Goal(
+    "core-wal-bytes",
+    "bytes of the write-ahead log of a lone caller's cycle, without full-page images",
+    at_most=2_500,
+    limit="Each row and each entry of an index that a cycle writes is a record.",
+)
+CORE_CHECK_BYTES = Goal(
+    "core-check-bytes",
+    "bytes of log of a check that changes nothing",
+    at_most=80,
+    limit="Each check is an event of its own, with its indexes and its seal.",
+)
+CORE_PARTS_SEAL = Goal(
+    "core-parts-seal",
+    "a seal with 630 partitions: of one with 1",
+    at_most=1.5,
+    limit="The sealer looks for new events in every partition.",
+)
+CORE_PARTS_ACQUIRE = Goal(
+    "core-parts-acquire",
+    "an acquisition under an id with 630 partitions: of one with 1",
+    at_most=1.5,
+    limit="Whether the id was granted before is looked up in every partition.",
+)
+CORE_REBUILD = Goal(
+    "core-rebuild",
+    "events of a long log rebuilt into all read models a second",
+    at_least=200_000,
+    limit="Every read model folds the whole log with a statement of its own, and facts are read "
+    "out of JSON.",
+)
+CORE_SEAL = Goal(
+    "core-seal",
+    "events of a long log sealed a second",
+    at_least=150_000,
+    limit="A tick is one statement on one core: it sorts, hashes and inserts each event's seal.",
+)
+
 LEASE_FLOOR_1 = Goal(
     "lease-floor-1",
     "lease cycles, 1 client: of the floor of two commits",
@@ -219,5 +325,13 @@ SCRAPE_DEAD = Goal(
 GOALS = {goal.name: goal for goal in list(globals().values()) if isinstance(goal, Goal)}
 """All of them, by name."""
 
-SEVERAL = (DELIVERY_P99, EXCHANGE_LOCKED, HEALTH_ALL, HEALTH_SILENT, HEALTH_ON_TIME)
+SEVERAL = (
+    CORE_FLAT,
+    MEMORY_RATE,
+    DELIVERY_P99,
+    EXCHANGE_LOCKED,
+    HEALTH_ALL,
+    HEALTH_SILENT,
+    HEALTH_ON_TIME,
+)
 """Those that are bounds of several figures."""

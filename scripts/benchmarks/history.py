@@ -19,44 +19,60 @@ from scripts.benchmarks.server import connected
 _START = "2026-01-01T00:00Z"
 
 ONE_EVENT = """
-INSERT INTO {table}
-    (recorded_at, type, pool_id, proxy_id, lease_id, consumer, actor, correlation_id, data)
+INSERT INTO {table} (
+    recorded_at, expires_at, pool_id, proxy_id, lease_id, consumer_id,
+    leases_before, leases_after, max_concurrency_before, max_concurrency_after,
+    schema_version, type, status_before, status_after, selector, consumer, pool_name, actor,
+    correlation_id
+)
 VALUES (
-    now(), 'LeaseAcquired', '00000000-0000-7000-8000-000000000000',
-    lpad(to_hex((random() * 99)::int), 32, '0')::uuid, uuidv7(), 'worker-1', 'bench:1',
-    {correlation_id},
-    '{{"before": {{"leases": 0, "status": "active", "max_concurrency": 1}},
-      "after": {{"leases": 1, "status": "active", "max_concurrency": 1}},
-      "pool_name": "bench", "consumer_id": "00000000-0000-7000-8000-000000000001",
-      "expires_at": "2026-01-01T00:05:00+00:00", "selector": "round_robin"}}'
+    now(), now() + interval '5 min', '00000000-0000-7000-8000-000000000000',
+    lpad(to_hex((random() * 99)::int), 32, '0')::uuid, uuidv7(),
+    '00000000-0000-7000-8000-000000000001',
+    0, 1, 1, 1,
+    1, 'LeaseAcquired', 'active', 'active', 'round_robin', 'worker-1', 'bench', 'bench:1',
+    {correlation_id}
 )
 """
 """An event as a lease leaves it; nothing is folded from it."""
 
-_COLUMNS = "recorded_at, type, pool_id, proxy_id, lease_id, consumer, actor, data"
+_COLUMNS = (
+    "recorded_at, expires_at, acquired_at, pool_id, proxy_id, lease_id, consumer_id, "
+    "leases_before, leases_after, max_concurrency_before, max_concurrency_after, schema_version, "
+    "type, status_before, status_after, selector, consumer, pool_name, actor, data"
+)
 _STORY = """
 SELECT
-    at, type, %(pool_id)s,
+    at,
+    CASE
+        WHEN type = 'LeaseAcquired' THEN at + interval '5 min'
+        WHEN type = 'LeaseExpired' THEN at
+    END,
+    CASE WHEN type IN ('LeaseReleased', 'LeaseExpired') THEN acquired_at END,
+    %(pool_id)s,
     CASE WHEN type <> 'AcquireMissed' THEN members[1 + cycle %% cardinality(members)] END,
     CASE WHEN type LIKE 'Lease%%' THEN lease END,
+    CASE WHEN type LIKE 'Lease%%' THEN lease END,
+    CASE
+        WHEN type IN ('LeaseReleased', 'LeaseExpired') THEN 1
+        WHEN type <> 'AcquireMissed' THEN 0
+    END,
+    CASE WHEN type = 'LeaseAcquired' THEN 1 WHEN type <> 'AcquireMissed' THEN 0 END,
+    CASE WHEN type <> 'AcquireMissed' THEN 1 END,
+    CASE WHEN type <> 'AcquireMissed' THEN 1 END,
+    1::smallint,
+    type,
+    CASE WHEN type <> 'AcquireMissed' THEN 'active' END,
+    CASE WHEN type <> 'AcquireMissed' THEN 'active' END,
+    CASE WHEN type IN ('LeaseAcquired', 'AcquireMissed') THEN 'round_robin' END,
     CASE WHEN type <> 'HealthChecked' THEN 'worker-' || cycle %% 8 END,
+    CASE WHEN type <> 'HealthChecked' THEN 'bench' END,
     'bench:1',
     CASE
-        WHEN type = 'LeaseAcquired' THEN jsonb_build_object(
-            'before', free, 'after', held, 'pool_name', 'bench', 'consumer_id', lease,
-            'expires_at', at + interval '5 min', 'selector', 'round_robin')
-        WHEN type = 'LeaseReleased' THEN jsonb_build_object(
-            'before', held, 'after', free, 'pool_name', 'bench', 'consumer_id', lease,
-            'acquired_at', acquired_at, 'reason', null)
-        WHEN type = 'LeaseExpired' THEN jsonb_build_object(
-            'before', held, 'after', free, 'pool_name', 'bench', 'consumer_id', lease,
-            'acquired_at', acquired_at, 'expires_at', at)
         WHEN type = 'HealthChecked' THEN jsonb_build_object(
-            'before', free, 'after', free, 'applied', true, 'status', 'active',
-            'reachable', true, 'latency_ms', cycle %% 900, 'protocol', 'http', 'attempts', 1,
-            'checked_at', at)
-        ELSE jsonb_build_object(
-            'pool_name', 'bench', 'reason', 'at_capacity', 'selector', 'round_robin')
+            'applied', true, 'status', 'active', 'reachable', true, 'latency_ms', cycle %% 900,
+            'protocol', 'http', 'attempts', 1, 'checked_at', at)
+        WHEN type = 'AcquireMissed' THEN jsonb_build_object('reason', 'at_capacity')
     END
 FROM (
     SELECT
@@ -75,10 +91,9 @@ FROM (
          generate_series(0, 1) AS half
     ORDER BY cycle, half
 ) AS story,
-(SELECT
-    (SELECT array_agg(id ORDER BY id) FROM {schema}.proxies WHERE pool_id = %(pool_id)s) AS members,
-    '{{"leases": 0, "status": "active", "max_concurrency": 1}}'::jsonb AS free,
-    '{{"leases": 1, "status": "active", "max_concurrency": 1}}'::jsonb AS held) AS facts
+(SELECT array_agg(id ORDER BY id) AS members
+ FROM {schema}.proxies
+ WHERE pool_id = %(pool_id)s) AS pool
 """
 
 

@@ -148,7 +148,7 @@ def _sizes_part(bench: Bench) -> Part:
 
 def _memory_part(bench: Bench) -> Part:
     def measure() -> Figures:
-        return {f"memory {size}": _in_memory(size, bench.seconds) for size in MEMORY_SIZES}
+        return {f"memory {size}": in_memory(size, bench.seconds) for size in MEMORY_SIZES}
 
     return Part("memory", {"4. In memory": _MEMORY_LINES}, measure)
 
@@ -188,7 +188,8 @@ def _floor(url: str, clients: int, seconds: float) -> dict[str, Any]:
     return {"cycles": rate * seconds / 2}
 
 
-def _in_memory(size: int, seconds: float) -> float:
+def in_memory(size: int, seconds: float) -> float:
+    """Return how many cycles a second a lone caller makes in memory, with so many proxies."""
     storage = InMemoryStorage()
     fill(storage, "pool", size)
     manager = ProxyManager(storage)

@@ -38,18 +38,8 @@ LINES = (
 
 _PLAIN = """
 CREATE TABLE plain (
-    position bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    tx xid8 NOT NULL DEFAULT pg_current_xact_id(),
-    recorded_at timestamptz NOT NULL,
-    type text NOT NULL,
-    schema_version smallint NOT NULL DEFAULT 1,
-    pool_id uuid NOT NULL,
-    proxy_id uuid,
-    lease_id uuid,
-    consumer text,
-    actor text,
-    correlation_id text,
-    data jsonb NOT NULL
+    LIKE pharox.events INCLUDING DEFAULTS,
+    PRIMARY KEY (position)
 )
 """
 

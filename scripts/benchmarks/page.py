@@ -3,8 +3,9 @@
     python -m scripts.benchmarks.page [FOLDER]
 
 With a folder of ``scripts/bench all --out FOLDER`` its figures are taken into
-docs/benchmarks.json first; docs/benchmarks.md and docs/benchmarks.svg are made of
-that, and of the goals as they stand in ``goals.py``.
+docs/benchmarks.json first, each in the place of an earlier run of its benchmark;
+docs/benchmarks.md and docs/benchmarks.svg are made of that, and of the goals as they
+stand in ``goals.py``.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def main() -> None:
     folder = parser.parse_args().folder
     source = DOCS / "benchmarks.json"
     if folder is not None:
-        source.write_text(json.dumps(collected(folder), indent=1) + "\n")
+        both = {**json.loads(source.read_text()), **collected(folder)}
+        told = {name: both[name] for name in ALL if name in both}
+        source.write_text(json.dumps(told, indent=1) + "\n")
     told = json.loads(source.read_text())
     (DOCS / "benchmarks.md").write_text(page(told))
     (DOCS / "benchmarks.svg").write_text(draw(told))

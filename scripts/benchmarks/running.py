@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pharox import embedded
-from scripts.benchmarks import asynchronous, health, importing, lease, ledger, observe
+from scripts.benchmarks import asynchronous, core, health, importing, lease, ledger, observe
 from scripts.benchmarks.machine import Watch, describe, noise
 from scripts.benchmarks.parts import Bench, Part, measure, tabulate
 
@@ -23,6 +23,7 @@ class Benchmark(NamedTuple):
 
 
 ALL = {
+    "core": Benchmark(core.prepare, "The command core", core.__doc__ or ""),
     "lease": Benchmark(lease.prepare, "Leasing", lease.__doc__ or ""),
     "async": Benchmark(asynchronous.prepare, "Leasing from asyncio", asynchronous.__doc__ or ""),
     "ledger": Benchmark(ledger.prepare, "The ledger", ledger.__doc__ or ""),
