@@ -108,7 +108,7 @@ class EventVersionError(PharoxError):
 class UndecodableEventError(PharoxError):
     """The log has an event that is none: something else than pharox wrote it.
 
-    ``pharox verify`` names every such event; the error's ``position`` is that of the first.
+    The error's ``position`` says which, for its owner to look at.
     """
 
     @classmethod

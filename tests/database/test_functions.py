@@ -9,6 +9,6 @@ from pharox.storage.postgres.functions import folding_functions
 
 
 def test_the_functions_that_fold_are_those_of_the_projections() -> None:
-    """Whoever changes a fold writes the file anew: `python -m pharox.storage.postgres.functions`."""
+    """Who changes a fold writes it anew: `python -m pharox.storage.postgres.functions`."""
     file = files(migrations) / "sql" / "0001" / "folding.sql"
     assert file.read_text() == folding_functions()

@@ -47,7 +47,7 @@ OTHER = {
     "bool": "NOT {}",
     "timestamptz": "coalesce({}, now()) + interval '1 microsecond'",
     "bytea": "set_byte({0}, 3, (get_byte({0}, 3) + 1) % 256)",
-    "jsonb": "jsonb_set({}, '{{added}}', 'true')",
+    "jsonb": "jsonb_set(coalesce({}, '{{}}'), '{{added}}', 'true')",
     "xid8": "({}::text::bigint + 1)::text::xid8",
     "pg_snapshot": "'1:1:'::pg_snapshot",
 }

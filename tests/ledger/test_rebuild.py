@@ -439,7 +439,7 @@ RUN_PHAROX = "import sys; from pharox.cli import main; sys.exit(main())"
 def test_a_projection_that_cannot_be_loaded(database_url: str, plugin: Path) -> None:
     """A package's mistake is told in a sentence that names it."""
     (plugin / "first_leases.py").write_text("raise RuntimeError('half done')")
-    done = run_with(plugin, RUN_PHAROX, "--url", database_url, "stats")
+    done = run_with(plugin, RUN_PHAROX, "--url", database_url, "verify")
     assert done.returncode == 1
     assert done.stderr == (
         "pharox: the projection 'first_leases' (first_leases:FirstLeases) can't be loaded: "

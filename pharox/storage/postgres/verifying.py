@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
+import psycopg
 from psycopg import sql
 
 from pharox.log.canonical import DIGEST_VERSION
@@ -184,7 +185,23 @@ def verify(session: Session, ledger: str, projections: Sequence[Projection]) -> 
     """
     hold(session, ledger, projections)
     session.connection.execute(STORED_TIME_ZONE)
-    yield from verify_log(session, ledger)
+    changed = False
+    for finding in verify_log(session, ledger):
+        changed = True
+        yield finding
+    try:
+        with session.connection.transaction():
+            yield from _verify_read_models(session, ledger, projections)
+    except (psycopg.IntegrityError, psycopg.DataError):
+        # What was changed may be nothing that a read model can hold. That is told already.
+        if not changed:
+            raise
+
+
+def _verify_read_models(
+    session: Session, ledger: str, projections: Sequence[Projection]
+) -> Generator[Finding]:
+    """Yield what is not as the log folds to, or could not have happened."""
     folder = Folder(session, ledger, projections)
     folder.create()
     if base := base_of(session, ledger, projections):
