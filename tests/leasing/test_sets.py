@@ -17,6 +17,7 @@ from pharox import (
     LeaseEndedError,
     LeaseStatus,
     MissReason,
+    ProxyFilters,
     ProxyManager,
     ReleaseEventPayload,
     new_lease_id,
@@ -338,3 +339,14 @@ def test_events_say_what_was_asked_for(memory: InMemoryStorage) -> None:
     assert [event.lease_id for event in acquired] == [lease.id for lease in leases]
     assert [event.position for event in acquired] == [lease.fencing_token for lease in leases]
     assert [event.reason for event in released] == ["done", "done"]
+
+
+def test_a_set_with_a_predicate_is_had_with_as_few_as_will_do(any_storage: AnyStorage) -> None:
+    """What was leased is the answer, and not lost because there was no more."""
+    fill(any_storage, 1)
+    anything = ProxyFilters(predicate=lambda proxy: True)
+    manager = ProxyManager(any_storage)
+    leases = manager.acquire_proxies("pool", 2, filters=anything, at_least=1, distinct=False)
+    assert len(leases) == 1
+    assert types_of(any_storage).count("LeaseAcquired") == 1
+    assert "AcquireMissed" not in types_of(any_storage)

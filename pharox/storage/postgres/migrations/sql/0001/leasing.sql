@@ -285,7 +285,8 @@ BEGIN
             FROM {schema}.available_proxies AS availability
             WHERE availability.pool_id = pool
               AND availability.lease_rank = lowest_rank
-              AND availability.proxy_id > coalesce(after, '00000000-0000-0000-0000-000000000000')
+              AND availability.proxy_id >= coalesce(after, '00000000-0000-0000-0000-000000000000')
+              AND availability.proxy_id IS DISTINCT FROM after
               AND availability.proxy_id <= coalesce(upto, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
             ORDER BY availability.proxy_id
             LIMIT wanted
@@ -362,7 +363,8 @@ BEGIN
         FROM {schema}.available_proxies AS availability
         WHERE availability.pool_id = pool
           AND availability.lease_rank = rank
-          AND availability.proxy_id > coalesce(after, '00000000-0000-0000-0000-000000000000')
+          AND availability.proxy_id >= coalesce(after, '00000000-0000-0000-0000-000000000000')
+          AND availability.proxy_id IS DISTINCT FROM after
           AND availability.proxy_id <= coalesce(upto, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
           AND availability.proxy_id <> ALL (ours)
         ORDER BY availability.proxy_id
@@ -777,7 +779,7 @@ BEGIN
             WHERE number <> ALL (settled)
         );
         CONTINUE WHEN wanted = '{}';
-        IF run_kinds[run] = 'set' AND cardinality(wanted) <> run_ends[run] - coalesce(run_ends[run - 1], 0) THEN
+        IF run_needs[run] > 0 AND cardinality(wanted) <> run_ends[run] - coalesce(run_ends[run - 1], 0) THEN
             CONTINUE; -- Some of its ids are granted already: those are the answer.
         END IF;
 
@@ -834,7 +836,7 @@ BEGIN
                 numbers := numbers || more_numbers;
             END IF;
             CONTINUE WHEN cardinality(free) = cardinality(wanted)
-                OR run_kinds[run] = 'set' AND cardinality(free) > 0;
+                OR run_needs[run] > 0 AND cardinality(free) > 0; -- A set has enough with that.
             SELECT * INTO miss
             FROM {schema}.miss_reason_v1(
                 pool_ids[run], ranks[run], greatest(run_needs[run], 1), run_distinct[run],
