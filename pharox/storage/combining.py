@@ -241,7 +241,9 @@ class _Combining(ABC, Generic[Command, Value]):
             except Exception as bug:
                 known = bug
             # The traceback of an error grows wherever it is raised.
-            self._deliver(caller, own_copy(known) if known is error and len(callers) > 1 else known)
+            self._deliver(
+                caller, _own_copy(known) if known is error and len(callers) > 1 else known
+            )
 
     def _deliver(self, caller: _Caller, outcome: Value | Exception) -> None:
         caller.outcome = outcome
@@ -527,7 +529,7 @@ def _default_error(_: Any, error: BaseException) -> Exception:
     return unknown
 
 
-def own_copy(error: Exception) -> Exception:
+def _own_copy(error: Exception) -> Exception:
     """Return an error like this one with a traceback of its own; this one if that cannot be."""
     try:
         copied = copy.copy(error)

@@ -44,8 +44,7 @@ from .requests import (
     batch_order,
     copy_ending,
     log_late_release,
-    pool_name_of,
-    tell_expired,
+    tell_expired_by_pool,
 )
 from .validation import check_commands, check_reason, check_status
 
@@ -139,10 +138,7 @@ def run_batch(storage: Any, commands: Sequence[Command]) -> Calls[Outcomes]:
     order = batch_order(commands)
     for place in order:
         outcomes[place] = yield from _carry_out(storage, commands[place])
-    for name in dict.fromkeys(ended.lease.pool_name for ended in expired):
-        of_pool = [ended for ended in expired if ended.lease.pool_name == name]
-        places = [place for place in order if pool_name_of(commands[place]) == name]
-        tell_expired(outcomes, places or order, of_pool)
+    tell_expired_by_pool(outcomes, commands, expired)
     return outcomes
 
 

@@ -232,6 +232,17 @@ def new_leases(outcome: object) -> list[Lease]:
     return [lease for each in parts for lease in new_leases(each)]
 
 
+def tell_expired_by_pool(
+    outcomes: Outcomes, commands: Sequence[Command], expired: Sequence[EndedLease]
+) -> None:
+    """Add expired leases to answers of a batch: each to one of its pool, or of any if none is."""
+    order = batch_order(commands)
+    for name in dict.fromkeys(ended.lease.pool_name for ended in expired):
+        of_pool = [ended for ended in expired if ended.lease.pool_name == name]
+        places = [place for place in order if pool_name_of(commands[place]) == name]
+        tell_expired(outcomes, places or order, of_pool)
+
+
 def tell_expired(outcomes: Outcomes, places: Sequence[int], expired: Sequence[EndedLease]) -> None:
     """Add expired leases to one answer among those at these places: the first that is no error.
 

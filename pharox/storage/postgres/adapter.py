@@ -632,7 +632,7 @@ class PostgresStorage(IStorage):
 
     def _acquire(self, request: AcquireRequest | AcquireSetRequest) -> Acquisition | SetAcquisition:
         if has_predicate(request):
-            return self._run_in_time(self._commands.acquire(request))
+            return self._run_in_time(self._commands.search(request))
         command = cast("Acquire", command_of(request))
         outcome = self._combiner.submit(command)
         if isinstance(outcome, Acquisition | SetAcquisition) and not lacks_stats(command, outcome):

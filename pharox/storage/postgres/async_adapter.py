@@ -517,7 +517,7 @@ class AsyncPostgresStorage(IAsyncStorage):
         self, request: AcquireRequest | AcquireSetRequest
     ) -> tuple[Acquisition | SetAcquisition, asyncio.CancelledError | None]:
         if has_predicate(request):
-            program = self._commands.acquire(request)
+            program = self._commands.search(request)
             return await self._ended_in_time(program, stops="before the first step")
         command = cast("Acquire", command_of(request))
         outcome, cancelled = await self._combiner.submit(command)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from ...attribution import current_attribution
+from ...building import built
 from ...errors import PharoxError
 from ...ids import uuid7
 from ...models import Lease, LeaseStatus, MissReason, PoolStatsSnapshot, ProxyFilters
@@ -28,12 +29,13 @@ from ..requests import (
     ReleaseRequest,
     ReleaseResult,
     SetAcquisition,
+    batch_order,
     log_late_release,
     tell_expired,
 )
 from ..validation import check_granted, granted_and_ended, too_few_granted
 from .filtering import condition_text, shape_of, values_of
-from .sql import Query, Statement, quoted
+from .sql import Query, Statement, call_of
 
 EACH, SET, TRY, ONE = "each", "set", "try", "one"
 """The kinds of runs: each request for itself, all or none, without a miss, a certain proxy."""
@@ -206,43 +208,50 @@ class Answer(NamedTuple):
 
     def lease(self, status: LeaseStatus) -> Lease:
         """Return the lease that it is about; all of it was checked before it was recorded."""
-        return Lease.model_construct(
-            id=self.lease_id,
-            proxy_id=self.proxy_id,
-            consumer_id=self.consumer_id,
-            pool_id=self.pool_id,
-            pool_name=self.pool_name,
-            consumer_name=self.consumer,
-            status=status,
-            acquired_at=self.acquired_at.astimezone(UTC),
-            expires_at=self.expires_at.astimezone(UTC),
-            released_at=self.ended_at and self.ended_at.astimezone(UTC),
-            fencing_token=self.fencing_token,
+        return built(
+            Lease,
+            {
+                "id": self.lease_id,
+                "proxy_id": self.proxy_id,
+                "consumer_id": self.consumer_id,
+                "pool_id": self.pool_id,
+                "pool_name": self.pool_name,
+                "consumer_name": self.consumer,
+                "status": status,
+                "acquired_at": self.acquired_at.astimezone(UTC),
+                "expires_at": self.expires_at.astimezone(UTC),
+                "released_at": self.ended_at and self.ended_at.astimezone(UTC),
+                "fencing_token": self.fencing_token,
+            },
         )
 
     def stats(self) -> PoolStatsSnapshot | None:
         """Return the pool's statistics, if they were asked for."""
         if self.total_proxies is None:  # They were not asked for.
             return None
-        return PoolStatsSnapshot.model_construct(
-            pool_name=self.pool_name,
-            collected_at=self.decided_at.astimezone(UTC),
-            total_proxies=self.total_proxies,
-            active_proxies=self.active_proxies,
-            available_proxies=self.available_proxies,
-            leased_proxies=self.leased_proxies,
-            total_leases=self.total_leases,
+        return built(
+            PoolStatsSnapshot,
+            {
+                "pool_name": self.pool_name,
+                "collected_at": self.decided_at.astimezone(UTC),
+                "total_proxies": self.total_proxies,
+                "active_proxies": self.active_proxies,
+                "available_proxies": self.available_proxies,
+                "leased_proxies": self.leased_proxies,
+                "total_leases": self.total_leases,
+            },
         )
+
+    def ended_lease(self) -> EndedLease:
+        """Return what was taken back."""
+        return EndedLease(self.lease(LeaseStatus.EXPIRED), self.stats())
 
 
 @lru_cache(maxsize=8)
 def commands_statement(schema: str) -> Statement:
     """Return the statement that carries out a batch."""
-    given = ", ".join(f"${n}::{type_}" for n, type_ in enumerate(_PARAMETERS.values(), 1))
-    text = f"SELECT * FROM {quoted(schema)}.lease_commands_v1({given})"  # noqa: S608 - quoted
-    return Statement(
-        text.encode(), tuple(_PARAMETERS), {}, Answer._fields, writes=True, is_bare=True
-    )
+    statement = call_of(schema, "lease_commands_v1", _PARAMETERS)
+    return statement._replace(columns=Answer._fields, writes=True, is_bare=True)
 
 
 class Batch:
@@ -258,16 +267,13 @@ class Batch:
         self.commands = commands
         self._with_stats = with_stats or any(each.request.with_stats for each in commands)
         self._due_pools = due_pools
-        releases = [place for place, each in enumerate(commands) if isinstance(each, Release)]
-        asking = [place for place, each in enumerate(commands) if isinstance(each, Acquire)]
-        self._order = (*releases, *asking)
-        self._releases = [commands[place].request for place in releases]
-        self._acquisitions = [commands[place] for place in asking]
+        self._order = batch_order([each.request for each in commands])
+        self._releases = [each.request for each in commands if isinstance(each, Release)]
+        self._acquisitions = [each for each in commands if isinstance(each, Acquire)]
 
     def query(self, schema: str) -> Query:
         """Return the statement and its values; the slot is the connection's own."""
-        asked: list[Any] = self._acquisitions
-        given: list[Any] = self._releases
+        asked, given = self._acquisitions, self._releases
         ends, runs = self._runs()
         sizes = [*(1 for _ in given), *(len(each.lease_ids) for each in asked)]
         by_command = [self.commands[place].attribution for place in self._order]
@@ -313,8 +319,7 @@ class Batch:
         expired: dict[str, list[EndedLease]] = {}
         for answer in map(Answer._make, rows):
             if answer.outcome == "LeaseExpired":
-                ended = EndedLease(answer.lease(LeaseStatus.EXPIRED), answer.stats())
-                expired.setdefault(answer.pool_name, []).append(ended)
+                expired.setdefault(answer.pool_name, []).append(answer.ended_lease())
             else:
                 answers[answer.number] = answer
         outcomes: list[Any] = [None] * len(self.commands)
@@ -339,19 +344,15 @@ class Batch:
     def expired(self, rows: Iterable[Sequence[Any]]) -> list[EndedLease]:
         """Return all that was taken back."""
         answers = map(Answer._make, rows)
-        return [
-            EndedLease(answer.lease(LeaseStatus.EXPIRED), answer.stats())
-            for answer in answers
-            if answer.outcome == "LeaseExpired"
-        ]
+        return [answer.ended_lease() for answer in answers if answer.outcome == "LeaseExpired"]
 
     def _runs(self) -> tuple[list[int], list[Run]]:
         ends: list[int] = []
         runs: list[Run] = []
         number = 0
         for command in self._acquisitions:
-            run = command.run  # type: ignore[union-attr]
-            number += len(command.lease_ids)  # type: ignore[union-attr]
+            run = command.run
+            number += len(command.lease_ids)
             if runs and runs[-1] == run and run.kind == EACH:
                 ends[-1] = number
             else:
@@ -458,9 +459,7 @@ def wait_statement(schema: str) -> Statement:
         "arguments": "jsonb",
         "wanted": "integer",
     }
-    given = ", ".join(f"${n}::{type_}" for n, type_ in enumerate(parameters.values(), 1))
-    text = f"SELECT {quoted(schema)}.wait_v1({given})"
-    return Statement(text.encode(), tuple(parameters), {}, ("waited",))
+    return call_of(schema, "wait_v1", parameters)._replace(columns=("waited",))
 
 
 def wait_query(schema: str, command: Command) -> Query:

@@ -41,8 +41,7 @@ from ..requests import (
     ReleaseResult,
     SetAcquisition,
     batch_order,
-    pool_name_of,
-    tell_expired,
+    tell_expired_by_pool,
 )
 from ..requests import Command as Request
 from ..validation import check_commands
@@ -82,13 +81,11 @@ class Commands(Imports, Checks):
 
     # Leasing
 
-    def acquire(
+    def search(
         self, request: AcquireRequest | AcquireSetRequest
     ) -> Program[Acquisition | SetAcquisition]:
-        """Lease a proxy or a set of them, or record why none was to be had."""
-        if has_predicate(request):
-            return predicate_search.acquire(self, request)
-        return self.finish_acquisition(cast("Acquire", command_of(request)))
+        """Lease what a request's predicate accepts, or record why nothing was to be had."""
+        return predicate_search.acquire(self, request)
 
     def create_lease(self, proxy: Proxy, consumer: str, duration: float) -> Program[Lease]:
         """Lease this very proxy."""
@@ -160,16 +157,13 @@ class Commands(Imports, Checks):
         for place in batch_order(requests):
             if has_predicate(requests[place]):
                 yield from self._run_together(requests, together, outcomes)
-                search = predicate_search.acquire(self, cast("Any", requests[place]))
+                search = self.search(cast("Any", requests[place]))
                 outcomes[place] = yield from _outcome_or_error(search)
                 together = []
             else:
                 together.append(place)
         yield from self._run_together(requests, together, outcomes)
-        for name in dict.fromkeys(ended.lease.pool_name for ended in expired):
-            of_pool = [ended for ended in expired if ended.lease.pool_name == name]
-            places = [i for i, each in enumerate(requests) if pool_name_of(each) == name]
-            tell_expired(outcomes, places, of_pool)
+        tell_expired_by_pool(outcomes, requests, expired)
         return outcomes
 
     def _prepare(self, requests: Sequence[Request]) -> Program[list[EndedLease]]:

@@ -41,7 +41,7 @@ from ...models import (
     Proxy,
     ProxyPool,
 )
-from .sql import ONE, POOL_ID, PROXY_ID, by_schema, now, parameter, text_literal
+from .sql import POOL_ID, PROXY_ID, by_schema, now, parameter, text_literal
 from .tables import proxy_credentials
 from .vault import Place, Vault
 
@@ -328,20 +328,6 @@ def standing_statement() -> Select[Any]:
 def lease_statement() -> Select[Any]:
     """Query one lease by id."""
     return select(leases).where(leases.c.id == parameter("lease_id", Uuid))
-
-
-@by_schema
-def granted_statement() -> Select[Any]:
-    """Query one lease by id, and whether it has run out."""
-    lease_id = parameter("lease_id", Uuid)
-    has_run_out = (leases.c.expires_at <= now).label("has_run_out")
-    return select(leases, has_run_out).where(leases.c.id == lease_id)
-
-
-@by_schema
-def was_granted_statement() -> Select[Any]:
-    """Query whether the log has a lease of this id, also one that was pruned."""
-    return select(ONE.label("one")).where(events.c.lease_id == parameter("lease_id", Uuid)).limit(1)
 
 
 @by_schema

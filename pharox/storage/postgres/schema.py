@@ -39,9 +39,9 @@ def check_schema_name(schema: str) -> str:
     length = len(check_text(schema).encode())
     if not 0 < length <= LONGEST_NAME:
         raise InvalidInputError(f"a schema's name has from 1 to {LONGEST_NAME} bytes")
-    if schema.startswith("pg_") or re.search(r"\$(sql|join)?\$", schema):
+    if schema.startswith("pg_") or re.search(r"\$(sql|from)?\$", schema):
         raise InvalidInputError(
-            "a schema's name cannot begin with pg_ or contain $$, $sql$ or $join$", name=schema
+            "a schema's name cannot begin with pg_ or contain $$, $sql$ or $from$", name=schema
         )
     return schema
 

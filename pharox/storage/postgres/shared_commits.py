@@ -23,7 +23,6 @@ from ...errors import (
     OutcomeUnknownError,
     SchemaError,
 )
-from ..combining import own_copy
 from .batch import Command
 
 _ALL_ALIKE = (DatabaseUnavailableError, AnswerTimeoutError, SchemaError)
@@ -37,7 +36,7 @@ def splits(error: Exception) -> bool:
 def error_for(command: Command, error: BaseException) -> Exception:
     """Return what an error of a whole batch means for one of its commands."""
     if isinstance(error, Exception) and not isinstance(error, OutcomeUnknownError):
-        return own_copy(error)
+        return error
     what = str(error) or type(error).__name__
     unknown = OutcomeUnknownError(
         f"it is not known what was committed of lease {command.lease_id}: {what}",

@@ -125,6 +125,19 @@ def template(element: Any) -> str:
     return re.sub(r"\$(\d+)(::\w+)?", lambda place: spelled[int(place[1]) - 1], text)
 
 
+def call_of(schema: str, name: str, parameters: Mapping[str, str]) -> Statement:
+    """Return the statement that calls one of the schema's functions.
+
+    Parameters
+    ----------
+    parameters:
+        The type of each parameter, by the name of its value.
+    """
+    given = ", ".join(f"${number}::{type_}" for number, type_ in enumerate(parameters.values(), 1))
+    text = f"SELECT * FROM {quoted(schema)}.{name}({given})"  # noqa: S608 - quoted
+    return Statement(text.encode(), tuple(parameters), {}, ())
+
+
 def by_schema(element: Callable[[], Any]) -> Callable[[str], Statement]:
     """Make of a function that returns a Core element one from a schema to the statement."""
 

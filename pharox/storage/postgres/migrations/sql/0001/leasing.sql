@@ -63,8 +63,6 @@ CREATE FUNCTION {schema}.lease_event_v1(
     expires_at timestamptz,
     acquired_at timestamptz,
     selector text,
-    actor text,
-    correlation_id text,
     data jsonb
 )
 RETURNS {schema}.events
@@ -74,7 +72,7 @@ AS $$
     SELECT ROW(
         place, NULL, NULL, expires_at, acquired_at, pool, proxy, lease, consumer_id,
         leases_before, leases_after, max_concurrency, max_concurrency, 1, type, status, status,
-        selector, consumer, pool_name, actor, correlation_id, data
+        selector, consumer, pool_name, NULL, NULL, data
     )::{schema}.events
 $$;
 
@@ -87,7 +85,7 @@ AS $$
         row_number() OVER (ORDER BY due.pool_id, due.proxy_id, due.fencing_token),
         'LeaseExpired', due.pool_id, due.pool_name, due.proxy_id, due.id, due.consumer_id,
         due.consumer_name, due.proxy_status, due.leases_before, due.leases_before - 1,
-        due.max_concurrency, due.expires_at, due.acquired_at, NULL, NULL, NULL, NULL
+        due.max_concurrency, due.expires_at, due.acquired_at, NULL, NULL
     )
     FROM (
         SELECT
@@ -140,7 +138,7 @@ BEGIN
             held.number, 'LeaseReleased', held.pool_id, held.pool_name, held.proxy_id, held.id,
             held.consumer_id, held.consumer_name, held.proxy_status,
             held.leases_before, held.leases_before - 1, held.max_concurrency, NULL,
-            held.acquired_at, NULL, NULL, NULL,
+            held.acquired_at, NULL,
             CASE WHEN reasons[held.number] IS NOT NULL
                  THEN jsonb_build_object('reason', reasons[held.number]) END
         )
@@ -166,6 +164,26 @@ BEGIN
     ) AS held
     ORDER BY held.number;
 END
+$$;
+
+-- Where a statement that is made for a condition looks: at those of the pool $1 that meet it. $5 has
+-- the values of the filters that it was made from.
+CREATE FUNCTION {schema}.matching_v1(condition text)
+RETURNS text
+LANGUAGE sql
+IMMUTABLE
+AS $$
+    SELECT CASE
+        WHEN condition IS NULL THEN $from$
+            FROM {schema}.available_proxies AS availability
+            WHERE availability.pool_id = $1 $from$
+        ELSE $from$
+            FROM {schema}.available_proxies AS availability
+            JOIN {schema}.proxies AS description
+              ON description.pool_id = availability.pool_id
+             AND description.id = availability.proxy_id
+            WHERE availability.pool_id = $1 AND ($from$ || condition || ')'
+    END
 $$;
 
 -- Up to so many free proxies in a selector's order, locked. What others have locked is skipped.
@@ -197,21 +215,16 @@ BEGIN
                         availability.max_concurrency, availability.current_leases,
                         availability.lease_rank
                     )::{format}.lease_place AS proxy
-                    FROM {format}.available_proxies AS availability
-                    JOIN {format}.proxies AS description
-                      ON description.pool_id = availability.pool_id
-                     AND description.id = availability.proxy_id
-                    WHERE availability.pool_id = $1
+                    %s
                       AND availability.lease_rank BETWEEN $2 AND $4
                       AND ($6 IS NULL OR availability.proxy_id > $6)
                       AND ($7 IS NULL OR availability.proxy_id <= $7)
-                      AND (%s)
                     ORDER BY %s
                     LIMIT $3
                     FOR UPDATE OF availability SKIP LOCKED
                 ) AS free
             $sql$,
-            condition,
+            {schema}.matching_v1(condition),
             CASE selector
                 WHEN 'first_available' THEN
                     'availability.lease_rank, availability.checked_at DESC, availability.proxy_id'
@@ -232,10 +245,10 @@ BEGIN
         SELECT array_agg(free.proxy) INTO found
         FROM (
             SELECT ROW(
-                        availability.proxy_id, availability.status, availability.checked_at,
-                        availability.max_concurrency, availability.current_leases,
-                        availability.lease_rank
-                    )::{schema}.lease_place AS proxy
+                availability.proxy_id, availability.status, availability.checked_at,
+                availability.max_concurrency, availability.current_leases,
+                availability.lease_rank
+            )::{schema}.lease_place AS proxy
             FROM {schema}.available_proxies AS availability
             WHERE availability.pool_id = pool
               AND availability.lease_rank BETWEEN lowest_rank AND highest_rank
@@ -247,10 +260,10 @@ BEGIN
         SELECT array_agg(free.proxy) INTO found
         FROM (
             SELECT ROW(
-                        availability.proxy_id, availability.status, availability.checked_at,
-                        availability.max_concurrency, availability.current_leases,
-                        availability.lease_rank
-                    )::{schema}.lease_place AS proxy
+                availability.proxy_id, availability.status, availability.checked_at,
+                availability.max_concurrency, availability.current_leases,
+                availability.lease_rank
+            )::{schema}.lease_place AS proxy
             FROM {schema}.available_proxies AS availability
             WHERE availability.pool_id = pool
               AND availability.lease_rank BETWEEN lowest_rank AND highest_rank
@@ -263,10 +276,10 @@ BEGIN
         SELECT array_agg(free.proxy) INTO found
         FROM (
             SELECT ROW(
-                        availability.proxy_id, availability.status, availability.checked_at,
-                        availability.max_concurrency, availability.current_leases,
-                        availability.lease_rank
-                    )::{schema}.lease_place AS proxy
+                availability.proxy_id, availability.status, availability.checked_at,
+                availability.max_concurrency, availability.current_leases,
+                availability.lease_rank
+            )::{schema}.lease_place AS proxy
             FROM {schema}.available_proxies AS availability
             WHERE availability.pool_id = pool
               AND availability.lease_rank BETWEEN lowest_rank AND highest_rank
@@ -278,10 +291,10 @@ BEGIN
         SELECT array_agg(free.proxy) INTO found
         FROM (
             SELECT ROW(
-                        availability.proxy_id, availability.status, availability.checked_at,
-                        availability.max_concurrency, availability.current_leases,
-                        availability.lease_rank
-                    )::{schema}.lease_place AS proxy
+                availability.proxy_id, availability.status, availability.checked_at,
+                availability.max_concurrency, availability.current_leases,
+                availability.lease_rank
+            )::{schema}.lease_place AS proxy
             FROM {schema}.available_proxies AS availability
             WHERE availability.pool_id = pool
               AND availability.lease_rank = lowest_rank
@@ -373,20 +386,15 @@ BEGIN
         EXECUTE format(
             $sql$
                 SELECT availability.proxy_id
-                FROM {format}.available_proxies AS availability
-                JOIN {format}.proxies AS description
-                  ON description.pool_id = availability.pool_id
-                 AND description.id = availability.proxy_id
-                WHERE availability.pool_id = $1
+                %s
                   AND availability.lease_rank = $2
                   AND ($3 IS NULL OR availability.proxy_id > $3)
                   AND ($4 IS NULL OR availability.proxy_id <= $4)
                   AND availability.proxy_id <> ALL ($6)
-                  AND (%s)
                 ORDER BY availability.proxy_id
                 LIMIT 1
             $sql$,
-            condition
+            {schema}.matching_v1(condition)
         )
         INTO found
         USING pool, rank, after, upto, arguments, ours;
@@ -495,17 +503,12 @@ BEGIN
             ), 0)
             FROM (
                 SELECT availability.max_concurrency, availability.current_leases
-                FROM {format}.available_proxies AS availability %1$s
-                WHERE availability.pool_id = $1 AND availability.lease_rank <= $2 %2$s
+                %s
+                  AND availability.lease_rank <= $2
                 LIMIT $3
             ) AS place
         $sql$,
-        CASE WHEN condition IS NOT NULL THEN
-            $join$JOIN {schema}.proxies AS description
-              ON description.pool_id = availability.pool_id
-             AND description.id = availability.proxy_id$join$
-        END,
-        ' AND (' || condition || ')'
+        {schema}.matching_v1(condition)
     )
     INTO free
     USING pool, highest_rank, needed, is_distinct, arguments;
@@ -518,23 +521,16 @@ BEGIN
             SELECT
                 EXISTS (
                     SELECT 1
-                    FROM {format}.available_proxies AS availability %1$s
-                    WHERE availability.pool_id = $1 %2$s
+                    %1$s
                 ),
                 EXISTS (
                     SELECT 1
-                    FROM {format}.available_proxies AS availability %1$s
-                    WHERE availability.pool_id = $1 %2$s
+                    %1$s
                       AND (availability.status = 'active'
                            OR availability.status = 'slow' AND $2 = 1)
                 )
         $sql$,
-        CASE WHEN condition IS NOT NULL THEN
-            $join$JOIN {schema}.proxies AS description
-              ON description.pool_id = availability.pool_id
-             AND description.id = availability.proxy_id$join$
-        END,
-        ' AND (' || condition || ')'
+        {schema}.matching_v1(condition)
     )
     INTO has_member, has_healthy
     USING pool, highest_rank, needed, is_distinct, arguments;
@@ -658,6 +654,7 @@ DECLARE
     tokens bigint[];
     stats {schema}.pool_counts[] := '{}';
     free {schema}.lease_place[];
+    size integer;
     wanted integer[];
     miss record;
     answer {schema}.lease_answer;
@@ -773,15 +770,15 @@ BEGIN
     END IF;
 
     FOR run IN 1 .. cardinality(run_ends) LOOP
+        size := run_ends[run] - coalesce(run_ends[run - 1], 0);
         wanted := ARRAY(
             SELECT number
-            FROM generate_series(coalesce(run_ends[run - 1], 0) + 1, run_ends[run]) AS asked (number)
+            FROM generate_series(run_ends[run] - size + 1, run_ends[run]) AS asked (number)
             WHERE number <> ALL (settled)
         );
         CONTINUE WHEN wanted = '{}';
-        IF run_needs[run] > 0 AND cardinality(wanted) <> run_ends[run] - coalesce(run_ends[run - 1], 0) THEN
-            CONTINUE; -- Some of its ids are granted already: those are the answer.
-        END IF;
+        -- Of a set some of whose ids are granted already, those are the answer.
+        CONTINUE WHEN run_needs[run] > 0 AND cardinality(wanted) < size;
 
         free := '{}';
         miss := NULL;
@@ -810,7 +807,8 @@ BEGIN
             IF free <> '{}' THEN
                 SELECT
                     array_agg({schema}.lease_event_v1(
-                        proxy.ordinality, 'LeaseAcquired', pool_ids[run], run_pools[run], proxy.proxy_id,
+                        proxy.ordinality, 'LeaseAcquired', pool_ids[run], run_pools[run],
+                        proxy.proxy_id,
                         asked_ids[wanted[proxy.ordinality]],
                         consumer_ids[wanted[proxy.ordinality]],
                         asked_consumers[wanted[proxy.ordinality]],
@@ -818,7 +816,6 @@ BEGIN
                         proxy.max_concurrency,
                         at + durations[wanted[proxy.ordinality]] * interval '1 second', NULL,
                         CASE WHEN run_kinds[run] <> 'one' THEN run_selectors[run] END,
-                        NULL, NULL,
                         CASE
                             WHEN own_ids[wanted[proxy.ordinality]] THEN
                                 coalesce(run_details[run], '{}') || '{"own_id": true}'
@@ -859,13 +856,14 @@ BEGIN
         END IF;
         SELECT
             array_agg({schema}.lease_event_v1(
-                asked.number, 'AcquireMissed', coalesce(pool_ids[run], '00000000-0000-0000-0000-000000000000'),
+                asked.number, 'AcquireMissed',
+                coalesce(pool_ids[run], '00000000-0000-0000-0000-000000000000'),
                 run_pools[run], NULL, NULL, NULL, asked_consumers[asked.number], NULL, NULL, NULL,
-                NULL, NULL, NULL, run_selectors[run], NULL, NULL,
+                NULL, NULL, NULL, run_selectors[run],
                 coalesce(run_details[run], '{}') || jsonb_build_object('reason', miss.reason)
                 || CASE
                     WHEN run_kinds[run] = 'set' THEN jsonb_build_object(
-                        'count', run_ends[run] - coalesce(run_ends[run - 1], 0),
+                        'count', size,
                         'free', coalesce(miss.free, 0)
                     )
                     ELSE '{}'
@@ -1014,18 +1012,13 @@ BEGIN
                 $sql$
                     SELECT ARRAY(
                         SELECT availability.proxy_id
-                        FROM {format}.available_proxies AS availability %s
-                        WHERE availability.pool_id = $1 AND availability.lease_rank <= $2 %s
+                        %s
+                          AND availability.lease_rank <= $2
                         ORDER BY availability.proxy_id
                         LIMIT $3
                     )
                 $sql$,
-                CASE WHEN condition IS NOT NULL THEN
-                    $join$JOIN {schema}.proxies AS description
-                      ON description.pool_id = availability.pool_id
-                     AND description.id = availability.proxy_id$join$
-                END,
-                ' AND (' || condition || ')'
+                {schema}.matching_v1(condition)
             )
             INTO proxies
             USING pool.id, pool.lease_slow::integer, wanted, NULL::boolean, arguments;
