@@ -11,6 +11,9 @@ import os
 import time
 from uuid import UUID, uuid5
 
+_MADE = 28776
+"""As the function ``is_made_v1`` of the schema has it."""
+
 NIL = UUID(int=0)
 """Stands for "no pool" in an event that has none, such as a miss in an unknown pool."""
 
@@ -20,6 +23,19 @@ def uuid7() -> UUID:
     millis = time.time_ns() // 1_000_000
     tail = int.from_bytes(os.urandom(10), "big")
     return _stamped((millis << 80) | tail, version=7)
+
+
+def made_lease_id() -> UUID:
+    """Return an id for a lease whose caller chose none: a time-ordered UUID of a known form.
+
+    The exclusive or of its eight words of 16 bits is :data:`_MADE`, so that the ledger
+    knows one that comes back: it was granted once, also if only the log remembers.
+    """
+    value = uuid7().int >> 16 << 16
+    words = value
+    for width in (64, 32, 16):
+        words ^= words >> width
+    return UUID(int=value | (words & 0xFFFF) ^ _MADE)
 
 
 def new_lease_id() -> UUID:

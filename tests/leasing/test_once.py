@@ -23,6 +23,7 @@ from pharox import (
     ProxyManager,
     new_lease_id,
 )
+from pharox.ids import made_lease_id
 from pharox.ledger.rebuild import rebuild
 from pharox.models import utc_now
 from pharox.storage.interface import IStorage
@@ -232,6 +233,28 @@ def waits_for_a_lock(storage: PostgresStorage) -> bool:
         waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
         row = session.connection.execute(waiting).fetchone()
     return row is not None and row[0] > 0
+
+
+def test_an_id_that_nobody_chose_is_used_up_as_well(any_storage: AnyStorage) -> None:
+    """Who asks under the id of an unclear outcome is told that it has ended, also when pruned."""
+    fill(any_storage, 1)
+    clock, manager = clock_of(any_storage), ProxyManager(any_storage)
+    with manager.with_lease("pool") as lease:
+        assert lease is not None
+    clock.advance(3600)
+    assert any_storage.prune_leases(clock.now - timedelta(minutes=5)) == 1
+    with pytest.raises(LeaseEndedError, match="pruned"):
+        manager.acquire_proxy("pool", lease_id=lease.id)
+
+
+def test_the_ledger_knows_the_ids_that_it_makes(postgres: PostgresStorage) -> None:
+    """They have a form, which Python gives and SQL recognises; others have it by chance only."""
+    known = "SELECT pharox.is_made_v1(id) FROM unnest(%s::uuid[]) AS given (id)"
+    with postgres.session() as session:
+        made = session.connection.execute(known, ([made_lease_id() for _ in range(50)],))
+        assert {row[0] for row in made} == {True}
+        chosen = session.connection.execute(known, ([new_lease_id() for _ in range(50)],))
+        assert False in {row[0] for row in chosen}
 
 
 def test_a_conflict_takes_nothing_back(any_storage: AnyStorage) -> None:

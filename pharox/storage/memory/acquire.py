@@ -10,7 +10,7 @@ from uuid import UUID
 
 from ...errors import ProxyNotFoundError, ProxyUnavailableError
 from ...events import AcquireMissed, CursorMoved, LeaseAcquired
-from ...ids import uuid7
+from ...ids import made_lease_id
 from ...models import (
     Lease,
     LeaseStatus,
@@ -71,7 +71,7 @@ def create_lease(state: State, proxy: Proxy, consumer: str, duration_seconds: fl
     expire(state, [pool_id], now, with_stats=False)
     if not state.pools[pool_id].is_leasable(proxy.id):
         raise _unavailable(state, pool_id, proxy.id)
-    return _grant(state, pool_id, proxy.id, consumer, now, duration_seconds, uuid7(), {})
+    return _grant(state, pool_id, proxy.id, consumer, now, duration_seconds, made_lease_id(), {})
 
 
 def find_available(
@@ -168,7 +168,7 @@ def _grant_all(
             request.consumer_name,
             now,
             request.duration_seconds,
-            ids[place] if ids else uuid7(),
+            ids[place] if ids else made_lease_id(),
             asked,
         )
         stats = state.stats(pool_id, now) if request.with_stats else None

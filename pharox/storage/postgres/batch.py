@@ -19,7 +19,7 @@ from uuid import UUID
 from ...attribution import current_attribution
 from ...building import built
 from ...errors import PharoxError
-from ...ids import uuid7
+from ...ids import made_lease_id
 from ...models import Lease, LeaseStatus, MissReason, PoolStatsSnapshot, ProxyFilters
 from ..requests import (
     AcquireRequest,
@@ -36,6 +36,9 @@ from ..requests import (
 from ..validation import check_granted, granted_and_ended, too_few_granted
 from .filtering import condition_text, shape_of, values_of
 from .sql import Query, Statement, call_of
+
+DUE = 1000
+"""How many leases one statement takes back (``due_leases_v1``); a longer queue takes several."""
 
 EACH, SET, TRY, ONE = "each", "set", "try", "one"
 """The kinds of runs: each request for itself, all or none, without a miss, a certain proxy."""
@@ -115,9 +118,9 @@ def command_of(request: AcquireRequest | AcquireSetRequest | ReleaseRequest) -> 
     if isinstance(request, ReleaseRequest):
         return Release(request)
     if isinstance(request, AcquireRequest):
-        ids = (uuid7(),) if request.lease_id is None else (request.lease_id,)
+        ids = (made_lease_id(),) if request.lease_id is None else (request.lease_id,)
         return Acquire(request, run_of(request), ids, request.lease_id is not None)
-    made = request.lease_ids or tuple(uuid7() for _ in range(request.count))
+    made = request.lease_ids or tuple(made_lease_id() for _ in range(request.count))
     return Acquire(request, run_of(request), made, request.lease_ids is not None)
 
 

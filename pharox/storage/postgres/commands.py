@@ -21,7 +21,7 @@ from ...errors import (
     PharoxError,
     ProxyUnavailableError,
 )
-from ...ids import uuid7
+from ...ids import made_lease_id
 from ...models import (
     Lease,
     Proxy,
@@ -48,6 +48,7 @@ from ..validation import check_commands
 from . import filtering, finding, predicate_search, reading
 from .appending import origin
 from .batch import (
+    DUE,
     ONE,
     Acquire,
     Batch,
@@ -71,9 +72,6 @@ from .importing import Imports
 from .sql import Query
 
 T = TypeVar("T")
-
-DUE = 1000
-"""How many leases one statement takes back; a longer queue takes several."""
 
 
 class Commands(Imports, Checks):
@@ -255,7 +253,8 @@ class Commands(Imports, Checks):
                 json.dumps([str(proxy_id)]),
                 kind=ONE,
             )
-            outcome, _ = yield from self._settle(Acquire(request, run, (uuid7(),), False), None)
+            command = Acquire(request, run, (made_lease_id(),), has_own_ids=False)
+            outcome, _ = yield from self._settle(command, None)
             if isinstance(outcome, Acquisition) and outcome.lease is not None:
                 return outcome.lease
             row = yield from self.standing(proxy_id)

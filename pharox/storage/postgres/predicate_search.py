@@ -14,13 +14,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
-from ...errors import PharoxError
 from ...ids import NIL, following
 from ...models import MissReason, ProxyFilters
 from ..requests import AcquireRequest, AcquireSetRequest, Acquisition, EndedLease, SetAcquisition
 from . import filtering, finding, reading
 from .appending import origin
-from .batch import TRY, Acquire, Outcome, Unsettled, command_of, expired_of, request_details
+from .batch import DUE, TRY, Acquire, Settled, Unsettled, command_of, request_details
 from .driver import Program, Rows
 from .finding import FIRST_PAGE, LARGEST_PAGE
 from .sql import Query
@@ -70,31 +69,49 @@ def acquire(commands: Commands, request: AcquireRequest | AcquireSetRequest) -> 
         pool = yield from commands.pool_by_name(request.pool_name)
         if pool is None:
             return (yield from commands.finish_acquisition(command))
-        if command.has_own_ids:  # Its proxy may be what this very caller holds.
-            (before,) = yield from commands.carry_out((_among(command, ()),), wait=True)
-            if not isinstance(before, Unsettled):
-                return (yield from commands.finish_acquisition(command, before))
         for wait in (False, True):
             seen = Seen()
-            expired += yield from commands.take_back(pool.id, with_stats=request.with_stats)
-            outcome, more = yield from _look_through(commands, command, pool.id, seen, wait=wait)
+            outcome, more = yield from _begin(commands, command)
             expired += more
+            if outcome is None:
+                outcome, more = yield from _look_through(
+                    commands, command, pool.id, seen, wait=wait
+                )
+                expired += more
             if outcome is not None:
-                return replace(outcome, expired=tuple(expired))
+                found = yield from commands.finish_acquisition(command, outcome)
+                return replace(found, expired=(*expired, *found.expired))
         if seen.free < needed:
             break
     reason = MissReason.TOO_FEW if seen.free else seen.reason()
     if not seen.any_row:
         total = yield Query(reading.pool_size_statement(commands.schema), {"pool_id": pool.id})
         reason = MissReason.NO_MATCH if total else MissReason.EMPTY_POOL
-    yield from commands.ensure_consumer(request.consumer_name)
     return (yield from _missed(commands, pool.id, request, reason, seen.free, expired))
+
+
+def _begin(
+    commands: Commands, command: Acquire
+) -> Program[tuple[Settled | None, Sequence[EndedLease]]]:
+    """Do what comes before a look at proxies: ask for none of them.
+
+    That names the consumer, takes back what is due, and finds what was granted under an id
+    of the caller's, whose proxy may be what this very caller holds.
+    """
+    expired: list[EndedLease] = []
+    while True:
+        (outcome,) = yield from commands.carry_out((_among(command, ()),), wait=command.has_own_ids)
+        if not isinstance(outcome, Unsettled):
+            return outcome, expired
+        expired += outcome.expired
+        if len(outcome.expired) < DUE:
+            return None, expired
 
 
 def _look_through(
     commands: Commands, command: Acquire, pool_id: UUID, seen: Seen, *, wait: bool
-) -> Program[tuple[Any, Sequence[EndedLease]]]:
-    """Go through a pool once; return what was leased if anything was, and what was taken back."""
+) -> Program[tuple[Settled | None, Sequence[EndedLease]]]:
+    """Go through a pool once; return what that came to, if anything, and what was taken back."""
     request, filters = command.request, cast("ProxyFilters", command.request.filters)
     shape = filtering.shape_of(filters)
     page = finding.page_statement(commands.schema, request.selector, shape, by_id=wait)
@@ -108,13 +125,10 @@ def _look_through(
         free += found
         is_last = len(rows) < place["page_size"]
         if free and (is_last or (found and len(free) >= command.run.needs)):
-            outcome: Outcome
             (outcome,) = yield from commands.carry_out((_among(command, free),), wait=wait)
-            expired += expired_of(outcome)
-            if isinstance(outcome, PharoxError):
-                raise outcome
             if not isinstance(outcome, Unsettled):
                 return outcome, expired
+            expired += outcome.expired
             if command.run.needs == 0:
                 free = []
         if is_last:
