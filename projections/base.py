@@ -43,10 +43,13 @@ ProjectionRow = Any
 class Events(NamedTuple):
     """A selectable of events, with the log's columns, for a fold to run over.
 
-    It is an array of events that a command has just appended, or a range of the log.
+    It is an array of events that a command has just appended, or a range of the log; or
+    the one event of a command that has a single one, whose folds then are cheaper: nothing
+    needs to be grouped, and nothing else may follow it.
     """
 
     rows: FromClause
+    is_single: bool = False
 
     @property
     def c(self) -> Any:
@@ -68,6 +71,8 @@ class Events(NamedTuple):
     def _is_utmost(
         self, place: Callable[[Any], Any], where: ColumnElement[bool], keys: tuple[Any, ...]
     ) -> ColumnElement[bool]:
+        if self.is_single:
+            return where
         utmost = select(place(self.c.position)).where(where).group_by(*keys)
         condition: ColumnElement[bool] = self.c.position.in_(utmost.correlate(None))
         return condition

@@ -147,8 +147,6 @@ class Leases(Projection):
 
 def _acquire(events: Events) -> UpdateBase:
     """Insert new leases; of many events, with the ends that follow among them."""
-    ends = events.rows.alias("ends")
-    ended = and_(ends.c.lease_id == events.c.lease_id, of_type(Events(ends), *ENDED_STATUS))
     columns: dict[str, Any] = {
         "id": events.c.lease_id,
         "pool_id": events.c.pool_id,
@@ -156,12 +154,17 @@ def _acquire(events: Events) -> UpdateBase:
         "proxy_id": events.c.proxy_id,
         "consumer_id": events.c.consumer_id,
         "consumer_name": events.c.consumer,
-        "status": func.coalesce(_status(Events(ends)), literal_column("'active'", Text)),
+        "status": literal_column("'active'", Text),
         "acquired_at": events.c.recorded_at,
         "expires_at": events.c.expires_at,
-        "released_at": ends.c.recorded_at,
         "fencing_token": events.c.position,
     }
+    if events.is_single:
+        return insert(leases).from_select(list(columns), select(*columns.values()))
+    ends = events.rows.alias("ends")
+    ended = and_(ends.c.lease_id == events.c.lease_id, of_type(Events(ends), *ENDED_STATUS))
+    columns["status"] = func.coalesce(_status(Events(ends)), columns["status"])
+    columns["released_at"] = ends.c.recorded_at
     acquired = (
         select(*columns.values())
         .select_from(events.rows.outerjoin(ends, ended))
@@ -173,20 +176,22 @@ def _acquire(events: Events) -> UpdateBase:
 
 def _end(events: Events) -> UpdateBase:
     """Note the ends of leases that were there before these events."""
-    began = events.rows.alias("began")
-    here: Select[Any] = select(literal_column("1")).where(
-        began.c.lease_id == events.c.lease_id, of_type(Events(began), "LeaseAcquired")
-    )
-    return (
+    ended = (
         update(leases)
         .values(status=_status(events), released_at=events.c.recorded_at)
         .where(
             leases.c.pool_id == events.c.pool_id,
             leases.c.id == events.c.lease_id,
             of_type(events, *ENDED_STATUS),
-            ~here.exists(),
         )
     )
+    if events.is_single:
+        return ended
+    began = events.rows.alias("began")
+    here: Select[Any] = select(literal_column("1")).where(
+        began.c.lease_id == events.c.lease_id, of_type(Events(began), "LeaseAcquired")
+    )
+    return ended.where(~here.exists())
 
 
 def _status(events: Events) -> ColumnElement[str]:

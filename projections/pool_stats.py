@@ -164,20 +164,18 @@ def changes(events: Events) -> dict[str, ColumnElement[int]]:
 
 
 def _add(events: Events) -> UpdateBase:
-    change = (
-        select(
-            events.c.pool_id,
-            *(func.sum(value).label(name) for name, value in changes(events).items()),
-        )
-        .where(of_type(events, *sorted(_EVENTS)))
-        .group_by(events.c.pool_id)
-        .subquery("change")
-    )
+    change: Any = changes(events)
+    pool_id = events.c.pool_id
+    if not events.is_single:
+        sums = (func.sum(value).label(name) for name, value in change.items())
+        touching = of_type(events, *sorted(_EVENTS))
+        by_pool = select(pool_id, *sums).where(touching).group_by(pool_id).subquery("change")
+        change, pool_id = by_pool.c, by_pool.c.pool_id
     return (
         update(pool_stats)
-        .values({name: pool_stats.c[name] + change.c[name] for name in COUNTS})
+        .values({name: pool_stats.c[name] + change[name] for name in COUNTS})
         .where(
-            pool_stats.c.pool_id == change.c.pool_id,
+            pool_stats.c.pool_id == pool_id,
             pool_stats.c.slot == bindparam("own_slot", type_=SmallInteger),
         )
     )

@@ -145,9 +145,12 @@ _READ = (
 )
 _KEPT_BY_APPS = tuple(t.name for t in (log.subscriptions, log.parked_events, log.fleet_counts))
 _CREDENTIALS = proxy_credentials.name
-_READ_FUNCTIONS = ("clock", "digest", "root", "seal")
+_READ_FUNCTIONS = ("clock", "digest", "root", "seal", "seq_at_v1")
 _APP_FUNCTIONS = (
+    "acquire_one_v1",
     "add_partition",
+    "answer_one_v1",
+    "append_one_v1",
     "append_v1",
     "counts_after_v1",
     "due_leases_v1",
@@ -165,6 +168,7 @@ _APP_FUNCTIONS = (
     "next_free_v1",
     "next_turns_v1",
     "places_v1",
+    "release_one_v1",
     "returned_leases_v1",
     "wait_v1",
 )

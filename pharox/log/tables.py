@@ -105,8 +105,12 @@ events = Table(
 )
 """What folds read is a column; what else an event says is ``data``, null if it is nothing."""
 
-Index("ix_events_tx", events.c.tx)
-Index("ix_events_recorded_at", events.c.recorded_at)
+Index(
+    "ix_events_recorded_at",
+    events.c.recorded_at,
+    postgresql_using="brin",
+    postgresql_with={"autosummarize": "on", "pages_per_range": 32},
+)
 Index("ix_events_lease", events.c.lease_id, postgresql_where=events.c.lease_id.is_not(None))
 Index("ix_events_proxy", events.c.proxy_id, postgresql_where=events.c.proxy_id.is_not(None))
 Index("ix_events_consumer", events.c.consumer, postgresql_where=events.c.consumer.is_not(None))

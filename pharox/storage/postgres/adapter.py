@@ -527,7 +527,7 @@ class PostgresStorage(IStorage):
         if later := [part for part in archived if moment < part["last_recorded_at"]]:
             raise archived_error(later)
         last_archived = max((part["last_seq"] for part in archived), default=0)
-        return max(rows[0]["seq"] if rows else 0, last_archived)
+        return max(rows[0]["seq"] or 0, last_archived)
 
     def archived_parts(self, extract: Extract) -> Sequence[Mapping[str, Any]]:
         """Return the archived parts of the log that may hold events of an extract, oldest first.

@@ -9,7 +9,7 @@ on alone (:mod:`.commands`).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -20,7 +20,14 @@ from ...attribution import current_attribution
 from ...building import built
 from ...errors import PharoxError
 from ...ids import made_lease_id
-from ...models import Lease, LeaseStatus, MissReason, PoolStatsSnapshot, ProxyFilters
+from ...models import (
+    Lease,
+    LeaseStatus,
+    MissReason,
+    PoolStatsSnapshot,
+    ProxyFilters,
+    SelectorStrategy,
+)
 from ..requests import (
     AcquireRequest,
     AcquireSetRequest,
@@ -185,6 +192,22 @@ _PARAMETERS = {
 }
 
 
+_ONE = {
+    "own_slot": "smallint",
+    "with_stats": "boolean",
+    "actor": "text",
+    "correlation_id": "text",
+}
+_ACQUIRE_ONE = _ONE | {
+    "pool_name": "text",
+    "selector": "text",
+    "lease_id": "uuid",
+    "consumer": "text",
+    "duration": "double precision",
+}
+_RELEASE_ONE = _ONE | {"lease_id": "uuid", "reason": "text"}
+
+
 class Answer(NamedTuple):
     """A row of the function's answer; the type ``lease_answer`` of the schema."""
 
@@ -253,7 +276,23 @@ class Answer(NamedTuple):
 @lru_cache(maxsize=8)
 def commands_statement(schema: str) -> Statement:
     """Return the statement that carries out a batch."""
-    statement = call_of(schema, "lease_commands_v1", _PARAMETERS)
+    return _deciding(schema, "lease_commands_v1", _PARAMETERS)
+
+
+@lru_cache(maxsize=8)
+def acquire_statement(schema: str) -> Statement:
+    """Return the statement that acquires one lease; it means what a batch of it would."""
+    return _deciding(schema, "acquire_one_v1", _ACQUIRE_ONE)
+
+
+@lru_cache(maxsize=8)
+def release_statement(schema: str) -> Statement:
+    """Return the statement that releases one lease; it means what a batch of it would."""
+    return _deciding(schema, "release_one_v1", _RELEASE_ONE)
+
+
+def _deciding(schema: str, function: str, parameters: Mapping[str, str]) -> Statement:
+    statement = call_of(schema, function, parameters)
     return statement._replace(columns=Answer._fields, writes=True, is_bare=True)
 
 
@@ -276,6 +315,10 @@ class Batch:
 
     def query(self, schema: str) -> Query:
         """Return the statement and its values; the slot is the connection's own."""
+        if len(self.commands) == 1 and not self._due_pools:
+            query = _single_query(schema, self.commands[0])
+            if query is not None:
+                return query
         asked, given = self._acquisitions, self._releases
         ends, runs = self._runs()
         sizes = [*(1 for _ in given), *(len(each.lease_ids) for each in asked)]
@@ -362,6 +405,31 @@ class Batch:
                 ends.append(number)
                 runs.append(run)
         return ends, runs
+
+
+def _single_query(schema: str, command: Command) -> Query | None:
+    """Return the quicker statement for what has one: no filters, no id of its own, no turns."""
+    actor, correlation_id = command.attribution
+    request = command.request
+    values: dict[str, Any] = {
+        "with_stats": request.with_stats,
+        "actor": actor,
+        "correlation_id": correlation_id,
+        "lease_id": command.lease_id,
+    }
+    if isinstance(command, Release):
+        values["reason"] = command.request.reason
+        return Query(release_statement(schema), values)
+    run = command.run
+    if command.has_own_ids or run != _plain_run(run.pool_name, run.selector):
+        return None
+    if run.selector == SelectorStrategy.ROUND_ROBIN.value:
+        return None
+    values["pool_name"] = run.pool_name
+    values["selector"] = run.selector
+    values["consumer"] = command.request.consumer_name
+    values["duration"] = float(command.request.duration_seconds)
+    return Query(acquire_statement(schema), values)
 
 
 def _acquire_outcome(command: Acquire, answers: Sequence[Answer]) -> Outcome:

@@ -11,11 +11,13 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, cast
 
-from sqlalchemy import literal_column
+from sqlalchemy import ColumnClause, literal_column
 from sqlalchemy.sql.selectable import FromClause
 
 import projections
+from pharox.log import events as log
 from projections import AVAILABLE_PROXIES, LEASE_IDS, SELECTOR_CURSORS, Events, Fold, Projection
 from projections.pool_stats import counts_after
 
@@ -40,11 +42,40 @@ $$;
 """
 
 
+class _Fields(dict[str, ColumnClause[Any]]):
+    __getattr__ = dict.__getitem__
+
+
+class _Variable(NamedTuple):
+    """The record ``event`` of a function, in the place of a relation."""
+
+    c: _Fields
+
+
+_EVENT = Events(
+    cast(
+        "FromClause",
+        _Variable(
+            _Fields({own.name: literal_column(f"event.{own.name}", own.type) for own in log.c})
+        ),
+    ),
+    is_single=True,
+)
+
+
 def folding_functions() -> str:
     """Return the SQL of all functions that fold, with ``{schema}`` for the schema's name."""
     head = "-- Written by `python -m pharox.storage.postgres.functions` from projections/*.py."
     return "\n".join(
-        (head, "", *map(_decisive, DECISIVE), _counts_after(), _read_models(), others_function(()))
+        (
+            head,
+            "",
+            *map(_decisive, DECISIVE),
+            _counts_after(),
+            _single(),
+            _read_models(),
+            others_function(()),
+        )
     )
 
 
@@ -87,6 +118,22 @@ def _read_models() -> str:
     )
 
 
+def _single() -> str:
+    steps = [
+        _step(fold, types, _EVENT, "event.type IN ({})")
+        for projection in projections.ALL
+        if projection not in (SELECTOR_CURSORS, LEASE_IDS)
+        for fold in projection.folds()
+        if (types := fold.types & LEASE_EVENTS)
+    ]
+    return _function(
+        "What one event of a lease comes to in the read models, where nothing has to be grouped: "
+        "a lease of no turn, and under no id of its caller's.",
+        "fold_one_v1(event {schema}.events, own_slot smallint)\nRETURNS void",
+        steps,
+    )
+
+
 def _counts_after() -> str:
     query = template(counts_after(Events(_appended())))
     return _HEAD.format(
@@ -102,10 +149,15 @@ def _appended() -> FromClause:
     return log_rows(literal_column("appended"))
 
 
-def _step(fold: Fold, types: Iterable[str]) -> str:
+def _step(
+    fold: Fold,
+    types: Iterable[str],
+    events: Events | None = None,
+    condition: str = "types && ARRAY[{}]",
+) -> str:
     names = ", ".join(f"'{name}'" for name in sorted(types))
-    statement = _laid_out(template(fold.statement(Events(_appended()))))
-    return f"IF types && ARRAY[{names}] THEN\n{textwrap.indent(statement, '    ')};\nEND IF;"
+    statement = _laid_out(template(fold.statement(events or Events(_appended()))))
+    return f"IF {condition.format(names)} THEN\n{textwrap.indent(statement, '    ')};\nEND IF;"
 
 
 def _function(about: str, signature: str, steps: Sequence[str]) -> str:

@@ -148,11 +148,6 @@ def seal_statement(schema: str, *, wait: bool) -> Statement:
 @lru_cache(maxsize=16)
 def seq_at_statement(schema: str) -> Statement:
     """Return the statement that tells the seq of the last event recorded at or before a moment."""
-    query = (
-        select(seals.c.seq)
-        .select_from(SEALED)
-        .where(events.c.recorded_at <= parameter("moment", DateTime(timezone=True)))
-        .order_by(events.c.recorded_at.desc(), events.c.position.desc())
-        .limit(literal_column("1"))
-    )
+    moment = parameter("moment", DateTime(timezone=True))
+    query = select(schema_function("seq_at_v1", moment, type_=BigInteger).label("seq"))
     return compiled(query, schema)

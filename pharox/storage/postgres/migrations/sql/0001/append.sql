@@ -4,69 +4,13 @@
 --
 -- Every plan goes by an index: the arrays are short, and a plan is kept for all lengths.
 
--- Append events in the order of the array and fold them. ``numbers`` say which of the actors and
--- correlation ids each has, where it does not have its own. What commands decide by is folded
--- already if it is ``decided``.
-CREATE FUNCTION {schema}.append_v1(
-    new {schema}.events[],
-    own_slot smallint,
-    numbers integer[] DEFAULT NULL,
-    actors text[] DEFAULT NULL,
-    correlation_ids text[] DEFAULT NULL,
-    decided boolean DEFAULT false
-)
-RETURNS {schema}.events[]
-LANGUAGE plpgsql
-SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_generic_plan
-SET enable_seqscan = off
-SET enable_hashjoin = off
-SET enable_mergejoin = off
+-- Tell whether an event is one that could be read back, and folded.
+CREATE FUNCTION {schema}.is_event_v1(event {schema}.events)
+RETURNS boolean
+LANGUAGE sql
+IMMUTABLE
 AS $$
-DECLARE
-    at timestamptz := {schema}.clock();
-    appended {schema}.events[];
-    types text[];
-BEGIN
-    IF cardinality(new) = 0 THEN
-        RETURN new;
-    END IF;
-    -- Both come before a position: seal() goes by the order of ids, the archive by who has the lock.
-    PERFORM pg_current_xact_id();
-    LOCK TABLE ONLY {schema}.events IN ROW EXCLUSIVE MODE;
-    SELECT array_agg(
-        ROW(
-            nextval('{literal}.events_position_seq'),
-            pg_current_xact_id(),
-            at,
-            event.expires_at,
-            event.acquired_at,
-            event.pool_id,
-            event.proxy_id,
-            event.lease_id,
-            event.consumer_id,
-            event.leases_before,
-            event.leases_after,
-            event.max_concurrency_before,
-            event.max_concurrency_after,
-            coalesce(event.schema_version, 1),
-            event.type,
-            event.status_before,
-            event.status_after,
-            event.selector,
-            event.consumer,
-            event.pool_name,
-            coalesce(actors[numbers[event.ordinality]], event.actor),
-            coalesce(correlation_ids[numbers[event.ordinality]], event.correlation_id),
-            event.data
-        )::{schema}.events
-        ORDER BY event.ordinality
-    ), array_agg(event.type)
-    INTO appended, types
-    FROM unnest(new) WITH ORDINALITY AS event
-    -- What could not be read back, or folded, is left out, and then all is refused.
-    WHERE
+    SELECT
         CASE event.type
             WHEN 'LeaseAcquired' THEN
                 event.lease_id IS NOT NULL AND event.consumer IS NOT NULL
@@ -115,12 +59,79 @@ BEGIN
              AND event.leases_after >= 0)
         AND coalesce(isfinite(event.expires_at), true)
         AND coalesce(isfinite(event.acquired_at), true)
-        AND coalesce(jsonb_typeof(event.data) = 'object', true);
-    IF cardinality(appended) IS DISTINCT FROM cardinality(new) THEN
+        AND coalesce(jsonb_typeof(event.data) = 'object', true)
+$$;
+
+-- Append events in the order of the array and fold them. ``numbers`` say which of the actors and
+-- correlation ids each has, where it does not have its own. What commands decide by is folded
+-- already if it is ``decided``.
+CREATE FUNCTION {schema}.append_v1(
+    new {schema}.events[],
+    own_slot smallint,
+    numbers integer[] DEFAULT NULL,
+    actors text[] DEFAULT NULL,
+    correlation_ids text[] DEFAULT NULL,
+    decided boolean DEFAULT false
+)
+RETURNS {schema}.events[]
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+DECLARE
+    at timestamptz := {schema}.clock();
+    appended {schema}.events[];
+    types text[];
+BEGIN
+    IF cardinality(new) = 0 THEN
+        RETURN new;
+    END IF;
+    IF EXISTS (
+        SELECT 1
+        FROM unnest(new) AS event
+        WHERE {schema}.is_event_v1(event) IS NOT TRUE
+    ) THEN
         RAISE EXCEPTION 'an event is none that the log takes'
             USING ERRCODE = 'check_violation', CONSTRAINT = 'ck_events_shape',
                   TABLE = 'events', SCHEMA = '{literal}';
     END IF;
+    -- Both come before a position: seal() goes by the order of ids, the archive by who has the lock.
+    PERFORM pg_current_xact_id();
+    LOCK TABLE ONLY {schema}.events IN ROW EXCLUSIVE MODE;
+    SELECT array_agg(
+        ROW(
+            nextval('{literal}.events_position_seq'),
+            pg_current_xact_id(),
+            at,
+            event.expires_at,
+            event.acquired_at,
+            event.pool_id,
+            event.proxy_id,
+            event.lease_id,
+            event.consumer_id,
+            event.leases_before,
+            event.leases_after,
+            event.max_concurrency_before,
+            event.max_concurrency_after,
+            coalesce(event.schema_version, 1),
+            event.type,
+            event.status_before,
+            event.status_after,
+            event.selector,
+            event.consumer,
+            event.pool_name,
+            coalesce(actors[numbers[event.ordinality]], event.actor),
+            coalesce(correlation_ids[numbers[event.ordinality]], event.correlation_id),
+            event.data
+        )::{schema}.events
+        ORDER BY event.ordinality
+    ), array_agg(event.type)
+    INTO appended, types
+    FROM unnest(new) WITH ORDINALITY AS event;
     INSERT INTO {schema}.events SELECT event.* FROM unnest(appended) AS event;
     IF cardinality(new) > 1 AND EXISTS (
         SELECT 1 FROM unnest(appended) AS event WHERE event.pool_id <> new[1].pool_id
@@ -139,4 +150,41 @@ BEGIN
 END
 $$;
 
-REVOKE ALL ON FUNCTION {schema}.append_v1 FROM PUBLIC;
+-- Append one event of a lease and fold it: the same as append_v1 of one, in fewer statements. It
+-- is of no turn, and under no id of its caller's: fold_one_v1 does not fold these.
+CREATE FUNCTION {schema}.append_one_v1(event {schema}.events, own_slot smallint)
+RETURNS {schema}.events
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+AS $$
+BEGIN
+    IF {schema}.is_event_v1(event) IS NOT TRUE
+       OR event.type NOT IN ('LeaseAcquired', 'LeaseReleased', 'LeaseExpired')
+       OR event.selector = 'round_robin' OR event.data ? 'own_id' THEN
+        RAISE EXCEPTION 'an event is none that the log takes'
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'ck_events_shape',
+                  TABLE = 'events', SCHEMA = '{literal}';
+    END IF;
+    event.tx := pg_current_xact_id();
+    event.recorded_at := {schema}.clock();
+    event.schema_version := coalesce(event.schema_version, 1);
+    -- An INSERT has its lock before it takes a position.
+    INSERT INTO {schema}.events
+    SELECT
+        nextval('{literal}.events_position_seq'), event.tx, event.recorded_at, event.expires_at,
+        event.acquired_at, event.pool_id, event.proxy_id, event.lease_id, event.consumer_id,
+        event.leases_before, event.leases_after, event.max_concurrency_before,
+        event.max_concurrency_after, event.schema_version, event.type, event.status_before,
+        event.status_after, event.selector, event.consumer, event.pool_name, event.actor,
+        event.correlation_id, event.data
+    RETURNING position INTO event.position;
+    PERFORM {schema}.fold_one_v1(event, own_slot);
+    PERFORM {schema}.fold_others_v1(ARRAY[event], ARRAY[event.type], own_slot);
+    RETURN event;
+END
+$$;
+
+REVOKE ALL ON FUNCTION {schema}.append_v1, {schema}.append_one_v1 FROM PUBLIC;

@@ -110,6 +110,59 @@ BEGIN
 END
 $$;
 
+-- What one event of a lease comes to in the read models, where nothing has to be grouped: a lease
+-- of no turn, and under no id of its caller's.
+CREATE OR REPLACE FUNCTION {schema}.fold_one_v1(event {schema}.events, own_slot smallint)
+RETURNS void
+LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+BEGIN
+    IF event.type IN ('LeaseAcquired', 'LeaseExpired', 'LeaseReleased') THEN
+        UPDATE {schema}.available_proxies
+        SET current_leases=event.leases_after
+        WHERE {schema}.available_proxies.pool_id = event.pool_id
+          AND {schema}.available_proxies.proxy_id = event.proxy_id
+          AND event.type IN('LeaseAcquired', 'LeaseReleased', 'LeaseExpired');
+    END IF;
+    IF event.type IN ('LeaseAcquired') THEN
+        INSERT INTO {schema}.leases(id, pool_id, pool_name, proxy_id, consumer_id, consumer_name,
+            status, acquired_at, expires_at, fencing_token)
+        SELECT event.lease_id, event.pool_id, event.pool_name, event.proxy_id, event.consumer_id,
+            event.consumer, 'active', event.recorded_at, event.expires_at, event.position;
+    END IF;
+    IF event.type IN ('LeaseExpired', 'LeaseReleased') THEN
+        UPDATE {schema}.leases
+        SET status=CASE WHEN(event.type = 'LeaseReleased') THEN 'released' WHEN(event.type =
+            'LeaseExpired') THEN 'expired' END, released_at=event.recorded_at
+        WHERE {schema}.leases.pool_id = event.pool_id
+          AND {schema}.leases.id = event.lease_id
+          AND event.type IN('LeaseReleased', 'LeaseExpired');
+    END IF;
+    IF event.type IN ('LeaseAcquired', 'LeaseExpired', 'LeaseReleased') THEN
+        UPDATE {schema}.pool_stats
+        SET total_proxies=({schema}.pool_stats.total_proxies +(CASE WHEN(event.status_after IS NOT
+            NULL) THEN 1 ELSE 0 END - CASE WHEN(event.status_before IS NOT NULL) THEN 1 ELSE 0
+            END)), active_proxies=({schema}.pool_stats.active_proxies +(CASE WHEN(event.status_after
+            = 'active') THEN 1 ELSE 0 END - CASE WHEN(event.status_before = 'active') THEN 1 ELSE 0
+            END)), available_proxies=({schema}.pool_stats.available_proxies +(CASE
+            WHEN(event.status_after = 'active'
+                      AND(event.max_concurrency_after IS NULL OR event.leases_after <
+                          event.max_concurrency_after)) THEN 1 ELSE 0 END - CASE
+                          WHEN(event.status_before = 'active'
+                      AND(event.max_concurrency_before IS NULL OR event.leases_before <
+                          event.max_concurrency_before)) THEN 1 ELSE 0 END)),
+                          leased_proxies=({schema}.pool_stats.leased_proxies +(CASE
+                          WHEN(event.leases_after > 0) THEN 1 ELSE 0 END - CASE
+                          WHEN(event.leases_before > 0) THEN 1 ELSE 0 END)),
+                          total_leases=({schema}.pool_stats.total_leases
+                          +(coalesce(event.leases_after, 0) - coalesce(event.leases_before, 0)))
+        WHERE {schema}.pool_stats.pool_id = event.pool_id
+          AND {schema}.pool_stats.slot = own_slot;
+    END IF;
+END
+$$;
+
 -- What appended events come to in the read models. What commands decide by has those of leases
 -- already if they are ``decided``.
 CREATE OR REPLACE FUNCTION {schema}.fold_v1(
@@ -252,11 +305,11 @@ BEGIN
     END IF;
     IF types && ARRAY['LeaseAcquired'] THEN
         INSERT INTO {schema}.leases(id, pool_id, pool_name, proxy_id, consumer_id, consumer_name,
-            status, acquired_at, expires_at, released_at, fencing_token)
+            status, acquired_at, expires_at, fencing_token, released_at)
         SELECT event.lease_id, event.pool_id, event.pool_name, event.proxy_id, event.consumer_id,
             event.consumer, coalesce(CASE WHEN(ends.type = 'LeaseReleased') THEN 'released'
             WHEN(ends.type = 'LeaseExpired') THEN 'expired' END, 'active') AS coalesce_1,
-            event.recorded_at, event.expires_at, ends.recorded_at AS recorded_at_1, event.position
+            event.recorded_at, event.expires_at, event.position, ends.recorded_at AS recorded_at_1
         FROM unnest(appended) AS event
         LEFT OUTER
         JOIN unnest(appended) AS ends

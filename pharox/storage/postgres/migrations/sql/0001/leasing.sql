@@ -953,6 +953,160 @@ BEGIN
 END
 $$;
 
+-- What the only command of a statement came to: its event, with the pool in numbers if asked for.
+CREATE FUNCTION {schema}.answer_one_v1(event {schema}.events, with_stats boolean)
+RETURNS {schema}.lease_answer
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    counts {schema}.pool_counts;
+BEGIN
+    IF with_stats THEN
+        SELECT after.* INTO counts FROM {schema}.counts_after_v1(ARRAY[event]) AS after;
+    END IF;
+    RETURN ROW(
+        1, event.type, event.lease_id, event.pool_id, event.pool_name, event.proxy_id,
+        event.consumer_id, event.consumer, coalesce(event.acquired_at, event.recorded_at),
+        event.expires_at, CASE WHEN event.acquired_at IS NOT NULL THEN event.recorded_at END,
+        CASE WHEN event.acquired_at IS NULL THEN event.position END,
+        event.data ->> 'reason', NULL, event.recorded_at,
+        counts.total_proxies, counts.active_proxies, counts.available_proxies,
+        counts.leased_proxies, counts.total_leases
+    )::{schema}.lease_answer;
+END
+$$;
+
+-- Acquire one lease: what lease_commands_v1 does for a single request that is answered by a free
+-- proxy, in fewer statements. Whatever else there is to do is done there.
+CREATE FUNCTION {schema}.acquire_one_v1(
+    own_slot smallint,
+    with_stats boolean,
+    actor text,
+    correlation_id text,
+    pool_name text,
+    selector text,
+    asked_id uuid,
+    consumer text,
+    duration double precision
+)
+RETURNS SETOF {schema}.lease_answer
+LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+AS $$
+#variable_conflict use_variable
+DECLARE
+    at timestamptz := {schema}.clock();
+    pool_id uuid;
+    highest_rank integer;
+    consumer_id uuid;
+    is_due boolean;
+    place {schema}.lease_place;
+    event {schema}.events;
+BEGIN
+    SELECT
+        pool.id,
+        pool.lease_slow::integer,
+        asking.id,
+        EXISTS (
+            SELECT 1
+            FROM {schema}.leases AS lease
+            WHERE lease.pool_id = pool.id AND lease.status = 'active' AND lease.expires_at <= at
+        )
+    INTO pool_id, highest_rank, consumer_id, is_due
+    FROM {schema}.pools AS pool, {schema}.consumers AS asking
+    WHERE pool.name = pool_name AND asking.name = consumer;
+
+    IF NOT is_due THEN
+        place := ({schema}.free_proxies_v1(
+            selector, pool_id, 0, highest_rank, NULL, NULL, 1, NULL, NULL
+        ))[1];
+    END IF;
+    IF place IS NULL THEN
+        RETURN QUERY
+        SELECT answer.*
+        FROM {schema}.lease_commands_v1(
+            own_slot, with_stats, '{}', ARRAY[actor], ARRAY[correlation_id], '{}', '{}',
+            ARRAY[1], ARRAY['each'], ARRAY[0], ARRAY[false], ARRAY[pool_name], ARRAY[selector],
+            ARRAY[NULL::text], ARRAY[NULL::jsonb], ARRAY[NULL::jsonb],
+            ARRAY[asked_id], ARRAY[false], ARRAY[consumer], ARRAY[duration]
+        ) AS answer;
+        RETURN;
+    END IF;
+
+    event := {schema}.lease_event_v1(
+        1, 'LeaseAcquired', pool_id, pool_name, place.proxy_id, asked_id, consumer_id, consumer,
+        place.status, place.current_leases, place.current_leases + 1, place.max_concurrency,
+        at + duration * interval '1 second', NULL, selector, NULL
+    );
+    event.actor := actor;
+    event.correlation_id := correlation_id;
+    event := {schema}.append_one_v1(event, own_slot);
+    RETURN NEXT {schema}.answer_one_v1(event, with_stats);
+END
+$$;
+
+-- Release one lease: what lease_commands_v1 does for a single one that is active and not locked.
+CREATE FUNCTION {schema}.release_one_v1(
+    own_slot smallint,
+    with_stats boolean,
+    actor text,
+    correlation_id text,
+    released_id uuid,
+    reason text
+)
+RETURNS SETOF {schema}.lease_answer
+LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+AS $$
+#variable_conflict use_variable
+DECLARE
+    at timestamptz := {schema}.clock();
+    place {schema}.lease_place;
+    event {schema}.events;
+BEGIN
+    SELECT
+        availability.proxy_id, availability.status, availability.checked_at,
+        availability.max_concurrency, availability.current_leases, availability.lease_rank
+    INTO place
+    FROM {schema}.leases AS lease
+    JOIN {schema}.available_proxies AS availability
+      ON availability.pool_id = lease.pool_id AND availability.proxy_id = lease.proxy_id
+    WHERE lease.id = released_id AND lease.status = 'active'
+    FOR UPDATE OF availability SKIP LOCKED;
+
+    -- The lock comes before the look: only then does the look see what others have done.
+    SELECT (held.event).* INTO event
+    FROM (
+        SELECT {schema}.lease_event_v1(
+            1, 'LeaseReleased', lease.pool_id, lease.pool_name, lease.proxy_id, lease.id,
+            lease.consumer_id, lease.consumer_name, place.status, place.current_leases,
+            place.current_leases - 1, place.max_concurrency, NULL, lease.acquired_at, NULL,
+            CASE WHEN reason IS NOT NULL THEN jsonb_build_object('reason', reason) END
+        ) AS event
+        FROM {schema}.leases AS lease
+        WHERE lease.id = released_id AND lease.proxy_id = place.proxy_id
+          AND lease.status = 'active' AND lease.expires_at > at
+    ) AS held;
+    IF event.lease_id IS NULL THEN
+        RETURN QUERY
+        SELECT answer.*
+        FROM {schema}.lease_commands_v1(
+            own_slot, with_stats, '{}', ARRAY[actor], ARRAY[correlation_id], ARRAY[released_id],
+            ARRAY[reason], '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}',
+            '{}'
+        ) AS answer;
+        RETURN;
+    END IF;
+
+    event.actor := actor;
+    event.correlation_id := correlation_id;
+    event := {schema}.append_one_v1(event, own_slot);
+    RETURN NEXT {schema}.answer_one_v1(event, with_stats);
+END
+$$;
+
 -- Wait for what a command was answered 'locked' for, in the order of all locks: the turn under an
 -- id that a caller chose, round-robin's cursor, then proxies by id. The command is asked again in
 -- the same transaction, in a statement of its own: it then sees what was committed meanwhile, at

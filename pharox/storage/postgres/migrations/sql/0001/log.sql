@@ -32,8 +32,8 @@ CREATE TABLE {schema}.events (
     CONSTRAINT ck_events_data CHECK (jsonb_typeof(data) = 'object')
 ) PARTITION BY RANGE (position);
 ALTER SEQUENCE {schema}.events_position_seq OWNED BY {schema}.events.position;
-CREATE INDEX ix_events_tx ON {schema}.events (tx);
-CREATE INDEX ix_events_recorded_at ON {schema}.events (recorded_at);
+CREATE INDEX ix_events_recorded_at ON {schema}.events
+    USING brin (recorded_at) WITH (autosummarize = on, pages_per_range = 32);
 CREATE INDEX ix_events_lease ON {schema}.events (lease_id) WHERE lease_id IS NOT NULL;
 CREATE INDEX ix_events_proxy ON {schema}.events (proxy_id) WHERE proxy_id IS NOT NULL;
 CREATE INDEX ix_events_consumer ON {schema}.events (consumer) WHERE consumer IS NOT NULL;

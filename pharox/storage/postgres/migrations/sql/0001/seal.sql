@@ -167,3 +167,28 @@ BEGIN
     RETURN tick.last_seq;
 END
 $$;
+
+-- The seq of the last event recorded at or before a moment, null if there is none. The index of
+-- moments tells where a span may be, and no order: so it is looked for in ever wider ones.
+CREATE FUNCTION {schema}.seq_at_v1(moment timestamptz)
+RETURNS bigint
+LANGUAGE plpgsql
+STABLE
+AS $$
+DECLARE
+    span interval := '1 minute';
+    found bigint;
+BEGIN
+    LOOP
+        SELECT s.seq INTO found
+        FROM {schema}.seals AS s
+        JOIN {schema}.events AS e ON e.position = s.position
+        WHERE e.recorded_at <= moment AND e.recorded_at > moment - span
+        ORDER BY e.recorded_at DESC, e.position DESC
+        LIMIT 1;
+        EXIT WHEN found IS NOT NULL OR span > '4000 years';
+        span := span * 4;
+    END LOOP;
+    RETURN found;
+END
+$$;
