@@ -154,6 +154,14 @@ class TestLevels:
         """The first third is not looked at, and medians forget a peak."""
         assert self.judged(10, 10, 10, 100, 100, 100, 100, 900, 100)
 
+    def test_connections_have_a_ceiling(self) -> None:
+        """They may rise after a burst, but never over what the processes may keep."""
+        levels = Levels(processes=1)
+        for name, highest in (("few", 12), ("many", 13)):
+            for sample in [1] * 6 + [highest] * 3:
+                levels._note(name, sample, levels._connections)
+        assert [level["held"] for level in levels.judged()] == [True, False]
+
     def test_too_few_samples_are_not_judged(self) -> None:
         """With less than three samples a third nothing is claimed."""
         assert self.judged(*range(0, 1000 * (LEAST_SAMPLES - 1), 1000))

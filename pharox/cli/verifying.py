@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..storage.postgres import PostgresStorage
 
 
-LOG_CHECKS = frozenset({"events", "seals", "sealed", "ticks"})
+LOG_CHECKS = frozenset({"events", "readable", "seals", "sealed", "ticks"})
 
 
 def verify(

@@ -68,7 +68,8 @@ class Soak:
         fill(self.storage, POOL, PROXIES)
         with connected(self.url) as connection:
             connection.execute("CREATE TABLE followed (seq bigint NOT NULL)")
-        self.accounts, self.levels = Accounts(journals), Levels()
+        processes = len(STEADY) + len(MORTAL) + 1
+        self.accounts, self.levels = Accounts(journals), Levels(processes)
         self.steady = {
             name: Worker(kind, f"steady-{kind}", self.url, journals)
             for kind, name in STEADY.items()

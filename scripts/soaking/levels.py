@@ -20,20 +20,25 @@ LEAST_SAMPLES = 9
 
 
 class Tolerance(NamedTuple):
-    """By how much a level may be higher in the last third: a share of it, and an amount."""
+    """By how much a level may be higher in the last third: a share of it, and an amount.
+
+    What has a ceiling instead may rise as far as that.
+    """
 
     share: float
     amount: float
     unit: str
     why: str
+    ceiling: float | None = None
 
 
 MEMORY = Tolerance(
     0.10, 8, "MiB", "an allocator takes memory in arenas, and keeps what a burst of errors needed"
 )
 CONNECTIONS = Tolerance(
-    0.10, 4, "", "workers are killed and begin anew, so a few more or less are there by chance"
+    0, 0, "", "a process keeps up to ten connections open after a burst, and two to listen", 12
 )
+"""For each process: how many are open by then is a matter of the bursts that there were."""
 TABLES = Tolerance(
     0.50,
     2,
@@ -66,7 +71,9 @@ _CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'clie
 class Levels:
     """Takes samples and judges them."""
 
-    def __init__(self) -> None:
+    def __init__(self, processes: int = 0) -> None:
+        ceiling = processes * (CONNECTIONS.ceiling or 0)
+        self._connections = CONNECTIONS._replace(ceiling=ceiling)
         self._samples: dict[str, list[float]] = defaultdict(list)
         self._tolerances: dict[str, Tolerance] = {}
 
@@ -77,7 +84,7 @@ class Levels:
     def sample_server(self, connection: psycopg.Connection[Any]) -> None:
         """Note how many connections there are, and how large the tables that should not grow."""
         for name, query, values, scale, tolerance in (
-            ("connections", _CONNECTIONS, None, 1, CONNECTIONS),
+            ("connections", _CONNECTIONS, None, 1, self._connections),
             ("tables that do not grow with the history", _SIZES, [_BOUNDED], 2**20, TABLES),
         ):
             row = connection.execute(query, values).fetchone()
@@ -99,6 +106,8 @@ class Levels:
         after = median(samples[2 * third :] or samples)
         is_judged = len(samples) >= LEAST_SAMPLES
         most = before * (1 + tolerance.share) + tolerance.amount
+        if tolerance.ceiling is not None:
+            most = tolerance.ceiling
         return {
             "level": name,
             "unit": tolerance.unit,

@@ -150,9 +150,11 @@ def test_an_appender_has_an_id_and_the_lock_before_a_position(
         before = connection.execute(handed_out).fetchall()
         other.execute("LOCK TABLE ONLY pharox.events IN SHARE ROW EXCLUSIVE MODE")
         appending = pool.submit(postgres.ensure_consumer, "two")
-        while not ((rows := connection.execute(waiting).fetchall()) or appending.done()):
+        while not (connection.execute(waiting).fetchall() or appending.done()):
             pass
-        assert rows[0]["backend_xid"] is not None
+        # The server reads locks and ids one after the other, so only now are they of one moment.
+        (row,) = connection.execute(waiting).fetchall()
+        assert row["backend_xid"] is not None
         assert connection.execute(handed_out).fetchall() == before
         other.rollback()
         appending.result(timeout=30)

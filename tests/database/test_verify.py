@@ -221,6 +221,26 @@ def test_a_lease_that_was_due_and_left_is_found(postgres: PostgresStorage) -> No
     assert [finding.check for finding in postgres.verify()] == ["expiry"]
 
 
+@pytest.mark.parametrize(
+    "event",
+    [
+        "type = 'Unheard'",
+        "type = 'LeaseReleased', lease_id = gen_random_uuid()",
+        "type = 'ProxyRemoved', proxy_id = gen_random_uuid(), status_before = 'broken'",
+    ],
+)
+def test_an_event_that_cannot_be_read_is_named(postgres: PostgresStorage, event: str) -> None:
+    """Nothing in the log differs from its seal, and yet nobody could fold it."""
+    columns, values = zip(*(part.split(" = ") for part in event.split(", ")), strict=True)
+    (position,) = run_sql(
+        postgres.engine,
+        f"INSERT INTO pharox.events (recorded_at, pool_id, {', '.join(columns)}) "
+        f"VALUES (now(), gen_random_uuid(), {', '.join(values)}) RETURNING position",
+    )[0]
+    findings = [each for each in postgres.verify() if each.check == "readable"]
+    assert [each.key for each in findings] == [{"position": position}]
+
+
 def test_verify_waits_for_nobody_and_keeps_nobody(postgres: PostgresStorage) -> None:
     """While a writer holds a proxy's row, verify ends, finds nothing and leaves no table behind."""
     fill(postgres, 2)

@@ -44,6 +44,12 @@ CHAIN = {
                 AND coalesce(s.position, e.position) < p.end_position)
         ORDER BY coalesce(s.position, e.position)
     """,
+    "readable": """
+        SELECT jsonb_build_object('position', e.position), jsonb_build_object('type', e.type), NULL
+        FROM {ledger}.events AS e
+        WHERE {ledger}.is_event_v1(e) IS NOT TRUE
+        ORDER BY e.position
+    """,
     "seals": """
         SELECT jsonb_build_object('seq', seq), jsonb_build_object('previous', previous),
                jsonb_build_object('previous', seq - 1)
