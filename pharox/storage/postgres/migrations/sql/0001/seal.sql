@@ -51,6 +51,7 @@ DECLARE
     handed_out bigint;
     sealed bigint;
     taken bigint;
+    lowest bigint;
     before bytea;
     digests bytea;
 BEGIN
@@ -89,47 +90,51 @@ BEGIN
     -- A tick is of one cluster.
     grows := same_ids AND kept.last_seq IS DISTINCT FROM sealed;
     tick.first_seq := CASE WHEN grows THEN last.first_seq ELSE sealed + 1 END;
-    tick.after_position := CASE WHEN grows THEN last.after_position ELSE last.unsealed_after END;
     IF same_ids THEN
         tick.anchor := last.anchor;
     ELSE
         SELECT coalesce(max(position), last.unsealed_after) INTO tick.anchor
         FROM {schema}.events WHERE position > last.unsealed_after;
     END IF;
-    INSERT INTO {schema}.seals (seq, position, digest)
-    SELECT sealed + row_number() OVER (ORDER BY position), position, digest
-    FROM (
-        SELECT e.position, {schema}.digest(e) AS digest
-        FROM {schema}.events AS e
-        WHERE e.position > last.unsealed_after
-          AND CASE WHEN same_ids THEN
-              (e.tx >= pg_snapshot_xmax(last.snapshot) AND e.tx < pg_snapshot_xmax(tick.snapshot)
-               OR e.tx = ANY (running))
-              AND pg_visible_in_snapshot(e.tx, tick.snapshot)
-              AND (e.position > tick.anchor
-                   OR NOT EXISTS (SELECT FROM {schema}.seals s
+    WITH added AS (
+        INSERT INTO {schema}.seals (seq, position, digest)
+        SELECT sealed + row_number() OVER (ORDER BY position), position, digest
+        FROM (
+            SELECT e.position, {schema}.digest(e) AS digest
+            FROM {schema}.events AS e
+            WHERE e.position > last.unsealed_after
+              AND CASE WHEN same_ids THEN
+                  (e.tx >= pg_snapshot_xmax(last.snapshot) AND e.tx < pg_snapshot_xmax(tick.snapshot)
+                   OR e.tx = ANY (running))
+                  AND pg_visible_in_snapshot(e.tx, tick.snapshot)
+                  AND (e.position > tick.anchor
+                       OR NOT EXISTS (SELECT FROM {schema}.seals s
+                                      WHERE s.position = e.position
+                                        AND s.position > last.unsealed_after
+                                        AND s.position <= tick.anchor))
+              ELSE
+                  e.position <= tick.anchor
+                  AND e.tx IS DISTINCT FROM own
+                  AND (e.position > (SELECT coalesce(max(position), 0) FROM {schema}.seals
+                                     WHERE position > last.unsealed_after)
+                       OR e.tx >= pg_snapshot_xmax(last.snapshot) OR e.tx = ANY (running))
+                  AND NOT EXISTS (SELECT FROM {schema}.seals s
                                   WHERE s.position = e.position
-                                    AND s.position > last.unsealed_after
-                                    AND s.position <= tick.anchor))
-          ELSE
-              e.position <= tick.anchor
-              AND e.tx IS DISTINCT FROM own
-              AND (e.position > (SELECT coalesce(max(position), 0) FROM {schema}.seals
-                                 WHERE position > last.unsealed_after)
-                   OR e.tx >= pg_snapshot_xmax(last.snapshot) OR e.tx = ANY (running))
-              AND NOT EXISTS (SELECT FROM {schema}.seals s
-                              WHERE s.position = e.position
-                                AND s.position > last.unsealed_after)
-          END
-        ORDER BY e.position
-    ) AS found;
-    GET DIAGNOSTICS taken = ROW_COUNT;
+                                    AND s.position > last.unsealed_after)
+              END
+            ORDER BY e.position
+        ) AS found
+        RETURNING position
+    )
+    SELECT count(*), min(position) - 1 INTO taken, lowest FROM added;
     IF taken = 0 THEN
         RETURN sealed;
     END IF;
     IF NOT grows AND sealed > 0 THEN
         PERFORM {schema}.complete_tick();
     END IF;
+    -- What is sealed later can have an earlier position, so the last tick may begin further down.
+    tick.after_position := CASE WHEN grows THEN least(last.after_position, lowest) ELSE lowest END;
     before := coalesce(CASE WHEN grows THEN kept.root ELSE last.root END, ''::bytea);
     LOOP
         tick.last_seq := least(tick.first_seq + largest - 1, sealed + taken);
@@ -143,7 +148,7 @@ BEGIN
         INSERT INTO {schema}.ticks SELECT tick.*;
         before := tick.root;
         tick.first_seq := tick.last_seq + 1;
-        tick.after_position := last.unsealed_after;
+        tick.after_position := lowest;
     END LOOP;
     IF tick.last_seq - tick.first_seq >= complete - 1 THEN
         INSERT INTO {schema}.ticks SELECT tick.*;
