@@ -57,6 +57,7 @@ _SETTINGS = {
     "unix_socket_permissions": "0700",
     "max_connections": "300",
     "log_checkpoints": "off",
+    "autovacuum_naptime": "10s",  # leasing rewrites a few small tables all the time
 }
 _INSTALL = (
     "no PostgreSQL to use: set PHAROX_DATABASE_URL to a server's, "

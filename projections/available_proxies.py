@@ -53,7 +53,7 @@ from pharox.events import (
     ProxyRemoved,
 )
 
-from .base import Events, Fold, Projection, fact, last, metadata, of_type
+from .base import HOT, Events, Fold, Projection, fact, last, metadata, of_type
 
 
 @dataclass(slots=True)
@@ -96,7 +96,7 @@ available_proxies = Table(
     CheckConstraint("status IN ('active', 'inactive', 'slow', 'banned')", name="status"),
     CheckConstraint("current_leases >= 0", name="current_leases"),
     CheckConstraint("max_concurrency > 0", name="max_concurrency"),
-    postgresql_with={"fillfactor": 70},
+    postgresql_with={"fillfactor": 70, **HOT},
 )
 
 _RANKED = available_proxies.c.lease_rank.is_not(None)

@@ -37,6 +37,13 @@ metadata = MetaData(
 )
 """All read models' tables. "pharox" stands for the storage's schema, put in when compiled."""
 
+HOT = {
+    "autovacuum_vacuum_threshold": 2000,
+    "autovacuum_vacuum_scale_factor": 0,
+    "autovacuum_vacuum_cost_delay": 0,
+}
+"""For a table of few rows that each lease changes: it is cleaned as often as autovacuum looks."""
+
 ProjectionRow = Any
 
 

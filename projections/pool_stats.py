@@ -39,7 +39,7 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from pharox.events import EventBase, PoolRegistered, PoolRemoved, ProxyState
 
-from .base import Events, Fold, Projection, metadata, of_type
+from .base import HOT, Events, Fold, Projection, metadata, of_type
 
 SLOTS = 16
 
@@ -75,7 +75,7 @@ pool_stats = Table(
     Column("slot", SmallInteger, nullable=False),
     *(Column(name, BigInteger, nullable=False) for name in COUNTS),
     PrimaryKeyConstraint("pool_id", "slot"),
-    postgresql_with={"fillfactor": 50},
+    postgresql_with={"fillfactor": 50, **HOT},
 )
 
 _LEASE_EVENTS = frozenset({"LeaseAcquired", "LeaseReleased", "LeaseExpired"})

@@ -27,7 +27,7 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from pharox.events import CursorMoved, EventBase, LeaseAcquired, PoolRegistered, PoolRemoved
 
-from .base import Events, Fold, Projection, metadata, of_type
+from .base import HOT, Events, Fold, Projection, metadata, of_type
 
 ROUND_ROBIN = "round_robin"
 
@@ -48,7 +48,7 @@ selector_cursors = Table(
     Column("selector", Text, nullable=False),
     Column("proxy_id", Uuid),
     PrimaryKeyConstraint("pool_id", "selector"),
-    postgresql_with={"fillfactor": 50},
+    postgresql_with={"fillfactor": 50, **HOT},
 )
 
 

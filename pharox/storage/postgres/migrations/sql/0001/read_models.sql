@@ -71,7 +71,12 @@ CREATE TABLE {schema}.available_proxies (
         CHECK (status IN ('active', 'inactive', 'slow', 'banned')),
     CONSTRAINT ck_available_proxies_current_leases CHECK (current_leases >= 0),
     CONSTRAINT ck_available_proxies_max_concurrency CHECK (max_concurrency > 0)
-) WITH (fillfactor = 70);
+) WITH (
+    fillfactor = 70,
+    autovacuum_vacuum_threshold = 2000,
+    autovacuum_vacuum_scale_factor = 0,
+    autovacuum_vacuum_cost_delay = 0
+);
 CREATE INDEX ix_available_proxies_first_available
     ON {schema}.available_proxies (pool_id, lease_rank, checked_at DESC, proxy_id)
     WHERE lease_rank IS NOT NULL;
@@ -123,14 +128,24 @@ CREATE TABLE {schema}.pool_stats (
     leased_proxies BIGINT NOT NULL,
     total_leases BIGINT NOT NULL,
     CONSTRAINT pk_pool_stats PRIMARY KEY (pool_id, slot)
-) WITH (fillfactor = 50);
+) WITH (
+    fillfactor = 50,
+    autovacuum_vacuum_threshold = 2000,
+    autovacuum_vacuum_scale_factor = 0,
+    autovacuum_vacuum_cost_delay = 0
+);
 
 CREATE TABLE {schema}.selector_cursors (
     pool_id UUID NOT NULL,
     selector TEXT NOT NULL,
     proxy_id UUID,
     CONSTRAINT pk_selector_cursors PRIMARY KEY (pool_id, selector)
-) WITH (fillfactor = 50);
+) WITH (
+    fillfactor = 50,
+    autovacuum_vacuum_threshold = 2000,
+    autovacuum_vacuum_scale_factor = 0,
+    autovacuum_vacuum_cost_delay = 0
+);
 
 CREATE TABLE {schema}.proxy_health (
     proxy_id UUID NOT NULL,
