@@ -14,7 +14,7 @@ from ...models import HealthCheckResult, HealthPolicy, Proxy, ProxyHealthRecord,
 from ..health_rules import Observation, in_rounds
 from ..requests import HealthOutcome, redated, result_of_record
 from ..validation import check_reason, check_status, checked_model, id_from_text
-from . import health, registering
+from . import health, registry_statements
 from .appending import origin
 from .driver import Program, Rows
 from .lookups import Lookups
@@ -111,7 +111,7 @@ class Checks(Lookups):
             "status": status.value,
             "reason": reason,
         }
-        change = Query(registering.set_status_statement(self.schema), values)
+        change = Query(registry_statements.set_status_statement(self.schema), values)
         locked, _ = yield [
             Query(health.lock_statement(self.schema), values),
             lambda answers: change if answers[0] else None,

@@ -1,7 +1,7 @@
 """The commands as programs: what to ask the database, and what to make of its answers.
 
 Here are those of leasing; what there is to lease is registered in
-:mod:`.registrations`, how well it is in :mod:`.checks`, and what is only read is
+:mod:`.registry`, how well it is in :mod:`.checks`, and what is only read is
 in :mod:`.lookups`.
 """
 

@@ -33,12 +33,12 @@ from ...ids import NIL, derived_id, following, imported_proxy_id
 from ...models import Proxy, ProxyCredentials, ProxyPool
 from ..list_import import ChangedProxy, Match
 from ..validation import checked_model, id_from_text
-from . import reading, registering
+from . import reading, registry_statements
 from .appending import origin
 from .driver import Program, Rows
 from .lookups import PAGE
 from .reading import description
-from .registrations import Registrations
+from .registry import Registry
 from .sql import POOL_ID, Query, Statement, by_schema, parameter
 from .tables import proxy_credentials
 from .vault import FINGERPRINT_BYTES, Fingerprints, Place
@@ -48,7 +48,7 @@ _c = proxy_credentials.alias("c")
 _IN_USE = and_(description.c.id == _c.c.proxy_id, description.c.credential_id == _c.c.id)
 
 
-class Imports(Registrations):
+class Imports(Registry):
     """What an import of a list asks of one schema."""
 
     def match_listed(self, pool_id: UUID, proxies: Sequence[Proxy]) -> Program[list[Match]]:
@@ -106,7 +106,7 @@ class Imports(Registrations):
     ) -> Program[tuple[list[UUID], int]]:
         """Register proxies of a list under derived ids; return the ids, and how many are new."""
         named = [self._named(pool_id, proxy) for proxy in proxies]
-        statement = registering.save_proxies_statement(self.schema, change=False)
+        statement = registry_statements.save_proxies_statement(self.schema, change=False)
         while True:
             ids, rows = yield from self._rows_to_register(pool_id, named)
             if not rows:
@@ -145,11 +145,13 @@ class Imports(Registrations):
     def remove_idle(self, pool_id: UUID, proxy_ids: Sequence[UUID]) -> Program[list[UUID]]:
         """Remove those of a pool's proxies that nobody holds; return their ids."""
         values = {**origin(), "pool_id": pool_id, "proxies": list(proxy_ids)}
-        remove = registering.remove_proxies_statement(self.schema, whole_pool=False, idle_only=True)
+        remove = registry_statements.remove_proxies_statement(
+            self.schema, whole_pool=False, idle_only=True
+        )
         answers: list[Rows] = yield [
             *(Query(lock, values) for lock in self._removal_locks(whole_pool=False)),
             Query(remove, values),
-            Query(registering.forget_credentials_statement(self.schema), values),
+            Query(registry_statements.forget_credentials_statement(self.schema), values),
         ]
         return answers[-2][0]["removed"]  # type: ignore[no-any-return]
 

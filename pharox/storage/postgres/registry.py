@@ -21,7 +21,7 @@ from ...models import (
     check_name,
 )
 from ..validation import check_one_pool_each, checked_model, id_from_text
-from . import ending, reading, registering
+from . import ending, reading, registry_statements
 from .appending import origin
 from .driver import Program, Rows, Step
 from .lookups import PAGE, Lookups
@@ -34,7 +34,7 @@ BATCH = 1000
 """How many proxies one statement registers."""
 
 
-class Registrations(Lookups):
+class Registry(Lookups):
     """Everything that says what there is to lease, and by whom."""
 
     def ensure_consumer(self, name: str, consumer_id: UUID | None = None) -> Program[UUID]:
@@ -47,7 +47,7 @@ class Registrations(Lookups):
         return Consumer(id=uuid, name=consumer.name)
 
     def _ensure_consumer(self, name: str, consumer_id: UUID | None) -> Program[UUID]:
-        statement = registering.register_consumer_statement(self.schema)
+        statement = registry_statements.register_consumer_statement(self.schema)
         values = {**origin(), "consumer": name, "consumer_id": consumer_id or uuid4()}
         while True:
             try:
@@ -68,7 +68,7 @@ class Registrations(Lookups):
         values = {**origin(), "pool_id": pool.id, **pool.model_dump(exclude={"id"})}
         while True:
             try:
-                yield Query(registering.save_pool_statement(self.schema), values)
+                yield Query(registry_statements.save_pool_statement(self.schema), values)
             except psycopg.errors.UniqueViolation as error:
                 if error.diag.constraint_name == "uq_pools_name":
                     raise ConflictError(
@@ -94,7 +94,7 @@ class Registrations(Lookups):
     ) -> Program[int]:
         if not proxies:
             return 0
-        statement = registering.save_proxies_statement(self.schema, change=change)
+        statement = registry_statements.save_proxies_statement(self.schema, change=change)
         by_pool: dict[UUID, list[Proxy]] = {}
         for proxy in check_one_pool_each(proxies):
             by_pool.setdefault(proxy.pool_id, []).append(proxy)
@@ -136,8 +136,10 @@ class Registrations(Lookups):
         answers = yield [
             *(Query(lock, values) for lock in self._removal_locks(whole_pool=False)),
             Query(ending.release_held_statement(self.schema, whole_pool=False), values),
-            Query(registering.remove_proxies_statement(self.schema, whole_pool=False), values),
-            Query(registering.forget_credentials_statement(self.schema), values),
+            Query(
+                registry_statements.remove_proxies_statement(self.schema, whole_pool=False), values
+            ),
+            Query(registry_statements.forget_credentials_statement(self.schema), values),
         ]
         if not answers[-2][0]["removed"]:
             raise ProxyNotFoundError(f"Proxy {proxy_id} not found.", proxy_id=proxy_id)
@@ -151,9 +153,11 @@ class Registrations(Lookups):
         answers = yield [
             *(Query(lock, values) for lock in self._removal_locks(whole_pool=True)),
             Query(ending.release_held_statement(self.schema, whole_pool=True), values),
-            Query(registering.remove_proxies_statement(self.schema, whole_pool=True), values),
-            Query(registering.forget_credentials_statement(self.schema), values),
-            Query(registering.remove_pool_statement(self.schema), values),
+            Query(
+                registry_statements.remove_proxies_statement(self.schema, whole_pool=True), values
+            ),
+            Query(registry_statements.forget_credentials_statement(self.schema), values),
+            Query(registry_statements.remove_pool_statement(self.schema), values),
         ]
         if not answers[-1][0]["removed"]:
             raise PoolNotFoundError(f"Pool {pool_id} not found.", pool_id=pool_id)
@@ -170,7 +174,7 @@ class Registrations(Lookups):
             yield from self.check_writable()
         for row in pools:
             values = {**origin(), "pool_id": row["pool_id"], "ended_before": ended_before}
-            rows = yield Query(registering.prune_statement(self.schema), values)
+            rows = yield Query(registry_statements.prune_statement(self.schema), values)
             pruned += rows[0]["pruned"]
         return pruned
 
@@ -180,7 +184,7 @@ class Registrations(Lookups):
         What cannot be read is passed by, and the first of it is told in the end: the others
         need the old key no more.
         """
-        statement = registering.rotate_secrets_statement(self.schema)
+        statement = registry_statements.rotate_secrets_statement(self.schema)
         rotated, first = 0, NIL
         failure: SecretKeyError | None = None
         while True:
@@ -204,7 +208,7 @@ class Registrations(Lookups):
     # Parts
 
     def _removal_locks(self, *, whole_pool: bool) -> Sequence[Statement]:
-        return registering.removal_locks(self.schema, whole_pool=whole_pool)
+        return registry_statements.removal_locks(self.schema, whole_pool=whole_pool)
 
     def _check_pools(self, by_pool: Mapping[UUID, Any]) -> Program[None]:
         rows = yield Query(reading.pools_statement(self.schema), {})
@@ -264,7 +268,7 @@ class Registrations(Lookups):
         self, pool_id: UUID, proxies: Sequence[Proxy], saved: int
     ) -> Callable[[Sequence[Rows]], Query | None]:
         """Return the step that forgets the old credentials of proxies that have changed."""
-        statement = registering.forget_credentials_statement(self.schema)
+        statement = registry_statements.forget_credentials_statement(self.schema)
         values = {"pool_id": pool_id, "proxies": [proxy.id for proxy in proxies]}
 
         def step(answers: Sequence[Rows]) -> Query | None:
