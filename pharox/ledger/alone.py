@@ -11,8 +11,8 @@ import psycopg
 
 from ..errors import ConflictError
 from ..storage.postgres.driver import check_own_session
+from ..storage.postgres.schema import ALONE_LOCK, check_version, version_statement
 
-_LOCK = 1885890929
 _POLL_S = 0.02
 
 
@@ -33,9 +33,11 @@ def alone(connection: psycopg.Connection[Any], schema: str, patience_s: float) -
         If somebody else does not get done in that time.
     DatabaseError
         If a pooler lends the connection's session to others.
+    SchemaError
+        If the schema is not of the version that this code was written for.
     """
     check_own_session(connection)
-    lock = (_LOCK, schema)
+    lock = (ALONE_LOCK, schema)
     deadline = time.monotonic() + patience_s
     query = "SELECT pg_try_advisory_lock(%s, hashtext(%s))"
     while connection.execute(query, lock).fetchone() != (True,):
@@ -46,6 +48,8 @@ def alone(connection: psycopg.Connection[Any], schema: str, patience_s: float) -
             )
         time.sleep(_POLL_S)
     try:
+        (version,) = connection.execute(version_statement(schema).text).fetchone() or (None,)
+        check_version(version, schema)
         yield
     finally:
         if not connection.closed:

@@ -145,7 +145,15 @@ _READ = (
 )
 _KEPT_BY_APPS = tuple(t.name for t in (log.subscriptions, log.parked_events, log.fleet_counts))
 _CREDENTIALS = proxy_credentials.name
-_READ_FUNCTIONS = ("clock", "digest", "is_event_v1", "root", "seal", "seq_at_v1")
+_READ_FUNCTIONS = (
+    "clock",
+    "digest",
+    "is_event_v1",
+    "oldest_client",
+    "root",
+    "seal",
+    "seq_at_v1",
+)
 _APP_FUNCTIONS = (
     "acquire_one_v1",
     "add_partition",

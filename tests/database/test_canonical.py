@@ -21,7 +21,7 @@ from tests.conftest import fill, run_sql
 from .sealing import Connection, check_seal, connected, ticks
 
 DIGEST = """
-SELECT pharox.digest(event) AS digest, (event).data::text AS data
+SELECT pharox.digest(event, 1::smallint) AS digest, (event).data::text AS data
 FROM (SELECT row(%(position)s::bigint, %(tx)s::xid8, %(recorded_at)s::timestamptz,
                  %(expires_at)s::timestamptz, %(acquired_at)s::timestamptz, %(pool_id)s::uuid,
                  %(proxy_id)s::uuid, %(lease_id)s::uuid, %(consumer_id)s::uuid,

@@ -36,8 +36,8 @@ class _EventRow(UserDefinedType[Any]):
     cache_ok = True
 
     def get_col_spec(self, **_: object) -> str:
-        """Return the type's name: that of the table's rows."""
-        return f"{SCHEMA}.events"
+        """Return the type's name: that of an event on its way, which has the table's columns."""
+        return f"{SCHEMA}.event_v1"
 
 
 class State(NamedTuple):

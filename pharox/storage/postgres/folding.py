@@ -43,6 +43,7 @@ from projections import Events, Projection, State
 
 from .driver import Session
 from .history import SEALED, positions_statement, within
+from .schema import check_version, version_statement
 from .sql import ONE, TEMPORARY, Statement, compiled, definition, now, parameter, text_literal
 
 BATCH = 200_000
@@ -79,6 +80,12 @@ class Folder:
         it is not given.
     projections:
         What to fold. They do not depend on each other.
+
+    Raises
+    ------
+    SchemaError
+        If the ledger is not of the version that this code was written for: it may have events
+        that this code would fold wrongly.
     """
 
     def __init__(
@@ -88,6 +95,8 @@ class Folder:
         projections: Sequence[Projection],
         target: str = TEMPORARY,
     ) -> None:
+        (found,) = session.rows(version_statement(ledger)) or ({"version": None},)
+        check_version(found["version"], ledger)
         self.session = session
         self.ledger, self.target = ledger, target
         self.projections = tuple(projections)

@@ -83,7 +83,8 @@ def others_function(others: Iterable[Projection]) -> str:
     """Return the function that folds into the read models of other packages."""
     return _function(
         "What appended events come to in the read models of other packages, which a rebuild adds.",
-        "fold_others_v1(appended {schema}.events[], types text[], own_slot smallint)\nRETURNS void",
+        "fold_others_v1(\n    appended {schema}.event_v1[],\n    types text[],\n"
+        "    own_slot smallint\n)\nRETURNS void",
         [_step(fold, fold.types) for p in others for fold in p.folds()] or ["NULL;"],
     )
 
@@ -92,7 +93,7 @@ def _decisive(projection: Projection) -> str:
     (fold,) = (fold for fold in projection.folds() if fold.types & LEASE_EVENTS)
     return _HEAD.format(
         about=_comment(f"What leases and their ends come to in {projection.name}."),
-        signature=f"fold_{projection.name}_v1(appended {{schema}}.events[])\nRETURNS void",
+        signature=f"fold_{projection.name}_v1(appended {{schema}}.event_v1[])\nRETURNS void",
         body=textwrap.indent(
             f"{_laid_out(template(fold.statement(Events(_appended()))))};", "    "
         ),
@@ -112,7 +113,7 @@ def _read_models() -> str:
     return _function(
         "What appended events come to in the read models. What commands "
         "decide by has those of leases already if they are ``decided``.",
-        "fold_v1(\n    appended {schema}.events[],\n    types text[],\n    own_slot smallint,\n"
+        "fold_v1(\n    appended {schema}.event_v1[],\n    types text[],\n    own_slot smallint,\n"
         "    decided boolean\n)\nRETURNS void",
         steps,
     )
@@ -129,7 +130,7 @@ def _single() -> str:
     return _function(
         "What one event of a lease comes to in the read models, where nothing has to be grouped: "
         "a lease of no turn, and under no id of its caller's.",
-        "fold_one_v1(event {schema}.events, own_slot smallint)\nRETURNS void",
+        "fold_one_v1(event {schema}.event_v1, own_slot smallint)\nRETURNS void",
         steps,
     )
 
@@ -138,7 +139,7 @@ def _counts_after() -> str:
     query = template(counts_after(Events(_appended())))
     return _HEAD.format(
         about=_comment("Each pool in numbers after each of some events, which are folded by now."),
-        signature="counts_after_v1(appended {schema}.events[])\n"
+        signature="counts_after_v1(appended {schema}.event_v1[])\n"
         "RETURNS SETOF {schema}.pool_counts\nSTABLE",
         body=textwrap.indent(f"RETURN QUERY\n{_laid_out(query)};", "    "),
     )

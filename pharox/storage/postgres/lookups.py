@@ -30,8 +30,9 @@ from ..validation import id_from_text, pool_named
 from . import reading, retention
 from .driver import Program
 from .history import page_statement, positions_statement, seal_statement
+from .migrations import HEAD
 from .refusals import read_only
-from .schema import check_version, version_statement
+from .schema import check_version, oldest_client_statement, version_statement
 from .sql import Query, Statement
 from .vault import Vault
 
@@ -71,11 +72,16 @@ class Lookups:
         return rows[0]["version"] if rows else None
 
     def checked(self, program: Program[T]) -> Program[T]:
-        """Return a program that fails unless the schema is the one that this code needs."""
+        """Return a program that fails unless the schema is one that this code can use."""
         return program if self.is_checked else self._checked_first(program)
 
     def _checked_first(self, program: Program[T]) -> Program[T]:
-        check_version((yield from self.schema_version()), self.schema)
+        version = yield from self.schema_version()
+        if version is not None and version > HEAD:
+            rows = yield Query(oldest_client_statement(self.schema), {})
+            if rows[0]["oldest"] <= HEAD:
+                version = HEAD  # All of that is still there.
+        check_version(version, self.schema)
         self.is_checked = True
         return (yield from program)
 

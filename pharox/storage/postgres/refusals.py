@@ -99,7 +99,8 @@ def _refusal(error: psycopg.Error, connection: AnyConnection) -> DatabaseError |
         ):
             return SchemaError(
                 f"the pharox schema is not complete ({error.diag.message_primary}): "
-                f"{UPGRADE_HINT}; a projection of your own needs `pharox rebuild NAME`"
+                f"{UPGRADE_HINT}, or upgrade pharox if the schema is newer; a projection of your "
+                "own needs `pharox rebuild NAME`"
             )
         case psycopg.errors.UndefinedColumn():
             return SchemaError(f"the pharox schema is outdated: {UPGRADE_HINT}")

@@ -14,6 +14,7 @@ from collections.abc import Generator, Sequence
 import psycopg
 from psycopg import sql
 
+from pharox.log import events
 from pharox.log.canonical import DIGEST_VERSION
 from projections import Finding, Projection
 from projections.pool_stats import SLOTS
@@ -27,13 +28,14 @@ CHAIN = {
     "events": """
         SELECT jsonb_build_object('seq', s.seq, 'position', coalesce(s.position, e.position)),
                CASE WHEN e.position IS NOT NULL THEN
-                   jsonb_build_object('version', {version},
-                                      'digest', encode({ledger}.digest(e), 'hex')) END,
+                   jsonb_build_object('version', coalesce(s.version, {version}),
+                       'digest', encode({ledger}.digest(
+                           e, coalesce(s.version, {version}::smallint)), 'hex')) END,
                CASE WHEN s.position IS NOT NULL THEN
                    jsonb_build_object('version', s.version, 'digest', encode(s.digest, 'hex')) END
         FROM {ledger}.seals AS s
         FULL JOIN {ledger}.events AS e ON e.position = s.position
-        WHERE (s.digest IS DISTINCT FROM {ledger}.digest(e) OR s.version <> {version})
+        WHERE (s.position IS NULL OR s.digest IS DISTINCT FROM {ledger}.digest(e, s.version))
           AND (s.position IS NOT NULL OR NOT (
               e.tx >= (SELECT pg_snapshot_xmax(snapshot) FROM {last_tick})
               OR e.tx = ANY (ARRAY(SELECT pg_snapshot_xip(snapshot) FROM {last_tick}))))
@@ -47,7 +49,7 @@ CHAIN = {
     "readable": """
         SELECT jsonb_build_object('position', e.position), jsonb_build_object('type', e.type), NULL
         FROM {ledger}.events AS e
-        WHERE {ledger}.is_event_v1(e) IS NOT TRUE
+        WHERE {ledger}.is_event_v1({event}) IS NOT TRUE
         ORDER BY e.position
     """,
     "seals": """
@@ -249,8 +251,10 @@ def _findings(session: Session, check: str, statement: Statement) -> Generator[F
 
 def _ledger_query(query: str, ledger: str) -> Statement:
     text = query.replace("{last_tick}", LAST_TICK)
+    columns = sql.SQL(", ").join(sql.Identifier("e", column.name) for column in events.c)
+    event = sql.SQL("ROW({})::{}").format(columns, sql.Identifier(ledger, "event_v1"))
     composed = sql.SQL(text).format(
-        ledger=sql.Identifier(ledger), last_slot=SLOTS - 1, version=DIGEST_VERSION
+        ledger=sql.Identifier(ledger), last_slot=SLOTS - 1, version=DIGEST_VERSION, event=event
     )
     return Statement(composed.as_bytes(), (), {}, ("key", "found", "expected"))
 

@@ -1,6 +1,12 @@
-"""Run the migrations over the connection that ``upgrade_schema`` opened, in its transaction."""
+"""Run the migrations over the connection that ``upgrade_schema`` opened, in its transaction.
+
+A migration names in ``LOCKED`` the tables that it alters. All are locked before anything is
+changed: what is asked for later could be held by somebody who waits for what is locked already.
+"""
 
 from alembic import context
+
+from pharox.storage.postgres.sql import quoted
 
 attributes = context.config.attributes
 schema = attributes["schema"]
@@ -10,4 +16,8 @@ context.configure(
     version_table_schema=schema,
     target_metadata=attributes.get("metadata"),
 )
+if attributes["locked"]:
+    tables = ", ".join(f"{quoted(schema)}.{name}" for name in attributes["locked"])
+    lock = f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE"
+    attributes["connection"].connection.cursor().execute(lock)
 context.run_migrations()

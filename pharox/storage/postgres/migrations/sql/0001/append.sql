@@ -2,10 +2,12 @@
 -- insert. They give each event its position, its transaction and its moment, refuse what could not
 -- be read back, and fold.
 --
+-- Events come and go as event_v1, a type that never changes: the table may have more columns.
+--
 -- Every plan goes by an index: the arrays are short, and a plan is kept for all lengths.
 
 -- Tell whether an event is one that could be read back, and folded.
-CREATE FUNCTION {schema}.is_event_v1(event {schema}.events)
+CREATE FUNCTION {schema}.is_event_v1(event {schema}.event_v1)
 RETURNS boolean
 LANGUAGE sql
 IMMUTABLE
@@ -66,14 +68,14 @@ $$;
 -- correlation ids each has, where it does not have its own. What commands decide by is folded
 -- already if it is ``decided``.
 CREATE FUNCTION {schema}.append_v1(
-    new {schema}.events[],
+    new {schema}.event_v1[],
     own_slot smallint,
     numbers integer[] DEFAULT NULL,
     actors text[] DEFAULT NULL,
     correlation_ids text[] DEFAULT NULL,
     decided boolean DEFAULT false
 )
-RETURNS {schema}.events[]
+RETURNS {schema}.event_v1[]
 LANGUAGE plpgsql
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -84,7 +86,7 @@ SET enable_mergejoin = off
 AS $$
 DECLARE
     at timestamptz := {schema}.clock();
-    appended {schema}.events[];
+    appended {schema}.event_v1[];
     types text[];
 BEGIN
     IF cardinality(new) = 0 THEN
@@ -127,12 +129,24 @@ BEGIN
             coalesce(actors[numbers[event.ordinality]], event.actor),
             coalesce(correlation_ids[numbers[event.ordinality]], event.correlation_id),
             event.data
-        )::{schema}.events
+        )::{schema}.event_v1
         ORDER BY event.ordinality
     ), array_agg(event.type)
     INTO appended, types
     FROM unnest(new) WITH ORDINALITY AS event;
-    INSERT INTO {schema}.events SELECT event.* FROM unnest(appended) AS event;
+    INSERT INTO {schema}.events (
+        position, tx, recorded_at, expires_at, acquired_at, pool_id, proxy_id, lease_id,
+        consumer_id, leases_before, leases_after, max_concurrency_before, max_concurrency_after,
+        schema_version, type, status_before, status_after, selector, consumer, pool_name, actor,
+        correlation_id, data
+    )
+    SELECT
+        event.position, event.tx, event.recorded_at, event.expires_at, event.acquired_at,
+        event.pool_id, event.proxy_id, event.lease_id, event.consumer_id, event.leases_before,
+        event.leases_after, event.max_concurrency_before, event.max_concurrency_after,
+        event.schema_version, event.type, event.status_before, event.status_after, event.selector,
+        event.consumer, event.pool_name, event.actor, event.correlation_id, event.data
+    FROM unnest(appended) AS event;
     IF cardinality(new) > 1 AND EXISTS (
         SELECT 1 FROM unnest(appended) AS event WHERE event.pool_id <> new[1].pool_id
     ) THEN
@@ -152,8 +166,8 @@ $$;
 
 -- Append one event of a lease and fold it: the same as append_v1 of one, in fewer statements. It
 -- is of no turn, and under no id of its caller's: fold_one_v1 does not fold these.
-CREATE FUNCTION {schema}.append_one_v1(event {schema}.events, own_slot smallint)
-RETURNS {schema}.events
+CREATE FUNCTION {schema}.append_one_v1(event {schema}.event_v1, own_slot smallint)
+RETURNS {schema}.event_v1
 LANGUAGE plpgsql
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -172,7 +186,12 @@ BEGIN
     event.recorded_at := {schema}.clock();
     event.schema_version := coalesce(event.schema_version, 1);
     -- An INSERT has its lock before it takes a position.
-    INSERT INTO {schema}.events
+    INSERT INTO {schema}.events (
+        position, tx, recorded_at, expires_at, acquired_at, pool_id, proxy_id, lease_id,
+        consumer_id, leases_before, leases_after, max_concurrency_before, max_concurrency_after,
+        schema_version, type, status_before, status_after, selector, consumer, pool_name, actor,
+        correlation_id, data
+    )
     SELECT
         nextval('{literal}.events_position_seq'), event.tx, event.recorded_at, event.expires_at,
         event.acquired_at, event.pool_id, event.proxy_id, event.lease_id, event.consumer_id,

@@ -1,7 +1,7 @@
 -- Written by `python -m pharox.storage.postgres.functions` from projections/*.py.
 
 -- What leases and their ends come to in available_proxies.
-CREATE OR REPLACE FUNCTION {schema}.fold_available_proxies_v1(appended {schema}.events[])
+CREATE OR REPLACE FUNCTION {schema}.fold_available_proxies_v1(appended {schema}.event_v1[])
 RETURNS void
 LANGUAGE plpgsql
 AS $$
@@ -21,7 +21,7 @@ END
 $$;
 
 -- What leases and their ends come to in selector_cursors.
-CREATE OR REPLACE FUNCTION {schema}.fold_selector_cursors_v1(appended {schema}.events[])
+CREATE OR REPLACE FUNCTION {schema}.fold_selector_cursors_v1(appended {schema}.event_v1[])
 RETURNS void
 LANGUAGE plpgsql
 AS $$
@@ -42,7 +42,7 @@ END
 $$;
 
 -- What leases and their ends come to in lease_ids.
-CREATE OR REPLACE FUNCTION {schema}.fold_lease_ids_v1(appended {schema}.events[])
+CREATE OR REPLACE FUNCTION {schema}.fold_lease_ids_v1(appended {schema}.event_v1[])
 RETURNS void
 LANGUAGE plpgsql
 AS $$
@@ -58,7 +58,7 @@ END
 $$;
 
 -- Each pool in numbers after each of some events, which are folded by now.
-CREATE OR REPLACE FUNCTION {schema}.counts_after_v1(appended {schema}.events[])
+CREATE OR REPLACE FUNCTION {schema}.counts_after_v1(appended {schema}.event_v1[])
 RETURNS SETOF {schema}.pool_counts
 STABLE
 LANGUAGE plpgsql
@@ -112,7 +112,7 @@ $$;
 
 -- What one event of a lease comes to in the read models, where nothing has to be grouped: a lease
 -- of no turn, and under no id of its caller's.
-CREATE OR REPLACE FUNCTION {schema}.fold_one_v1(event {schema}.events, own_slot smallint)
+CREATE OR REPLACE FUNCTION {schema}.fold_one_v1(event {schema}.event_v1, own_slot smallint)
 RETURNS void
 LANGUAGE plpgsql
 AS $$
@@ -166,7 +166,7 @@ $$;
 -- What appended events come to in the read models. What commands decide by has those of leases
 -- already if they are ``decided``.
 CREATE OR REPLACE FUNCTION {schema}.fold_v1(
-    appended {schema}.events[],
+    appended {schema}.event_v1[],
     types text[],
     own_slot smallint,
     decided boolean
@@ -466,7 +466,11 @@ END
 $$;
 
 -- What appended events come to in the read models of other packages, which a rebuild adds.
-CREATE OR REPLACE FUNCTION {schema}.fold_others_v1(appended {schema}.events[], types text[], own_slot smallint)
+CREATE OR REPLACE FUNCTION {schema}.fold_others_v1(
+    appended {schema}.event_v1[],
+    types text[],
+    own_slot smallint
+)
 RETURNS void
 LANGUAGE plpgsql
 AS $$

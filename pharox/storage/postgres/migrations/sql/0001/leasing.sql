@@ -65,7 +65,7 @@ CREATE FUNCTION {schema}.lease_event_v1(
     selector text,
     data jsonb
 )
-RETURNS {schema}.events
+RETURNS {schema}.event_v1
 LANGUAGE sql
 IMMUTABLE
 AS $$
@@ -73,12 +73,12 @@ AS $$
         place, NULL, NULL, expires_at, acquired_at, pool, proxy, lease, consumer_id,
         leases_before, leases_after, max_concurrency, max_concurrency, 1, type, status, status,
         selector, consumer, pool_name, NULL, NULL, data
-    )::{schema}.events
+    )::{schema}.event_v1
 $$;
 
 -- The leases of some pools that have run out, as events; their proxies are locked.
 CREATE FUNCTION {schema}.due_leases_v1(pools uuid[], at timestamptz)
-RETURNS SETOF {schema}.events
+RETURNS SETOF {schema}.event_v1
 LANGUAGE sql
 AS $$
     SELECT {schema}.lease_event_v1(
@@ -114,7 +114,7 @@ CREATE FUNCTION {schema}.returned_leases_v1(
     reasons text[],
     at timestamptz
 )
-RETURNS TABLE (number integer, event {schema}.events)
+RETURNS TABLE (number integer, event {schema}.event_v1)
 LANGUAGE plpgsql
 AS $$
 #variable_conflict use_column
@@ -648,9 +648,9 @@ DECLARE
     pool_ids uuid[];
     ranks integer[];
     consumer_ids uuid[];
-    pending {schema}.events[] := '{}';
+    pending {schema}.event_v1[] := '{}';
     numbers integer[] := '{}';
-    more {schema}.events[];
+    more {schema}.event_v1[];
     more_numbers integer[];
     expired uuid[] := '{}';
     returned integer[] := '{}';
@@ -958,7 +958,7 @@ END
 $$;
 
 -- What the only command of a statement came to: its event, with the pool in numbers if asked for.
-CREATE FUNCTION {schema}.answer_one_v1(event {schema}.events, with_stats boolean)
+CREATE FUNCTION {schema}.answer_one_v1(event {schema}.event_v1, with_stats boolean)
 RETURNS {schema}.lease_answer
 LANGUAGE plpgsql
 AS $$
@@ -1006,7 +1006,7 @@ DECLARE
     consumer_id uuid;
     is_due boolean;
     place {schema}.lease_place;
-    event {schema}.events;
+    event {schema}.event_v1;
 BEGIN
     SELECT
         pool.id,
@@ -1068,7 +1068,7 @@ AS $$
 DECLARE
     at timestamptz := {schema}.clock();
     place {schema}.lease_place;
-    event {schema}.events;
+    event {schema}.event_v1;
 BEGIN
     SELECT
         availability.proxy_id, availability.status, availability.checked_at,

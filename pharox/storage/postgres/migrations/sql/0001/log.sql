@@ -47,6 +47,34 @@ CREATE INDEX ix_events_pools
     ON {schema}.events (position)
     WHERE type IN ('PoolRegistered', 'PoolChanged', 'PoolRemoved');
 
+-- An event as functions and clients hand it on. It never changes: the table may get more columns,
+-- and whoever was written before goes on. What needs them uses a type of a later version.
+CREATE TYPE {schema}.event_v1 AS (
+    "position" bigint,
+    tx xid8,
+    recorded_at timestamptz,
+    expires_at timestamptz,
+    acquired_at timestamptz,
+    pool_id uuid,
+    proxy_id uuid,
+    lease_id uuid,
+    consumer_id uuid,
+    leases_before integer,
+    leases_after integer,
+    max_concurrency_before integer,
+    max_concurrency_after integer,
+    schema_version smallint,
+    type text,
+    status_before text,
+    status_after text,
+    selector text,
+    consumer text,
+    pool_name text,
+    actor text,
+    correlation_id text,
+    data jsonb
+);
+
 CREATE TABLE {schema}.seals (
     seq BIGINT NOT NULL,
     position BIGINT NOT NULL,

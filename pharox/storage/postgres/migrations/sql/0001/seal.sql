@@ -97,10 +97,10 @@ BEGIN
         FROM {schema}.events WHERE position > last.unsealed_after;
     END IF;
     WITH added AS (
-        INSERT INTO {schema}.seals (seq, position, digest)
-        SELECT sealed + row_number() OVER (ORDER BY position), position, digest
+        INSERT INTO {schema}.seals (seq, position, version, digest)
+        SELECT sealed + row_number() OVER (ORDER BY position), position, 1, digest
         FROM (
-            SELECT e.position, {schema}.digest(e) AS digest
+            SELECT e.position, {schema}.digest(e, 1::smallint) AS digest
             FROM {schema}.events AS e
             WHERE e.position > last.unsealed_after
               AND CASE WHEN same_ids THEN

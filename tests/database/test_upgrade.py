@@ -1,0 +1,289 @@
+"""Workers of the version before go on throughout an upgrade, and after it.
+
+``next_migration`` does what later migrations will do. Those that come bring their own: a test
+of each has to lease with the functions of the versions before, as this one does.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from hashlib import sha256
+from importlib.resources import files
+from multiprocessing.managers import SyncManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pharox import (
+    DatabaseError,
+    HealthCheckResult,
+    Lease,
+    LeaseStatus,
+    ProxyFilters,
+    ProxyManager,
+    ProxyProtocol,
+    ProxyStatus,
+    SchemaError,
+    SelectorStrategy,
+    Subscription,
+)
+from pharox.events import LeaseAcquired
+from pharox.ledger.rebuild import rebuild
+from pharox.storage.postgres import PostgresStorage, lookups, migrations, schema
+from tests.conftest import fill, ledger, run_sql
+from tests.leasing.test_contention import most_holders_at_once
+from tests.ledger.following import following, is_level, until
+from tests.ledger.full_parts import full_parts, small_parts
+
+NEXT = Path(__file__).parent / "next_migration"
+SQL = files(migrations) / "sql" / "0001"
+SQL_DIGEST = "f84cfe05b1132b1413bae98598f497f4c8340892b9ff6a42df8020bbed074da4"
+WORKERS = 8
+STEPS = 8
+
+
+def next_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process be of the next version; those that it starts are not."""
+    monkeypatch.setattr(schema, "VERSIONS", [*schema.VERSIONS, str(NEXT)])
+    for module in (schema, lookups):
+        monkeypatch.setattr(module, "HEAD", "0002")
+
+
+def test_the_first_migration_stays_as_it_is() -> None:
+    """The SQL of 0001 is frozen: ledgers have it, and nothing runs it again over them.
+
+    A change is a new migration, in ``versions/``, with its SQL in ``sql/`` beside it; decision
+    0035 says what one may do. A merge of what was made before the freeze sets the digest anew,
+    to what this test prints.
+    """
+    content = b"".join(
+        part.name.encode() + b"\0" + part.read_bytes()
+        for part in sorted(SQL.iterdir(), key=lambda part: part.name)
+    )
+    assert sha256(content).hexdigest() == SQL_DIGEST
+
+
+class Work:
+    """What a worker of a process does, over and over, until it is told to stop."""
+
+    def __init__(self, url: str, number: int, done: Any, is_over: threading.Event) -> None:
+        self._url, self._number, self._done, self._is_over = url, number, done, is_over
+
+    def __call__(self) -> tuple[int, int]:
+        """Return how many leases it had, and how many times it found nothing."""
+        with ledger(self._url) as storage, ThreadPoolExecutor(2) as pool:
+            storage.upgrade_schema()
+            counts = [pool.submit(self._lease, ProxyManager(storage), n) for n in range(2)]
+            return tuple(map(sum, zip(*(c.result() for c in counts), strict=True)))  # type: ignore[return-value]
+
+    def _lease(self, manager: ProxyManager, thread: int) -> tuple[int, int]:
+        leased = missed = 0
+        filters = ProxyFilters(country="AR")
+        selectors = list(SelectorStrategy)
+        while not self._is_over.is_set():
+            selector = selectors[leased % len(selectors)]
+            lease = manager.acquire_proxy("pool", f"w{self._number}", selector=selector)
+            own = [lease] if lease else []
+            many = manager.acquire_proxies("pool", 3, "sets", at_least=1, filters=filters)
+            leased, missed = leased + len(own) + len(many), missed + (not own) + (not many)
+            for each in own:
+                manager.release_proxy(each)
+            manager.release_proxies(many)
+            time.sleep(0.005)  # so that two cores can also start processes
+            key = f"{self._number} {thread}"
+            self._done[key] = self._done.get(key, 0) + 1
+        return leased, missed
+
+
+@pytest.fixture
+def manager_of_processes() -> Iterator[SyncManager]:
+    """What processes share."""
+    with multiprocessing.get_context("spawn").Manager() as shared:
+        yield shared
+
+
+def filled(storage: PostgresStorage) -> list[Lease]:
+    """Fill a ledger with thousands of events in several parts; return leases that stay active."""
+    small_parts(storage, 1000)
+    _, proxies = fill(storage, 100, country="AR")
+    manager = ProxyManager(storage)
+    for _ in range(16):
+        manager.release_proxies(manager.acquire_proxies("pool", 100))
+    fill(storage, 0, name="empty")
+    assert manager.acquire_proxy("empty") is None
+    for proxy in proxies[:20]:
+        storage.apply_health_check_result(
+            HealthCheckResult(
+                proxy_id=proxy.id,
+                status=ProxyStatus.ACTIVE,
+                latency_ms=5,
+                protocol=ProxyProtocol.HTTP,
+            )
+        )
+    held = manager.acquire_proxies("pool", 10, "holder", duration_seconds=3600)
+    storage.take_snapshot(storage.seal())
+    assert storage.verify() == []
+    return held
+
+
+def wait_for_work(done: Any, workers: int, running: Sequence[Future[Any]]) -> None:
+    """Wait until each thread of the workers has gone some steps further."""
+    before = dict(done)
+
+    def have_worked() -> bool:
+        assert not any(each.done() for each in running), [
+            each.exception() for each in running if each.done()
+        ]
+        now = dict(done)
+        return len(now) == 2 * workers and all(
+            count >= before.get(key, 0) + STEPS for key, count in now.items()
+        )
+
+    until(have_worked, 60)
+
+
+def test_workers_lease_throughout_an_upgrade(
+    postgres: PostgresStorage,
+    database_url: str,
+    manager_of_processes: SyncManager,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Eight processes get no error, lose no lease, and share no proxy; one that comes later too."""
+    held = filled(postgres)
+    seals = run_sql(postgres.engine, "SELECT * FROM pharox.seals ORDER BY seq")
+    done, is_over = manager_of_processes.dict(), manager_of_processes.Event()
+    taken: list[Any] = []
+    reader = Subscription("leases", taken.append, types=("LeaseAcquired",))
+    context = multiprocessing.get_context("spawn")
+    with (
+        following(reader, postgres),
+        ProcessPoolExecutor(WORKERS + 1, mp_context=context) as pool,
+    ):
+        try:
+            running = [pool.submit(Work(database_url, n, done, is_over)) for n in range(WORKERS)]
+            wait_for_work(done, WORKERS, running)
+            with monkeypatch.context() as patched, ledger(database_url) as newer:
+                next_version(patched)
+                newer.upgrade_schema()
+            wait_for_work(done, WORKERS, running)
+            running.append(pool.submit(Work(database_url, WORKERS, done, is_over)))
+            wait_for_work(done, WORKERS + 1, running)
+        finally:
+            is_over.set()
+        leased, missed = map(sum, zip(*(each.result() for each in running), strict=True))
+        until(lambda: is_level(postgres, reader.name), 60)
+
+    events = list(postgres.events())
+    acquired = sum(isinstance(event, LeaseAcquired) for event in events)
+    assert missed == 0
+    assert acquired == leased + 1600 + len(held) == len(taken)
+    assert set(most_holders_at_once(events).values()) == {1}
+    active = [lease.id for lease in postgres.list_leases() if lease.status is LeaseStatus.ACTIVE]
+    assert sorted(active) == sorted(lease.id for lease in held)
+    kept = "SELECT * FROM pharox.seals WHERE version = 1 ORDER BY seq"
+    assert run_sql(postgres.engine, kept)[: len(seals)] == seals
+    _use_what_is_new(postgres, held[0])
+    next_version(monkeypatch)
+    assert postgres.verify() == []
+
+
+def _use_what_is_new(storage: PostgresStorage, lease: Lease) -> None:
+    """Append an event of the new type through the new function, and see it folded and sealed."""
+    run_sql(
+        storage.engine,
+        "SELECT pharox.append_v2(ARRAY[jsonb_populate_record(NULL::pharox.event_v1, "
+        f"jsonb_build_object('type', 'LeaseRenewed', 'pool_id', '{lease.pool_id}', "
+        f"'lease_id', '{lease.id}', 'data', jsonb_build_object('region', 'eu')))], 0::smallint)",
+    )
+    storage.seal()
+    assert run_sql(
+        storage.engine,
+        "SELECT event.region, lease.renewals, seal.version FROM pharox.events AS event "
+        "JOIN pharox.leases AS lease ON lease.id = event.lease_id "
+        "JOIN pharox.seals AS seal ON seal.position = event.position "
+        "WHERE event.type = 'LeaseRenewed'",
+    ) == [("eu", 1, 2)]
+    indexes = (
+        "SELECT count(*) = count(*) FILTER (WHERE indisvalid), count(*) > 5 FROM pg_index "
+        "JOIN pg_class ON pg_class.oid = indexrelid WHERE relname ~ 'region'"
+    )
+    assert run_sql(storage.engine, indexes) == [(True, True)]
+
+
+def test_a_newer_schema_serves_who_leases_and_nobody_who_alters_or_judges_it(
+    postgres: PostgresStorage, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The version before leases; what folds the log by its own rules is told to be upgraded."""
+    fill(postgres, 1)
+    with monkeypatch.context() as patched:
+        next_version(patched)
+        postgres.upgrade_schema()
+    with ledger(database_url) as older:
+        older.upgrade_schema()
+        assert older.schema_version() == "0002"
+        lease = ProxyManager(older).acquire_proxy("pool")
+        assert lease is not None
+        assert older.verify_log() == []
+        for refused in (
+            older.verify,
+            lambda: older.state_at(1),
+            lambda: older.take_snapshot(1),
+            lambda: rebuild(older),
+        ):
+            with pytest.raises(SchemaError, match="upgrade pharox"):
+                refused()
+
+
+def test_a_breaking_version_says_so(
+    postgres: PostgresStorage, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a later version takes away is told at first use, not by what is missing."""
+    fill(postgres, 1)
+    with monkeypatch.context() as patched:
+        next_version(patched)
+        postgres.upgrade_schema()
+    run_sql(
+        postgres.engine,
+        "CREATE OR REPLACE FUNCTION pharox.oldest_client() RETURNS text LANGUAGE sql STABLE "
+        "AS 'SELECT ''0002'''",
+    )
+    with ledger(database_url) as older, pytest.raises(SchemaError, match="upgrade pharox"):
+        ProxyManager(older).acquire_proxy("pool")
+
+
+def test_an_upgrade_waits_for_no_lock_while_others_wait_for_it(
+    postgres: PostgresStorage, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a transaction left open it gives up, says so, and leaves the schema as it was."""
+    fill(postgres, 1)
+    next_version(monkeypatch)
+    monkeypatch.setattr(schema, "PATIENCE_S", 1.0)
+    with ledger(database_url) as newer, postgres.session() as held:
+        held.connection.execute("SELECT FROM pharox.leases")
+        with pytest.raises(DatabaseError, match="did not get its locks"):
+            newer.upgrade_schema()
+        assert newer.schema_version() == "0001"
+    with ledger(database_url) as newer:
+        newer.upgrade_schema()
+        assert newer.schema_version() == "0002"
+        assert newer.verify() == []
+
+
+def test_an_index_that_was_cut_off_is_built_by_the_next_upgrade(
+    postgres: PostgresStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the catalog says to be lacking or not valid is completed, whoever began it."""
+    full_parts(postgres)
+    next_version(monkeypatch)
+    with monkeypatch.context() as cut_off:
+        cut_off.setattr(schema, "build_log_indexes", lambda *_: None)
+        postgres.upgrade_schema()
+    valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'pharox.ix_events_region'::regclass"
+    assert run_sql(postgres.engine, valid) == [(False,)]
+    postgres.upgrade_schema()
+    assert run_sql(postgres.engine, valid) == [(True,)]
