@@ -42,7 +42,7 @@ from tests.ledger.full_parts import full_parts, small_parts
 
 NEXT = Path(__file__).parent / "next_migration"
 SQL = files(migrations) / "sql" / "0001"
-SQL_DIGEST = "f84cfe05b1132b1413bae98598f497f4c8340892b9ff6a42df8020bbed074da4"
+SQL_DIGEST = "60542fd1cb4b8697a8f29c25007de378a0a8d168ef20438ddb1fa9342ee1c938"
 WORKERS = 8
 STEPS = 8
 

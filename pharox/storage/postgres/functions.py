@@ -3,12 +3,12 @@
 A fold is stated once, over a relation of events. A rebuild runs it over a range of the
 log; here it is written into the functions that append, over the array of events that a
 command has decided. What they come to stands as a file beside the migrations, so that
-it can be read and run in psql; a test compares the two.
+it can be read and run in psql: ``python -m scripts.fold_functions`` lays them out and
+writes it, and a test compares the two.
 """
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, cast
@@ -65,7 +65,7 @@ _EVENT = Events(
 
 def folding_functions() -> str:
     """Return the SQL of all functions that fold, with ``{schema}`` for the schema's name."""
-    head = "-- Written by `python -m pharox.storage.postgres.functions` from projections/*.py."
+    head = "-- Written by `python -m scripts.fold_functions` from projections/*.py."
     return "\n".join(
         (
             head,
@@ -94,9 +94,7 @@ def _decisive(projection: Projection) -> str:
     return _HEAD.format(
         about=_comment(f"What leases and their ends come to in {projection.name}."),
         signature=f"fold_{projection.name}_v1(appended {{schema}}.event_v1[])\nRETURNS void",
-        body=textwrap.indent(
-            f"{_laid_out(template(fold.statement(Events(_appended()))))};", "    "
-        ),
+        body=textwrap.indent(_statement(fold.statement(Events(_appended()))), "    "),
     )
 
 
@@ -136,12 +134,12 @@ def _single() -> str:
 
 
 def _counts_after() -> str:
-    query = template(counts_after(Events(_appended())))
+    query = counts_after(Events(_appended()))
     return _HEAD.format(
         about=_comment("Each pool in numbers after each of some events, which are folded by now."),
         signature="counts_after_v1(appended {schema}.event_v1[])\n"
         "RETURNS SETOF {schema}.pool_counts\nSTABLE",
-        body=textwrap.indent(f"RETURN QUERY\n{_laid_out(query)};", "    "),
+        body=textwrap.indent(f"RETURN QUERY\n{_statement(query)}", "    "),
     )
 
 
@@ -157,8 +155,13 @@ def _step(
     condition: str = "types && ARRAY[{}]",
 ) -> str:
     names = ", ".join(f"'{name}'" for name in sorted(types))
-    statement = _laid_out(template(fold.statement(events or Events(_appended()))))
-    return f"IF {condition.format(names)} THEN\n{textwrap.indent(statement, '    ')};\nEND IF;"
+    statement = _statement(fold.statement(events or Events(_appended())))
+    return f"IF {condition.format(names)} THEN\n{textwrap.indent(statement, '    ')}\nEND IF;"
+
+
+def _statement(element: Any) -> str:
+    """Return a statement in one line."""
+    return " ".join(template(element).split()) + ";"
 
 
 def _function(about: str, signature: str, steps: Sequence[str]) -> str:
@@ -169,44 +172,5 @@ def _function(about: str, signature: str, steps: Sequence[str]) -> str:
     )
 
 
-_CLAUSES = ("FROM", "WHERE", "SET", "USING", "GROUP", "ORDER", "SELECT", "JOIN", "ON", "LEFT")
-
-
-def _laid_out(statement: str) -> str:
-    """Return a statement with each clause, and each thing that one lists, on a line of its own.
-
-    What stands in parentheses is indented by them; a short list stays in its line.
-    """
-    lines, indents = [""], [0]
-    for part in re.findall(r"[(]|[)]|,|AND\b|'[^']*'|[^\s(),']+", " ".join(statement.split())):
-        if part == "(":
-            lines[-1] += part
-            indents.append(indents[-1] + 4)
-        elif part == ")":
-            indents.pop()
-            lines[-1] += part
-        else:
-            new_line = part in _CLAUSES or part == "AND"
-            if new_line and lines[-1].strip():
-                lines.append(" " * (indents[-1] + (2 if part == "AND" else 0)) + part)
-            elif part == ",":
-                lines[-1] += part
-            else:
-                glued = not lines[-1].strip() or lines[-1].endswith("(")
-                lines[-1] += part if glued else f" {part}"
-    return "\n".join(_wrapped(line) for line in lines)
-
-
-def _wrapped(line: str) -> str:
-    indent = " " * (len(line) - len(line.lstrip()))
-    return textwrap.fill(
-        line, 92, subsequent_indent=f"{indent}    ", break_long_words=False, break_on_hyphens=False
-    )
-
-
 def _comment(text: str) -> str:
     return "\n-- ".join(textwrap.wrap(text, 96))
-
-
-if __name__ == "__main__":
-    print(folding_functions(), end="")
