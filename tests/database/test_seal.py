@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from itertools import islice
 from uuid import uuid4
 
 import psycopg
@@ -16,6 +18,7 @@ from sqlalchemy import make_url
 
 from pharox import ProxyManager
 from pharox.log.canonical import root
+from pharox.models import utc_now
 from pharox.storage.postgres import PostgresStorage
 from pharox.storage.postgres.sql import quoted
 from tests.conftest import SECRET_KEY, fill, open_engine
@@ -96,6 +99,46 @@ def test_a_transaction_of_many_ticks_waits_its_turn(sealer: Connection, writer: 
     writer.commit()
     assert seal(sealer) == 7
     assert [row["consumer"] for row in check_seal(sealer)[5:]] == ["slow", "slow as well"]
+
+
+def test_a_late_commit_is_seen_from_wherever_one_reads_on(
+    postgres: PostgresStorage, sealer: Connection, writer: Connection, other_writer: Connection
+) -> None:
+    """Its position lies before those of ticks that are complete, and readers begin in them."""
+    append(sealer, *["early"] * 1_005)
+    seal(sealer)
+    append(writer, "late")
+    append(sealer, *["quick"] * 1_100)
+    seal(sealer)
+    append(other_writer, "later")
+    append(sealer, "quick")
+    seal(sealer)
+    writer.commit()
+    seal(sealer)
+    append(sealer, *["quick"] * 1_500)
+    seal(sealer)
+    other_writer.commit()
+    last = seal(sealer)
+    for after in (0, 1_004, 1_005, 1_006, 1_500, 2_105, 2_106, 2_107, 3_000, last - 1):
+        assert [event.seq for event in postgres.events(after=after)] == [
+            *range(after + 1, last + 1)
+        ]
+    check_seal(sealer)
+
+
+def test_moments_have_a_place_in_the_log_however_far_off(
+    postgres: PostgresStorage, sealer: Connection
+) -> None:
+    """Before the first event there is nothing, after the last there is all; both are found."""
+    append(sealer, *["early"] * 3_000)
+    last = seal(sealer)
+    sealer.execute("ANALYZE pharox.events")
+    sealer.execute("ANALYZE pharox.seals")
+    (first,) = islice(postgres.events(), 1)
+    long_ago = (datetime.min.replace(tzinfo=UTC), first.recorded_at - timedelta(days=400))
+    assert [postgres.seq_at(moment) for moment in long_ago] == [0, 0]
+    far_off = (first.recorded_at, utc_now() + timedelta(days=400), datetime.max.replace(tzinfo=UTC))
+    assert [postgres.seq_at(moment) for moment in far_off] == [last] * 3
 
 
 def test_a_rollback_leaves_no_gap(sealer: Connection, writer: Connection) -> None:

@@ -42,7 +42,7 @@ from tests.ledger.full_parts import full_parts, small_parts
 
 NEXT = Path(__file__).parent / "next_migration"
 SQL = files(migrations) / "sql" / "0001"
-SQL_DIGEST = "60542fd1cb4b8697a8f29c25007de378a0a8d168ef20438ddb1fa9342ee1c938"
+SQL_DIGEST = "dea1496f05266ef17c424ac7a2cc10ccf08040bb6b793f707f63c3709c7274b5"
 WORKERS = 8
 STEPS = 8
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from pydantic import ValidationError
@@ -195,3 +195,22 @@ def test_an_adapter_of_0_11_0_works_unchanged() -> None:
     manager.acquire_proxy("pool", duration_seconds=1)
     clock.advance(2)
     assert manager.cleanup_expired_leases() == 1
+
+
+def test_a_late_release_among_very_many_that_are_due_is_late(any_storage: AnyStorage) -> None:
+    """All that is due is taken back on the way to it, and each is told of once."""
+    clock = clock_of(any_storage)
+    fill(any_storage, 1, max_concurrency=5000)
+    manager = ProxyManager(any_storage)
+    told: list[UUID] = []
+    manager.register_expire_callback(lambda expired: told.append(expired.lease.id))
+    leases = [
+        lease
+        for _ in range(5)
+        for lease in manager.acquire_proxies("pool", 1000, distinct=False, duration_seconds=1)
+    ]
+    clock.advance(2)
+    manager.release_proxy(leases[-1])
+    assert leases[-1].status is pharox.LeaseStatus.EXPIRED
+    assert set(told) == {lease.id for lease in leases}
+    assert len(told) == len(leases)

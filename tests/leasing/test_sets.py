@@ -341,6 +341,15 @@ def test_events_say_what_was_asked_for(memory: InMemoryStorage) -> None:
     assert [event.reason for event in released] == ["done", "done"]
 
 
+def test_a_set_with_a_predicate_is_as_large_as_it_can_be(any_storage: AnyStorage) -> None:
+    """It is looked for on further pages also when the first has as few as would do."""
+    _, proxies = fill(any_storage, 1200)
+    some = {proxy.host for proxy in proxies[::300]}
+    rare = ProxyFilters(predicate=lambda proxy: proxy.host in some)
+    leases = ProxyManager(any_storage).acquire_proxies("pool", 4, filters=rare, at_least=1)
+    assert len(leases) == 4 == len(some)
+
+
 def test_a_set_with_a_predicate_is_had_with_as_few_as_will_do(any_storage: AnyStorage) -> None:
     """What was leased is the answer, and not lost because there was no more."""
     fill(any_storage, 1)

@@ -199,8 +199,7 @@ class Commands(Imports, Checks):
         """Carry out an acquisition by itself, from what a batch made of it on, if one did."""
         outcome, expired = yield from self._settle(command, first)
         if isinstance(outcome, PharoxError):
-            outcome.data["expired"] = outcome.__dict__["expired"] = expired
-            raise outcome
+            raise _with_expired(outcome, expired)
         if not isinstance(outcome, Acquisition | SetAcquisition):
             raise AssertionError(outcome)
         if lacks_stats(command, outcome):
@@ -217,11 +216,12 @@ class Commands(Imports, Checks):
         """Carry out a release by itself, from what a batch made of it on, if one did."""
         outcome, expired = yield from self._settle(command, first, attempts=3)
         if not isinstance(outcome, Returned):
-            raise DatabaseError(
+            error = DatabaseError(
                 f"lease {command.lease_id} is still active: the database has neither released it "
                 "nor taken it back; release it again",
                 lease_id=command.lease_id,
             )
+            raise _with_expired(error, expired)
         return result_of(command.request, replace(outcome, expired=expired))
 
     def _settle(
@@ -230,7 +230,7 @@ class Commands(Imports, Checks):
         """Ask until a command is settled; return its outcome, and all that was taken back.
 
         What others have locked is waited for in the same transaction as the command that
-        then follows.
+        then follows. Of ``attempts``, those that took something back do not count.
         """
         expired: list[EndedLease] = []
         for attempt in count():
@@ -238,8 +238,12 @@ class Commands(Imports, Checks):
                 wait = isinstance(outcome, Unsettled) and outcome.why == "locked"
                 (outcome,) = yield from self.carry_out((command,), wait=wait)
             expired += expired_of(outcome)
-            if not isinstance(outcome, Unsettled) or outcome.why == "none" or attempt == attempts:
+            if not isinstance(outcome, Unsettled) or outcome.why == "none":
                 return outcome, tuple(expired)
+            if attempts is not None and not outcome.expired:
+                attempts -= 1
+                if attempts < 0:
+                    return outcome, tuple(expired)
         raise AssertionError
 
     def _lease_one(self, proxy_id: UUID, consumer: str, duration: float) -> Program[Lease]:
@@ -286,6 +290,12 @@ class Commands(Imports, Checks):
             if len(rows) < size:
                 return None
             offset, size = offset + size, min(2 * size, LARGEST_PAGE)
+
+
+def _with_expired(error: PharoxError, expired: Sequence[EndedLease]) -> PharoxError:
+    """Return an error that says what was taken back on the way to it."""
+    error.data["expired"] = error.__dict__["expired"] = expired
+    return error
 
 
 def _outcome_or_error(program: Program[T]) -> Program[T | Exception]:

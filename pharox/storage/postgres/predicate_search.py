@@ -124,7 +124,7 @@ def _look_through(
         found = seen.judge(rows, filters, commands.vault)
         free += found
         is_last = len(rows) < place["page_size"]
-        if free and (is_last or (found and len(free) >= command.run.needs)):
+        if free and (is_last or (found and len(free) >= len(command.lease_ids))):
             (outcome,) = yield from commands.carry_out((_among(command, free),), wait=wait)
             if not isinstance(outcome, Unsettled):
                 return outcome, expired

@@ -660,6 +660,7 @@ DECLARE
     free {schema}.lease_place[];
     size integer;
     wanted integer[];
+    is_ours boolean;
     miss record;
     answer {schema}.lease_answer;
 BEGIN
@@ -713,6 +714,11 @@ BEGIN
                 ELSE
                     answer := {schema}.granted_before_v1(asked_ids[number], at);
                 END IF;
+            ELSIF run_needs[run] = 0 OR number = coalesce(run_ends[run - 1], 0) + 1 THEN
+                -- Who is told that its outcome is unclear may ask under this id meanwhile.
+                is_ours := pg_try_advisory_xact_lock(
+                    1885890930, hashtext(asked_ids[number]::text)
+                );
             END IF;
             IF answer.outcome IS NOT NULL THEN
                 answer.number := released + number;
@@ -1005,6 +1011,7 @@ DECLARE
     highest_rank integer;
     consumer_id uuid;
     is_due boolean;
+    is_ours boolean;
     place {schema}.lease_place;
     event {schema}.event_v1;
 BEGIN
@@ -1038,6 +1045,8 @@ BEGIN
         RETURN;
     END IF;
 
+    -- Who is told that its outcome is unclear may ask under this id meanwhile.
+    is_ours := pg_try_advisory_xact_lock(1885890930, hashtext(asked_id::text));
     event := {schema}.lease_event_v1(
         1, 'LeaseAcquired', pool_id, pool_name, place.proxy_id, asked_id, consumer_id, consumer,
         place.status, place.current_leases, place.current_leases + 1, place.max_concurrency,

@@ -51,7 +51,7 @@ DECLARE
     handed_out bigint;
     sealed bigint;
     taken bigint;
-    lowest bigint;
+    looked_after bigint;
     before bytea;
     digests bytea;
 BEGIN
@@ -96,51 +96,57 @@ BEGIN
         SELECT coalesce(max(position), last.unsealed_after) INTO tick.anchor
         FROM {schema}.events WHERE position > last.unsealed_after;
     END IF;
-    WITH added AS (
-        INSERT INTO {schema}.seals (seq, position, version, digest)
-        SELECT sealed + row_number() OVER (ORDER BY position), position, 1, digest
-        FROM (
-            SELECT e.position, {schema}.digest(e, 1::smallint) AS digest
-            FROM {schema}.events AS e
-            WHERE e.position > last.unsealed_after
-              AND CASE WHEN same_ids THEN
-                  (e.tx >= pg_snapshot_xmax(last.snapshot) AND e.tx < pg_snapshot_xmax(tick.snapshot)
-                   OR e.tx = ANY (running))
-                  AND pg_visible_in_snapshot(e.tx, tick.snapshot)
-                  AND (e.position > tick.anchor
-                       OR NOT EXISTS (SELECT FROM {schema}.seals s
-                                      WHERE s.position = e.position
-                                        AND s.position > last.unsealed_after
-                                        AND s.position <= tick.anchor))
-              ELSE
-                  e.position <= tick.anchor
-                  AND e.tx IS DISTINCT FROM own
-                  AND (e.position > (SELECT coalesce(max(position), 0) FROM {schema}.seals
-                                     WHERE position > last.unsealed_after)
-                       OR e.tx >= pg_snapshot_xmax(last.snapshot) OR e.tx = ANY (running))
-                  AND NOT EXISTS (SELECT FROM {schema}.seals s
+    INSERT INTO {schema}.seals (seq, position, version, digest)
+    SELECT sealed + row_number() OVER (ORDER BY position), position, 1, digest
+    FROM (
+        SELECT e.position, {schema}.digest(e, 1::smallint) AS digest
+        FROM {schema}.events AS e
+        WHERE e.position > last.unsealed_after
+          AND CASE WHEN same_ids THEN
+              (e.tx >= pg_snapshot_xmax(last.snapshot) AND e.tx < pg_snapshot_xmax(tick.snapshot)
+               OR e.tx = ANY (running))
+              AND pg_visible_in_snapshot(e.tx, tick.snapshot)
+              AND (e.position > tick.anchor
+                   OR NOT EXISTS (SELECT FROM {schema}.seals s
                                   WHERE s.position = e.position
-                                    AND s.position > last.unsealed_after)
-              END
-            ORDER BY e.position
-        ) AS found
-        RETURNING position
-    )
-    SELECT count(*), min(position) - 1 INTO taken, lowest FROM added;
+                                    AND s.position > last.unsealed_after
+                                    AND s.position <= tick.anchor))
+          ELSE
+              e.position <= tick.anchor
+              AND e.tx IS DISTINCT FROM own
+              AND (e.position > (SELECT coalesce(max(position), 0) FROM {schema}.seals
+                                 WHERE position > last.unsealed_after)
+                   OR e.tx >= pg_snapshot_xmax(last.snapshot) OR e.tx = ANY (running))
+              AND NOT EXISTS (SELECT FROM {schema}.seals s
+                              WHERE s.position = e.position
+                                AND s.position > last.unsealed_after)
+          END
+        ORDER BY e.position
+    ) AS found;
+    GET DIAGNOSTICS taken = ROW_COUNT;
     IF taken = 0 THEN
         RETURN sealed;
     END IF;
     IF NOT grows AND sealed > 0 THEN
         PERFORM {schema}.complete_tick();
     END IF;
-    -- What is sealed later can have an earlier position, so the last tick may begin further down.
-    tick.after_position := CASE WHEN grows THEN least(last.after_position, lowest) ELSE lowest END;
+    looked_after := last.unsealed_after;
+    IF NOT same_ids OR pg_snapshot_xmin(tick.snapshot) > last.sealer_tx THEN
+        IF same_ids THEN
+            last.unsealed_after := last.appended_upto;
+        END IF;
+        last.sealer_tx := pg_current_xact_id();
+        last.appended_upto := CASE WHEN own IS NULL THEN handed_out ELSE last.unsealed_after END;
+    END IF;
+    tick.after_position := CASE WHEN grows THEN last.after_position ELSE looked_after END;
     before := coalesce(CASE WHEN grows THEN kept.root ELSE last.root END, ''::bytea);
     LOOP
         tick.last_seq := least(tick.first_seq + largest - 1, sealed + taken);
+        -- Its own events come after after_position, and so does all that is sealed later.
         SELECT string_agg(digest, ''::bytea ORDER BY seq),
-               greatest(max(position), tick.last_position)
-        INTO digests, tick.last_position
+               greatest(max(position), tick.last_position),
+               least(min(position) - 1, last.unsealed_after)
+        INTO digests, tick.last_position, tick.after_position
         FROM {schema}.seals
         WHERE seq BETWEEN tick.first_seq AND tick.last_seq AND position > tick.after_position;
         tick.root := {schema}.root(before, tick, digests);
@@ -148,17 +154,10 @@ BEGIN
         INSERT INTO {schema}.ticks SELECT tick.*;
         before := tick.root;
         tick.first_seq := tick.last_seq + 1;
-        tick.after_position := lowest;
+        tick.after_position := looked_after;
     END LOOP;
     IF tick.last_seq - tick.first_seq >= complete - 1 THEN
         INSERT INTO {schema}.ticks SELECT tick.*;
-    END IF;
-    IF NOT same_ids OR pg_snapshot_xmin(tick.snapshot) > last.sealer_tx THEN
-        IF same_ids THEN
-            last.unsealed_after := last.appended_upto;
-        END IF;
-        last.sealer_tx := pg_current_xact_id();
-        last.appended_upto := CASE WHEN own IS NULL THEN handed_out ELSE last.unsealed_after END;
     END IF;
     UPDATE {schema}.last_tick SET
         (last_seq, first_seq, snapshot, anchor, system_identifier, sealed_at, root,
@@ -174,24 +173,32 @@ END
 $$;
 
 -- The seq of the last event recorded at or before a moment, null if there is none. The index of
--- moments tells where a span may be, and no order: so it is looked for in ever wider ones.
+-- moments tells where a span may be, and no order: so it is looked for in ever wider ones. What
+-- is still to come holds nothing, and would be looked through for nothing.
 CREATE FUNCTION {schema}.seq_at_v1(moment timestamptz)
 RETURNS bigint
 LANGUAGE plpgsql
 STABLE
 AS $$
 DECLARE
+    latest timestamptz := moment;
+    now timestamptz := {schema}.clock();
+    since timestamptz;
     span interval := '1 minute';
     found bigint;
 BEGIN
+    IF latest > now AND NOT EXISTS (SELECT FROM {schema}.events AS e WHERE e.recorded_at > now) THEN
+        latest := now;
+    END IF;
     LOOP
+        since := CASE WHEN span < '1000 years' THEN latest - span ELSE '-infinity' END;
         SELECT s.seq INTO found
         FROM {schema}.seals AS s
         JOIN {schema}.events AS e ON e.position = s.position
-        WHERE e.recorded_at <= moment AND e.recorded_at > moment - span
+        WHERE e.recorded_at <= latest AND e.recorded_at > since
         ORDER BY e.recorded_at DESC, e.position DESC
         LIMIT 1;
-        EXIT WHEN found IS NOT NULL OR span > '4000 years';
+        EXIT WHEN found IS NOT NULL OR since = '-infinity';
         span := span * 4;
     END LOOP;
     RETURN found;
