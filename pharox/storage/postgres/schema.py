@@ -93,11 +93,13 @@ def upgrade(engine: Engine, schema: str) -> None:
 
 def _upgraded(engine: Engine, schema: str) -> bool:
     """Tell whether the schema is up to date now; false if others have what is to be locked."""
+    what = "the upgrade, and nothing of it is half done"
     try:
         with engine.begin() as connection:
             keep_names_apart(connection.connection.driver_connection)  # type: ignore[arg-type]
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
             _migrate(connection, schema)
+        what = "an index of the log; the schema is up to date, and the next upgrade builds it"
         build_log_indexes(engine, schema, LOCK_TIMEOUT_MS)
     except (DBAPIError, psycopg.Error) as error:
         refused = getattr(error, "orig", None) or error
@@ -107,10 +109,7 @@ def _upgraded(engine: Engine, schema: str) -> bool:
             raise no_connection(refused) from error
         if isinstance(refused, psycopg.errors.ReadOnlySqlTransaction):
             raise read_only(None) from error
-        raise DatabaseError(
-            f"the database refused the upgrade, and nothing of it is half done: "
-            f"{with_advice(refused)}"
-        ) from error
+        raise DatabaseError(f"the database refused {what}: {with_advice(refused)}") from error
     return True
 
 
