@@ -54,6 +54,13 @@ def next_version(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "HEAD", "0002")
 
 
+def upgrade_to_next(storage: PostgresStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Upgrade a ledger as the next version would; who goes on afterwards is of this one."""
+    with monkeypatch.context() as patched:
+        next_version(patched)
+        storage.upgrade_schema()
+
+
 def test_the_first_migration_stays_as_it_is() -> None:
     """The SQL of 0001 is frozen: ledgers have it, and nothing runs it again over them.
 
@@ -167,9 +174,8 @@ def test_workers_lease_throughout_an_upgrade(
         try:
             running = [pool.submit(Work(database_url, n, done, is_over)) for n in range(WORKERS)]
             wait_for_work(done, WORKERS, running)
-            with monkeypatch.context() as patched, ledger(database_url) as newer:
-                next_version(patched)
-                newer.upgrade_schema()
+            with ledger(database_url) as newer:
+                upgrade_to_next(newer, monkeypatch)
             wait_for_work(done, WORKERS, running)
             running.append(pool.submit(Work(database_url, WORKERS, done, is_over)))
             wait_for_work(done, WORKERS + 1, running)
@@ -220,9 +226,7 @@ def test_a_newer_schema_serves_who_leases_and_nobody_who_alters_or_judges_it(
 ) -> None:
     """The version before leases; what folds the log by its own rules is told to be upgraded."""
     fill(postgres, 1)
-    with monkeypatch.context() as patched:
-        next_version(patched)
-        postgres.upgrade_schema()
+    upgrade_to_next(postgres, monkeypatch)
     with ledger(database_url) as older:
         older.upgrade_schema()
         assert older.schema_version() == "0002"
@@ -244,9 +248,7 @@ def test_a_breaking_version_says_so(
 ) -> None:
     """What a later version takes away is told at first use, not by what is missing."""
     fill(postgres, 1)
-    with monkeypatch.context() as patched:
-        next_version(patched)
-        postgres.upgrade_schema()
+    upgrade_to_next(postgres, monkeypatch)
     run_sql(
         postgres.engine,
         "CREATE OR REPLACE FUNCTION pharox.oldest_client() RETURNS text LANGUAGE sql STABLE "

@@ -273,6 +273,17 @@ class Answer(NamedTuple):
         return EndedLease(self.lease(LeaseStatus.EXPIRED), self.stats())
 
 
+def answers_of(rows: Iterable[Sequence[Any]]) -> list[Answer]:
+    """Return the rows of a function's answer by their names."""
+    return [Answer._make(row) for row in rows]
+
+
+def unknown_consumers(answers: Iterable[Answer]) -> list[str]:
+    """Return whom the ledger does not know yet; then nothing else was done."""
+    unknown = (each.consumer for each in answers if each.outcome == "unknown_consumer")
+    return list(dict.fromkeys(unknown))
+
+
 @lru_cache(maxsize=8)
 def commands_statement(schema: str) -> Statement:
     """Return the statement that carries out a batch."""
@@ -353,17 +364,11 @@ class Batch:
         }
         return Query(commands_statement(schema), values)
 
-    def unknown_consumers(self, rows: Sequence[Sequence[Any]]) -> list[str]:
-        """Return whom the ledger does not know yet; then nothing else was done."""
-        answers = map(Answer._make, rows)
-        unknown = (each.consumer for each in answers if each.outcome == "unknown_consumer")
-        return list(dict.fromkeys(unknown))
-
-    def outcomes(self, rows: Iterable[Sequence[Any]]) -> list[Outcome]:
+    def outcomes(self, told: Iterable[Answer]) -> list[Outcome]:
         """Return what each command came to, in the order in which they were given."""
         answers: dict[int, Answer] = {}
         expired: dict[str, list[EndedLease]] = {}
-        for answer in map(Answer._make, rows):
+        for answer in told:
             if answer.outcome == "LeaseExpired":
                 expired.setdefault(answer.pool_name, []).append(answer.ended_lease())
             else:
@@ -379,18 +384,13 @@ class Batch:
                 outcomes[place] = _release_outcome(command.request, answers[number])
                 continue
             first, number = number + 1, number + len(command.lease_ids)
-            told = [answers[n] for n in range(first, number + 1) if n in answers]
+            own = [answers[n] for n in range(first, number + 1) if n in answers]
             pools[place] = command.run.pool_name
-            outcomes[place] = _acquire_outcome(command, told)
+            outcomes[place] = _acquire_outcome(command, own)
         for name, ended_leases in expired.items():
             places = [place for place in self._order if pools[place] == name]
             tell_expired(outcomes, places or self._order, ended_leases)
         return outcomes
-
-    def expired(self, rows: Iterable[Sequence[Any]]) -> list[EndedLease]:
-        """Return all that was taken back."""
-        answers = map(Answer._make, rows)
-        return [answer.ended_lease() for answer in answers if answer.outcome == "LeaseExpired"]
 
     def _runs(self) -> tuple[list[int], list[Run]]:
         ends: list[int] = []

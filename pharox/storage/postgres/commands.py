@@ -58,11 +58,13 @@ from .batch import (
     Returned,
     Run,
     Unsettled,
+    answers_of,
     command_of,
     expired_of,
     has_predicate,
     lacks_stats,
     result_of,
+    unknown_consumers,
     wait_query,
 )
 from .checks import Checks
@@ -112,7 +114,8 @@ class Commands(Imports, Checks):
         expired: list[EndedLease] = []
         while True:
             batch = Batch((), due_pools=[pool_id], with_stats=with_stats)
-            taken_back = batch.expired((yield batch.query(self.schema)))
+            answers = answers_of((yield batch.query(self.schema)))
+            taken_back = [answer.ended_lease() for answer in answers]
             expired += taken_back
             if len(taken_back) < DUE:
                 return expired
@@ -132,9 +135,10 @@ class Commands(Imports, Checks):
                 _, rows = yield [wait_query(self.schema, commands[0]), query]
             else:
                 rows = yield query
-            unknown = batch.unknown_consumers(rows)
+            answers = answers_of(rows)
+            unknown = unknown_consumers(answers)
             if not unknown:
-                return batch.outcomes(rows)
+                return batch.outcomes(answers)
             for name in unknown:
                 yield from self.ensure_consumer(name)
 

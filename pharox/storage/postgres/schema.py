@@ -78,7 +78,7 @@ def upgrade(engine: Engine, schema: str) -> None:
     ------
     DatabaseError
         If the locks were not to be had, or the database refused something. The schema is as
-        it was.
+        it was, unless it says that an index of the log was refused.
     """
     transactional = engine.execution_options(isolation_level="READ COMMITTED")
     deadline = time.monotonic() + PATIENCE_S
