@@ -13,13 +13,15 @@ there was one.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
+from .building import built
 from .ids import NIL
 from .models import (
     CheckFailure,
@@ -95,6 +97,14 @@ class EventBase(_Fact):
     consumer: str | None = None
     actor: str | None = None
     correlation_id: str | None = None
+
+    def parts(self) -> Sequence[EventBase]:
+        """Return the events that projections fold: this one, or those that it keeps together."""
+        return (self,)
+
+    def part_of(self, proxy_id: UUID) -> EventBase | None:
+        """Return what of it is about a proxy: the event itself, or the one check of many."""
+        return self if self.proxy_id == proxy_id else None
 
 
 class _PoolEvent(EventBase):
@@ -276,6 +286,130 @@ class HealthChecked(_ProxyEvent):
     source: str | None = None
 
 
+class CheckGroup(_Fact):
+    """What the checks of a group have in common: fields of their :class:`HealthChecked`.
+
+    ``stays`` is the status that the proxy has before and after.
+    """
+
+    stays: ProxyStatus
+    max_concurrency: int | None = None
+    applied: bool
+    status: ProxyStatus
+    reachable: bool
+    protocol: ProxyProtocol
+    attempts: int = 1
+    status_code: int | None = None
+    error: str | None = None
+    failure: CheckFailure | None = None
+    source: str | None = None
+
+
+class ProxiesChecked(EventBase):
+    """Probes' results that change no status, kept together because a sweep has so many of them.
+
+    Each is a :class:`HealthChecked` that takes a tenth of the room: :meth:`checks` returns
+    them. What differs from check to check is in arrays with a place for each of
+    ``proxy_ids``: ``group`` is the place of its group, ``age_us`` by how many microseconds it
+    was made before ``checked_at``.
+    """
+
+    MOST: ClassVar[int] = 500
+
+    type: Literal["ProxiesChecked"] = "ProxiesChecked"
+    proxy_ids: tuple[UUID, ...]
+    groups: tuple[CheckGroup, ...]
+    checked_at: UtcDatetime
+    group: tuple[int, ...]
+    age_us: tuple[int, ...]
+    leases: tuple[int, ...]
+    latency_ms: tuple[int | None, ...]
+    mean_latency_ms: tuple[int | None, ...]
+    streak: tuple[int, ...]
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        arrays = (getattr(self, name) for name in _CHECK_ARRAYS)
+        if any(len(array) != len(self.proxy_ids) for array in arrays):
+            raise ValueError("an array has not as many places as there are proxies")
+        if any(not 0 <= number < len(self.groups) for number in self.group):
+            raise ValueError("a check is of no group")
+        return self
+
+    @classmethod
+    def facts_of(cls, checks: Sequence[HealthChecked]) -> dict[str, Any]:
+        """Return the fields that keep these checks, which change no status, together."""
+        groups: dict[CheckGroup, int] = {}
+        latest = max(check.checked_at for check in checks)
+        numbers = tuple(groups.setdefault(_group_of(check), len(groups)) for check in checks)
+        return {
+            "proxy_ids": tuple(check.proxy_id for check in checks),
+            "groups": tuple(groups),
+            "checked_at": latest,
+            "group": numbers,
+            "age_us": tuple((latest - check.checked_at) // _MICROSECOND for check in checks),
+            "leases": tuple(check.before.leases for check in checks),
+            **{
+                name: tuple(getattr(check, name) for check in checks)
+                for name in ("latency_ms", "mean_latency_ms", "streak")
+            },
+        }
+
+    def checks(self) -> tuple[HealthChecked, ...]:
+        """Return each check as the event that it would be alone, with this one's place."""
+        return tuple(map(self._check, range(len(self.proxy_ids))))
+
+    def parts(self) -> Sequence[EventBase]:
+        """Return its checks."""
+        return self.checks()
+
+    def part_of(self, proxy_id: UUID) -> HealthChecked | None:
+        """Return the check of a proxy, or None."""
+        if proxy_id not in self.proxy_ids:
+            return None
+        return self._check(self.proxy_ids.index(proxy_id))
+
+    def _check(self, place: int) -> HealthChecked:
+        group = self.groups[self.group[place]]
+        state = ProxyState(group.stays, self.leases[place], group.max_concurrency)
+        return built(
+            HealthChecked,
+            {
+                **{name: getattr(self, name) for name in _PLACED},
+                **{name: getattr(group, name) for name in _GROUPED},
+                "proxy_id": self.proxy_ids[place],
+                "before": state,
+                "after": state,
+                "checked_at": self.checked_at - self.age_us[place] * _MICROSECOND,
+                "latency_ms": self.latency_ms[place],
+                "mean_latency_ms": self.mean_latency_ms[place],
+                "streak": self.streak[place],
+            },
+        )
+
+
+_MICROSECOND = timedelta(microseconds=1)
+_CHECK_ARRAYS = ("group", "age_us", "leases", "latency_ms", "mean_latency_ms", "streak")
+_PLACED = (
+    "seq",
+    "position",
+    "recorded_at",
+    "schema_version",
+    "pool_id",
+    "actor",
+    "correlation_id",
+)
+_GROUPED = tuple(name for name in CheckGroup.model_fields if name in HealthChecked.model_fields)
+
+
+def _group_of(check: HealthChecked) -> CheckGroup:
+    facts = {name: getattr(check, name) for name in _GROUPED}
+    state = check.after
+    return built(
+        CheckGroup, {**facts, "stays": state.status, "max_concurrency": state.max_concurrency}
+    )
+
+
 Event = Annotated[
     PoolRegistered
     | PoolChanged
@@ -290,7 +424,8 @@ Event = Annotated[
     | LeasesPruned
     | AcquireMissed
     | CursorMoved
-    | HealthChecked,
+    | HealthChecked
+    | ProxiesChecked,
     Field(discriminator="type"),
 ]
 """Any event, told apart by its ``type``."""
@@ -306,6 +441,12 @@ _UPCASTER = Upcaster(VERSIONS)
 
 ENDED_STATUS = {"LeaseReleased": LeaseStatus.RELEASED, "LeaseExpired": LeaseStatus.EXPIRED}
 """The status of a lease after the event that ended it."""
+
+
+def recorded_types(types: Collection[str]) -> frozenset[str]:
+    """Return the types under which events of these types are recorded: checks also together."""
+    together = {"ProxiesChecked"} if "HealthChecked" in types else frozenset[str]()
+    return frozenset(types) | together
 
 
 def held(event: LeaseReleased | LeaseExpired) -> timedelta:

@@ -20,6 +20,7 @@ from sqlalchemy import (
     literal_column,
     select,
     true,
+    tuple_,
 )
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.sql.dml import UpdateBase
@@ -80,9 +81,9 @@ class Events(NamedTuple):
     ) -> ColumnElement[bool]:
         if self.is_single:
             return where
-        utmost = select(place(self.c.position)).where(where).group_by(*keys)
-        condition: ColumnElement[bool] = self.c.position.in_(utmost.correlate(None))
-        return condition
+        # With the keys: checks that were recorded together share a position.
+        utmost = select(*keys, place(self.c.position)).where(where).group_by(*keys)
+        return tuple_(*keys, self.c.position).in_(utmost.correlate(None))
 
 
 class Fold(NamedTuple):

@@ -45,8 +45,9 @@ def fold(events: Iterable[EventBase], projections: Iterable[Projection]) -> dict
     states: dict[str, State] = {projection.name: {} for projection in projections}
     projections = tuple(projections)
     for event in events:
-        for projection in projections:
-            projection.apply(states[projection.name], event)
+        for part in event.parts():
+            for projection in projections:
+                projection.apply(states[projection.name], part)
     return states
 
 

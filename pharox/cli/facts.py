@@ -18,6 +18,7 @@ from ..events import (
     HealthChecked,
     LeaseExpired,
     LeaseReleased,
+    ProxiesChecked,
     ProxyChanged,
     ProxyRegistered,
     held,
@@ -90,6 +91,8 @@ def _facts(event: Event) -> Iterator[tuple[str, Any]]:
         yield "held", f"{held(event).total_seconds():.3f}s"
     for name in _FACTS.get(event.type, ()):
         yield name, getattr(event, name)
+    if isinstance(event, ProxiesChecked):
+        yield "proxies", len(event.proxy_ids)
     if isinstance(event, HealthChecked) and not event.applied:
         yield "applied", "no"
 

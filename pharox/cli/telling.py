@@ -6,6 +6,7 @@ what to look at next, who did it. All facts of an event are in its JSON.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from ..events import (
     PoolChanged,
     PoolRegistered,
     PoolRemoved,
+    ProxiesChecked,
     ProxyChanged,
     ProxyDescribed,
     ProxyRegistered,
@@ -157,6 +159,9 @@ def _sentence(event: Event, pool: str, proxy: str) -> str:  # noqa: PLR0911, PLR
             return f"{_quoted(event.consumer)} got nothing from pool {pool}: {why}"
         case HealthChecked():
             return f"{proxy} was checked: {_checked(event)}"
+        case ProxiesChecked():
+            checks = counted(len(event.proxy_ids), "proxy was", "proxies were")
+            return f"{checks} checked in pool {pool}, and none changes its status: {_found(event)}"
         case CursorMoved():
             return f"{proxy} was offered in its turn, and not leased"
         case LeasesPruned():
@@ -212,6 +217,12 @@ def _checked(event: HealthChecked) -> str:
         leases = counted(len(event.lease_ids), "lease was", "leases were")
         found.append(f"while {leases} held on it")
     return ", ".join(found)
+
+
+def _found(event: ProxiesChecked) -> str:
+    """Return how many checks found what, most first."""
+    found = Counter(event.groups[number].status.value for number in event.group)
+    return ", ".join(f"{number} {status}" for status, number in found.most_common())
 
 
 def _held(event: LeaseReleased | LeaseExpired) -> str:

@@ -47,7 +47,7 @@ _LOCK, _SEAT = "lock", "seat"
 NO_SEAT = "other"
 _STARTED = "started"
 _SEATS = 1000
-_YOUNG_S, _OLD_S = 60.0, 86_400.0
+_YOUNG_S, _OLD_S, _DYING_S = 60.0, 86_400.0, 2.0
 
 
 class Member(NamedTuple):
@@ -245,9 +245,20 @@ class Family:
                 os.utime(path, follow_symlinks=False)
 
     def leave(self) -> None:
-        """Remove the folder, unless another process of it lives."""
-        if not any(is_alive and one.identity != self.own for one, is_alive in self.members()):
-            shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the folder, unless another process of it lives.
+
+        Gunicorn does not wait for workers that it kills at the end of its patience: they are
+        given a moment, unless a master that took over leads them.
+        """
+        patience = time.monotonic() + _DYING_S
+        while others := self._others():
+            if any("master" in one.marks for one in others) or time.monotonic() > patience:
+                return
+            time.sleep(0.05)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _others(self) -> list[Member]:
+        return [one for one, is_alive in self.members() if is_alive and one.identity != self.own]
 
     def give_to(self, uid: int, gid: int) -> None:
         """Let workers of another user write into the folder; none of them runs yet."""

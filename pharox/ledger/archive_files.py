@@ -64,6 +64,7 @@ EVENTS = pa.schema(
         pa.field("pool_name", pa.string()),
         pa.field("actor", pa.string()),
         pa.field("correlation_id", pa.string()),
+        pa.field("proxy_ids", pa.list_(pa.string())),
         pa.field("data", pa.string()),
     ]
 )

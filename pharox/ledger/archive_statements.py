@@ -26,7 +26,7 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects.postgresql import BYTEA, JSONB, aggregate_order_by
+from sqlalchemy.dialects.postgresql import ARRAY, BYTEA, JSONB, aggregate_order_by
 from sqlalchemy.types import NullType
 
 from pharox.log import events, parked_events, partitions, seals, subscriptions, ticks
@@ -101,9 +101,12 @@ def part_events(schema: str, part: Part) -> Statement:
 
 def _archived(column: Column[Any]) -> ColumnElement[Any]:
     """Return a column as an archive keeps it: ids and JSON as text."""
-    return (
-        cast(column, Text).label(column.name) if isinstance(column.type, Uuid | JSONB) else column
-    )
+    match column.type:
+        case Uuid() | JSONB():
+            return cast(column, Text).label(column.name)
+        case ARRAY():
+            return cast(column, ARRAY(Text)).label(column.name)
+    return column
 
 
 def part_ticks(schema: str, part: Part) -> Statement:

@@ -40,7 +40,7 @@ _CONDITIONS = {
     "upto": "seq <= $upto",
     "types": "type = ANY($types)",
     "pool_id": "pool_id = $pool_id",
-    "proxy_id": "proxy_id = $proxy_id",
+    "proxy_id": "(proxy_id = $proxy_id OR list_contains(proxy_ids, $proxy_id))",
     "lease_id": "lease_id = $lease_id",
     "consumer": "consumer = $consumer",
     "since": "recorded_at >= $since",
@@ -167,7 +167,8 @@ def _events(path: Path, extract: Extract) -> Iterator[Event]:
     where = " AND ".join(_CONDITIONS[name] for name in given)
     # A scan of one file keeps its order, which is the sealed one.
     for row in _rows(path, f"SELECT {_COLUMNS} FROM read_parquet($path) WHERE {where}", values):  # noqa: S608 - our own words
-        yield event_from_row({**row, "data": row["data"] and json.loads(row["data"])})
+        event = event_from_row({**row, "data": row["data"] and json.loads(row["data"])})
+        yield extract.part(event)
 
 
 def _latest(path: Path, until: datetime) -> Iterator[Mapping[str, Any]]:

@@ -146,6 +146,8 @@ _READ = (
 _KEPT_BY_APPS = tuple(t.name for t in (log.subscriptions, log.parked_events, log.fleet_counts))
 _CREDENTIALS = proxy_credentials.name
 _READ_FUNCTIONS = (
+    "are_checks_v1",
+    "checks_v1",
     "clock",
     "digest",
     "is_event_v1",
@@ -178,6 +180,8 @@ _APP_FUNCTIONS = (
     "places_v1",
     "release_one_v1",
     "returned_leases_v1",
+    "try_turn_v1",
+    "wait_for_turn_v1",
     "wait_v1",
 )
 

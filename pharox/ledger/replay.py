@@ -233,8 +233,9 @@ class Replay:
 
     def _step(self, event: Event) -> Step:
         was = self._name(), self._address(event)
-        for part in _PARTS:
-            part.apply(self._states[part.name], event)
+        for one in event.parts():
+            for part in _PARTS:
+                part.apply(self._states[part.name], one)
         self._forget_ended(event)
         self.seq = event.seq
         counts = self._states[POOL_STATS.name].get((self.pool_id,))

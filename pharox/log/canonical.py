@@ -63,6 +63,7 @@ def canonical(row: Mapping[str, Any]) -> bytes:
         _text(row["selector"]),
         _text(row["actor"]),
         _text(row["correlation_id"]),
+        _texts(row["proxy_ids"]),
         row["data"] or "null",
     )
 
@@ -110,6 +111,11 @@ def _number(value: int | None) -> str:
 
 def _text(value: object | None) -> str:
     return "null" if value is None else json.dumps(str(value), ensure_ascii=False)
+
+
+def _texts(values: Iterable[object] | None) -> str:
+    """Return an array as PostgreSQL prints one within JSON: without spaces."""
+    return "null" if values is None else f"[{','.join(map(_text, values))}]"
 
 
 def _seconds(moment: datetime | None) -> str:

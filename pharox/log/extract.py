@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from uuid import UUID
 
 from pharox.errors import InvalidInputError
-from pharox.events import EventBase
+from pharox.events import Event, recorded_types
 from pharox.models import check_aware, check_text, check_whole
 
 BIGGEST = 2**63 - 1
@@ -19,6 +19,9 @@ class Extract(NamedTuple):
 
     ``after`` and ``upto`` are seqs, the first exclusive; ``since`` and
     ``until`` moments of recording, the second exclusive.
+
+    Whoever asks for HealthChecked is given ProxiesChecked too, which keeps many of them; whoever
+    asks for one proxy, of each such event the check of that proxy alone, as a HealthChecked.
     """
 
     after: int = 0
@@ -56,18 +59,24 @@ class Extract(NamedTuple):
         self.check()
         values = {name: value for name, value in self._asdict().items() if value is not None}
         if self.types is not None:
-            values["types"] = sorted(self.types)
+            values["types"] = sorted(recorded_types(self.types))
         for name in ("after", "upto"):
             values[name] = min(max(values[name], 0), BIGGEST)
         return values
 
-    def holds(self, event: EventBase) -> bool:
-        """Tell whether an event belongs to it."""
+    def part(self, event: Event) -> Event:
+        """Return what is shown of an event that belongs to it."""
+        if self.proxy_id is None:
+            return event
+        return cast("Event", event.part_of(self.proxy_id) or event)
+
+    def holds(self, event: Event) -> bool:
+        """Tell whether an event belongs to it, or a part of it does."""
         return (
             self.after < event.seq <= self.upto
-            and (self.types is None or event.type in self.types)  # type: ignore[attr-defined]
+            and (self.types is None or event.type in recorded_types(self.types))
             and (self.pool_id is None or event.pool_id == self.pool_id)
-            and (self.proxy_id is None or event.proxy_id == self.proxy_id)
+            and (self.proxy_id is None or event.part_of(self.proxy_id) is not None)
             and (self.lease_id is None or event.lease_id == self.lease_id)
             and (self.consumer is None or event.consumer == self.consumer)
             and (self.since is None or event.recorded_at >= self.since)

@@ -8,7 +8,7 @@ from typing import Any
 from pharox.errors import UndecodableEventError
 from pharox.events import ENVELOPE, Event, decode
 
-ATTRIBUTES = ("expires_at", "acquired_at", "consumer_id", "pool_name", "selector")
+ATTRIBUTES = ("expires_at", "acquired_at", "consumer_id", "pool_name", "selector", "proxy_ids")
 """The columns of ``events`` that only some types of event have, under the names of their fields."""
 
 

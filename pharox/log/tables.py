@@ -97,6 +97,7 @@ events = Table(
     Column("pool_name", Text),
     Column("actor", Text),
     Column("correlation_id", Text),
+    Column("proxy_ids", ARRAY(Uuid)),
     Column("data", JSONB),
     PrimaryKeyConstraint("position"),
     CheckConstraint("isfinite(recorded_at)", name="recorded_at"),
@@ -113,6 +114,13 @@ Index(
 )
 Index("ix_events_lease", events.c.lease_id, postgresql_where=events.c.lease_id.is_not(None))
 Index("ix_events_proxy", events.c.proxy_id, postgresql_where=events.c.proxy_id.is_not(None))
+Index(
+    "ix_events_proxies",
+    events.c.proxy_ids,
+    postgresql_using="gin",
+    postgresql_with={"fastupdate": "off"},
+    postgresql_where=events.c.proxy_ids.is_not(None),
+)
 Index("ix_events_consumer", events.c.consumer, postgresql_where=events.c.consumer.is_not(None))
 Index(
     "ix_events_described",

@@ -30,6 +30,7 @@ from ..events import (
     LeaseReleased,
     PoolChanged,
     PoolRegistered,
+    ProxiesChecked,
 )
 from ..ledger.subscriptions import Delivery, Subscription
 from ..log import fleet_counts
@@ -179,6 +180,9 @@ class FleetCounter:
                 self._add_lease(event, "expired", added)
             case HealthChecked():
                 self._add_check(event, added)
+            case ProxiesChecked():
+                for check in event.checks():
+                    self._add_check(check, added)
 
     def _add_lease(
         self, event: LeaseReleased | LeaseExpired, ended: str, added: dict[Count, float]

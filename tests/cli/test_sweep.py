@@ -93,8 +93,9 @@ def statuses(storage: PostgresStorage, proxies: list[Proxy]) -> list[ProxyStatus
     return [storage.get_proxy(str(proxy.id)).status for proxy in proxies]
 
 
-def checks(storage: PostgresStorage) -> int:
-    return sum(isinstance(event, HealthChecked) for event in storage.events())
+def checks(storage: PostgresStorage) -> list[HealthChecked]:
+    parts = (part for event in storage.events() for part in event.parts())
+    return [part for part in parts if isinstance(part, HealthChecked)]
 
 
 @contextmanager
@@ -212,7 +213,7 @@ class TestWhatIsFound:
             (found,) = pharox("sweep", *page, *options).objects
             assert found["failures"] == {"unexpected_content": 1}
             assert statuses(storage, [own, honest]) == [ProxyStatus.INACTIVE, ProxyStatus.ACTIVE]
-        told = [event for event in storage.events() if isinstance(event, HealthChecked)]
+        told = checks(storage)
         assert {event.proxy_id for event in told if event.failure} == {own.id}
         assert {event.failure for event in told} == {None, CheckFailure.UNEXPECTED_CONTENT}
 
@@ -465,14 +466,14 @@ class TestTheEnd:
         keep(*[GOOD, SILENT] * 100)
         words = ("sweep", *target, "--timeout", 600, "--concurrency", 20, "--json", *options)
         with running(database_url, *words) as process:
-            until(lambda: checks(storage) > 0)
+            until(lambda: len(checks(storage)) > 0)
             for _ in "12":  # as from a terminal, and from a parent that passes it on
                 process.send_signal(number)
             out, err = process.communicate(timeout=DEADLINE_S)
         assert (process.returncode, err) == (status, "")
         (found,) = map(json.loads, out.splitlines())
         assert found["interrupted"] is True
-        assert 0 < found["checked"] == checks(storage) < 200
+        assert 0 < found["checked"] == len(checks(storage)) < 200
 
     def test_a_person_is_told_that_it_was_interrupted(
         self, storage: PostgresStorage, keep: Keep, target: Target, database_url: str
@@ -480,7 +481,7 @@ class TestTheEnd:
         """Before all else."""
         keep(GOOD, SILENT)
         with running(database_url, "sweep", *target, "--timeout", 600) as process:
-            until(lambda: checks(storage) == 1)
+            until(lambda: len(checks(storage)) == 1)
             process.send_signal(signal.SIGINT)
             out, _ = process.communicate(timeout=DEADLINE_S)
         assert out.startswith("interrupted: 1 proxy checked in ")
@@ -494,7 +495,7 @@ class TestTheEnd:
             until(lambda: proxy.port in _remote_ports(process.pid))
             process.send_signal(signal.SIGTERM)
             out, err = process.communicate(timeout=DEADLINE_S)
-        assert (process.returncode, out, checks(storage)) == (143, "", 0)
+        assert (process.returncode, out, len(checks(storage))) == (143, "", 0)
         assert err == "pharox: interrupted before any check was recorded\n"
 
     def test_a_closed_pipe_is_no_error(self, keep: Keep, target: Target, database_url: str) -> None:

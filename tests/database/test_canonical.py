@@ -30,7 +30,7 @@ FROM (SELECT row(%(position)s::bigint, %(tx)s::xid8, %(recorded_at)s::timestampt
                  %(schema_version)s::smallint, %(type)s::text, %(status_before)s::text,
                  %(status_after)s::text, %(selector)s::text, %(consumer)s::text,
                  %(pool_name)s::text, %(actor)s::text, %(correlation_id)s::text,
-                 %(data)s::jsonb)::pharox.events AS event) AS made
+                 %(proxy_ids)s::uuid[], %(data)s::jsonb)::pharox.events AS event) AS made
 """
 ROOT = """
 SELECT pharox.root(%(before)s::bytea,
@@ -84,6 +84,7 @@ EVENTS = st.fixed_dictionaries(
         "consumer": st.none() | WORDS,
         "actor": st.none() | WORDS,
         "correlation_id": st.none() | WORDS,
+        "proxy_ids": st.none() | st.lists(st.uuids(), max_size=4),
         "data": st.none() | st.dictionaries(WORDS, FACTS, max_size=4).map(json.dumps),
     }
 )
@@ -171,6 +172,7 @@ EXAMPLE = {
     "consumer": 'a "b"\n\x01é\U0001f600\x7f',
     "actor": None,
     "correlation_id": "",
+    "proxy_ids": [UUID(int=2), UUID(int=3)],
     "data": '{"consumer_id": "00000000-0000-0000-0000-000000000001"}',
 }
 BYTES = (
@@ -179,6 +181,7 @@ BYTES = (
     b'"a \\"b\\"\\n\\u0001\xc3\xa9\xf0\x9f\x98\x80\x7f", '
     b'"00000000-0000-0000-0000-000000000001", "p", 5.000000, null, "active", null, '
     b'0, null, 1, 2, null, null, "", '
+    b'["00000000-0000-0000-0000-000000000002","00000000-0000-0000-0000-000000000003"], '
     b'{"consumer_id": "00000000-0000-0000-0000-000000000001"}]'
 )
 

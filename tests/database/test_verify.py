@@ -18,6 +18,7 @@ from pharox.log import events, last_tick, seals, ticks
 from pharox.log.tables import snapshot_rows
 from pharox.models import HealthCheckResult
 from pharox.storage.postgres import PostgresStorage
+from pharox.testing import checked
 from tests.conftest import clock_of, fill, ledger, new_database, run_sql
 
 TABLES = (
@@ -38,6 +39,7 @@ CELLS = [
 ]
 
 OTHER = {
+    "uuid[]": "coalesce({}, '{{}}') || gen_random_uuid()",
     "uuid": "gen_random_uuid()",
     "text": "coalesce({}, '') || 'x'",
     "int2": "coalesce({}, 0) + 100",
@@ -113,6 +115,7 @@ def _live(storage: PostgresStorage) -> None:
             error_message="slow",
         )
     )
+    storage.record_health_checks([checked(proxy, checked_at=clock.now) for proxy in proxies[1:]])
     storage.take_snapshot(storage.seal())
     run_sql(storage.engine, "SELECT pharox.complete_tick()")
     manager.acquire_proxy("a", "worker")

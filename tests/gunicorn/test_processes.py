@@ -84,6 +84,35 @@ def test_nobody_is_buried_alive(tmp_path: Path) -> None:
     assert told["gunicorn_worker_starts_total"] == told["started"]
 
 
+LEAVING = """
+import os, signal, sys, time
+from pharox.gunicorn.family import Family
+
+family = Family.enter(sys.argv[1])
+family.mark("master")
+ready, told = os.pipe()
+worker = os.fork()
+if worker == 0:
+    family.forked()
+    family.mark(sys.argv[2])
+    os.write(told, b".")
+    time.sleep(0.3)
+    os._exit(0)
+os.read(ready, 1)
+family.leave()
+sys.exit(family.folder.exists())
+"""
+
+
+@pytest.mark.parametrize(("role", "stays"), [("worker", 0), ("master", 1)])
+def test_a_master_that_leaves_waits_for_workers_that_are_dying(
+    role: str, stays: int, tmp_path: Path
+) -> None:
+    """Gunicorn kills them and waits for none; for a master that took over nobody waits."""
+    done = subprocess.run([sys.executable, "-c", LEAVING, str(tmp_path), role], check=False)
+    assert done.returncode == stays
+
+
 class TestNames:
     """Processes agree on the first names, whatever these are."""
 

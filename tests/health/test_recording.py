@@ -61,7 +61,8 @@ def record(
 
 
 def checks(storage: AnyStorage) -> list[HealthChecked]:
-    return [event for event in storage.events() if isinstance(event, HealthChecked)]
+    parts = (part for event in storage.events() for part in event.parts())
+    return [part for part in parts if isinstance(part, HealthChecked)]
 
 
 # Where it is from

@@ -29,6 +29,7 @@ WEIGHTS = {
     "release": 4,
     "wait": 3,
     "check": 3,
+    "sweep": 2,
     "register": 2,
     "change": 2,
     "remove": 1,
@@ -93,6 +94,22 @@ class Life:
                 protocol=ProxyProtocol.HTTP,
                 checked_at=self.clock.now - timedelta(seconds=pick % 3),
             )
+        )
+
+    def sweep(self, pick: int) -> None:
+        """Check all proxies of both pools; most are found as they stand."""
+        found = [self.storage.get_proxy(str(proxy.id)) for proxy in self.proxies]
+        self.storage.record_health_checks(
+            [
+                HealthCheckResult(
+                    proxy_id=proxy.id,
+                    status=list(ProxyStatus)[pick % 4] if not (pick + i) % 5 else proxy.status,
+                    latency_ms=(pick + i) % 900,
+                    protocol=ProxyProtocol.HTTP,
+                    checked_at=self.clock.now - timedelta(seconds=(pick + i) % 3),
+                )
+                for i, proxy in enumerate(found)
+            ]
         )
 
     def register(self, pick: int) -> None:

@@ -18,6 +18,7 @@ from ...events import (
     LeasesPruned,
     PoolChanged,
     PoolRegistered,
+    ProxiesChecked,
     ProxyState,
     held,
 )
@@ -66,7 +67,7 @@ class Listing:
 
 
 def _is_routine(event: Event) -> bool:
-    return event.type in _ROUTINE or (
+    return event.type in (*_ROUTINE, "ProxiesChecked") or (
         isinstance(event, HealthChecked) and event.before == event.after
     )
 
@@ -102,6 +103,8 @@ def _facts(event: Event, window: Window) -> list[str]:
             told = [*_change(event.before, event.after), event.error]
             if event.latency_ms is not None and event.reachable:
                 told.append(f"{event.latency_ms} ms")
+        case ProxiesChecked():
+            told = [f"{len(event.proxy_ids)} proxies, whose status stays"]
         case PoolRegistered() | PoolChanged():
             told = [event.name, event.description]
         case LeasesPruned():

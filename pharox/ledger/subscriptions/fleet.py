@@ -6,6 +6,9 @@ they depend on is folded along the log, ahead of the deliveries. An event that
 is delivered again finds its payload kept; of a much older one, such as one
 that was parked, the state is folded anew.
 
+Checks that are kept together in one event are told one by one. If one of their
+callbacks raises, all of them are told again.
+
 A log does not know when an attempt began: ``started_at`` is ``completed_at``
 there, and ``duration_ms`` 0.
 """
@@ -15,9 +18,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 from pharox.errors import InvalidInputError
@@ -28,6 +31,7 @@ from pharox.events import (
     LeaseAcquired,
     LeaseExpired,
     LeaseReleased,
+    ProxiesChecked,
 )
 from pharox.log import Extract
 from pharox.models import (
@@ -69,7 +73,7 @@ _EVENTS_OF = {
     "on_acquire": ("LeaseAcquired", "AcquireMissed"),
     "on_release": ("LeaseReleased",),
     "on_expire": ("LeaseExpired",),
-    "on_health": ("HealthChecked",),
+    "on_health": ("HealthChecked", "ProxiesChecked"),
 }
 
 
@@ -119,14 +123,18 @@ class Payloads:
         self._known: dict[int, Payload] = {}
         self._order: deque[int] = deque()
 
-    def of(self, event: Event) -> Payload:
-        """Return an event's payload."""
+    def of(self, event: Event) -> Iterator[Payload]:
+        """Yield an event's payload, or those of the checks that it keeps together."""
         if self._states is None:
             self._begin(event.seq - 1)
         if event.seq > self._seq:
             self._fold_to(event.seq + AHEAD)
         known = self._known.get(event.seq)
-        return self._anew(event) if known is None else known
+        first = self._anew(event) if known is None else known
+        yield first
+        # Only the first is kept: such checks leave the pool's statistics as they are.
+        for check in event.parts()[1:]:
+            yield _checked(cast("HealthChecked", check), first.pool_stats)
 
     def _anew(self, event: Event) -> Payload:
         alone = Payloads(self._log, self._types)
@@ -149,7 +157,8 @@ class Payloads:
         for projection in _PROJECTIONS:
             projection.apply(states[projection.name], event)
         if event.type in self._types:
-            self._known[event.seq] = payload_of(event, states)
+            first = event.checks()[0] if isinstance(event, ProxiesChecked) else event
+            self._known[event.seq] = payload_of(first, states)
             self._order.append(event.seq)
             if len(self._order) > KEPT:
                 del self._known[self._order.popleft()]
@@ -159,13 +168,15 @@ class Payloads:
 
 def _telling(payloads: Payloads, callbacks: Mapping[str, Callback]) -> Callback:
     def tell(delivery: Delivery) -> None:
-        callbacks[delivery.event.type](payloads.of(delivery.event))
+        for payload in payloads.of(delivery.event):
+            callbacks[delivery.event.type](payload)
 
     async def tell_async(delivery: Delivery) -> None:
-        payload = await asyncio.to_thread(payloads.of, delivery.event)
-        answer = callbacks[delivery.event.type](payload)
-        if inspect.isawaitable(answer):
-            await answer
+        told = await asyncio.to_thread(lambda: list(payloads.of(delivery.event)))
+        for payload in told:
+            answer = callbacks[delivery.event.type](payload)
+            if inspect.isawaitable(answer):
+                await answer
 
     is_async = any(inspect.iscoroutinefunction(callback) for callback in callbacks.values())
     return tell_async if is_async else tell
@@ -208,18 +219,22 @@ def payload_of(event: Event, states: dict[str, State]) -> Payload:
                 pool_stats=stats,
             )
         case HealthChecked():
-            return HealthEventPayload(
-                result=_result(event),
-                pool_name=None if stats is None else stats.pool_name,
-                status_before=event.before.status,
-                status_after=event.after.status,
-                applied=event.applied,
-                leases=event.after.leases,
-                lease_ids=event.lease_ids,
-                source=event.source,
-                pool_stats=stats,
-            )
+            return _checked(event, stats)
     raise TypeError(f"no callback is told of {event.type}")
+
+
+def _checked(event: HealthChecked, stats: PoolStatsSnapshot | None) -> HealthEventPayload:
+    return HealthEventPayload(
+        result=_result(event),
+        pool_name=None if stats is None else stats.pool_name,
+        status_before=event.before.status,
+        status_after=event.after.status,
+        applied=event.applied,
+        leases=event.after.leases,
+        lease_ids=event.lease_ids,
+        source=event.source,
+        pool_stats=stats,
+    )
 
 
 def _stats(event: Event, states: dict[str, State]) -> PoolStatsSnapshot | None:

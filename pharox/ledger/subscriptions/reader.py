@@ -132,6 +132,7 @@ class Reader:
         self._me = uuid4()
         selected = selection.given()
         filtered = selected.keys() - {"after", "upto"}
+        self._part = selection.part
         self._selection = {name: selected[name] for name in filtered}
         self._history = page_statement(self._schema, frozenset({*filtered, "after", "upto"}))
         self._window = WINDOW if filtered else self._subscription.batch_size
@@ -277,7 +278,7 @@ class Reader:
         if needed := parts_needed(archived, Extract(after, upto)):
             raise archived_error(needed)
         blocked = {row["key"] for row in parked}
-        events = [event_from_row(row) for row in rows]
+        events = [self._part(event_from_row(row)) for row in rows]
         if len(events) == limit:
             upto = events[-1].seq
         deliver = self._deliver_all if self._subscription.whole_batches else self._deliver_each
@@ -432,7 +433,7 @@ class Reader:
         found = yield Query(one, {**positions, "after": seq - 1, "upto": seq, "limit": 1})
         if not found:
             raise HandlerError(seq, seq, "the event is in an archived part of the log")
-        events = [event_from_row(found[0])]
+        events = [self._part(event_from_row(found[0]))]
         yield from self._call(events)
         yield self._query(statements.take_back, seq=seq)
         yield self._query(statements.mark_key, key=rows[0]["key"])

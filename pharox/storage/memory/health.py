@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import cast
 from uuid import UUID
 
 from projections import Availability
 
 from ...errors import ProxyNotFoundError
-from ...events import HealthChecked
+from ...events import EventBase, HealthChecked, ProxiesChecked
 from ...ids import NIL
 from ...models import (
     LEASABLE,
@@ -34,9 +35,13 @@ def record_checks(
     """Record health checks; return what each came to, in their order."""
     seen = [Observation(result, result.healthy) for result in map(checked_model, results)]
     outcomes = [HealthOutcome(check.result, known=False) for check in seen]
-    for _, places in in_rounds(seen, state.pool_of_proxy):
-        for place in places:
-            outcomes[place] = _record(state, seen[place], policy or HealthPolicy())
+    for pool_id, places in in_rounds(seen, state.pool_of_proxy):
+        for start in range(0, len(places), ProxiesChecked.MOST):
+            batch = places[start : start + ProxiesChecked.MOST]
+            checks = [seen[place] for place in batch]
+            recorded = _record(state, pool_id, checks, policy or HealthPolicy())
+            for place, outcome in zip(batch, recorded, strict=True):
+                outcomes[place] = outcome
     return outcomes
 
 
@@ -51,7 +56,7 @@ def save_record(state: State, record: ProxyHealthRecord) -> None:
     seen = Observation(result_of_record(record), record.reachable, counts=False)
     if record.proxy_id not in state.pool_of_proxy:
         raise ProxyNotFoundError(f"Proxy {record.proxy_id} not found.", proxy_id=record.proxy_id)
-    _record(state, seen, HealthPolicy())
+    _record(state, state.pool_of_proxy[record.proxy_id], [seen], HealthPolicy())
 
 
 def due_for_checks(
@@ -91,7 +96,9 @@ def last_result(state: State, proxy_id: UUID) -> HealthCheckResult | None:
 def records_of(state: State, proxy_id: UUID, limit: int) -> list[ProxyHealthRecord]:
     """Return the newest health checks of a proxy, newest first."""
     check_whole(limit, "limit")
-    checks = list(state.checks.get(id_from_text(proxy_id) or NIL, ()))
+    uuid = id_from_text(proxy_id) or NIL
+    places = state.checks.get(uuid, ())
+    checks = [cast("HealthChecked", state.log[place - 1].part_of(uuid)) for place in places]
     checks.sort(key=lambda event: (event.checked_at, event.position), reverse=True)
     return [record_of_check(event) for event in checks[: max(limit, 0)]]
 
@@ -112,36 +119,67 @@ def _if_due(
         return state.proxy(proxy_id)
 
 
-def _record(state: State, seen: Observation, policy: HealthPolicy) -> HealthOutcome:
-    proxy_id = seen.result.proxy_id
-    pool_id = state.pool_of_proxy[proxy_id]
-    result = redated(seen.result, min(seen.result.checked_at, state.clock()))
-    event = _append_check(state, seen, result, policy)
-    state.checks.setdefault(proxy_id, []).append(event)
-    return HealthOutcome(
-        result,
-        applied=event.applied,
-        status_before=event.before.status,
-        status_after=event.after.status,
-        pool_name=state.pool_name(pool_id),
-        leases=event.before.leases,
-        lease_ids=event.lease_ids,
-        source=event.source,
-    )
+def _record(
+    state: State, pool_id: UUID, seen: Sequence[Observation], policy: HealthPolicy
+) -> list[HealthOutcome]:
+    """Record one check each of some proxies of a pool."""
+    at, name = state.clock(), state.pool_name(pool_id)
+    seen = [_redated(each, at) for each in seen]
+    checks = [_judged(state, pool_id, at, each, policy) for each in seen]
+    _append(state, at, checks)
+    return [
+        HealthOutcome(
+            result,
+            applied=check.applied,
+            status_before=check.before.status,
+            status_after=check.after.status,
+            pool_name=name,
+            leases=check.before.leases,
+            lease_ids=check.lease_ids,
+            source=check.source,
+        )
+        for (result, *_), check in zip(seen, checks, strict=True)
+    ]
 
 
-def _append_check(
-    state: State, seen: Observation, result: HealthCheckResult, policy: HealthPolicy
+def _redated(seen: Observation, at: datetime) -> Observation:
+    """Return an observation that is not later than this moment."""
+    return seen._replace(result=redated(seen.result, min(seen.result.checked_at, at)))
+
+
+def _append(state: State, at: datetime, checks: Sequence[HealthChecked]) -> None:
+    """Append checks of different proxies; together those that change no status."""
+    alike = [check for check in checks if check.before == check.after]
+    if len(alike) > 1:
+        facts = ProxiesChecked.facts_of(alike)
+        together = state.append(
+            ProxiesChecked, at, is_valid=True, pool_id=alike[0].pool_id, **facts
+        )
+        _note(state, together, together.proxy_ids)
+        checks = [check for check in checks if check.before != check.after]
+    for check in checks:
+        event = state.append(HealthChecked, at, is_valid=True, **vars(check))
+        _note(state, event, [event.proxy_id])
+
+
+def _note(state: State, event: EventBase, proxy_ids: Iterable[UUID]) -> None:
+    """Remember where in the log the checks of proxies are."""
+    for proxy_id in proxy_ids:
+        state.checks.setdefault(proxy_id, []).append(event.position)
+
+
+def _judged(
+    state: State, pool_id: UUID, at: datetime, seen: Observation, policy: HealthPolicy
 ) -> HealthChecked:
-    proxy_id = result.proxy_id
-    pool_id = state.pool_of_proxy[proxy_id]
+    """Return a check as the event that it comes to."""
+    result, proxy_id = seen.result, seen.result.proxy_id
     row = state.availability(pool_id, proxy_id)
     judgement = judge(row, seen, result.checked_at, policy)
     before = state.standing(pool_id, proxy_id)
     dropped = before.status in LEASABLE and judgement.status not in LEASABLE
     held = state.held_rows(pool_id, proxy_id) if dropped else ()
-    return state.append(
-        HealthChecked,
+    return HealthChecked(
+        recorded_at=at,
         pool_id=pool_id,
         proxy_id=proxy_id,
         before=before,

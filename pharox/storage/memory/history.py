@@ -23,7 +23,7 @@ def history(state: State, extract: Extract) -> Iterator[Event]:
         last = min(extract.upto, len(state.log))
     for place in range(max(extract.after, 0), last):
         if extract.holds(state.log[place]):
-            yield state.log[place]
+            yield extract.part(state.log[place])
 
 
 def seq_at(state: State, moment: datetime) -> int:

@@ -22,7 +22,7 @@ from projections import Availability, LeaseRow, PoolCounts, PoolRow, ProxyRow
 
 from ...attribution import current_attribution
 from ...building import built
-from ...events import Event, EventBase, HealthChecked, ProxyState
+from ...events import Event, EventBase, ProxyState
 from ...models import (
     Lease,
     LeaseStatus,
@@ -65,7 +65,7 @@ class State:
         self.credentials: dict[UUID, ProxyCredentials] = {}
         self.accounts: dict[tuple[UUID, Account], dict[str, set[UUID]]] = {}
         self.fingerprint_key = os.urandom(32)
-        self.checks: dict[UUID, list[HealthChecked]] = {}
+        self.checks: dict[UUID, list[int]] = {}
         self._folds = _folds_of(self.rows)
 
     def append(
@@ -88,13 +88,17 @@ class State:
         facts["recorded_at"] = at or self.clock()
         facts["actor"], facts["correlation_id"] = current_attribution()
         event = built(kind, facts) if is_valid else kind(**facts)
-        for fold in self._folds.get(kind.__name__, ()):
-            fold(event)
+        for part in event.parts():
+            self._fold(part)
         self.log.append(event)  # type: ignore[arg-type]
-        if kind.touches_proxy:
+        return event
+
+    def _fold(self, event: EventBase) -> None:
+        for fold in self._folds.get(event.type, ()):  # type: ignore[attr-defined]
+            fold(event)
+        if event.touches_proxy:
             key = (event.proxy_id, event.pool_id)
             self.pools[event.pool_id].place(event.proxy_id, self.rows["available_proxies"].get(key))  # type: ignore[arg-type]
-        return event
 
     # What the read models say
 

@@ -483,7 +483,7 @@ class PostgresStorage(IStorage):
             if not live_only:
                 refuse_archived(session, self.schema, extract)
             for row in chain(begun, rows):
-                yield event_from_row(row)
+                yield extract.part(event_from_row(row))
 
     def follow(self, after: int | None = None, *, poll_s: float = 0.1) -> Iterator[Event]:
         """Yield events as they are committed, in their sealed order, without end.

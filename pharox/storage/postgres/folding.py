@@ -32,15 +32,18 @@ from sqlalchemy import (
     func,
     or_,
     select,
+    true,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
 
+from pharox.events import recorded_types
 from pharox.log import events, last_tick, seals
 from pharox.log.extract import BIGGEST
 from pharox.log.tables import Xid8, snapshots
 from projections import Events, Projection, State
 
+from .checks_apart import check_columns, checks_of
 from .driver import Session
 from .history import SEALED, positions_statement, within
 from .schema import check_version, version_statement
@@ -56,6 +59,8 @@ STORED_TIME_ZONE = "SET LOCAL TimeZone = 'UTC'"
 """In which the moments of a stored row are written, so that equal rows are equal texts."""
 
 _NOT_FOLDED = ("tx", "schema_version")
+
+_PLACED = ("seq", "position", "recorded_at", "pool_id", "actor", "correlation_id")
 
 _batch = Table(
     "pharox_batch",
@@ -108,7 +113,9 @@ class Folder:
             for fold in projection.folds()
         ]
         self._types = sorted(
-            frozenset[str]().union(*(projection.types() for projection in self.projections))
+            recorded_types(
+                frozenset[str]().union(*(projection.types() for projection in self.projections))
+            )
         )
 
     def create(self) -> None:
@@ -221,6 +228,9 @@ class Folder:
         if at_once:
             run(_LOOPS)
         types = self._batch_types()
+        if "ProxiesChecked" in types:
+            run(_apart_statement(self.ledger))
+            types.add("HealthChecked")
         cuts: list[int] = []
         if types & {"PoolChanged", "PoolRemoved", "ProxyRemoved"}:
             cuts = cuts_of(self.session.rows(_TURNS))
@@ -347,6 +357,20 @@ def _copy_unsealed_statement(ledger: str) -> Statement:
     )
     columns = [column.name for column in _batch.c]
     return compiled(insert(_batch).from_select(columns, query), ledger)
+
+
+@lru_cache(maxsize=16)
+def _apart_statement(ledger: str) -> Statement:
+    """Return the statement that adds the checks that are kept together to a batch, each alone."""
+    together = _batch.alias("together")
+    checked = checks_of(together)
+    own = {**check_columns(checked), **{name: together.c[name] for name in _PLACED}}
+    query = (
+        select(*own.values())
+        .select_from(together.join(checked, true()))
+        .where(together.c.type == text_literal("ProxiesChecked"))
+    )
+    return compiled(insert(_batch).from_select(list(own), query), ledger)
 
 
 @lru_cache(maxsize=16)

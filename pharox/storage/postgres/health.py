@@ -18,12 +18,14 @@ from sqlalchemy import (
     ColumnElement,
     DateTime,
     Integer,
+    Select,
     Text,
     Uuid,
     and_,
     case,
     cast,
     column,
+    extract,
     false,
     func,
     literal_column,
@@ -31,19 +33,25 @@ from sqlalchemy import (
     or_,
     select,
     true,
+    union_all,
 )
 from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by
 
+from pharox.events import ProxiesChecked
 from projections.leases import leases
 from projections.pools import pools
 from projections.proxies import proxies
 
 from .appending import State, append, event_row, json_object
+from .checks_apart import CHECKED, check_columns, checks_of
 from .reading import availability
 from .sql import POOL_ID, Statement, compiled, now, parameter, text_literal
 
-BATCH = 500
+BATCH = ProxiesChecked.MOST
 """How many checks one transaction records; leasing waits for the proxies among them."""
+
+_VARYING = ("group", "leases", "latency_ms", "mean_latency_ms", "streak")
+"""What an event of many checks says of each, beside its proxy and its age."""
 
 _ZERO = literal_column("0", Integer)
 _ONE = literal_column("1", Integer)
@@ -84,27 +92,95 @@ def record_statement(schema: str) -> Statement:
     ``status``, ``reachable``, ``counts``, ``latency_ms``, ``checked_at`` and ``data``, the
     rest of the event's data.
     """
-    given = _given()
-    judged = _judged(given)
-    standing = (judged.c.leases, judged.c.max_concurrency)
-    dropped = judged.c.before.in_(_leasable()) & judged.c.after.not_in(_leasable())
+    noted = _noted(_judged(_given()))
+    grouped = _grouped(noted)
+    rows = union_all(_row_together(grouped), _rows_alone(noted)).subquery("rows")
+    appended = append(select(rows.c.event).order_by(rows.c.proxy_id.nulls_first()))
+    checked = checks_of(appended)
+    names = ("proxy_id", "status_before", "status_after", "leases_before", "data")
+    alone = select(*(appended.c[name] for name in names)).where(
+        appended.c.type == text_literal(CHECKED)
+    )
+    columns = check_columns(checked)
+    together = (
+        select(*(columns[name].label(name) for name in names))
+        .select_from(appended.join(checked, true()))
+        .where(appended.c.type == text_literal("ProxiesChecked"))
+    )
+    return compiled(union_all(alone, together), schema)
+
+
+def _noted(judged: CTE) -> CTE:
+    """Return what checks come to, and whether they are noted together: those that change nothing.
+
+    A single one is an event as if it changed something: it takes less room so.
+    """
+    stays = judged.c.before == judged.c.after
+    many = func.count().filter(stays).over() > _ONE
+    return select(judged, and_(stays, many).label("is_together")).cte("noted")
+
+
+def _grouped(noted: CTE) -> CTE:
+    """Return the checks that are noted together, beside what each has in common with others."""
+    varying = text_literal("latency_ms")
+    common = noted.c.data.op("-", return_type=JSONB())(varying).concat(
+        json_object(
+            applied=noted.c.newest,
+            stays=noted.c.before,
+            max_concurrency=noted.c.max_concurrency,
+        )
+    )
+    facts = select(noted, common.label("common")).where(noted.c.is_together).subquery("facts")
+    return select(
+        facts,
+        (func.dense_rank().over(order_by=facts.c.common) - _ONE).label("group"),
+        func.max(facts.c.checked_at).over().label("latest"),
+    ).cte("grouped")
+
+
+def _row_together(grouped: CTE) -> Select[Any]:
+    """Query the one event of many checks, if there are any: see :class:`ProxiesChecked`."""
+    age = extract("epoch", grouped.c.latest) - extract("epoch", grouped.c.checked_at)
+    distinct = select(grouped.c.group, grouped.c.common).distinct().subquery("distinct_groups")
+    groups = select(func.jsonb_agg(aggregate_order_by(distinct.c.common, distinct.c.group)))
+
+    def array(value: ColumnElement[Any]) -> ColumnElement[Any]:
+        return func.jsonb_agg(aggregate_order_by(value, grouped.c.proxy_id))
+
+    row = event_row(
+        "ProxiesChecked",
+        proxy_ids=func.array_agg(aggregate_order_by(grouped.c.proxy_id, grouped.c.proxy_id)),
+        data=json_object(
+            groups=groups.scalar_subquery(),
+            checked_at=func.max(grouped.c.checked_at),
+            age_us=array(cast(age * literal_column("1000000"), BigInteger)),
+            **{name: array(grouped.c[name]) for name in _VARYING},
+        ),
+    )
+    return select(row.label("event"), cast(null(), Uuid).label("proxy_id")).having(
+        func.count(grouped.c.proxy_id) > _ZERO
+    )
+
+
+def _rows_alone(noted: CTE) -> Select[Any]:
+    """Query the events of the other checks, one each."""
+    standing = (noted.c.leases, noted.c.max_concurrency)
+    dropped = noted.c.before.in_(_leasable()) & noted.c.after.not_in(_leasable())
     facts = json_object(
-        applied=judged.c.newest,
-        checked_at=judged.c.checked_at,
-        streak=judged.c.streak,
-        mean_latency_ms=judged.c.mean_latency_ms,
-        lease_ids=case((dropped, _leases_held(judged)), else_=_NO_LEASES),
+        applied=noted.c.newest,
+        checked_at=noted.c.checked_at,
+        streak=noted.c.streak,
+        mean_latency_ms=noted.c.mean_latency_ms,
+        lease_ids=case((dropped, _leases_held(noted)), else_=_NO_LEASES),
     )
     row = event_row(
-        "HealthChecked",
-        before=State(judged.c.before, *standing),
-        after=State(judged.c.after, *standing),
-        proxy_id=judged.c.proxy_id,
-        data=judged.c.data.concat(facts),
+        CHECKED,
+        before=State(noted.c.before, *standing),
+        after=State(noted.c.after, *standing),
+        proxy_id=noted.c.proxy_id,
+        data=noted.c.data.concat(facts),
     )
-    appended = append(select(row).select_from(judged).order_by(judged.c.proxy_id))
-    columns = ("proxy_id", "status_before", "status_after", "leases_before", "data")
-    return compiled(select(*(appended.c[name] for name in columns)), schema)
+    return select(row.label("event"), noted.c.proxy_id).where(~noted.c.is_together)
 
 
 def _leasable() -> tuple[ColumnElement[str], ...]:

@@ -20,10 +20,13 @@ from sqlalchemy import (
     cast,
     func,
     literal_column,
+    null,
     or_,
     select,
+    true,
+    union_all,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by
+from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by, array
 
 from pharox.log import events
 from projections.available_proxies import available_proxies
@@ -41,6 +44,7 @@ from ...models import (
     Proxy,
     ProxyPool,
 )
+from .checks_apart import CHECKED, check_columns, checks_of
 from .sql import POOL_ID, PROXY_ID, by_schema, now, parameter, text_literal
 from .tables import proxy_credentials
 from .vault import Place, Vault
@@ -350,10 +354,20 @@ def last_health_statement() -> Select[Any]:
 @by_schema
 def health_records_statement() -> Select[Any]:
     """Query a proxy's health checks, newest first, from the log."""
-    checked_at = cast(events.c.data["checked_at"].astext, DateTime(timezone=True))
+    alone = select(events).where(
+        events.c.proxy_id == PROXY_ID, events.c.type == text_literal(CHECKED)
+    )
+    checked = checks_of(events, PROXY_ID)
+    columns = {**events.c, **check_columns(checked), "proxy_ids": null()}
+    together = (
+        select(*(columns[own.name].label(own.name) for own in events.c))
+        .select_from(events.join(checked, true()))
+        .where(events.c.proxy_ids.contains(array([PROXY_ID])))
+    )
+    checks = union_all(alone, together).subquery("checks")
+    checked_at = cast(checks.c.data["checked_at"].astext, DateTime(timezone=True))
     return (
-        select(events)
-        .where(events.c.proxy_id == PROXY_ID, events.c.type == text_literal("HealthChecked"))
-        .order_by(checked_at.desc(), events.c.position.desc())
+        select(checks)
+        .order_by(checked_at.desc(), checks.c.position.desc())
         .limit(parameter("limit", Integer))
     )

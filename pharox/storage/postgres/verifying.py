@@ -107,15 +107,27 @@ SENSE = {
                jsonb_build_object('before', before), jsonb_build_object('before', left_by_last)
         FROM (SELECT seq, proxy_id, before, number,
                      lag(after) OVER (PARTITION BY pool_id, proxy_id ORDER BY seq) AS left_by_last
-              FROM (SELECT s.seq, e.pool_id, e.proxy_id,
-                           row_number() OVER (PARTITION BY e.pool_id, e.proxy_id ORDER BY s.seq)
-                               AS number,
-                           jsonb_build_object('status', e.status_before, 'leases', e.leases_before,
-                               'max_concurrency', e.max_concurrency_before) AS before,
-                           jsonb_build_object('status', e.status_after, 'leases', e.leases_after,
-                               'max_concurrency', e.max_concurrency_after) AS after
-                    FROM {ledger}.seals AS s JOIN {ledger}.events AS e ON e.position = s.position
-                    WHERE e.proxy_id IS NOT NULL AND e.type <> 'CursorMoved') AS states) AS chain
+              FROM (SELECT *, row_number() OVER (PARTITION BY pool_id, proxy_id ORDER BY seq)
+                                  AS number
+                    FROM (SELECT s.seq, e.pool_id, e.proxy_id,
+                                 jsonb_build_object('status', e.status_before,
+                                     'leases', e.leases_before,
+                                     'max_concurrency', e.max_concurrency_before) AS before,
+                                 jsonb_build_object('status', e.status_after,
+                                     'leases', e.leases_after,
+                                     'max_concurrency', e.max_concurrency_after) AS after
+                          FROM {ledger}.seals AS s
+                          JOIN {ledger}.events AS e ON e.position = s.position
+                          WHERE e.proxy_id IS NOT NULL AND e.type <> 'CursorMoved'
+                          UNION ALL
+                          SELECT s.seq, e.pool_id, checked.proxy_id, state, state
+                          FROM {ledger}.seals AS s
+                          JOIN {ledger}.events AS e ON e.position = s.position,
+                               {ledger}.checks_v1(e.proxy_ids, e.data) AS checked,
+                               jsonb_build_object('status', checked.status,
+                                   'leases', checked.leases,
+                                   'max_concurrency', checked.max_concurrency) AS state
+                          WHERE e.type = 'ProxiesChecked') AS states) AS numbered) AS chain
         WHERE number > 1 AND before <> left_by_last
         ORDER BY seq
     """,

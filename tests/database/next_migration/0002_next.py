@@ -41,7 +41,7 @@ def upgrade() -> None:
     _renew(
         "append_v1",
         ("append_v1", "append_v2"),
-        ("correlation_id, data\n    )", "correlation_id, data, region\n    )"),
+        ("proxy_ids, data\n    )", "proxy_ids, data, region\n    )"),
         ("event.data\n    FROM", "event.data, event.data ->> 'region'\n    FROM"),
     )
     _execute("REVOKE ALL ON FUNCTION pharox.append_v2 FROM PUBLIC")

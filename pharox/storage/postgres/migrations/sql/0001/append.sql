@@ -6,6 +6,115 @@
 --
 -- Every plan goes by an index: the arrays are short, and a plan is kept for all lengths.
 
+-- Tell whether the checks of a ProxiesChecked are whole. On its own, as what holds a subquery is
+-- never part of the statement that calls it: is_event_v1 stays quick for all other types.
+CREATE FUNCTION {schema}.are_checks_v1(proxy_ids uuid[], data jsonb)
+RETURNS boolean
+LANGUAGE sql
+IMMUTABLE
+AS $$
+    SELECT
+        cardinality(proxy_ids) BETWEEN 1 AND 500
+        AND array_position(proxy_ids, NULL) IS NULL
+        AND jsonb_typeof(data -> 'groups') = 'array'
+        AND data ? 'checked_at'
+        AND NOT jsonb_path_exists(data, '$.group[*] ? (!(@ >= 0 && @ < $.groups.size()))')
+        AND (
+            SELECT bool_and(coalesce(
+                CASE WHEN jsonb_typeof(data -> name) = 'array' THEN
+                    jsonb_array_length(data -> name) = cardinality(proxy_ids)
+                END, false))
+            FROM unnest('{group,age_us,leases,latency_ms,mean_latency_ms,streak}'::text[]) AS name
+        )
+$$;
+
+-- The checks of a ProxiesChecked, or that of one proxy, each as the facts of the HealthChecked that
+-- it is: what ProxiesChecked.checks() of events.py says in Python.
+CREATE FUNCTION {schema}.checks_v1(proxy_ids uuid[], data jsonb, of_proxy uuid DEFAULT NULL)
+RETURNS TABLE (proxy_id uuid, status text, leases integer, max_concurrency integer, facts jsonb)
+LANGUAGE plpgsql
+STABLE
+ROWS 500
+AS $$
+#variable_conflict use_column
+DECLARE
+    -- Copies, which are not compressed as stored values are: else each look would unpack them.
+    whole jsonb := data || '{}';
+    ids uuid[] := proxy_ids || '{}';
+    latest timestamptz := whole ->> 'checked_at';
+    groups jsonb := whole -> 'groups';
+    group_numbers jsonb := whole -> 'group';
+    ages jsonb := whole -> 'age_us';
+    lease_counts jsonb := whole -> 'leases';
+    latencies jsonb := whole -> 'latency_ms';
+    means jsonb := whole -> 'mean_latency_ms';
+    streaks jsonb := whole -> 'streak';
+    single integer := array_position(ids, of_proxy);
+BEGIN
+    RETURN QUERY
+    SELECT
+        ids[place + 1],
+        common.facts ->> 'stays',
+        (lease_counts -> place)::integer,
+        (common.facts ->> 'max_concurrency')::integer,
+        (common.facts - '{stays,max_concurrency}'::text[]) || jsonb_build_object(
+            'checked_at', latest - (ages -> place)::bigint * interval '1 microsecond',
+            'latency_ms', latencies -> place,
+            'mean_latency_ms', means -> place,
+            'streak', streaks -> place,
+            'lease_ids', '[]'::jsonb
+        )
+    FROM generate_series(coalesce(single, 1) - 1, coalesce(single, cardinality(ids)) - 1) AS place,
+         LATERAL (SELECT groups -> (group_numbers -> place)::integer) AS common (facts)
+    WHERE of_proxy IS NULL OR ids[place + 1] = of_proxy;
+END
+$$;
+
+-- Events as they are folded: the checks that are kept together are as many events as they are.
+CREATE FUNCTION {schema}.apart_v1(appended {schema}.event_v1[])
+RETURNS {schema}.event_v1[]
+LANGUAGE sql
+STABLE
+AS $$
+    SELECT array_agg(part.event)
+    FROM (
+        SELECT event
+        FROM unnest(appended) AS event
+        WHERE event.type <> 'ProxiesChecked'
+        UNION ALL
+        SELECT
+            ROW(
+                event.position,
+                event.tx,
+                event.recorded_at,
+                NULL,
+                NULL,
+                event.pool_id,
+                checked.proxy_id,
+                NULL,
+                NULL,
+                checked.leases,
+                checked.leases,
+                checked.max_concurrency,
+                checked.max_concurrency,
+                event.schema_version,
+                'HealthChecked',
+                checked.status,
+                checked.status,
+                NULL,
+                NULL,
+                NULL,
+                event.actor,
+                event.correlation_id,
+                NULL,
+                checked.facts
+            )::{schema}.event_v1
+        FROM unnest(appended) AS event,
+             {schema}.checks_v1(event.proxy_ids, event.data) AS checked
+        WHERE event.type = 'ProxiesChecked'
+    ) AS part (event)
+$$;
+
 -- Tell whether an event is one that could be read back, and folded.
 CREATE FUNCTION {schema}.is_event_v1(event {schema}.event_v1)
 RETURNS boolean
@@ -35,6 +144,8 @@ AS $$
             WHEN 'HealthChecked' THEN
                 event.status_before IS NOT NULL AND event.status_after IS NOT NULL
                 AND event.data ?& '{applied,status,reachable,protocol,checked_at}'
+            WHEN 'ProxiesChecked' THEN
+                event.proxy_id IS NULL AND {schema}.are_checks_v1(event.proxy_ids, event.data)
             WHEN 'ProxyRegistered' THEN
                 event.status_before IS NULL AND event.status_after IS NOT NULL
                 AND event.data ?& '{host,port,protocol,checked_at}'
@@ -52,6 +163,7 @@ AS $$
             WHEN 'LeasesPruned' THEN event.data ? 'ended_before'
             ELSE false
         END
+        AND (event.proxy_ids IS NULL OR event.type = 'ProxiesChecked')
         AND (event.status_before IS NULL AND event.status_after IS NULL OR event.proxy_id IS NOT NULL)
         AND (event.status_before IS NULL
              OR event.status_before IN ('active', 'inactive', 'slow', 'banned')
@@ -62,6 +174,18 @@ AS $$
         AND coalesce(isfinite(event.expires_at), true)
         AND coalesce(isfinite(event.acquired_at), true)
         AND coalesce(jsonb_typeof(event.data) = 'object', true)
+$$;
+
+-- Fail as if a check constraint of the log did.
+CREATE FUNCTION {schema}.refuse_event_v1()
+RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    RAISE EXCEPTION 'an event is none that the log takes'
+        USING ERRCODE = 'check_violation', CONSTRAINT = 'ck_events_shape',
+              TABLE = 'events', SCHEMA = '{literal}';
+END
 $$;
 
 -- Append events in the order of the array and fold them. ``numbers`` say which of the actors and
@@ -87,6 +211,7 @@ AS $$
 DECLARE
     at timestamptz := {schema}.clock();
     appended {schema}.event_v1[];
+    folded {schema}.event_v1[];
     types text[];
 BEGIN
     IF cardinality(new) = 0 THEN
@@ -97,9 +222,7 @@ BEGIN
         FROM unnest(new) AS event
         WHERE {schema}.is_event_v1(event) IS NOT TRUE
     ) THEN
-        RAISE EXCEPTION 'an event is none that the log takes'
-            USING ERRCODE = 'check_violation', CONSTRAINT = 'ck_events_shape',
-                  TABLE = 'events', SCHEMA = '{literal}';
+        PERFORM {schema}.refuse_event_v1();
     END IF;
     -- Both come before a position: seal() goes by the order of ids, the archive by who has the lock.
     PERFORM pg_current_xact_id();
@@ -128,6 +251,7 @@ BEGIN
             event.pool_name,
             coalesce(actors[numbers[event.ordinality]], event.actor),
             coalesce(correlation_ids[numbers[event.ordinality]], event.correlation_id),
+            event.proxy_ids,
             event.data
         )::{schema}.event_v1
         ORDER BY event.ordinality
@@ -138,14 +262,15 @@ BEGIN
         position, tx, recorded_at, expires_at, acquired_at, pool_id, proxy_id, lease_id,
         consumer_id, leases_before, leases_after, max_concurrency_before, max_concurrency_after,
         schema_version, type, status_before, status_after, selector, consumer, pool_name, actor,
-        correlation_id, data
+        correlation_id, proxy_ids, data
     )
     SELECT
         event.position, event.tx, event.recorded_at, event.expires_at, event.acquired_at,
         event.pool_id, event.proxy_id, event.lease_id, event.consumer_id, event.leases_before,
         event.leases_after, event.max_concurrency_before, event.max_concurrency_after,
         event.schema_version, event.type, event.status_before, event.status_after, event.selector,
-        event.consumer, event.pool_name, event.actor, event.correlation_id, event.data
+        event.consumer, event.pool_name, event.actor, event.correlation_id, event.proxy_ids,
+        event.data
     FROM unnest(appended) AS event;
     IF cardinality(new) > 1 AND EXISTS (
         SELECT 1 FROM unnest(appended) AS event WHERE event.pool_id <> new[1].pool_id
@@ -158,8 +283,14 @@ BEGIN
         ORDER BY counters.pool_id
         FOR UPDATE;
     END IF;
-    PERFORM {schema}.fold_v1(appended, types, own_slot, decided);
-    PERFORM {schema}.fold_others_v1(appended, types, own_slot);
+    IF 'ProxiesChecked' = ANY (types) THEN
+        folded := {schema}.apart_v1(appended);
+        types := types || 'HealthChecked'::text;
+    ELSE
+        folded := appended;
+    END IF;
+    PERFORM {schema}.fold_v1(folded, types, own_slot, decided);
+    PERFORM {schema}.fold_others_v1(folded, types, own_slot);
     RETURN appended;
 END
 $$;
@@ -178,9 +309,7 @@ BEGIN
     IF {schema}.is_event_v1(event) IS NOT TRUE
        OR event.type NOT IN ('LeaseAcquired', 'LeaseReleased', 'LeaseExpired')
        OR event.selector = 'round_robin' OR event.data ? 'own_id' THEN
-        RAISE EXCEPTION 'an event is none that the log takes'
-            USING ERRCODE = 'check_violation', CONSTRAINT = 'ck_events_shape',
-                  TABLE = 'events', SCHEMA = '{literal}';
+        PERFORM {schema}.refuse_event_v1();
     END IF;
     event.tx := pg_current_xact_id();
     event.recorded_at := {schema}.clock();
@@ -190,7 +319,7 @@ BEGIN
         position, tx, recorded_at, expires_at, acquired_at, pool_id, proxy_id, lease_id,
         consumer_id, leases_before, leases_after, max_concurrency_before, max_concurrency_after,
         schema_version, type, status_before, status_after, selector, consumer, pool_name, actor,
-        correlation_id, data
+        correlation_id, proxy_ids, data
     )
     SELECT
         nextval('{literal}.events_position_seq'), event.tx, event.recorded_at, event.expires_at,
@@ -198,7 +327,7 @@ BEGIN
         event.leases_before, event.leases_after, event.max_concurrency_before,
         event.max_concurrency_after, event.schema_version, event.type, event.status_before,
         event.status_after, event.selector, event.consumer, event.pool_name, event.actor,
-        event.correlation_id, event.data
+        event.correlation_id, event.proxy_ids, event.data
     RETURNING position INTO event.position;
     PERFORM {schema}.fold_one_v1(event, own_slot);
     PERFORM {schema}.fold_others_v1(ARRAY[event], ARRAY[event.type], own_slot);

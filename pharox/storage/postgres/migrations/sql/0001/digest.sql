@@ -14,7 +14,7 @@ AS $$
             extract(epoch FROM event.acquired_at), event.status_before, event.status_after,
             event.leases_before, event.leases_after, event.max_concurrency_before,
             event.max_concurrency_after, event.selector, event.actor, event.correlation_id,
-            event.data)::text, 'UTF8'))
+            event.proxy_ids, event.data)::text, 'UTF8'))
     END
 $$;
 

@@ -14,8 +14,10 @@ BEGIN
     WHERE
         {schema}.available_proxies.pool_id = event.pool_id
         AND {schema}.available_proxies.proxy_id = event.proxy_id
-        AND event.position IN (
+        AND (event.proxy_id, event.pool_id, event.position) IN (
             SELECT
+                event.proxy_id,
+                event.pool_id,
                 max(event.position)
             FROM UNNEST(appended) AS event
             WHERE
@@ -41,8 +43,9 @@ BEGIN
     WHERE
         {schema}.selector_cursors.pool_id = event.pool_id
         AND {schema}.selector_cursors.selector = 'round_robin'
-        AND event.position IN (
+        AND (event.pool_id, event.position) IN (
             SELECT
+                event.pool_id,
                 max(event.position)
             FROM UNNEST(appended) AS event
             WHERE
@@ -324,8 +327,9 @@ BEGIN
         FROM UNNEST(appended) AS event
         WHERE
             {schema}.pools.id = event.pool_id
-            AND event.position IN (
+            AND (event.pool_id, event.position) IN (
                 SELECT
+                    event.pool_id,
                     max(event.position)
                 FROM UNNEST(appended) AS event
                 WHERE
@@ -384,8 +388,10 @@ BEGIN
             CAST(event.data #>> '{asn}' AS BIGINT)
         FROM UNNEST(appended) AS event
         WHERE
-            event.position IN (
+            (event.proxy_id, event.pool_id, event.position) IN (
                 SELECT
+                    event.proxy_id,
+                    event.pool_id,
                     max(event.position)
                 FROM UNNEST(appended) AS event
                 WHERE
@@ -446,8 +452,10 @@ BEGIN
         WHERE
             {schema}.available_proxies.pool_id = event.pool_id
             AND {schema}.available_proxies.proxy_id = event.proxy_id
-            AND event.position IN (
+            AND (event.proxy_id, event.pool_id, event.position) IN (
                 SELECT
+                    event.proxy_id,
+                    event.pool_id,
                     max(event.position)
                 FROM UNNEST(appended) AS event
                 WHERE
@@ -736,8 +744,9 @@ BEGIN
         WHERE
             {schema}.selector_cursors.pool_id = event.pool_id
             AND {schema}.selector_cursors.selector = 'round_robin'
-            AND event.position IN (
+            AND (event.pool_id, event.position) IN (
                 SELECT
+                    event.pool_id,
                     max(event.position)
                 FROM UNNEST(appended) AS event
                 WHERE
@@ -755,8 +764,9 @@ BEGIN
         WHERE
             {schema}.selector_cursors.pool_id = event.pool_id
             AND {schema}.selector_cursors.selector = 'round_robin'
-            AND event.position IN (
+            AND (event.pool_id, event.position) IN (
                 SELECT
+                    event.pool_id,
                     max(event.position)
                 FROM UNNEST(appended) AS event
                 WHERE
@@ -799,8 +809,10 @@ BEGIN
             CAST(event.data #>> '{failure}' AS TEXT)
         FROM UNNEST(appended) AS event
         WHERE
-            event.position IN (
+            (event.proxy_id, event.pool_id, event.position) IN (
                 SELECT
+                    event.proxy_id,
+                    event.pool_id,
                     max(event.position)
                 FROM UNNEST(appended) AS event
                 WHERE

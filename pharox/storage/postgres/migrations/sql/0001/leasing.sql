@@ -46,6 +46,22 @@ CREATE TYPE {schema}.lease_answer AS (
     total_leases integer
 );
 
+-- The turn under the id of a lease: whoever asks under it has it until its transaction ends. The
+-- first number is pharox's own among the advisory locks of a database.
+CREATE FUNCTION {schema}.try_turn_v1(lease_id uuid)
+RETURNS boolean
+LANGUAGE sql
+AS $$
+    SELECT pg_try_advisory_xact_lock(1885890930, hashtext(lease_id::text))
+$$;
+
+CREATE FUNCTION {schema}.wait_for_turn_v1(lease_id uuid)
+RETURNS void
+LANGUAGE sql
+AS $$
+    SELECT pg_advisory_xact_lock(1885890930, hashtext(lease_id::text))
+$$;
+
 -- An event of a lease, or a miss. Its position is its place among the others for now.
 CREATE FUNCTION {schema}.lease_event_v1(
     place bigint,
@@ -72,7 +88,7 @@ AS $$
     SELECT ROW(
         place, NULL, NULL, expires_at, acquired_at, pool, proxy, lease, consumer_id,
         leases_before, leases_after, max_concurrency, max_concurrency, 1, type, status, status,
-        selector, consumer, pool_name, NULL, NULL, data
+        selector, consumer, pool_name, NULL, NULL, NULL, data
     )::{schema}.event_v1
 $$;
 
@@ -576,7 +592,7 @@ DECLARE
     was_granted boolean;
 BEGIN
     answer.lease_id := id;
-    IF NOT pg_try_advisory_xact_lock(1885890930, hashtext(id::text)) THEN
+    IF NOT {schema}.try_turn_v1(id) THEN
         answer.outcome := 'locked';
         RETURN answer;
     END IF;
@@ -660,7 +676,6 @@ DECLARE
     free {schema}.lease_place[];
     size integer;
     wanted integer[];
-    is_ours boolean;
     miss record;
     answer {schema}.lease_answer;
 BEGIN
@@ -716,9 +731,7 @@ BEGIN
                 END IF;
             ELSIF run_needs[run] = 0 OR number = coalesce(run_ends[run - 1], 0) + 1 THEN
                 -- Who is told that its outcome is unclear may ask under this id meanwhile.
-                is_ours := pg_try_advisory_xact_lock(
-                    1885890930, hashtext(asked_ids[number]::text)
-                );
+                PERFORM {schema}.try_turn_v1(asked_ids[number]);
             END IF;
             IF answer.outcome IS NOT NULL THEN
                 answer.number := released + number;
@@ -1011,7 +1024,6 @@ DECLARE
     highest_rank integer;
     consumer_id uuid;
     is_due boolean;
-    is_ours boolean;
     place {schema}.lease_place;
     event {schema}.event_v1;
 BEGIN
@@ -1046,7 +1058,7 @@ BEGIN
     END IF;
 
     -- Who is told that its outcome is unclear may ask under this id meanwhile.
-    is_ours := pg_try_advisory_xact_lock(1885890930, hashtext(asked_id::text));
+    PERFORM {schema}.try_turn_v1(asked_id);
     event := {schema}.lease_event_v1(
         1, 'LeaseAcquired', pool_id, pool_name, place.proxy_id, asked_id, consumer_id, consumer,
         place.status, place.current_leases, place.current_leases + 1, place.max_concurrency,
@@ -1149,7 +1161,7 @@ DECLARE
 BEGIN
     -- Whoever falls silent before it has asked again loses its turn soon.
     PERFORM set_config('idle_in_transaction_session_timeout', '5s', true);
-    PERFORM pg_advisory_xact_lock(1885890930, hashtext(chosen.id::text))
+    PERFORM {schema}.wait_for_turn_v1(chosen.id)
     FROM (SELECT id FROM unnest(chosen_ids) AS given (id) ORDER BY hashtext(id::text)) AS chosen;
 
     IF released_id IS NOT NULL THEN

@@ -26,6 +26,7 @@ CREATE TABLE {schema}.events (
     pool_name TEXT,
     actor TEXT,
     correlation_id TEXT,
+    proxy_ids UUID[],
     data JSONB,
     CONSTRAINT pk_events PRIMARY KEY (position),
     CONSTRAINT ck_events_recorded_at CHECK (isfinite(recorded_at)),
@@ -36,6 +37,10 @@ CREATE INDEX ix_events_recorded_at ON {schema}.events
     USING brin (recorded_at) WITH (autosummarize = on, pages_per_range = 32);
 CREATE INDEX ix_events_lease ON {schema}.events (lease_id) WHERE lease_id IS NOT NULL;
 CREATE INDEX ix_events_proxy ON {schema}.events (proxy_id) WHERE proxy_id IS NOT NULL;
+-- Of events that are about many proxies. Not updated by and by: each search would read the list of
+-- what is pending, and it takes more room.
+CREATE INDEX ix_events_proxies ON {schema}.events
+    USING gin (proxy_ids) WITH (fastupdate = off) WHERE proxy_ids IS NOT NULL;
 CREATE INDEX ix_events_consumer ON {schema}.events (consumer) WHERE consumer IS NOT NULL;
 CREATE INDEX ix_events_described
     ON {schema}.events (proxy_id, position)
@@ -72,6 +77,7 @@ CREATE TYPE {schema}.event_v1 AS (
     pool_name text,
     actor text,
     correlation_id text,
+    proxy_ids uuid[],
     data jsonb
 );
 
