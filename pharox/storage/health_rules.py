@@ -1,4 +1,4 @@
-"""What a health check's result comes to, said in Python; in SQL, ``postgres/health.py`` says it.
+"""What a health check's result comes to, in Python; ``postgres/health_statements.py`` has it in SQL.
 
 Three rules. A result counts only if it is newer than the newest, and none is
 newer than the storage's own clock. A ban is a person's decision: no result

@@ -32,7 +32,7 @@ from pharox.events import HealthChecked, ProxyChanged
 from pharox.models import utc_now
 from pharox.storage.interface import IStorage
 from pharox.storage.postgres import PostgresStorage
-from pharox.storage.postgres.health import BATCH
+from pharox.storage.postgres.health_statements import BATCH
 from pharox.storage.requests import HealthOutcome
 from pharox.testing import checked
 from tests import servers

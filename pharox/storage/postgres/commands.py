@@ -67,16 +67,16 @@ from .batch import (
     unknown_consumers,
     wait_query,
 )
-from .checks import Checks
 from .driver import Program, Rows
 from .finding import FIRST_PAGE, LARGEST_PAGE
+from .health import Health
 from .importing import Imports
 from .sql import Query
 
 T = TypeVar("T")
 
 
-class Commands(Imports, Checks):
+class Commands(Imports, Health):
     """Every command of one schema. What a caller gives is checked when a command is made."""
 
     # Leasing

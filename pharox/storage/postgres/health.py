@@ -1,265 +1,162 @@
-"""Record health checks: appended always, each applied only if it is the newest of its proxy.
-
-The rules are those of ``storage/health_rules.py``. A batch is one transaction of
-two statements: the first locks the proxies, in the order of all locks, so that
-the second sees every lease that is held on them, and appends and folds.
-"""
+"""Record health checks and decide statuses, as programs."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
+from uuid import UUID
 
-from sqlalchemy import (
-    ARRAY,
-    CTE,
-    BigInteger,
-    Boolean,
-    ColumnElement,
-    DateTime,
-    Integer,
-    Select,
-    Text,
-    Uuid,
-    and_,
-    case,
-    cast,
-    column,
-    extract,
-    false,
-    func,
-    literal_column,
-    null,
-    or_,
-    select,
-    true,
-    union_all,
-)
-from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by
-
-from pharox.events import ProxiesChecked
-from projections.leases import leases
-from projections.pools import pools
-from projections.proxies import proxies
-
-from .appending import State, append, event_row, json_object
-from .checks_apart import CHECKED, check_columns, checks_of
-from .reading import availability
-from .sql import POOL_ID, Statement, compiled, now, parameter, text_literal
-
-BATCH = ProxiesChecked.MOST
-"""How many checks one transaction records; leasing waits for the proxies among them."""
-
-_VARYING = ("group", "leases", "latency_ms", "mean_latency_ms", "streak")
-"""What an event of many checks says of each, beside its proxy and its age."""
-
-_ZERO = literal_column("0", Integer)
-_ONE = literal_column("1", Integer)
-_NO_LEASES: ColumnElement[Any] = literal_column("'[]'::jsonb", JSONB)
+from ...errors import ProxyNotFoundError
+from ...ids import NIL
+from ...models import HealthCheckResult, HealthPolicy, Proxy, ProxyHealthRecord, ProxyStatus
+from ..health_rules import Observation, in_rounds
+from ..requests import HealthOutcome, redated, result_of_record
+from ..validation import check_reason, check_status, checked_model, id_from_text
+from . import health_statements, registry_statements
+from .appending import origin
+from .driver import Program, Rows
+from .lookups import Lookups
+from .sql import Query
 
 
-@lru_cache(maxsize=8)
-def pools_of_statement(schema: str) -> Statement:
-    """Return the query of the pools that proxies are in and who provided them, by their ids."""
-    query = (
-        select(proxies.c.id, proxies.c.pool_id, pools.c.name.label("pool_name"), proxies.c.source)
-        .select_from(proxies.join(pools, pools.c.id == proxies.c.pool_id))
-        .where(proxies.c.id == func.any(parameter("ids", ARRAY(Uuid))))
+class Health(Lookups):
+    """Everything that says how well a proxy is."""
+
+    def record_health_checks(
+        self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None
+    ) -> Program[list[HealthOutcome]]:
+        """Record checks; return what each came to, in their order."""
+        seen = [Observation(result, result.healthy) for result in map(checked_model, results)]
+        return self._record_health_checks(seen, policy or HealthPolicy())
+
+    def apply_health_check(self, result: HealthCheckResult) -> Program[Proxy | None]:
+        """Record a check and return the proxy as it then stands; None if it is unknown."""
+        (outcome,) = yield from self.record_health_checks([result], None)
+        if not outcome.known:
+            return None
+        return (yield from self.proxy_as_it_stands(result.proxy_id))
+
+    def save_health_record(self, record: ProxyHealthRecord) -> Program[None]:
+        """Record an observation made elsewhere; it does not change the proxy's status."""
+        seen = Observation(result_of_record(record), record.reachable, counts=False)
+        (outcome,) = yield from self._record_health_checks([seen], HealthPolicy())
+        if not outcome.known:
+            raise ProxyNotFoundError(
+                f"Proxy {record.proxy_id} not found.", proxy_id=record.proxy_id
+            )
+
+    def _record_health_checks(
+        self, seen: Sequence[Observation], policy: HealthPolicy
+    ) -> Program[list[HealthOutcome]]:
+        ids = list({x.result.proxy_id for x in seen})
+        rows = yield Query(health_statements.pools_of_statement(self.schema), {"ids": ids})
+        outcomes = [HealthOutcome(check.result, known=False) for check in seen]
+        pools = {row["id"]: row["pool_id"] for row in rows}
+        names = {row["pool_id"]: row["pool_name"] for row in rows}
+        sources = {row["id"]: row["source"] for row in rows}
+        for pool_id, places in in_rounds(seen, pools):
+            for start in range(0, len(places), health_statements.BATCH):
+                batch = places[start : start + health_statements.BATCH]
+                checks = {seen[place].result.proxy_id: seen[place] for place in batch}
+                recorded = yield from self._record_batch(pool_id, checks, sources, policy)
+                for place in batch:
+                    result = seen[place].result
+                    if (row := recorded.get(result.proxy_id)) is not None:
+                        outcomes[place] = _outcome(result, row, names[pool_id])
+        return outcomes
+
+    def _record_batch(
+        self,
+        pool_id: UUID,
+        checks: Mapping[UUID, Observation],
+        sources: Mapping[UUID, str | None],
+        policy: HealthPolicy,
+    ) -> Program[dict[UUID, Mapping[str, Any]]]:
+        """Record one check each of some proxies of a pool; return what was appended."""
+        values = {
+            **origin(),
+            "pool_id": pool_id,
+            "failures": policy.failures_before_inactive,
+            "successes": policy.successes_before_active,
+            "window": policy.latency_window,
+        }
+
+        def record(answers: Sequence[Rows]) -> Query:
+            # Not one that came while the locks were waited for: it is not locked.
+            ids = [row["proxy_id"] for row in answers[0]]
+            rows = [_check_row(checks[proxy_id], sources[proxy_id]) for proxy_id in ids]
+            statement = health_statements.record_statement(self.schema)
+            return Query(statement, {**values, "rows": json.dumps(rows)})
+
+        lock = health_statements.lock_statement(self.schema)
+        _, recorded = yield [Query(lock, {**values, "ids": list(checks)}), record]
+        return {row["proxy_id"]: row for row in recorded}
+
+    def set_status(self, proxy_id: UUID, status: ProxyStatus, reason: str | None) -> Program[Proxy]:
+        """Decide a proxy's status, and return the proxy as it then stands."""
+        check_reason(reason)
+        return self._set_status(id_from_text(proxy_id) or NIL, check_status(status), reason)
+
+    def _set_status(
+        self, proxy_id: UUID, status: ProxyStatus, reason: str | None
+    ) -> Program[Proxy]:
+        row = yield from self.standing(proxy_id)
+        values = {
+            **origin(),
+            "pool_id": row["pool_id"],
+            "proxy_id": proxy_id,
+            "ids": [proxy_id],
+            "status": status.value,
+            "reason": reason,
+        }
+        change = Query(registry_statements.set_status_statement(self.schema), values)
+        locked, _ = yield [
+            Query(health_statements.lock_statement(self.schema), values),
+            lambda answers: change if answers[0] else None,
+        ]
+        proxy = yield from self.proxy_as_it_stands(proxy_id)
+        if not locked or proxy is None:
+            raise ProxyNotFoundError(f"Proxy {proxy_id} not found.", proxy_id=proxy_id)
+        return proxy
+
+
+def _check_row(check: Observation, source: str | None) -> dict[str, Any]:
+    """Return a check as ``health_statements.record_statement`` takes it."""
+    result = check.result
+    data = {
+        "status": result.status,
+        "reachable": check.reachable,
+        "latency_ms": result.latency_ms,
+        "protocol": result.protocol,
+        "attempts": result.attempts,
+        "status_code": result.status_code,
+        "error": result.error_message,
+        "failure": result.failure,
+        "source": source,
+    }
+    return {
+        "proxy_id": str(result.proxy_id),
+        "status": result.status,
+        "reachable": check.reachable,
+        "counts": check.counts,
+        "latency_ms": result.latency_ms,
+        "checked_at": result.checked_at.isoformat(),
+        "data": data,
+    }
+
+
+def _outcome(result: HealthCheckResult, row: Mapping[str, Any], pool_name: str) -> HealthOutcome:
+    """Return what a check came to, from its event."""
+    data = row["data"]
+    return HealthOutcome(
+        result=redated(result, datetime.fromisoformat(data["checked_at"])),
+        applied=data["applied"],
+        status_before=ProxyStatus(row["status_before"]),
+        status_after=ProxyStatus(row["status_after"]),
+        pool_name=pool_name,
+        leases=row["leases_before"],
+        lease_ids=tuple(UUID(lease_id) for lease_id in data["lease_ids"]),
+        source=data["source"],
     )
-    return compiled(query, schema)
-
-
-@lru_cache(maxsize=8)
-def lock_statement(schema: str) -> Statement:
-    """Return the statement that locks the proxies ``ids`` of a pool."""
-    locked = (
-        select(availability.c.proxy_id)
-        .where(
-            availability.c.pool_id == POOL_ID,
-            availability.c.proxy_id == func.any(parameter("ids", ARRAY(Uuid))),
-        )
-        .order_by(availability.c.proxy_id)
-        .with_for_update()
-    )
-    return compiled(locked, schema)
-
-
-@lru_cache(maxsize=8)
-def record_statement(schema: str) -> Statement:
-    """Return the statement that records the checks in ``rows``, of locked proxies of one pool.
-
-    ``rows`` is a JSON array with at most one object for each proxy: ``proxy_id``,
-    ``status``, ``reachable``, ``counts``, ``latency_ms``, ``checked_at`` and ``data``, the
-    rest of the event's data.
-    """
-    noted = _noted(_judged(_given()))
-    grouped = _grouped(noted)
-    rows = union_all(_row_together(grouped), _rows_alone(noted)).subquery("rows")
-    appended = append(select(rows.c.event).order_by(rows.c.proxy_id.nulls_first()))
-    checked = checks_of(appended)
-    names = ("proxy_id", "status_before", "status_after", "leases_before", "data")
-    alone = select(*(appended.c[name] for name in names)).where(
-        appended.c.type == text_literal(CHECKED)
-    )
-    columns = check_columns(checked)
-    together = (
-        select(*(columns[name].label(name) for name in names))
-        .select_from(appended.join(checked, true()))
-        .where(appended.c.type == text_literal("ProxiesChecked"))
-    )
-    return compiled(union_all(alone, together), schema)
-
-
-def _noted(judged: CTE) -> CTE:
-    """Return what checks come to, and whether they are noted together: those that change nothing.
-
-    A single one is an event as if it changed something: it takes less room so.
-    """
-    stays = judged.c.before == judged.c.after
-    many = func.count().filter(stays).over() > _ONE
-    return select(judged, and_(stays, many).label("is_together")).cte("noted")
-
-
-def _grouped(noted: CTE) -> CTE:
-    """Return the checks that are noted together, beside what each has in common with others."""
-    varying = text_literal("latency_ms")
-    common = noted.c.data.op("-", return_type=JSONB())(varying).concat(
-        json_object(
-            applied=noted.c.newest,
-            stays=noted.c.before,
-            max_concurrency=noted.c.max_concurrency,
-        )
-    )
-    facts = select(noted, common.label("common")).where(noted.c.is_together).subquery("facts")
-    return select(
-        facts,
-        (func.dense_rank().over(order_by=facts.c.common) - _ONE).label("group"),
-        func.max(facts.c.checked_at).over().label("latest"),
-    ).cte("grouped")
-
-
-def _row_together(grouped: CTE) -> Select[Any]:
-    """Query the one event of many checks, if there are any: see :class:`ProxiesChecked`."""
-    age = extract("epoch", grouped.c.latest) - extract("epoch", grouped.c.checked_at)
-    distinct = select(grouped.c.group, grouped.c.common).distinct().subquery("distinct_groups")
-    groups = select(func.jsonb_agg(aggregate_order_by(distinct.c.common, distinct.c.group)))
-
-    def array(value: ColumnElement[Any]) -> ColumnElement[Any]:
-        return func.jsonb_agg(aggregate_order_by(value, grouped.c.proxy_id))
-
-    row = event_row(
-        "ProxiesChecked",
-        proxy_ids=func.array_agg(aggregate_order_by(grouped.c.proxy_id, grouped.c.proxy_id)),
-        data=json_object(
-            groups=groups.scalar_subquery(),
-            checked_at=func.max(grouped.c.checked_at),
-            age_us=array(cast(age * literal_column("1000000"), BigInteger)),
-            **{name: array(grouped.c[name]) for name in _VARYING},
-        ),
-    )
-    return select(row.label("event"), cast(null(), Uuid).label("proxy_id")).having(
-        func.count(grouped.c.proxy_id) > _ZERO
-    )
-
-
-def _rows_alone(noted: CTE) -> Select[Any]:
-    """Query the events of the other checks, one each."""
-    standing = (noted.c.leases, noted.c.max_concurrency)
-    dropped = noted.c.before.in_(_leasable()) & noted.c.after.not_in(_leasable())
-    facts = json_object(
-        applied=noted.c.newest,
-        checked_at=noted.c.checked_at,
-        streak=noted.c.streak,
-        mean_latency_ms=noted.c.mean_latency_ms,
-        lease_ids=case((dropped, _leases_held(noted)), else_=_NO_LEASES),
-    )
-    row = event_row(
-        CHECKED,
-        before=State(noted.c.before, *standing),
-        after=State(noted.c.after, *standing),
-        proxy_id=noted.c.proxy_id,
-        data=noted.c.data.concat(facts),
-    )
-    return select(row.label("event"), noted.c.proxy_id).where(~noted.c.is_together)
-
-
-def _leasable() -> tuple[ColumnElement[str], ...]:
-    return (text_literal("active"), text_literal("slow"))
-
-
-def _given() -> Any:
-    return (
-        func.jsonb_to_recordset(parameter("rows", JSONB))
-        .table_valued(
-            column("proxy_id", Uuid),
-            column("status", Text),
-            column("reachable", Boolean),
-            column("counts", Boolean),
-            column("latency_ms", Integer),
-            column("checked_at", DateTime(timezone=True)),
-            column("data", JSONB),
-            name="g",
-        )
-        .render_derived(with_types=True)
-    )
-
-
-def _judged(given: Any) -> CTE:
-    """Return the checks beside what they come to: ``judge`` of ``storage/health_rules.py``."""
-    checked_at = func.least(given.c.checked_at, now)
-    newest = or_(availability.c.probed_at.is_(None), availability.c.probed_at < checked_at)
-    streak = case(
-        (~(newest & given.c.counts), availability.c.streak),
-        (given.c.reachable, func.greatest(availability.c.streak, _ZERO) + _ONE),
-        else_=func.least(availability.c.streak, _ZERO) - _ONE,
-    )
-    seen = (
-        select(
-            availability.c.proxy_id,
-            availability.c.status.label("before"),
-            availability.c.current_leases.label("leases"),
-            availability.c.max_concurrency,
-            availability.c.latency_ms.label("mean_before"),
-            checked_at.label("checked_at"),
-            newest.label("newest"),
-            streak.label("streak"),
-            *(given.c[name] for name in ("status", "reachable", "counts", "latency_ms", "data")),
-        )
-        .select_from(availability.join(given, given.c.proxy_id == availability.c.proxy_id))
-        .where(availability.c.pool_id == POOL_ID)
-        .cte("seen")
-    )
-    stands_well = seen.c.before.in_(_leasable())
-    follows = case(
-        (~(seen.c.newest & seen.c.counts) | (seen.c.before == text_literal("banned")), false()),
-        (seen.c.status == text_literal("banned"), true()),
-        (seen.c.reachable, or_(stands_well, seen.c.streak >= parameter("successes", Integer))),
-        else_=or_(~stands_well, -seen.c.streak >= parameter("failures", Integer)),
-    )
-    return select(
-        seen,
-        case((follows, seen.c.status), else_=seen.c.before).label("after"),
-        case((seen.c.newest & seen.c.reachable, _mean(seen)), else_=cast(null(), Integer)).label(
-            "mean_latency_ms"
-        ),
-    ).cte("judged")
-
-
-def _mean(seen: CTE) -> ColumnElement[int]:
-    """Return ``moving_average`` of ``storage/health_rules.py``."""
-    window = parameter("window", Integer)
-    distance = seen.c.latency_ms - seen.c.mean_before
-    twice = literal_column("2", BigInteger) * func.abs(cast(distance, BigInteger))
-    step = (twice + window) // (window + _ONE)
-    moved = case((distance > _ZERO, step), else_=-step)
-    return func.coalesce(cast(seen.c.mean_before + moved, Integer), seen.c.latency_ms)
-
-
-def _leases_held(judged: CTE) -> Any:
-    ids = func.jsonb_agg(aggregate_order_by(leases.c.id, leases.c.fencing_token), type_=JSONB)
-    held = and_(
-        leases.c.pool_id == POOL_ID,
-        leases.c.proxy_id == judged.c.proxy_id,
-        leases.c.status == text_literal("active"),
-    )
-    return func.coalesce(select(ids).where(held).scalar_subquery(), _NO_LEASES, type_=JSONB)
