@@ -1,4 +1,4 @@
-"""What a health check's result comes to, in Python; ``postgres/health_statements.py`` has it in SQL.
+"""What a health check's result comes to; ``postgres/health_statements.py`` says the same in SQL.
 
 Three rules. A result counts only if it is newer than the newest, and none is
 newer than the storage's own clock. A ban is a person's decision: no result
