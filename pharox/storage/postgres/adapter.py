@@ -71,8 +71,8 @@ from ..requests import (
 )
 from ..requests import Command as Request
 from ..validation import check_age, check_statuses, checked_model
+from . import predicate_search, snapshots, verifying
 from . import schema as migrations
-from . import snapshots, verifying
 from .batch import (
     Acquire,
     Command,
@@ -91,6 +91,7 @@ from .folding import read_states
 from .history import history_statement, positions_statement, seq_at_statement
 from .lookups import Page
 from .retention import archived_error, archived_statement, parts_needed, refuse_archived
+from .run_batch import run_batch
 from .sessions import check_prepare
 from .shared_commits import error_for, splits
 from .vault import Vault
@@ -207,7 +208,7 @@ class PostgresStorage(IStorage):
         return self._run_in_time(self._commands.finish_release(command, outcome))
 
     def run_batch(self, commands: Sequence[Request]) -> Outcomes:
-        return self._run_in_time(self._commands.run_batch(commands))
+        return self._run_in_time(run_batch(self._commands, commands))
 
     def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         expired = self._run_in_time(self._commands.expire(with_stats=with_stats))
@@ -632,7 +633,7 @@ class PostgresStorage(IStorage):
 
     def _acquire(self, request: AcquireRequest | AcquireSetRequest) -> Acquisition | SetAcquisition:
         if has_predicate(request):
-            return self._run_in_time(self._commands.search(request))
+            return self._run_in_time(predicate_search.acquire(self._commands, request))
         command = cast("Acquire", command_of(request))
         outcome = self._combiner.submit(command)
         if isinstance(outcome, Acquisition | SetAcquisition) and not lacks_stats(command, outcome):

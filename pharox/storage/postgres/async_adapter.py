@@ -66,6 +66,7 @@ from ..requests import (
 )
 from ..requests import Command as Request
 from ..validation import check_age, check_statuses, checked_model
+from . import predicate_search
 from .adapter import PostgresStorage
 from .async_driver import AsyncDriver, Stops
 from .batch import (
@@ -84,6 +85,7 @@ from .commands import Commands
 from .deadline import ANSWER_TIMEOUT_S, check_timeout
 from .driver import Program
 from .lookups import Page
+from .run_batch import run_batch
 from .schema import check_schema_name
 from .sessions import OURS, check_prepare
 from .shared_commits import error_for, splits
@@ -258,7 +260,7 @@ class AsyncPostgresStorage(IAsyncStorage):
         return returned
 
     async def run_batch(self, commands: Sequence[Request]) -> Outcomes:
-        program = self._commands.run_batch(commands)
+        program = run_batch(self._commands, commands)
         outcomes, cancelled = await self._ended_in_time(program, stops="before the first step")
         if cancelled is not None:
             for lease in new_leases(outcomes):
@@ -517,7 +519,7 @@ class AsyncPostgresStorage(IAsyncStorage):
         self, request: AcquireRequest | AcquireSetRequest
     ) -> tuple[Acquisition | SetAcquisition, asyncio.CancelledError | None]:
         if has_predicate(request):
-            program = self._commands.search(request)
+            program = predicate_search.acquire(self._commands, request)
             return await self._ended_in_time(program, stops="before the first step")
         command = cast("Acquire", command_of(request))
         outcome, cancelled = await self._combiner.submit(command)

@@ -11,10 +11,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 from uuid import UUID
-
-import psycopg
 
 from ...errors import (
     DatabaseError,
@@ -33,19 +31,12 @@ from ...models import (
 )
 from ..requests import (
     AcquireRequest,
-    AcquireSetRequest,
     Acquisition,
     EndedLease,
-    Outcomes,
-    ReleaseRequest,
     ReleaseResult,
     SetAcquisition,
-    batch_order,
-    tell_expired_by_pool,
 )
-from ..requests import Command as Request
-from ..validation import check_commands
-from . import filtering, finding, predicate_search, reading
+from . import filtering, finding, reading
 from .appending import origin
 from .batch import (
     DUE,
@@ -59,9 +50,7 @@ from .batch import (
     Run,
     Unsettled,
     answers_of,
-    command_of,
     expired_of,
-    has_predicate,
     lacks_stats,
     result_of,
     unknown_consumers,
@@ -80,12 +69,6 @@ class Commands(Imports, Health):
     """Every command of one schema. What a caller gives is checked when a command is made."""
 
     # Leasing
-
-    def search(
-        self, request: AcquireRequest | AcquireSetRequest
-    ) -> Program[Acquisition | SetAcquisition]:
-        """Lease what a request's predicate accepts, or record why nothing was to be had."""
-        return predicate_search.acquire(self, request)
 
     def create_lease(self, proxy: Proxy, consumer: str, duration: float) -> Program[Lease]:
         """Lease this very proxy."""
@@ -141,61 +124,6 @@ class Commands(Imports, Health):
                 return batch.outcomes(answers)
             for name in unknown:
                 yield from self.ensure_consumer(name)
-
-    def run_batch(self, requests: Sequence[Request]) -> Program[Outcomes]:
-        """Carry out requests of any kinds: releases first, then in the order of asking.
-
-        What has a predicate is a commit of its own between those before it and after it.
-        """
-        check_commands(requests)
-        return self._run_batch(requests)
-
-    def _run_batch(self, requests: Sequence[Request]) -> Program[Outcomes]:
-        outcomes: list[Any] = [None] * len(requests)
-        together: list[int] = []
-        expired: list[EndedLease] = []
-        if any(map(has_predicate, requests)):
-            expired = yield from self._prepare(requests)
-        for place in batch_order(requests):
-            if has_predicate(requests[place]):
-                yield from self._run_together(requests, together, outcomes)
-                search = self.search(cast("Any", requests[place]))
-                outcomes[place] = yield from _outcome_or_error(search)
-                together = []
-            else:
-                together.append(place)
-        yield from self._run_together(requests, together, outcomes)
-        tell_expired_by_pool(outcomes, requests, expired)
-        return outcomes
-
-    def _prepare(self, requests: Sequence[Request]) -> Program[list[EndedLease]]:
-        """Name consumers and take back what is due, where that is not one commit with the rest."""
-        asking = [each for each in requests if not isinstance(each, ReleaseRequest)]
-        for name in dict.fromkeys(each.consumer_name for each in asking):
-            yield from self.ensure_consumer(name)
-        pools = yield from self.pools()
-        wanted = {each.pool_name for each in asking}
-        with_stats = any(each.with_stats for each in requests)
-        expired: list[EndedLease] = []
-        for pool in sorted(pools, key=lambda pool: pool.id):
-            if pool.name in wanted:
-                expired += yield from self.take_back(pool.id, with_stats=with_stats)
-        return expired
-
-    def _run_together(
-        self, requests: Sequence[Request], places: Sequence[int], outcomes: list[Any]
-    ) -> Program[None]:
-        """Carry out some of the requests in one commit, and alone what is unsettled then."""
-        if not places:
-            return
-        commands = [command_of(requests[place]) for place in places]
-        first = yield from self.carry_out(commands)
-        for place, command, outcome in zip(places, commands, first, strict=True):
-            finish = (
-                self.finish_release if isinstance(command, Release) else self.finish_acquisition
-            )
-            program = finish(command, outcome)  # type: ignore[arg-type]
-            outcomes[place] = yield from _outcome_or_error(program)
 
     def finish_acquisition(
         self, command: Acquire, first: Outcome | None = None
@@ -300,16 +228,3 @@ def _with_expired(error: PharoxError, expired: Sequence[EndedLease]) -> PharoxEr
     """Return an error that says what was taken back on the way to it."""
     error.data["expired"] = error.__dict__["expired"] = expired
     return error
-
-
-def _outcome_or_error(program: Program[T]) -> Program[T | Exception]:
-    """Run a program, and return an error of its command instead of raising it.
-
-    What the database says concerns all that is asked of it.
-    """
-    try:
-        return (yield from program)
-    except psycopg.Error:
-        raise
-    except Exception as error:
-        return error

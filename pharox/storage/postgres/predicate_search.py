@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from uuid import UUID
 
 from ...ids import NIL, following
@@ -20,13 +20,11 @@ from ..requests import AcquireRequest, AcquireSetRequest, Acquisition, EndedLeas
 from . import filtering, finding, reading
 from .appending import origin
 from .batch import DUE, TRY, Acquire, Settled, Unsettled, command_of, request_details
+from .commands import Commands
 from .driver import Program, Rows
 from .finding import FIRST_PAGE, LARGEST_PAGE
 from .sql import Query
 from .vault import Vault
-
-if TYPE_CHECKING:
-    from .commands import Commands
 
 
 @dataclass
@@ -60,7 +58,9 @@ class Seen:
         return MissReason.AT_CAPACITY if self.healthy else MissReason.NONE_HEALTHY
 
 
-def acquire(commands: Commands, request: AcquireRequest | AcquireSetRequest) -> Program[Any]:
+def acquire(
+    commands: Commands, request: AcquireRequest | AcquireSetRequest
+) -> Program[Acquisition | SetAcquisition]:
     """Lease a proxy or a set of them, or record a miss."""
     command = cast("Acquire", command_of(request))
     needed = max(command.run.needs, 1)

@@ -1,0 +1,90 @@
+"""Carry out requests of all kinds together, in as few commits as their predicates allow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar, cast
+
+import psycopg
+
+from ..requests import Command as Request
+from ..requests import EndedLease, Outcomes, ReleaseRequest, batch_order, tell_expired_by_pool
+from ..validation import check_commands
+from . import predicate_search
+from .batch import Release, command_of, has_predicate
+from .commands import Commands
+from .driver import Program
+
+T = TypeVar("T")
+
+
+def run_batch(commands: Commands, requests: Sequence[Request]) -> Program[Outcomes]:
+    """Carry out requests of any kinds: releases first, then in the order of asking.
+
+    What has a predicate is a commit of its own between those before it and after it.
+    """
+    check_commands(requests)
+    return _run_batch(commands, requests)
+
+
+def _run_batch(commands: Commands, requests: Sequence[Request]) -> Program[Outcomes]:
+    outcomes: list[Any] = [None] * len(requests)
+    together: list[int] = []
+    expired: list[EndedLease] = []
+    if any(map(has_predicate, requests)):
+        expired = yield from _prepare(commands, requests)
+    for place in batch_order(requests):
+        if has_predicate(requests[place]):
+            yield from _run_together(commands, requests, together, outcomes)
+            search = predicate_search.acquire(commands, cast("Any", requests[place]))
+            outcomes[place] = yield from _outcome_or_error(search)
+            together = []
+        else:
+            together.append(place)
+    yield from _run_together(commands, requests, together, outcomes)
+    tell_expired_by_pool(outcomes, requests, expired)
+    return outcomes
+
+
+def _prepare(commands: Commands, requests: Sequence[Request]) -> Program[list[EndedLease]]:
+    """Name consumers and take back what is due, where that is not one commit with the rest."""
+    asking = [each for each in requests if not isinstance(each, ReleaseRequest)]
+    for name in dict.fromkeys(each.consumer_name for each in asking):
+        yield from commands.ensure_consumer(name)
+    pools = yield from commands.pools()
+    wanted = {each.pool_name for each in asking}
+    with_stats = any(each.with_stats for each in requests)
+    expired: list[EndedLease] = []
+    for pool in sorted(pools, key=lambda pool: pool.id):
+        if pool.name in wanted:
+            expired += yield from commands.take_back(pool.id, with_stats=with_stats)
+    return expired
+
+
+def _run_together(
+    commands: Commands, requests: Sequence[Request], places: Sequence[int], outcomes: list[Any]
+) -> Program[None]:
+    """Carry out some of the requests in one commit, and alone what is unsettled then."""
+    if not places:
+        return
+    several = [command_of(requests[place]) for place in places]
+    first = yield from commands.carry_out(several)
+    for place, command, outcome in zip(places, several, first, strict=True):
+        finish = (
+            commands.finish_release if isinstance(command, Release) else commands.finish_acquisition
+        )
+        program = finish(command, outcome)  # type: ignore[arg-type]
+        outcomes[place] = yield from _outcome_or_error(program)
+
+
+def _outcome_or_error(program: Program[T]) -> Program[T | Exception]:
+    """Run a program, and return an error of its command instead of raising it.
+
+    What the database says concerns all that is asked of it.
+    """
+    try:
+        return (yield from program)
+    except psycopg.Error:
+        raise
+    except Exception as error:
+        return error
