@@ -134,7 +134,7 @@ def reset(
 ) -> None:
     """Let a subscription go on from another place. What is parked is forgotten."""
     from ..ledger.subscriptions import reset as reset_to  # noqa: PLC0415
-    from ..ledger.subscriptions.subscription import Start  # noqa: PLC0415
+    from ..ledger.subscriptions.options import Start  # noqa: PLC0415
 
     with ledger(context) as storage:
         done = reset_to(storage, name, cast("Start", int(to) if to.isdecimal() else to))

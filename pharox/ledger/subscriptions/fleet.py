@@ -50,7 +50,8 @@ from projections import LEASES, POOL_STATS, POOLS, LeaseRow, PoolRow, State
 
 from ..sealed_log import SealedLog
 from .delivery import Delivery
-from .subscription import BoundSubscription, Start, Subscription, for_threads, in_postgres
+from .options import Start
+from .subscription import BoundSubscription, Subscription, for_threads, in_postgres
 
 __all__ = ["Payloads", "fleet_subscription", "for_threads", "payload_of"]
 

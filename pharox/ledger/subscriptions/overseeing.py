@@ -12,7 +12,8 @@ from pharox.storage.interface import IStorage
 from pharox.storage.postgres.driver import Session
 
 from . import statements
-from .subscription import Start, check_start, checkpoint_before, in_postgres
+from .options import Start, check_start
+from .subscription import checkpoint_before, in_postgres
 
 
 @dataclass(frozen=True, slots=True)

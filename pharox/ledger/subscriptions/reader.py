@@ -25,7 +25,7 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import psycopg
@@ -45,9 +45,7 @@ from pharox.text import inert
 from . import statements
 from .delivery import Delivery, subject_of
 from .effects import AwaitNotice, Call, Connect, InTransaction, Pause, Program, Together
-
-if TYPE_CHECKING:
-    from .subscription import Subscription
+from .options import SubscriptionOptions
 
 RENEW_S = 1.0
 """How often an owner lets itself be heard of."""
@@ -68,7 +66,7 @@ logger = logging.getLogger("pharox")
 class Reading(NamedTuple):
     """A subscription, where it is kept, and which part of the log it selects."""
 
-    subscription: Subscription
+    subscription: SubscriptionOptions
     storage: PostgresStorage
     selection: Extract
 

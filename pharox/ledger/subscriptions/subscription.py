@@ -1,52 +1,32 @@
-"""A subscription: what is read, from where, by which handler, and what happens when that fails."""
+"""Read a subscription: in this thread, in one of its own, or in an event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Collection
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, get_args
 from uuid import UUID
 
-from tenacity import wait_exponential
-from tenacity.wait import wait_base
-
-from pharox.effects import is_async
 from pharox.errors import InvalidInputError, PoolNotFoundError
-from pharox.events import Event
 from pharox.log import Extract
-from pharox.models import check_name, check_pause, check_whole
 from pharox.storage.async_interface import IAsyncStorage
 from pharox.storage.interface import IStorage
 from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage
-from pharox.storage.validation import id_from_text
 from pharox.text import inert
 
 from ..sealed_log import beyond_the_end
 from . import statements
-from .delivery import Delivery
 from .drivers import AsyncioDriver, ThreadDriver
+from .options import Start, SubscriptionOptions
 from .reader import Reader, Reading
 
 logger = logging.getLogger("pharox")
 
-Start = Literal["beginning", "now"] | int
-"""Where to begin: with the first event, behind the last one, or with the one of a seq.
-
-The seq may be that of the next event, which is not there yet, but of none behind it.
-"""
-
-_TYPES = frozenset(event.model_fields["type"].default for event in get_args(get_args(Event)[0]))
-
-
-Handler = Callable[[Delivery], Any] | Callable[[list[Delivery]], Any]
-
 
 @dataclass(frozen=True)
-class Subscription:
+class Subscription(SubscriptionOptions):
     """A reader's place in the log, under a name, and what is done with each event.
 
     Parameters
@@ -87,42 +67,6 @@ class Subscription:
     InvalidInputError
         If these make no sense.
     """
-
-    name: str
-    handler: Handler
-    _: KW_ONLY
-    start: Start = "beginning"
-    types: Collection[str] | None = None
-    pool: str | UUID | None = None
-    proxy_id: UUID | None = None
-    key: Callable[[Event], str] | None = None
-    batch_size: int = 500
-    whole_batches: bool = False
-    in_transaction: bool = False
-    attempts: int | None = 5
-    pause: wait_base = field(default_factory=lambda: wait_exponential(multiplier=0.1, max=30))
-    poll_s: float = 0.005
-    temporary: bool = False
-
-    def __post_init__(self) -> None:
-        check_name(self.name, "subscription")
-        check_start(self.start)
-        for name in ("batch_size", "attempts"):
-            count = getattr(self, name)
-            if count is None and name == "attempts":
-                continue
-            if check_whole(count, name) < 1:
-                raise InvalidInputError(f"{name} must be at least 1")
-        check_pause(self.poll_s, "poll_s")
-        if unknown := sorted(set(self.types or ()) - _TYPES):
-            raise InvalidInputError(f"no event is of type {unknown[0]!r}", types=unknown)
-        if self.proxy_id is not None and id_from_text(self.proxy_id) is None:
-            raise InvalidInputError(f"{self.proxy_id!r} is no id of a proxy", value=self.proxy_id)
-
-    @property
-    def is_async(self) -> bool:
-        """Whether the handler is a coroutine function."""
-        return is_async(self.handler)
 
     def run(self, storage: IStorage, stop: threading.Event | None = None) -> None:
         """Deliver events in this thread until ``stop`` is set.
@@ -289,14 +233,6 @@ def in_postgres(storage: IStorage | IAsyncStorage) -> PostgresStorage:
             "with another storage, register callbacks at the manager"
         )
     return storage
-
-
-def check_start(start: Start) -> None:
-    """Raise InvalidInputError unless this is a place in the log."""
-    if isinstance(start, int) and not isinstance(start, bool) and 1 <= start < 2**63:
-        return
-    if start not in ("beginning", "now"):
-        raise InvalidInputError(f"{start!r} is no place in the log: 'beginning', 'now' or a seq")
 
 
 def checkpoint_before(start: Start, storage: PostgresStorage) -> int:
