@@ -265,7 +265,7 @@ def _compare(whole: Folder, limit: int) -> list[Finding]:
         differing = (
             finding
             for projection in _existing(session, whole)
-            for finding in differences(session, whole.ledger, whole.target, projection)
+            for finding in differences(session, whole.ledger, whole.target, projection, limit)
         )
         with closing(differing):
             findings = list(islice(differing, limit))

@@ -2,16 +2,17 @@
 
 The schema's functions ``digest`` and ``root`` decide what is sealed; this says
 the same in another language, so that a part of the log that left the database
-can be checked without one. The bytes of an event are a JSON array of the digest's
-version and all columns, with the spaces that PostgreSQL puts. A column that is added
-later is covered by a later version, and the bytes of older events stay what they are. A
+can be checked without one. The bytes of an event are the digest's version and all
+columns, with commas between them. A text is quoted as PostgreSQL quotes a literal,
+NULL if there is none. Whatever else is null is empty. A column that is added later
+is covered by a later version, and the bytes of older events stay what they are. A
 moment is the seconds since 1970 with six decimals. ``data`` is the text that
 PostgreSQL prints for it: the order of its keys and the digits of its numbers
 are PostgreSQL's own, and no parser keeps them.
 
-A tick's root covers the root before it, the tick itself, and its events'
-digests one after another, so whoever knows the last root can tell a change
-anywhere in the log.
+A tick's root covers the root before it, the tick itself as a JSON array with the
+spaces that PostgreSQL puts, and its events' digests one after another, so whoever
+knows the last root can tell a change anywhere in the log.
 """
 
 from __future__ import annotations
@@ -39,33 +40,34 @@ def canonical(row: Mapping[str, Any]) -> bytes:
         zone, ids as UUIDs or in their usual spelling, ``data`` as the text that
         PostgreSQL prints.
     """
-    return _array(
-        _number(DIGEST_VERSION),
-        _number(row["position"]),
-        _text(row["tx"]),
-        _seconds(row["recorded_at"]),
-        _text(row["type"]),
-        _number(row["schema_version"]),
-        _text(row["pool_id"]),
-        _text(row["proxy_id"]),
-        _text(row["lease_id"]),
-        _text(row["consumer"]),
-        _text(row["consumer_id"]),
-        _text(row["pool_name"]),
-        _seconds(row["expires_at"]),
-        _seconds(row["acquired_at"]),
-        _text(row["status_before"]),
-        _text(row["status_after"]),
-        _number(row["leases_before"]),
-        _number(row["leases_after"]),
-        _number(row["max_concurrency_before"]),
-        _number(row["max_concurrency_after"]),
-        _text(row["selector"]),
-        _text(row["actor"]),
-        _text(row["correlation_id"]),
-        _texts(row["proxy_ids"]),
-        row["data"] or "null",
+    columns = (
+        DIGEST_VERSION,
+        row["position"],
+        row["tx"],
+        _moment(row["recorded_at"]),
+        _literal(row["type"]),
+        row["schema_version"],
+        row["pool_id"],
+        row["proxy_id"],
+        row["lease_id"],
+        _literal(row["consumer"]),
+        row["consumer_id"],
+        _literal(row["pool_name"]),
+        _moment(row["expires_at"]),
+        _moment(row["acquired_at"]),
+        _literal(row["status_before"]),
+        _literal(row["status_after"]),
+        row["leases_before"],
+        row["leases_after"],
+        row["max_concurrency_before"],
+        row["max_concurrency_after"],
+        _literal(row["selector"]),
+        _literal(row["actor"]),
+        _literal(row["correlation_id"]),
+        _ids(row["proxy_ids"]),
+        row["data"],
     )
+    return ",".join("" if column is None else str(column) for column in columns).encode()
 
 
 def digest(row: Mapping[str, Any]) -> bytes:
@@ -86,41 +88,40 @@ def root(before: bytes, tick: Mapping[str, Any], digests: Iterable[bytes]) -> by
         Those of the tick's events, by ``seq``.
     """
     total = hashlib.sha256(before)
-    total.update(
-        _array(
-            _number(tick["first_seq"]),
-            _number(tick["last_seq"]),
-            _text(tick["snapshot"]),
-            _number(tick["anchor"]),
-            _number(tick["system_identifier"]),
+    described = ", ".join(
+        (
+            str(tick["first_seq"]),
+            str(tick["last_seq"]),
+            json.dumps(str(tick["snapshot"])),
+            str(tick["anchor"]),
+            str(tick["system_identifier"]),
             _seconds(tick["sealed_at"]),
         )
     )
+    total.update(f"[{described}]".encode())
     for one in digests:
         total.update(one)
     return total.digest()
 
 
-def _array(*items: str) -> bytes:
-    return f"[{', '.join(items)}]".encode()
+def _literal(value: str | None) -> str:
+    """Return a text as PostgreSQL's ``quote_nullable`` does."""
+    if value is None:
+        return "NULL"
+    quoted = value.replace("\\", "\\\\").replace("'", "''")
+    return f"E'{quoted}'" if "\\" in value else f"'{quoted}'"
 
 
-def _number(value: int | None) -> str:
-    return "null" if value is None else str(int(value))
+def _ids(values: Iterable[object] | None) -> str | None:
+    """Return ids as PostgreSQL prints an array of them."""
+    return None if values is None else f"{{{','.join(map(str, values))}}}"
 
 
-def _text(value: object | None) -> str:
-    return "null" if value is None else json.dumps(str(value), ensure_ascii=False)
+def _moment(moment: datetime | None) -> str | None:
+    return None if moment is None else _seconds(moment)
 
 
-def _texts(values: Iterable[object] | None) -> str:
-    """Return an array as PostgreSQL prints one within JSON: without spaces."""
-    return "null" if values is None else f"[{','.join(map(_text, values))}]"
-
-
-def _seconds(moment: datetime | None) -> str:
-    if moment is None:
-        return "null"
+def _seconds(moment: datetime) -> str:
     microseconds = (moment - _EPOCH) // _MICROSECOND
     whole, rest = divmod(abs(microseconds), 1_000_000)
     return f"{'-' if microseconds < 0 else ''}{whole}.{rest:06d}"

@@ -42,7 +42,7 @@ from tests.ledger.full_parts import full_parts, small_parts
 
 NEXT = Path(__file__).parent / "next_migration"
 SQL = files(migrations) / "sql" / "0001"
-SQL_DIGEST = "a42e02c7e30da1f03ad4cc89b74a69e3956cbbbcb23e4a93a4efa8d8482bf67a"
+SQL_DIGEST = "94a711de2ed4a4ed1a0a7475b09e0304ebdae9f4c778863cbeffc302485c0409"
 WORKERS = 8
 STEPS = 8
 

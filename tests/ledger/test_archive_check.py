@@ -40,6 +40,7 @@ def rewrite(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
 SOMETHING = {
     pa.string(): "something",
     pa.timestamp("us", tz="UTC"): datetime(2026, 1, 1, tzinfo=UTC),
+    pa.list_(pa.string()): ["something"],
 }
 
 

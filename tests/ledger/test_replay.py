@@ -35,9 +35,9 @@ PICK = st.integers(0, 10**6)
 def folded(events: list[Event], pool_id: UUID) -> dict[str, dict[Any, Any]]:
     """Fold events with nothing but the projections, and keep what is of one pool."""
     states: dict[str, dict[Any, Any]] = {p.name: {} for p in projections.ALL}
-    for event in events:
+    for part in (part for event in events for part in event.parts()):
         for projection in projections.ALL:
-            projection.apply(states[projection.name], event)
+            projection.apply(states[projection.name], part)
     owner = {"pools": "id", "consumers": "name"}
     return {
         name: {

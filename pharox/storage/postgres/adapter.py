@@ -609,16 +609,16 @@ class PostgresStorage(IStorage):
         """
         self._seal_if_possible()
         with self.session(snapshot=True, keep=False) as session:
-            return _first(limit, self._findings(session))
+            return _first(limit, self._findings(session, limit))
 
     def verify_log(self, *, limit: int = 100) -> list[Finding]:
         """Do the part of :meth:`verify` that asks whether the log was changed."""
         self._seal_if_possible()
         with self.session(snapshot=True, keep=False) as session:
-            return _first(limit, verifying.verify_log(session, self.schema))
+            return _first(limit, verifying.verify_log(session, self.schema, limit))
 
-    def _findings(self, session: Session) -> Generator[Finding]:
-        yield from verifying.verify(session, self.schema, projections.registered())
+    def _findings(self, session: Session, limit: int) -> Generator[Finding]:
+        yield from verifying.verify(session, self.schema, projections.registered(), limit)
         yield from verify_credentials(session, self.schema, self._commands.vault)
 
     def _seal_if_possible(self) -> None:

@@ -209,6 +209,8 @@ class Folder:
         span = {"after": self.seq, "upto": upto}
         (positions,) = self.session.rows(positions_statement(self.ledger), **span)
         many = upto - self.seq >= MANY
+        if many and positions["last_position"] - positions["after_position"] > 2 * self.batch:
+            (positions,) = self.session.rows(_bounds_statement(self.ledger), **span, **positions)
         self._fold_copied(_copy_statement(self.ledger), {**span, **positions}, at_once=many)
         return upto
 
@@ -317,6 +319,19 @@ _IN_RANGE = (
     seals.c.seq > parameter("after", BigInteger),
     seals.c.seq <= parameter("upto", BigInteger),
 )
+
+
+@lru_cache(maxsize=16)
+def _bounds_statement(ledger: str) -> Statement:
+    """Return the query for the positions between which all events of a range lie, and no wider.
+
+    Those of its ticks can be far apart: all that a first sealing took begins at 0.
+    """
+    bounds = select(
+        (func.min(seals.c.position) - ONE).label("after_position"),
+        func.max(seals.c.position).label("last_position"),
+    )
+    return compiled(bounds.where(*_IN_RANGE, within(seals)), ledger)
 
 
 @lru_cache(maxsize=16)

@@ -15,11 +15,11 @@ from typing import Any, cast
 from uuid import UUID
 
 from ...ids import NIL, following
-from ...models import MissReason, ProxyFilters
+from ...models import MissReason, Proxy, ProxyFilters
 from ..requests import AcquireRequest, AcquireSetRequest, Acquisition, EndedLease, SetAcquisition
 from . import filtering, finding, reading
 from .appending import origin
-from .batch import DUE, TRY, Acquire, Settled, Unsettled, command_of, request_details
+from .batch import DUE, TRY, Acquire, Run, Settled, Unsettled, command_of, request_details
 from .commands import Commands
 from .driver import Program, Rows
 from .finding import FIRST_PAGE, LARGEST_PAGE
@@ -29,8 +29,9 @@ from .vault import Vault
 
 @dataclass
 class Seen:
-    """What a look through a pool has shown so far."""
+    """What a look through a pool has shown so far; ``free`` are leases that it has room for."""
 
+    run: Run
     any_row: bool = False
     matched: bool = False
     healthy: bool = False
@@ -48,8 +49,17 @@ class Seen:
                 self.healthy |= row["healthy"]
                 if row["leasable"]:
                     free.append(proxy.id)
-        self.free += len(free)
+                    self.free += self._room(proxy)
         return free
+
+    def _room(self, proxy: Proxy) -> int:
+        """Return how many leases of the request a free proxy can hold."""
+        if self.run.is_distinct:
+            return 1
+        wanted = max(self.run.needs, 1)
+        if proxy.max_concurrency is None:
+            return wanted
+        return min(wanted, proxy.max_concurrency - proxy.current_leases)
 
     def reason(self) -> MissReason:
         """Return why nothing was leased, if nothing was free."""
@@ -70,7 +80,7 @@ def acquire(
         if pool is None:
             return (yield from commands.finish_acquisition(command))
         for wait in (False, True):
-            seen = Seen()
+            seen = Seen(command.run)
             outcome, more = yield from _begin(commands, command)
             expired += more
             if outcome is None:

@@ -195,23 +195,27 @@ LAST_TICK = """(
     FROM {ledger}.last_tick) AS last_tick"""
 
 
-def verify(session: Session, ledger: str, projections: Sequence[Projection]) -> Generator[Finding]:
+def verify(
+    session: Session, ledger: str, projections: Sequence[Projection], limit: int
+) -> Generator[Finding]:
     """Yield what is wrong with a ledger, as one snapshot of the database shows it.
 
     Parameters
     ----------
     session:
         One with a snapshot, in a transaction that will be rolled back.
+    limit:
+        How many findings of each check to yield at most.
     """
     hold(session, ledger, projections)
     session.connection.execute(STORED_TIME_ZONE)
     changed = False
-    for finding in verify_log(session, ledger):
+    for finding in verify_log(session, ledger, limit):
         changed = True
         yield finding
     try:
         with session.connection.transaction():
-            yield from _verify_read_models(session, ledger, projections)
+            yield from _verify_read_models(session, ledger, projections, limit)
     except (psycopg.IntegrityError, psycopg.DataError):
         # What was changed may be nothing that a read model can hold. That is told already.
         if not changed:
@@ -219,7 +223,7 @@ def verify(session: Session, ledger: str, projections: Sequence[Projection]) -> 
 
 
 def _verify_read_models(
-    session: Session, ledger: str, projections: Sequence[Projection]
+    session: Session, ledger: str, projections: Sequence[Projection], limit: int
 ) -> Generator[Finding]:
     """Yield what is not as the log folds to, or could not have happened."""
     folder = Folder(session, ledger, projections)
@@ -230,19 +234,19 @@ def _verify_read_models(
         folder.fold_to(stored.seq)
         for projection in projections:
             if projection.name in stored.projections:
-                yield from _stored_differences(folder, projection)
+                yield from _stored_differences(folder, projection, limit)
     folder.fold_visible()
     for projection in projections:
-        yield from differences(session, ledger, TEMPORARY, projection)
+        yield from differences(session, ledger, TEMPORARY, projection, limit)
     for check, query in SENSE.items():
-        yield from _findings(session, check, _ledger_query(query, ledger))
+        yield from _findings(session, check, _ledger_query(query, ledger), limit)
 
 
-def verify_log(session: Session, ledger: str) -> Generator[Finding]:
+def verify_log(session: Session, ledger: str, limit: int) -> Generator[Finding]:
     """Yield what was changed in the log since it was sealed."""
     session.take_room()
     for check, query in CHAIN.items():
-        yield from _findings(session, check, _ledger_query(query, ledger))
+        yield from _findings(session, check, _ledger_query(query, ledger), limit)
 
 
 def hold(session: Session, ledger: str, projections: Sequence[Projection]) -> None:
@@ -256,8 +260,10 @@ def hold(session: Session, ledger: str, projections: Sequence[Projection]) -> No
     session.connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(tables))
 
 
-def _findings(session: Session, check: str, statement: Statement) -> Generator[Finding]:
-    for row in session.stream(statement):
+def _findings(session: Session, check: str, statement: Statement, limit: int) -> Generator[Finding]:
+    # Without a cursor, whose query would have no parallel workers.
+    limited = statement._replace(text=b"%b LIMIT %d" % (statement.text, limit))
+    for row in session.rows(limited):
         yield Finding(check, row["key"], row["found"], row["expected"])
 
 
@@ -271,7 +277,7 @@ def _ledger_query(query: str, ledger: str) -> Statement:
     return Statement(composed.as_bytes(), (), {}, ("key", "found", "expected"))
 
 
-def _stored_differences(folder: Folder, projection: Projection) -> Generator[Finding]:
+def _stored_differences(folder: Folder, projection: Projection, limit: int) -> Generator[Finding]:
     """Yield the rows of a stored snapshot that are not as the log folds to its seq."""
     query = sql.SQL(
         "SELECT jsonb_build_object('seq', {seq}::bigint, 'projection', {name}::text), "
@@ -286,14 +292,14 @@ def _stored_differences(folder: Folder, projection: Projection) -> Generator[Fin
         rows=standing_rows(folder.target, projection),
     )
     statement = Statement(query.as_bytes(), (), {}, ("key", "found", "expected"))
-    return _findings(folder.session, "snapshots", statement)
+    return _findings(folder.session, "snapshots", statement, limit)
 
 
 def differences(
-    session: Session, ledger: str, target: str, projection: Projection
+    session: Session, ledger: str, target: str, projection: Projection, limit: int
 ) -> Generator[Finding]:
     """Yield the rows of a read model that are not as those that were folded into a target."""
-    return _findings(session, projection.name, _difference(ledger, target, projection))
+    return _findings(session, projection.name, _difference(ledger, target, projection), limit)
 
 
 def _difference(ledger: str, target: str, projection: Projection) -> Statement:
@@ -305,8 +311,9 @@ def _difference(ledger: str, target: str, projection: Projection) -> Statement:
         sql.SQL("{}, {}").format(sql.Literal(part), sql.Identifier(part)) for part in projection.key
     )
     query = sql.SQL(
-        "SELECT jsonb_build_object({pairs}), to_jsonb(found), to_jsonb(expected) "
+        "SELECT jsonb_build_object({pairs}), to_jsonb(found), to_jsonb(expected) FROM ("
+        "SELECT {key}, found, expected "
         "FROM ({live}) AS found FULL JOIN ({folded}) AS expected USING ({key}) "
-        "WHERE found IS DISTINCT FROM expected ORDER BY {key}"
+        "WHERE found IS DISTINCT FROM expected ORDER BY {key}) AS different"
     ).format(pairs=pairs, live=live, folded=folded, key=key)
     return Statement(query.as_bytes(), (), {}, ("key", "found", "expected"))

@@ -29,7 +29,8 @@ $$;
 -- partitions before it. A transaction has its id before it has a position. So what
 -- has a later id than this sealer has later positions than were handed out before
 -- the sealer got its id. Once all earlier transactions have ended and are sealed,
--- nothing up to there can be without a seal.
+-- nothing up to there can be without a seal. That is so at once if they had all
+-- ended when the snapshot was taken, and none has begun before the sealer got its id.
 CREATE FUNCTION {schema}.seal(wait boolean DEFAULT false)
 RETURNS bigint
 LANGUAGE plpgsql
@@ -137,6 +138,9 @@ BEGIN
         END IF;
         last.sealer_tx := pg_current_xact_id();
         last.appended_upto := CASE WHEN own IS NULL THEN handed_out ELSE last.unsealed_after END;
+    END IF;
+    IF own IS NULL AND pg_snapshot_xmin(tick.snapshot) = pg_current_xact_id() THEN
+        last.unsealed_after := greatest(handed_out, last.unsealed_after);
     END IF;
     tick.after_position := CASE WHEN grows THEN last.after_position ELSE looked_after END;
     before := coalesce(CASE WHEN grows THEN kept.root ELSE last.root END, ''::bytea);
