@@ -11,23 +11,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .aio import AsyncProxyManager as AsyncProxyManager
     from .async_helpers import acquire_proxy_async as acquire_proxy_async
     from .async_helpers import acquire_proxy_with_retry_async as acquire_proxy_with_retry_async
     from .async_helpers import release_proxy_async as release_proxy_async
     from .async_helpers import with_lease_async as with_lease_async
     from .async_helpers import with_retrying_lease_async as with_retrying_lease_async
-    from .attribution import attributed as attributed
-    from .bootstrap import bootstrap_consumer as bootstrap_consumer
-    from .bootstrap import bootstrap_consumer_async as bootstrap_consumer_async
-    from .bootstrap import bootstrap_pool as bootstrap_pool
-    from .bootstrap import bootstrap_pool_async as bootstrap_pool_async
-    from .bootstrap import bootstrap_proxy as bootstrap_proxy
-    from .bootstrap import bootstrap_proxy_async as bootstrap_proxy_async
-    from .clients import AsyncLeasedClient as AsyncLeasedClient
-    from .clients import LeasedClient as LeasedClient
     from .connecting import connect as connect
     from .connecting import connect_async as connect_async
+    from .connecting.bootstrap import bootstrap_consumer as bootstrap_consumer
+    from .connecting.bootstrap import bootstrap_consumer_async as bootstrap_consumer_async
+    from .connecting.bootstrap import bootstrap_pool as bootstrap_pool
+    from .connecting.bootstrap import bootstrap_pool_async as bootstrap_pool_async
+    from .connecting.bootstrap import bootstrap_proxy as bootstrap_proxy
+    from .connecting.bootstrap import bootstrap_proxy_async as bootstrap_proxy_async
     from .errors import AnswerTimeoutError as AnswerTimeoutError
     from .errors import ConflictError as ConflictError
     from .errors import ConsumerNotFoundError as ConsumerNotFoundError
@@ -46,16 +42,19 @@ if TYPE_CHECKING:
     from .errors import SchemaError as SchemaError
     from .errors import SecretKeyError as SecretKeyError
     from .errors import SubscriptionNotFoundError as SubscriptionNotFoundError
+    from .events.attribution import attributed as attributed
     from .health import AcquisitionRate as AcquisitionRate
     from .health import HealthChecker as HealthChecker
     from .health import HealthCheckOrchestrator as HealthCheckOrchestrator
     from .health import HealthCheckStrategy as HealthCheckStrategy
     from .health import HTTPHealthCheckStrategy as HTTPHealthCheckStrategy
     from .health import SweepSummary as SweepSummary
-    from .ids import new_lease_id as new_lease_id
     from .ledger.subscriptions import Delivery as Delivery
     from .ledger.subscriptions import Subscription as Subscription
+    from .manager import AsyncProxyManager as AsyncProxyManager
     from .manager import ProxyManager as ProxyManager
+    from .manager.clients import AsyncLeasedClient as AsyncLeasedClient
+    from .manager.clients import LeasedClient as LeasedClient
     from .models import AcquireEventPayload as AcquireEventPayload
     from .models import CallbackFailurePayload as CallbackFailurePayload
     from .models import CheckFailure as CheckFailure
@@ -79,6 +78,7 @@ if TYPE_CHECKING:
     from .models import ReleaseEventPayload as ReleaseEventPayload
     from .models import RetryConfig as RetryConfig
     from .models import SelectorStrategy as SelectorStrategy
+    from .models.ids import new_lease_id as new_lease_id
     from .observability import DEFAULT_LATENCY_BUCKETS as DEFAULT_LATENCY_BUCKETS
     from .observability import DEFAULT_QUANTILES as DEFAULT_QUANTILES
     from .observability import PrometheusMetricsRecorder as PrometheusMetricsRecorder
@@ -94,7 +94,6 @@ if TYPE_CHECKING:
     from .storage.requests import HealthOutcome as HealthOutcome
 
 _HOME = {
-    ".aio": ("AsyncProxyManager",),
     ".async_helpers": (
         "acquire_proxy_async",
         "acquire_proxy_with_retry_async",
@@ -102,8 +101,8 @@ _HOME = {
         "with_lease_async",
         "with_retrying_lease_async",
     ),
-    ".attribution": ("attributed",),
-    ".bootstrap": (
+    ".events.attribution": ("attributed",),
+    ".connecting.bootstrap": (
         "bootstrap_consumer",
         "bootstrap_consumer_async",
         "bootstrap_pool",
@@ -111,7 +110,7 @@ _HOME = {
         "bootstrap_proxy",
         "bootstrap_proxy_async",
     ),
-    ".clients": ("AsyncLeasedClient", "LeasedClient"),
+    ".manager.clients": ("AsyncLeasedClient", "LeasedClient"),
     ".connecting": ("connect", "connect_async"),
     ".errors": (
         "AnswerTimeoutError",
@@ -141,9 +140,9 @@ _HOME = {
         "HTTPHealthCheckStrategy",
         "SweepSummary",
     ),
-    ".ids": ("new_lease_id",),
+    ".models.ids": ("new_lease_id",),
     ".ledger.subscriptions": ("Delivery", "Subscription"),
-    ".manager": ("ProxyManager",),
+    ".manager": ("AsyncProxyManager", "ProxyManager"),
     ".models": (
         "AcquireEventPayload",
         "CallbackFailurePayload",

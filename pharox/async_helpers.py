@@ -20,13 +20,13 @@ from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
-from .cancelling import CancelledCall, call_in_thread, to_the_end
 from .effects import Calls, call, call_async, is_async, run, run_async
+from .effects.cancelling import CancelledCall, call_in_thread, to_the_end
 from .errors import InvalidInputError
-from .leasing import Ask, releasing_after, retrying
 from .manager import ProxyManager
+from .manager.leasing import AcquireArguments, releasing_after, retrying
+from .manager.retrying import checked_config, in_both_orders
 from .models import Lease, ProxyFilters, RetryConfig, SelectorStrategy
-from .retry_arguments import checked_config, in_both_orders
 from .storage.requests import Acquisition
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ async def acquire_proxy_async(
         ask = (pool_name, consumer_name, duration_seconds, filters, selector)
         if lease_id is None:  # the method, as a manager of one's own may have another
             return Acquisition(manager.acquire_proxy(*ask))
-        return run(manager._acquiring(Ask(*ask, lease_id)), call)
+        return run(manager._acquiring(AcquireArguments(*ask, lease_id)), call)
 
     acquisition, cancelled = await _in_a_thread(acquire)
     lease = acquisition.lease

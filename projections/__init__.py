@@ -22,7 +22,7 @@ from .pools import POOLS, PoolRow, Pools
 from .proxies import PROXIES, Proxies, ProxyRow
 from .proxy_health import PROXY_HEALTH, HealthRow, ProxyHealth
 from .selector_cursors import SELECTOR_CURSORS, CursorRow, SelectorCursors
-from .verify import Finding, State, differences, fold, standing
+from .verify import Finding, State, current, differences, fold
 
 ALL: tuple[Projection, ...] = (
     POOLS,
@@ -99,9 +99,9 @@ __all__ = [
     "ProxyRow",
     "SelectorCursors",
     "State",
+    "current",
     "differences",
     "fold",
     "metadata",
     "registered",
-    "standing",
 ]

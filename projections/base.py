@@ -125,11 +125,11 @@ class Projection(ABC):
         """Return the query that reads the read model, with the columns of ``row``."""
         return select(*(self.table.c[field.name] for field in fields(self.row)))
 
-    def stands(self, row: ProjectionRow) -> bool:
+    def is_current(self, row: ProjectionRow) -> bool:
         """Tell whether a row says how something stands, rather than what has ended."""
         return True
 
-    def standing(self) -> ColumnElement[bool]:
+    def current(self) -> ColumnElement[bool]:
         """Return :meth:`stands` in SQL."""
         return true()
 

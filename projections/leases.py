@@ -131,10 +131,10 @@ class Leases(Projection):
                 for key in ended:
                     del state[key]
 
-    def stands(self, row: LeaseRow) -> bool:
+    def is_current(self, row: LeaseRow) -> bool:
         return row.status == "active"
 
-    def standing(self) -> ColumnElement[bool]:
+    def current(self) -> ColumnElement[bool]:
         return leases.c.status == literal_column("'active'", Text)
 
     def folds(self) -> tuple[Fold, ...]:

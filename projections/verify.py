@@ -51,11 +51,11 @@ def fold(events: Iterable[EventBase], projections: Iterable[Projection]) -> dict
     return states
 
 
-def standing(states: Mapping[str, State], projections: Iterable[Projection]) -> dict[str, State]:
+def current(states: Mapping[str, State], projections: Iterable[Projection]) -> dict[str, State]:
     """Return how all stood: the states without the rows of what had ended."""
     return {
         projection.name: {
-            key: row for key, row in states[projection.name].items() if projection.stands(row)
+            key: row for key, row in states[projection.name].items() if projection.is_current(row)
         }
         for projection in projections
     }

@@ -19,9 +19,9 @@ try:
     from pharox.cli.failing import run
     from pharox.cli.session import Archive, Target, past
     from pharox.cli.showing import say
-    from pharox.ledger.incident import write_report
+    from pharox.incident import write_report
     from pharox.models import utc_now
-    from pharox.text import inert
+    from pharox.models.text import escape_unprintable
 except ModuleNotFoundError as error:
     sys.exit(
         f"replay_incident.py: this Python has no {error.name}: run scripts/setup-env, then "
@@ -71,7 +71,7 @@ def replay_incident(
     with past(context, archive) as log:
         report = write_report(log, *window, output, pools=pool or ())
     say(str(report))
-    print(inert(str(report.page)))
+    print(escape_unprintable(str(report.page)))
 
 
 if __name__ == "__main__":

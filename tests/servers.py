@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psycopg
 
-from pharox import embedded
+from pharox.connecting import embedded
 
 _SERVER_USERS = ("postgres", "pgserver")
 SYSTEM_BINARIES = Path("/usr/lib/postgresql")

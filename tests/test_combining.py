@@ -22,7 +22,7 @@ import anyio
 import pytest
 
 from pharox import effects
-from pharox.cancelling import CancelledCall, call_in_thread
+from pharox.effects.cancelling import CancelledCall, call_in_thread
 from pharox.errors import DatabaseError, InvalidInputError, OutcomeUnknownError
 from pharox.storage import combining
 from pharox.storage.combining import AsyncCombiner, Batch, Combiner

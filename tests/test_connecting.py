@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import make_url, text
 
 from pharox import connect, connect_async
-from pharox.embedded import start
+from pharox.connecting.embedded import start
 from pharox.errors import DatabaseUnavailableError, InvalidInputError
 
 FORK = """

@@ -19,13 +19,13 @@ import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
 
-from pharox import embedded_watcher
-from pharox.embedded import EmbeddedServer, start
+from pharox.connecting import embedded_watcher
+from pharox.connecting.embedded import EmbeddedServer, start
 from pharox.errors import DatabaseUnavailableError
 
 USE_UNTIL_EOF = """
 import sys
-from pharox.embedded import start
+from pharox.connecting.embedded import start
 server = start()
 print(server.url, *server.secret_keys, flush=True)
 sys.stdin.read()
@@ -34,7 +34,7 @@ sys.stdin.read()
 # The parent ends at once, the child when its standard input does.
 USE_AND_FORK = """
 import os, sys
-from pharox.embedded import start
+from pharox.connecting.embedded import start
 server = start()
 if os.fork() == 0:
     print(server.url, *server.secret_keys, flush=True)
@@ -43,7 +43,7 @@ if os.fork() == 0:
 
 COME_AND_GO = """
 import psycopg
-from pharox.embedded import start
+from pharox.connecting.embedded import start
 for _ in range(5):
     server = start()
     url = server.url.replace("+psycopg", "")

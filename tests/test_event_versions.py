@@ -12,8 +12,8 @@ import pytest
 from pharox import ProxyManager
 from pharox.errors import EventVersionError
 from pharox.events import ENVELOPE, VERSIONS, Event, decode
+from pharox.events.upcasting import EventData, Upcaster
 from pharox.storage.postgres import PostgresStorage
-from pharox.upcasting import Facts, Upcaster
 from tests.conftest import fill
 
 EXAMPLES = Path(__file__).parent / "data" / "events"
@@ -94,21 +94,21 @@ def upcaster() -> Upcaster:
     upcaster = Upcaster({"Greeted": 3, "Left": 1})
 
     @upcaster.step("Greeted", 1)
-    def split_the_name(facts: Facts) -> Facts:
-        first, _, last = facts.pop("name").partition(" ")
-        return {**facts, "first": first, "last": last}
+    def split_the_name(data: EventData) -> EventData:
+        first, _, last = data.pop("name").partition(" ")
+        return {**data, "first": first, "last": last}
 
     @upcaster.step("Greeted", 2)
-    def shout(facts: Facts) -> Facts:
-        return {**facts, "last": facts["last"].upper()}
+    def shout(data: EventData) -> EventData:
+        return {**data, "last": data["last"].upper()}
 
     return upcaster
 
 
 def test_an_old_event_takes_every_step(upcaster: Upcaster) -> None:
     """From the first version an event goes through each later one, and ends as of today."""
-    facts = {"type": "Greeted", "schema_version": 1, "position": 7, "name": "Ada Lovelace"}
-    assert upcaster.upcast(facts) == {
+    data = {"type": "Greeted", "schema_version": 1, "position": 7, "name": "Ada Lovelace"}
+    assert upcaster.upcast(data) == {
         "type": "Greeted",
         "schema_version": 3,
         "position": 7,
@@ -119,14 +119,14 @@ def test_an_old_event_takes_every_step(upcaster: Upcaster) -> None:
 
 def test_an_event_takes_only_the_steps_after_its_version(upcaster: Upcaster) -> None:
     """From the second version there is one step to go."""
-    facts = {"type": "Greeted", "schema_version": 2, "first": "Ada", "last": "Lovelace"}
-    assert upcaster.upcast(facts) == {**facts, "schema_version": 3, "last": "LOVELACE"}
+    data = {"type": "Greeted", "schema_version": 2, "first": "Ada", "last": "Lovelace"}
+    assert upcaster.upcast(data) == {**data, "schema_version": 3, "last": "LOVELACE"}
 
 
 def test_a_current_event_is_left_alone(upcaster: Upcaster) -> None:
     """Facts in today's shape are handed on as they are, not copied."""
-    for facts in ({"type": "Greeted", "schema_version": 3}, {"type": "Left", "schema_version": 1}):
-        assert upcaster.upcast(facts) is facts
+    for data in ({"type": "Greeted", "schema_version": 3}, {"type": "Left", "schema_version": 1}):
+        assert upcaster.upcast(data) is data
 
 
 @pytest.mark.parametrize("version", [0, -1])

@@ -23,8 +23,8 @@ from pharox import (
     ProxyPool,
     ProxyStatus,
 )
-from pharox.ids import NIL
 from pharox.models import utc_now
+from pharox.models.ids import NIL
 from pharox.storage import IAsyncStorage, list_import
 from pharox.storage.list_import import MaxRemoved
 from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pharox import Proxy, ProxyProtocol, ProxyStatus
-from pharox.ids import NIL
 from pharox.models import ProxyCredentials
+from pharox.models.ids import NIL
 from pharox.sources import Defaults
 from pharox.sources.orders import Orders
 from pharox.sources.plain import PlainLines

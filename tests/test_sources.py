@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from pharox import Proxy, ProxyProtocol, ProxyStatus
 from pharox.errors import SourceError
-from pharox.ids import NIL
 from pharox.models import ProxyCredentials
+from pharox.models.ids import NIL
 from pharox.sources import BadEntry, Defaults, Entry, Format, open_source, read_proxies
 from pharox.sources.text import ENTRY_LIMIT
 

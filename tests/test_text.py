@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pharox.text import without_secrets
+from pharox.models.text import without_secrets
 
 
 @pytest.mark.parametrize(

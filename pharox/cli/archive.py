@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..models import utc_now
-from ..text import inert
+from ..models.text import escape_unprintable
 from .checking import moment_before
 from .failing import FAILURE, USAGE
 from .once import Commands
@@ -46,7 +46,7 @@ def archive(
     if before is None or to is None:
         print(context.get_help())
         raise typer.Exit(USAGE)
-    from ..ledger import archive as archiving  # noqa: PLC0415 - it needs an extra
+    from ..ledger.archive import archiving  # noqa: PLC0415 - it needs an extra
 
     moment = moment_before(before, utc_now())
     with ledger(context) as storage:
@@ -63,9 +63,9 @@ def archive(
                 }
             )
         else:
-            print(inert(_told(part)))
+            print(escape_unprintable(_describe(part)))
     if not as_json:
-        print(inert(_what_stays(outcome.kept)))
+        print(escape_unprintable(_what_stays(outcome.kept)))
 
 
 @app.command()
@@ -96,12 +96,12 @@ def check(
         )
     else:
         for line in _findings(checked):
-            print(inert(line))
+            print(escape_unprintable(line))
     if checked.differences:
         raise typer.Exit(FAILURE)
 
 
-def _told(part: Archived) -> str:
+def _describe(part: Archived) -> str:
     what = "no events" if part.last_seq is None else f"events {part.first_seq} to {part.last_seq}"
     return f"{what} -> {part.file}"
 

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..models import utc_now
-from ..text import inert
+from ..models.text import escape_unprintable
 from .checking import end_of, start_of
+from .describing import Described, clock, counted, day_of, describe, lasting
 from .once import Commands
 from .session import Archive, past
 from .showing import AsJson, in_utc, print_json, say
-from .telling import Told, clock, counted, day_of, lasting, tell
 
 if TYPE_CHECKING:
-    from ..ledger.audit import Entry, Story, Totals
+    from ..history.audit import Entry, Story, Totals
 
 app = Commands(help="Tell what happened to a lease, a proxy, a consumer or a pool.")
 
@@ -52,7 +52,7 @@ def lease(
     as_json: AsJson = False,
 ) -> None:
     """Tell who held which proxy for how long, and how its health was meanwhile."""
-    from ..ledger.audit import of_lease  # noqa: PLC0415 - SQLAlchemy takes a while to import
+    from ..history.audit import of_lease  # noqa: PLC0415 - SQLAlchemy takes a while to import
 
     _audit(context, of_lease, name, begin, end, archive, as_json)
 
@@ -69,7 +69,7 @@ def proxy(
     as_json: AsJson = False,
 ) -> None:
     """Tell what a proxy was, who held it one after another, and how its health was."""
-    from ..ledger.audit import of_proxy  # noqa: PLC0415
+    from ..history.audit import of_proxy  # noqa: PLC0415
 
     _audit(context, of_proxy, name, begin, end, archive, as_json)
 
@@ -84,7 +84,7 @@ def consumer(
     as_json: AsJson = False,
 ) -> None:
     """Tell what a consumer got and gave back, and why it got nothing."""
-    from ..ledger.audit import of_consumer  # noqa: PLC0415
+    from ..history.audit import of_consumer  # noqa: PLC0415
 
     _audit(context, of_consumer, name, begin, end, archive, as_json)
 
@@ -99,7 +99,7 @@ def pool(
     as_json: AsJson = False,
 ) -> None:
     """Tell everything that happened in a pool, also in one that was removed."""
-    from ..ledger.audit import of_pool  # noqa: PLC0415
+    from ..history.audit import of_pool  # noqa: PLC0415
 
     _audit(context, of_pool, name, begin, end, archive, as_json)
 
@@ -130,7 +130,7 @@ def _audit(
                 print_json(_facts(entry))
         else:
             for line in _lines(story):
-                print(inert(line))
+                print(escape_unprintable(line))
 
 
 def _behind(end: int | datetime) -> int | datetime:
@@ -151,7 +151,7 @@ def _facts(entry: Entry) -> dict[str, object]:
 
 
 def _lines(story: Story) -> Iterator[str]:
-    from ..ledger.audit import Totals  # noqa: PLC0415
+    from ..history.audit import Totals  # noqa: PLC0415
 
     called = "" if str(story.id) == story.name else f" ({story.id})"
     yield f"{story.kind} {story.name}{called}"
@@ -161,22 +161,24 @@ def _lines(story: Story) -> Iterator[str]:
         if (today := day_of(entry.event.recorded_at)) != day:
             day = today
             yield from ("", today)
-        told = tell(entry.event, pool=entry.pool, address=entry.address, pool_had=entry.pool_had)
+        description = describe(
+            entry.event, pool=entry.pool, address=entry.address, pool_had=entry.pool_had
+        )
         margin = f"  {clock(entry.event.recorded_at)}  {entry.event.seq:>7}  "
-        yield margin + told.sentence
-        for line in _below(told, asked, by):
+        yield margin + description.sentence
+        for line in _below(description, asked, by):
             yield " " * len(margin) + line
-        asked, by = told.asked or asked, told.by
+        asked, by = description.asked or asked, description.by
     yield from ("", _adds_up(story, totals) if day else "nothing happened then")
 
 
-def _below(told: Told, asked: str, by: str) -> Iterator[str]:
+def _below(description: Described, asked: str, by: str) -> Iterator[str]:
     """Yield what stands below a sentence, without what was asked and done by as before."""
-    if told.asked and told.asked != asked:
-        yield told.asked
-    yield from told.details
-    if told.by and told.by != by:
-        yield told.by
+    if description.asked and description.asked != asked:
+        yield description.asked
+    yield from description.details
+    if description.by and description.by != by:
+        yield description.by
 
 
 def _adds_up(story: Story, totals: Totals) -> str:

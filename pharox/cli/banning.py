@@ -14,13 +14,13 @@ import typer
 
 from ..errors import PharoxError, ProxyNotFoundError
 from ..models import Proxy, ProxyStatus
-from ..text import inert, url_of, without_secrets
+from ..models.text import escape_unprintable, url_of, without_secrets
+from .describing import counted
 from .session import ledger
 from .showing import AsJson, print_json
-from .telling import counted
 
 if TYPE_CHECKING:
-    from ..ledger.sealed_log import Beginning
+    from ..history.sealed_log import Beginning
     from ..storage.postgres import PostgresStorage
 
 LISTED = 5
@@ -43,7 +43,7 @@ def ban(
         for found in proxies_named(storage, names):
             proxy = storage.set_status(found.id, ProxyStatus.BANNED, reason=reason)
             already = found.status is ProxyStatus.BANNED
-            tell_proxy(
+            print_proxy(
                 proxy, f"{'was banned already' if already else 'is banned'}{_held(proxy)}", as_json
             )
 
@@ -60,12 +60,12 @@ def unban(
 ) -> None:
     """Lift the ban on proxies: each may be leased again once a check finds it well."""
     status = ProxyStatus.ACTIVE if active else ProxyStatus.INACTIVE
-    told = "may be leased again" if active else "is inactive until a check finds it well"
+    description = "may be leased again" if active else "is inactive until a check finds it well"
     with ledger(context) as storage:
         banned = proxies_named(storage, names)
         _check_banned(banned)
         for proxy in banned:
-            tell_proxy(storage.set_status(proxy.id, status, reason=reason), told, as_json)
+            print_proxy(storage.set_status(proxy.id, status, reason=reason), description, as_json)
 
 
 def proxies_named(storage: PostgresStorage, names: Sequence[str]) -> list[Proxy]:
@@ -74,7 +74,7 @@ def proxies_named(storage: PostgresStorage, names: Sequence[str]) -> list[Proxy]
 
 
 def _each_of(storage: PostgresStorage, names: Sequence[str]) -> Iterator[Proxy]:
-    from ..ledger.sealed_log import beginning  # noqa: PLC0415 - SQLAlchemy takes a while to import
+    from ..history.sealed_log import beginning  # noqa: PLC0415 - SQLAlchemy takes a while to import
     from ..storage.validation import id_from_text  # noqa: PLC0415
 
     begin = None
@@ -90,7 +90,7 @@ def _each_of(storage: PostgresStorage, names: Sequence[str]) -> Iterator[Proxy]:
 
 def _at_address(storage: PostgresStorage, begin: Beginning, address: str) -> list[Proxy]:
     """Return the proxies that are at an address now; the log knows those that ever were."""
-    from ..ledger.addresses import address_of, names, proxies_at, without_login  # noqa: PLC0415
+    from ..history.addresses import address_of, names, proxies_at, without_login  # noqa: PLC0415
 
     wanted, user = without_login(address), _user_in(address)
     read = storage.get_bare_proxy if user is None else storage.get_proxy_by_id
@@ -147,12 +147,14 @@ def _held(proxy: Proxy) -> str:
     return f"; it is leased right now, and {leases}"
 
 
-def tell_proxy(proxy: Proxy, told: str, as_json: bool) -> None:
+def print_proxy(proxy: Proxy, description: str, as_json: bool) -> None:
     """Print what became of a proxy, or the proxy as JSON."""
     if as_json:
         print_json(proxy.model_dump(mode="json", exclude={"credentials"}))
     else:
         print(
-            inert(f"{url_of(proxy.protocol, proxy.host, proxy.port)} ({proxy.id}) {told}"),
+            escape_unprintable(
+                f"{url_of(proxy.protocol, proxy.host, proxy.port)} ({proxy.id}) {description}"
+            ),
             flush=True,
         )

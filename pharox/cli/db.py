@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..text import inert
+from ..models.text import escape_unprintable
 from .once import Commands
 from .session import ledger
 
@@ -56,7 +56,7 @@ def grant(
     ] = False,
 ) -> None:
     """Print the SQL that gives roles the rights they need and takes all others away."""
-    from ..ledger import privileges  # noqa: PLC0415 - SQLAlchemy takes a while to import
+    from ..ledger import roles as privileges  # noqa: PLC0415 - SQLAlchemy takes a while to import
 
     roles = privileges.Roles(apps or (), readers or (), owner)
     with ledger(context) as storage:
@@ -66,8 +66,12 @@ def grant(
             return
         privileges.grant(storage, roles)
     for name in roles.app:
-        print(inert(f"{name} may lease, and neither change the log nor make or alter tables"))
+        print(
+            escape_unprintable(
+                f"{name} may lease, and neither change the log nor make or alter tables"
+            )
+        )
     for name in roles.reader:
-        print(inert(f"{name} may read all but credentials"))
+        print(escape_unprintable(f"{name} may read all but credentials"))
     if owner is not None:
-        print(inert(f"{owner} owns the ledger"))
+        print(escape_unprintable(f"{owner} owns the ledger"))

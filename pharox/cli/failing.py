@@ -43,10 +43,10 @@ def run(app: typer.Typer, arguments: Sequence[str], program: str = "pharox") -> 
         _drop_output()
         return BROKEN_PIPE
     except Exception as error:
-        told = _sentence(error)
-        if told is None:
+        description = _sentence(error)
+        if description is None:
             raise
-        sentence, status = told
+        sentence, status = description
         say(sentence)
         if isinstance(error, OSError):
             _drop_output()

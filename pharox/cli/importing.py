@@ -18,13 +18,13 @@ import typer
 
 from ..errors import InvalidInputError, SourceError
 from ..models import Proxy, ProxyPool, ProxyProtocol, ProxyStatus, check_name, check_text
+from ..models.text import escape_unprintable, url_of
 from ..sources import BadEntry, Defaults, Entry, Format, open_source, read_proxies
-from ..text import inert, url_of
 from .bulk import rare_collections
 from .checking import limit_of
+from .describing import counted
 from .session import ledger
 from .showing import say
-from .telling import counted
 
 if TYPE_CHECKING:
     from ..storage.list_import import ChangedProxy, ImportReport, MaxRemoved, RemovalReport
@@ -54,7 +54,7 @@ class Tally:
         """Whether the source was read to its end, and all of it."""
         return self.failure is None and not self.bad
 
-    def tell(self, report: ImportReport, max_concurrency: int | None) -> None:
+    def describe(self, report: ImportReport, max_concurrency: int | None) -> None:
         """Print it all: bad and changed entries as remarks, the sums as the result."""
         _remark([str(entry) for entry in self.listed], self.bad)
         if report.changed:
@@ -147,7 +147,7 @@ def import_source(
         ledger(context) as storage,
         _progress(opened.size_bytes) as advance,
     ):
-        chunks = _told(opened.chunks, advance)
+        chunks = _describe(opened.chunks, advance)
         known = storage.get_pool_by_name(pool) or ProxyPool(name=pool)
         batches = _batches(read_proxies(chunks, defaults, kind=kind, line=line), tally)
         report = storage.import_list(known.id, batches, update=update, make=known)
@@ -156,9 +156,9 @@ def import_source(
                 report.pool_id, report.listed, source=label, max_removed=most
             )
     if tally.failure is None or tally.good or tally.bad:
-        tally.tell(report, limit)
+        tally.describe(report, limit)
     if most is not None:
-        _tell_removal(removal, most)
+        _print_removal(removal, most)
     if tally.failure is not None:
         raise tally.failure
     if tally.bad or report.changed or (most is not None and _is_unfinished(removal)):
@@ -183,7 +183,7 @@ def _removable(max_removed: str | None, *, sync: bool) -> MaxRemoved | None:
     return MaxRemoved(share=int(number) / 100) if is_share else MaxRemoved(count=int(number))
 
 
-def _tell_removal(removal: RemovalReport | None, most: MaxRemoved) -> None:
+def _print_removal(removal: RemovalReport | None, most: MaxRemoved) -> None:
     if removal is None:
         say("nothing was removed, as not all of the source could be read")
     elif removal.refused:
@@ -216,7 +216,7 @@ def _leases(limit: int | None) -> str:
 def _remark(lines: list[str], of: int) -> None:
     """Print some lines of several, and how many more there are."""
     for line in lines:
-        print(inert(line), file=sys.stderr)
+        print(escape_unprintable(line), file=sys.stderr)
     if of > len(lines):
         print(f"... and {of - len(lines)} more", file=sys.stderr)
 
@@ -240,7 +240,7 @@ def _batches(entries: Iterable[Entry | BadEntry], tally: Tally) -> Iterator[list
         yield batch
 
 
-def _told(chunks: Iterable[bytes], advance: Callable[[int], None]) -> Iterator[bytes]:
+def _describe(chunks: Iterable[bytes], advance: Callable[[int], None]) -> Iterator[bytes]:
     for chunk in chunks:
         yield chunk
         advance(len(chunk))

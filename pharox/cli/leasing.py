@@ -77,8 +77,10 @@ def acquire(
     with ledger(context) as storage:
         acquisition = storage.acquire_lease(request)
         if acquisition.lease is None:
-            told = _MISSES.get(acquisition.miss_reason or MissReason.NO_MATCH, "nothing was free")
-            raise PharoxError(told.format(pool=pool), miss_reason=acquisition.miss_reason)
+            description = _MISSES.get(
+                acquisition.miss_reason or MissReason.NO_MATCH, "nothing was free"
+            )
+            raise PharoxError(description.format(pool=pool), miss_reason=acquisition.miss_reason)
         try:
             _hand_over(storage, acquisition.lease, as_json)
         except BaseException:

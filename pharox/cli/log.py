@@ -12,7 +12,7 @@ import typer
 
 from ..errors import InvalidInputError, PoolNotFoundError
 from ..events import Event
-from .facts import PoolNames, line_of
+from .event_lines import PoolNames, line_of
 from .session import ledger
 from .showing import AsJson, print_json
 
@@ -71,7 +71,7 @@ def log(
 
 def _check_pool(storage: PostgresStorage, pool: str) -> None:
     """Raise an error for a pool that never was and that nobody asked for."""
-    from ..ledger.pool_lives import find_pool  # noqa: PLC0415 - SQLAlchemy takes a while to import
+    from ..history.pool_names import find_pool  # noqa: PLC0415 - SQLAlchemy takes a while to import
 
     try:
         find_pool(storage, pool)

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from ..text import inert
+from ..models.text import escape_unprintable
+from .describing import in_numbers
 from .showing import in_utc, print_table
-from .telling import in_numbers
 
 if TYPE_CHECKING:
-    from ..ledger.replay import Difference, PoolMoment, ProxyChange, ProxyMoment
+    from ..history.replay import Difference, PoolMoment, ProxyChange, ProxyMoment
 
 
 def print_moment(moment: PoolMoment) -> None:
@@ -43,15 +43,15 @@ def print_difference(was: PoolMoment, becomes: PoolMoment, found: Difference) ->
 
 
 def _row(proxy: ProxyMoment) -> tuple[object, ...]:
-    standing, health = proxy.standing, proxy.health
+    availability, health = proxy.availability, proxy.health
     checked = health and f"{health.status} at {in_utc(health.checked_at)}"
     holders = (f"{held.consumer_name} until {in_utc(held.expires_at)}" for held in proxy.holders)
     return (
         proxy.proxy.id,
         proxy.address,
-        standing.status,
-        standing.current_leases,
-        standing.max_concurrency,
+        availability.status,
+        availability.current_leases,
+        availability.max_concurrency,
         proxy.proxy.country,
         checked,
         "; ".join(holders) or None,
@@ -66,9 +66,9 @@ def _differences(found: Difference, addresses: dict[Any, str]) -> Iterator[str]:
         was, becomes = (addresses.get(proxy_id, proxy_id) for proxy_id in turn)
         yield f"  {name}: {_value(was)} -> {_value(becomes)}"
     for proxy in found.added:
-        yield f"  + {proxy.address} ({proxy.proxy.id}) {proxy.standing.status}"
+        yield f"  + {proxy.address} ({proxy.proxy.id}) {proxy.availability.status}"
     for proxy in found.removed:
-        yield f"  - {proxy.address} ({proxy.proxy.id}) {proxy.standing.status}"
+        yield f"  - {proxy.address} ({proxy.proxy.id}) {proxy.availability.status}"
     for change in found.changed:
         yield f"  ~ {change.address} ({change.id}) {_facts(change)}"
     for lease in found.begun:
@@ -79,10 +79,12 @@ def _differences(found: Difference, addresses: dict[Any, str]) -> Iterator[str]:
 
 def _facts(change: ProxyChange) -> str:
     """Return what changed of a proxy; that it was checked again only if that is all."""
-    telling = {name: fact for name, fact in change.facts.items() if not name.endswith("_at")}
+    describing = {
+        name: fact for name, fact in change.attributes.items() if not name.endswith("_at")
+    }
     return ", ".join(
         f"{name.replace('_', ' ')} {_value(was)} -> {_value(becomes)}"
-        for name, (was, becomes) in (telling or change.facts).items()
+        for name, (was, becomes) in (describing or change.attributes).items()
     )
 
 
@@ -99,4 +101,4 @@ def _value(value: Any) -> str:
 
 
 def _print(line: str) -> None:
-    print(inert(line))
+    print(escape_unprintable(line))

@@ -9,10 +9,10 @@ import typer
 from ..errors import ConflictError, InvalidInputError, PoolNotFoundError
 from ..models import ProxyPool
 from .checking import checked_pool
+from .describing import counted
 from .once import Commands
 from .session import ledger
 from .showing import AsJson, print_json, print_table, say
-from .telling import counted
 
 if TYPE_CHECKING:
     from ..storage.postgres import PostgresStorage

@@ -15,13 +15,13 @@ import typer
 
 from ..errors import ConflictError, InvalidInputError, PoolNotFoundError, ProxyNotFoundError
 from ..models import Proxy, ProxyStatus
-from .banning import Names, Reason, proxies_named, tell_proxy
+from .banning import Names, Reason, print_proxy, proxies_named
 from .bulk import rare_collections
 from .checking import checked_credentials, limit_of
+from .describing import counted
 from .once import Commands, OnceGroup
 from .session import ledger
 from .showing import AsJson, print_json, print_table
-from .telling import counted
 
 if TYPE_CHECKING:
     from ..storage.postgres import PostgresStorage
@@ -136,7 +136,7 @@ def set_proxies(
                 _change(storage, proxy, changes)
             if status is not None:
                 storage.set_status(proxy.id, status, reason=reason)
-            tell_proxy(_known(storage, proxy), "is changed", as_json)
+            print_proxy(_known(storage, proxy), "is changed", as_json)
 
 
 @app.command("remove")
@@ -154,7 +154,7 @@ def remove_proxies(
                 storage.delete_proxy(str(proxy.id))
             elif not storage.remove_idle(proxy.pool_id, [proxy.id]):  # Leased in between.
                 _check_idle([proxy], "it was left")
-            tell_proxy(proxy, "is removed", as_json)
+            print_proxy(proxy, "is removed", as_json)
 
 
 def _check_idle(held: Sequence[Proxy], outcome: str) -> None:

@@ -14,16 +14,16 @@ from pydantic_core import to_jsonable_python
 
 from ..errors import InvalidInputError
 from ..models import utc_now
-from ..text import inert
+from ..models.text import escape_unprintable
 from .checking import end_of, start_of
+from .describing import clock, day_of, describe
 from .moments import print_difference, print_moment
 from .session import Archive, past
 from .showing import AsJson, print_json
-from .telling import clock, day_of, tell
 
 if TYPE_CHECKING:
-    from ..ledger.replay import Step
-    from ..ledger.sealed_log import SealedLog
+    from ..history.replay import Step
+    from ..history.sealed_log import SealedLog
 
 WHEN = "TIME|SEQ"
 
@@ -84,7 +84,7 @@ def replay(
 
 
 def _show(log: SealedLog, pool: str, at: int | datetime, as_json: bool) -> None:
-    from ..ledger.replay import pool_at  # noqa: PLC0415 - SQLAlchemy takes a while to import
+    from ..history.replay import pool_at  # noqa: PLC0415 - SQLAlchemy takes a while to import
 
     moment = pool_at(log, pool, at)
     if as_json:
@@ -96,8 +96,8 @@ def _show(log: SealedLog, pool: str, at: int | datetime, as_json: bool) -> None:
 def _changes(
     log: SealedLog, pool: str, begin: str, end: str | None, now: datetime
 ) -> Iterator[Step]:
-    from ..ledger.replay import changes  # noqa: PLC0415
-    from ..ledger.sealed_log import last_seq  # noqa: PLC0415
+    from ..history.replay import changes  # noqa: PLC0415
+    from ..history.sealed_log import last_seq  # noqa: PLC0415
 
     to = last_seq(log) if end is None else end_of(end, now)
     return changes(log, pool, start_of(begin, now), to)
@@ -111,7 +111,7 @@ def _play(steps: Iterable[Step], speed: float | None, as_json: bool) -> None:
             print_json(_facts(step))
     else:
         for line in _lines(steps):
-            print(inert(line), flush=True)
+            print(escape_unprintable(line), flush=True)
 
 
 def _lines(steps: Iterable[Step]) -> Iterator[str]:
@@ -126,8 +126,9 @@ def _lines(steps: Iterable[Step]) -> Iterator[str]:
         if step.counts is not None:
             available = f"{step.counts.available_proxies} of {step.counts.total_proxies}"
             leases = str(step.counts.total_leases)
-        told = tell(event, pool=step.pool, address=step.address).sentence
-        yield f"  {clock(event.recorded_at)}  {event.seq:>7}  {available:>11}  {leases:>6}  {told}"
+        description = describe(event, pool=step.pool, address=step.address).sentence
+        columns = f"{event.seq:>7}  {available:>11}  {leases:>6}"
+        yield f"  {clock(event.recorded_at)}  {columns}  {description}"
     if day is None:
         yield "nothing happened then"
 
@@ -169,7 +170,7 @@ def _one_by_one(steps: Iterable[Step]) -> Iterator[Step]:
 def _compare(
     log: SealedLog, pool: str, a: int | datetime, b: int | datetime, as_json: bool
 ) -> None:
-    from ..ledger.replay import difference, pool_at  # noqa: PLC0415
+    from ..history.replay import difference, pool_at  # noqa: PLC0415
 
     was = pool_at(log, pool, a)
     becomes = pool_at(log, was.pool.id, b)

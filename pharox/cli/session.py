@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ..ledger.sealed_log import SealedLog
+    from ..history.sealed_log import SealedLog
     from ..storage.postgres import PostgresStorage
 
 Archive = Annotated[
@@ -34,7 +34,7 @@ class Target:
 @contextmanager
 def ledger(context: typer.Context) -> Iterator[PostgresStorage]:
     """Open the storage for a command, and close its connections after it."""
-    from ..connecting import connect  # noqa: PLC0415 - SQLAlchemy takes a while to import
+    from ..connecting.url import connect  # noqa: PLC0415 - SQLAlchemy takes a while to import
 
     target: Target = context.obj
     storage = connect(target.url, schema=target.schema)
@@ -49,7 +49,7 @@ def past(context: typer.Context, archive: list[Path] | None) -> Iterator[SealedL
     """Open what a question about the past reads: the ledger, with its archive if that is given."""
     with ledger(context) as storage:
         if archive:
-            from ..ledger.archived import WithArchive  # noqa: PLC0415 - it needs an extra
+            from ..ledger.archive.reading import WithArchive  # noqa: PLC0415 - it needs an extra
 
             yield WithArchive(storage, *archive)
         else:

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel
 
-from ..text import inert
+from ..models.text import escape_unprintable
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 """The option that every command with a result for scripts has."""
@@ -33,14 +33,14 @@ def in_utc(moment: datetime) -> str:
 
 def say(sentence: str) -> None:
     """Tell a person something that is no result."""
-    print(f"pharox: {inert(' '.join(sentence.split()))}", file=sys.stderr)
+    print(f"pharox: {escape_unprintable(' '.join(sentence.split()))}", file=sys.stderr)
 
 
-def print_json(facts: BaseModel | dict[str, Any], *, flush: bool = True) -> None:
+def print_json(attributes: BaseModel | dict[str, Any], *, flush: bool = True) -> None:
     """Print one JSON object as one line, in ASCII; of many, only the last needs a flush."""
-    if isinstance(facts, BaseModel):
-        facts = facts.model_dump(mode="json")
-    print(json.dumps(facts), flush=flush)
+    if isinstance(attributes, BaseModel):
+        attributes = attributes.model_dump(mode="json")
+    print(json.dumps(attributes), flush=flush)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -92,4 +92,4 @@ def _width(text: str) -> int:
 
 
 def _cell(value: object) -> str:
-    return "-" if value is None else inert(str(value))
+    return "-" if value is None else escape_unprintable(str(value))

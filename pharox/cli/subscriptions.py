@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from ..errors import InvalidInputError
-from ..text import inert
+from ..models.text import escape_unprintable
+from .describing import counted
 from .once import Commands
 from .session import ledger
 from .showing import AsJson, in_utc, print_json, print_table, say
-from .telling import counted
 
 if TYPE_CHECKING:
     from ..storage.postgres import PostgresStorage
@@ -118,11 +118,11 @@ def retry(
         marked = retry_parked(storage, name, key=key, seq=seq)
         has_reader = _has_reader(storage, name)
     if not marked:
-        print(inert(f"{_not_parked(key, seq)} for {name}"))
+        print(escape_unprintable(f"{_not_parked(key, seq)} for {name}"))
         return
     who = "its reader tries" if has_reader else "no reader is running; the next one tries"
     what = counted(marked, "parked event", "parked events")
-    print(inert(f"{what} of {name} marked; {who} them first"))
+    print(escape_unprintable(f"{what} of {name} marked; {who} them first"))
 
 
 @app.command()
@@ -139,12 +139,12 @@ def reset(
     with ledger(context) as storage:
         done = reset_to(storage, name, cast("Start", int(to) if to.isdecimal() else to))
         has_reader = _has_reader(storage, name)
-    told = [f"{name} goes on with event {done.next_seq}"]
+    description = [f"{name} goes on with event {done.next_seq}"]
     if done.forgotten:
-        told.append(f"{counted(done.forgotten, 'parked event', 'parked events')} forgotten")
+        description.append(f"{counted(done.forgotten, 'parked event', 'parked events')} forgotten")
     if not has_reader:
-        told.append("no reader is running")
-    print(inert("; ".join(told)))
+        description.append("no reader is running")
+    print(escape_unprintable("; ".join(description)))
 
 
 @app.command()
@@ -171,5 +171,5 @@ def _not_parked(key: str | None, seq: int | None) -> str:
 
 def _beginning(error: str) -> str:
     """Return as much of an error as a table has room for, on one line."""
-    line = inert(" ".join(error.split()))
+    line = escape_unprintable(" ".join(error.split()))
     return line if len(line) <= ERROR_WIDTH else f"{line[: ERROR_WIDTH - 3]}..."

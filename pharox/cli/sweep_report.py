@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from ..models import LEASABLE, ProxyStatus
-from ..text import inert
+from ..models.text import escape_unprintable
+from .describing import counted, lasting
 from .showing import in_utc, print_json, print_table, say
-from .telling import counted, lasting
 
 if TYPE_CHECKING:
     from ..health import SweepSummary
@@ -106,7 +106,7 @@ def _most(
 
 
 def _label(value: str) -> str:
-    text = Text(inert(value))
+    text = Text(escape_unprintable(value))
     text.truncate(LABEL_WIDTH, overflow="ellipsis")
     return text.plain
 

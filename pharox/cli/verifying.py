@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..text import inert
+from ..models.text import escape_unprintable
 from .failing import FAILURE
 from .session import ledger
 from .showing import AsJson, print_json, say
@@ -101,7 +101,7 @@ def _print(findings: Sequence[Finding], *, as_json: bool) -> None:
         if as_json:
             print_json(finding._asdict())
         else:
-            print(inert(str(finding)))
+            print(escape_unprintable(str(finding)))
 
 
 @contextmanager

@@ -88,9 +88,9 @@ class Aggregate(Collector):
     def _last_manifest(self) -> Manifest:
         """Return what the archive's manifest says; if it is damaged, what its files' names do."""
         try:
-            told = json.loads((self._folder / _MANIFEST).read_text())
+            stored = json.loads((self._folder / _MANIFEST).read_text())
             known = Manifest.__dataclass_fields__.keys()
-            return Manifest(**{name: told[name] for name in known if name in told})
+            return Manifest(**{name: stored[name] for name in known if name in stored})
         except FileNotFoundError:
             return Manifest()
         except _UNREADABLE:

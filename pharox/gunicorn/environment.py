@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from prometheus_client import Histogram
 
 from ..errors import InvalidInputError
-from ..scraping import Certificates
+from ..scraping.server import Certificates
 
 T = TypeVar("T")
 

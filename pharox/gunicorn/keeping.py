@@ -175,11 +175,11 @@ class MetricsServerManager:
         if os.getpid() == self._master:
             self._give_up_next()
             self._process.terminate()
-            self._tell()
+            self._warn()
 
     def _look(self) -> None:
         """Do what there is to do now."""
-        self._tell()
+        self._warn()
         self._look_for_workers()
         asked = _asked()
         if asked != self._tried:
@@ -268,7 +268,7 @@ class MetricsServerManager:
         environment.pop("PROMETHEUS_MULTIPROC_DIR", None)  # It counts nothing itself.
         process.start(arguments, {**environment, **asked})
 
-    def _tell(self) -> None:
+    def _warn(self) -> None:
         """Write what the process had to say into gunicorn's log."""
         with contextlib.suppress(FileNotFoundError):
             # The folder is that of the workers' user: it is not to lead elsewhere, or to wait.

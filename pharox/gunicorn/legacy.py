@@ -13,7 +13,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, values
 
-from ..bounded_label import BoundedLabel
+from ..scraping.bounded_label import BoundedLabel
 from .environment import RequestSettings
 
 _ENDPOINTS, _ERRORS = 100, 50

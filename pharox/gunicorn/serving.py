@@ -23,7 +23,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from ..errors import InvalidInputError
-from ..scraping import MetricsServer
+from ..scraping.server import MetricsServer
 from .aggregate import Aggregate
 from .environment import EnvironmentManager, MetricsSettings
 from .family import Family, locked

@@ -177,17 +177,17 @@ class SharedMetrics(Collector):
 
 
 def _encoded(begun: Start, beat: int, metrics: Iterable[Metric]) -> str:
-    told = [
+    metrics_shown = [
         (one.name, one.documentation, one.type, [sample[:3] for sample in one.samples])
         for one in metrics
     ]
-    return json.dumps([begun, beat, told])
+    return json.dumps([begun, beat, metrics_shown])
 
 
 def _decoded(text: bytes) -> tuple[Start, int, list[Metric]]:
     metrics = []
-    (at, boot_id), beat, told = json.loads(text)
-    for name, documentation, kind, samples in told:
+    (at, boot_id), beat, metrics_shown = json.loads(text)
+    for name, documentation, kind, samples in metrics_shown:
         if kind not in _TYPES:
             raise ValueError("there is no such type of metric")
         metric = Metric(name, str(documentation), kind)

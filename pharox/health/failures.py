@@ -23,7 +23,7 @@ import python_socks
 
 from ..errors import OutOfResourcesError
 from ..models import CheckFailure
-from ..text import inert
+from ..models.text import escape_unprintable
 
 MAX_MESSAGE = 200
 """The longest message, in characters."""
@@ -96,7 +96,7 @@ def failure_of(error: Exception) -> Failure:
     if found is None:
         # Its text may hold anything, such as a header's value.
         found = Failure(CheckFailure.OTHER, f"the check itself failed: {type(error).__name__}")
-    return found._replace(message=inert(found.message)[:MAX_MESSAGE])
+    return found._replace(message=escape_unprintable(found.message)[:MAX_MESSAGE])
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

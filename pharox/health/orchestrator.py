@@ -26,9 +26,9 @@ from inspect import isasyncgenfunction, isawaitable, iscoroutinefunction
 from itertools import islice
 from typing import Any, TypeVar
 
-from ..aio import AsyncProxyManager
 from ..errors import InvalidInputError
 from ..manager import ProxyManager
+from ..manager.async_proxy_manager import AsyncProxyManager
 from ..models import HealthCheckOptions, HealthCheckResult, HealthPolicy, Proxy, ProxyStatus
 from ..storage.async_interface import IAsyncStorage
 from ..storage.interface import IStorage

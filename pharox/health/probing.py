@@ -28,7 +28,7 @@ import httpcore
 import httpx
 from httpx_socks import AsyncProxyTransport
 
-from ..clients import SOCKS, socks_text
+from ..manager.clients import SOCKS, socks_text
 from ..models import (
     CheckFailure,
     HealthCheckOptions,

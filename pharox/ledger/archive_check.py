@@ -18,7 +18,7 @@ from pathlib import Path
 from pharox.log.canonical import DIGEST_VERSION, digest, root
 
 from ..errors import ArchiveFileError
-from .archive_files import EVENTS, TICKS, Files, Row, all_files_in, read
+from .archive.files import EVENTS, TICKS, Files, Row, all_files_in, read
 
 LIMIT = 100
 """How many differences are told; where there are so many, more do not help."""

@@ -33,7 +33,7 @@ from ..storage.postgres.schema import LONGEST_NAME
 from ..storage.postgres.snapshots import base_of
 from ..storage.postgres.sql import quoted
 from ..storage.postgres.verifying import differences
-from .alone import alone
+from .maintenance_lock import maintenance_lock
 
 Progress = Callable[[int, int], None]
 
@@ -99,13 +99,13 @@ def rebuild(
     started = time.monotonic()
     with (
         storage.own_session() as session,
-        alone(session.connection, storage.schema, PATIENCE_S),
+        maintenance_lock(session.connection, storage.schema, PATIENCE_S),
     ):
         session.take_room()
         _begin(session, storage.schema, wanted)
         last = storage.seal()
         base = base_of(session, storage.schema, wanted)
-        _fold_in_parallel(storage, wanted, base, last, progress or _untold)
+        _fold_in_parallel(storage, wanted, base, last, progress or _no_progress)
         whole = Folder(session, storage.schema, wanted, fresh_schema(storage.schema))
         whole.seq = last
         _catch_up(storage, whole)
@@ -146,7 +146,7 @@ def _chosen(names: Sequence[str]) -> tuple[Projection, ...]:
     return tuple(by_name[name] for name in dict.fromkeys(names or by_name))
 
 
-def _untold(_reached: int, _last: int) -> None:
+def _no_progress(_reached: int, _last: int) -> None:
     pass
 
 

@@ -20,7 +20,6 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from projections.leases import leases
 
-from ..bounded_label import OTHER, BoundedLabel
 from ..events import (
     AcquireMissed,
     Event,
@@ -35,6 +34,7 @@ from ..events import (
 from ..ledger.subscriptions import Delivery, Subscription
 from ..log import fleet_counts
 from ..models import MissReason
+from ..scraping.bounded_label import OTHER, BoundedLabel
 from ..storage.postgres import PostgresStorage
 from ..storage.postgres.driver import Session
 from ..storage.postgres.sql import by_schema, now, parameter, text_literal

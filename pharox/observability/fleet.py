@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 from ..errors import PharoxError
 from ..ledger.subscriptions import Running, subscriptions
 from ..ledger.subscriptions.fleet import UNNAMED
-from ..scraping import Certificates, MetricsServer
+from ..scraping.server import Certificates, MetricsServer
 from ..storage.postgres import PostgresStorage
 from .counting import (
     HISTOGRAMS,

@@ -16,8 +16,8 @@ from uuid import UUID
 
 import structlog
 
-from ..attribution import current_attribution
-from ..leasing import Leasing
+from ..events.attribution import current_attribution
+from ..manager.leasing import Leasing
 from ..models import (
     AcquireEventPayload,
     CallbackFailurePayload,

@@ -23,9 +23,8 @@ from prometheus_client import (
     values,
 )
 
-from ..bounded_label import OTHER, BoundedLabel
 from ..errors import InvalidInputError
-from ..leasing import Leasing
+from ..manager.leasing import Leasing
 from ..models import (
     AcquireEventPayload,
     CallbackFailurePayload,
@@ -35,6 +34,7 @@ from ..models import (
     PoolStatsSnapshot,
     ReleaseEventPayload,
 )
+from ..scraping.bounded_label import OTHER, BoundedLabel
 from .registering import register_once
 
 M = TypeVar("M")

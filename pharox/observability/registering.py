@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from ..leasing import Leasing
+from ..manager.leasing import Leasing
 
 _registered: WeakKeyDictionary[Leasing[Any], set[Hashable]] = WeakKeyDictionary()
 _lock = Lock()

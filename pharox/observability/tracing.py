@@ -14,7 +14,7 @@ from threading import Lock
 from typing import Any
 from uuid import UUID
 
-from ..leasing import Leasing
+from ..manager.leasing import Leasing
 from ..models import (
     AcquireEventPayload,
     ExpireEventPayload,
@@ -146,7 +146,7 @@ class TracingRecorder:
         ended: datetime | int,
         *,
         links: Sequence[Any] = (),
-        **facts: Any,
+        **attributes: Any,
     ) -> Any:
         if self._tracer is None:
             return None
@@ -154,7 +154,9 @@ class TracingRecorder:
             name,
             start_time=_nanoseconds(begun),
             links=links,
-            attributes={f"pharox.{key}": fact for key, fact in facts.items() if fact is not None},
+            attributes={
+                f"pharox.{key}": value for key, value in attributes.items() if value is not None
+            },
         )
         span.end(end_time=_nanoseconds(ended))
         return span

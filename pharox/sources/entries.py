@@ -11,8 +11,8 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from ..ids import NIL
 from ..models import PROTOCOL_ALIASES, Proxy, ProxyProtocol, ProxyStatus, utc_now
+from ..models.ids import NIL
 from .unreadable import Unreadable
 from .values import protocol_of_name, words_of
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
 
 from ..errors import SourceError
-from ..text import without_secrets
+from ..models.text import without_secrets
 
 if TYPE_CHECKING:
     import httpx

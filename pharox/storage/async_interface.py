@@ -17,8 +17,8 @@ from datetime import timedelta
 from typing import TypeVar
 from uuid import UUID
 
-from ..cancelling import CANCELLED, to_the_end, with_outcome
 from ..effects import Calls, call_async, run_async
+from ..effects.cancelling import CANCELLED, to_the_end, with_outcome
 from ..models import (
     HealthCheckResult,
     HealthPolicy,

@@ -30,7 +30,7 @@ from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
 from .. import effects
-from ..cancelling import CancelledCall, call_in_thread
+from ..effects.cancelling import CancelledCall, call_in_thread
 from ..errors import InvalidInputError, OutcomeUnknownError
 
 Command = TypeVar("Command")

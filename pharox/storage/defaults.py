@@ -41,10 +41,10 @@ from .requests import (
     ReleaseRequest,
     ReleaseResult,
     SetAcquisition,
+    assign_expired_by_pool,
     batch_order,
     copy_ending,
     log_late_release,
-    tell_expired_by_pool,
 )
 from .validation import check_commands, check_reason, check_status
 
@@ -138,7 +138,7 @@ def run_batch(storage: Any, commands: Sequence[Command]) -> Calls[Outcomes]:
     order = batch_order(commands)
     for place in order:
         outcomes[place] = yield from _carry_out(storage, commands[place])
-    tell_expired_by_pool(outcomes, commands, expired)
+    assign_expired_by_pool(outcomes, commands, expired)
     return outcomes
 
 

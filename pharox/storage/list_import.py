@@ -33,7 +33,7 @@ LISTED = 50
 Account = tuple[str, str, int, str]
 """Protocol, host, port and user."""
 
-Ask = Callable[..., Any]
+AcquireArguments = Callable[..., Any]
 """Calls a step of a storage, such as ``ask(steps.match_listed, pool_id, proxies)``."""
 
 
@@ -235,7 +235,7 @@ class _Decisions:
 
 def import_list(
     steps: ListSteps,
-    ask: Ask,
+    ask: AcquireArguments,
     pool_id: UUID,
     batches: Iterable[Sequence[Proxy]],
     *,
@@ -265,7 +265,7 @@ def import_list(
 
 def remove_unlisted(
     steps: ListSteps,
-    ask: Ask,
+    ask: AcquireArguments,
     pool_id: UUID,
     listed: ListedIds,
     source: str | None,
@@ -306,7 +306,7 @@ def password_of(proxy: Proxy) -> str:
 
 
 def _clear_obstacle(
-    steps: ListSteps, ask: Ask, pool_id: UUID, decisions: _Decisions, *, update: bool
+    steps: ListSteps, ask: AcquireArguments, pool_id: UUID, decisions: _Decisions, *, update: bool
 ) -> Calls[None]:
     fresh, changes = decisions.settle()
     yield from _register(steps, ask, pool_id, decisions, fresh)
@@ -319,7 +319,11 @@ def _clear_obstacle(
 
 
 def _register(
-    steps: ListSteps, ask: Ask, pool_id: UUID, decisions: _Decisions, fresh: list[Proxy]
+    steps: ListSteps,
+    ask: AcquireArguments,
+    pool_id: UUID,
+    decisions: _Decisions,
+    fresh: list[Proxy],
 ) -> Calls[None]:
     if not fresh:
         return

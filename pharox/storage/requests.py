@@ -12,7 +12,6 @@ from uuid import UUID
 
 from ..errors import InvalidInputError, PharoxError
 from ..events import EventBase, HealthChecked
-from ..ids import health_record_id
 from ..models import (
     HealthCheckResult,
     Lease,
@@ -28,6 +27,7 @@ from ..models import (
     check_text,
     check_whole,
 )
+from ..models.ids import health_record_id
 
 logger = logging.getLogger("pharox")
 
@@ -232,7 +232,7 @@ def new_leases(outcome: object) -> list[Lease]:
     return [lease for each in parts for lease in new_leases(each)]
 
 
-def tell_expired_by_pool(
+def assign_expired_by_pool(
     outcomes: Outcomes, commands: Sequence[Command], expired: Sequence[EndedLease]
 ) -> None:
     """Add expired leases to answers of a batch: each to one of its pool, or of any if none is."""
@@ -240,10 +240,12 @@ def tell_expired_by_pool(
     for name in dict.fromkeys(ended.lease.pool_name for ended in expired):
         of_pool = [ended for ended in expired if ended.lease.pool_name == name]
         places = [place for place in order if pool_name_of(commands[place]) == name]
-        tell_expired(outcomes, places or order, of_pool)
+        assign_expired(outcomes, places or order, of_pool)
 
 
-def tell_expired(outcomes: Outcomes, places: Sequence[int], expired: Sequence[EndedLease]) -> None:
+def assign_expired(
+    outcomes: Outcomes, places: Sequence[int], expired: Sequence[EndedLease]
+) -> None:
     """Add expired leases to one answer among those at these places: the first that is no error.
 
     Parameters

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pharox import embedded
+from pharox.connecting import embedded
 from scripts.benchmarks import asynchronous, core, health, importing, lease, ledger, observe
 from scripts.benchmarks.machine import Watch, describe, noise
 from scripts.benchmarks.parts import Bench, Part, measure, tabulate

@@ -38,8 +38,8 @@ from pharox import (
     ProxyStatus,
     SelectorStrategy,
     connect,
-    embedded,
 )
+from pharox.connecting import embedded
 from pharox.events import (
     AcquireMissed,
     Event,

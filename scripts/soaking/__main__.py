@@ -22,7 +22,8 @@ from typing import Any, TypeVar
 import psycopg
 
 import pharox
-from pharox import DatabaseError, ProxyManager, embedded
+from pharox import DatabaseError, ProxyManager
+from pharox.connecting import embedded
 from scripts.benchmarks.machine import describe
 from scripts.benchmarks.server import connected, fill
 from scripts.soaking.accounts import Accounts

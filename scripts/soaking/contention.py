@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pharox
-from pharox import AsyncProxyManager, embedded
+from pharox import AsyncProxyManager
+from pharox.connecting import embedded
 from scripts.benchmarks.server import fill
 from scripts.soaking.accounts import Accounts
 from scripts.soaking.worker import Journal

@@ -12,7 +12,8 @@ from random import Random
 
 import psycopg
 
-from pharox import DatabaseUnavailableError, embedded
+from pharox import DatabaseUnavailableError
+from pharox.connecting import embedded
 from scripts.benchmarks.server import connected
 from scripts.soaking.workers import Worker
 

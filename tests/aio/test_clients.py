@@ -27,8 +27,8 @@ from pharox import (
     ProxyStatus,
     ProxyUnavailableError,
     RetryConfig,
-    clients,
 )
+from pharox.manager import clients
 from pharox.testing import Awaited
 from tests.conftest import fill, types_of
 from tests.health.zoo import USER, Zoo

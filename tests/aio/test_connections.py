@@ -24,7 +24,7 @@ from pharox import (
     LeaseStatus,
     SchemaError,
 )
-from pharox.cancelling import outcome_of
+from pharox.effects.cancelling import outcome_of
 from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage, cancellation_guard
 from pharox.storage.requests import AcquireRequest
 from pharox.testing import Awaited, Interrupted

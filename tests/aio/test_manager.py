@@ -35,7 +35,7 @@ from pharox import (
     bootstrap_proxy_async,
     with_lease_async,
 )
-from pharox.leasing import CALLBACK_FAILED
+from pharox.manager.leasing import CALLBACK_FAILED
 from pharox.testing import Awaited, checked
 from tests.aio.conftest import Kept
 from tests.conftest import Clock, clock_of, fill, types_of

@@ -124,7 +124,7 @@ class TestReadingAlong:
     """Questions about the past say when they need the archive, and take it."""
 
     def first_lease(self, postgres: PostgresStorage, folder: Path) -> LeaseAcquired:
-        from pharox.ledger.archived import WithArchive
+        from pharox.ledger.archive.reading import WithArchive
 
         events = WithArchive(postgres, folder).events()
         return next(event for event in events if isinstance(event, LeaseAcquired))

@@ -8,8 +8,8 @@ from uuid import UUID
 import pytest
 
 import pharox as px
-from pharox.cli.telling import in_words, lasting
-from pharox.ledger import audit
+from pharox.cli.describing import in_words, lasting
+from pharox.history import audit
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import clock_of, fill
 

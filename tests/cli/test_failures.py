@@ -13,8 +13,8 @@ import pytest
 
 import pharox as library
 from pharox.cli.showing import table_lines
+from pharox.models.text import escape_unprintable
 from pharox.storage.postgres import PostgresStorage
-from pharox.text import inert
 from tests.conftest import fill
 
 from .conftest import Pharox, run
@@ -154,7 +154,7 @@ class TestTheTerminal:
 
     def test_plain_text_stays_as_it_is(self) -> None:
         """Letters of any script are no control characters."""
-        assert inert("São Paulo, 東京, мир 🙂") == "São Paulo, 東京, мир 🙂"
+        assert escape_unprintable("São Paulo, 東京, мир 🙂") == "São Paulo, 東京, мир 🙂"
 
     def test_wide_letters_keep_the_columns_straight(self) -> None:
         """A column is as wide as its widest cell on a terminal, where some letters take two."""

@@ -21,11 +21,11 @@ from pharox import (
     ProxyManager,
     Subscription,
 )
-from pharox.ledger import audit
-from pharox.ledger.incident.report import write_report
-from pharox.ledger.privileges import Roles, grant, statements
+from pharox.history import audit
+from pharox.history.replay import pool_at
+from pharox.incident.report import write_report
 from pharox.ledger.rebuild import rebuild
-from pharox.ledger.replay import pool_at
+from pharox.ledger.roles import Roles, grant, statements
 from pharox.ledger.subscriptions import parked, remove, retry, subscriptions
 from pharox.models import utc_now
 from pharox.observability.counting import NAME, FleetCounter

@@ -13,10 +13,10 @@ from psycopg import sql
 
 import projections
 from pharox import ProxyManager, ProxyPool, ProxyProtocol, ProxyStatus, SelectorStrategy
-from pharox.ids import new_lease_id
 from pharox.log import events, last_tick, seals, ticks
 from pharox.log.tables import snapshot_rows
 from pharox.models import HealthCheckResult
+from pharox.models.ids import new_lease_id
 from pharox.storage.postgres import PostgresStorage
 from pharox.testing import checked
 from tests.conftest import clock_of, fill, ledger, new_database, run_sql

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-from pharox.embedded import _Cluster as Binaries
+from pharox.connecting.embedded import _Cluster as Binaries
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import SECRET_KEY, open_engine
 

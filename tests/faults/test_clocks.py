@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pharox import LeaseStatus, ProxyManager, leasing, models
+from pharox import LeaseStatus, ProxyManager, models
+from pharox.manager import leasing
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import fill, ledger
 from tests.faults.conftest import PROXIES, TIMES, Report

@@ -20,7 +20,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from pharox.errors import InvalidInputError
-from pharox.scraping import Certificates, MetricsServer
+from pharox.scraping.server import Certificates, MetricsServer
 from tests.gunicorn.web import HOOKS, Web, until
 
 FROM_A_FILE = f"""

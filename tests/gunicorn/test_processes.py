@@ -14,11 +14,11 @@ import pytest
 import trustme
 from prometheus_client import CollectorRegistry, Counter, values
 
-from pharox.bounded_label import OTHER, BoundedLabel
 from pharox.gunicorn.aggregate import Aggregate
 from pharox.gunicorn.family import Family
 from pharox.gunicorn.values import ReservedDict, Store, value_class
-from pharox.scraping import Certificates, MetricsServer
+from pharox.scraping.bounded_label import OTHER, BoundedLabel
+from pharox.scraping.server import Certificates, MetricsServer
 
 PROCESSES = """
 import json, os, sys, time

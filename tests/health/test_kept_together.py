@@ -20,8 +20,9 @@ from pharox import (
     ProxyStatus,
 )
 from pharox.events import Event, HealthChecked, ProxiesChecked
-from pharox.ledger import archived, audit
+from pharox.history import audit
 from pharox.ledger.archive import archive
+from pharox.ledger.archive import reading as archived
 from pharox.ledger.archive_check import check as check_archive
 from pharox.ledger.rebuild import rebuild
 from pharox.ledger.subscriptions import Delivery, Subscription

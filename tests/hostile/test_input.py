@@ -27,8 +27,8 @@ from pharox import (
     RetryConfig,
     Subscription,
 )
-from pharox.ledger import audit
-from pharox.ledger.replay import pool_at
+from pharox.history import audit
+from pharox.history.replay import pool_at
 from pharox.log import Extract
 from pharox.models import MAX_FILTERS, MAX_TEXT_LENGTH
 from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage

@@ -20,7 +20,7 @@ from pharox import (
     SelectorStrategy,
 )
 from pharox.events import LeaseReleased
-from pharox.leasing import CALLBACK_FAILED
+from pharox.manager.leasing import CALLBACK_FAILED
 from pharox.storage.memory.state import State
 from tests.conftest import AnyStorage, clock_of, fill, types_of
 

@@ -23,9 +23,9 @@ from pharox import (
     ProxyManager,
     new_lease_id,
 )
-from pharox.ids import made_lease_id
 from pharox.ledger.rebuild import rebuild
 from pharox.models import utc_now
+from pharox.models.ids import made_lease_id
 from pharox.storage.interface import IStorage
 from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage
 from pharox.storage.postgres.batch import Answer, Batch, command_of

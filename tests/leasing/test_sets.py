@@ -23,7 +23,7 @@ from pharox import (
     new_lease_id,
 )
 from pharox.events import AcquireMissed, LeaseAcquired, LeaseReleased
-from pharox.leasing import CALLBACK_FAILED
+from pharox.manager.leasing import CALLBACK_FAILED
 from pharox.storage.memory.release import release
 from tests.conftest import AnyStorage, clock_of, fill, types_of
 

@@ -19,11 +19,11 @@ import pytest
 from pharox import ProxyManager
 from pharox.errors import ArchivedError, ArchiveFileError, ConflictError, InvalidInputError
 from pharox.events import Event
-from pharox.ids import NIL
-from pharox.ledger import archive_files
 from pharox.ledger.archive import Outcome, archive, check
-from pharox.ledger.archived import WithArchive
+from pharox.ledger.archive import files as archive_files
+from pharox.ledger.archive.reading import WithArchive
 from pharox.ledger.rebuild import rebuild
+from pharox.models.ids import NIL
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import SECRET_KEY, clock_of, fill, run_sql, threads
 
@@ -499,12 +499,12 @@ class TestRefusals:
         self, postgres: PostgresStorage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Whoever lacks pyarrow or DuckDB is told what to install."""
-        for library, module in (("pyarrow", "archive_files"), ("duckdb", "archived")):
+        for library, module in (("pyarrow", "files"), ("duckdb", "reading")):
             with monkeypatch.context() as patch:
                 patch.setitem(sys.modules, library, None)
-                patch.delitem(sys.modules, f"pharox.ledger.{module}")
+                patch.delitem(sys.modules, f"pharox.ledger.archive.{module}")
                 with pytest.raises(ArchiveFileError, match=r"pip install 'pharox\[archive\]'"):
-                    __import__(f"pharox.ledger.{module}")
+                    __import__(f"pharox.ledger.archive.{module}")
 
 
 def test_a_part_that_somebody_reads_leaves_with_the_next_run(

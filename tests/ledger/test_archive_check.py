@@ -15,7 +15,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pharox.ledger.archive import archive, check
-from pharox.ledger.archive_files import EVENTS, TICKS
+from pharox.ledger.archive.files import EVENTS, TICKS
 from pharox.log.canonical import digest
 from pharox.storage.postgres import PostgresStorage
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from pharox import ProxyManager
 from pharox.errors import ArchivedError, ArchiveFileError
 from pharox.events import Event
-from pharox.ledger import archived
 from pharox.ledger.archive import archive
-from pharox.ledger.archived import WithArchive
+from pharox.ledger.archive import reading as archived
+from pharox.ledger.archive.reading import WithArchive
 from pharox.log import Extract
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import clock_of

@@ -28,15 +28,15 @@ from pharox import (
 )
 from pharox.errors import ArchivedError
 from pharox.events import Event
-from pharox.ids import NIL
-from pharox.ledger import audit
+from pharox.history import audit
+from pharox.history.audit import Entry, Story, Totals
+from pharox.history.past_counts import PastCounts
+from pharox.history.replay import Step, changes
+from pharox.history.sealed_log import last_seq
 from pharox.ledger.archive import archive
-from pharox.ledger.archived import WithArchive
-from pharox.ledger.audit import Entry, Story, Totals
-from pharox.ledger.past_counts import PastCounts
-from pharox.ledger.replay import Step, changes
-from pharox.ledger.sealed_log import last_seq
+from pharox.ledger.archive.reading import WithArchive
 from pharox.log import Extract
+from pharox.models.ids import NIL
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import AnyStorage, clock_of, fill
 

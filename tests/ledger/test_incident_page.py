@@ -11,7 +11,7 @@ import pytest
 from pharox import InMemoryStorage, ProxyFilters, ProxyManager
 from pharox.events import AcquireMissed, HealthChecked, LeaseAcquired, LeaseExpired, LeaseReleased
 from pharox.events import ProxyChanged as Changed
-from pharox.ledger.incident import Report, write_report
+from pharox.incident import Report, write_report
 from pharox.log import Extract
 from tests.conftest import fill
 from tests.ledger.browser import Shown, driven, needs_chromium, opened

@@ -31,13 +31,13 @@ from pharox import (
 )
 from pharox.errors import ReportError
 from pharox.events import LeaseExpired, LeaseReleased
-from pharox.ids import NIL
-from pharox.ledger.incident import write_report
-from pharox.ledger.incident.shapes import LeaseBar, Point
-from pharox.ledger.incident.thinning import MOST_LINES, Scale, grouped, lowest, stacked
-from pharox.ledger.incident.window import Window
-from pharox.ledger.incident.wording import span
+from pharox.incident import write_report
+from pharox.incident.gather.shapes import LeaseBar, Point
+from pharox.incident.gather.thinning import MOST_LINES, Scale, grouped, lowest, stacked
+from pharox.incident.gather.window import Window
+from pharox.incident.wording import span
 from pharox.log import Extract
+from pharox.models.ids import NIL
 from projections.pool_stats import COUNTS
 from tests.conftest import AnyStorage, Clock, fill
 from tests.ledger.incident_story import START, Incident
@@ -301,7 +301,7 @@ class TestFolder:
         folder = tmp_path / "report"
         program = (
             "import os, signal, sys; from datetime import timedelta\n"
-            "from pharox import InMemoryStorage; from pharox.ledger.incident import write_report\n"
+            "from pharox import InMemoryStorage; from pharox.incident import write_report\n"
             "from tests.conftest import fill\n"
             "class Killing(InMemoryStorage):\n"
             "    def history(self, extract):\n"

@@ -21,9 +21,9 @@ from pharox import (
     ProxyStatus,
 )
 from pharox.events import Event
-from pharox.ledger import replay
-from pharox.ledger.replay import PoolMoment, Replay
-from pharox.ledger.sealed_log import last_seq, seq_of
+from pharox.history import replay
+from pharox.history.replay import PoolMoment, Replay
+from pharox.history.sealed_log import last_seq, seq_of
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import AnyStorage, clock_of, fill
 
@@ -60,7 +60,7 @@ def check_against_fold(moment: PoolMoment, events: list[Event]) -> None:
     assert {p.proxy.id: p.proxy for p in moment.proxies} == {
         row.id: row for row in states["proxies"].values()
     }
-    assert {p.proxy.id: p.standing for p in moment.proxies} == {
+    assert {p.proxy.id: p.availability for p in moment.proxies} == {
         row.proxy_id: row for row in states["available_proxies"].values()
     }
     assert {p.proxy.id: p.health for p in moment.proxies if p.health} == {
@@ -70,7 +70,7 @@ def check_against_fold(moment: PoolMoment, events: list[Event]) -> None:
         row.id: row for row in states["leases"].values() if row.status == "active"
     }
     for proxy in moment.proxies:
-        assert len(proxy.holders) == proxy.standing.current_leases
+        assert len(proxy.holders) == proxy.availability.current_leases
         assert all(held.proxy_id == proxy.proxy.id for held in proxy.holders)
 
 
@@ -107,16 +107,16 @@ def check_difference(a: PoolMoment, b: PoolMoment) -> None:
     """Fail unless what ``a`` becomes with the difference put in is ``b``."""
     found = replay.difference(a, b)
     assert bool(found) == (replace(a, seq=b.seq, recorded_at=b.recorded_at) != b)
-    facts = {p.proxy.id: p.facts() for p in a.proxies}
+    facts = {p.proxy.id: p.attributes() for p in a.proxies}
     for gone in found.removed:
         del facts[gone.proxy.id]
     for new in found.added:
-        facts[new.proxy.id] = new.facts()
+        facts[new.proxy.id] = new.attributes()
     for change in found.changed:
-        for name, (was, becomes) in change.facts.items():
+        for name, (was, becomes) in change.attributes.items():
             assert facts[change.id][name] == was != becomes
             facts[change.id][name] = becomes
-    assert facts == {p.proxy.id: p.facts() for p in b.proxies}
+    assert facts == {p.proxy.id: p.attributes() for p in b.proxies}
     begun, ended = ({lease.id for lease in leases} for leases in (found.begun, found.ended))
     assert (a.leases.keys() - ended) | begun == b.leases.keys()
 
@@ -185,7 +185,7 @@ class TestPoolAt:
         """Each proxy has its holders, its status and its address as they were."""
         moment = replay.pool_at(scene.storage, str(scene.pool.id), scene.last)
         by_id = {proxy.proxy.id: proxy for proxy in moment.proxies}
-        assert [by_id[lease.proxy_id].standing.status for lease in scene.held] == [
+        assert [by_id[lease.proxy_id].availability.status for lease in scene.held] == [
             "banned",
             "active",
             "active",
@@ -318,8 +318,8 @@ class TestDifference:
         assert [proxy.proxy.id for proxy in found.removed] == [scene.held[1].proxy_id]
         (changed,) = found.changed
         assert changed.id == scene.held[0].proxy_id
-        assert changed.facts["status"] == ("active", "banned")
-        assert changed.facts["current_leases"] == (1, 0)
+        assert changed.attributes["status"] == ("active", "banned")
+        assert changed.attributes["current_leases"] == (1, 0)
         assert {lease.id for lease in found.ended} == {lease.id for lease in scene.held[:2]}
         assert found.begun == ()
         assert found.statistics["total_leases"] == (3, 1)

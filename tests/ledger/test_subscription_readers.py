@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pharox import Delivery, Subscription, embedded
+from pharox import Delivery, Subscription
+from pharox.connecting import embedded
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import SECRET_KEY, fill, open_engine, run_sql
 from tests.ledger.following import BOTH, following, is_level, status_of, until

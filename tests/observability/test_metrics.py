@@ -24,7 +24,7 @@ from pharox import (
     bootstrap_pool,
     register_prometheus_metrics,
 )
-from pharox.bounded_label import BoundedLabel
+from pharox.scraping.bounded_label import BoundedLabel
 from pharox.testing import checked
 from tests.conftest import clock_of, fill
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pharox import Proxy, ProxyFilters, ProxyPool, ProxyProtocol, ProxyStatus, SelectorStrategy
-from pharox.geo import EARTH_RADIUS_KM, haversine_distance_km
+from pharox.models.geo import EARTH_RADIUS_KM, haversine_distance_km
 from pharox.storage.postgres import PostgresStorage, driver
 from pharox.storage.requests import AcquireRequest
 from tests.conftest import fill

@@ -414,7 +414,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """A state of the past is the fold of the events until then, from a snapshot or not."""
         log = list(self.postgres.events())
         seq = round(part * len(log))
-        past = projections.standing(projections.fold(log[:seq], projections.ALL), projections.ALL)
+        past = projections.current(projections.fold(log[:seq], projections.ALL), projections.ALL)
         assert self.postgres.state_at(seq) == past
         self.postgres.take_snapshot(seq)
         assert self.postgres.state_at(seq) == past

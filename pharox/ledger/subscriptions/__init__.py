@@ -5,8 +5,7 @@ checkpoint, its reader and what its handler could not take stand in the
 database, so that any process can go on where another one ended.
 """
 
-from .delivery import Delivery
-from .overseeing import (
+from .administration import (
     ParkedEvent,
     Reset,
     SubscriptionStatus,
@@ -16,6 +15,7 @@ from .overseeing import (
     retry,
     subscriptions,
 )
+from .delivery import Delivery
 from .subscription import BoundSubscription, Running, Subscription
 
 __all__ = [

@@ -48,7 +48,7 @@ from pharox.models import (
 from pharox.storage.interface import IStorage
 from projections import LEASES, POOL_STATS, POOLS, LeaseRow, PoolRow, State
 
-from ..sealed_log import SealedLog
+from ...history.sealed_log import SealedLog
 from .delivery import Delivery
 from .options import Start
 from .subscription import BoundSubscription, Subscription, for_threads, in_postgres
@@ -104,7 +104,7 @@ def fleet_subscription(
     payloads = Payloads(in_postgres(storage), by_type)
     subscription = Subscription(
         name or f"{UNNAMED}{uuid4()}",
-        _telling(payloads, by_type),
+        _notifier(payloads, by_type),
         start=start,
         types=tuple(by_type),
         pool=pool,
@@ -167,20 +167,20 @@ class Payloads:
             del states[LEASES.name][event.lease_id, event.pool_id]
 
 
-def _telling(payloads: Payloads, callbacks: Mapping[str, Callback]) -> Callback:
-    def tell(delivery: Delivery) -> None:
+def _notifier(payloads: Payloads, callbacks: Mapping[str, Callback]) -> Callback:
+    def notify(delivery: Delivery) -> None:
         for payload in payloads.of(delivery.event):
             callbacks[delivery.event.type](payload)
 
-    async def tell_async(delivery: Delivery) -> None:
-        told = await asyncio.to_thread(lambda: list(payloads.of(delivery.event)))
-        for payload in told:
+    async def notify_async(delivery: Delivery) -> None:
+        all_payloads = await asyncio.to_thread(lambda: list(payloads.of(delivery.event)))
+        for payload in all_payloads:
             answer = callbacks[delivery.event.type](payload)
             if inspect.isawaitable(answer):
                 await answer
 
     is_async = any(inspect.iscoroutinefunction(callback) for callback in callbacks.values())
-    return tell_async if is_async else tell
+    return notify_async if is_async else notify
 
 
 def payload_of(event: Event, states: dict[str, State]) -> Payload:

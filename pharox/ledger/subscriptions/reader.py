@@ -36,11 +36,11 @@ from tenacity.wait import wait_base
 from pharox.errors import DatabaseError, DatabaseUnavailableError
 from pharox.events import Event
 from pharox.log import Extract, event_from_row
+from pharox.models.text import escape_unprintable
 from pharox.storage.postgres import PostgresStorage
 from pharox.storage.postgres.history import page_statement, positions_statement, seal_statement
 from pharox.storage.postgres.retention import archived_error, archived_statement, parts_needed
 from pharox.storage.postgres.sql import Query, Statement
-from pharox.text import inert
 
 from . import statements
 from .delivery import Delivery, subject_of
@@ -78,9 +78,9 @@ class DeposedError(Exception):
 class HandlerError(Exception):
     """The handler did not take these events, from the first to the last seq."""
 
-    def __init__(self, first: int, last: int, told: str) -> None:
-        super().__init__(told)
-        self.first, self.last, self.told = first, last, told
+    def __init__(self, first: int, last: int, error: str) -> None:
+        super().__init__(error)
+        self.first, self.last, self.error = first, last, error
 
 
 class Pauses:
@@ -103,7 +103,7 @@ class Trouble:
 
     def __init__(self, seq: int, pauses: Pauses) -> None:
         self.seq, self.pauses = seq, pauses
-        self.told = ""
+        self.error = ""
 
 
 class GivenUp(NamedTuple):
@@ -197,7 +197,10 @@ class Reader:
                 try:
                     yield from self._lead()
                 except DeposedError:
-                    logger.info("pharox.subscription.deposed: %s", inert(self._subscription.name))
+                    logger.info(
+                        "pharox.subscription.deposed: %s",
+                        escape_unprintable(self._subscription.name),
+                    )
         finally:
             # What ended it, such as a cancellation, must not give way to an error of this.
             with suppress(psycopg.Error):
@@ -248,7 +251,7 @@ class Reader:
         except HandlerError as rolled_back:
             done = Done(self._checkpoint, rolled_back)
         else:
-            self._tell_given_up()
+            self._warn_of_given_up()
         self._checkpoint = done.checkpoint
         self._seen = time.monotonic()
         if self._trouble is not None and self._trouble.seq <= self._checkpoint:
@@ -358,14 +361,14 @@ class Reader:
         trouble = self._trouble
         if trouble is None or trouble.seq != failure.first:
             trouble = Trouble(failure.first, Pauses(self._subscription.pause))
-        trouble.told = failure.told
+        trouble.error = failure.error
         self._trouble = trouble
         pause = trouble.pauses.after_failure()
         self._warn(
             "pharox.subscription.failed: %s: event %s, attempt %s: %s",
             trouble.seq,
             trouble.pauses.taken,
-            trouble.told,
+            trouble.error,
         )
         if not self._is_spent(trouble.seq):
             yield from self._rest(pause)
@@ -393,11 +396,11 @@ class Reader:
             seq=event.seq,
             key=key,
             attempts=known.pauses.taken if known else 0,
-            error=_storable(known.told) if known else None,
+            error=_storable(known.error) if known else None,
         )
         return True
 
-    def _tell_given_up(self) -> None:
+    def _warn_of_given_up(self) -> None:
         """Warn of an event that was parked: after the commit, so that each is told once."""
         if self._given_up is not None:
             self._warn(
@@ -416,7 +419,7 @@ class Reader:
             self._warn(
                 "pharox.subscription.failed: %s: event %s stays parked: %s",
                 failure.first,
-                failure.told,
+                failure.error,
             )
 
     def _deliver_parked(self) -> Program[None]:
@@ -440,12 +443,12 @@ class Reader:
 
     def _leave_parked(self, failure: HandlerError) -> Program[None]:
         self._note_owned((yield self._query(statements.lock)))
-        error = _storable(failure.told)
+        error = _storable(failure.error)
         yield self._query(statements.leave_parked, seq=failure.first, error=error)
 
     def _warn(self, sentence: str, *facts: object) -> None:
         """Log a sentence about this subscription; a terminal must not obey what is in it."""
-        shown = (inert(str(fact)) for fact in (self._subscription.name, *facts))
+        shown = (escape_unprintable(str(fact)) for fact in (self._subscription.name, *facts))
         logger.warning(sentence, *shown)
 
     def _positions(self, after: int, upto: int) -> Program[dict[str, Any]]:

@@ -11,12 +11,12 @@ from uuid import UUID
 
 from pharox.errors import InvalidInputError, PoolNotFoundError
 from pharox.log import Extract
+from pharox.models.text import escape_unprintable
 from pharox.storage.async_interface import IAsyncStorage
 from pharox.storage.interface import IStorage
 from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage
-from pharox.text import inert
 
-from ..sealed_log import beyond_the_end
+from ...history.sealed_log import beyond_the_end
 from . import statements
 from .drivers import AsyncioDriver, ThreadDriver
 from .options import Start, SubscriptionOptions
@@ -208,7 +208,7 @@ class Running:
         try:
             subscription._read(reading, self._stop)
         except BaseException as error:
-            logger.exception("pharox.subscription.ended: %s", inert(subscription.name))
+            logger.exception("pharox.subscription.ended: %s", escape_unprintable(subscription.name))
             self._error = error
 
 

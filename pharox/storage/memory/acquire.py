@@ -10,7 +10,6 @@ from uuid import UUID
 
 from ...errors import ProxyNotFoundError, ProxyUnavailableError
 from ...events import AcquireMissed, CursorMoved, LeaseAcquired
-from ...ids import made_lease_id
 from ...models import (
     Lease,
     LeaseStatus,
@@ -23,6 +22,7 @@ from ...models import (
     check_filters,
     check_name,
 )
+from ...models.ids import made_lease_id
 from ..requests import AcquireRequest, AcquireSetRequest, Acquisition, SetAcquisition
 from ..validation import check_granted, granted_and_ended, too_few_granted
 from .candidates import candidates
@@ -187,7 +187,7 @@ def _grant(
     asked: dict[str, Any],
 ) -> Lease:
     """Append the event of a lease and return the lease."""
-    before = state.standing(pool_id, proxy_id)
+    before = state.current_state(pool_id, proxy_id)
     expires_at = now + timedelta(seconds=duration_seconds)
     state.append(
         LeaseAcquired,
@@ -267,5 +267,5 @@ def _asked(request: AcquireRequest | AcquireSetRequest) -> dict[str, Any]:
 
 def _unavailable(state: State, pool_id: UUID, proxy_id: UUID) -> ProxyUnavailableError:
     holders = sorted(row.consumer_name for row in state.held_rows(pool_id, proxy_id))
-    status = state.standing(pool_id, proxy_id).status
+    status = state.current_state(pool_id, proxy_id).status
     return ProxyUnavailableError.because(proxy_id, status, holders)

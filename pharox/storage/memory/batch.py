@@ -23,8 +23,8 @@ from ..requests import (
     Outcome,
     Outcomes,
     ReleaseRequest,
+    assign_expired,
     batch_order,
-    tell_expired,
 )
 from ..validation import check_commands
 from .acquire import acquire, acquire_set, ids_of, is_granted
@@ -44,7 +44,7 @@ def run_batch(state: State, commands: Sequence[Command]) -> Outcomes:
         outcomes[place] = _carry_out(state, commands[place], now)
     for pool_id, ended in expired.items():
         places = [place for place in order if _pool_of(state, commands[place]) == pool_id]
-        tell_expired(outcomes, places, ended)
+        assign_expired(outcomes, places, ended)
     return outcomes
 
 

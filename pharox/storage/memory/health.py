@@ -12,7 +12,6 @@ from projections import Availability
 
 from ...errors import ProxyNotFoundError
 from ...events import EventBase, HealthChecked, ProxiesChecked
-from ...ids import NIL
 from ...models import (
     LEASABLE,
     HealthCheckResult,
@@ -23,6 +22,7 @@ from ...models import (
     ProxyStatus,
     check_whole,
 )
+from ...models.ids import NIL
 from ..health_rules import Observation, in_rounds, judge
 from ..requests import HealthOutcome, record_of_check, redated, result_of_record
 from ..validation import check_age, check_statuses, checked_model, id_from_text, pool_named
@@ -175,7 +175,7 @@ def _judged(
     result, proxy_id = seen.result, seen.result.proxy_id
     row = state.availability(pool_id, proxy_id)
     judgement = judge(row, seen, result.checked_at, policy)
-    before = state.standing(pool_id, proxy_id)
+    before = state.current_state(pool_id, proxy_id)
     dropped = before.status in LEASABLE and judgement.status not in LEASABLE
     held = state.held_rows(pool_id, proxy_id) if dropped else ()
     return HealthChecked(

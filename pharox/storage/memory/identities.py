@@ -6,8 +6,8 @@ from hashlib import blake2b
 from itertools import chain, islice
 from uuid import UUID, uuid4
 
-from ...ids import derived_id, imported_proxy_id
 from ...models import Proxy
+from ...models.ids import derived_id, imported_proxy_id
 from ..list_import import Match, account_of, password_of
 from .state import State
 

@@ -53,7 +53,7 @@ def remove_idle(state: State, pool_id: UUID, proxy_ids: Sequence[UUID]) -> list[
     idle = [
         proxy_id
         for proxy_id in sorted(proxy_ids)
-        if proxy_id in members and not state.standing(pool_id, proxy_id).leases
+        if proxy_id in members and not state.current_state(pool_id, proxy_id).leases
     ]
     for proxy_id in idle:
         remove(state, pool_id, proxy_id)

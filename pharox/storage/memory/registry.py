@@ -174,7 +174,7 @@ def delete_proxy(state: State, proxy_id: str) -> None:
 
 def remove(state: State, pool_id: UUID, proxy_id: UUID) -> None:
     """Remove a proxy that nobody holds."""
-    before = state.standing(pool_id, proxy_id)
+    before = state.current_state(pool_id, proxy_id)
     forget_identity(state, state.proxy(proxy_id))
     state.append(ProxyRemoved, pool_id=pool_id, proxy_id=proxy_id, before=before)
     del state.pool_of_proxy[proxy_id]
@@ -205,7 +205,7 @@ def _save_proxy(state: State, proxy: Proxy, *, change: bool, reason: str | None 
     if proxy.credentials is not None:
         facts["credential_id"] = _credential_id(state, proxy, earlier)
     _keep_secrets(state, proxy, earlier)
-    before = None if earlier is None else state.standing(proxy.pool_id, proxy.id)
+    before = None if earlier is None else state.current_state(proxy.pool_id, proxy.id)
     leases = 0 if before is None else before.leases
     state.append(
         ProxyRegistered if earlier is None else ProxyChanged,

@@ -67,7 +67,7 @@ def end(
     **why: Any,
 ) -> None:
     """Append the event that ends a lease."""
-    before = state.standing(row.pool_id, row.proxy_id)
+    before = state.current_state(row.pool_id, row.proxy_id)
     state.append(
         kind,
         now,

@@ -20,9 +20,8 @@ from uuid import UUID
 import projections
 from projections import Availability, LeaseRow, PoolCounts, PoolRow, ProxyRow
 
-from ...attribution import current_attribution
-from ...building import built
 from ...events import Event, EventBase, ProxyState
+from ...events.attribution import current_attribution
 from ...models import (
     Lease,
     LeaseStatus,
@@ -31,6 +30,7 @@ from ...models import (
     ProxyCredentials,
     ProxyStatus,
 )
+from ...models.building import built
 from ..list_import import Account
 from .pool_index import PoolIndex
 
@@ -117,7 +117,7 @@ class State:
         row: Availability = self.rows["available_proxies"][proxy_id, pool_id]
         return row
 
-    def standing(self, pool_id: UUID, proxy_id: UUID) -> ProxyState:
+    def current_state(self, pool_id: UUID, proxy_id: UUID) -> ProxyState:
         """Return how a proxy stands, as an event says it."""
         row = self.availability(pool_id, proxy_id)
         return ProxyState(_PROXY_STATUSES[row.status], row.current_leases, row.max_concurrency)

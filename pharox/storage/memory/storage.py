@@ -371,7 +371,7 @@ class InMemoryStorage(IStorage):
             that were active then.
         """
         states = projections.fold(self.history(Extract(upto=seq)), projections.registered())
-        return projections.standing(states, projections.registered())
+        return projections.current(states, projections.registered())
 
     def verify(self) -> list[Finding]:
         """Fold the whole log anew and return every row of a read model that differs."""

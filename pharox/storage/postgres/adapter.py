@@ -28,7 +28,6 @@ from projections import Finding, State
 from ...effects import call, run
 from ...errors import DatabaseError, InvalidInputError
 from ...events import Event
-from ...ids import NIL
 from ...models import (
     Consumer,
     HealthCheckResult,
@@ -45,6 +44,7 @@ from ...models import (
     check_pause,
     check_whole,
 )
+from ...models.ids import NIL
 from ...settings import Settings
 from ..combining import Batch as CombinedBatch
 from ..combining import Combiner
@@ -555,7 +555,7 @@ class PostgresStorage(IStorage):
             folder = snapshots.fold_to(session, self.schema, wanted, seq)
             states = folder.states()
             folder.drop()
-        return projections.standing(states, wanted)
+        return projections.current(states, wanted)
 
     def take_snapshot(self, seq: int) -> None:
         """Store every read model as it was after the event of this seq."""

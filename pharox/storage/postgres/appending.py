@@ -28,7 +28,7 @@ from sqlalchemy.types import UserDefinedType
 
 from pharox.log import events
 
-from ...attribution import current_attribution
+from ...events.attribution import current_attribution
 from .sql import POOL_ID, SCHEMA, parameter, schema_function, text_literal
 
 

@@ -19,11 +19,10 @@ import psycopg
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from ...cancelling import with_outcome
 from ...effects import call_async, run_async
+from ...effects.cancelling import with_outcome
 from ...errors import InvalidInputError
 from ...events import Event
-from ...ids import NIL
 from ...models import (
     Consumer,
     HealthCheckResult,
@@ -39,6 +38,7 @@ from ...models import (
     check_pause,
     check_whole,
 )
+from ...models.ids import NIL
 from ...settings import Settings
 from ..async_interface import IAsyncStorage
 from ..combining import AsyncCombiner

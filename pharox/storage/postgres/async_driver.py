@@ -189,7 +189,7 @@ class AsyncDriver:
         was_autocommit = connection.autocommit
         guard.teach(connection)
         try:
-            with translate_errors(connection), guard.telling():
+            with translate_errors(connection), guard.translating_timeout():
                 if not was_autocommit:
                     await connection.set_autocommit(True)
                 if FITS not in lent.info:

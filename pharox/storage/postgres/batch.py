@@ -16,10 +16,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from ...attribution import current_attribution
-from ...building import built
 from ...errors import PharoxError
-from ...ids import made_lease_id
+from ...events.attribution import current_attribution
 from ...models import (
     Lease,
     LeaseStatus,
@@ -28,6 +26,8 @@ from ...models import (
     ProxyFilters,
     SelectorStrategy,
 )
+from ...models.building import built
+from ...models.ids import made_lease_id
 from ..requests import (
     AcquireRequest,
     AcquireSetRequest,
@@ -36,12 +36,12 @@ from ..requests import (
     ReleaseRequest,
     ReleaseResult,
     SetAcquisition,
+    assign_expired,
     batch_order,
     log_late_release,
-    tell_expired,
 )
 from ..validation import check_granted, granted_and_ended, too_few_granted
-from .filtering import condition_text, shape_of, values_of
+from .filtering import condition_text, filter_shape_of, values_of
 from .sql import Query, Statement, call_of
 
 DUE = 1000
@@ -157,8 +157,8 @@ def run_of(request: AcquireRequest | AcquireSetRequest) -> Run:
 
 def conditions(filters: ProxyFilters) -> tuple[str | None, str | None]:
     """Return filters as SQL and its arguments: what a predicate lets through, Python decides."""
-    shape = shape_of(filters)
-    return condition_text(shape), json.dumps(list(values_of(filters).values()))
+    filter_shape = filter_shape_of(filters)
+    return condition_text(filter_shape), json.dumps(list(values_of(filters).values()))
 
 
 def request_details(filters: ProxyFilters | None) -> dict[str, Any]:
@@ -364,11 +364,11 @@ class Batch:
         }
         return Query(commands_statement(schema), values)
 
-    def outcomes(self, told: Iterable[Answer]) -> list[Outcome]:
+    def outcomes(self, given: Iterable[Answer]) -> list[Outcome]:
         """Return what each command came to, in the order in which they were given."""
         answers: dict[int, Answer] = {}
         expired: dict[str, list[EndedLease]] = {}
-        for answer in told:
+        for answer in given:
             if answer.outcome == "LeaseExpired":
                 expired.setdefault(answer.pool_name, []).append(answer.ended_lease())
             else:
@@ -389,7 +389,7 @@ class Batch:
             outcomes[place] = _acquire_outcome(command, own)
         for name, ended_leases in expired.items():
             places = [place for place in self._order if pools[place] == name]
-            tell_expired(outcomes, places or self._order, ended_leases)
+            assign_expired(outcomes, places or self._order, ended_leases)
         return outcomes
 
     def _runs(self) -> tuple[list[int], list[Run]]:

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import waiting
 
-from ... import cancelling
+from ...effects import cancelling
 from .deadline import (
     SILENT,
     LateError,
@@ -89,7 +89,7 @@ class CancellationGuard:
         return False
 
     @contextmanager
-    def telling(self) -> Iterator[None]:
+    def translating_timeout(self) -> Iterator[None]:
         """Say of a statement of a block that was cancelled for being late that it was late.
 
         Raises

@@ -19,7 +19,6 @@ from ...errors import (
     PharoxError,
     ProxyUnavailableError,
 )
-from ...ids import made_lease_id
 from ...models import (
     Lease,
     Proxy,
@@ -29,6 +28,7 @@ from ...models import (
     check_filters,
     check_name,
 )
+from ...models.ids import made_lease_id
 from ..requests import (
     AcquireRequest,
     Acquisition,
@@ -180,7 +180,7 @@ class Commands(Imports, Health):
 
     def _lease_one(self, proxy_id: UUID, consumer: str, duration: float) -> Program[Lease]:
         while True:
-            row = yield from self.standing(proxy_id)
+            row = yield from self.current(proxy_id)
             request = AcquireRequest(row["pool_name"], consumer, duration)
             run = Run(
                 row["pool_name"],
@@ -193,7 +193,7 @@ class Commands(Imports, Health):
             outcome, _ = yield from self._settle(command, None)
             if isinstance(outcome, Acquisition) and outcome.lease is not None:
                 return outcome.lease
-            row = yield from self.standing(proxy_id)
+            row = yield from self.current(proxy_id)
             if isinstance(outcome, Unsettled):
                 raise ProxyUnavailableError.because(proxy_id, row["status"], row["holders"])
 
@@ -203,12 +203,12 @@ class Commands(Imports, Health):
         pool = yield from self.pool_by_name(pool_name)
         if pool is None:
             return None
-        shape = filtering.shape_of(filters)
+        filter_shape = filtering.filter_shape_of(filters)
         values = {**filtering.values_of(filters), **origin(), "pool_id": pool.id}
         if filters is None or not filters.requires_python():
-            rows = yield Query(finding.find_statement(self.schema, selector, shape), values)
+            rows = yield Query(finding.find_statement(self.schema, selector, filter_shape), values)
             return reading.proxy_from_row(rows[0], self.vault) if rows else None
-        for_page = finding.page_statement(self.schema, selector, shape, by_id=False)
+        for_page = finding.page_statement(self.schema, selector, filter_shape, by_id=False)
         offset, size = 0, FIRST_PAGE
         while True:
             rows = yield Query(for_page, {**values, "page_size": size, "offset": offset})

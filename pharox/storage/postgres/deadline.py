@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from ...cancelling import PATIENCE_S, CancelledCall, call_in_thread
+from ...effects.cancelling import PATIENCE_S, CancelledCall, call_in_thread
 from ...errors import AnswerTimeoutError, InvalidInputError
 
 T = TypeVar("T")

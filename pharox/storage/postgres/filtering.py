@@ -32,12 +32,12 @@ from sqlalchemy import (
     true,
 )
 
-from ...geo import COORDINATE_TOLERANCE_DEG, DISTANCE_TOLERANCE_KM, EARTH_RADIUS_KM
 from ...models import ProxyFilters
+from ...models.geo import COORDINATE_TOLERANCE_DEG, DISTANCE_TOLERANCE_KM, EARTH_RADIUS_KM
 from .reading import description
 from .sql import parameter, template
 
-Shape = tuple[Any, ...]
+FilterShape = tuple[Any, ...]
 
 Value = Callable[[int, Any], ColumnElement[Any]]
 
@@ -45,7 +45,7 @@ _TEXTS = ("source", "country", "city", "isp")
 _GROUPS = ("all_of", "any_of", "none_of")
 
 
-def shape_of(filters: ProxyFilters | None) -> Shape | None:
+def filter_shape_of(filters: ProxyFilters | None) -> FilterShape | None:
     """Return what tells one compiled statement from another: all of a filter but its values."""
     if filters is None:
         return None
@@ -54,7 +54,10 @@ def shape_of(filters: ProxyFilters | None) -> Shape | None:
         filters.asn is not None,
         None if filters.latitude is None else filters.radius_km is not None,
         filters.predicate is not None,
-        *(tuple(shape_of(child) for child in getattr(filters, group) or ()) for group in _GROUPS),
+        *(
+            tuple(filter_shape_of(child) for child in getattr(filters, group) or ())
+            for group in _GROUPS
+        ),
     )
 
 
@@ -83,46 +86,46 @@ def _parameter(number: int, type_: Any) -> ColumnElement[Any]:
 
 
 def condition(
-    shape: Shape | None, proxy: FromClause, value: Value = _parameter
+    filter_shape: FilterShape | None, proxy: FromClause, value: Value = _parameter
 ) -> ColumnElement[bool]:
     """Return the condition that ``proxy`` (the table's columns) matches filters of this shape.
 
     ``value`` makes of a number and a type what stands for that value of the filters.
     """
-    if shape is None:
+    if filter_shape is None:
         return true()
     numbers = count()
 
     def next_value(type_: Any) -> ColumnElement[Any]:
         return value(next(numbers), type_)
 
-    return _condition(shape, proxy, next_value, unknown=true())
+    return _condition(filter_shape, proxy, next_value, unknown=true())
 
 
 @lru_cache(maxsize=512)
-def condition_text(shape: Shape | None) -> str | None:
+def condition_text(filter_shape: FilterShape | None) -> str | None:
     """Return the condition as the functions of the schema take it; None if there is none.
 
     The values are the items of a JSON array, which is their fifth argument.
     """
-    if shape is None:
+    if filter_shape is None:
         return None
 
     def item(number: int, type_: Any) -> ColumnElement[Any]:
         return cast(literal_column(f"$5 ->> {number}", Text), type_)
 
-    return template(condition(shape, description, item))
+    return template(condition(filter_shape, description, item))
 
 
 def _condition(
-    shape: Shape,
+    filter_shape: FilterShape,
     proxy: FromClause,
     value: Callable[[Any], ColumnElement[Any]],
     *,
     unknown: ColumnElement[bool],
 ) -> ColumnElement[bool]:
     """Return the condition, with ``unknown`` where a predicate stands."""
-    texts, has_asn, has_radius, has_predicate, *groups = shape
+    texts, has_asn, has_radius, has_predicate, *groups = filter_shape
 
     parts = [_equals(proxy.c[name], value(Text)) for name in texts]
     if has_asn:
@@ -174,7 +177,7 @@ def _within(
     longitude: ColumnElement[Any],
     radius_km: ColumnElement[Any],
 ) -> ColumnElement[bool]:
-    """:func:`pharox.geo.within_radius`, term by term. A missing coordinate makes it null."""
+    """:func:`pharox.models.geo.within_radius`, term by term. A missing coordinate makes it null."""
     two, one = literal_column("2.0::float8", Double), literal_column("1.0::float8", Double)
     lat1, lon1 = func.radians(latitude), func.radians(longitude)
     lat2, lon2 = func.radians(proxy.c.latitude), func.radians(proxy.c.longitude)

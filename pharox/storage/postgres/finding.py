@@ -27,7 +27,7 @@ from projections.selector_cursors import ROUND_ROBIN, selector_cursors
 
 from ...models import SelectorStrategy
 from .appending import append, event_row
-from .filtering import Shape, condition
+from .filtering import FilterShape, condition
 from .reading import availability, description, proxy_rows
 from .sql import ONE, POOL_ID, Statement, by_schema, compiled, parameter, text_literal
 
@@ -60,37 +60,37 @@ _CHOICE = (
 )
 
 
-def leasable(shape: Shape | None, highest_rank: ColumnElement[Any]) -> Select[Any]:
+def leasable(filter_shape: FilterShape | None, highest_rank: ColumnElement[Any]) -> Select[Any]:
     """Return the query of the pool's free proxies that match filters of this shape."""
-    return matching(shape, _CHOICE).where(availability.c.lease_rank <= highest_rank)
+    return matching(filter_shape, _CHOICE).where(availability.c.lease_rank <= highest_rank)
 
 
-def matching(shape: Shape | None, columns: tuple[Any, ...]) -> Select[Any]:
+def matching(filter_shape: FilterShape | None, columns: tuple[Any, ...]) -> Select[Any]:
     """Return the query of the pool's proxies that match filters of this shape, free or not."""
     found = select(*columns).select_from(availability).where(availability.c.pool_id == POOL_ID)
-    if shape is None:
+    if filter_shape is None:
         return found
     joined = and_(description.c.pool_id == POOL_ID, description.c.id == availability.c.proxy_id)
     return (
         select(*columns)
         .select_from(availability.join(description, joined))
-        .where(availability.c.pool_id == POOL_ID, condition(shape, description))
+        .where(availability.c.pool_id == POOL_ID, condition(filter_shape, description))
     )
 
 
-def highest_rank(rule: FromClause) -> ColumnElement[Any]:
+def highest_rank(eligibility: FromClause) -> ColumnElement[Any]:
     """Return the highest rank to lease: 1 in a pool that leases SLOW proxies, 0, or null."""
-    return select(rule.c.highest_rank).scalar_subquery()
+    return select(eligibility.c.highest_rank).scalar_subquery()
 
 
-def cursor(rule: FromClause) -> CTE:
+def cursor(eligibility: FromClause) -> CTE:
     """Return the CTE that locks the pool's round-robin cursor, so that callers take turns."""
     return (
         select(selector_cursors.c.proxy_id)
         .where(
             selector_cursors.c.pool_id == POOL_ID,
             selector_cursors.c.selector == text_literal(ROUND_ROBIN),
-            select(ONE).where(rule.c.highest_rank.is_not(None)).exists(),
+            select(ONE).where(eligibility.c.highest_rank.is_not(None)).exists(),
         )
         .with_for_update()
         .cte("cursor")
@@ -112,10 +112,10 @@ def _probes(free: Select[Any], turn: CTE) -> list[Select[Any]]:
     return probes
 
 
-def next_turn(shape: Shape | None, rule: FromClause) -> CTE:
+def next_turn(filter_shape: FilterShape | None, eligibility: FromClause) -> CTE:
     """Return the CTE of the proxy whose turn it is, without locking it; none without a cursor."""
-    free = leasable(shape, highest_rank(rule))
-    turn = cursor(rule)
+    free = leasable(filter_shape, highest_rank(eligibility))
+    turn = cursor(eligibility)
     return _whose_turn(_probes(free.where(select(ONE).select_from(turn).exists()), turn))
 
 
@@ -132,7 +132,7 @@ def _exists(rows: Any) -> ColumnElement[bool]:
     return select(ONE).select_from(rows).exists()
 
 
-def _rank_rule() -> CTE:
+def _eligibility() -> CTE:
     """Return the part of :func:`_rule` that looking without leasing needs."""
     rank = cast(pools.c.lease_slow, Integer).label("highest_rank")
     return select(rank).where(pools.c.id == POOL_ID).cte("rule")
@@ -153,15 +153,15 @@ def record_miss_statement() -> Select[Any]:
 
 @lru_cache(maxsize=256)
 def page_statement(
-    schema: str, selector: SelectorStrategy, shape: Shape | None, *, by_id: bool
+    schema: str, selector: SelectorStrategy, filter_shape: FilterShape | None, *, by_id: bool
 ) -> Statement:
     """Return the query of one page of proxies for Python to judge.
 
     In the selector's order it pages through the free ones. ``by_id`` it pages
     through all, by key: a proxy that is there throughout is in one of the pages.
     """
-    rule = _rank_rule()
-    highest = highest_rank(rule)
+    eligibility = _eligibility()
+    highest = highest_rank(eligibility)
     healthy = or_(
         availability.c.status == text_literal("active"),
         and_(availability.c.status == text_literal("slow"), highest == literal_column("1")),
@@ -170,7 +170,7 @@ def page_statement(
     page = (
         proxy_rows()
         .add_columns(leasable_now.label("leasable"), healthy.label("healthy"))
-        .where(availability.c.pool_id == POOL_ID, condition(shape, description))
+        .where(availability.c.pool_id == POOL_ID, condition(filter_shape, description))
     )
     page = page.limit(parameter("page_size", Integer))
     if by_id:
@@ -196,18 +196,20 @@ def _order(selector: SelectorStrategy) -> tuple[ColumnElement[Any], ...]:
 
 
 @lru_cache(maxsize=256)
-def find_statement(schema: str, selector: SelectorStrategy, shape: Shape | None) -> Statement:
+def find_statement(
+    schema: str, selector: SelectorStrategy, filter_shape: FilterShape | None
+) -> Statement:
     """Return the query of the proxy that a selector offers; round-robin's turn moves on."""
-    rule = _rank_rule()
+    eligibility = _eligibility()
     if selector is not SelectorStrategy.ROUND_ROBIN:
-        highest = highest_rank(rule)
+        highest = highest_rank(eligibility)
         found = proxy_rows().where(
             availability.c.pool_id == POOL_ID,
             availability.c.lease_rank <= highest,
-            condition(shape, description),
+            condition(filter_shape, description),
         )
         return compiled(found.order_by(*ORDERS[selector]).limit(ONE), schema)
-    return _offering(schema, next_turn(shape, rule))
+    return _offering(schema, next_turn(filter_shape, eligibility))
 
 
 @lru_cache(maxsize=16)
@@ -216,7 +218,7 @@ def offer_statement(schema: str) -> Statement:
     choice = select(availability.c.proxy_id).where(
         availability.c.pool_id == POOL_ID,
         availability.c.proxy_id == parameter("proxy_id", Uuid),
-        _exists(cursor(_rank_rule())),
+        _exists(cursor(_eligibility())),
     )
     return _offering(schema, choice.cte("candidate"))
 

@@ -165,14 +165,14 @@ class Folder:
 
     def size(self) -> int:
         """Return how many rows a snapshot of what is folded so far would have."""
-        standing = (
+        current = (
             select(func.count())
             .select_from(projection.table)
-            .where(projection.standing())
+            .where(projection.current())
             .scalar_subquery()
             for projection in self.projections
         )
-        total = functools.reduce(operator.add, standing)
+        total = functools.reduce(operator.add, current)
         (row,) = self.session.rows(compiled(select(total.label("size")), self.target))
         return row["size"]  # type: ignore[no-any-return]
 
@@ -412,13 +412,13 @@ def _store_statement(ledger: str, target: str, projection: Projection) -> Statem
     query = sql.SQL(
         "INSERT INTO {}.snapshot_rows (seq, projection, row) "
         "SELECT $1, {}, to_jsonb(standing) FROM ({}) AS standing"
-    ).format(sql.Identifier(ledger), projection.name, standing_rows(target, projection))
+    ).format(sql.Identifier(ledger), projection.name, current_rows(target, projection))
     return Statement(query.as_bytes(), ("seq",), {}, ())
 
 
-def standing_rows(target: str, projection: Projection) -> sql.SQL:
+def current_rows(target: str, projection: Projection) -> sql.SQL:
     """Return the query for the rows that a snapshot of a projection's table holds."""
-    query = compiled(select(projection.table).where(projection.standing()), target)
+    query = compiled(select(projection.table).where(projection.current()), target)
     return sql.SQL(query.text.decode())
 
 

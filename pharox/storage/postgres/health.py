@@ -9,8 +9,8 @@ from typing import Any
 from uuid import UUID
 
 from ...errors import ProxyNotFoundError
-from ...ids import NIL
 from ...models import HealthCheckResult, HealthPolicy, Proxy, ProxyHealthRecord, ProxyStatus
+from ...models.ids import NIL
 from ..health_rules import Observation, in_rounds
 from ..requests import HealthOutcome, redated, result_of_record
 from ..validation import check_reason, check_status, checked_model, id_from_text
@@ -102,7 +102,7 @@ class Health(Lookups):
     def _set_status(
         self, proxy_id: UUID, status: ProxyStatus, reason: str | None
     ) -> Program[Proxy]:
-        row = yield from self.standing(proxy_id)
+        row = yield from self.current(proxy_id)
         values = {
             **origin(),
             "pool_id": row["pool_id"],

@@ -29,8 +29,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from ...errors import ConflictError, PoolNotFoundError, SecretKeyError
-from ...ids import NIL, derived_id, following, imported_proxy_id
 from ...models import Proxy, ProxyCredentials, ProxyPool
+from ...models.ids import NIL, derived_id, following, imported_proxy_id
 from ..list_import import ChangedProxy, Match
 from ..validation import checked_model, id_from_text
 from . import reading, registry_statements

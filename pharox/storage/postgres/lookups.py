@@ -13,7 +13,6 @@ from pharox.log import Extract, event_from_row
 
 from ...errors import PoolNotFoundError, ProxyNotFoundError
 from ...events import Event
-from ...ids import NIL, following
 from ...models import (
     HealthCheckResult,
     Lease,
@@ -25,6 +24,7 @@ from ...models import (
     check_name,
     check_whole,
 )
+from ...models.ids import NIL, following
 from ..requests import record_of_check
 from ..validation import id_from_text, pool_named
 from . import reading, retention
@@ -242,7 +242,7 @@ class Lookups:
         """Return the rows of a statement."""
         return (yield Query(statement(self.schema), values))  # type: ignore[no-any-return]
 
-    def standing(self, proxy_id: UUID) -> Program[Mapping[str, Any]]:
+    def current(self, proxy_id: UUID) -> Program[Mapping[str, Any]]:
         """Return a proxy's pool, status and who holds it."""
         rows = yield Query(reading.standing_statement(self.schema), {"proxy_id": proxy_id})
         if not rows:

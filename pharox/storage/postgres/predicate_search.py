@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 from uuid import UUID
 
-from ...ids import NIL, following
 from ...models import MissReason, Proxy, ProxyFilters
+from ...models.ids import NIL, following
 from ..requests import AcquireRequest, AcquireSetRequest, Acquisition, EndedLease, SetAcquisition
 from . import filtering, finding, reading
 from .appending import origin
@@ -110,7 +110,9 @@ def _begin(
     """
     expired: list[EndedLease] = []
     while True:
-        (outcome,) = yield from commands.carry_out((_among(command, ()),), wait=command.has_own_ids)
+        (outcome,) = yield from commands.carry_out(
+            (_with_candidates(command, ()),), wait=command.has_own_ids
+        )
         if not isinstance(outcome, Unsettled):
             return outcome, expired
         expired += outcome.expired
@@ -123,8 +125,8 @@ def _look_through(
 ) -> Program[tuple[Settled | None, Sequence[EndedLease]]]:
     """Go through a pool once; return what that came to, if anything, and what was taken back."""
     request, filters = command.request, cast("ProxyFilters", command.request.filters)
-    shape = filtering.shape_of(filters)
-    page = finding.page_statement(commands.schema, request.selector, shape, by_id=wait)
+    filter_shape = filtering.filter_shape_of(filters)
+    page = finding.page_statement(commands.schema, request.selector, filter_shape, by_id=wait)
     values = {**filtering.values_of(filters), "pool_id": pool_id}
     place: dict[str, Any] = {"offset": 0, "from_id": NIL, "page_size": FIRST_PAGE}
     expired: list[EndedLease] = []
@@ -135,7 +137,9 @@ def _look_through(
         free += found
         is_last = len(rows) < place["page_size"]
         if free and (is_last or (found and len(free) >= len(command.lease_ids))):
-            (outcome,) = yield from commands.carry_out((_among(command, free),), wait=wait)
+            (outcome,) = yield from commands.carry_out(
+                (_with_candidates(command, free),), wait=wait
+            )
             if not isinstance(outcome, Unsettled):
                 return outcome, expired
             expired += outcome.expired
@@ -148,7 +152,7 @@ def _look_through(
         place["page_size"] = min(2 * place["page_size"], LARGEST_PAGE)
 
 
-def _among(command: Acquire, proxy_ids: Sequence[UUID]) -> Acquire:
+def _with_candidates(command: Acquire, proxy_ids: Sequence[UUID]) -> Acquire:
     """Return an acquisition that looks at some proxies only, and records no miss."""
     run = command.run._replace(
         condition="availability.proxy_id IN "

@@ -11,7 +11,6 @@ from uuid import UUID, uuid4
 import psycopg
 
 from ...errors import ConflictError, PoolNotFoundError, ProxyNotFoundError, SecretKeyError
-from ...ids import NIL, following
 from ...models import (
     Consumer,
     Proxy,
@@ -20,6 +19,7 @@ from ...models import (
     check_aware,
     check_name,
 )
+from ...models.ids import NIL, following
 from ..validation import check_one_pool_each, checked_model, id_from_text
 from . import ending, reading, registry_statements
 from .appending import origin
@@ -86,7 +86,7 @@ class Registry(Lookups):
         return self._change_proxy(checked_model(proxy))
 
     def _change_proxy(self, proxy: Proxy) -> Program[None]:
-        yield from self.standing(proxy.id)  # raises ProxyNotFoundError
+        yield from self.current(proxy.id)  # raises ProxyNotFoundError
         yield from self._save_proxies([proxy], change=True, keep_status=True)
 
     def _save_proxies(
@@ -126,7 +126,7 @@ class Registry(Lookups):
         return self._delete_proxy(id_from_text(proxy_id) or NIL)
 
     def _delete_proxy(self, proxy_id: UUID) -> Program[None]:
-        row = yield from self.standing(proxy_id)
+        row = yield from self.current(proxy_id)
         values = {
             **origin(),
             "pool_id": row["pool_id"],

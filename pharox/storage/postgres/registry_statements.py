@@ -39,7 +39,7 @@ from projections.leases import leases
 from projections.pools import pools
 from projections.selector_cursors import selector_cursors
 
-from ...ids import NIL
+from ...models.ids import NIL
 from .appending import State, append, event_row, json_object
 from .reading import availability, description
 from .sql import (

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 import psycopg
 
 from ..requests import Command as Request
-from ..requests import EndedLease, Outcomes, ReleaseRequest, batch_order, tell_expired_by_pool
+from ..requests import EndedLease, Outcomes, ReleaseRequest, assign_expired_by_pool, batch_order
 from ..validation import check_commands
 from . import predicate_search
 from .batch import Release, command_of, has_predicate
@@ -42,7 +42,7 @@ def _run_batch(commands: Commands, requests: Sequence[Request]) -> Program[Outco
         else:
             together.append(place)
     yield from _run_together(commands, requests, together, outcomes)
-    tell_expired_by_pool(outcomes, requests, expired)
+    assign_expired_by_pool(outcomes, requests, expired)
     return outcomes
 
 

@@ -20,7 +20,7 @@ from projections import Finding, Projection
 from projections.pool_stats import SLOTS
 
 from .driver import Session
-from .folding import STORED_TIME_ZONE, Folder, standing_rows
+from .folding import STORED_TIME_ZONE, Folder, current_rows
 from .snapshots import base_of, snapshots_after
 from .sql import TEMPORARY, Statement, compiled
 
@@ -289,7 +289,7 @@ def _stored_differences(folder: Folder, projection: Projection, limit: int) -> G
         ledger=sql.Identifier(folder.ledger),
         seq=folder.seq,
         name=projection.name,
-        rows=standing_rows(folder.target, projection),
+        rows=current_rows(folder.target, projection),
     )
     statement = Statement(query.as_bytes(), (), {}, ("key", "found", "expected"))
     return _findings(folder.session, "snapshots", statement, limit)

@@ -1,0 +1,289 @@
+"""An event as a sentence in a story: for a tired person, who asks what happened.
+
+A :class:`Told` has the sentence and what belongs below it: what was asked for,
+what to look at next, who did it. All facts of an event are in its JSON.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..events import (
+    AcquireMissed,
+    ConsumerRegistered,
+    CursorMoved,
+    Event,
+    HealthChecked,
+    LeaseAcquired,
+    LeaseExpired,
+    LeaseReleased,
+    LeasesPruned,
+    PoolChanged,
+    PoolRegistered,
+    PoolRemoved,
+    ProxiesChecked,
+    ProxyChanged,
+    ProxyDescribed,
+    ProxyRegistered,
+    ProxyRemoved,
+    ProxyState,
+    held,
+)
+from ..models import MissReason
+from .showing import in_utc
+
+if TYPE_CHECKING:
+    from projections import PoolCounts
+
+_WHY_MISSED = {
+    MissReason.UNKNOWN_POOL: "there was no such pool",
+    MissReason.EMPTY_POOL: "the pool had no proxies",
+    MissReason.NO_MATCH: "no proxy matched the filters",
+    MissReason.NONE_HEALTHY: "no proxy that would do was healthy",
+    MissReason.AT_CAPACITY: "every proxy that would do was leased to its limit",
+}
+_GROUPS = {"all_of": "all of", "any_of": "any of", "none_of": "none of"}
+_PLACE = ("latitude", "longitude", "radius_km")
+_DESCRIPTION = ("country", "city", "isp", "asn", "source")
+_SHORT_S = 60
+
+
+class Described(NamedTuple):
+    """A sentence, and what belongs to it: lines, of which ``asked`` and ``by`` may be empty.
+
+    ``asked`` is what was asked for, and ``by`` says who did it and as part of
+    which job; events in a row often share them.
+    """
+
+    sentence: str
+    asked: str
+    details: tuple[str, ...]
+    by: str
+
+
+def describe(
+    event: Event, *, pool: str | None, address: str | None, pool_had: PoolCounts | None = None
+) -> Described:
+    """Return an event as a sentence.
+
+    Parameters
+    ----------
+    pool:
+        The name of its pool.
+    address:
+        Where its proxy was to be reached.
+    pool_had:
+        How the pool stood, for an acquisition that found nothing.
+    """
+    proxy = address or (str(event.proxy_id) if event.proxy_id else "")
+    sentence = _sentence(event, _quoted(pool or ""), proxy)
+    details = (
+        _row(_description(event)),
+        "" if pool_had is None else in_numbers(pool_had),
+        _row(_ids(event)),
+    )
+    by = _row((("by", event.actor), ("job", event.correlation_id)))
+    return Described(sentence, _asked(event), tuple(filter(None, details)), by)
+
+
+def in_numbers(counts: PoolCounts) -> str:
+    """Return a pool's statistics in words."""
+    return (
+        f"the pool had {counted(counts.total_proxies, 'proxy', 'proxies')}: "
+        f"{counts.active_proxies} active, {counts.available_proxies} available, "
+        f"{counts.leased_proxies} leased ({counted(counts.total_leases, 'lease', 'leases')})"
+    )
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """Return a number with its noun."""
+    return f"{number} {one if number == 1 else many}"
+
+
+def lasting(seconds: float) -> str:
+    """Return how long something took in words, in its two largest units."""
+    if round(seconds, 3) < _SHORT_S:
+        return f"{f'{seconds:.3f}'.rstrip('0').rstrip('.')} s"
+    whole = round(seconds)
+    for size, unit, part, smaller in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min")):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // part} {smaller}"
+    return f"{whole // 60} min {whole % 60} s"
+
+
+def clock(moment: datetime) -> str:
+    """Return a moment's time of day, in UTC, with milliseconds."""
+    return moment.astimezone(UTC).strftime("%H:%M:%S.%f")[:-3]
+
+
+def day_of(moment: datetime) -> str:
+    """Return a moment's day, in UTC."""
+    return f"{moment.astimezone(UTC):%A %Y-%m-%d} UTC"
+
+
+def _sentence(event: Event, pool: str, proxy: str) -> str:  # noqa: PLR0911, PLR0912 - one a type
+    match event:
+        case PoolRegistered():
+            return f"pool {pool} was registered{_described(event)}"
+        case PoolChanged():
+            return f"the pool is now named {pool}{_described(event)}"
+        case PoolRemoved():
+            return f"pool {pool} was removed"
+        case ConsumerRegistered():
+            return f"consumer {_quoted(event.consumer)} was seen for the first time"
+        case ProxyRegistered():
+            return f"{proxy} joined pool {pool}: {_state(event.after)}"
+        case ProxyChanged():
+            what = _moved(event.before, event.after) or "its description"
+            return f"{proxy} was changed: {what}{_because(event.reason)}"
+        case ProxyRemoved():
+            return f"{proxy} left pool {pool}"
+        case LeaseAcquired():
+            length = lasting((event.expires_at - event.recorded_at).total_seconds())
+            return f"{_quoted(event.consumer)} got {proxy} of pool {pool} for {length}"
+        case LeaseReleased():
+            back = f"{_quoted(event.consumer)} gave {proxy} back after {_held(event)}"
+            return f"{back}{_because(event.reason)}"
+        case LeaseExpired():
+            late = (event.recorded_at - event.expires_at).total_seconds()
+            return (
+                f"the lease of {_quoted(event.consumer)} on {proxy} ran out: taken back after "
+                f"{_held(event)}, {lasting(late)} late"
+            )
+        case AcquireMissed():
+            why = _WHY_MISSED[event.reason]
+            return f"{_quoted(event.consumer)} got nothing from pool {pool}: {why}"
+        case HealthChecked():
+            return f"{proxy} was checked: {_checked(event)}"
+        case ProxiesChecked():
+            checks = counted(len(event.proxy_ids), "proxy was", "proxies were")
+            return f"{checks} checked in pool {pool}, and none changes its status: {_found(event)}"
+        case CursorMoved():
+            return f"{proxy} was offered in its turn, and not leased"
+        case LeasesPruned():
+            return (
+                f"leases of pool {pool} that ended before {in_utc(event.ended_before)} were pruned"
+            )
+
+
+def _because(reason: str | None) -> str:
+    return f": {reason}" if reason else ""
+
+
+def _described(event: PoolRegistered | PoolChanged) -> str:
+    parts = [event.description or "", "leases SLOW proxies too" if event.lease_slow else ""]
+    description = ", ".join(filter(None, parts))
+    return f": {description}" if description else ""
+
+
+def _state(state: ProxyState) -> str:
+    limit = "any number of leases"
+    if state.max_concurrency is not None:
+        limit = f"up to {counted(state.max_concurrency, 'lease', 'leases')} at once"
+    return f"{state.status.value}, {limit}"
+
+
+def _moved(before: ProxyState, after: ProxyState) -> str:
+    names = {"max_concurrency": "limit"}
+    moves = (
+        f"{names.get(part.name, part.name)} {_value(was)} -> {_value(becomes)}"
+        for part in fields(ProxyState)
+        if (was := getattr(before, part.name)) != (becomes := getattr(after, part.name))
+    )
+    return ", ".join(moves)
+
+
+def _checked(event: HealthChecked) -> str:
+    found = [event.status.value]
+    if event.latency_ms is not None and event.reachable:
+        found.append(f"{event.latency_ms} ms")
+    if event.status_code is not None:
+        found.append(f"HTTP {event.status_code}")
+    if not (event.reachable or event.error):
+        found.append("not reachable")
+    if why := event.error or event.failure:
+        found.append(why)
+    if not event.applied:
+        found.append("but a newer check was known")
+    elif moved := _moved(event.before, event.after):
+        found.append(f"so {moved}")
+    elif event.status is not event.before.status:
+        found.append(f"it stays {event.before.status.value}")
+    if event.lease_ids:
+        leases = counted(len(event.lease_ids), "lease was", "leases were")
+        found.append(f"while {leases} held on it")
+    return ", ".join(found)
+
+
+def _found(event: ProxiesChecked) -> str:
+    """Return how many checks found what, most first."""
+    found = Counter(event.groups[number].status.value for number in event.group)
+    return ", ".join(f"{number} {status}" for status, number in found.most_common())
+
+
+def _held(event: LeaseReleased | LeaseExpired) -> str:
+    return lasting(held(event).total_seconds())
+
+
+def _asked(event: Event) -> str:
+    if not isinstance(event, LeaseAcquired | AcquireMissed):
+        return ""
+    asked = [f"selector {event.selector.value}" if event.selector else "that proxy and no other"]
+    if event.filters:
+        asked.append(in_words(event.filters))
+    if event.predicate:
+        asked.append("a predicate")
+    return f"asked for {', '.join(asked)}"
+
+
+def _description(event: Event) -> Iterator[tuple[str, Any]]:
+    if isinstance(event, ProxyDescribed):
+        for name in _DESCRIPTION:
+            value = getattr(event, name)
+            yield name, None if value is None else _quoted(str(value))
+
+
+def _row(attributes: Iterable[tuple[str, Any]]) -> str:
+    """Return facts in a line, without those that there are not."""
+    return ", ".join(f"{name} {value}" for name, value in attributes if value is not None)
+
+
+def in_words(filters: dict[str, Any]) -> str:
+    """Return recorded filters as a person would say them."""
+    parts = [
+        f"{name} {_quoted(str(value))}"
+        for name, value in filters.items()
+        if name not in _GROUPS and name not in _PLACE
+    ]
+    if "latitude" in filters:
+        place = f"{filters['latitude']}, {filters['longitude']}"
+        radius = filters.get("radius_km")
+        parts.append(f"at {place}" if radius is None else f"within {radius:g} km of {place}")
+    for group, words in _GROUPS.items():
+        if children := filters.get(group):
+            description = "; ".join(in_words(child) or "a predicate" for child in children)
+            parts.append(f"{words} ({description})")
+    return ", ".join(parts)
+
+
+def _ids(event: Event) -> Iterator[tuple[str, Any]]:
+    yield "lease", event.lease_id
+    if isinstance(event, LeaseAcquired):
+        yield "until", in_utc(event.expires_at)
+    if isinstance(event, ProxyRegistered | ProxyRemoved | ProxyChanged | LeaseAcquired):
+        yield "proxy", event.proxy_id
+    if isinstance(event, PoolRegistered | PoolRemoved):
+        yield "pool", event.pool_id
+
+
+def _quoted(name: str) -> str:
+    """Return a name, in quotes where it could be taken for something else."""
+    return name if name and not set(name) & set(" \"',;:()") else repr(name)
+
+
+def _value(value: Any) -> str:
+    return "any" if value is None else str(value)

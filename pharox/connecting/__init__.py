@@ -1,0 +1,7 @@
+"""Connect to a ledger: by a URL, or to the server that pharox starts itself."""
+
+from __future__ import annotations
+
+from .url import connect, connect_async
+
+__all__ = ["connect", "connect_async"]

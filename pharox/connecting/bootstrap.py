@@ -1,0 +1,142 @@
+"""Fill a storage in a line or two, for scripts and tests.
+
+Each function has a twin for storages with coroutines, whose name ends in ``_async``.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+from uuid import UUID, uuid4
+
+from ..effects import Calls, call, call_async, run, run_async
+from ..models import Consumer, Proxy, ProxyPool, ProxyProtocol, ProxyStatus
+from ..storage.async_interface import IAsyncStorage
+from ..storage.interface import IStorage
+from ..storage.validation import check_storage
+
+
+def bootstrap_consumer(
+    storage: IStorage, *, name: str = "default-consumer", consumer_id: UUID | None = None
+) -> Consumer:
+    """Register a consumer and return it, with the id it has if its name was known."""
+    check_storage(storage, awaited=False)
+    return run(_consumer(storage, name, consumer_id), call)
+
+
+async def bootstrap_consumer_async(
+    storage: IAsyncStorage, *, name: str = "default-consumer", consumer_id: UUID | None = None
+) -> Consumer:
+    """Do as :func:`bootstrap_consumer`."""
+    check_storage(storage, awaited=True)
+    return await run_async(_consumer(storage, name, consumer_id), call_async)
+
+
+def bootstrap_pool(
+    storage: IStorage,
+    *,
+    name: str = "default-pool",
+    description: str | None = None,
+    pool_id: UUID | None = None,
+) -> ProxyPool:
+    """Return the pool of this name, registering it if there is none.
+
+    Raises
+    ------
+    ConflictError
+        If ``pool_id`` is given and a pool of this name has another.
+    """
+    check_storage(storage, awaited=False)
+    return run(_pool(storage, name, description, pool_id), call)
+
+
+async def bootstrap_pool_async(
+    storage: IAsyncStorage,
+    *,
+    name: str = "default-pool",
+    description: str | None = None,
+    pool_id: UUID | None = None,
+) -> ProxyPool:
+    """Do as :func:`bootstrap_pool`."""
+    check_storage(storage, awaited=True)
+    return await run_async(_pool(storage, name, description, pool_id), call_async)
+
+
+def bootstrap_proxy(
+    storage: IStorage,
+    *,
+    pool: ProxyPool,
+    host: Any,
+    port: int,
+    protocol: ProxyProtocol = ProxyProtocol.HTTP,
+    status: ProxyStatus = ProxyStatus.ACTIVE,
+    proxy_id: UUID | None = None,
+    **extra_fields: Any,
+) -> Proxy:
+    """Register a proxy in a pool and return it as stored."""
+    check_storage(storage, awaited=False)
+    proxy = _described(pool, host, port, protocol, status, proxy_id, extra_fields)
+    return run(_proxy(storage, proxy), call)
+
+
+async def bootstrap_proxy_async(
+    storage: IAsyncStorage,
+    *,
+    pool: ProxyPool,
+    host: Any,
+    port: int,
+    protocol: ProxyProtocol = ProxyProtocol.HTTP,
+    status: ProxyStatus = ProxyStatus.ACTIVE,
+    proxy_id: UUID | None = None,
+    **extra_fields: Any,
+) -> Proxy:
+    """Do as :func:`bootstrap_proxy`."""
+    check_storage(storage, awaited=True)
+    proxy = _described(pool, host, port, protocol, status, proxy_id, extra_fields)
+    return await run_async(_proxy(storage, proxy), call_async)
+
+
+def _consumer(storage: Any, name: str, consumer_id: UUID | None) -> Calls[Consumer]:
+    add_consumer = getattr(storage, "add_consumer", None)
+    if callable(add_consumer):
+        wanted = Consumer(id=consumer_id or uuid4(), name=name)
+        added = yield partial(add_consumer, wanted)
+        return added if isinstance(added, Consumer) else wanted
+    return Consumer(id=(yield partial(storage.ensure_consumer, name)), name=name)
+
+
+def _pool(
+    storage: Any, name: str, description: str | None, pool_id: UUID | None
+) -> Calls[ProxyPool]:
+    if pool_id is None:
+        for known in (yield storage.list_pools):
+            if known.name == name:
+                return known  # type: ignore[no-any-return]
+    pool = ProxyPool(id=pool_id or uuid4(), name=name, description=description)
+    yield partial(storage.save_pool, pool)
+    return pool
+
+
+def _described(
+    pool: ProxyPool,
+    host: Any,
+    port: int,
+    protocol: ProxyProtocol,
+    status: ProxyStatus,
+    proxy_id: UUID | None,
+    extra_fields: dict[str, Any],
+) -> Proxy:
+    return Proxy(
+        id=proxy_id or uuid4(),
+        host=host,
+        port=port,
+        protocol=protocol,
+        pool_id=pool.id,
+        status=status,
+        **extra_fields,
+    )
+
+
+def _proxy(storage: Any, proxy: Proxy) -> Calls[Proxy]:
+    yield partial(storage.save_proxy, proxy)
+    return (yield partial(storage.get_proxy, str(proxy.id)))  # type: ignore[no-any-return]

@@ -1,0 +1,7 @@
+"""Programs: logic that asks for what it needs, run in a thread or in an event loop."""
+
+from __future__ import annotations
+
+from .running import Calls, call, call_async, is_async, run, run_async
+
+__all__ = ["Calls", "call", "call_async", "is_async", "run", "run_async"]

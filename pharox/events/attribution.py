@@ -1,0 +1,67 @@
+"""Who does something, and as part of which job: kept with every event.
+
+Set once around a job, so that no call has to pass it on:
+
+    with pharox.attributed(actor="nightly-crawl", correlation_id="run-8812"):
+        lease = manager.acquire_proxy("residential")
+
+Without it the actor is this process, as ``host:pid``.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+from ..models import check_text
+
+_HOST = socket.gethostname()
+
+
+class Attribution(NamedTuple):
+    """Who, and which job."""
+
+    actor: str
+    correlation_id: str | None
+
+
+_current: ContextVar[tuple[str | None, str | None]] = ContextVar(
+    "pharox_attribution", default=(None, None)
+)
+
+
+def current_attribution() -> Attribution:
+    """Return what the events of this context are attributed to."""
+    actor, correlation_id = _current.get()
+    return Attribution(actor or f"{_HOST}:{os.getpid()}", correlation_id)
+
+
+@contextmanager
+def attributed(*, actor: str | None = None, correlation_id: str | None = None) -> Iterator[None]:
+    """Attribute the events of a block; what is not given is kept from around it.
+
+    Parameters
+    ----------
+    actor:
+        A person, service or job, in your own words.
+    correlation_id:
+        What ties the events of one job together.
+
+    Raises
+    ------
+    InvalidInputError
+        If a text cannot be stored.
+    """
+    outer_actor, outer_id = _current.get()
+    for text in (actor, correlation_id):
+        if text is not None:
+            check_text(text)
+    token = _current.set((actor or outer_actor, correlation_id or outer_id))
+    try:
+        yield
+    finally:
+        _current.reset(token)

@@ -1,0 +1,316 @@
+"""What happened to a lease, a proxy, a consumer or a pool: its story, out of the log.
+
+A story is its events in the sealed order, each with what the event alone does
+not say: the pool's name, the proxy's address, how long a lease was held, and
+how the pool stood in numbers when somebody got nothing. Entries are found as
+they are asked for, so a story may be longer than memory.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import chain
+from uuid import UUID
+
+from pharox.log import Extract
+from pharox.log.extract import BIGGEST
+from projections import CONSUMERS, ConsumerRow, PoolCounts
+
+from ..errors import ConsumerNotFoundError, InvalidInputError, PharoxError, ProxyNotFoundError
+from ..events import (
+    AcquireMissed,
+    Event,
+    LeaseAcquired,
+    LeaseExpired,
+    LeaseReleased,
+    held,
+    named_pool,
+)
+from ..models import check_aware, utc_now
+from ..models.ids import NIL
+from ..models.text import without_secrets
+from ..storage.validation import id_from_text
+from .addresses import Addresses, proxies_at
+from .past_counts import PastCounts
+from .pool_names import PoolLife, find_pool, pool_names
+from .sealed_log import Beginning, SealedLog, beginning, seq_of
+
+Moment = int | datetime
+"""A seq of the log, or a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One event of a story.
+
+    ``pool`` is the pool's name and ``address`` the proxy's, as they were then.
+    ``held_s`` is for how many seconds the lease was held that ended, and
+    ``pool_had`` the pool in numbers when a consumer got nothing.
+    """
+
+    event: Event
+    pool: str | None = None
+    address: str | None = None
+    held_s: float | None = None
+    pool_had: PoolCounts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """What happened to something.
+
+    ``kind`` is "lease", "proxy", "consumer" or "pool", ``name`` what a person
+    calls it, ``id`` its id. ``namesakes`` are earlier pools of the same name,
+    whose stories are not told. ``entries`` can be read once.
+    """
+
+    kind: str
+    id: UUID
+    name: str
+    entries: Iterator[Entry]
+    namesakes: Sequence[PoolLife] = ()
+
+
+@dataclass(slots=True)
+class Totals:
+    """What entries add up to; ``held_s`` is the sum over the leases that ended."""
+
+    acquired: int = 0
+    released: int = 0
+    expired: int = 0
+    held_s: float = 0
+    missed: Counter[str] = field(default_factory=Counter)
+
+    def add(self, entry: Entry) -> None:
+        """Count one entry."""
+        match entry.event:
+            case LeaseAcquired():
+                self.acquired += 1
+            case LeaseReleased():
+                self.released += 1
+            case LeaseExpired():
+                self.expired += 1
+            case AcquireMissed(reason=reason):
+                self.missed[reason.value] += 1
+        self.held_s += entry.held_s or 0
+
+
+def of_lease(
+    log: SealedLog,
+    lease_id: str | UUID,
+    *,
+    since: Moment | None = None,
+    until: Moment | None = None,
+) -> Story:
+    """Return the story of a lease, with what became of its proxy while it was held.
+
+    Parameters
+    ----------
+    log:
+        A storage.
+    lease_id:
+        Its id, or the text of it.
+    since, until:
+        Tell only what was recorded from the one moment on and before the other.
+        Either may be a seq instead: the first or the last event to tell.
+
+    Raises
+    ------
+    PharoxError
+        If there never was such a lease.
+    InvalidInputError
+        If the log does not reach to the beginning, or to a seq.
+    """
+    window = _window(log, since, until)
+    uuid = id_from_text(lease_id)
+    known = {} if uuid is None else _by_type(log, Extract(lease_id=uuid))
+    acquired = known.get("LeaseAcquired")
+    if uuid is None or acquired is None:
+        raise PharoxError(f"there never was a lease {str(lease_id)!r}", lease_id=lease_id)
+    ended = known.get("LeaseReleased") or known.get("LeaseExpired")
+    meanwhile = Extract(
+        after=acquired.seq,
+        upto=BIGGEST if ended is None else ended.seq,
+        types=("HealthChecked", "ProxyChanged"),
+        proxy_id=acquired.proxy_id,
+    )
+    events = chain((acquired,), log.history(meanwhile), () if ended is None else (ended,))
+    return Story(
+        "lease", uuid, str(uuid), _entries(log, filter(window.holds, events), beginning(log))
+    )
+
+
+def of_proxy(
+    log: SealedLog,
+    proxy: str | UUID,
+    *,
+    since: Moment | None = None,
+    until: Moment | None = None,
+) -> Story:
+    """Return the story of a proxy: registrations, changes, holders one after another, health.
+
+    It is asked for by its id, or by an address that no other proxy had: a URL
+    or ``host:port``.
+
+    Raises
+    ------
+    ProxyNotFoundError
+        If there never was such a proxy. Parameters are those of :func:`of_lease`.
+    PharoxError
+        If several proxies had the address.
+    """
+    window = _window(log, since, until)
+    begin = beginning(log)
+    uuid = id_from_text(proxy) or _at_address(log, begin, str(proxy))
+    address = None if uuid is None else Addresses(log, begin).last(uuid)
+    if uuid is None or address is None:
+        shown = without_secrets(str(proxy))
+        raise ProxyNotFoundError(f"there never was a proxy {shown!r}", proxy_id=shown)
+    events = log.history(window._replace(proxy_id=uuid))
+    return Story("proxy", uuid, address, _entries(log, events, begin))
+
+
+def of_consumer(
+    log: SealedLog,
+    consumer: str | UUID,
+    *,
+    since: Moment | None = None,
+    until: Moment | None = None,
+) -> Story:
+    """Return the story of a consumer, by name or id: what it got, gave back, and did not get.
+
+    Raises
+    ------
+    ConsumerNotFoundError
+        If there never was such a consumer. Parameters are those of :func:`of_lease`.
+    """
+    window = _window(log, since, until)
+    begin = beginning(log)
+    known = _consumer(log, consumer, begin)
+    if known is None:
+        raise ConsumerNotFoundError(
+            f"there never was a consumer {str(consumer)!r}", consumer=consumer
+        )
+    events = log.history(window._replace(consumer=known.name))
+    entries = _entries(log, events, begin, PastCounts(log))
+    return Story("consumer", known.id, known.name, entries)
+
+
+def of_pool(
+    log: SealedLog,
+    pool: str | UUID,
+    *,
+    since: Moment | None = None,
+    until: Moment | None = None,
+) -> Story:
+    """Return the story of a pool, by id or name: everything.
+
+    Of several pools that have borne a name it is the last one's; the others
+    are the story's ``namesakes``.
+
+    Raises
+    ------
+    PoolNotFoundError
+        If there never was such a pool. Parameters are those of :func:`of_lease`.
+    """
+    window = _window(log, since, until)
+    found = find_pool(log, pool)
+    events = log.history(window._replace(pool_id=found.pool.id))
+    entries = _entries(log, events, beginning(log), PastCounts(log, found.pool.id))
+    return Story("pool", found.pool.id, found.pool.name, entries, found.namesakes)
+
+
+def _window(log: SealedLog, since: Moment | None, until: Moment | None) -> Extract:
+    window = Extract()
+    match since:
+        case int():
+            window = window._replace(after=seq_of(log, since) - 1)
+        case datetime():
+            if check_aware(since) > utc_now():
+                seq_of(log, since)
+            window = window._replace(since=since)
+    match until:
+        case int():
+            window = window._replace(upto=seq_of(log, until))
+        case datetime():
+            window = window._replace(until=check_aware(until))
+    if window.upto <= window.after or _is_before(window.until, window.since):
+        raise InvalidInputError(f"the end, {until}, lies before the beginning, {since}")
+    return window
+
+
+def _is_before(a: datetime | None, b: datetime | None) -> bool:
+    return a is not None and b is not None and a < b
+
+
+def _by_type(log: SealedLog, extract: Extract) -> dict[str, Event]:
+    return {event.type: event for event in log.history(extract)}
+
+
+def _at_address(log: SealedLog, begin: Beginning, address: str) -> UUID | None:
+    """Return the proxy that had an address, if there was one."""
+    found = proxies_at(log, begin, address)
+    if len(found) > 1:
+        names = pool_names(log, begin)
+        which = ", ".join(f"{proxy_id} of pool {names[found[proxy_id]]!r}" for proxy_id in found)
+        raise PharoxError(
+            f"{len(found)} proxies had this address; ask for one by its id: {which}",
+            proxy_ids=tuple(found),
+        )
+    return next(iter(found), None)
+
+
+def _consumer(log: SealedLog, consumer: str | UUID, begin: Beginning) -> ConsumerRow | None:
+    registered = Extract(begin.seq, types=("ConsumerRegistered",))
+    state = dict(begin.rows("consumers"))
+    for event in log.history(registered._replace(consumer=str(consumer))):
+        CONSUMERS.apply(state, event)
+    if (named := state.get((str(consumer),))) is not None:
+        return named  # type: ignore[no-any-return]
+    if (uuid := id_from_text(consumer)) is None:
+        return None
+    for event in log.history(registered):
+        CONSUMERS.apply(state, event)
+    return next((row for row in state.values() if row.id == uuid), None)
+
+
+def _entries(
+    log: SealedLog,
+    events: Iterator[Event],
+    begin: Beginning,
+    counts: PastCounts | None = None,
+) -> Iterator[Entry]:
+    addresses, names = Addresses(log, begin), _Names(log, begin)
+    for event in events:
+        held_s = pool_had = None
+        match event:
+            case LeaseReleased() | LeaseExpired():
+                held_s = held(event).total_seconds()
+            case AcquireMissed() if counts is not None and event.pool_id != NIL:
+                pool_had = counts.of(event.pool_id, event.seq)
+        yield Entry(event, names.of(event), addresses.of(event), held_s, pool_had)
+
+
+class _Names:
+    """The names of pools as they were: as the events of a story tell, else their last one."""
+
+    def __init__(self, log: SealedLog, begin: Beginning) -> None:
+        self._log, self._begin = log, begin
+        self._told: dict[UUID, str] = {}
+        self._last: dict[UUID, str] | None = None
+
+    def of(self, event: Event) -> str | None:
+        """Return the name of an event's pool; None for an event that is about none."""
+        name = named_pool(event)
+        if event.pool_id == NIL:
+            return name
+        if name is not None:
+            self._told[event.pool_id] = name
+        elif event.pool_id not in self._told:
+            if self._last is None:
+                self._last = pool_names(self._log, self._begin)
+            self._told[event.pool_id] = self._last.get(event.pool_id, str(event.pool_id))
+        return self._told[event.pool_id]

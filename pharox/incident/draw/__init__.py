@@ -1,0 +1,1 @@
+"""Draw an incident: HTML and SVG of what was gathered."""

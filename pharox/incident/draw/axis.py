@@ -1,0 +1,57 @@
+"""The time axis: where to set ticks, and how fine for each step of magnification."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from ..gather.window import Window
+
+ZOOMS = (1, 2, 4, 8, 16, 32, 64)
+"""How many times wider than the window a picture can be shown."""
+
+_TICKS = 8
+_STEPS_S = (
+    *(n * unit for unit in (0.001, 0.01, 0.1) for n in (1, 2, 5)),
+    *(1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800),
+    *(3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800, 1209600, 2592000),
+)
+
+
+class Tick(NamedTuple):
+    """A line across the picture with its label."""
+
+    at: datetime
+    label: str
+
+
+def ticks(window: Window, zoom: int) -> list[Tick]:
+    """Return the round moments of a window, about eight in what is visible at once."""
+    at_least = window.seconds / zoom / _TICKS
+    step = next((step for step in _STEPS_S if step >= at_least), None)
+    if step is None:
+        step = _STEPS_S[-1] * math.ceil(at_least / _STEPS_S[-1])
+    return list(_every(timedelta(seconds=step), window))
+
+
+def _every(step: timedelta, window: Window) -> Iterator[Tick]:
+    midnight = window.start.replace(hour=0, minute=0, second=0, microsecond=0)
+    at = midnight + step * math.ceil((window.start - midnight) / step)
+    while at <= window.end:
+        yield Tick(at, _label(at, step))
+        at += step
+
+
+def _label(at: datetime, step: timedelta) -> str:
+    at = at.astimezone(UTC)
+    if step >= timedelta(days=1):
+        return f"{at:%Y-%m-%d}"
+    if at == at.replace(hour=0, minute=0, second=0, microsecond=0):
+        return f"{at:%b} {at.day}"
+    if step >= timedelta(minutes=1):
+        return f"{at:%H:%M}"
+    if step >= timedelta(seconds=1):
+        return f"{at:%H:%M:%S}"
+    return f"{at:%H:%M:%S.%f}"[:-3]

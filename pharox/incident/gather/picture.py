@@ -1,0 +1,219 @@
+"""What a report draws, gathered event by event: leases, misses, counts and changes of status.
+
+Kept as small as it can be: a proxy has a lane once something happens to it, a
+miss is counted in its slot of time, and a health check that changed nothing is
+left to the timeline.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from projections import LeaseRow, PoolCounts, State
+
+from ...events import (
+    AcquireMissed,
+    Event,
+    HealthChecked,
+    LeaseAcquired,
+    LeaseExpired,
+    LeaseReleased,
+    PoolRemoved,
+    ProxyChanged,
+    ProxyRegistered,
+    ProxyRemoved,
+)
+from ...models import LeaseStatus
+from ..wording import asked_for
+from .running_state import Course
+from .shapes import Lane, LeaseBar, Mark, MissSlot, Point, PoolPicture
+from .window import Choice, Window
+
+_Standing = ProxyRegistered | ProxyChanged | ProxyRemoved | HealthChecked
+MISS_SLOTS = 120
+"""In how many slots of time a window's misses are counted, at most."""
+
+_NICE_S = (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600, 43200, 86400)
+
+
+class Picture:
+    """The pools of a window.
+
+    Parameters
+    ----------
+    window:
+        What the picture is of.
+    choice:
+        Which pools are in it.
+    state:
+        The read models before the window.
+    course:
+        The fold of the events, one step ahead of :meth:`take`.
+    """
+
+    def __init__(
+        self, window: Window, choice: Choice, state: Mapping[str, State], course: Course
+    ) -> None:
+        self.window = window
+        self.miss_slot_s = _slot_length(window.seconds)
+        self._last_slot = max(0, math.ceil(window.seconds / self.miss_slot_s) - 1)
+        self._course = course
+        self._pools: dict[UUID | str, PoolPicture] = {}
+        self._open: dict[UUID, LeaseBar] = {}
+        self._statuses: dict[Any, str] = {}
+        self._begin(state, choice)
+
+    def take(self, event: Event) -> None:
+        """Draw the next event, which the course has taken before."""
+        if event.pool_id in self._course.names:
+            self._pool(event).happened = True
+        match event:
+            case AcquireMissed():
+                self._miss(event)
+            case LeaseAcquired():
+                bar = LeaseBar(
+                    event.lease_id,
+                    event.consumer,
+                    event.recorded_at,
+                    event.expires_at,
+                    event.position,
+                    asked_for(event.selector, event.filters, predicate=event.predicate),
+                    event.correlation_id,
+                )
+                self._lane(event.pool_id, event.proxy_id).bars.append(bar)
+                self._open[event.lease_id] = bar
+            case LeaseReleased() | LeaseExpired():
+                self._end(event)
+            case ProxyRegistered() | ProxyChanged() | ProxyRemoved() | HealthChecked():
+                self._stand(event)
+            case PoolRemoved():
+                self._pool(event).points.append(Point(event.recorded_at, 0, 0, 0, 0))
+        self._count(event)
+
+    def pools(self) -> list[PoolPicture]:
+        """Return the pools to which something happened, by name."""
+        for pool_id, pool in self._pools.items():
+            if isinstance(pool_id, UUID):
+                pool.name = self._course.names[pool_id]
+        return sorted(
+            (pool for pool in self._pools.values() if pool.happened), key=lambda pool: pool.name
+        )
+
+    def _begin(self, state: Mapping[str, State], choice: Choice) -> None:
+        start = self.window.start
+        counts: PoolCounts
+        for counts in state["pool_stats"].values():
+            if choice.has(counts.pool_id):
+                name = self._course.names[counts.pool_id]
+                self._pools[counts.pool_id] = PoolPicture(
+                    name, known_proxies=counts.total_proxies, points=[_point(start, counts)]
+                )
+        for key, standing in state["available_proxies"].items():
+            self._statuses[key] = standing.status
+        lease: LeaseRow
+        for lease in sorted(state["leases"].values(), key=lambda row: row.fencing_token):
+            if choice.has(lease.pool_id):
+                self._open[lease.id] = bar = LeaseBar(
+                    lease.id,
+                    lease.consumer_name,
+                    lease.acquired_at,
+                    lease.expires_at,
+                    lease.fencing_token,
+                )
+                self._pools[lease.pool_id].happened = True
+                self._lane(lease.pool_id, lease.proxy_id).bars.append(bar)
+
+    def _miss(self, event: AcquireMissed) -> None:
+        pool = self._pool(event)
+        pool.happened = True
+        seconds = (event.recorded_at - self.window.start).total_seconds()
+        number = min(self._last_slot, max(0, int(seconds // self.miss_slot_s)))
+        begins = self.window.start + timedelta(seconds=number * self.miss_slot_s)
+        slot = pool.misses.setdefault(number, MissSlot(begins))
+        slot.reasons[event.reason] += 1
+        slot.consumers[event.consumer] += 1
+        slot.asked[asked_for(None, event.filters, predicate=event.predicate)] += 1
+        pool.first_miss = pool.first_miss or event.recorded_at
+        pool.last_miss = event.recorded_at
+
+    def _end(self, event: LeaseReleased | LeaseExpired) -> None:
+        bar = self._open.pop(event.lease_id)
+        bar.ended = event.recorded_at
+        bar.ending = LeaseStatus.EXPIRED
+        if isinstance(event, LeaseReleased):
+            bar.ending, bar.reason = LeaseStatus.RELEASED, event.reason
+
+    def _stand(self, event: _Standing) -> None:
+        pool = self._pool(event)
+        if isinstance(event, ProxyRegistered) and event.proxy_id not in pool.lanes:
+            pool.known_proxies += 1
+        if event.before != event.after:
+            mark = Mark(event.recorded_at, event.before, event.after, _why(event))
+            self._lane(event.pool_id, event.proxy_id).marks.append(mark)
+
+    def _count(self, event: Event) -> None:
+        counts = self._course.counts_of(event.pool_id)
+        if counts is None or event.pool_id not in self._pools:
+            return
+        points = self._pools[event.pool_id].points
+        at = max(event.recorded_at, points[-1].at if points else self.window.start)
+        point = _point(at, counts)
+        if not points or points[-1][1:] != point[1:]:
+            points.append(point)
+
+    def _pool(self, event: Event) -> PoolPicture:
+        name = self._course.pool_of(event) or ""
+        exists = event.pool_id in self._course.names
+        key: UUID | str = event.pool_id if exists else name
+        if key not in self._pools:
+            nothing = Point(self.window.start, 0, 0, 0, 0)
+            self._pools[key] = PoolPicture(name, exists, points=[nothing] if exists else [])
+        return self._pools[key]
+
+    def _lane(self, pool_id: UUID, proxy_id: UUID) -> Lane:
+        lanes = self._pools[pool_id].lanes
+        if proxy_id not in lanes:
+            status = self._statuses.get((proxy_id, pool_id))
+            lanes[proxy_id] = Lane(proxy_id, self._course.proxy_of(proxy_id), status)
+        return lanes[proxy_id]
+
+
+def _point(at: datetime, counts: PoolCounts) -> Point:
+    return Point(
+        at,
+        counts.total_proxies,
+        counts.active_proxies,
+        counts.available_proxies,
+        counts.total_leases,
+    )
+
+
+def _slot_length(seconds: float) -> float:
+    """Return the shortest round length of which no more than ``MISS_SLOTS`` fill the window."""
+    at_least = seconds / MISS_SLOTS
+    if at_least <= 0.001:
+        return 0.001
+    if at_least > _NICE_S[-1]:
+        return _NICE_S[-1] * -(-at_least // _NICE_S[-1])
+    parts = [n * unit for unit in (0.001, 0.01, 0.1) for n in (1, 2, 5)]
+    return next(length for length in (*parts, *_NICE_S) if length >= at_least)
+
+
+def _why(event: _Standing) -> str:
+    if not isinstance(event, HealthChecked):
+        words = {"ProxyRegistered": "registered", "ProxyRemoved": "removed"}
+        return words.get(event.type, "changed by hand")
+    details = ["health check"]
+    if event.status_code is not None:
+        details.append(f"status {event.status_code}")
+    if event.latency_ms is not None and event.reachable:
+        details.append(f"{event.latency_ms} ms")
+    if event.error:
+        details.append(event.error)
+    elif not event.reachable:
+        details.append("not reachable")
+    return ", ".join(details)

@@ -1,0 +1,97 @@
+"""How the pools stood, event by event: names, addresses and counts folded along.
+
+It begins with the state before the window, so no event before it is read, and
+keeps names after their pool or proxy is gone: what follows may still tell of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+from projections import POOL_STATS, PoolCounts, State
+
+from ...events import (
+    AcquireMissed,
+    Event,
+    LeaseAcquired,
+    LeaseExpired,
+    LeaseReleased,
+    PoolChanged,
+    PoolRegistered,
+    ProxyChanged,
+    ProxyRegistered,
+    held,
+)
+from ...history.addresses import address_of
+
+_POOL_STATS_TYPES = POOL_STATS.types()
+
+
+class Course:
+    """Where the fold of the events so far has come to.
+
+    Parameters
+    ----------
+    state:
+        The read models before the first event. They are left as they are.
+    """
+
+    def __init__(self, state: Mapping[str, State]) -> None:
+        self.names: dict[UUID, str] = {row.id: row.name for row in state["pools"].values()}
+        self._addresses = {row.id: address_of(row) for row in state["proxies"].values()}
+        self._counts: State = {key: replace(row) for key, row in state["pool_stats"].items()}
+
+    def take(self, event: Event) -> None:
+        """Fold the next event."""
+        if isinstance(event, PoolRegistered | PoolChanged):
+            self.names[event.pool_id] = event.name
+        elif isinstance(event, ProxyRegistered | ProxyChanged):
+            self._addresses[event.proxy_id] = address_of(event)
+        if event.type in _POOL_STATS_TYPES:
+            POOL_STATS.apply(self._counts, event)
+
+    def pool_of(self, event: Event) -> str | None:
+        """Return the name of an event's pool; of an unknown pool the name that was asked for."""
+        known = self.names.get(event.pool_id)
+        return getattr(event, "pool_name", None) if known is None else known
+
+    def proxy_of(self, proxy_id: UUID) -> str:
+        """Return a proxy's protocol, host and port; its id if it was never described."""
+        return self._addresses.get(proxy_id, str(proxy_id))
+
+    def counts_of(self, pool_id: UUID) -> PoolCounts | None:
+        """Return a pool in numbers, or None if there is none of this id now."""
+        counts: PoolCounts | None = self._counts.get((pool_id,))
+        return counts
+
+    def line_of(self, event: Event) -> dict[str, Any]:
+        """Return an event, folded before, as the timeline tells it.
+
+        All fields of the event, and what follows from it and its past:
+        ``pool`` and ``proxy`` by name, ``held_seconds`` of a lease that ended,
+        ``granted_seconds`` of one that began, and ``pool_stats`` after it.
+        """
+        details = event.model_dump(mode="json")
+        head = {name: details.pop(name) for name in ("seq", "recorded_at", "type")}
+        proxy = None if event.proxy_id is None else self.proxy_of(event.proxy_id)
+        return {
+            **head,
+            "pool": self.pool_of(event),
+            "proxy": proxy,
+            **details,
+            **self._derived(event),
+        }
+
+    def _derived(self, event: Event) -> dict[str, Any]:
+        derived: dict[str, Any] = {}
+        if isinstance(event, LeaseReleased | LeaseExpired):
+            derived["held_seconds"] = held(event).total_seconds()
+        if isinstance(event, LeaseAcquired):
+            derived["granted_seconds"] = (event.expires_at - event.recorded_at).total_seconds()
+        counts = self.counts_of(event.pool_id)
+        if counts is not None and (event.touches_proxy or isinstance(event, AcquireMissed)):
+            derived["pool_stats"] = counts.figures()
+        return derived

@@ -1,0 +1,139 @@
+"""Make a report folder: the timeline and the page, both or nothing.
+
+The events are read once. Everything is written beside the folder under a name
+of its own, which becomes the folder's in one step, so a report that was
+interrupted is never taken for a whole one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from uuid import uuid4
+
+from ..errors import ReportError
+from ..history.sealed_log import SealedLog
+from ..models import utc_now
+from .draw.listing import Listing
+from .draw.page import render
+from .gather.picture import Picture
+from .gather.running_state import Course
+from .gather.window import find_pools, find_window
+from .wording import count
+
+TIMELINE, PAGE = "timeline.jsonl", "index.html"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A report that was written: where, of what, and how much there was."""
+
+    folder: Path
+    start: datetime
+    end: datetime
+    events: int
+    leases: int
+    misses: int
+
+    @property
+    def page(self) -> Path:
+        """The file to open."""
+        return self.folder / PAGE
+
+    def __str__(self) -> str:
+        numbers = (
+            count(self.events, "event"),
+            count(self.leases, "lease"),
+            count(self.misses, "miss", "misses"),
+        )
+        return ", ".join(numbers)
+
+
+def write_report(
+    storage: SealedLog,
+    start: datetime,
+    end: datetime,
+    folder: Path | str,
+    *,
+    pools: Collection[str] = (),
+) -> Report:
+    """Write what happened in a window of time into a folder.
+
+    The folder then has ``timeline.jsonl``, every event with what follows from
+    it, one JSON object a line, and ``index.html``, a picture of them that
+    opens without a network.
+
+    Parameters
+    ----------
+    storage:
+        The ledger; it is only read.
+    start, end:
+        The window, with a time zone, both inclusive. An end in the future is
+        moved to now.
+    folder:
+        Where to write; it is made, or must be empty.
+    pools:
+        The names of the pools to report, as they were in the window; all if empty.
+
+    Raises
+    ------
+    InvalidInputError
+        If the window ends before it begins, or has not begun.
+    PoolNotFoundError
+        If no pool had a name, and nobody asked for it.
+    ReportError
+        If nothing happened in the window, or the folder cannot be written.
+    """
+    window = find_window(storage, start, end, utc_now())
+    with _new_folder(Path(folder)) as place:
+        state = storage.state_at(window.after)
+        known = {row.id: row.name for row in state["pools"].values()}
+        choice = find_pools(storage, window, known, pools)
+        course, listing = Course(state), Listing(window)
+        picture = Picture(window, choice, state, course)
+        with (place / TIMELINE).open("w", encoding="ascii") as timeline:
+            for event in storage.history(choice.extract(window)):
+                if choice.holds(event):
+                    course.take(event)
+                    picture.take(event)
+                    listing.take(event, course)
+                    timeline.write(json.dumps(course.line_of(event)) + "\n")
+        if not listing.seen:
+            names = ", ".join(map(repr, pools))
+            raise ReportError(f"nothing happened in {names} between {window}")
+        drawn = picture.pools()
+        (place / PAGE).write_text(render(picture, listing), encoding="utf-8")
+    return Report(
+        Path(folder),
+        window.start,
+        window.end,
+        listing.seen,
+        sum(1 for pool in drawn for _ in pool.bars),
+        sum(pool.miss_reasons.total() for pool in drawn),
+    )
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder to write into, which becomes ``folder`` if all goes well."""
+    folder = folder.resolve()
+    place = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}")
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ReportError(f"{str(folder)!r} is there already and is not an empty folder")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        place.mkdir()
+        try:
+            yield place
+            place.rename(folder)
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ReportError(f"the report cannot be written to {str(folder)!r}: {why}") from error

@@ -1,0 +1,73 @@
+"""How a report says moments, spans, counts and reasons: in UTC, short, for a tired person."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from ..models import MissReason
+
+REASONS = {
+    MissReason.AT_CAPACITY: "every proxy that fits was at capacity",
+    MissReason.NONE_HEALTHY: "no proxy that fits was healthy",
+    MissReason.NO_MATCH: "no proxy fits the filters",
+    MissReason.EMPTY_POOL: "the pool had no proxy",
+    MissReason.UNKNOWN_POOL: "no pool had this name",
+    MissReason.TOO_FEW: "fewer were free than a set needed",
+}
+"""Why an acquisition found nothing, to follow "because"."""
+
+
+def full_moment(moment: datetime) -> str:
+    """Return date and time, to the millisecond if it is not a whole second."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d} {time_of_day(moment)} UTC"
+
+
+def time_of_day(moment: datetime) -> str:
+    """Return the time without the date, to the millisecond if it is not a whole second."""
+    moment = moment.astimezone(UTC)
+    if moment.microsecond < 1000:
+        return f"{moment:%H:%M:%S}"
+    return f"{moment:%H:%M:%S.%f}"[:-3]
+
+
+def span(length: timedelta | float) -> str:
+    """Return a length of time in its two greatest units."""
+    seconds = length.total_seconds() if isinstance(length, timedelta) else length
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f}".removesuffix(".0") + " s"
+    whole = round(seconds)
+    for unit, size, part, part_size in (
+        ("d", 86400, "h", 3600),
+        ("h", 3600, "min", 60),
+        ("min", 60, "s", 1),
+    ):
+        if whole >= size:
+            rest = whole % size // part_size
+            return f"{whole // size} {unit}" + (f" {rest} {part}" if rest else "")
+    return f"{whole} s"
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: "1 miss", "2,000 misses"."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def asked_for(
+    selector: str | None, filters: Mapping[str, Any] | None, *, predicate: bool
+) -> str | None:
+    """Return in one line what an acquisition asked for, or None for any proxy in any order."""
+    parts = [f"{name}={_plain(value)}" for name, value in (filters or {}).items()]
+    if predicate:
+        parts.append("a predicate")
+    if selector:
+        parts.append(str(selector))
+    return ", ".join(parts) or None
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

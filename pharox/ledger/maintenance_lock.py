@@ -1,0 +1,58 @@
+"""One at a time: what takes the log or the read models apart keeps others from doing so."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+
+from ..errors import ConflictError
+from ..storage.postgres.driver import check_own_session
+from ..storage.postgres.schema import ALONE_LOCK, check_version, version_statement
+
+_POLL_S = 0.02
+
+
+@contextmanager
+def maintenance_lock(
+    connection: psycopg.Connection[Any], schema: str, patience_s: float
+) -> Iterator[None]:
+    """Keep others from archiving or rebuilding the same ledger during a block.
+
+    Parameters
+    ----------
+    connection:
+        One in autocommit mode, and with a session of its own.
+    patience_s:
+        For how many seconds to wait for somebody else.
+
+    Raises
+    ------
+    ConflictError
+        If somebody else does not get done in that time.
+    DatabaseError
+        If a pooler lends the connection's session to others.
+    SchemaError
+        If the schema is not of the version that this code was written for.
+    """
+    check_own_session(connection)
+    lock = (ALONE_LOCK, schema)
+    deadline = time.monotonic() + patience_s
+    query = "SELECT pg_try_advisory_lock(%s, hashtext(%s))"
+    while connection.execute(query, lock).fetchone() != (True,):
+        if time.monotonic() > deadline:
+            raise ConflictError(
+                "another process is archiving or rebuilding this ledger; try again later",
+                schema=schema,
+            )
+        time.sleep(_POLL_S)
+    try:
+        (version,) = connection.execute(version_statement(schema).text).fetchone() or (None,)
+        check_version(version, schema)
+        yield
+    finally:
+        if not connection.closed:
+            connection.execute("SELECT pg_advisory_unlock(%s, hashtext(%s))", lock)

@@ -1,0 +1,483 @@
+"""Who may do what with a ledger: its owner, those who lease, and those who only read.
+
+    owner    everything: upgrades, rebuilds, archives, rotates keys, grants
+    app      appends to the log, keeps the read models, reads proxies' credentials
+    reader   reads the log and the read models, never credentials
+
+A role is first stripped of all it has in the schema and then given what it needs,
+so granting twice is granting once. Afterwards the database itself is asked what
+each role can do, by whatever way: ownership, membership, PUBLIC, default
+privileges. If that is more than it should be, or less, nothing has changed.
+
+What the seal and the partitions of the log take is done by functions with their
+owner's rights. So an app can neither order events nor give one a position, a
+transaction or a place to be hidden in; and it cannot write the stored states of
+the past, which all else begins with where events were archived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import psycopg
+from psycopg import sql
+
+import projections
+from pharox.log import tables as log
+
+from ..errors import DatabaseError, InvalidInputError
+from ..models import check_text
+from ..storage.postgres import PostgresStorage
+from ..storage.postgres.tables import proxy_credentials
+from .maintenance_lock import maintenance_lock
+
+PATIENCE_S = 5.0
+"""How long to wait for a rebuild or an archive, which carry privileges over to new tables."""
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Roles of the server by what they shall be to a ledger; each at most one thing."""
+
+    app: Sequence[str] = ()
+    reader: Sequence[str] = ()
+    owner: str | None = None
+
+    def __post_init__(self) -> None:
+        names = self.names()
+        if not names:
+            raise InvalidInputError("name a role: an app, a reader or an owner")
+        for name in names:
+            if not check_text(name):
+                raise InvalidInputError("a role's name cannot be empty")
+            if names.count(name) > 1:
+                raise InvalidInputError(f"role {name!r} is named twice", name=name)
+
+    def names(self) -> list[str]:
+        """Return all names."""
+        return [*self.restrained(), *([] if self.owner is None else [self.owner])]
+
+    def restrained(self) -> list[str]:
+        """Return the names of those who shall not do everything."""
+        return [*self.app, *self.reader]
+
+
+class Right(NamedTuple):
+    """One thing that a role may do in the schema; ``column`` is given where it is not all."""
+
+    kind: str
+    name: str
+    column: str | None
+    privilege: str
+
+    def __str__(self) -> str:
+        column = f" ({self.column})" if self.column else ""
+        return f"{self.privilege}{column} on {self.kind} {self.name}"
+
+
+def statements(storage: PostgresStorage, roles: Roles) -> list[str]:
+    """Return the SQL that gives roles their rights, and takes what is more away.
+
+    Raises
+    ------
+    DatabaseError
+        If there is no such role, or one from which nothing can be kept.
+    """
+    with storage.own_session() as session:
+        return _Granting(session.connection, storage.schema, roles).statements()
+
+
+def grant(storage: PostgresStorage, roles: Roles) -> None:
+    """Give roles their rights and take what is more away, in one transaction.
+
+    Raises
+    ------
+    ConflictError
+        If a rebuild or an archive is running.
+    DatabaseError
+        If there is no such role, this one may not grant, or a role would still
+        have more rights than it should, or fewer.
+    """
+    with (
+        storage.own_session() as session,
+        maintenance_lock(session.connection, storage.schema, PATIENCE_S),
+        session.connection.transaction(),
+    ):
+        granting = _Granting(session.connection, storage.schema, roles)
+        granting.check_rights_to_grant()
+        for statement in granting.statements():
+            session.connection.execute(statement.encode())
+        granting.check_outcome()
+
+
+def identifier(name: str) -> sql.Composable:
+    """Return a name as SQL spells it; what a terminal could obey stands there as its number."""
+    if name.isprintable():
+        return sql.Identifier(name)
+    spelled = (c if c.isprintable() and c != "\\" else f"\\+{ord(c):06X}" for c in name)
+    return sql.SQL('U&"{}"').format(sql.SQL("".join(spelled).replace('"', '""')))
+
+
+# What each needs
+
+_READ = (
+    "alembic_version",
+    *(
+        table.name
+        for table in (
+            log.events,
+            log.seals,
+            log.ticks,
+            log.last_tick,
+            log.partitions,
+            log.snapshots,
+            log.snapshot_rows,
+            log.subscriptions,
+            log.parked_events,
+            log.fleet_counts,
+        )
+    ),
+)
+_KEPT_BY_APPS = tuple(t.name for t in (log.subscriptions, log.parked_events, log.fleet_counts))
+_CREDENTIALS = proxy_credentials.name
+_READ_FUNCTIONS = (
+    "are_checks_v1",
+    "checks_v1",
+    "clock",
+    "digest",
+    "is_event_v1",
+    "oldest_client",
+    "root",
+    "seal",
+    "seq_at_v1",
+)
+_APP_FUNCTIONS = (
+    "acquire_one_v1",
+    "add_partition",
+    "answer_one_v1",
+    "append_one_v1",
+    "append_v1",
+    "counts_after_v1",
+    "due_leases_v1",
+    "fold_available_proxies_v1",
+    "fold_lease_ids_v1",
+    "fold_selector_cursors_v1",
+    "forget_credentials",
+    "free_proxies_v1",
+    "granted_before_v1",
+    "is_made_v1",
+    "lease_commands_v1",
+    "lease_event_v1",
+    "matching_v1",
+    "miss_reason_v1",
+    "next_free_v1",
+    "next_turns_v1",
+    "places_v1",
+    "release_one_v1",
+    "returned_leases_v1",
+    "try_turn_v1",
+    "wait_for_turn_v1",
+    "wait_v1",
+)
+
+
+def _read_models() -> tuple[str, ...]:
+    return tuple(projection.table.name for projection in projections.registered())
+
+
+def _reader_rights() -> Iterator[Right]:
+    yield Right("schema", "", None, "USAGE")
+    for table in (*_READ, *_read_models()):
+        yield Right("table", table, None, "SELECT")
+    for function in _READ_FUNCTIONS:
+        yield Right("function", function, None, "EXECUTE")
+
+
+def _app_rights() -> Iterator[Right]:
+    yield from _reader_rights()
+    for table in (*_KEPT_BY_APPS, *_read_models()):
+        for privilege in ("INSERT", "UPDATE", "DELETE"):
+            yield Right("table", table, None, privilege)
+    for privilege in ("SELECT", "INSERT"):
+        yield Right("table", _CREDENTIALS, None, privilege)
+    for function in _APP_FUNCTIONS:
+        yield Right("function", function, None, "EXECUTE")
+
+
+# What the database knows
+
+_OBJECTS = """
+SELECT 'table', relname::text
+FROM pg_class WHERE relnamespace = %(schema)s AND relkind IN ('r', 'p', 'v', 'm', 'f')
+UNION ALL
+SELECT 'function', proname::text
+FROM pg_proc WHERE pronamespace = %(schema)s
+UNION ALL
+SELECT 'type', relname::text
+FROM pg_class WHERE relnamespace = %(schema)s AND relkind = 'c'
+ORDER BY 1, 2
+"""
+
+_UNRESTRAINED = """
+SELECT r.rolname::text, CASE
+    WHEN r.rolsuper THEN 'is a superuser'
+    WHEN r.rolcreaterole THEN 'may give itself other roles (CREATEROLE)'
+    WHEN r.rolreplication THEN 'may copy the whole server (REPLICATION)'
+    WHEN pg_has_role(r.oid, %(future_owner)s::name, 'MEMBER')
+        THEN 'owns the ledger, or may act as its owner'
+    WHEN pg_has_role(r.oid, d.datdba, 'MEMBER')
+        THEN 'owns the database, or may act as its owner'
+    WHEN r.rolname IN ('pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files')
+        THEN 'reaches the server''s files'
+END
+FROM pg_roles AS r, pg_database AS d
+WHERE r.rolname = ANY (%(reach)s::name[]) AND d.datname = current_database()
+ORDER BY r.rolname = ANY (%(roles)s::name[]) DESC, r.rolname
+"""
+"""From whom no right of the ledger can be kept, and why."""
+
+_DEFAULTS = """
+SELECT pg_get_userbyid(d.defaclrole)::text, d.defaclnamespace <> 0,
+       CASE d.defaclobjtype WHEN 'r' THEN 'TABLES' WHEN 'S' THEN 'SEQUENCES' ELSE 'FUNCTIONS' END,
+       CASE x.grantee WHEN 0 THEN NULL ELSE pg_get_userbyid(x.grantee)::text END
+FROM pg_default_acl AS d, LATERAL aclexplode(d.defaclacl) AS x
+WHERE d.defaclnamespace IN (0, %(schema)s) AND d.defaclobjtype IN ('r', 'S', 'f')
+  AND (x.grantee = 0 OR pg_get_userbyid(x.grantee) = ANY (%(roles)s::name[]))
+  AND (d.defaclnamespace <> 0
+       OR d.defaclrole = %(owner)s AND d.defaclobjtype <> 'f' AND x.privilege_type <> 'SELECT')
+GROUP BY 1, 2, 3, 4
+ORDER BY 1, 2, 3, 4
+"""
+"""Privileges that tables get when they are made, such as the next part of the log."""
+
+_HELD = """
+WITH roles AS (SELECT unnest(%(roles)s::name[]) AS role),
+relations AS (
+    SELECT oid, relname, relkind FROM pg_class
+    WHERE relnamespace = %(schema)s AND relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+),
+privileges AS (
+    SELECT unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']
+                  || CASE WHEN current_setting('server_version_num')::int >= 170000
+                          THEN ARRAY['MAINTAIN'] ELSE '{}' END) AS privilege
+)
+SELECT role::text, 'table', relname::text, NULL, privilege
+FROM roles, relations AS t, privileges
+WHERE relkind <> 'S' AND has_table_privilege(role, t.oid, privilege)
+UNION ALL
+SELECT role::text, 'table', relname::text, attname::text, privilege
+FROM roles, relations AS t, privileges, pg_attribute AS a
+WHERE relkind <> 'S' AND a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
+  AND privilege IN ('SELECT', 'INSERT', 'UPDATE', 'REFERENCES')
+  AND NOT has_table_privilege(role, t.oid, privilege)
+  AND has_column_privilege(role, t.oid, a.attnum, privilege)
+UNION ALL
+SELECT role::text, 'sequence', relname::text, NULL, privilege
+FROM roles, relations AS s, unnest(ARRAY['USAGE', 'SELECT', 'UPDATE']) AS privilege
+WHERE relkind = 'S' AND has_sequence_privilege(role, s.oid, privilege)
+UNION ALL
+SELECT role::text, 'function', proname::text, NULL, 'EXECUTE'
+FROM roles, pg_proc AS f
+WHERE pronamespace = %(schema)s AND has_function_privilege(role, f.oid, 'EXECUTE')
+UNION ALL
+SELECT role::text, 'schema', '', NULL, privilege
+FROM roles, unnest(ARRAY['USAGE', 'CREATE']) AS privilege
+WHERE has_schema_privilege(role, %(schema)s::oid, privilege)
+"""
+"""Every right that roles have in the schema, by whatever way."""
+
+_REACH = """
+SELECT DISTINCT r.rolname::text
+FROM pg_roles AS r, unnest(%(roles)s::name[]) AS role
+WHERE pg_has_role(role, r.oid, 'MEMBER')
+"""
+
+
+class _Granting:
+    """The rights of some roles in one ledger, over a connection to it."""
+
+    def __init__(self, connection: psycopg.Connection[Any], schema: str, roles: Roles) -> None:
+        self._connection = connection
+        self._roles = roles
+        self._name = schema
+        self._schema = identifier(schema)
+        ((self._schema_oid, self._owner_oid, self._owner),) = self._rows(
+            "SELECT oid, nspowner, pg_get_userbyid(nspowner)::text FROM pg_namespace "
+            "WHERE nspname = %(name)s"
+        )
+        self._check_roles()
+        self._objects = self._rows(_OBJECTS)  # no two functions share a name
+
+    def check_rights_to_grant(self) -> None:
+        """Raise DatabaseError unless this session may give the ledger's rights away."""
+        ((may, user),) = self._rows("SELECT pg_has_role(%(owner)s::oid, 'MEMBER'), current_user")
+        if not may:
+            raise DatabaseError(
+                f"role {user!r} may not grant rights on the ledger, which belongs to "
+                f"{self._owner!r}: connect as that one or as a superuser",
+                role=user,
+                owner=self._owner,
+            )
+
+    def statements(self) -> list[str]:
+        """Return all that is to be executed."""
+        composed = [
+            *self._database_rights(),
+            *self._ownership(),
+            *self._revocations(),
+            *self._grants(self._roles.reader, frozenset(_reader_rights())),
+            *self._grants(self._roles.app, frozenset(_app_rights())),
+        ]
+        return [statement.as_string(self._connection) for statement in composed]
+
+    def check_outcome(self) -> None:
+        """Raise DatabaseError if a role can do more than it should, or less."""
+        for names, wanted in (
+            (self._roles.app, self._there(_app_rights())),
+            (self._roles.reader, self._there(_reader_rights())),
+        ):
+            for name in names:
+                held = {Right(*row[1:]) for row in self._rows(_HELD, roles=self._reach([name]))}
+                if more := held - wanted:
+                    raise DatabaseError(
+                        f"role {name!r} would still have {_some(more)}: from a role that it is a "
+                        "member of, or from somebody else than the owner; revoke that first",
+                        role=name,
+                        rights=sorted(map(str, more)),
+                    )
+                if less := wanted - held:
+                    raise DatabaseError(
+                        f"role {name!r} would lack {_some(less)}: {self._owner!r} or a superuser "
+                        "has to grant it",
+                        role=name,
+                        rights=sorted(map(str, less)),
+                    )
+
+    # Parts
+
+    def _reach(self, names: Sequence[str]) -> list[str]:
+        """Return the roles, and all that they could become with SET ROLE."""
+        return [name for (name,) in self._rows(_REACH, roles=list(names))]
+
+    def _check_roles(self) -> None:
+        known = {name for (name,) in self._rows("SELECT rolname::text FROM pg_roles")}
+        for name in self._roles.names():
+            if name not in known:
+                create = sql.SQL("CREATE ROLE {} LOGIN").format(identifier(name))
+                raise DatabaseError(
+                    f"there is no role {name!r}; make it with `{create.as_string()}`", role=name
+                )
+        owner = self._owner if self._roles.owner is None else self._roles.owner
+        restrained = self._roles.restrained()
+        for name, why in self._rows(
+            _UNRESTRAINED, roles=restrained, reach=self._reach(restrained), future_owner=owner
+        ):
+            if why is not None:
+                raise DatabaseError(
+                    f"role {name!r} {why}: no right can be kept from it; choose another", role=name
+                )
+
+    def _database_rights(self) -> Iterator[sql.Composable]:
+        """Yield what each needs of the database, where PUBLIC does not have it."""
+        query = "SELECT has_database_privilege(%(role)s::name, current_database(), %(privilege)s)"
+        ((database,),) = self._rows("SELECT current_database()")
+        for name in self._roles.names():
+            # A rebuild makes a schema; who folds the log makes temporary tables.
+            needed = ["CONNECT", "TEMPORARY", *(["CREATE"] if name == self._roles.owner else [])]
+            for privilege in needed:
+                if self._rows(query, role=name, privilege=privilege) == [(False,)]:
+                    yield sql.SQL("GRANT {} ON DATABASE {} TO {}").format(
+                        sql.SQL(privilege), identifier(database), identifier(name)
+                    )
+
+    def _ownership(self) -> Iterator[sql.Composable]:
+        if self._roles.owner is None:
+            return
+        owner = identifier(self._roles.owner)
+        yield sql.SQL("ALTER SCHEMA {} OWNER TO {}").format(self._schema, owner)
+        for kind, name in self._objects:
+            yield sql.SQL("ALTER {} {} OWNER TO {}").format(
+                sql.SQL(kind.upper()), self._spelled(kind, name), owner
+            )
+
+    def _revocations(self) -> Iterator[sql.Composable]:
+        restrained = self._roles.restrained()
+        if not restrained:
+            return
+        everybody = _list([sql.SQL("PUBLIC"), *map(identifier, restrained)])
+        yield sql.SQL("REVOKE ALL ON SCHEMA {} FROM {} CASCADE").format(self._schema, everybody)
+        for kind in ("TABLES", "SEQUENCES", "FUNCTIONS"):
+            yield sql.SQL("REVOKE ALL ON ALL {} IN SCHEMA {} FROM {} CASCADE").format(
+                sql.SQL(kind), self._schema, everybody
+            )
+        for maker, is_own, kind, grantee in self._rows(_DEFAULTS, roles=restrained):
+            revocation = sql.SQL("ALTER DEFAULT PRIVILEGES FOR ROLE {}{} REVOKE ALL ON {} FROM {}")
+            composed = revocation.format(
+                identifier(maker),
+                sql.SQL(" IN SCHEMA {}").format(self._schema) if is_own else sql.SQL(""),
+                sql.SQL(kind),
+                sql.SQL("PUBLIC") if grantee is None else identifier(grantee),
+            )
+            if not is_own:  # It is about other schemas as well, so somebody has to decide it.
+                raise DatabaseError(
+                    f"every table that {maker!r} makes gives rights to "
+                    f"{'PUBLIC' if grantee is None else repr(grantee)}, as the next part of the "
+                    f"log would; run `{composed.as_string()}` first",
+                    role=grantee,
+                )
+            yield composed
+
+    def _grants(self, names: Sequence[str], rights: frozenset[Right]) -> Iterator[sql.Composable]:
+        if not names:
+            return
+        grantees = _list(map(identifier, names))
+        by_object: dict[tuple[str, str], set[str]] = {}
+        for right in sorted(self._there(rights), key=str):
+            if right.column is None:
+                by_object.setdefault((right.kind, right.name), set()).add(right.privilege)
+        alike: dict[tuple[str, tuple[str, ...]], list[sql.Composable]] = {}
+        for (kind, name), privileges in by_object.items():
+            order = ("SELECT", "INSERT", "UPDATE", "DELETE", "USAGE", "EXECUTE")
+            key = kind, tuple(sorted(privileges, key=order.index))
+            alike.setdefault(key, []).append(self._spelled(kind, name))
+        for (kind, privileges_in_order), objects in alike.items():
+            yield sql.SQL("GRANT {} ON {} {} TO {}").format(
+                sql.SQL(", ".join(privileges_in_order)),
+                sql.SQL(kind.upper()),
+                _list(objects),
+                grantees,
+            )
+
+    def _spelled(self, kind: str, name: str) -> sql.Composable:
+        if kind == "schema":
+            return self._schema
+        return sql.SQL("{}.{}").format(self._schema, identifier(name))
+
+    def _there(self, rights: Iterable[Right]) -> frozenset[Right]:
+        """Return the rights on what there is: a new projection has its table from a rebuild on."""
+        return frozenset(
+            right
+            for right in rights
+            if right.kind in ("schema", "sequence") or (right.kind, right.name) in self._objects
+        )
+
+    def _rows(self, query: str, **values: Any) -> list[tuple[Any, ...]]:
+        known = {"name": self._name}
+        with suppress(AttributeError):  # not known yet
+            known |= {"schema": self._schema_oid, "owner": self._owner_oid}
+        return self._connection.execute(query.encode(), {**known, **values}).fetchall()
+
+
+def _list(parts: Iterable[sql.Composable]) -> sql.Composed:
+    return sql.SQL(", ").join(parts)
+
+
+def _some(rights: Iterable[Right]) -> str:
+    named = sorted(map(str, rights))
+    more = len(named) - _SHOWN
+    return ", ".join(named[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

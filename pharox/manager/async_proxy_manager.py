@@ -1,0 +1,346 @@
+"""AsyncProxyManager: lease, release, and tell whoever listens, for code that awaits.
+
+What it does is said in :mod:`pharox.manager.leasing`; here it is awaited. A task may be
+cancelled wherever it waits: while it acquires it leaves no lease behind, while
+it releases the lease is released all the same, and callbacks are told of what
+was committed either way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import UUID
+
+from ..effects import call_async, run_async
+from ..models import (
+    AcquireEventPayload,
+    ExpireEventPayload,
+    HealthCheckResult,
+    HealthEventPayload,
+    HealthPolicy,
+    Lease,
+    ProxyFilters,
+    ReleaseEventPayload,
+    RetryConfig,
+    SelectorStrategy,
+)
+from ..storage.async_interface import IAsyncStorage
+from ..storage.requests import HealthOutcome
+from ..storage.validation import check_storage
+from .leasing import (
+    AcquireArguments,
+    AcquireSetArguments,
+    Leasing,
+    fleet_subscriptions,
+    releasing_after,
+    under,
+)
+from .retrying import checked_config, in_both_orders
+
+if TYPE_CHECKING:
+    from ..ledger.subscriptions import BoundSubscription
+    from .clients import OpeningClient
+
+
+class AsyncProxyManager(Leasing[IAsyncStorage]):
+    """Leases proxies of a storage's pools, as :class:`pharox.ProxyManager` does.
+
+    Keeps no state but the registered callbacks, so tasks can share one. A
+    callback may be a coroutine function; it is awaited before the next is told.
+
+    Parameters
+    ----------
+    storage:
+        Where the ledger is kept.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is none, or one that blocks.
+    """
+
+    def __init__(self, storage: IAsyncStorage) -> None:
+        check_storage(storage, awaited=True)
+        super().__init__(storage)
+
+    async def acquire_proxy(
+        self,
+        pool_name: str,
+        consumer_name: str | None = None,
+        duration_seconds: int = 300,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+        *,
+        lease_id: UUID | None = None,
+    ) -> Lease | None:
+        """Lease a proxy of a pool; None if nothing was free.
+
+        Parameters and errors are those of :meth:`pharox.ProxyManager.acquire_proxy`.
+        A task that is cancelled meanwhile has no lease.
+        """
+        ask = AcquireArguments(
+            pool_name, consumer_name, duration_seconds, filters, selector, lease_id
+        )
+        return (await run_async(self._acquiring(ask), call_async)).lease
+
+    async def acquire_proxies(
+        self,
+        pool_name: str,
+        count: int,
+        consumer_name: str | None = None,
+        duration_seconds: int = 300,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+        *,
+        at_least: int | None = None,
+        distinct: bool = True,
+        lease_ids: Sequence[UUID] | None = None,
+    ) -> list[Lease]:
+        """Lease several proxies of a pool at once, or none.
+
+        Parameters and errors are those of :meth:`pharox.ProxyManager.acquire_proxies`.
+        A task that is cancelled meanwhile has no lease.
+        """
+        ask = AcquireSetArguments(
+            pool_name,
+            count,
+            consumer_name,
+            duration_seconds,
+            filters,
+            selector,
+            at_least,
+            distinct,
+            lease_ids,
+        )
+        return await run_async(self._acquiring_set(ask), call_async)
+
+    @in_both_orders
+    async def acquire_proxy_with_retry(
+        self,
+        pool_name: str,
+        consumer_name: str | None = None,
+        duration_seconds: int = 300,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+        retry_config: RetryConfig | None = None,
+        sleep_fn: Callable[[float], Any] | None = None,
+        max_attempts: int = 3,
+        backoff_seconds: float = 0.5,
+        backoff_multiplier: float = 2.0,
+        max_backoff_seconds: float | None = None,
+        *,
+        lease_id: UUID | None = None,
+    ) -> Lease | None:
+        """Lease a proxy, asking again after a pause while nothing is free.
+
+        Parameters and errors are those of
+        :meth:`pharox.ProxyManager.acquire_proxy_with_retry`; ``sleep_fn`` may be a
+        coroutine function, and is ``asyncio.sleep`` if None.
+        """
+        config = checked_config(
+            retry_config, max_attempts, backoff_seconds, backoff_multiplier, max_backoff_seconds
+        )
+        ask = AcquireArguments(
+            pool_name, consumer_name, duration_seconds, filters, selector, lease_id
+        )
+        program = self._acquiring_again(ask, config, sleep_fn or asyncio.sleep)
+        return await run_async(program, call_async)
+
+    async def release_proxy(self, lease: Lease) -> None:
+        """Give a lease back, also if the task is cancelled meanwhile.
+
+        As :meth:`pharox.ProxyManager.release_proxy`.
+        """
+        await run_async(self._releasing(lease), call_async)
+
+    async def release_proxies(self, leases: Iterable[Lease]) -> None:
+        """Give leases back, all of them, also if the task is cancelled meanwhile.
+
+        As :meth:`pharox.ProxyManager.release_proxies`.
+        """
+        await run_async(self._releasing_all(leases), call_async)
+
+    async def cleanup_expired_leases(self) -> int:
+        """Take back the proxies of all leases that have run out; return how many there were."""
+        return await run_async(self._cleaning_up(), call_async)
+
+    async def record_health_checks(
+        self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
+    ) -> Sequence[HealthOutcome]:
+        """Record health checks, those of one proxy in their order, and tell the callbacks.
+
+        As :meth:`pharox.ProxyManager.record_health_checks`.
+        """
+        return await run_async(self._recording(results, policy), call_async)
+
+    @asynccontextmanager
+    async def with_lease(
+        self,
+        pool_name: str,
+        consumer_name: str | None = None,
+        duration_seconds: int = 300,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+        *,
+        lease_id: UUID | None = None,
+    ) -> AsyncIterator[Lease | None]:
+        """Lease a proxy for a block; yields None if nothing was free.
+
+        Parameters are those of :meth:`acquire_proxy`. An exception of the
+        block is never replaced by one of a callback.
+        """
+        lease = await self.acquire_proxy(
+            pool_name, consumer_name, duration_seconds, filters, selector, **under(lease_id)
+        )
+        async with self._held(lease, self.release_proxy):
+            yield lease
+
+    @asynccontextmanager
+    async def with_leases(
+        self,
+        pool_name: str,
+        count: int,
+        consumer_name: str | None = None,
+        duration_seconds: int = 300,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+        *,
+        at_least: int | None = None,
+        distinct: bool = True,
+        lease_ids: Sequence[UUID] | None = None,
+    ) -> AsyncIterator[list[Lease]]:
+        """Lease several proxies for a block; yields an empty list if too few were free.
+
+        Parameters are those of :meth:`acquire_proxies`. All leases are given back in the
+        end. An exception of the block is never replaced by one of a callback.
+        """
+        leases = await self.acquire_proxies(
+            pool_name,
+            count,
+            consumer_name,
+            duration_seconds,
+            filters,
+            selector,
+            at_least=at_least,
+            distinct=distinct,
+            lease_ids=lease_ids,
+        )
+        # A copy, as the block may change its list.
+        async with self._held([*leases], self.release_proxies):
+            yield leases
+
+    @in_both_orders
+    @asynccontextmanager
+    async def with_retrying_lease(
+        self,
+        pool_name: str,
+        consumer_name: str | None = None,
+        duration_seconds: int = 300,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+        retry_config: RetryConfig | None = None,
+        sleep_fn: Callable[[float], Any] | None = None,
+        max_attempts: int = 3,
+        backoff_seconds: float = 0.5,
+        backoff_multiplier: float = 2.0,
+        max_backoff_seconds: float | None = None,
+        *,
+        lease_id: UUID | None = None,
+    ) -> AsyncIterator[Lease | None]:
+        """Lease a proxy for a block, with the retries of :meth:`acquire_proxy_with_retry`."""
+        lease = await self.acquire_proxy_with_retry(
+            pool_name,
+            consumer_name,
+            duration_seconds,
+            filters,
+            selector,
+            retry_config=retry_config,
+            sleep_fn=sleep_fn,
+            max_attempts=max_attempts,
+            backoff_seconds=backoff_seconds,
+            backoff_multiplier=backoff_multiplier,
+            max_backoff_seconds=max_backoff_seconds,
+            **under(lease_id),
+        )
+        async with self._held(lease, self.release_proxy):
+            yield lease
+
+    def client(
+        self,
+        pool_name: str,
+        consumer_name: str | None = None,
+        duration_seconds: int = 300,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+        *,
+        retry_config: RetryConfig | None = None,
+        client_options: Mapping[str, Any] | None = None,
+    ) -> OpeningClient:
+        """Lease a proxy and return an HTTP client that goes through it.
+
+        ``async with manager.client("pool") as client:`` leases and gives back;
+        ``await manager.client("pool")`` leases, and ``aclose()`` gives back.
+        Parameters and errors are those of :meth:`pharox.ProxyManager.client`.
+
+        Returns
+        -------
+        OpeningClient
+            To be entered or awaited once, and then an ``httpx.AsyncClient``.
+        """
+        from .clients import (  # noqa: PLC0415 - httpx takes a while to import
+            AsyncLeasedClient,
+            OpeningClient,
+            opening_client,
+        )
+
+        ask = AcquireArguments(pool_name, consumer_name, duration_seconds, filters, selector)
+        return OpeningClient(
+            opening_client(
+                self, AsyncLeasedClient, ask, retry_config, client_options, asyncio.sleep
+            )
+        )
+
+    async def subscribe(
+        self,
+        name: str | None = None,
+        *,
+        on_acquire: Callable[[AcquireEventPayload], Any] | None = None,
+        on_release: Callable[[ReleaseEventPayload], Any] | None = None,
+        on_expire: Callable[[ExpireEventPayload], Any] | None = None,
+        on_health: Callable[[HealthEventPayload], Any] | None = None,
+        start: Literal["beginning", "now"] | int = "now",
+        pool: str | UUID | None = None,
+    ) -> BoundSubscription:
+        """Have callbacks told of what any manager does, from the log.
+
+        As :meth:`pharox.ProxyManager.subscribe`; await the ``run_async()`` of what
+        it returns.
+        """
+        callbacks = {
+            "on_acquire": on_acquire,
+            "on_release": on_release,
+            "on_expire": on_expire,
+            "on_health": on_health,
+        }
+        fleet = fleet_subscriptions()
+        blocking = await fleet.for_threads(self._storage)
+        bound: BoundSubscription = fleet.fleet_subscription(
+            blocking, name, callbacks, start=start, pool=pool
+        )
+        return bound
+
+    @asynccontextmanager
+    async def _held(
+        self, held: Lease | list[Lease] | None, release: Callable[[Any], Awaitable[None]]
+    ) -> AsyncIterator[None]:
+        """Give back what is held when the block ends."""
+        try:
+            yield
+        except BaseException as error:
+            await run_async(releasing_after(error, release, held), call_async)
+            raise
+        if held:
+            await release(held)

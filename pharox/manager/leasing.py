@@ -1,0 +1,548 @@
+"""What a manager does, said once for callers that block and for those that await.
+
+Programs that ask for calls: of the storage, of a callback, of a pause. A manager
+is a :class:`Leasing` that has them carried out in its own way.
+
+The storage decides and records; the manager adds defaults, retries, context
+managers and callbacks. A callback is told of what this manager appended, after
+it is committed. One that raises keeps neither the ledger nor the other
+callbacks from their work: all of them run, then the exception reaches the
+caller (several as an ``ExceptionGroup``), and a lease that the failed call had
+been granted has been given back by then. A cancellation counts as such an
+exception, and for more than all others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from types import ModuleType
+from typing import Any, Generic, NamedTuple, TypeVar
+from uuid import UUID
+
+from ..effects import Calls
+from ..effects.cancelling import CANCELLED, outcome_of
+from ..errors import ConflictError, InvalidInputError, LeaseEndedError, raise_together
+from ..models import (
+    AcquireEventPayload,
+    CallbackFailurePayload,
+    ExpireEventPayload,
+    HealthCheckResult,
+    HealthEventPayload,
+    HealthPolicy,
+    Lease,
+    PoolStatsSnapshot,
+    ProxyFilters,
+    ReleaseEventPayload,
+    RetryConfig,
+    SelectorStrategy,
+    utc_now,
+)
+from ..models.building import built
+from ..storage.requests import (
+    AcquireRequest,
+    AcquireSetRequest,
+    Acquisition,
+    EndedLease,
+    HealthOutcome,
+    ReleaseRequest,
+    ReleaseResult,
+    SetAcquisition,
+    given_up,
+    new_leases,
+)
+
+P = TypeVar("P")
+S = TypeVar("S")
+logger = logging.getLogger("pharox")
+
+CALLBACK_FAILED = "callback failed"
+"""The reason of a release that a failing callback caused."""
+
+
+Request = AcquireRequest | AcquireSetRequest
+
+
+class AcquireArguments(NamedTuple):
+    """What a caller asks a manager for, as it was given."""
+
+    pool_name: str
+    consumer_name: str | None
+    duration_seconds: int
+    filters: ProxyFilters | None
+    selector: SelectorStrategy | None
+    lease_id: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AcquireSetArguments:
+    """What a caller asks a manager for who needs several leases, as it was given."""
+
+    pool_name: str
+    count: int
+    consumer_name: str | None
+    duration_seconds: int
+    filters: ProxyFilters | None
+    selector: SelectorStrategy | None
+    at_least: int | None
+    distinct: bool
+    lease_ids: Sequence[UUID] | None
+
+
+def under(lease_id: UUID | None) -> dict[str, UUID]:
+    """Return an id as an argument if it is given: overrides may know those of 0.11.0 only."""
+    return {} if lease_id is None else {"lease_id": lease_id}
+
+
+class Leasing(ABC, Generic[S]):
+    """The callbacks of a manager, and its programs over whatever storage it has."""
+
+    DEFAULT_CONSUMER_NAME = "default"
+
+    def __init__(self, storage: S) -> None:
+        self._storage: Any = storage
+        self._acquire_callbacks: list[Callable[[AcquireEventPayload], Any]] = []
+        self._release_callbacks: list[Callable[[ReleaseEventPayload], Any]] = []
+        self._expire_callbacks: list[Callable[[ExpireEventPayload], Any]] = []
+        self._health_callbacks: list[Callable[[HealthEventPayload], Any]] = []
+        self._failure_callbacks: list[Callable[[CallbackFailurePayload], Any]] = []
+
+    @property
+    def storage(self) -> S:
+        """Where the ledger is kept."""
+        return self._storage  # type: ignore[no-any-return]
+
+    def register_acquire_callback(self, callback: Callable[[AcquireEventPayload], Any]) -> None:
+        """Have ``callback`` told of every attempt to lease, hit or miss."""
+        self._acquire_callbacks.append(self._checked(callback))
+
+    def register_release_callback(self, callback: Callable[[ReleaseEventPayload], Any]) -> None:
+        """Have ``callback`` told of every lease that this manager releases."""
+        self._release_callbacks.append(self._checked(callback))
+
+    def register_expire_callback(self, callback: Callable[[ExpireEventPayload], Any]) -> None:
+        """Have ``callback`` told of every lease that this manager finds to have run out."""
+        self._expire_callbacks.append(self._checked(callback))
+
+    def register_health_callback(self, callback: Callable[[HealthEventPayload], Any]) -> None:
+        """Have ``callback`` told of every health check that this manager records.
+
+        Its ``lease_ids`` are the leases whose proxy has just become unleasable.
+        """
+        self._health_callbacks.append(self._checked(callback))
+
+    def register_failure_callback(self, callback: Callable[[CallbackFailurePayload], Any]) -> None:
+        """Have ``callback`` told of every other callback that raised.
+
+        What it raises itself is only logged.
+        """
+        self._failure_callbacks.append(self._checked(callback))
+
+    @abstractmethod
+    def acquire_proxy(
+        self,
+        pool_name: str,
+        consumer_name: str | None = None,
+        duration_seconds: int = 300,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+        *,
+        lease_id: UUID | None = None,
+    ) -> Any:
+        """Lease a proxy of a pool."""
+
+    @abstractmethod
+    def release_proxy(self, lease: Lease) -> Any:
+        """Give a lease back."""
+
+    def _checked(self, callback: Callable[[P], Any]) -> Callable[[P], Any]:
+        """Return a callback, if it is one for this manager."""
+        if not callable(callback):
+            raise InvalidInputError("a callback must be a function", value=callback)
+        return callback
+
+    # Programs
+
+    def _acquiring(self, arguments: AcquireArguments) -> Calls[Acquisition]:
+        """Lease a proxy and tell of it."""
+        request = AcquireRequest(
+            arguments.pool_name,
+            arguments.consumer_name or self.DEFAULT_CONSUMER_NAME,
+            arguments.duration_seconds,
+            arguments.filters,
+            arguments.selector or SelectorStrategy.FIRST_AVAILABLE,
+            self._is_listened_to(),
+            arguments.lease_id,
+        )
+        return (yield from self._leasing("acquire_lease", request))  # type: ignore[no-any-return]
+
+    def _acquiring_set(self, arguments: AcquireSetArguments) -> Calls[list[Lease]]:
+        """Lease several proxies and tell of each."""
+        request = AcquireSetRequest(
+            arguments.pool_name,
+            arguments.consumer_name or self.DEFAULT_CONSUMER_NAME,
+            arguments.count,
+            arguments.duration_seconds,
+            arguments.filters,
+            arguments.selector or SelectorStrategy.FIRST_AVAILABLE,
+            self._is_listened_to(),
+            arguments.at_least,
+            arguments.distinct,
+            arguments.lease_ids,  # type: ignore[arg-type] # which the request makes a tuple
+        )
+        found: SetAcquisition = yield from self._leasing("acquire_set", request)
+        return [each.lease for each in found.acquisitions if each.lease is not None]
+
+    def _leasing(self, command: str, request: Request) -> Calls[Any]:
+        """Have the storage carry out an acquisition, and tell of what came of it."""
+        started_at = utc_now()
+        try:
+            outcome = yield partial(getattr(self._storage, command), request)
+        except asyncio.CancelledError as cancelled:
+            # Nobody will see a lease that was granted; what ran out on the way did run out.
+            for late in outcome_of(cancelled, command):
+                _log((yield from self._notify_expired(late.expired)))
+            raise
+        except (ConflictError, LeaseEndedError) as refused:
+            _log((yield from self._notify_expired(refused.data.get("expired", ()))))
+            raise
+        if request.with_stats:
+            yield from self._notify_acquired(request, outcome, started_at)
+        return outcome
+
+    def _notify_acquired(
+        self, request: Request, outcome: Acquisition | SetAcquisition, started_at: datetime
+    ) -> Calls[None]:
+        """Tell of what was leased; if that fails, give it back and raise."""
+        payloads = _acquire_payloads(request, outcome, started_at)
+        leases = new_leases(outcome)
+        try:
+            errors: list[BaseException] = []
+            if outcome.expired:
+                errors += yield from self._notify_expired(outcome.expired)
+            errors += yield from self._notify("acquire", self._acquire_callbacks, payloads)
+        except GeneratorExit:
+            raise
+        except BaseException:  # such as KeyboardInterrupt: the caller will never see these leases
+            if leases:
+                yield partial(self._storage.return_leases, leases, reason=CALLBACK_FAILED)
+            raise
+        if errors and leases:
+            reason = CANCELLED if _cancellation(errors) else CALLBACK_FAILED
+            try:
+                errors += yield from self._returning_all(leases, reason)
+            except Exception as error:
+                errors.append(error)
+        _raise(errors)
+
+    def _is_listened_to(self) -> bool:
+        """Tell whether anybody wants to hear of an acquisition, and of what ran out before it."""
+        return bool(self._acquire_callbacks or self._expire_callbacks)
+
+    def _acquiring_again(
+        self, arguments: AcquireArguments, config: RetryConfig, sleep: Callable[[float], Any]
+    ) -> Calls[Lease | None]:
+        """Lease a proxy, asking again after a pause while nothing is free."""
+        acquire_proxy: Callable[..., Any] = self.acquire_proxy
+        asked = arguments[:-1]
+
+        def attempt() -> Calls[Lease | None]:
+            return (yield partial(acquire_proxy, *asked, **under(arguments.lease_id)))  # type: ignore[no-any-return]
+
+        return (
+            yield from retrying(attempt, config, sleep, is_enough=lambda lease: lease is not None)
+        )
+
+    def _releasing(self, lease: Lease) -> Calls[None]:
+        """Give a lease back and tell of it."""
+        _raise((yield from self._returning(lease)))
+
+    def _releasing_all(self, leases: Iterable[Lease]) -> Calls[None]:
+        """Give leases back, all of them whatever goes wrong with some, and tell of each."""
+        _raise((yield from self._returning_all(leases)))
+
+    def _giving_up(self, lease: Lease) -> Calls[None]:
+        """Give back a lease that a cancelled task will never see; if that fails, it runs out."""
+        with given_up(lease):
+            _log((yield from self._returning(lease, CANCELLED)))
+
+    def _cleaning_up(self) -> Calls[int]:
+        """Take back what has run out and tell of it; return how many leases that were."""
+        wanted = bool(self._expire_callbacks)
+        (count, expired), errors = yield from _to_the_end(
+            "expire_leases", partial(self._storage.expire_leases, with_stats=wanted)
+        )
+        errors += yield from self._notify_expired(expired)
+        _raise(errors)
+        return count  # type: ignore[no-any-return]
+
+    def _recording(
+        self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None
+    ) -> Calls[Sequence[HealthOutcome]]:
+        """Record health checks and tell of them."""
+        outcomes, errors = yield from _to_the_end(
+            "record_health_checks", partial(self._storage.record_health_checks, results, policy)
+        )
+        errors += yield from self._notify_health(outcomes)
+        _raise(errors)
+        return outcomes  # type: ignore[no-any-return]
+
+    def _returning(self, lease: Lease, reason: str | None = None) -> Calls[list[BaseException]]:
+        """Give a lease back, tell the callbacks, and return what they raised."""
+        started_at = utc_now()
+        returned, errors = yield from _to_the_end(
+            "return_lease",
+            partial(
+                self._storage.return_lease,
+                lease,
+                reason=reason,
+                with_stats=self._is_release_listened_to(),
+            ),
+        )
+        errors += yield from self._notify_returned([returned], started_at)
+        return errors
+
+    def _returning_all(
+        self, leases: Iterable[Lease], reason: str | None = None
+    ) -> Calls[list[BaseException]]:
+        """Give leases back, tell the callbacks, and return what went wrong."""
+        wanted = self._is_release_listened_to()
+        requests = [ReleaseRequest(lease, reason, wanted) for lease in leases]
+        if len(requests) == 1:  # One may be quicker alone.
+            return (yield from self._returning(requests[0].lease, reason))
+        started_at = utc_now()
+        outcomes, errors = yield from _to_the_end(
+            "run_batch", partial(self._storage.run_batch, requests)
+        )
+        errors += [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        returned = [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
+        errors += yield from self._notify_returned(returned, started_at)
+        return errors
+
+    def _is_release_listened_to(self) -> bool:
+        """Tell whether anybody wants to hear of a release, and of what ran out before it."""
+        return bool(self._release_callbacks or self._expire_callbacks)
+
+    def _notify_returned(
+        self, returned: Sequence[ReleaseResult], started_at: datetime
+    ) -> Calls[list[BaseException]]:
+        errors: list[BaseException] = []
+        if expired := [ended for each in returned for ended in each.expired]:
+            errors += yield from self._notify_expired(expired)
+        if self._release_callbacks:
+            endings = [each.ending for each in returned if each.ending is not None]
+            payloads = [_release_payload(ending, started_at) for ending in endings]
+            errors += yield from self._notify("release", self._release_callbacks, payloads)
+        return errors
+
+    def _notify_expired(self, expired: Sequence[EndedLease]) -> Calls[list[BaseException]]:
+        payloads = (
+            ExpireEventPayload(
+                lease=ending.lease,
+                pool_name=ending.lease.pool_name,
+                expired_at=ending.lease.released_at or utc_now(),
+                lease_duration_ms=ending.lease.duration_ms,
+                pool_stats=ending.stats,
+            )
+            for ending in expired
+        )
+        return (yield from self._notify("expire", self._expire_callbacks, payloads))
+
+    def _notify_health(self, outcomes: Sequence[HealthOutcome]) -> Calls[list[BaseException]]:
+        if not self._health_callbacks:
+            return []
+        names = {outcome.pool_name for outcome in outcomes if outcome.pool_name is not None}
+        stats: dict[str | None, PoolStatsSnapshot | None] = {}
+        errors: list[BaseException] = []
+        for name in sorted(names):
+            try:
+                stats[name] = yield partial(self._storage.get_pool_stats, name)
+            except (Exception, asyncio.CancelledError) as error:
+                errors.append(error)  # It is recorded, and told without them.
+        payloads = (
+            HealthEventPayload(
+                result=outcome.result,
+                pool_name=outcome.pool_name,
+                status_before=outcome.status_before,
+                status_after=outcome.status_after,
+                applied=outcome.applied,
+                leases=outcome.leases,
+                lease_ids=outcome.lease_ids,
+                source=outcome.source,
+                pool_stats=stats.get(outcome.pool_name),
+            )
+            for outcome in outcomes
+            if outcome.status_before is not None and outcome.status_after is not None
+        )
+        errors += yield from self._notify("health", self._health_callbacks, payloads)
+        return errors
+
+    def _notify(
+        self, what: str, callbacks: Sequence[Callable[[P], Any]], payloads: Iterable[P]
+    ) -> Calls[list[BaseException]]:
+        """Call every callback with every payload, in order, and return what they raised."""
+        errors: list[BaseException] = []
+        if not callbacks:
+            return errors
+        for payload in payloads:
+            for callback in tuple(callbacks):
+                try:
+                    yield partial(callback, payload)
+                except (Exception, asyncio.CancelledError) as error:
+                    errors.append(error)
+                    errors += yield from self._notify_failure(what, callback, payload, error)
+        return errors
+
+    def _notify_failure(
+        self, what: str, callback: Callable[..., Any], payload: Any, error: BaseException
+    ) -> Calls[list[BaseException]]:
+        """Tell of a callback that raised; return a cancellation that came meanwhile."""
+        cancelled: list[BaseException] = []
+        if not self._failure_callbacks or not isinstance(error, Exception):
+            return cancelled
+        lease = getattr(payload, "lease", None)
+        failure = CallbackFailurePayload.model_validate(
+            {
+                "told": what,
+                "callback": getattr(callback, "__qualname__", type(callback).__name__),
+                "error_type": type(error).__name__,
+                "pool_name": payload.pool_name,
+                "lease_id": lease and lease.id,
+            }
+        )
+        for listener in tuple(self._failure_callbacks):
+            try:
+                yield partial(listener, failure)
+            except asyncio.CancelledError as cancellation:
+                cancelled.append(cancellation)
+            except Exception:
+                logger.exception("pharox.callback.failed: while it was told of a failure")
+        return cancelled
+
+
+def fleet_subscriptions() -> ModuleType:
+    """Return the module that makes subscriptions of callbacks.
+
+    Raises
+    ------
+    InvalidInputError
+        If what it takes is not installed.
+    """
+    try:
+        from ..ledger.subscriptions import fleet  # noqa: PLC0415 - it needs the driver
+    except ModuleNotFoundError as error:
+        raise InvalidInputError(
+            "subscriptions are kept in PostgreSQL: pip install 'pharox[postgres]'"
+        ) from error
+    return fleet
+
+
+def _acquire_payloads(
+    request: Request, outcome: Acquisition | SetAcquisition, started_at: datetime
+) -> list[AcquireEventPayload]:
+    """Return a payload for each lease, or the one of a miss."""
+    completed_at = utc_now()
+    facts = {
+        "pool_name": request.pool_name,
+        "consumer_name": request.consumer_name,
+        "filters": request.filters,
+        "selector": request.selector,
+        "started_at": started_at,
+        "completed_at": completed_at,
+        "duration_ms": max(0, int((completed_at - started_at).total_seconds() * 1000)),
+        "miss_reason": outcome.miss_reason,
+    }
+    if isinstance(outcome, SetAcquisition):
+        hits = [(each.lease, each.stats) for each in outcome.acquisitions]
+        told = hits or [(None, outcome.stats)]
+    else:
+        told = [(outcome.lease, outcome.stats)]
+    return [
+        built(AcquireEventPayload, {"lease": lease, **facts, "pool_stats": stats})
+        for lease, stats in told
+    ]
+
+
+def _release_payload(ending: EndedLease, started_at: datetime) -> ReleaseEventPayload:
+    ended, now = ending.lease, utc_now()
+    return built(
+        ReleaseEventPayload,
+        {
+            "lease": ended,
+            "pool_name": ended.pool_name,
+            "released_at": ended.released_at or now,
+            "lease_duration_ms": ended.duration_ms,
+            "pool_stats": ending.stats,
+            "reason": ending.reason,
+            "started_at": started_at,
+            "completed_at": now,
+        },
+    )
+
+
+def retrying(
+    attempt: Callable[[], Calls[P]],
+    config: RetryConfig,
+    sleep: Callable[[float], Any],
+    *,
+    is_enough: Callable[[P], bool],
+) -> Calls[P]:
+    """Make an attempt, and others after a pause while none has brought enough."""
+    found = yield from attempt()
+    for delay in config.delays():
+        if is_enough(found):
+            break
+        # Also if it is no time at all: others may have something to do meanwhile.
+        yield partial(sleep, delay)
+        found = yield from attempt()
+    return found
+
+
+def releasing_after(
+    error: BaseException, release: Callable[[Any], Any], held: Lease | Sequence[Lease] | None
+) -> Calls[None]:
+    """Release because the caller's block failed; the block's exception is what counts."""
+    if not held:
+        return
+    try:
+        yield partial(release, held)
+    except Exception as failure:
+        leases = [held] if isinstance(held, Lease) else held
+        named = f"lease {', '.join(str(lease.id) for lease in leases)}"
+        logger.exception("pharox.release.failed: %s", named)
+        error.add_note(f"giving back {named} raised as well: {failure!r}")
+
+
+def _to_the_end(
+    command: str, arguments: Callable[[], Any]
+) -> Calls[tuple[Any, list[BaseException]]]:
+    """Return what a command came to, and with it the cancellation that came too late to stop it."""
+    try:
+        return (yield arguments), []
+    except asyncio.CancelledError as cancelled:
+        for outcome in outcome_of(cancelled, command):
+            return outcome, [cancelled]
+        raise
+
+
+def _cancellation(errors: Sequence[BaseException]) -> BaseException | None:
+    return next((e for e in errors if isinstance(e, asyncio.CancelledError)), None)
+
+
+def _raise(errors: Sequence[BaseException]) -> None:
+    if (cancellation := _cancellation(errors)) is not None:
+        _log([error for error in errors if error is not cancellation])
+        raise cancellation
+    raise_together(errors, "several callbacks or releases failed")
+
+
+def _log(errors: Sequence[BaseException]) -> None:
+    """Log what callbacks raised where a cancellation is what the caller gets."""
+    for error in errors:
+        if isinstance(error, Exception):
+            logger.error("pharox.callback.failed: %s", error, exc_info=error)

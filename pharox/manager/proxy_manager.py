@@ -1,0 +1,496 @@
+"""ProxyManager: lease, release, and tell whoever listens.
+
+What it does is said in :mod:`pharox.manager.leasing`; here it is done in the calling
+thread. :class:`pharox.AsyncProxyManager` is its twin for code that awaits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from uuid import UUID
+
+from ..effects import call, is_async, run
+from ..errors import InvalidInputError
+from ..models import (
+    AcquireEventPayload,
+    ExpireEventPayload,
+    HealthCheckResult,
+    HealthEventPayload,
+    HealthPolicy,
+    Lease,
+    ProxyFilters,
+    ReleaseEventPayload,
+    RetryConfig,
+    SelectorStrategy,
+)
+from ..storage.interface import IStorage
+from ..storage.requests import HealthOutcome
+from ..storage.validation import check_storage
+from .leasing import (
+    AcquireArguments,
+    AcquireSetArguments,
+    Leasing,
+    fleet_subscriptions,
+    releasing_after,
+    under,
+)
+from .retrying import checked_config, in_both_orders
+
+if TYPE_CHECKING:
+    from ..ledger.subscriptions import BoundSubscription
+    from .clients import LeasedClient
+
+P = TypeVar("P")
+
+
+class ProxyManager(Leasing[IStorage]):
+    """Leases proxies of a storage's pools.
+
+    Keeps no state but the registered callbacks, so threads can share one.
+
+    Parameters
+    ----------
+    storage:
+        Where the ledger is kept.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is none, or one that is to be awaited.
+    """
+
+    def __init__(self, storage: IStorage) -> None:
+        check_storage(storage, awaited=False)
+        super().__init__(storage)
+
+    def acquire_proxy(
+        self,
+        pool_name: str,
+        consumer_name: str | None = None,
+        duration_seconds: int = 300,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+        *,
+        lease_id: UUID | None = None,
+    ) -> Lease | None:
+        """Lease a proxy of a pool.
+
+        Parameters
+        ----------
+        pool_name:
+            The pool; an unknown one is a miss.
+        consumer_name:
+            Who leases, registered on first use; "default" if None.
+        duration_seconds:
+            How long the lease may last.
+        filters:
+            What the proxy must match.
+        selector:
+            Which of several; FIRST_AVAILABLE if None.
+        lease_id:
+            The lease's id, such as one of :func:`pharox.new_lease_id`; the ledger
+            chooses one if None. However often one consumer asks under it, one
+            lease at most is granted, and it is what each of the calls returns.
+
+        Returns
+        -------
+        Lease or None
+            None if nothing was free; the ``AcquireMissed`` in the log says why.
+
+        Raises
+        ------
+        InvalidLeaseError
+            If the duration makes no sense.
+        InvalidInputError
+            If a name is empty or cannot be stored.
+        LeaseEndedError
+            If a lease was granted under ``lease_id`` and has ended.
+        ConflictError
+            If it was granted to another consumer, or in another pool.
+        OutcomeUnknownError
+            If the connection to the database broke before the answer.
+        """
+        ask = AcquireArguments(
+            pool_name, consumer_name, duration_seconds, filters, selector, lease_id
+        )
+        return run(self._acquiring(ask), call).lease
+
+    def acquire_proxies(
+        self,
+        pool_name: str,
+        count: int,
+        consumer_name: str | None = None,
+        duration_seconds: int = 300,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+        *,
+        at_least: int | None = None,
+        distinct: bool = True,
+        lease_ids: Sequence[UUID] | None = None,
+    ) -> list[Lease]:
+        """Lease several proxies of a pool at once, or none.
+
+        Parameters
+        ----------
+        pool_name, consumer_name, duration_seconds, filters, selector:
+            As for :meth:`acquire_proxy`.
+        count:
+            How many leases, from 1 to 1000.
+        at_least:
+            How many will do if there are not ``count``; no fewer than that if None.
+        distinct:
+            No proxy is leased twice in the set.
+        lease_ids:
+            Ids of the leases, ``count`` different ones. However often one consumer asks
+            under them, one set at most is granted, and it is what each call returns.
+
+        Returns
+        -------
+        list of Lease
+            Empty if too few were free; the ``AcquireMissed`` in the log says how many.
+
+        Raises
+        ------
+        InvalidLeaseError
+            If the duration makes no sense.
+        InvalidInputError
+            If anything else makes none.
+        LeaseEndedError
+            If a lease was granted under one of ``lease_ids`` and has ended.
+        ConflictError
+            If it was granted to another consumer, in another pool, or if the leases under
+            these ids are fewer than the set needs.
+        OutcomeUnknownError
+            If the connection to the database broke before the answer.
+        """
+        ask = AcquireSetArguments(
+            pool_name,
+            count,
+            consumer_name,
+            duration_seconds,
+            filters,
+            selector,
+            at_least,
+            distinct,
+            lease_ids,
+        )
+        return run(self._acquiring_set(ask), call)
+
+    @in_both_orders
+    def acquire_proxy_with_retry(
+        self,
+        pool_name: str,
+        consumer_name: str | None = None,
+        duration_seconds: int = 300,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+        retry_config: RetryConfig | None = None,
+        sleep_fn: Callable[[float], None] | None = None,
+        max_attempts: int = 3,
+        backoff_seconds: float = 0.5,
+        backoff_multiplier: float = 2.0,
+        max_backoff_seconds: float | None = None,
+        *,
+        lease_id: UUID | None = None,
+    ) -> Lease | None:
+        """Lease a proxy, asking again after a pause while nothing is free.
+
+        A number where ``retry_config`` stands is ``max_attempts``, and then the others
+        follow in the order of 0.11.0's reference: ``backoff_seconds``,
+        ``backoff_multiplier``, ``max_backoff_seconds``, ``sleep_fn``.
+
+        Parameters
+        ----------
+        pool_name, consumer_name, duration_seconds, filters, selector, lease_id:
+            As for :meth:`acquire_proxy`.
+        retry_config:
+            How often and how long, instead of the four parameters below.
+        sleep_fn:
+            Waits for so many seconds; ``time.sleep`` if None.
+        max_attempts:
+            How often to ask at most.
+        backoff_seconds:
+            The first pause.
+        backoff_multiplier:
+            How much longer each further pause is.
+        max_backoff_seconds:
+            The longest pause.
+
+        Raises
+        ------
+        ValueError
+            If these make no sense.
+        """
+        config = checked_config(
+            retry_config, max_attempts, backoff_seconds, backoff_multiplier, max_backoff_seconds
+        )
+        ask = AcquireArguments(
+            pool_name, consumer_name, duration_seconds, filters, selector, lease_id
+        )
+        sleep = self._checked(sleep_fn or time.sleep)
+        return run(self._acquiring_again(ask, config, sleep), call)
+
+    def release_proxy(self, lease: Lease) -> None:
+        """Give a lease back.
+
+        Only its id counts. ``lease`` ends with the status and ``released_at``
+        that the ledger recorded; if it had ended before, that is all that
+        happens, with a warning in the log.
+
+        Parameters
+        ----------
+        lease:
+            What :meth:`acquire_proxy` returned.
+        """
+        run(self._releasing(lease), call)
+
+    def release_proxies(self, leases: Iterable[Lease]) -> None:
+        """Give leases back, each as :meth:`release_proxy` does.
+
+        All of them are given back, whatever goes wrong with some; what went wrong is
+        raised afterwards, several errors as an ``ExceptionGroup``.
+
+        Parameters
+        ----------
+        leases:
+            What :meth:`acquire_proxies` returned, or any others.
+        """
+        run(self._releasing_all(leases), call)
+
+    def cleanup_expired_leases(self) -> int:
+        """Take back the proxies of all leases that have run out.
+
+        Returns
+        -------
+        int
+            How many leases this call ended.
+        """
+        return run(self._cleaning_up(), call)
+
+    def record_health_checks(
+        self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
+    ) -> Sequence[HealthOutcome]:
+        """Record health checks, those of one proxy in their order, and tell the callbacks.
+
+        Parameters
+        ----------
+        results:
+            Any number, of any proxies.
+        policy:
+            When results become a status; every one at once if None.
+
+        Returns
+        -------
+        Sequence of HealthOutcome
+            What each came to, also that a proxy is unknown.
+        """
+        return run(self._recording(results, policy), call)
+
+    @contextmanager
+    def with_lease(
+        self,
+        pool_name: str,
+        consumer_name: str | None = None,
+        duration_seconds: int = 300,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+        *,
+        lease_id: UUID | None = None,
+    ) -> Iterator[Lease | None]:
+        """Lease a proxy for a block; yields None if nothing was free.
+
+        Parameters are those of :meth:`acquire_proxy`. An exception of the
+        block is never replaced by one of a callback.
+        """
+        lease = self.acquire_proxy(
+            pool_name, consumer_name, duration_seconds, filters, selector, **under(lease_id)
+        )
+        with self._held(lease, self.release_proxy):
+            yield lease
+
+    @contextmanager
+    def with_leases(
+        self,
+        pool_name: str,
+        count: int,
+        consumer_name: str | None = None,
+        duration_seconds: int = 300,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+        *,
+        at_least: int | None = None,
+        distinct: bool = True,
+        lease_ids: Sequence[UUID] | None = None,
+    ) -> Iterator[list[Lease]]:
+        """Lease several proxies for a block; yields an empty list if too few were free.
+
+        Parameters are those of :meth:`acquire_proxies`. All leases are given back in the
+        end. An exception of the block is never replaced by one of a callback.
+        """
+        leases = self.acquire_proxies(
+            pool_name,
+            count,
+            consumer_name,
+            duration_seconds,
+            filters,
+            selector,
+            at_least=at_least,
+            distinct=distinct,
+            lease_ids=lease_ids,
+        )
+        # A copy, as the block may change its list.
+        with self._held([*leases], self.release_proxies):
+            yield leases
+
+    @in_both_orders
+    @contextmanager
+    def with_retrying_lease(
+        self,
+        pool_name: str,
+        consumer_name: str | None = None,
+        duration_seconds: int = 300,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+        retry_config: RetryConfig | None = None,
+        sleep_fn: Callable[[float], None] | None = None,
+        max_attempts: int = 3,
+        backoff_seconds: float = 0.5,
+        backoff_multiplier: float = 2.0,
+        max_backoff_seconds: float | None = None,
+        *,
+        lease_id: UUID | None = None,
+    ) -> Iterator[Lease | None]:
+        """Lease a proxy for a block, with the retries of :meth:`acquire_proxy_with_retry`."""
+        lease = self.acquire_proxy_with_retry(
+            pool_name,
+            consumer_name,
+            duration_seconds,
+            filters,
+            selector,
+            retry_config=retry_config,
+            sleep_fn=sleep_fn,
+            max_attempts=max_attempts,
+            backoff_seconds=backoff_seconds,
+            backoff_multiplier=backoff_multiplier,
+            max_backoff_seconds=max_backoff_seconds,
+            **under(lease_id),
+        )
+        with self._held(lease, self.release_proxy):
+            yield lease
+
+    def client(
+        self,
+        pool_name: str,
+        consumer_name: str | None = None,
+        duration_seconds: int = 300,
+        filters: ProxyFilters | None = None,
+        selector: SelectorStrategy | None = None,
+        *,
+        retry_config: RetryConfig | None = None,
+        client_options: Mapping[str, Any] | None = None,
+    ) -> LeasedClient:
+        """Lease a proxy and return an HTTP client that goes through it.
+
+        Parameters
+        ----------
+        pool_name, consumer_name, duration_seconds, filters, selector:
+            As for :meth:`acquire_proxy`.
+        retry_config:
+            How often and how long to ask; once if None.
+        client_options:
+            What else ``httpx.Client`` is to be made with, such as ``timeout``.
+
+        Returns
+        -------
+        LeasedClient
+            An ``httpx.Client`` that gives its lease back when it is closed.
+
+        Raises
+        ------
+        ProxyUnavailableError
+            If nothing was free; ``miss_reason`` says why.
+        InvalidInputError
+            If ``client_options`` choose the way themselves.
+        """
+        from .clients import (  # noqa: PLC0415 - httpx takes a while to import
+            LeasedClient,
+            opening_client,
+        )
+
+        ask = AcquireArguments(pool_name, consumer_name, duration_seconds, filters, selector)
+        program = opening_client(self, LeasedClient, ask, retry_config, client_options, time.sleep)
+        return run(program, call)
+
+    def subscribe(
+        self,
+        name: str | None = None,
+        *,
+        on_acquire: Callable[[AcquireEventPayload], Any] | None = None,
+        on_release: Callable[[ReleaseEventPayload], Any] | None = None,
+        on_expire: Callable[[ExpireEventPayload], Any] | None = None,
+        on_health: Callable[[HealthEventPayload], Any] | None = None,
+        start: Literal["beginning", "now"] | int = "now",
+        pool: str | UUID | None = None,
+    ) -> BoundSubscription:
+        """Have callbacks told of what any manager does, from the log.
+
+        They get what registered callbacks get, in the order of the log, with the
+        pool's statistics exactly as they were. The times are those of the log;
+        it does not know when an attempt began.
+
+        Parameters
+        ----------
+        name:
+            The subscription's; another process goes on under it where this one
+            ended. If None, it is forgotten when it ends.
+        on_acquire, on_release, on_expire, on_health:
+            What to call; coroutine functions need ``run_async``.
+        start:
+            Where a new name begins: "beginning", "now", or with the event of a seq.
+        pool:
+            Only this pool, by its name, or its id as UUID.
+
+        Returns
+        -------
+        BoundSubscription
+            Nothing is read before ``with ...running():``, ``run()`` or ``run_async()``.
+
+        Raises
+        ------
+        InvalidInputError
+            If the storage is not in PostgreSQL, or there is no callback.
+        """
+        callbacks = {
+            "on_acquire": on_acquire,
+            "on_release": on_release,
+            "on_expire": on_expire,
+            "on_health": on_health,
+        }
+        fleet = fleet_subscriptions()
+        bound: BoundSubscription = fleet.fleet_subscription(
+            self._storage, name, callbacks, start=start, pool=pool
+        )
+        return bound
+
+    @contextmanager
+    def _held(
+        self, held: Lease | list[Lease] | None, release: Callable[[Any], None]
+    ) -> Iterator[None]:
+        """Give back what is held when the block ends."""
+        try:
+            yield
+        except BaseException as error:
+            run(releasing_after(error, release, held), call)
+            raise
+        if held:
+            release(held)
+
+    def _checked(self, callback: Callable[[P], Any]) -> Callable[[P], Any]:
+        if is_async(callback):
+            raise InvalidInputError(
+                "this is a coroutine function, which nobody would await; use AsyncProxyManager"
+            )
+        return super()._checked(callback)

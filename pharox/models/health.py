@@ -1,0 +1,182 @@
+"""How proxies are probed, what probes found, and what becomes of that."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Self
+from uuid import UUID, uuid4
+
+from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ..errors import InvalidInputError
+from .proxy import LEASABLE, ProxyProtocol, ProxyStatus
+from .validation import Text, UtcDatetime, utc_now
+
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_HEADER_VALUE = re.compile(r"([!-~]([ \t!-~]*[!-~])?)?")
+
+
+class CheckFailure(StrEnum):
+    """Why a health check failed. ``docs/health-checks.md`` tells what each looks like."""
+
+    REFUSED = "refused"
+    UNREACHABLE = "unreachable"
+    TIMEOUT = "timeout"
+    HANDSHAKE = "handshake"
+    TLS = "tls"
+    PROXY_AUTHENTICATION = "proxy_authentication"
+    UNEXPECTED_STATUS = "unexpected_status"
+    UNEXPECTED_CONTENT = "unexpected_content"
+    REDIRECTS = "redirects"
+    DISCONNECTED = "disconnected"
+    PROTOCOL = "protocol"
+    OTHER = "other"
+
+
+class HealthCheckResult(BaseModel):
+    """What one health check of one proxy found."""
+
+    proxy_id: UUID
+    status: ProxyStatus
+    latency_ms: int = Field(ge=0, le=2**31 - 1)
+    protocol: ProxyProtocol
+    attempts: int = Field(default=1, ge=1, le=2**31 - 1)
+    status_code: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    checked_at: UtcDatetime = Field(default_factory=utc_now)
+    error_message: Text | None = None
+    failure: CheckFailure | None = None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the proxy did what was asked of it, at whatever speed."""
+        return self.status in LEASABLE
+
+
+class ProxyHealthRecord(BaseModel):
+    """One health check as it stands in the log."""
+
+    id: UUID = Field(default_factory=uuid4)
+    proxy_id: UUID
+    checked_at: UtcDatetime = Field(default_factory=utc_now)
+    reachable: bool
+    latency_ms: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    protocol: ProxyProtocol
+    status_before: ProxyStatus | None = None
+    status_after: ProxyStatus
+    error: Text | None = None
+    failure: CheckFailure | None = None
+    status_code: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    attempts: int = Field(default=1, ge=1, le=2**31 - 1)
+
+
+class HealthCheckOptions(BaseModel):
+    """How to probe a proxy.
+
+    Who sets ``expected_text`` or ``expected_headers`` tells the target's answer from
+    a page that the proxy makes itself. A header is there under its name in any case;
+    its value, where one is given, is the whole of it.
+    """
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)  # A header may be a key.
+
+    target_url: AnyHttpUrl = Field(
+        default_factory=lambda: AnyHttpUrl("https://httpbin.org/ip"),
+        description="What to fetch through the proxy.",
+    )
+    timeout: float = Field(
+        default=5.0,
+        gt=0,
+        le=3600,
+        description="Seconds for one attempt: connecting, handshakes, answer and body together.",
+    )
+    attempts: int = Field(default=1, ge=1, le=5)
+    expected_status_codes: list[Annotated[int, Field(ge=200, le=599)]] = Field(
+        default_factory=lambda: [200], min_length=1
+    )
+    slow_threshold_ms: int = Field(default=2000, ge=0, le=2**31 - 1)
+    allow_redirects: bool = True
+    headers: dict[str, str] = Field(default_factory=dict)
+    max_body_bytes: int = Field(
+        default=65_536,
+        ge=0,
+        le=2**31 - 1,
+        description="How much of the answer's body to wait for at most.",
+    )
+    expected_text: Text | None = Field(
+        default=None,
+        description="What the answer's body must contain, within max_body_bytes.",
+    )
+    expected_headers: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="Headers that the answer must have; None or an empty text for any value.",
+    )
+
+    @field_validator("target_url")
+    @classmethod
+    def _target_has_a_port(cls, value: AnyHttpUrl) -> AnyHttpUrl:
+        if value.port == 0:
+            raise ValueError("nobody listens at port 0")
+        return value
+
+    @field_validator("expected_text")
+    @classmethod
+    def _text_not_blank(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("cannot be empty, as it would be found in any answer")
+        return value
+
+    @field_validator("expected_headers")
+    @classmethod
+    def _headers_can_be_found(cls, value: dict[str, str | None]) -> dict[str, str | None]:
+        for name, text in value.items():
+            if not _HEADER_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of a header")
+            if text and (text != text.strip() or not text.replace("\t", " ").isprintable()):
+                raise ValueError(
+                    f"no answer can have this value of the header {name}: it has control "
+                    "characters, or spaces around it"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _text_fits(self) -> Self:
+        if self.expected_text is not None and len(self.expected_text) > self.max_body_bytes:
+            raise ValueError(
+                "expected_text is longer than max_body_bytes, so no answer could have it"
+            )
+        return self
+
+    @field_validator("headers")
+    @classmethod
+    def _headers_can_be_sent(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, text in value.items():
+            if not _HEADER_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of a header")
+            if not _HEADER_VALUE.fullmatch(text):
+                raise ValueError(
+                    f"the header {name} cannot be sent: it has letters beyond ASCII, control "
+                    "characters, or spaces around it"
+                )
+        return value
+
+
+@dataclass(frozen=True)
+class HealthPolicy:
+    """When results become a proxy's status.
+
+    A proxy that may be leased becomes INACTIVE after so many failures in a row,
+    one that may not is leasable again after so many successes in a row; both are
+    counted in the log. ``latency_window`` is how many results LOWEST_LATENCY goes
+    by: 1 for the latest alone, else the span of an exponential moving average.
+    """
+
+    failures_before_inactive: int = 1
+    successes_before_active: int = 1
+    latency_window: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1000:
+                raise InvalidInputError(f"{name} must be a whole number from 1 to 1000")

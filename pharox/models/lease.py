@@ -1,0 +1,112 @@
+"""Leases, who holds them, and how they are asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from uuid import UUID, uuid4
+
+from pydantic import BaseModel, Field
+
+from ..errors import InvalidInputError
+from .validation import Name, UtcDatetime, utc_now
+
+
+class LeaseStatus(StrEnum):
+    """Where a lease is in its life: held, given back, or run out."""
+
+    ACTIVE = "active"
+    RELEASED = "released"
+    EXPIRED = "expired"
+
+
+class SelectorStrategy(StrEnum):
+    """The order in which free proxies are offered. ``docs/leasing.md`` defines each."""
+
+    FIRST_AVAILABLE = "first_available"
+    LEAST_USED = "least_used"
+    ROUND_ROBIN = "round_robin"
+    LOWEST_LATENCY = "lowest_latency"
+
+
+class MissReason(StrEnum):
+    """Why an acquisition found nothing; TOO_FEW is of a set, of which some were free."""
+
+    UNKNOWN_POOL = "unknown_pool"
+    EMPTY_POOL = "empty_pool"
+    NO_MATCH = "no_match"
+    NONE_HEALTHY = "none_healthy"
+    AT_CAPACITY = "at_capacity"
+    TOO_FEW = "too_few"
+
+
+class Lease(BaseModel):
+    """The right of one consumer to use one proxy until ``expires_at``.
+
+    ``fencing_token`` is the log position of the event that granted the lease:
+    of two leases on one proxy the later has the greater token.
+    """
+
+    id: UUID = Field(default_factory=uuid4)
+    proxy_id: UUID
+    consumer_id: UUID
+    pool_id: UUID | None = None
+    pool_name: str | None = None
+    consumer_name: str | None = None
+    status: LeaseStatus = LeaseStatus.ACTIVE
+    acquired_at: UtcDatetime = Field(default_factory=utc_now)
+    expires_at: UtcDatetime
+    released_at: UtcDatetime | None = None
+    fencing_token: int | None = None
+
+    @property
+    def duration_ms(self) -> int | None:
+        """Milliseconds from acquisition to release or expiry; None while the lease is held."""
+        if self.released_at is None:
+            return None
+        return max(0, int((self.released_at - self.acquired_at).total_seconds() * 1000))
+
+
+class Consumer(BaseModel):
+    """Whoever leases proxies: a worker, a job, a tenant."""
+
+    id: UUID = Field(default_factory=uuid4)
+    name: Name
+
+
+@dataclass
+class RetryConfig:
+    """How often to ask for a proxy, and how long to wait in between, in seconds."""
+
+    max_attempts: int = 3
+    backoff_seconds: float = 0.5
+    backoff_multiplier: float = 2.0
+    max_backoff_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.max_attempts, bool) or not isinstance(self.max_attempts, int):
+            raise InvalidInputError("max_attempts must be a whole number.")
+        for name in ("backoff_seconds", "backoff_multiplier", "max_backoff_seconds"):
+            value = getattr(self, name)
+            is_missing = value is None and name == "max_backoff_seconds"
+            if isinstance(value, bool) or not (is_missing or isinstance(value, int | float)):
+                raise InvalidInputError(f"{name} must be a number.")
+        if self.max_attempts < 1:
+            raise InvalidInputError("max_attempts must be at least 1.")
+        if not 0 <= self.backoff_seconds <= sys.float_info.max:  # which NaN is not either
+            raise InvalidInputError("backoff_seconds must be non-negative.")
+        if not 1 <= self.backoff_multiplier <= sys.float_info.max:
+            raise InvalidInputError("backoff_multiplier must be at least 1.")
+        if self.max_backoff_seconds is not None and not (
+            0 < self.max_backoff_seconds <= sys.float_info.max
+        ):
+            raise InvalidInputError("max_backoff_seconds must be positive when provided.")
+
+    def delays(self) -> Iterator[float]:
+        """Yield the pause after each attempt but the last, in seconds."""
+        delay, cap = self.backoff_seconds, self.max_backoff_seconds
+        for _ in range(self.max_attempts - 1):
+            yield delay if cap is None else min(delay, cap)
+            delay = min(delay * self.backoff_multiplier, 1e9)

@@ -1,0 +1,193 @@
+"""Proxies, their credentials, and pools of them."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Address
+from typing import Annotated, Any
+from urllib.parse import quote
+from uuid import UUID, uuid4
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    IPvAnyAddress,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+)
+
+from .text import normal_host, url_of
+from .validation import (
+    MAX_NAME_LENGTH,
+    Asn,
+    Confidential,
+    Latitude,
+    Longitude,
+    MaxConcurrency,
+    Name,
+    Text,
+    UtcDatetime,
+    check_text,
+    utc_now,
+)
+
+_ZONE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
+
+
+class ProxyStatus(StrEnum):
+    """What is known of a proxy's health. Only a person lifts BANNED."""
+
+    ACTIVE = "active"
+    INACTIVE = "inactive"
+    SLOW = "slow"
+    BANNED = "banned"
+
+
+LEASABLE = (ProxyStatus.ACTIVE, ProxyStatus.SLOW)
+"""What a proxy that does its work is; whether a SLOW one is leased is for its pool to say."""
+
+
+class ProxyProtocol(StrEnum):
+    """The protocol that a proxy speaks to its clients."""
+
+    HTTP = "http"
+    HTTPS = "https"
+    SOCKS4 = "socks4"
+    SOCKS5 = "socks5"
+
+
+PROTOCOL_ALIASES = {"socks5h": ProxyProtocol.SOCKS5, "socks4a": ProxyProtocol.SOCKS4}
+"""What says beside the protocol who resolves names, which is the proxy in any case."""
+
+
+class ProxyCredentials(Confidential):
+    """What a proxy asks of its clients. Neither part shows in a repr.
+
+    The password may be empty: a key is often the user alone, and SOCKS4 knows no passwords.
+    """
+
+    user: Text = Field(repr=False)
+    password: SecretStr = SecretStr("")
+
+    @field_validator("user")
+    @classmethod
+    def _user_not_blank(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("cannot be empty")
+        return value
+
+    @field_validator("password")
+    @classmethod
+    def _password_is_text(cls, value: SecretStr) -> SecretStr:
+        check_text(value.get_secret_value())
+        return value
+
+
+_MAX_CREDENTIAL_BYTES = {ProxyProtocol.SOCKS5: 255}
+"""What a protocol's handshake has room for (RFC 1929)."""
+
+_NO_HOST = "/@:?#[]<>\\^|%"
+"""What no host of a URL may have: some client would read another host there, or a path."""
+
+
+def _check_host(host: Any) -> Any:
+    if isinstance(host, str):
+        check_text(host)
+        if len(host) > MAX_NAME_LENGTH:
+            raise ValueError(f"a host has at most {MAX_NAME_LENGTH} characters")
+        if not host or any(c.isspace() or c in _NO_HOST or not c.isprintable() for c in host):
+            raise ValueError(
+                f"a host is a name or an address, without spaces or any of {' '.join(_NO_HOST)}"
+            )
+    return host
+
+
+def _in_normal_form(host: Any) -> Any:
+    """Refuse the numbers and bytes that Python reads as addresses, and spell a text in one way."""
+    if not isinstance(host, str):
+        return _is_text_or_address(host)
+    return _is_text_or_address(normal_host(host))
+
+
+def _is_text_or_address(host: Any) -> Any:
+    """Refuse the numbers and bytes that Python reads as addresses."""
+    if not isinstance(host, str | IPv4Address | IPv6Address):
+        raise ValueError("a host is a text or an IP address")
+    address, _, zone = str(host).partition("%")
+    # Any text would pass as the zone of an IPv6 address.
+    if zone and ":" in address and not _ZONE.fullmatch(zone):
+        raise ValueError("the zone of an IPv6 address is the name of a network interface")
+    return host
+
+
+class Proxy(Confidential):
+    """A network proxy and what is known of it.
+
+    ``current_leases`` is the ledger's to say: whatever a caller puts there is
+    ignored when the proxy is saved.
+    """
+
+    id: UUID = Field(default_factory=uuid4)
+    host: Annotated[
+        IPvAnyAddress | str, BeforeValidator(_in_normal_form), AfterValidator(_check_host)
+    ]
+    port: int = Field(gt=0, le=65535)
+    protocol: ProxyProtocol
+    pool_id: UUID
+    status: ProxyStatus = ProxyStatus.INACTIVE
+    checked_at: UtcDatetime = Field(default_factory=utc_now)
+    credentials: ProxyCredentials | None = None
+    source: Text | None = None
+    country: Text | None = None
+    city: Text | None = None
+    latitude: Latitude | None = None
+    longitude: Longitude | None = None
+    isp: Text | None = None
+    asn: Asn | None = None
+    max_concurrency: MaxConcurrency | None = Field(
+        default=None, description="How many leases at once; None for any number."
+    )
+    current_leases: int = Field(default=0, ge=0, description="Active leases, kept by the storage.")
+
+    @field_validator("credentials")
+    @classmethod
+    def _credentials_can_be_sent(
+        cls, credentials: ProxyCredentials | None, info: ValidationInfo
+    ) -> ProxyCredentials | None:
+        protocol = info.data.get("protocol")
+        most = _MAX_CREDENTIAL_BYTES.get(protocol) if protocol else None
+        if credentials is not None and most is not None:
+            password = credentials.password.get_secret_value()
+            for name, text in (("user", credentials.user), ("password", password)):
+                if len(text.encode()) > most:
+                    raise ValueError(
+                        f"{protocol} carries a {name} of at most {most} bytes in UTF-8"
+                    )
+        return credentials
+
+    @property
+    def url(self) -> str:
+        """The proxy's URL, secrets included, quoted so that a client sends them unchanged."""
+        auth = ""
+        if self.credentials:
+            user = quote(self.credentials.user, safe="")
+            password = quote(self.credentials.password.get_secret_value(), safe="")
+            auth = f"{user}:{password}@"
+        return url_of(self.protocol, self.host, self.port, auth)
+
+
+class ProxyPool(BaseModel):
+    """A named set of proxies.
+
+    With ``lease_slow`` its SLOW proxies may be leased too, each after every
+    ACTIVE one.
+    """
+
+    id: UUID = Field(default_factory=uuid4)
+    name: Name
+    description: Text | None = None
+    lease_slow: bool = False

@@ -1,0 +1,162 @@
+"""What every model and every call is checked for: texts, names, moments, durations."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from ..errors import InvalidInputError, InvalidLeaseError
+
+MAX_NAME_LENGTH = 500
+"""Of pools, consumers and hosts; an index holds no more than a few thousand bytes."""
+
+MAX_TEXT_LENGTH = 100_000
+"""Of every text, in characters: the log keeps it for ever, and hands it to every reader."""
+
+MAX_DURATION_S = 100 * 365 * 86_400
+"""The longest lease: a hundred years, which every storage's calendar can hold."""
+
+
+def utc_now() -> datetime:
+    """Return this machine's idea of now, in UTC."""
+    return datetime.now(UTC)
+
+
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        in_utc = moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("a moment must lie between the years 1900 and 9000") from error
+    if not 1900 <= in_utc.year <= 9000:  # what every storage's calendar can hold, in any zone
+        raise ValueError("a moment must lie between the years 1900 and 9000")
+    return in_utc
+
+
+def check_text(value: str) -> str:
+    """Return ``value`` if every storage can hold it.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is too long, or has a NUL or an unpaired surrogate; a ``ValueError``
+        too, so that pydantic reports it with the field's name.
+    """
+    if not isinstance(value, str):
+        raise InvalidInputError(f"a text is needed here, not a {type(value).__name__}", value=value)
+    if len(value) > MAX_TEXT_LENGTH:
+        raise InvalidInputError(f"a text has at most {MAX_TEXT_LENGTH} characters")
+    if "\x00" in value:
+        raise InvalidInputError("text cannot contain a NUL character", value=value)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError("text cannot contain an unpaired surrogate") from error
+    return value
+
+
+def check_name(value: str, what: str) -> str:
+    """Return a pool's or a consumer's name if it is one, else raise :class:`InvalidInputError`."""
+    if not isinstance(value, str) or not value.strip():
+        raise InvalidInputError(f"a {what} name cannot be empty", name=value)
+    if len(value) > MAX_NAME_LENGTH:
+        raise InvalidInputError(f"a {what} name has at most {MAX_NAME_LENGTH} characters")
+    return check_text(value)
+
+
+def check_whole(value: int, name: str) -> int:
+    """Return a whole number that is one, else raise :class:`InvalidInputError`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidInputError(f"{name} must be a whole number", value=value)
+    return value
+
+
+def check_pause(seconds: float, name: str) -> float:
+    """Return how long to wait if it is a time to wait, else raise :class:`InvalidInputError`."""
+    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not is_number or not 0 <= seconds <= MAX_DURATION_S:  # which NaN is not either
+        raise InvalidInputError(f"{name} must be a number of seconds", value=seconds)
+    return seconds
+
+
+def check_duration(duration_seconds: float) -> float:
+    """Return a lease's duration if it is one, else raise :class:`InvalidLeaseError`."""
+    if isinstance(duration_seconds, bool) or not isinstance(duration_seconds, int | float):
+        raise InvalidLeaseError("duration_seconds must be a number", duration=duration_seconds)
+    if not 0 < duration_seconds <= MAX_DURATION_S:  # which NaN is not either
+        raise InvalidLeaseError(
+            f"duration_seconds must be greater than zero and at most {MAX_DURATION_S}",
+            duration=duration_seconds,
+        )
+    return duration_seconds
+
+
+def check_aware(moment: datetime) -> datetime:
+    """Return a moment that has a time zone, else raise :class:`InvalidInputError`."""
+    if not isinstance(moment, datetime):
+        raise InvalidInputError("a moment must be a datetime with a time zone", value=moment)
+    if moment.tzinfo is None:
+        raise InvalidInputError("a moment needs a time zone; this datetime has none", value=moment)
+    return moment
+
+
+UtcDatetime = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+Text = Annotated[str, AfterValidator(check_text)]
+Name = Annotated[str, AfterValidator(lambda value: check_name(value, "pool or consumer"))]
+
+
+def _to_a_tenth_of_a_millimetre(degrees: float) -> float:
+    """Round a coordinate: the square of a tinier one is no number for PostgreSQL."""
+    return round(degrees, 9)
+
+
+Latitude = Annotated[
+    float,
+    Field(ge=-90, le=90, allow_inf_nan=False),
+    AfterValidator(_to_a_tenth_of_a_millimetre),
+]
+Longitude = Annotated[
+    float,
+    Field(ge=-180, le=180, allow_inf_nan=False),
+    AfterValidator(_to_a_tenth_of_a_millimetre),
+]
+Asn = Annotated[int, Field(ge=0, le=2**32 - 1)]
+MaxConcurrency = Annotated[int, Field(gt=0, le=2**31 - 1)]
+
+
+class Confidential(BaseModel):
+    """A model whose errors quote nothing: what was given may be a password in a wrong place."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _without_input(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            raise _without_inputs(error) from None
+
+
+def _without_inputs(error: ValidationError) -> ValidationError:
+    """Return the same complaints without the values they are about."""
+    kept = [
+        InitErrorDetails(
+            type=PydanticCustomError(fault["type"], fault["msg"]),
+            loc=fault["loc"],
+            input=None,
+        )
+        for fault in error.errors(include_url=False, include_input=False, include_context=False)
+    ]
+    return ValidationError.from_exception_data(error.title, kept, hide_input=True)
