@@ -85,7 +85,8 @@ async def acquire_proxy_with_retry_async(
     ask = (pool_name, consumer_name, duration_seconds, filters, selector)
 
     def attempt() -> Calls[Lease | None]:
-        return (yield partial(acquire_proxy_async, manager, *ask, lease_id=lease_id))  # type: ignore[no-any-return]
+        answer: Lease | None = yield partial(acquire_proxy_async, manager, *ask, lease_id=lease_id)
+        return answer
 
     # Paused in the loop: threads that sleep would be missed by those who want to release.
     async def sleep(seconds: float) -> None:

@@ -67,66 +67,77 @@ class Tally:
         print(f"{self.good + self.bad} read: {', '.join(parts)}{limit}", flush=True)
 
 
+_Source = Annotated[
+    str,
+    typer.Argument(metavar="SOURCE", help="A file, - for standard input, or an http(s) URL."),
+]
+_Pool = Annotated[
+    str, typer.Option(metavar="NAME", help="The pool to import into; made if it is unknown.")
+]
+_Protocol = Annotated[
+    ProxyProtocol | None,
+    typer.Option(help="The protocol of those that name none, and of those that offer several."),
+]
+_Status = Annotated[ProxyStatus, typer.Option(help="The status of those that name none.")]
+_MaxConcurrency = Annotated[
+    str,
+    typer.Option(
+        metavar="N",
+        help="How many leases each may have at once, or `unlimited`, for those that name none.",
+    ),
+]
+_Label = Annotated[
+    str | None,
+    typer.Option("--source", metavar="TEXT", help="The label of those that name none."),
+]
+_Kind = Annotated[
+    Format | None,
+    typer.Option("--format", help="How it is written; seen from the content if not set."),
+]
+_Update = Annotated[
+    bool,
+    typer.Option(
+        "--update", help="Replace the password where the pool has a proxy with another one."
+    ),
+]
+_Sync = Annotated[
+    bool,
+    typer.Option(
+        "--sync",
+        help="Remove the proxies with the label of --source (or without any) that the source "
+        "has no more, unless they are leased.",
+    ),
+]
+_MaxRemoved = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|N%", help="How many --sync may remove; it removes none of more. Else 50%."
+    ),
+]
+_Line = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LAYOUT",
+        help="What a line consists of, such as 'user:pass:host:port'; seen from the lines "
+        "if not set.",
+    ),
+]
+
+
 def import_source(
     context: typer.Context,
-    source: Annotated[
-        str,
-        typer.Argument(metavar="SOURCE", help="A file, - for standard input, or an http(s) URL."),
-    ],
+    source: _Source,
     *,
-    pool: Annotated[
-        str, typer.Option(metavar="NAME", help="The pool to import into; made if it is unknown.")
-    ],
-    protocol: Annotated[
-        ProxyProtocol | None,
-        typer.Option(help="The protocol of those that name none, and of those that offer several."),
-    ] = None,
-    status: Annotated[
-        ProxyStatus, typer.Option(help="The status of those that name none.")
-    ] = ProxyStatus.ACTIVE,
-    max_concurrency: Annotated[
-        str,
-        typer.Option(
-            metavar="N",
-            help="How many leases each may have at once, or `unlimited`, for those that name none.",
-        ),
-    ] = "1",
-    label: Annotated[
-        str | None,
-        typer.Option("--source", metavar="TEXT", help="The label of those that name none."),
-    ] = None,
-    kind: Annotated[
-        Format | None,
-        typer.Option("--format", help="How it is written; seen from the content if not set."),
-    ] = None,
-    update: Annotated[
-        bool,
-        typer.Option(
-            "--update", help="Replace the password where the pool has a proxy with another one."
-        ),
-    ] = False,
-    sync: Annotated[
-        bool,
-        typer.Option(
-            "--sync",
-            help="Remove the proxies with the label of --source (or without any) that the source "
-            "has no more, unless they are leased.",
-        ),
-    ] = False,
-    max_removed: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N|N%", help="How many --sync may remove; it removes none of more. Else 50%."
-        ),
-    ] = None,
-    line: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LAYOUT",
-            help="What a line consists of, such as 'user:pass:host:port'; seen from the lines "
-            "if not set.",
-        ),
-    ] = None,
+    pool: _Pool,
+    protocol: _Protocol = None,
+    status: _Status = ProxyStatus.ACTIVE,
+    max_concurrency: _MaxConcurrency = "1",
+    label: _Label = None,
+    kind: _Kind = None,
+    update: _Update = False,
+    sync: _Sync = False,
+    max_removed: _MaxRemoved = None,
+    line: _Line = None,
 ) -> None:
     """Import a list of proxies: addresses, CSV, JSON or JSON lines.
 

@@ -33,37 +33,39 @@ _MISSES = {
 }
 
 
+_Pool = Annotated[str, typer.Argument(metavar="POOL", help="The pool's name.")]
+_Consumer = Annotated[str, typer.Option(metavar="NAME", help="Who leases.")]
+_Duration = Annotated[
+    float, typer.Option(metavar="SECONDS", help="How long until the lease runs out by itself.")
+]
+_Selector = Annotated[SelectorStrategy, typer.Option(help="Which of the free proxies.")]
+_Country = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TEXT", help="Only of this country; of these, if repeated."),
+]
+_City = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Only of this city.")]
+_Source = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Only from this source.")]
+_Isp = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Only of this operator.")]
+_Asn = Annotated[list[int] | None, typer.Option(metavar="N", help="Only of this network.")]
+_LeaseId = Annotated[
+    UUID | None,
+    typer.Option(metavar="UUID", help="Under this id; asking again leases no second one."),
+]
+
+
 def acquire(
     context: typer.Context,
-    pool: Annotated[str, typer.Argument(metavar="POOL", help="The pool's name.")],
+    pool: _Pool,
     *,
-    consumer: Annotated[str, typer.Option(metavar="NAME", help="Who leases.")] = "default",
-    duration: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long until the lease runs out by itself.")
-    ] = 300,
-    selector: Annotated[
-        SelectorStrategy, typer.Option(help="Which of the free proxies.")
-    ] = SelectorStrategy.FIRST_AVAILABLE,
-    country: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TEXT", help="Only of this country; of these, if repeated."),
-    ] = None,
-    city: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="Only of this city.")
-    ] = None,
-    source: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="Only from this source.")
-    ] = None,
-    isp: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="Only of this operator.")
-    ] = None,
-    asn: Annotated[
-        list[int] | None, typer.Option(metavar="N", help="Only of this network.")
-    ] = None,
-    lease_id: Annotated[
-        UUID | None,
-        typer.Option(metavar="UUID", help="Under this id; asking again leases no second one."),
-    ] = None,
+    consumer: _Consumer = "default",
+    duration: _Duration = 300,
+    selector: _Selector = SelectorStrategy.FIRST_AVAILABLE,
+    country: _Country = None,
+    city: _City = None,
+    source: _Source = None,
+    isp: _Isp = None,
+    asn: _Asn = None,
+    lease_id: _LeaseId = None,
     as_json: AsJson = False,
 ) -> None:
     """Lease a proxy; print the lease's id and the proxy's URL.

@@ -29,92 +29,103 @@ _OTHER_FILES = 100
 """How many files are open beside those of the checks: modules, connections, the terminal."""
 
 
+_Pool = Annotated[
+    str | None, typer.Argument(metavar="POOL", help="Only of this pool; of all if not given.")
+]
+_Every = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SPAN", help="Sweep again and again, so far apart, until Ctrl-C: 60s, 5m."
+    ),
+]
+_Concurrency = Annotated[
+    int, typer.Option(min=1, max=100_000, metavar="N", help="How many checks at once.")
+]
+_PerHost = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="How many of them at one host; any number if not set."),
+]
+_Target = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="What to fetch through each proxy; PHAROX_CHECK_URL if not given.",
+        show_default=False,
+    ),
+]
+_Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="How long one attempt may take.")]
+_Attempts = Annotated[
+    int, typer.Option(metavar="N", help="How often to try before it is a failure.")
+]
+_Expect = Annotated[
+    list[int] | None,
+    typer.Option(
+        min=100,
+        max=599,
+        metavar="CODE",
+        help="A good answer's code; may be repeated. 200 if none is.",
+    ),
+]
+_ExpectText = Annotated[
+    str | None,
+    typer.Option(metavar="TEXT", help="What the body of a good answer contains."),
+]
+_ExpectHeader = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME[: VALUE]", help="A header of a good answer; may be repeated for others."
+    ),
+]
+_Slow = Annotated[int, typer.Option(metavar="MS", help="A proxy that takes longer is SLOW.")]
+_StaleAfter = Annotated[
+    str | None,
+    typer.Option(metavar="SPAN", help="Only those not checked for so long, or never: 10m."),
+]
+_Status = Annotated[
+    list[ProxyStatus] | None,
+    typer.Option(help="Only those of this status; may be repeated. If not set, all but banned."),
+]
+_Failures = Annotated[
+    int, typer.Option(metavar="N", help="After so many failures in a row, INACTIVE.")
+]
+_Successes = Annotated[
+    int, typer.Option(metavar="N", help="After so many successes in a row, leasable again.")
+]
+_LatencyWindow = Annotated[
+    int, typer.Option(metavar="N", help="How many results lowest_latency goes by.")
+]
+_Ca = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        readable=True,
+        help="Trust these certificates (PEM) beside the usual ones.",
+    ),
+]
+
+
 def sweep(
     context: typer.Context,
-    pool: Annotated[
-        str | None, typer.Argument(metavar="POOL", help="Only of this pool; of all if not given.")
-    ] = None,
+    pool: _Pool = None,
     *,
-    every: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SPAN", help="Sweep again and again, so far apart, until Ctrl-C: 60s, 5m."
-        ),
-    ] = None,
-    concurrency: Annotated[
-        int, typer.Option(min=1, max=100_000, metavar="N", help="How many checks at once.")
-    ] = 100,
-    per_host: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="How many of them at one host; any number if not set."
-        ),
-    ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="What to fetch through each proxy; PHAROX_CHECK_URL if not given.",
-            show_default=False,
-        ),
-    ] = None,
-    timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long one attempt may take.")
-    ] = _OPTIONS.timeout,
-    attempts: Annotated[
-        int, typer.Option(metavar="N", help="How often to try before it is a failure.")
-    ] = _OPTIONS.attempts,
-    expect: Annotated[
-        list[int] | None,
-        typer.Option(
-            min=100,
-            max=599,
-            metavar="CODE",
-            help="A good answer's code; may be repeated. 200 if none is.",
-        ),
-    ] = None,
-    expect_text: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="What the body of a good answer contains."),
-    ] = None,
-    expect_header: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME[: VALUE]", help="A header of a good answer; may be repeated for others."
-        ),
-    ] = None,
-    slow: Annotated[
-        int, typer.Option(metavar="MS", help="A proxy that takes longer is SLOW.")
-    ] = _OPTIONS.slow_threshold_ms,
-    stale_after: Annotated[
-        str | None,
-        typer.Option(metavar="SPAN", help="Only those not checked for so long, or never: 10m."),
-    ] = None,
-    status: Annotated[
-        list[ProxyStatus] | None,
-        typer.Option(
-            help="Only those of this status; may be repeated. If not set, all but banned."
-        ),
-    ] = None,
-    failures: Annotated[
-        int, typer.Option(metavar="N", help="After so many failures in a row, INACTIVE.")
-    ] = _POLICY.failures_before_inactive,
-    successes: Annotated[
-        int, typer.Option(metavar="N", help="After so many successes in a row, leasable again.")
-    ] = _POLICY.successes_before_active,
-    latency_window: Annotated[
-        int, typer.Option(metavar="N", help="How many results lowest_latency goes by.")
-    ] = _POLICY.latency_window,
-    ca: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            exists=True,
-            dir_okay=False,
-            readable=True,
-            help="Trust these certificates (PEM) beside the usual ones.",
-        ),
-    ] = None,
+    every: _Every = None,
+    concurrency: _Concurrency = 100,
+    per_host: _PerHost = None,
+    target: _Target = None,
+    timeout: _Timeout = _OPTIONS.timeout,
+    attempts: _Attempts = _OPTIONS.attempts,
+    expect: _Expect = None,
+    expect_text: _ExpectText = None,
+    expect_header: _ExpectHeader = None,
+    slow: _Slow = _OPTIONS.slow_threshold_ms,
+    stale_after: _StaleAfter = None,
+    status: _Status = None,
+    failures: _Failures = _POLICY.failures_before_inactive,
+    successes: _Successes = _POLICY.successes_before_active,
+    latency_window: _LatencyWindow = _POLICY.latency_window,
+    ca: _Ca = None,
     as_json: AsJson = False,
 ) -> None:
     """Check every proxy that is due, record what is found, and sum it up.

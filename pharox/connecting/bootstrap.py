@@ -5,6 +5,7 @@ Each function has a twin for storages with coroutines, whose name ends in ``_asy
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
@@ -109,9 +110,10 @@ def _pool(
     storage: Any, name: str, description: str | None, pool_id: UUID | None
 ) -> Calls[ProxyPool]:
     if pool_id is None:
-        for known in (yield storage.list_pools):
+        pools: Sequence[ProxyPool] = yield storage.list_pools
+        for known in pools:
             if known.name == name:
-                return known  # type: ignore[no-any-return]
+                return known
     pool = ProxyPool(id=pool_id or uuid4(), name=name, description=description)
     yield partial(storage.save_pool, pool)
     return pool
@@ -139,4 +141,5 @@ def _described(
 
 def _proxy(storage: Any, proxy: Proxy) -> Calls[Proxy]:
     yield partial(storage.save_proxy, proxy)
-    return (yield partial(storage.get_proxy, str(proxy.id)))  # type: ignore[no-any-return]
+    answer: Proxy = yield partial(storage.get_proxy, str(proxy.id))
+    return answer

@@ -34,7 +34,8 @@ def run(program: Generator[Request, Any, T], do: Callable[[Request], Any]) -> T:
             else:
                 request = program.send(answer)
     except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
+        result: T = end.value
+        return result
 
 
 async def run_async(
@@ -53,7 +54,8 @@ async def run_async(
             else:
                 request = program.send(answer)
     except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
+        result: T = end.value
+        return result
 
 
 def is_async(function: Callable[..., Any]) -> bool:

@@ -124,7 +124,8 @@ class RequestMetrics:
         ) -> None:
             found = _request.get()
             if scope["type"] != "http" or found is None:
-                return await application(scope, receive, send)  # type: ignore[no-any-return]
+                answer: None = await application(scope, receive, send)
+                return answer
 
             async def noting(message: dict[str, Any]) -> None:
                 await send(message)

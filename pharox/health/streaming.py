@@ -162,7 +162,8 @@ class _Run(Generic[T, R]):
     def _next_of(self, key: Hashable) -> T:
         waiting = self._held_back.get(key)
         if not waiting:
-            return _END  # type: ignore[no-any-return]
+            answer: T = _END
+            return answer
         item = waiting.popleft()
         if not waiting:
             del self._held_back[key]

@@ -268,8 +268,9 @@ def _consumer(log: SealedLog, consumer: str | UUID, begin: Beginning) -> Consume
     state = dict(begin.rows("consumers"))
     for event in log.history(registered._replace(consumer=str(consumer))):
         CONSUMERS.apply(state, event)
-    if (named := state.get((str(consumer),))) is not None:
-        return named  # type: ignore[no-any-return]
+    named: ConsumerRow | None = state.get((str(consumer),))
+    if named is not None:
+        return named
     if (uuid := id_from_text(consumer)) is None:
         return None
     for event in log.history(registered):

@@ -115,7 +115,8 @@ class Leasing(ABC, Generic[S]):
     @property
     def storage(self) -> S:
         """Where the ledger is kept."""
-        return self._storage  # type: ignore[no-any-return]
+        answer: S = self._storage
+        return answer
 
     def register_acquire_callback(self, callback: Callable[[AcquireEventPayload], Any]) -> None:
         """Have ``callback`` told of every attempt to lease, hit or miss."""
@@ -179,7 +180,8 @@ class Leasing(ABC, Generic[S]):
             self._is_listened_to(),
             arguments.lease_id,
         )
-        return (yield from self._leasing("acquire_lease", request))  # type: ignore[no-any-return]
+        answer: Acquisition = yield from self._leasing("acquire_lease", request)
+        return answer
 
     def _acquiring_set(self, arguments: AcquireSetArguments) -> Calls[list[Lease]]:
         """Lease several proxies and tell of each."""
@@ -252,7 +254,8 @@ class Leasing(ABC, Generic[S]):
         asked = arguments[:-1]
 
         def attempt() -> Calls[Lease | None]:
-            return (yield partial(acquire_proxy, *asked, **under(arguments.lease_id)))  # type: ignore[no-any-return]
+            answer: Lease | None = yield partial(acquire_proxy, *asked, **under(arguments.lease_id))
+            return answer
 
         return (
             yield from retrying(attempt, config, sleep, is_enough=lambda lease: lease is not None)
@@ -274,23 +277,25 @@ class Leasing(ABC, Generic[S]):
     def _cleaning_up(self) -> Calls[int]:
         """Take back what has run out and tell of it; return how many leases that were."""
         wanted = bool(self._expire_callbacks)
+        count: int
         (count, expired), errors = yield from _to_the_end(
             "expire_leases", partial(self._storage.expire_leases, with_stats=wanted)
         )
         errors += yield from self._notify_expired(expired)
         _raise(errors)
-        return count  # type: ignore[no-any-return]
+        return count
 
     def _recording(
         self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None
     ) -> Calls[Sequence[HealthOutcome]]:
         """Record health checks and tell of them."""
+        outcomes: Sequence[HealthOutcome]
         outcomes, errors = yield from _to_the_end(
             "record_health_checks", partial(self._storage.record_health_checks, results, policy)
         )
         errors += yield from self._notify_health(outcomes)
         _raise(errors)
-        return outcomes  # type: ignore[no-any-return]
+        return outcomes
 
     def _returning(self, lease: Lease, reason: str | None = None) -> Calls[list[BaseException]]:
         """Give a lease back, tell the callbacks, and return what they raised."""

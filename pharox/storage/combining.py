@@ -356,7 +356,8 @@ class Combiner(_Combining[Command, Value]):
                 raise outcome
             finally:
                 del outcome  # An error must not be held by its own traceback.
-        return outcome  # type: ignore[no-any-return]
+        answer: Value = outcome
+        return answer
 
     def _lead(self, queue: _Queue, leader: _Caller) -> None:
         with queue.lock:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from ..effects import Calls
@@ -119,9 +119,9 @@ def return_leases(
 ) -> Calls[list[ReleaseResult]]:
     """Release leases; raise what went wrong after all of them were tried."""
     commands = [ReleaseRequest(lease, reason, with_stats) for lease in leases]
-    outcomes = yield partial(storage.run_batch, commands)
+    outcomes: list[Any] = yield partial(storage.run_batch, commands)
     raise_together([outcome for outcome in outcomes if isinstance(outcome, Exception)])
-    return outcomes  # type: ignore[no-any-return]
+    return outcomes
 
 
 def run_batch(storage: Any, commands: Sequence[Command]) -> Calls[Outcomes]:
@@ -249,10 +249,10 @@ def _carry_out(storage: Any, command: Command) -> Calls[Outcome | Exception]:
     try:
         if isinstance(command, ReleaseRequest):
             how = {"reason": command.reason, "with_stats": command.with_stats}
-            return (yield partial(storage.return_lease, command.lease, **how))  # type: ignore[no-any-return]
+            return cast("Outcome", (yield partial(storage.return_lease, command.lease, **how)))
         single = isinstance(command, AcquireRequest)
         ask = storage.acquire_lease if single else storage.acquire_set
-        return (yield partial(ask, command))  # type: ignore[no-any-return]
+        return cast("Outcome", (yield partial(ask, command)))
     except Exception as error:
         return error
 
@@ -262,4 +262,5 @@ def _stats(
 ) -> Calls[PoolStatsSnapshot | None]:
     if not request.with_stats:
         return None
-    return (yield partial(storage.get_pool_stats, request.pool_name))  # type: ignore[no-any-return]
+    answer: PoolStatsSnapshot | None = yield partial(storage.get_pool_stats, request.pool_name)
+    return answer

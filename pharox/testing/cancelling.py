@@ -46,7 +46,8 @@ class Interrupted(Generic[T]):
             try:
                 waited_for = go_on(answer)
             except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
+                result: T = end.value
+                return result
             self.steps += 1
             if self.steps in self._at:
                 self._cancel(waited_for)

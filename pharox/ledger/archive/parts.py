@@ -49,12 +49,14 @@ class Parts:
     def clock(self) -> datetime:
         """Return the time, by the database."""
         query = sql.SQL("SELECT {}()").format(self._name("clock"))
-        return _value(self._connection, query)  # type: ignore[no-any-return]
+        answer: datetime = _value(self._connection, query)
+        return answer
 
     def handed_out(self) -> int:
         """Return the last position that somebody has been given; a part that ends there is full."""
         query = sql.SQL("SELECT last_value FROM {}").format(self._name("events_position_seq"))
-        return _value(self._connection, query)  # type: ignore[no-any-return]
+        answer: int = _value(self._connection, query)
+        return answer
 
     def outlast_appenders(self, patience_s: float) -> int | None:
         """Wait until whoever may be appending now has ended: then what is full is closed.

@@ -454,8 +454,9 @@ class Reader:
     def _positions(self, after: int, upto: int) -> Program[dict[str, Any]]:
         """Ask between which positions a stretch of the log lies."""
         span = {"after": after, "upto": upto}
+        row: dict[str, Any]
         (row,) = yield Query(positions_statement(self._schema), span)
-        return row  # type: ignore[no-any-return]
+        return row
 
     def _query(self, statement: Callable[[str], Statement], **values: Any) -> Query:
         known = {"name": self._subscription.name, "me": self._me}

@@ -75,7 +75,8 @@ def within(
                 raise LateError
             wanted = arriving.send(ready)
     except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
+        answer: T = end.value
+        return answer
 
 
 def _is_too_late(began: float, seconds: float | None, call: CancelledCall | None) -> bool:

@@ -150,7 +150,8 @@ class Folder:
     def may_store(self) -> bool:
         """Tell whether the session's role may store snapshots, and remove old ones."""
         (row,) = self.session.rows(_may_store_statement(self.ledger))
-        return row["may"]  # type: ignore[no-any-return]
+        answer: bool = row["may"]
+        return answer
 
     def store(self) -> None:
         """Store what is folded so far as a snapshot, unless there is one of this seq."""
@@ -174,7 +175,8 @@ class Folder:
         )
         total = functools.reduce(operator.add, current)
         (row,) = self.session.rows(compiled(select(total.label("size")), self.target))
-        return row["size"]  # type: ignore[no-any-return]
+        answer: int = row["size"]
+        return answer
 
     def states(self) -> dict[str, State]:
         """Return what is folded so far as the projections' Python states."""

@@ -153,7 +153,8 @@ class Imports(Registry):
             Query(remove, values),
             Query(registry_statements.forget_credentials_statement(self.schema), values),
         ]
-        return answers[-2][0]["removed"]  # type: ignore[no-any-return]
+        answer: list[UUID] = answers[-2][0]["removed"]
+        return answer
 
     # Parts
 

@@ -212,7 +212,8 @@ class Lookups:
         Without ``wait`` leave that to whoever is at it already.
         """
         (row,) = yield Query(seal_statement(self.schema, wait=wait), {})
-        return row["seq"]  # type: ignore[no-any-return]
+        answer: int = row["seq"]
+        return answer
 
     def events_page(self, after: int, upto: int) -> Program[list[Event]]:
         """Return the first events of a stretch of the log, as many as make a page.
@@ -240,14 +241,16 @@ class Lookups:
         self, statement: Callable[[str], Statement], **values: Any
     ) -> Program[list[dict[str, Any]]]:
         """Return the rows of a statement."""
-        return (yield Query(statement(self.schema), values))  # type: ignore[no-any-return]
+        answer: list[dict[str, Any]] = yield Query(statement(self.schema), values)
+        return answer
 
     def current(self, proxy_id: UUID) -> Program[Mapping[str, Any]]:
         """Return a proxy's pool, status and who holds it."""
         rows = yield Query(reading.standing_statement(self.schema), {"proxy_id": proxy_id})
         if not rows:
             raise ProxyNotFoundError(f"Proxy {proxy_id} not found.", proxy_id=proxy_id)
-        return rows[0]  # type: ignore[no-any-return]
+        answer: Mapping[str, Any] = rows[0]
+        return answer
 
     def _pool_by_name(self, name: str) -> Program[ProxyPool | None]:
         rows = yield from self.rows(reading.pool_by_name_statement, name=name)

@@ -58,7 +58,8 @@ class Registry(Lookups):
                         f"consumer id {consumer_id} belongs to another name", name=name
                     ) from error
                 continue  # Somebody registered it between this statement's look and its write.
-            return rows[0]["id"]  # type: ignore[no-any-return]
+            answer: UUID = rows[0]["id"]
+            return answer
 
     def save_pool(self, pool: ProxyPool) -> Program[None]:
         """Register a pool or change the one of this id."""
