@@ -35,8 +35,8 @@ from .leasing import (
     AcquireSetArguments,
     Leasing,
     fleet_subscriptions,
+    if_given,
     releasing_after,
-    under,
 )
 from .retrying import checked_config, in_both_orders
 
@@ -193,7 +193,12 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         block is never replaced by one of a callback.
         """
         lease = await self.acquire_proxy(
-            pool_name, consumer_name, duration_seconds, filters, selector, **under(lease_id)
+            pool_name,
+            consumer_name,
+            duration_seconds,
+            filters,
+            selector,
+            **if_given(lease_id=lease_id),
         )
         async with self._held(lease, self.release_proxy):
             yield lease
@@ -263,7 +268,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
             backoff_seconds=backoff_seconds,
             backoff_multiplier=backoff_multiplier,
             max_backoff_seconds=max_backoff_seconds,
-            **under(lease_id),
+            **if_given(lease_id=lease_id),
         )
         async with self._held(lease, self.release_proxy):
             yield lease

@@ -94,9 +94,9 @@ class AcquireSetArguments:
     lease_ids: Sequence[UUID] | None
 
 
-def under(lease_id: UUID | None) -> dict[str, UUID]:
-    """Return an id as an argument if it is given: overrides may know those of 0.11.0 only."""
-    return {} if lease_id is None else {"lease_id": lease_id}
+def if_given(**arguments: Any) -> dict[str, Any]:
+    """Return the arguments that are not None: overrides may know those of 0.11.0 only."""
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 class Leasing(ABC, Generic[S]):
@@ -251,11 +251,11 @@ class Leasing(ABC, Generic[S]):
     ) -> Calls[Lease | None]:
         """Lease a proxy, asking again after a pause while nothing is free."""
         acquire_proxy: Callable[..., Any] = self.acquire_proxy
-        asked = arguments[:-1]
+        asked, own_id = arguments[:-1], if_given(lease_id=arguments.lease_id)
 
         def attempt() -> Calls[Lease | None]:
-            answer: Lease | None = yield partial(acquire_proxy, *asked, **under(arguments.lease_id))
-            return answer
+            lease: Lease | None = yield partial(acquire_proxy, *asked, **own_id)
+            return lease
 
         return (
             yield from retrying(attempt, config, sleep, is_enough=lambda lease: lease is not None)

@@ -34,8 +34,8 @@ from .leasing import (
     AcquireSetArguments,
     Leasing,
     fleet_subscriptions,
+    if_given,
     releasing_after,
-    under,
 )
 from .retrying import checked_config, in_both_orders
 
@@ -306,7 +306,12 @@ class ProxyManager(Leasing[IStorage]):
         block is never replaced by one of a callback.
         """
         lease = self.acquire_proxy(
-            pool_name, consumer_name, duration_seconds, filters, selector, **under(lease_id)
+            pool_name,
+            consumer_name,
+            duration_seconds,
+            filters,
+            selector,
+            **if_given(lease_id=lease_id),
         )
         with self._held(lease, self.release_proxy):
             yield lease
@@ -376,7 +381,7 @@ class ProxyManager(Leasing[IStorage]):
             backoff_seconds=backoff_seconds,
             backoff_multiplier=backoff_multiplier,
             max_backoff_seconds=max_backoff_seconds,
-            **under(lease_id),
+            **if_given(lease_id=lease_id),
         )
         with self._held(lease, self.release_proxy):
             yield lease
