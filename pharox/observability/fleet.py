@@ -11,7 +11,6 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from types import TracebackType
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -235,12 +234,7 @@ class FleetServer(AbstractContextManager["FleetServer"]):
         """Whether the log is still being read."""
         return self._counting is not None and self._counting.is_alive
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             if self._counting is not None:
                 self._counting.stop()

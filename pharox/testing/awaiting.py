@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from inspect import isasyncgen, isawaitable
-from types import TracebackType
 from typing import Any, TypeVar
 
 from ..storage.async_interface import IAsyncStorage
@@ -33,12 +32,7 @@ class Awaited:
     def __enter__(self) -> Awaited:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._runner:
             if hasattr(self.awaitable, "close"):
                 self.close()

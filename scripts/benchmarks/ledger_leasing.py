@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections import Counter
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from pharox import ProxyManager
@@ -46,12 +45,7 @@ class Leasing:
         self._began = time.monotonic()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         seconds = time.monotonic() - self._began
         told = [self._told.get(timeout=_PATIENCE_S) for _ in self._workers]

@@ -8,7 +8,6 @@ import re
 import threading
 from pathlib import Path
 from statistics import median
-from types import TracebackType
 from typing import Any
 
 from scripts.benchmarks.server import connected
@@ -65,12 +64,7 @@ class Watch:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
         self.load = {

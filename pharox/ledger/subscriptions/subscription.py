@@ -6,7 +6,6 @@ import asyncio
 import logging
 import threading
 from dataclasses import dataclass
-from types import TracebackType
 from uuid import UUID
 
 from pharox.errors import InvalidInputError, PoolNotFoundError
@@ -196,12 +195,7 @@ class Running:
     def __enter__(self) -> Running:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _read(self, subscription: Subscription, reading: Reading) -> None:
