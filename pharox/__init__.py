@@ -1,8 +1,8 @@
 """pharox: an event-sourced lease ledger for proxy pools.
 
 Every acquisition, miss, release, expiry and health result is an immutable event
-in a log; what one asks a pool is folded from it. Start with :func:`connect`
-(PostgreSQL) or :class:`InMemoryStorage`, and a :class:`ProxyManager` on top.
+in a log; a pool's current state is folded from it. Start with :func:`connect`
+(PostgreSQL) or :class:`InMemoryStorage`, and put a :class:`ProxyManager` on top.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ __all__ = sorted(_MODULE_OF)  # noqa: PLE0605 - a list, made of the table above
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first asked for, so that ``import pharox`` stays quick."""
+    """Import a public name on first access, so that ``import pharox`` stays fast."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_MODULE_OF[name], __name__), name)

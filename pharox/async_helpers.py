@@ -1,13 +1,13 @@
-"""A manager that blocks, for code that awaits: each call goes to a thread.
+"""Use a blocking manager from asyncio: each call runs in a thread.
 
-For any storage with methods that block. With :class:`pharox.AsyncProxyManager`
-nothing needs a thread.
+This works with any blocking storage. :class:`pharox.AsyncProxyManager` needs no
+threads.
 
-A thread cannot be cancelled. So a task that is cancelled waits until the call
-under way is over, and a lease that it was granted is given back before the
-cancellation goes on its way. A call that has not begun yet is not waited for,
-unless it releases, and our storage on PostgreSQL waits for the database no longer
-than for a cancelled task. Pauses between two attempts take no thread.
+A thread cannot be cancelled. A cancelled task therefore waits for its running
+call, and releases a lease that the call was granted before the cancellation is
+raised. It does not wait for a call that has not started, unless that call is a
+release. The PostgreSQL storage waits for the database no longer than it does for a
+cancelled task. Pauses between two attempts take no thread.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ async def acquire_proxy_async(
     _check_blocks(manager)
 
     def acquire() -> Acquisition:
-        ask = (pool_name, consumer_name, duration_seconds, filters, selector)
-        if lease_id is None:  # the method, as a manager of one's own may have another
-            return Acquisition(manager.acquire_proxy(*ask))
-        return run(manager._acquiring(AcquireArguments(*ask, lease_id)), call)
+        request = (pool_name, consumer_name, duration_seconds, filters, selector)
+        if lease_id is None:  # the method, as a subclass may override it
+            return Acquisition(manager.acquire_proxy(*request))
+        return run(manager._acquiring(AcquireArguments(*request, lease_id)), call)
 
     acquisition, cancelled = await _in_a_thread(acquire)
     lease = acquisition.lease
     if cancelled is None:
         return lease
     if lease is not None and acquisition.is_new:
-        with suppress(asyncio.CancelledError):  # once more, and for nothing
+        with suppress(asyncio.CancelledError):  # cancelled again: already cancelled
             await _in_a_thread(lambda: run(manager._giving_up(lease), call), certain=True)
     raise cancelled
 
@@ -82,13 +82,15 @@ async def acquire_proxy_with_retry_async(
     config = checked_config(
         retry_config, max_attempts, backoff_seconds, backoff_multiplier, max_backoff_seconds
     )
-    ask = (pool_name, consumer_name, duration_seconds, filters, selector)
+    request = (pool_name, consumer_name, duration_seconds, filters, selector)
 
     def attempt() -> Calls[Lease | None]:
-        answer: Lease | None = yield partial(acquire_proxy_async, manager, *ask, lease_id=lease_id)
+        answer: Lease | None = yield partial(
+            acquire_proxy_async, manager, *request, lease_id=lease_id
+        )
         return answer
 
-    # Paused in the loop: threads that sleep would be missed by those who want to release.
+    # Sleep in the loop: sleeping threads would be missing for releases.
     async def sleep(seconds: float) -> None:
         if sleep_fn is None:
             await asyncio.sleep(seconds)
@@ -102,7 +104,7 @@ async def acquire_proxy_with_retry_async(
 async def release_proxy_async(manager: ProxyManager, lease: Lease) -> None:
     """Do as :meth:`ProxyManager.release_proxy` without blocking the event loop.
 
-    It is released also if the task is cancelled meanwhile.
+    The lease is released even if the task is cancelled meanwhile.
     """
     _check_blocks(manager)
     _, cancelled = await _in_a_thread(partial(manager.release_proxy, lease), certain=True)
@@ -175,7 +177,7 @@ def _check_blocks(manager: ProxyManager) -> None:
 async def _in_a_thread(
     function: Callable[[], T], *, certain: bool = False
 ) -> tuple[T, asyncio.CancelledError | None]:
-    """Make a call in a thread; if it is not ``certain``, a cancellation may come before it."""
+    """Make a call in a thread; a cancellation may prevent it unless it is ``certain``."""
     begun = CancelledCall(certain=certain)
 
     def carry_out() -> T:
@@ -185,7 +187,7 @@ async def _in_a_thread(
         call_in_thread.set(begun)
         return function()
 
-    # A future, not the task that asyncio.to_thread would be: a loop that shuts down cancels tasks.
+    # A future, not the task of asyncio.to_thread: a loop that shuts down cancels tasks.
     loop = asyncio.get_running_loop()
     future = loop.run_in_executor(None, copy_context().run, carry_out)
     return await to_the_end(future, begun.cancel)

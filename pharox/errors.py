@@ -1,8 +1,8 @@
-"""What can go wrong, each as a class of its own.
+"""The exceptions of pharox, one class for each thing that can go wrong.
 
 Every error that a caller can cause or must handle is a :class:`PharoxError`.
-An error carries the data it is about as attributes, and where a driver raised
-first, that exception is chained. A class's docstring says what to do next.
+An error carries its data as attributes. If a driver raised first, that exception
+is chained. The docstring of each class says what to do next.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 LONGEST_MESSAGE = 2000
-"""A longer one quotes a value that no person reads: its middle is left out."""
+"""The middle of a longer message is left out: it quotes a value that nobody reads."""
 
 
 class PharoxError(Exception):
@@ -23,7 +23,7 @@ class PharoxError(Exception):
     message:
         One sentence for a person.
     data:
-        What the error is about; each item becomes an attribute.
+        The data of the error; each item becomes an attribute.
     """
 
     def __init__(self, message: str = "", **data: Any) -> None:
@@ -40,7 +40,7 @@ def _shortened(message: str) -> str:
 
 
 def raise_together(errors: Sequence[BaseException], of: str = "several releases failed") -> None:
-    """Raise an error alone, or several as a group; nothing if there is none."""
+    """Raise one error as it is, several as a group; do nothing if there are none."""
     if len(errors) == 1:
         raise errors[0]
     if errors:
@@ -83,7 +83,7 @@ class ConsumerNotFoundError(PharoxError):
 
 
 class InvalidLeaseError(PharoxError, ValueError):
-    """A lease was asked for with parameters that make no sense. Correct the call."""
+    """A lease was requested with invalid parameters. Correct the call."""
 
 
 class InvalidInputError(PharoxError, ValueError):
@@ -91,7 +91,7 @@ class InvalidInputError(PharoxError, ValueError):
 
 
 class ConflictError(PharoxError):
-    """What is to be saved contradicts what is registered, such as two pools of one name."""
+    """The object contradicts what is registered, such as a second pool of the same name."""
 
 
 class SchemaError(PharoxError):
@@ -106,14 +106,14 @@ class EventVersionError(PharoxError):
 
 
 class UndecodableEventError(PharoxError):
-    """The log has an event that is none: something else than pharox wrote it.
+    """The log has a row that is not a valid event: something other than pharox wrote it.
 
-    The error's ``position`` says which, for its owner to look at.
+    ``position`` says which row, so that its owner can look at it.
     """
 
     @classmethod
     def at(cls, position: int, type_: str, why: str) -> UndecodableEventError:
-        """Return the error that names an event and says why it cannot be read."""
+        """Return the error for the event at a position, with the reason why it cannot be read."""
         return cls(
             f"the event at position {position} cannot be read as {type_!r}: {why}",
             position=position,
@@ -128,7 +128,7 @@ class ProjectionError(PharoxError):
 class SecretKeyError(PharoxError):
     """Credentials cannot be encrypted or read without the right key.
 
-    Set ``PHAROX_SECRET_KEY`` to the key that the ledger was filled with.
+    Set ``PHAROX_SECRET_KEY`` to the key that encrypted the ledger's credentials.
     """
 
 
@@ -137,10 +137,10 @@ class DatabaseError(PharoxError):
 
 
 class AnswerTimeoutError(DatabaseError):
-    """No answer came within ``answer_timeout_s``; the server was asked to cancel, and has.
+    """No answer came within ``answer_timeout_s``, and the server cancelled the statement.
 
-    Nothing came of that statement; what the command did before it stays, such as taking back
-    what had run out. Look what holds it up (``pg_stat_activity``), and ask again.
+    The statement had no effect. What the command did before it stays, such as expiring
+    leases. Find out what blocks it (``pg_stat_activity``), and try again.
     """
 
 
@@ -151,22 +151,22 @@ class DatabaseUnavailableError(DatabaseError):
 class ReadOnlyDatabaseError(DatabaseError):
     """The database takes no writes: it is a standby, or set to be read only.
 
-    Reading goes on. To write, connect to the primary: a URL may name several hosts, and
-    ``target_session_attrs=read-write`` takes the one that can be written.
+    Reading works. To write, connect to the primary: a URL may name several hosts, and
+    ``target_session_attrs=read-write`` selects the writable one.
     """
 
 
 class OutcomeUnknownError(DatabaseUnavailableError):
-    """The connection broke before the answer: whether it was committed is not known here.
+    """The connection broke before the answer: the command may or may not be committed.
 
-    ``lease_id`` is the lease that is in doubt, or None if no lease is. Acquire again with
-    ``lease_id=error.lease_id``, and there is one lease however often you do; release again,
-    and it has ended once. What nobody asks for again runs out.
+    ``lease_id`` is the lease in doubt, or None. Both commands can be repeated: acquire again
+    with ``lease_id=error.lease_id`` and at most one lease is granted, release again and it
+    ends once. A lease that nobody asks for again expires.
     """
 
 
 class OutOfResourcesError(PharoxError):
-    """The machine has no files, sockets or memory left for a check; no proxy is to blame.
+    """The machine has no files, sockets or memory left for a check; the proxy is not at fault.
 
     Check fewer at once, or raise the limit (``ulimit -n``).
     """
@@ -177,20 +177,20 @@ class SourceError(PharoxError):
 
 
 class ReportError(PharoxError):
-    """No report can be made of this window, or not in this folder. Choose another."""
+    """The window is empty, or the folder cannot be used for a report. Choose another."""
 
 
 class ArchivedError(PharoxError):
-    """What was asked for is, or begins, in a part of the log that was archived.
+    """The requested events are, or begin, in an archived part of the log.
 
-    Ask for what came after ``last_seq`` or ``last_recorded_at``, or read ``archive`` along:
-    ``--archive FOLDER``, in the library ``WithArchive``.
+    Ask for later events (after ``last_seq`` or ``last_recorded_at``), or read the ``archive``
+    as well: ``--archive FOLDER``, in the library ``WithArchive``.
     """
 
 
 class ArchiveFileError(PharoxError):
-    """An archive cannot be written or read, or is not what the log says. Check its folder."""
+    """An archive cannot be written or read, or differs from the log. Check its folder."""
 
 
 class SubscriptionNotFoundError(PharoxError):
-    """No subscription has this name. It is remembered when a reader of it first runs."""
+    """No subscription has this name. Its first reader registers it."""

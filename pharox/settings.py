@@ -1,4 +1,4 @@
-"""What the environment says, in the variables that begin with ``PHAROX_``."""
+"""Settings from the environment variables that begin with ``PHAROX_``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .errors import InvalidInputError
 
 
 class Settings(BaseSettings):
-    """The settings, read when this is made.
+    """The settings, read from the environment on construction.
 
     ``secret_key`` may hold several Fernet keys, separated by commas or spaces:
-    the first encrypts, all of them decrypt. ``data_dir`` is where the embedded
-    server lives, ``check_url`` the page that sweeps of programs fetch through proxies.
+    the first encrypts, all of them decrypt. ``data_dir`` is the folder of
+    the embedded server, ``check_url`` the page that programs' sweeps fetch through proxies.
     """
 
     model_config = SettingsConfigDict(env_prefix="PHAROX_", env_ignore_empty=True)
@@ -35,13 +35,12 @@ class Settings(BaseSettings):
 def check_url(given: str | None, option: str) -> str:
     """Return the page to fetch through proxies: the given one, else that of PHAROX_CHECK_URL.
 
-    A program has no other one: it would tell a stranger of all its proxies.
+    Programs have no built-in default: it would reveal all their proxies to a stranger.
 
     Raises
     ------
     InvalidInputError
-        If there is none, or the variable has no URL; ``option`` is how it could have
-        been given.
+        If there is none, or the variable is not a URL; the message names ``option``.
     """
     if given:
         return given

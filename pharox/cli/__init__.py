@@ -1,9 +1,9 @@
-"""The command line: what the library does, for people and shell scripts.
+"""The command line: the library for people and shell scripts.
 
-Results go to standard output, everything else to standard error. An error is
-one sentence; the exit status is 0, 1 for a failure, 2 for a command that makes
-no sense, 130 after Ctrl-C, and 143 where SIGTERM is heard as well. With
-``--json`` a result is one JSON object a line.
+Results go to standard output, everything else to standard error. An error is one
+sentence. The exit status is 0 for success, 1 for a failure, 2 for a usage error, 130
+after Ctrl-C, and 143 after SIGTERM in commands that handle it. With ``--json`` a result
+is one JSON object a line.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments:
-        The words after ``pharox``; those of this process if None.
+        The arguments after ``pharox``; those of this process if None.
     """
     try:
         from .app import app  # noqa: PLC0415 - the library may be installed without these
@@ -28,6 +28,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print("pharox: the command line is an extra: pip install 'pharox[cli]'", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:  # while these were imported
+    except KeyboardInterrupt:  # Ctrl-C during the imports
         return 130
     return run(app, sys.argv[1:] if arguments is None else arguments)

@@ -1,4 +1,4 @@
-"""The commands put together, and the options that all of them have."""
+"""Assemble the commands, and define the options that all of them have."""
 
 from __future__ import annotations
 

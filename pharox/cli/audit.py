@@ -1,8 +1,8 @@
 """``pharox audit``: what happened to a lease, a proxy, a consumer or a pool.
 
-A story is told a day at a time, each event with its time, its seq and a
-sentence, and ends with what it adds up to. What was asked for and who did it
-are said where they differ from what was said before.
+A story is printed day by day, each event with its time, its seq and a sentence, and
+ends with totals. The request and the actor are printed only where they differ from
+the previous ones.
 """
 
 from __future__ import annotations
@@ -127,20 +127,20 @@ def _audit(
             )
         if as_json:
             for entry in story.entries:
-                print_json(_facts(entry))
+                print_json(_attributes(entry))
         else:
             for line in _lines(story):
                 print(escape_unprintable(line))
 
 
 def _behind(end: int | datetime) -> int | datetime:
-    """Return the end that a story takes, which a moment is no more part of."""
+    """Return an end as :mod:`pharox.history.audit` takes it: a time is exclusive there."""
     if isinstance(end, int) or end.year == MAXYEAR:
         return end
     return end + timedelta(microseconds=1)
 
 
-def _facts(entry: Entry) -> dict[str, object]:
+def _attributes(entry: Entry) -> dict[str, object]:
     return {
         **entry.event.model_dump(mode="json"),
         "pool": entry.pool,
@@ -173,7 +173,7 @@ def _lines(story: Story) -> Iterator[str]:
 
 
 def _below(description: Described, asked: str, by: str) -> Iterator[str]:
-    """Yield what stands below a sentence, without what was asked and done by as before."""
+    """Yield the lines below a sentence, without an unchanged request or actor."""
     if description.asked and description.asked != asked:
         yield description.asked
     yield from description.details

@@ -1,7 +1,7 @@
-"""``pharox ban`` and ``pharox unban``: a person's word on proxies, which no health check overrules.
+"""``pharox ban`` and ``pharox unban``: set a status that no health check overrides.
 
-All that are named are found before any is changed. A lease on a banned proxy
-goes on; the proxy is just not leased again.
+All named proxies are looked up before any is changed. A lease on a banned proxy
+continues; the proxy is just not leased again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..storage.postgres import PostgresStorage
 
 LISTED = 5
-"""How many proxies of one address are told; a gateway has one for each of its users."""
+"""How many proxies of one address to list; a gateway has one for each of its users."""
 
 Names = Annotated[
     list[str],
@@ -69,7 +69,7 @@ def unban(
 
 
 def proxies_named(storage: PostgresStorage, names: Sequence[str]) -> list[Proxy]:
-    """Return the proxies that are meant, each once."""
+    """Return the proxies with these ids or addresses, each once."""
     return list({proxy.id: proxy for proxy in _each_of(storage, names)}.values())
 
 
@@ -89,7 +89,7 @@ def _each_of(storage: PostgresStorage, names: Sequence[str]) -> Iterator[Proxy]:
 
 
 def _at_address(storage: PostgresStorage, begin: Beginning, address: str) -> list[Proxy]:
-    """Return the proxies that are at an address now; the log knows those that ever were."""
+    """Return the proxies that are at an address now, found through the log."""
     from ..history.addresses import address_of, names, proxies_at, without_login  # noqa: PLC0415
 
     wanted, user = without_login(address), _user_in(address)
@@ -148,7 +148,7 @@ def _held(proxy: Proxy) -> str:
 
 
 def print_proxy(proxy: Proxy, description: str, as_json: bool) -> None:
-    """Print what became of a proxy, or the proxy as JSON."""
+    """Print what happened to a proxy, or the proxy as JSON."""
     if as_json:
         print_json(proxy.model_dump(mode="json", exclude={"credentials"}))
     else:

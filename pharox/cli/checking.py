@@ -1,4 +1,4 @@
-"""What a person typed, as the library's models, or an error that says what is wrong with it."""
+"""Convert command line input to the library's models, with readable errors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def checked_credentials(**fields: Any) -> ProxyCredentials:
 def checked_filters(**fields: Sequence[Any] | None) -> ProxyFilters | None:
     """Return the filters that the options describe, or None if none is given.
 
-    Of several values for one option any will do.
+    Several values of one option are alternatives.
     """
     single = {name: values[0] for name, values in fields.items() if values and len(values) == 1}
     choices = [
@@ -59,12 +59,12 @@ def checked_filters(**fields: Sequence[Any] | None) -> ProxyFilters | None:
 
 
 def checked_options(**fields: Any) -> HealthCheckOptions:
-    """Return how to probe, as the options describe it."""
+    """Return the options of health checks that the options describe."""
     return _checked(HealthCheckOptions, fields)
 
 
 def limit_of(text: str) -> int | None:
-    """Return how many leases a proxy may have at once; None for any number.
+    """Parse how many leases a proxy may have at once; None for any number.
 
     Raises
     ------
@@ -82,12 +82,12 @@ def limit_of(text: str) -> int | None:
 
 
 def length_of(text: str) -> timedelta:
-    """Return the length of time that a text such as ``60s`` or ``5m`` is.
+    """Parse a length of time such as ``60s`` or ``5m``.
 
     Raises
     ------
     InvalidInputError
-        If it is none, or longer than a hundred years.
+        If it is not valid, or longer than a hundred years.
     """
     try:
         length = _span(text.strip())
@@ -101,25 +101,25 @@ def length_of(text: str) -> timedelta:
 
 
 def moment_before(text: str, now: datetime) -> datetime:
-    """Return the moment that a text names.
+    """Parse a moment.
 
     Parameters
     ----------
     text:
-        ISO 8601 with a time zone, how long before now, such as ``30d`` or ``12h``, or ``now``.
+        ISO 8601 with a time zone, a span before now such as ``30d`` or ``12h``, or ``now``.
     now:
-        What a span counts from.
+        The moment that spans count back from.
 
     Raises
     ------
     InvalidInputError
-        If it is none of these, or lies outside of the calendar.
+        If it is none of these, or outside of the calendar.
     """
     return _moment(text.strip(), now, _FORMS)
 
 
 def start_of(text: str, now: datetime) -> int | datetime:
-    """Return the seq that a text of nothing but digits is, or the moment at which it begins.
+    """Parse a start: a seq if the text has only digits, else the first moment it names.
 
     Parameters and errors are those of :func:`moment_before`.
     """
@@ -128,11 +128,11 @@ def start_of(text: str, now: datetime) -> int | datetime:
 
 
 def end_of(text: str, now: datetime) -> int | datetime:
-    """Return the seq that a text is, or the last moment of what it names.
+    """Parse an end: a seq if the text has only digits, else the last moment it names.
 
-    Times are shown to the millisecond, cut off: what is shown as ``12:00:00.123``
-    was over at the end of that millisecond. So a time that is given to a part of
-    a second, or to a second, is the whole of it, as far as it is past.
+    Times are shown truncated to the millisecond: an event shown at ``12:00:00.123``
+    may be as late as the end of that millisecond. So a time that is given to the second
+    or finer includes all of that unit, up to now.
     """
     start = start_of(text, now)
     seconds = _SECONDS.search(text)

@@ -1,4 +1,4 @@
-"""``pharox db``: the schema that the ledger is in."""
+"""``pharox db``: manage the ledger's schema and the rights on it."""
 
 from __future__ import annotations
 

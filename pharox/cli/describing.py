@@ -1,7 +1,7 @@
-"""An event as a sentence in a story: for a tired person, who asks what happened.
+"""Describe an event as a sentence of a story.
 
-A :class:`Told` has the sentence and what belongs below it: what was asked for,
-what to look at next, who did it. All facts of an event are in its JSON.
+A :class:`Described` has the sentence and the lines below it: the request, what to look
+at next, who did it. All fields of an event are in its JSON.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ _SHORT_S = 60
 
 
 class Described(NamedTuple):
-    """A sentence, and what belongs to it: lines, of which ``asked`` and ``by`` may be empty.
+    """A sentence and the lines that belong to it; ``asked`` and ``by`` may be empty.
 
-    ``asked`` is what was asked for, and ``by`` says who did it and as part of
-    which job; events in a row often share them.
+    ``asked`` is the request, and ``by`` says who did it and as part of which job;
+    consecutive events often share them.
     """
 
     sentence: str
@@ -75,9 +75,9 @@ def describe(
     pool:
         The name of its pool.
     address:
-        Where its proxy was to be reached.
+        The address of its proxy.
     pool_had:
-        How the pool stood, for an acquisition that found nothing.
+        The pool's statistics, for a miss.
     """
     proxy = address or (str(event.proxy_id) if event.proxy_id else "")
     sentence = _sentence(event, _quoted(pool or ""), proxy)
@@ -105,7 +105,7 @@ def counted(number: int, one: str, many: str) -> str:
 
 
 def lasting(seconds: float) -> str:
-    """Return how long something took in words, in its two largest units."""
+    """Return a length of time in words, in its two largest units."""
     if round(seconds, 3) < _SHORT_S:
         return f"{f'{seconds:.3f}'.rstrip('0').rstrip('.')} s"
     whole = round(seconds)
@@ -220,7 +220,7 @@ def _checked(event: HealthChecked) -> str:
 
 
 def _found(event: ProxiesChecked) -> str:
-    """Return how many checks found what, most first."""
+    """Return the results of checks with their numbers, the most frequent first."""
     found = Counter(event.groups[number].status.value for number in event.group)
     return ", ".join(f"{number} {status}" for status, number in found.most_common())
 
@@ -248,12 +248,12 @@ def _description(event: Event) -> Iterator[tuple[str, Any]]:
 
 
 def _row(attributes: Iterable[tuple[str, Any]]) -> str:
-    """Return facts in a line, without those that there are not."""
+    """Return attributes in one line, without missing ones."""
     return ", ".join(f"{name} {value}" for name, value in attributes if value is not None)
 
 
 def in_words(filters: dict[str, Any]) -> str:
-    """Return recorded filters as a person would say them."""
+    """Return recorded filters in words."""
     parts = [
         f"{name} {_quoted(str(value))}"
         for name, value in filters.items()
@@ -281,7 +281,7 @@ def _ids(event: Event) -> Iterator[tuple[str, Any]]:
 
 
 def _quoted(name: str) -> str:
-    """Return a name, in quotes where it could be taken for something else."""
+    """Return a name, quoted where it could be mistaken for something else."""
     return name if name and not set(name) & set(" \"',;:()") else repr(name)
 
 

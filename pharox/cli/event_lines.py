@@ -1,7 +1,7 @@
-"""An event as one line for a person: when, what, about whom, and the facts that matter.
+"""Format an event as one line: when, what, its subject, and the attributes that matter.
 
 Words are ``name=value``, quoted where they have spaces, so lines can be searched
-and cut. All the facts of an event are in its JSON.
+and cut. All fields of an event are in its JSON.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _PLAIN = re.compile(r"[^\s\"=]+")
 
 
 class PoolNames:
-    """The names of pools by id, as far as the ledger or the events seen tell them."""
+    """The names of pools by id, from the ledger and from the events seen so far."""
 
     def __init__(self, pools: Iterable[ProxyPool]) -> None:
         self._names = {pool.id: pool.name for pool in pools}
@@ -63,13 +63,13 @@ class PoolNames:
 
 
 def line_of(event: Event, pool: str) -> str:
-    """Return the line that tells an event of the pool of this name."""
+    """Return the line of an event in the pool of this name."""
     words: list[tuple[str, Any]] = [
         ("pool", pool),
         ("proxy", event.proxy_id),
         ("consumer", event.consumer),
         ("lease", event.lease_id),
-        *_facts(event),
+        *_attributes(event),
         ("job", event.correlation_id),
     ]
     description = [
@@ -78,7 +78,7 @@ def line_of(event: Event, pool: str) -> str:
     return " ".join((str(event.seq), in_utc(event.recorded_at), event.type, *description))
 
 
-def _facts(event: Event) -> Iterator[tuple[str, Any]]:
+def _attributes(event: Event) -> Iterator[tuple[str, Any]]:
     if isinstance(event, ProxyRegistered | ProxyChanged):
         yield "address", url_of(event.protocol, event.host, event.port)
     before, after = getattr(event, "before", None), getattr(event, "after", None)

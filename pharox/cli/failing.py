@@ -1,6 +1,6 @@
-"""From whatever ends a command to one sentence and an exit status.
+"""Translate the exception that ends a command into one sentence and an exit status.
 
-What is named here is expected. Anything else is a bug of ours, and shows its
+The exceptions named here are expected. Any other one is a bug in pharox and shows its
 traceback.
 """
 
@@ -21,15 +21,17 @@ from .showing import say
 
 FAILURE, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
-# The storage logs what a command tells in a sentence of its own.
+# Commands print a sentence of their own for what the storage logs.
 logging.getLogger("pharox").addHandler(logging.NullHandler())
 
 
 def run(app: typer.Typer, arguments: Sequence[str], program: str = "pharox") -> int:
-    """Run the app, which goes by this name, with these arguments and return the exit status."""
+    """Run the app under a program name with these arguments, and return the exit status."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # for terminals that lack a letter
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # for terminals that cannot show a character
     if sys.stdout is None:
         say("standard output is closed")
         return FAILURE
@@ -39,7 +41,7 @@ def run(app: typer.Typer, arguments: Sequence[str], program: str = "pharox") -> 
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
-    except (BrokenPipeError, SystemExit):  # The second is what typer makes of the first.
+    except (BrokenPipeError, SystemExit):  # typer turns BrokenPipeError into SystemExit
         _drop_output()
         return BROKEN_PIPE
     except Exception as error:
@@ -54,7 +56,7 @@ def run(app: typer.Typer, arguments: Sequence[str], program: str = "pharox") -> 
 
 
 def _sentence(error: Exception) -> tuple[str, int] | None:
-    """Return what to say of an error and the exit status, or None for one that is our fault."""
+    """Return the sentence and the exit status of an error, or None for a bug of ours."""
     match error:
         case typer.TyperException():
             return _of_usage(error), error.exit_code
@@ -73,20 +75,20 @@ def _sentence(error: Exception) -> tuple[str, int] | None:
 def _of_usage(error: typer.TyperException) -> str:
     message = error.format_message().replace("Value error, ", "").rstrip(".")
     context = getattr(error, "ctx", None)
-    if context is None or message.endswith("?"):  # It has said what may be meant.
+    if context is None or message.endswith("?"):  # it already suggests a correction
         return message
     return f"{message}; see `{context.command_path} --help`"
 
 
 def _is_of_driver(error: Exception) -> bool:
-    """Tell whether a database driver raised this, without importing one."""
+    """Return whether a database driver raised this, without importing one."""
     packages = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
     return not packages.isdisjoint({"psycopg", "sqlalchemy"})
 
 
 def _drop_output() -> None:
-    """Send what is still to be written nowhere: nobody reads it, and Python would complain."""
+    """Discard buffered output: nobody reads it, and Python would complain at exit."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):  # such as an output that is no file
+    except (OSError, ValueError):  # such as an output without a file descriptor
         return

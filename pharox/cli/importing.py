@@ -1,9 +1,9 @@
-"""``pharox import``: a list of proxies into a pool.
+"""``pharox import``: import a list of proxies into a pool.
 
-One transaction a batch, so what was imported before something went wrong
-stays; importing the same list again changes nothing. Batches and the listing
-of bad entries are bounded, whatever the length of the list. What a list has no more is
-removed only after all of it was read without an error.
+Each batch is one transaction, so proxies imported before an error stay. Importing the
+same list again changes nothing. Batches and the listing of bad entries are bounded,
+whatever the length of the list. Proxies that the list no longer has are removed only
+after all of it was read without an error.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 BATCH = 1000
 LISTED = 50
-"""How many bad entries are told one by one."""
+"""How many bad entries to list one by one."""
 
 
 @dataclass
 class Tally:
-    """What has come of a source so far."""
+    """The result of an import so far."""
 
     good: int = 0
     bad: int = 0
@@ -51,11 +51,11 @@ class Tally:
 
     @property
     def is_clean(self) -> bool:
-        """Whether the source was read to its end, and all of it."""
+        """Whether the source was read to its end without a bad entry."""
         return self.failure is None and not self.bad
 
     def describe(self, report: ImportReport, max_concurrency: int | None) -> None:
-        """Print it all: bad and changed entries as remarks, the sums as the result."""
+        """Print bad and changed entries as remarks, and the totals as the result."""
         _remark([str(entry) for entry in self.listed], self.bad)
         if report.changed:
             _remark([_of_change(change) for change in report.changes], report.changed)
@@ -177,7 +177,7 @@ def import_source(
 
 
 def _removable(max_removed: str | None, *, sync: bool) -> MaxRemoved | None:
-    """Return how many proxies may be removed; None if the import removes none at all."""
+    """Return how many proxies may be removed; None if the import removes none."""
     from ..storage.list_import import HALF, MaxRemoved  # noqa: PLC0415 - it imports SQLAlchemy
 
     if not sync:
@@ -225,7 +225,7 @@ def _leases(limit: int | None) -> str:
 
 
 def _remark(lines: list[str], of: int) -> None:
-    """Print some lines of several, and how many more there are."""
+    """Print the first lines, and how many more there are."""
     for line in lines:
         print(escape_unprintable(line), file=sys.stderr)
     if of > len(lines):
@@ -233,7 +233,7 @@ def _remark(lines: list[str], of: int) -> None:
 
 
 def _batches(entries: Iterable[Entry | BadEntry], tally: Tally) -> Iterator[list[Proxy]]:
-    """Yield the proxies in batches; a source that fails midway is noted, as a bad entry is."""
+    """Yield the proxies in batches; note bad entries, and a source that fails midway."""
     batch: list[Proxy] = []
     try:
         for entry in entries:
@@ -259,7 +259,7 @@ def _describe(chunks: Iterable[bytes], advance: Callable[[int], None]) -> Iterat
 
 @contextmanager
 def _progress(size_bytes: int | None) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on a terminal, and nothing elsewhere; yields what moves it on."""
+    """Show a progress bar on a terminal only; yield the function that advances it."""
     if not sys.stderr.isatty():
         yield lambda _: None
         return

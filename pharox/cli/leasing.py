@@ -4,8 +4,8 @@
     curl --proxy "$url" https://example.org/
     pharox release "$lease"
 
-A lease that cannot be told to the caller is given back, as nobody would know its id.
-Under an id of the caller's it stays, for the next attempt to be told of.
+A lease that cannot be printed is given back, as nobody would know its id. With an id
+of the caller's it is kept, and the next attempt prints it.
 """
 
 from __future__ import annotations

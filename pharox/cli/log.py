@@ -1,4 +1,4 @@
-"""``pharox log``: the events, in the order in which they were appended."""
+"""``pharox log``: print the events in the order in which they were appended."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def log(
             _check_pool(storage, pool)
         names = PoolNames(pools)
         events = storage.follow(after) if follow else storage.events(after=after or 0)
-        # A generator that is left halfway keeps its connection until it is closed.
+        # An unfinished generator keeps its connection until it is closed.
         with closing(cast("Generator[Event]", events)):
             found = ((names.of(event), event) for event in events)
             chosen = (
@@ -70,7 +70,7 @@ def log(
 
 
 def _check_pool(storage: PostgresStorage, pool: str) -> None:
-    """Raise an error for a pool that never was and that nobody asked for."""
+    """Raise an error for a pool that never existed and was never requested."""
     from ..history.pool_names import find_pool  # noqa: PLC0415 - SQLAlchemy takes a while to import
 
     try:
@@ -81,7 +81,7 @@ def _check_pool(storage: PostgresStorage, pool: str) -> None:
 
 
 def _known_types(types: Sequence[str]) -> frozenset[str]:
-    """Return the types of event that were asked for, if there are such."""
+    """Return the requested event types, or raise an error for an unknown one."""
     known = {event.model_fields["type"].default for event in get_args(get_args(Event)[0])}
     for name in types:
         if name not in known:

@@ -1,4 +1,4 @@
-"""``pharox metrics``: what the whole fleet does, for Prometheus, and files to look at it with."""
+"""``pharox metrics``: serve metrics of the whole fleet, and write dashboard and alert files."""
 
 from __future__ import annotations
 

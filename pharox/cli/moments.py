@@ -1,4 +1,4 @@
-"""A pool as it was at a moment, and what differs between two, as lines for a person."""
+"""Print a pool as it was at a moment, and the difference between two moments."""
 
 from __future__ import annotations
 
@@ -70,17 +70,17 @@ def _differences(found: Difference, addresses: dict[Any, str]) -> Iterator[str]:
     for proxy in found.removed:
         yield f"  - {proxy.address} ({proxy.proxy.id}) {proxy.availability.status}"
     for change in found.changed:
-        yield f"  ~ {change.address} ({change.id}) {_facts(change)}"
+        yield f"  ~ {change.address} ({change.id}) {_changes_of(change)}"
     for lease in found.begun:
         yield f"  + lease {lease.id}: {lease.consumer_name} on {addresses[lease.proxy_id]}"
     for lease in found.ended:
         yield f"  - lease {lease.id}: {lease.consumer_name} on {addresses[lease.proxy_id]}"
 
 
-def _facts(change: ProxyChange) -> str:
-    """Return what changed of a proxy; that it was checked again only if that is all."""
+def _changes_of(change: ProxyChange) -> str:
+    """Return the changed attributes of a proxy; times of checks only if nothing else changed."""
     describing = {
-        name: fact for name, fact in change.attributes.items() if not name.endswith("_at")
+        name: pair for name, pair in change.attributes.items() if not name.endswith("_at")
     }
     return ", ".join(
         f"{name.replace('_', ' ')} {_value(was)} -> {_value(becomes)}"

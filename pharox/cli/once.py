@@ -1,7 +1,7 @@
-"""An option that takes one value is given once.
+"""Refuse an option that takes one value and is given twice.
 
-Of two values the parser would take the last and say nothing of the first, such as
-half of the countries that somebody asked for.
+The parser would take the last value and silently drop the first, such as half of the
+requested countries.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ class OnceCommand(TyperCommand):
     """A command that refuses two values for one option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse what was given, after a look for what was given twice."""
+        """Check for repeated options, then parse."""
         _check_once(self, ctx, args)
         return super().parse_args(ctx, args)
 
 
 class OnceGroup(TyperGroup):
-    """A group that does the same for the options before its command."""
+    """A group that refuses two values for one of its own options."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse what was given, after a look for what was given twice."""
+        """Check for repeated options, then parse."""
         _check_once(self, ctx, args)
         return super().parse_args(ctx, args)
 
 
 class Commands(typer.Typer):
-    """An app all of whose commands and groups are such ones."""
+    """An app whose commands and groups all refuse repeated options."""
 
     def __init__(self, cls: type[OnceGroup] = OnceGroup, **options: Any) -> None:
         super().__init__(cls=cls, **options)
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[F], F]:
-        """Return what registers a function as such a command."""
+        """Return a decorator that registers a function as such a command."""
         return super().command(name, cls=OnceCommand, **options)
 
 
 def _check_once(command: Any, ctx: Any, args: list[str]) -> None:
     if not args or ctx.resilient_parsing:
         return
-    # A parser of its own, as the one that counts takes its arguments away.
+    # A separate parser, as parsing consumes the arguments.
     _, _, order = command.make_parser(ctx).parse_args(list(args))
     for option, times in Counter(order).items():
         is_single = isinstance(option, TyperOption) and not (option.multiple or option.is_flag)

@@ -1,6 +1,6 @@
 """``pharox proxies``: list a pool's proxies, change some, or remove them.
 
-All that are named are found before any is changed.
+All named proxies are looked up before any is changed.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ Force = Annotated[
 Text = Annotated[str | None, typer.Option(metavar="TEXT", help="Its new value; '' for none.")]
 
 
-class _ListUnlessTold(OnceGroup):
-    """A group whose first word may also be what its command ``list`` takes."""
+class _ListByDefault(OnceGroup):
+    """A group that runs its command ``list`` if the first word is not a command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put ``list`` before a word that is no command."""
+        """Insert ``list`` before a word that is not a command."""
         if args and args[0] not in (*self.commands, *ctx.help_option_names):
             args = ["list", *args]
         return super().parse_args(ctx, args)
 
 
 app = Commands(
-    cls=_ListUnlessTold,
+    cls=_ListByDefault,
     help="List a pool's proxies, change some, or remove them.",
     no_args_is_help=True,
 )
@@ -152,7 +152,7 @@ def remove_proxies(
         for proxy in found:
             if force:
                 storage.delete_proxy(str(proxy.id))
-            elif not storage.remove_idle(proxy.pool_id, [proxy.id]):  # Leased in between.
+            elif not storage.remove_idle(proxy.pool_id, [proxy.id]):  # It was leased in between.
                 _check_idle([proxy], "it was left")
             print_proxy(proxy, "is removed", as_json)
 
@@ -176,7 +176,7 @@ def _credentials(user: str | None, password_file: Path | None) -> dict[str, Any]
     if user is None:
         raise InvalidInputError("--password-file needs --user")
     if password_file is None:
-        return {"user": user}  # whose password stays
+        return {"user": user}  # the password stays
     password = _first_line(password_file)
     return {"credentials": checked_credentials(user=user, password=password)}
 
@@ -191,7 +191,7 @@ def _first_line(path: Path) -> str:
 
 
 def _change(storage: PostgresStorage, proxy: Proxy, changes: dict[str, Any]) -> None:
-    """Change a proxy; its credentials are read only if they are to stay."""
+    """Change a proxy; read its credentials only if they are kept."""
     stays = "credentials" not in changes
     current = _known(storage, proxy, with_credentials=stays)
     own = {name: value for name, value in changes.items() if name != "user"}

@@ -1,4 +1,4 @@
-"""``pharox replay``: a pool as it was, its changes played, or what differs between two moments."""
+"""``pharox replay``: show a pool as it was, play its changes, or compare two moments."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _play(steps: Iterable[Step], speed: float | None, as_json: bool) -> None:
         steps = paced(steps, speed)
     if as_json:
         for step in steps:
-            print_json(_facts(step))
+            print_json(_attributes(step))
     else:
         for line in _lines(steps):
             print(escape_unprintable(line), flush=True)
@@ -133,7 +133,7 @@ def _lines(steps: Iterable[Step]) -> Iterator[str]:
         yield "nothing happened then"
 
 
-def _facts(step: Step) -> dict[str, Any]:
+def _attributes(step: Step) -> dict[str, Any]:
     return {
         **step.event.model_dump(mode="json"),
         "pool": step.pool,
@@ -149,7 +149,7 @@ def paced(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Step]:
-    """Yield steps when they are due: as far apart as they were recorded, so many times faster."""
+    """Yield steps at their recorded intervals, so many times faster."""
     started, first = clock(), None
     for step in steps:
         first = first or step.event.recorded_at

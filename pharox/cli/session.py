@@ -1,4 +1,4 @@
-"""The ledger that a command works on, as the global options name it."""
+"""Open the ledger that the global options name."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Archive = Annotated[
         "--archive", metavar="FOLDER", help="Read archived events from there; may be repeated."
     ),
 ]
-"""The option that every command about the past has."""
+"""The option ``--archive`` of every command about the past."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Which database, and which schema in it."""
+    """A database, and a schema in it."""
 
     url: str | None
     schema: str
@@ -46,7 +46,7 @@ def ledger(context: typer.Context) -> Iterator[PostgresStorage]:
 
 @contextmanager
 def past(context: typer.Context, archive: list[Path] | None) -> Iterator[SealedLog]:
-    """Open what a question about the past reads: the ledger, with its archive if that is given."""
+    """Open the ledger for queries about the past, with its archive if one is given."""
     with ledger(context) as storage:
         if archive:
             from ..ledger.archive.reading import WithArchive  # noqa: PLC0415 - it needs an extra

@@ -1,8 +1,8 @@
-"""Print text, tables and JSON, to a person's terminal or into a pipe.
+"""Print text, tables and JSON, to a terminal or into a pipe.
 
-Names and hosts come from elsewhere, so a terminal must not obey them: what
-does not print is escaped. No line is cut or wrapped; a narrow terminal wraps
-by itself, and a pipe gets each row whole.
+Names and hosts are untrusted, so unprintable characters are escaped: a terminal must
+not interpret them. No line is cut or wrapped; a narrow terminal wraps by itself, and a
+pipe gets whole rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a li
 """The option that every command with a result for scripts has."""
 
 PAGE = 1000
-"""How many rows of a table are looked at to find how wide its columns are."""
+"""How many rows of a table determine the widths of its columns."""
 
 
 def in_utc(moment: datetime) -> str:
@@ -32,7 +32,7 @@ def in_utc(moment: datetime) -> str:
 
 
 def say(sentence: str) -> None:
-    """Tell a person something that is no result."""
+    """Print a message to standard error."""
     print(f"pharox: {escape_unprintable(' '.join(sentence.split()))}", file=sys.stderr)
 
 
@@ -44,7 +44,7 @@ def print_json(attributes: BaseModel | dict[str, Any], *, flush: bool = True) ->
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows under their columns' names, as they come."""
+    """Print rows below a header, as they come."""
     lines = table_lines(columns, rows)
     header = next(lines)
     if sys.stdout.isatty():
@@ -60,7 +60,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
 
 
 def table_lines(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
-    """Yield a table's lines, the header first; numbers stand to the right."""
+    """Yield a table's lines, the header first; numbers are right-aligned."""
     rows = iter(rows)
     page = list(islice(rows, PAGE))
     texts = [[_cell(value) for value in row] for row in page]
@@ -83,7 +83,7 @@ def table_lines(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Ite
 
 
 def _width(text: str) -> int:
-    """Return how many columns of a terminal a text takes."""
+    """Return how many terminal columns a text takes."""
     if text.isascii():
         return len(text)
     from rich.cells import cell_len  # noqa: PLC0415 - only where letters may be wide

@@ -1,4 +1,4 @@
-"""``pharox stats``: every pool in numbers, once or again and again."""
+"""``pharox stats``: print the statistics of every pool, once or repeatedly."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def stats(
     ] = 1.0,
 ) -> None:
     """Show every pool in numbers."""
-    check_pause(every, "--every")  # typer's minimum lets NaN pass
+    check_pause(every, "--every")  # typer's minimum accepts NaN
     with ledger(context) as storage:
         if watch and not as_json and sys.stdout.isatty():
             from rich.live import Live  # noqa: PLC0415 - only where it can redraw

@@ -1,6 +1,6 @@
-"""``pharox subscriptions``: who follows the log, how far they are, and what is parked.
+"""``pharox subscriptions``: list subscriptions, their lag and their parked events.
 
-What is asked of a subscription its reader does, so the answer says whether
+A request to a subscription is carried out by its reader, so the output says whether
 there is one.
 """
 
@@ -26,7 +26,7 @@ app = Commands()
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The subscription's name.")]
 
 ERROR_WIDTH = 60
-"""How much of an error stands in a table."""
+"""How much of an error a table shows."""
 
 
 @app.callback(invoke_without_command=True)

@@ -1,4 +1,4 @@
-"""A sweep while it goes on, and what it came to: for a person, or as JSON."""
+"""Print the progress and the result of a sweep, as text or JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .sweep_run import Swept
 
 LISTED = 10
-"""How many countries and the like have a row of their own."""
+"""How many values of a dimension, such as countries, have a row of their own."""
 
 LABEL_WIDTH = 36
 """How much of a label a table has room for, beside its numbers, on 80 columns."""
@@ -29,9 +29,9 @@ _ORDER = (ProxyStatus.ACTIVE, ProxyStatus.SLOW, ProxyStatus.INACTIVE, ProxyStatu
 
 
 def print_swept(swept: Swept, *, dated: bool, as_json: bool) -> None:
-    """Print what a sweep came to; ``dated`` says when it began, as for one of many."""
+    """Print the result of a sweep; with ``dated`` also when it began."""
     if as_json:
-        print_json(_facts(swept))
+        print_json(_attributes(swept))
     elif swept.summary.checked:
         if dated:
             print(f"\n{in_utc(swept.started_at)}")
@@ -49,7 +49,7 @@ def print_swept(swept: Swept, *, dated: bool, as_json: bool) -> None:
 
 @contextmanager
 def progress(total: int | None) -> Iterator[Callable[[], None]]:
-    """Show a progress bar on a terminal, and nothing elsewhere; yields what moves it on by one."""
+    """Show a progress bar on a terminal only; yield the function that advances it by one."""
     from rich.console import Console  # noqa: PLC0415 - only where there is something to show
     from rich.progress import (  # noqa: PLC0415
         BarColumn,
@@ -96,7 +96,7 @@ def _print_groups(summary: SweepSummary) -> None:
 def _most(
     groups: dict[str | None, Counter[ProxyStatus]],
 ) -> Iterator[tuple[str | None, Counter[ProxyStatus]]]:
-    """Yield the most frequent groups with their labels, then the others as one."""
+    """Yield the most frequent groups with their labels, then all others as one group."""
     ranked = sorted(groups.items(), key=lambda group: (-group[1].total(), group[0] or ""))
     for value, found in ranked[:LISTED]:
         yield None if value is None else _label(value), found
@@ -111,7 +111,7 @@ def _label(value: str) -> str:
     return text.plain
 
 
-def _facts(swept: Swept) -> dict[str, object]:
+def _attributes(swept: Swept) -> dict[str, object]:
     summary = swept.summary
     return {
         "pool": swept.pool,

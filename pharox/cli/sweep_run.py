@@ -1,8 +1,8 @@
-"""One sweep after another, until a signal.
+"""Run one sweep after another until a signal.
 
-The first SIGINT or SIGTERM ends the stream of checks: those under way are
-cancelled, and what had been found before is recorded and counted as ever. A
-later one does what it does to any program.
+The first SIGINT or SIGTERM ends the stream of checks: running checks are cancelled,
+and results found before are recorded and counted as usual. A later signal has its
+default effect.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ T = TypeVar("T")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ECHO_S = 0.25
-"""Signals so close together are one: many a parent passes on what the terminal sent to both."""
+"""Signals within this time count as one: parents often forward what the terminal sent to both."""
 
 Progress = Callable[[int | None], AbstractContextManager[Callable[[], None]]]
-"""Shows how a sweep of about so many checks goes on; yields what to call after each."""
+"""Shows the progress of about so many checks; yields the function to call after each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Swept:
-    """What a sweep came to; ``interrupted`` if a signal ended it."""
+    """The result of a sweep; ``interrupted`` if a signal ended it."""
 
     pool: str | None
     started_at: datetime = field(default_factory=utc_now)
@@ -73,12 +73,12 @@ class Swept:
 
 
 def trusting(authorities: Path) -> ssl.SSLContext:
-    """Return a context for TLS that trusts the certificates in a file beside the usual ones.
+    """Return an SSL context that trusts the certificates in a file besides the default ones.
 
     Raises
     ------
     InvalidInputError
-        If there are none in it.
+        If the file has none.
     """
     context = httpx.create_ssl_context()
     try:
@@ -95,20 +95,20 @@ async def sweep_until_stopped(
     progress: Progress,
     report: Callable[[Swept], None],
 ) -> int | None:
-    """Sweep once, or at intervals until a signal; return its number, or None.
+    """Sweep once, or at intervals until a signal; return the signal's number, or None.
 
     Parameters
     ----------
     every:
-        From the start of one sweep to that of the next, which begins at once if
-        one took longer. None sweeps once.
+        The interval between the starts of two sweeps; the next one begins at once if
+        a sweep took longer. None sweeps once.
     report:
-        Called with each sweep that came to its end.
+        Called with the result of each sweep.
 
     Raises
     ------
     DatabaseUnavailableError
-        If there is but one sweep; of several each is tried.
+        If there is only one sweep; repeated sweeps try again.
     """
     async with Stop() as stop:
         checker = _StoppableChecker(stop, plan)
@@ -129,11 +129,11 @@ async def sweep_until_stopped(
 
 
 class Stop:
-    """Whether the program was asked to end, and by which signal; listens for a block."""
+    """Whether a signal requested the program to end; handles signals during a block."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._asked = asyncio.Event()
+        self._requested = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
@@ -148,7 +148,7 @@ class Stop:
 
     def _ask(self, number: int) -> None:
         self.signal = self.signal or number
-        self._asked.set()
+        self._requested.set()
         asyncio.get_running_loop().call_later(_ECHO_S, self._let_go)
 
     def _let_go(self) -> None:
@@ -157,28 +157,28 @@ class Stop:
             loop.remove_signal_handler(number)
 
     async def within(self, seconds: float) -> bool:
-        """Wait for so many seconds at most, and tell whether the end was asked for."""
+        """Wait for at most so many seconds, and return whether the end was requested."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._asked.wait()
-        return self._asked.is_set()
+                await self._requested.wait()
+        return self._requested.is_set()
 
     async def cutting(self, chunks: AsyncGenerator[list[T], None]) -> AsyncGenerator[list[T], None]:
-        """Yield what ``chunks`` yields until the end is asked for, then close it."""
-        asked = asyncio.create_task(self._asked.wait())
+        """Yield from ``chunks`` until the end is requested, then close it."""
+        requested = asyncio.create_task(self._requested.wait())
         try:
             async with aclosing(chunks):
-                while not self._asked.is_set() and (chunk := await _unless(asked, chunks)):
+                while not self._requested.is_set() and (chunk := await _unless(requested, chunks)):
                     yield chunk
         finally:
-            asked.cancel()
+            requested.cancel()
 
 
-async def _unless(asked: asyncio.Task[bool], chunks: AsyncGenerator[list[T], None]) -> list[T]:
-    """Return the next chunk; none if there is no more, or if ``asked`` is done first."""
+async def _unless(requested: asyncio.Task[bool], chunks: AsyncGenerator[list[T], None]) -> list[T]:
+    """Return the next chunk; an empty one at the end, or if ``requested`` is done first."""
     chunk = asyncio.ensure_future(anext(chunks, []))
     try:
-        await asyncio.wait({chunk, asked}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({chunk, requested}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         chunk.cancel()
         await asyncio.wait({chunk})
@@ -186,7 +186,7 @@ async def _unless(asked: asyncio.Task[bool], chunks: AsyncGenerator[list[T], Non
 
 
 class _StoppableChecker(HealthChecker):
-    """A checker whose streams end when the program is asked to."""
+    """A checker whose streams end when the end of the program is requested."""
 
     def __init__(self, stop: Stop, plan: Plan) -> None:
         super().__init__(plan.options, ssl_context=plan.ssl_context)
@@ -229,7 +229,7 @@ async def _sweep(
 
 
 def _expected(storage: PostgresStorage, plan: Plan) -> int | None:
-    """Return about how many proxies there are to check, if that is simple to tell."""
+    """Return roughly how many proxies to check, if that is easy to know."""
     if plan.stale_after is not None or plan.statuses is not None:
         return None
     stats = storage.list_pool_stats()

@@ -1,7 +1,7 @@
-"""``pharox sweep``: check the proxies that are due, once or again and again, and record it.
+"""``pharox sweep``: check the proxies that are due, once or repeatedly, and record the results.
 
-A signal stops the checks, not the recording of what they have found: what is
-in the log is in the summary.
+A signal stops the checks, not the recording of their results: the summary has everything
+that is in the log.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .showing import AsJson
 _OPTIONS, _POLICY = HealthCheckOptions(), HealthPolicy()
 _SHORTEST = timedelta(seconds=1)
 _OTHER_FILES = 100
-"""How many files are open beside those of the checks: modules, connections, the terminal."""
+"""How many other files are open: modules, connections, the terminal."""
 
 
 _Pool = Annotated[
@@ -169,7 +169,7 @@ def sweep(
 
 
 def _headers(texts: Sequence[str]) -> dict[str, str]:
-    """Return headers by their names; a text without a colon is a name, for any value."""
+    """Parse headers; a text without a colon is a name that may have any value."""
     headers: dict[str, str] = {}
     for text in texts:
         name, _, value = text.partition(":")
@@ -181,9 +181,10 @@ def _headers(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _make_room_for(checks: int) -> None:
-    """Allow as many open files as so many checks need; one that gets none would blame its proxy.
+    """Raise the limit of open files for so many checks.
 
-    A check has two for a moment: a name may have two addresses, which are tried at once.
+    A check that gets no file would blame its proxy. It briefly has two sockets: a name may
+    have two addresses, which are tried at once.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * checks + _OTHER_FILES

@@ -1,4 +1,4 @@
-"""``pharox verify`` and ``pharox rebuild``: hold read models against the log; make them anew."""
+"""``pharox verify`` and ``pharox rebuild``: compare read models with the log; rebuild them."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def rebuild(
 def rebuild_in(
     storage: PostgresStorage, names: Sequence[str], *, force: bool = False, as_json: bool = False
 ) -> None:
-    """Rebuild read models of a ledger, and print how the old ones differed and what it took."""
+    """Rebuild read models of a ledger, and print the differences found and the time taken."""
     from ..ledger.rebuild import rebuild as rebuild_read_models  # noqa: PLC0415 - takes a while
 
     with _bar() as progress:
@@ -106,7 +106,7 @@ def _print(findings: Sequence[Finding], *, as_json: bool) -> None:
 
 @contextmanager
 def _bar() -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on a terminal; yields what to call with the seq reached and the last."""
+    """Show a progress bar on a terminal; yield its update function (seq reached, last seq)."""
     from rich.console import Console  # noqa: PLC0415 - only where there is something to show
     from rich.progress import (  # noqa: PLC0415
         BarColumn,

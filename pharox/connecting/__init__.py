@@ -1,4 +1,4 @@
-"""Connect to a ledger: by a URL, or to the server that pharox starts itself."""
+"""Connect to a ledger: by URL, or on the embedded server that pharox starts itself."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Fill a storage in a line or two, for scripts and tests.
+"""Register pools, proxies and consumers in a line or two, for scripts and tests.
 
-Each function has a twin for storages with coroutines, whose name ends in ``_async``.
+Each function has a form for async storages, whose name ends in ``_async``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..storage.validation import check_storage
 def bootstrap_consumer(
     storage: IStorage, *, name: str = "default-consumer", consumer_id: UUID | None = None
 ) -> Consumer:
-    """Register a consumer and return it, with the id it has if its name was known."""
+    """Register a consumer and return it; a known name keeps its id."""
     check_storage(storage, awaited=False)
     return run(_consumer(storage, name, consumer_id), call)
 
@@ -45,7 +45,7 @@ def bootstrap_pool(
     Raises
     ------
     ConflictError
-        If ``pool_id`` is given and a pool of this name has another.
+        If ``pool_id`` is given and the pool of this name has another id.
     """
     check_storage(storage, awaited=False)
     return run(_pool(storage, name, description, pool_id), call)

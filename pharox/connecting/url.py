@@ -1,12 +1,12 @@
-"""From a URL, or nothing at all, to a storage.
+"""Make a storage from a URL, or from the defaults.
 
 Decides which database is meant and how its engine is made: every statement is
-a transaction of its own, the pool gives out the connection that was used last,
+a transaction of its own, the pool hands out the most recently used connection,
 and a forked child forgets the connections it inherited instead of closing
-them. Nothing is connected yet, and the schema stays as it is.
+them. Nothing is connected yet, and the schema is left as it is.
 
-A URL is read as libpq reads it, with several hosts too, of which the first one
-that takes a connection is used.
+A URL is read as libpq reads it. Of several hosts, the first one that accepts a
+connection is used.
 
 Refused: a URL of another database or driver. An error never repeats the URL,
 because of the password in it.
@@ -41,8 +41,8 @@ _ON, _OFF = ("on", "true", "yes", "1"), ("off", "false", "no", "0")
 _OPTIONS = {
     "connect_timeout": 10,
     "fallback_application_name": "pharox",
-    "client_encoding": "utf8",  # whatever the role's is
-    # A server that is gone without a word is noticed after a minute, not after two hours.
+    "client_encoding": "utf8",  # overrides the role's setting
+    # Notice a dead server after a minute, not after two hours.
     "keepalives_idle": 30,
     "keepalives_interval": 10,
     "keepalives_count": 3,
@@ -62,25 +62,25 @@ def connect(
     Parameters
     ----------
     url:
-        The database, such as ``postgresql://user:password@host:5432/database``;
-        if None, that of ``PHAROX_DATABASE_URL``, and if that is not set, the
-        embedded server in the user's data folder. It may name several hosts.
+        The database, such as ``postgresql://user:password@host:5432/database``; it
+        may name several hosts. If None, ``PHAROX_DATABASE_URL``, and if that is not
+        set, the embedded server in the user's data folder.
     schema:
-        Where its tables are. ``storage.upgrade_schema()`` creates it.
+        The schema of its tables; ``storage.upgrade_schema()`` creates it.
     answer_timeout_s:
-        How many seconds the database has for each answer of leasing, before it is
-        asked to cancel the statement; None for no end.
+        How many seconds to wait for each answer of a leasing statement before
+        cancelling it; None for no limit.
     prepare:
-        Whether statements are prepared on the server; if None, what the URL's
-        ``prepare`` says (``on`` or ``off``), and if that says nothing, unless a
-        pooler is between, which may not keep those of several clients apart.
+        Whether to prepare statements on the server. If None, the URL's ``prepare``
+        (``on`` or ``off``) decides. Without one, statements are prepared unless there
+        is a pooler, which may mix up those of several clients.
 
     Raises
     ------
     InvalidInputError
         If the URL cannot be read, or is for another database or driver.
     DatabaseUnavailableError
-        If the embedded server does not start, or what it takes is not installed.
+        If the embedded server does not start, or its extra is not installed.
     """
     target = _target(url)
     from ..storage.postgres import PostgresStorage  # noqa: PLC0415 - it comes with an extra
@@ -103,11 +103,11 @@ async def connect_async(
     answer_timeout_s: float | None = 30.0,
     prepare: bool | None = None,
 ) -> AsyncPostgresStorage:
-    """Return the ledger in a database, for code that awaits.
+    """Return the ledger in a database, for asyncio.
 
-    As :func:`connect`, whose parameters and errors these are. The storage belongs
-    to the event loop that is running, and its tasks share ten connections: who
-    finds none free waits for one.
+    Parameters and errors are those of :func:`connect`. The storage belongs to the
+    running event loop. Its tasks share ten connections; a task that finds none free
+    waits for one.
     """
     target = await asyncio.to_thread(_target, url)
     # These come with an extra.
@@ -115,7 +115,7 @@ async def connect_async(
 
     from ..storage.postgres import AsyncPostgresStorage  # noqa: PLC0415
 
-    # A task that waits costs nothing, so there are no more connections than that.
+    # A waiting task costs nothing, so the pool does not overflow.
     options = {**_options(target.url), "max_overflow": 0, "pool_timeout": 300}
     engine = create_async_engine(target.url, **options)
     _engines.add(engine.sync_engine)
@@ -129,7 +129,7 @@ async def connect_async(
 
 
 class _Target(NamedTuple):
-    """Which database, whether to prepare statements, and its own keys if it is the embedded one."""
+    """The database, whether to prepare statements, and the embedded server's secret keys."""
 
     url: URL
     prepare: bool | None = None
@@ -154,14 +154,14 @@ def _target(url: str | None) -> _Target:
 
 
 def _parsed(url: str) -> _Target:
-    """Return what a URL says, its password where SQLAlchemy hides it."""
+    """Parse a URL; its password goes where SQLAlchemy hides it."""
     without_hosts, hosts = _several_hosts(url)
     try:
         parsed = make_url(without_hosts)
     except (ArgumentError, ValueError):
         parsed = None
     if parsed is None or "@" in (parsed.host or ""):
-        # Not chained: SQLAlchemy's error may quote a part of the password.
+        # Not chained: SQLAlchemy's error may quote part of the password.
         raise InvalidInputError(
             f"the database URL cannot be read; it should look like {_EXAMPLE}, with special "
             "characters in user and password quoted, such as %40 for @"
@@ -181,19 +181,19 @@ def _parsed(url: str) -> _Target:
 
 
 def _several_hosts(url: str) -> tuple[str, dict[str, str]]:
-    """Take the hosts out of a URL that names several, or a socket's folder, as libpq takes them.
+    """Remove the hosts from a URL that names several, or a socket folder, as libpq allows.
 
     Returns
     -------
     tuple
-        What is left of the URL, and the hosts as parameters, which SQLAlchemy can read.
+        The rest of the URL, and the hosts as parameters that SQLAlchemy can read.
     """
     match = _AUTHORITY.fullmatch(url)
     if match is None or not ("," in match["hosts"] or "%2f" in match["hosts"].lower()):
         return url, {}
     pairs = [_HOST.fullmatch(each) for each in match["hosts"].split(",")]
     if not all(pairs):
-        return url, {}  # which SQLAlchemy cannot read either
+        return url, {}  # SQLAlchemy cannot read it either
     hosts = {"host": ",".join(unquote(pair["name"].strip("[]")) for pair in pairs if pair)}
     if any(ports := [pair["port"] or "" for pair in pairs if pair]):
         hosts["port"] = ",".join(ports)
@@ -201,7 +201,7 @@ def _several_hosts(url: str) -> tuple[str, dict[str, str]]:
 
 
 def _switch(value: str | tuple[str, ...] | None) -> bool | None:
-    """Return what a parameter of the URL says that is on or off."""
+    """Parse an on/off parameter of the URL."""
     if value is None:
         return None
     for words, meaning in ((_ON, True), (_OFF, False)):
@@ -211,7 +211,7 @@ def _switch(value: str | tuple[str, ...] | None) -> bool | None:
 
 
 def _check_options(url: URL) -> None:
-    """Raise an error where SQLAlchemy or libpq would not know what a URL asks for."""
+    """Raise InvalidInputError if SQLAlchemy or libpq rejects an option of the URL."""
     from psycopg import ProgrammingError  # noqa: PLC0415 - it comes with an extra
     from psycopg.conninfo import make_conninfo, timeout_from_conninfo  # noqa: PLC0415
 
@@ -220,18 +220,18 @@ def _check_options(url: URL) -> None:
         make_conninfo(**options)
         timeout_from_conninfo(dict(options))
     except (ArgumentError, ProgrammingError) as error:
-        # Its text has names of parameters, ports and time-outs, and no password.
+        # The message names parameters, ports and timeouts, and no password.
         raise InvalidInputError(f"the database URL cannot be used: {str(error).strip()}") from error
 
 
 def _options(url: URL) -> dict[str, Any]:
-    """Return what every engine of ours is made with."""
+    """Return the arguments that every engine is created with."""
     from ..storage.postgres.sessions import OURS  # noqa: PLC0415 - it comes with an extra
 
     return {
         "isolation_level": "AUTOCOMMIT",
         "pool_size": 10,
-        "pool_use_lifo": True,  # few connections stay warm, with their prepared statements
+        "pool_use_lifo": True,  # keeps few connections warm, with their prepared statements
         "pool_reset_on_return": None,  # in autocommit mode there is nothing to roll back
         "hide_parameters": True,
         "connect_args": {key: value for key, value in _OPTIONS.items() if key not in url.query},
@@ -244,9 +244,9 @@ _inherited: list[object] = []
 
 
 def _forget_inherited_connections() -> None:
-    """Start with an empty pool in a forked child: parent and child cannot share a connection.
+    """Start a forked child with an empty pool: parent and child cannot share a connection.
 
-    The old pool is kept, since what is collected is closed, or complained of.
+    The old pool is kept referenced: the garbage collector would close its connections.
     """
     for engine in list(_engines):
         _inherited.append(engine.pool)

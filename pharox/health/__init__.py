@@ -1,9 +1,8 @@
-"""Health checks: is a proxy there, how fast is it, and if not, why not.
+"""Health checks: whether a proxy works, how fast it is, and why it fails.
 
-A :class:`HealthChecker` fetches a page through each proxy and tells what it
-found; a proxy's fault is a result with its :class:`~pharox.models.CheckFailure`,
-never an exception. A :class:`HealthCheckOrchestrator` keeps the results in the
-ledger.
+A :class:`HealthChecker` fetches a page through each proxy and returns a result. A
+failing proxy is a result with a :class:`~pharox.models.CheckFailure`, never an
+exception. A :class:`HealthCheckOrchestrator` records the results in the ledger.
 """
 
 from .checker import HealthChecker

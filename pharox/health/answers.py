@@ -1,8 +1,8 @@
-"""Whether an answer is the target's own: the text and the headers that only the target sends.
+"""Check that a response comes from the target, by a text and headers that only it sends.
 
-A proxy can answer every request itself, with any status. The text is looked for
-in the body as it comes: no more of it is kept than the text is long, and what is
-compressed is unpacked no further than the body may be read.
+A proxy can answer every request itself, with any status. The text is searched in the
+body as it arrives. No more of the body is kept than the length of the text, and a
+compressed body is unpacked only up to the size limit of the body.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _CHARSET = re.compile(r"""charset\s*=\s*["']?([A-Za-z0-9._:-]{1,40})""", re.IGNO
 _UNPACKED = ("gzip", "x-gzip", "deflate")
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _CODECS = {*aliases, *aliases.values()}
-"""Any other name would be searched for among Python's modules, and remembered."""
+"""Known codecs; Python would search its modules for any other name, and cache it."""
 
 
 def check_headers(headers: Headers, expected: Mapping[str, str | None]) -> None:
-    """Raise :class:`CheckFailedError` if a header is missing, or has other values than expected."""
+    """Raise :class:`CheckFailedError` if a header is missing or has an unexpected value."""
     for name, value in expected.items():
         found = _values_of(headers, name)
         if not found:
@@ -37,16 +37,16 @@ def check_headers(headers: Headers, expected: Mapping[str, str | None]) -> None:
 
 
 class TextSearch:
-    """Looks for a text in a body that comes in pieces.
+    """Searches a text in a body that arrives in pieces.
 
     Parameters
     ----------
     text:
-        What to look for.
+        The text to search for.
     headers:
-        The answer's: they name its character set, and how it is compressed.
+        The response's headers, which name its character set and compression.
     max_bytes:
-        How far to look; a compressed body is unpacked so far.
+        How far to search; a compressed body is unpacked up to this size.
     """
 
     def __init__(self, text: str, headers: Headers, max_bytes: int) -> None:
@@ -56,7 +56,7 @@ class TextSearch:
         self._found, self._kept = False, ""
 
     def feed(self, piece: bytes) -> None:
-        """Look at the next piece, together with what may be the beginning of the text."""
+        """Search the next piece, together with the end of the piece before it."""
         if self._found or self._left == 0:
             return
         plain = self._unpacked(piece)[: self._left]
@@ -66,7 +66,7 @@ class TextSearch:
         self._kept = seen[max(0, len(seen) - len(self._text) + 1) :]
 
     def check(self) -> None:
-        """Raise :class:`CheckFailedError` if the text was not there."""
+        """Raise :class:`CheckFailedError` if the text was not found."""
         if not self._found:
             looked_at = self._max_bytes - self._left
             raise _unexpected(f"the answer lacks the expected text in its first {looked_at} bytes")
@@ -76,7 +76,7 @@ class TextSearch:
             return piece
         plain = self._decompressed(self._unpacker, piece, self._left)
         while self._unpacker.eof and self._unpacker.unused_data and len(plain) < self._left:
-            # A body of gzip may have several members; what follows the last one is no matter.
+            # A gzip body may have several members; data after the last one is ignored.
             piece = self._unpacker.unused_data
             self._unpacker = zlib.decompressobj(_GZIP_OR_ZLIB)
             with suppress(zlib.error):
@@ -89,7 +89,9 @@ class TextSearch:
         except zlib.error as error:
             if self._left < self._max_bytes:
                 raise _unexpected("the answer's compressed body cannot be unpacked") from error
-        self._unpacker = zlib.decompressobj(-zlib.MAX_WBITS)  # Many send deflate without a header.
+        self._unpacker = zlib.decompressobj(
+            -zlib.MAX_WBITS
+        )  # Many servers send raw deflate, without a zlib header.
         try:
             return self._unpacker.decompress(piece, most)
         except zlib.error as error:
@@ -101,7 +103,7 @@ def _unexpected(message: str) -> CheckFailedError:
 
 
 def _values_of(headers: Headers, name: str) -> set[str]:
-    """Return the values that a header has, each as Latin-1 and as UTF-8."""
+    """Return the values of a header, each decoded as Latin-1 and as UTF-8."""
     found = [value.strip() for known, value in headers if known.lower() == name.lower().encode()]
     return {value.decode("latin-1") for value in found} | {
         value.decode(errors="replace") for value in found
@@ -109,20 +111,20 @@ def _values_of(headers: Headers, name: str) -> set[str]:
 
 
 def _codec_of(headers: Headers) -> str:
-    """Return the codec of the character set that an answer names; UTF-8 if it names none."""
+    """Return the codec of a response's character set; UTF-8 if it names none."""
     named = (_CHARSET.search(value) for value in _values_of(headers, "Content-Type"))
     charset = next((match[1].lower() for match in named if match), "utf-8")
     name = re.sub("[^a-z0-9]+", "_", charset)
     try:
-        # Private to CPython; without it, what is no text fails in decoding.
+        # Private to CPython; without it, a codec that is not for text fails in decoding.
         is_text = name in _CODECS and getattr(codecs.lookup(name), "_is_text_encoding", True)
-    except LookupError:  # one that only other systems have
+    except LookupError:  # a codec of other systems
         is_text = False
     return name if is_text else "utf-8"
 
 
 def _unpacker_of(headers: Headers) -> zlib._Decompress | None:
-    """Return what unpacks an answer's body, or None for a body that comes as it is."""
+    """Return a decompressor for a response's body, or None if it is not compressed."""
     named = ",".join(_values_of(headers, "Content-Encoding")).lower().split(",")
     codings = {coding.strip() for coding in named} - {"", "identity"}
     if not codings:

@@ -1,6 +1,6 @@
-"""Which strategy and which options a proxy is checked with, one proxy or a stream of them.
+"""Check one proxy or a stream of proxies, each with the strategy and options of its protocol.
 
-A strategy may be anybody's: it is stopped when its time is up, and whatever it
+A strategy may be a user's. It is cancelled when its time is up, and whatever it
 raises or returns, a check ends with a result for its proxy.
 """
 
@@ -27,10 +27,10 @@ from .probing import HealthCheckStrategy, HTTPHealthCheckStrategy
 from .streaming import in_chunks
 
 CONCURRENCY = 100
-"""How many proxies are checked at once if nobody says how many."""
+"""How many proxies to check at once by default."""
 
 GRACE_S = 0.5
-"""How long after its last attempt's deadline a strategy may take to give its result."""
+"""How long a strategy may take to return after the deadline of its last attempt."""
 
 Proxies = Iterable[Proxy] | AsyncIterable[Proxy]
 
@@ -38,19 +38,19 @@ logger = logging.getLogger("pharox")
 
 
 class HealthChecker:
-    """Checks proxies, each in the way of its protocol. It records nothing.
+    """Checks proxies by their protocols. It records nothing.
 
     Parameters
     ----------
     default_options:
-        For protocols that have none of their own.
+        For protocols without options of their own.
     protocol_options:
         Options by protocol.
     strategies:
-        Strategies by protocol. A protocol without one is checked as HTTP is, by
-        default with :class:`HTTPHealthCheckStrategy`.
+        Strategies by protocol. A protocol without one uses that of HTTP, by default
+        :class:`HTTPHealthCheckStrategy`.
     ssl_context:
-        What the default strategy trusts.
+        The SSL context of the default strategy.
     """
 
     def __init__(
@@ -78,14 +78,14 @@ class HealthChecker:
     async def check_proxy(
         self, proxy: Proxy, options: HealthCheckOptions | None = None
     ) -> HealthCheckResult:
-        """Return what a check of one proxy found, within ``timeout * attempts`` seconds.
+        """Return the result of a check of one proxy, within ``timeout * attempts`` seconds.
 
         Raises
         ------
         InvalidInputError
-            If ``proxy`` is none.
+            If ``proxy`` is not a Proxy.
         OutOfResourcesError
-            If this machine has no socket left for the check, which is no fault of the proxy.
+            If this machine has no socket left for the check; the proxy is not at fault.
         """
         protocol = _checked(proxy).protocol
         chosen = options or self._options.get(protocol, self._default_options)
@@ -119,25 +119,24 @@ class HealthChecker:
         concurrency: int = CONCURRENCY,
         per_host: int | None = None,
     ) -> AsyncGenerator[HealthCheckResult, None]:
-        """Yield the result of each proxy as soon as it is there.
+        """Yield the result of each proxy as soon as it is ready.
 
-        Proxies are taken from ``proxies`` as they are needed; leaving the loop
-        ends all checks.
+        ``proxies`` is consumed as needed. Leaving the loop cancels all checks.
 
         Parameters
         ----------
         proxies:
             Any iterable or async iterable.
         concurrency:
-            How many are checked at once.
+            How many to check at once.
         per_host:
-            How many of one host are checked at once; None for any number.
+            How many of one host to check at once; None for any number.
 
         Raises
         ------
         InvalidInputError
-            If ``concurrency`` or ``per_host`` is no whole number from 1, at the
-            call; if an item is no proxy, when it is reached.
+            At the call, if ``concurrency`` or ``per_host`` is not a positive integer;
+            later, when an item is not a Proxy.
         OutOfResourcesError
             If this machine has no sockets left for so many checks.
         """
@@ -152,9 +151,9 @@ class HealthChecker:
         concurrency: int = CONCURRENCY,
         per_host: int | None = None,
     ) -> AsyncGenerator[list[HealthCheckResult], None]:
-        """Yield lists of the results that are there at once, else as :meth:`stream_health_checks`.
+        """Yield lists of all results that are ready, else as :meth:`stream_health_checks`.
 
-        Fit for recording many results in one transaction.
+        Suited to recording many results in one transaction.
         """
         if not isinstance(proxies, Iterable | AsyncIterable):
             raise InvalidInputError("proxies must be an iterable of proxies", proxies=proxies)
@@ -175,7 +174,7 @@ class HealthChecker:
 
 
 class _StrangeResultError(Exception):
-    """A strategy returned something else than a result for the proxy it was given."""
+    """A strategy returned something other than a result for its proxy."""
 
 
 _MESSAGES = {
@@ -209,7 +208,7 @@ def _for_this(proxy: Proxy, result: object, strategy: HealthCheckStrategy) -> He
         raise _StrangeResultError(f"a {type(result).__name__} in place of a result")
     if result.proxy_id != proxy.id:
         raise _StrangeResultError(f"a result for {result.proxy_id}")
-    if type(strategy) is HTTPHealthCheckStrategy:  # valid as it was made
+    if type(strategy) is HTTPHealthCheckStrategy:  # its results are always valid
         return result
     return checked_model(result)
 
@@ -222,6 +221,6 @@ def _failure_of_strategy(proxy: Proxy, error: BaseException, *, late: bool) -> C
 
 
 def _is_being_cancelled() -> bool:
-    """Tell a cancellation of the caller's task from one that a strategy raised by itself."""
+    """Return whether the caller's task is cancelled, as a strategy may raise CancelledError too."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -1,11 +1,10 @@
-"""From what a library raises to why a check failed.
+"""Translate a library's exceptions into the reason why a check failed.
 
-An exception is explained by the first in its chain that says something
-decisive, from the outermost inwards: what caused it, or what it was raised
-beside.
+The first specific exception in the chain of causes and contexts, from the outermost
+inwards, decides the reason.
 
-A message quotes nothing that the other side said: a proxy knows its
-credentials and could repeat them in a reason phrase.
+A message quotes nothing that the other side sent: a proxy knows its credentials and
+could repeat them in a reason phrase.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ _CUT_OFF = (
     httpx.ReadError,
     httpx.WriteError,
 )
-# python-socks and httpcore tell these apart by their words alone.
+# python-socks and httpcore distinguish these by their messages alone.
 _SOCKS_CUT_OFF = "Connection closed unexpectedly"
 _SOCKS_AUTHENTICATION = (
     "No acceptable authentication methods were offered",
@@ -63,7 +62,7 @@ _HTTP_CUT_OFF = ("Server disconnected", "peer closed connection")
 
 
 class Failure(NamedTuple):
-    """Why an attempt failed, a sentence for a person, and the proxy's own answer if it gave one."""
+    """Why an attempt failed, a sentence about it, and the proxy's own response if there is one."""
 
     kind: CheckFailure
     message: str
@@ -71,7 +70,7 @@ class Failure(NamedTuple):
 
 
 class CheckFailedError(Exception):
-    """The proxy answered, and the answer is not what was asked for."""
+    """The proxy answered, but not with the expected response."""
 
     def __init__(self, kind: CheckFailure, message: str) -> None:
         super().__init__(message)
@@ -79,12 +78,12 @@ class CheckFailedError(Exception):
 
 
 def failure_of(error: Exception) -> Failure:
-    """Return what an exception of an attempt means.
+    """Return the failure that an exception of an attempt stands for.
 
     Raises
     ------
     OutOfResourcesError
-        If it is not the proxy's: a result would make a whole pool inactive.
+        If this machine is at fault: a result would make a whole pool inactive.
     """
     for cause in _chain(error):
         if isinstance(cause, MemoryError) or getattr(cause, "errno", None) in _OURS:
@@ -94,7 +93,7 @@ def failure_of(error: Exception) -> Failure:
             ) from error
     found = next(filter(None, map(_explained, _chain(error))), None)
     if found is None:
-        # Its text may hold anything, such as a header's value.
+        # Its message may contain anything, such as a header's value.
         found = Failure(CheckFailure.OTHER, f"the check itself failed: {type(error).__name__}")
     return found._replace(message=escape_unprintable(found.message)[:MAX_MESSAGE])
 
@@ -102,14 +101,14 @@ def failure_of(error: Exception) -> Failure:
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
-        if isinstance(error, BaseExceptionGroup):  # one for each address of a name
+        if isinstance(error, BaseExceptionGroup):  # one exception for each address of a name
             for member in error.exceptions:
                 yield from _chain(member)
         error = error.__cause__ or error.__context__
 
 
 def _explained(error: BaseException) -> Failure | None:
-    """Return what one exception says by itself, or None for a mere wrapper."""
+    """Return the failure of one exception by itself, or None for a mere wrapper."""
     return next((explain(error) for kinds, explain in _EXPLAIN if isinstance(error, kinds)), None)
 
 
@@ -124,7 +123,7 @@ def _too_late(_: object) -> Failure:
 
 
 def _connect_refused(error: httpcore.ProxyError) -> Failure:
-    code = int(str(error)[:3])  # its text is the status code and the reason phrase
+    code = int(str(error)[:3])  # its message is the status code and the reason phrase
     if code == httpx.codes.PROXY_AUTHENTICATION_REQUIRED:
         return Failure(
             CheckFailure.PROXY_AUTHENTICATION, "the proxy answered CONNECT with 407", code
@@ -149,7 +148,7 @@ def _not_http(error: Exception) -> Failure:
     words = str(error)
     if words.startswith(_HTTP_CUT_OFF):
         return _cut_off(words)
-    rule, _, _ = words.partition(":")  # behind it h11 quotes the answer
+    rule, _, _ = words.partition(":")  # after it h11 quotes the response
     return Failure(CheckFailure.PROTOCOL, f"the answer is not HTTP: {rule}")
 
 
@@ -161,7 +160,7 @@ def _tls_failed(error: ssl.SSLError) -> Failure:
 
 
 def _not_connected(error: OSError) -> Failure | None:
-    # The words of these two repeat what is in their cause, which says more.
+    # These two repeat their cause, which says more.
     if error.errno is None or isinstance(error, python_socks.ProxyConnectionError):
         return None
     if isinstance(error, ConnectionRefusedError):
@@ -176,11 +175,11 @@ _EXPLAIN: Sequence[tuple[type[BaseException] | tuple[type[BaseException], ...], 
     (CheckFailedError, lambda error: error.failure),
     (httpcore.ProxyError, _connect_refused),
     (python_socks.ProxyError, _socks_failed),
-    (UnicodeDecodeError, _socks_reply_unreadable),  # raised by python-socks, of a name in it
+    (UnicodeDecodeError, _socks_reply_unreadable),  # raised by python-socks for a name in the reply
     ((httpcore.RemoteProtocolError, httpx.RemoteProtocolError), _not_http),
     (_CUT_OFF, _cut_off),
     (TimeoutError, _too_late),
     (ssl.SSLError, _tls_failed),
     (OSError, _not_connected),
 )
-"""How each kind of exception is read; the first that fits counts."""
+"""The failure of each kind of exception; the first match wins."""

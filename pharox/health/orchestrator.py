@@ -1,9 +1,8 @@
-"""Sweep: check proxies, record what was found, and go on.
+"""Sweep: check proxies and record the results.
 
-Results flow from the checker in lists of what is ready, and each list is
-recorded in one go: while one is being written the next gathers, so a busy
-sweep writes in batches and a slow one at once. Nothing is yielded before it is
-recorded.
+The checker yields lists of ready results, and each list is recorded at once. While one
+list is being written the next one fills, so a busy sweep writes in batches and a slow
+one writes each result immediately. Nothing is yielded before it is recorded.
 """
 
 from __future__ import annotations
@@ -40,31 +39,32 @@ T = TypeVar("T")
 
 _PAGE = 500
 _PAUSE_S = 0.25
-"""How long a sweep waits before it asks ``pause_when`` again."""
+"""How long a sweep waits before it calls ``pause_when`` again."""
 
 
 class HealthCheckOrchestrator:
-    """Checks proxies and keeps the results in a storage's ledger.
+    """Checks proxies and records the results in a storage's ledger.
 
     Parameters
     ----------
     storage:
-        Where the ledger is kept, with methods that block or with coroutines.
+        The storage of the ledger, blocking or async.
     checker:
-        Who probes; one with default options if None.
+        The checker; one with default options if None.
     manager:
-        Whose health and expire callbacks are told, instead of ``storage`` alone.
+        A manager to use instead of ``storage``, whose health and expire callbacks
+        are called.
     policy:
-        When results become a status; every one at once if None.
+        When results change a status; each one does if None.
     pause_when:
-        A sweep starts no check while this returns True; those under way go on. It is
-        asked a few times a second, in a thread unless it is a coroutine function.
+        A sweep starts no check while this returns True; running checks continue. It is
+        called a few times a second, in a thread unless it is a coroutine function.
 
     Raises
     ------
     InvalidInputError
-        If there is neither storage nor manager, or they do not belong together, or
-        ``pause_when`` is no function.
+        If there is neither storage nor manager, if they do not belong together, or
+        if ``pause_when`` is not callable.
     """
 
     def __init__(
@@ -89,16 +89,16 @@ class HealthCheckOrchestrator:
 
     @property
     def checker(self) -> HealthChecker:
-        """Who probes."""
+        """The checker of this orchestrator."""
         return self._checker
 
     def apply_result(self, result: HealthCheckResult) -> Proxy | None:
-        """Record a result; return the proxy as it then stands, or None if it is unknown.
+        """Record a result; return the updated proxy, or None if it is unknown.
 
         Raises
         ------
         TypeError
-            If the storage has coroutines: await :meth:`apply_result_async`.
+            If the storage is async: await :meth:`apply_result_async`.
         """
         if iscoroutinefunction(self._ledger.record_health_checks):
             raise TypeError("this storage has coroutines: await apply_result_async() instead")
@@ -106,7 +106,7 @@ class HealthCheckOrchestrator:
         return self._storage.get_proxy(str(result.proxy_id)) if outcome.known else None
 
     async def apply_result_async(self, result: HealthCheckResult) -> Proxy | None:
-        """Record a result; return the proxy as it then stands, or None if it is unknown."""
+        """Record a result; return the updated proxy, or None if it is unknown."""
         with _Calls() as calls:
             record = self._ledger.record_health_checks
             (outcome,) = await calls.call(record, [result], self._policy)
@@ -118,7 +118,7 @@ class HealthCheckOrchestrator:
     async def check_proxy(
         self, proxy: Proxy, options: HealthCheckOptions | None = None
     ) -> HealthCheckResult:
-        """Check one proxy and record what was found."""
+        """Check one proxy and record the result."""
         result = await self._checker.check_proxy(proxy, options=options)
         with _Calls() as calls:
             await calls.call(self._ledger.record_health_checks, [result], self._policy)
@@ -132,9 +132,9 @@ class HealthCheckOrchestrator:
         concurrency: int = CONCURRENCY,
         per_host: int | None = None,
     ) -> AsyncGenerator[HealthCheckResult, None]:
-        """Check proxies and record what was found; yield results as they come.
+        """Check proxies and record the results; yield them as they come.
 
-        As :meth:`sweep`, for those who want the results alone.
+        As :meth:`sweep`, but yields the results alone.
         """
         swept = self.sweep(proxies, options, concurrency=concurrency, per_host=per_host)
         async with aclosing(swept):
@@ -149,29 +149,29 @@ class HealthCheckOrchestrator:
         concurrency: int = CONCURRENCY,
         per_host: int | None = None,
     ) -> AsyncGenerator[HealthOutcome, None]:
-        """Take back what ran out, then check proxies and record what was found.
+        """Expire leases that ran out, then check proxies and record the results.
 
         Parameters
         ----------
         proxies:
-            Taken as they are needed; those of :meth:`due` if None.
+            The proxies, consumed as needed; those of :meth:`due` if None.
         options:
-            How to probe, instead of the checker's own.
+            Options of the checks, instead of the checker's own.
         concurrency:
-            How many checks at once.
+            How many checks to run at once.
         per_host:
-            How many of them at one host of proxies; any number if None.
+            How many of them per proxy host; any number if None.
 
         Yields
         ------
         HealthOutcome
-            What each check came to, once it is recorded.
+            The outcome of each check, once it is recorded.
 
         Raises
         ------
         Exception
-            What a callback of the manager raised. The results that it was told of
-            are recorded by then.
+            An exception of a manager's callback. The results passed to it are recorded
+            by then.
         """
         with _Calls() as calls:
             await calls.call(self._ledger.cleanup_expired_leases)
@@ -194,10 +194,10 @@ class HealthCheckOrchestrator:
         stale_after: timedelta | float | None = None,
         statuses: Collection[ProxyStatus] | None = None,
     ) -> AsyncGenerator[Proxy, None]:
-        """Yield the proxies that are due to be checked, for a sweep.
+        """Yield the proxies that are due for a check.
 
-        As the storage's ``load_proxies_for_healthchecks``, whose parameters these
-        are, and read beside the event loop.
+        Parameters are those of the storage's ``load_proxies_for_healthchecks``. A
+        blocking storage is read in a thread.
         """
         with _Calls() as calls:
             load = self._storage.load_proxies_for_healthchecks
@@ -217,7 +217,7 @@ class HealthCheckOrchestrator:
         pause_when: Callable[[], bool | Awaitable[bool]],
         calls: _Calls,
     ) -> AsyncGenerator[Proxy, None]:
-        """Yield the proxies, but none while a pause is asked for."""
+        """Yield the proxies, but wait while ``pause_when`` returns True."""
         loop = asyncio.get_running_loop()
         asked = -_PAUSE_S
         async with aclosing(each_of(proxies)) as all_of_them:
@@ -230,10 +230,10 @@ class HealthCheckOrchestrator:
 
 
 class _Calls:
-    """Calls what may block in a thread of its own, and awaits what is a coroutine.
+    """Calls blocking functions in a thread of its own, and awaits coroutines.
 
-    The loop's own threads look up names of hosts, and a slow one must not keep
-    results from being recorded.
+    The loop's default threads resolve host names, and a slow lookup must not delay
+    the recording of results.
     """
 
     def __enter__(self) -> _Calls:
@@ -244,7 +244,7 @@ class _Calls:
         self._thread.shutdown(wait=False)
 
     async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Return what ``function`` returns, awaited if need be."""
+        """Return the result of ``function``, awaited if necessary."""
         if iscoroutinefunction(function):
             return await function(*arguments)
         loop = asyncio.get_running_loop()
@@ -252,7 +252,7 @@ class _Calls:
         return await answer if isawaitable(answer) else answer
 
     async def each(self, items: Iterator[T]) -> AsyncGenerator[T, None]:
-        """Yield what an iterator that may block yields, a page at a time."""
+        """Yield the items of an iterator that may block, read a page at a time."""
         while page := await self.call(list, islice(items, _PAGE)):
             for item in page:
                 yield item

@@ -1,4 +1,4 @@
-"""Tell a sweep that acquisitions are many just now."""
+"""Pause a sweep while the rate of acquisitions is high."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ..errors import InvalidInputError
 
 
 class AcquisitionRate:
-    """Counts acquisitions of the last second; :meth:`is_high` is a ``pause_when`` of a sweep.
+    """Counts acquisitions of the last second; pass :meth:`is_high` as ``pause_when`` of a sweep.
 
-    Register :meth:`note` as an acquire callback of a manager, or hand it to
-    ``manager.subscribe(on_acquire=...)`` to count those of every process.
+    Register :meth:`note` as an acquire callback of a manager, or pass it to
+    ``manager.subscribe(on_acquire=...)`` to count the acquisitions of every process.
 
     Parameters
     ----------
     per_second:
-        More than so many in a second, hits and misses together, are many.
+        The rate is high above this number per second, hits and misses together.
     clock:
-        Returns seconds that never go back.
+        A monotonic clock, in seconds.
 
     Examples
     --------
@@ -35,7 +35,7 @@ class AcquisitionRate:
             raise InvalidInputError("per_second must be a whole number from 1 on")
         self._clock = clock
         self._lock = threading.Lock()
-        # More than these need not be known to tell.
+        # More timestamps are not needed for the answer.
         self._moments: deque[float] = deque(maxlen=per_second + 1)
 
     def note(self, _: object = None) -> None:
@@ -44,7 +44,7 @@ class AcquisitionRate:
             self._moments.append(self._clock())
 
     def is_high(self) -> bool:
-        """Tell whether there were more than ``per_second`` within the last second."""
+        """Return whether there were more than ``per_second`` within the last second."""
         with self._lock:
             full = len(self._moments) == self._moments.maxlen
             return full and self._clock() - self._moments[0] < 1

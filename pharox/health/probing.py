@@ -1,10 +1,10 @@
 """One check of one proxy: fetch a page through it, as a client that just leased it would.
 
 Every check has connections of its own, shared by its attempts and redirects and
-closed at its end. An attempt has one deadline around all that it does: name,
-connection, handshakes, TLS, answer, redirects and body. The body is read as it
-comes and never decoded, so a compressed one cannot grow; but where a text is
-expected in it, it is unpacked up to the same bound.
+closed at its end. An attempt has one deadline for everything: name lookup,
+connection, handshakes, TLS, response, redirects and body. The body is read as it
+arrives and never decoded, so a compressed body cannot grow. If a text is expected in
+it, it is unpacked up to the same limit.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ from .failures import CheckFailedError, Failure, failure_of
 MAX_REDIRECTS = 20
 
 MAX_PIECES = 500
-"""Of a body in more pieces the rest is not waited for: each costs time, however small it is."""
+"""How many pieces of a body to wait for: each costs time, however small it is."""
 
 LOOKUPS = 256
-"""How many names of proxies are looked up at once."""
+"""How many names of proxies to look up at once."""
 
 _USER_AGENT = f"pharox/{version('pharox')}"
 _REDIRECTS = (301, 302, 303, 307, 308)
 _NOT_FOR_OTHERS = ("authorization", "cookie", "host")
-"""Headers that are meant for one origin."""
+"""Headers that must not be sent to another origin."""
 
-# The deadline is the attempt's. None would not do: python-socks then takes a minute.
+# The attempt has the deadline. None would not work: python-socks then takes a minute.
 _NO_TIMEOUT = {"connect": math.inf}
 _NETWORK = httpcore.AnyIOBackend()
 
@@ -63,21 +63,21 @@ class HealthCheckStrategy(ABC):
 
     @abstractmethod
     async def check(self, proxy: Proxy, options: HealthCheckOptions) -> HealthCheckResult:
-        """Return what a check of this proxy found; a failing proxy is no exception."""
+        """Return the result of a check of this proxy; a failing proxy must not raise."""
 
 
 class HTTPHealthCheckStrategy(HealthCheckStrategy):
-    """Fetches ``target_url`` through the proxy, whichever of the four protocols it speaks.
+    """Fetches ``target_url`` through the proxy, with each of the four protocols.
 
-    Names are resolved by the proxy. It is healthy if the answer has an expected
-    status and arrives complete, or up to ``max_body_bytes``, and has the text and
-    the headers that are expected.
+    The proxy resolves names. It is healthy if the response has an expected status,
+    arrives complete or up to ``max_body_bytes``, and has the expected text and
+    headers.
 
     Parameters
     ----------
     ssl_context:
-        For TLS to targets and to HTTPS proxies; by default one that trusts the
-        authorities that httpx trusts.
+        For TLS to targets and to HTTPS proxies; by default it trusts the same
+        authorities as httpx.
     """
 
     def __init__(self, *, ssl_context: ssl.SSLContext | None = None) -> None:
@@ -92,7 +92,7 @@ class HTTPHealthCheckStrategy(HealthCheckStrategy):
         return ThreadPoolExecutor(LOOKUPS, "pharox-names")
 
     async def check(self, proxy: Proxy, options: HealthCheckOptions) -> HealthCheckResult:
-        """Fetch the target, again after a failure if ``options.attempts`` allows it."""
+        """Fetch the target, and retry after a failure up to ``options.attempts``."""
         async with AsyncExitStack() as connections:
             kind = _SOCKSRoute if proxy.protocol in SOCKS else _HTTPRoute
             route = kind(proxy, self._ssl_context, self._names, connections)
@@ -105,7 +105,7 @@ class HTTPHealthCheckStrategy(HealthCheckStrategy):
 
 @dataclass(slots=True)
 class _Finding:
-    """What an attempt has found so far."""
+    """The findings of an attempt so far."""
 
     status_code: int | None = None
     latency_ms: int = 0
@@ -114,7 +114,7 @@ class _Finding:
 
 @dataclass(slots=True)
 class _Answer:
-    """What came back: its head, and its body as it comes."""
+    """A response: its head, and its body as a stream."""
 
     status_code: int
     headers: Sequence[tuple[bytes, bytes]]
@@ -123,13 +123,13 @@ class _Answer:
 
     @property
     def location(self) -> str | None:
-        """Where a redirect leads."""
+        """The target of a redirect."""
         found = (value for name, value in self.headers if name.lower() == b"location")
         return next((value.decode("latin-1") for value in found), None)
 
 
 class _Route(ABC):
-    """The way through a proxy; what it opens is closed with ``connections``."""
+    """A route through a proxy; its connections are closed with ``connections``."""
 
     def __init__(
         self,
@@ -142,10 +142,10 @@ class _Route(ABC):
         self._names, self._connections = names, connections
 
     async def look_up(self) -> None:
-        """Look the proxy's name up, if it has one, so that only names that resolve go on.
+        """Resolve the proxy's host name, if it has one, before the attempt goes on.
 
-        The event loop has but a few threads for this. A few slow names would keep all
-        others waiting there, until their checks are out of time.
+        The event loop has only a few threads for lookups. A few slow names would block
+        all others there until their checks time out.
         """
         if isinstance(self._proxy.host, str):
             loop = asyncio.get_running_loop()
@@ -154,7 +154,7 @@ class _Route(ABC):
 
     @abstractmethod
     async def get(self, url: httpx.URL, headers: httpx.Headers) -> _Answer:
-        """Ask for a page."""
+        """Request a page."""
 
     def _login(self) -> tuple[str, str] | None:
         login = self._proxy.credentials
@@ -162,9 +162,10 @@ class _Route(ABC):
 
 
 class _HTTPRoute(_Route, httpcore.AsyncNetworkBackend):
-    """Through an HTTP or HTTPS proxy, by what is inside of httpx.
+    """A route through an HTTP or HTTPS proxy, over httpcore.
 
-    It opens its own connections, as httpcore forgets one that is cancelled during its TLS.
+    It opens its own connections: httpcore leaks one that is cancelled during its TLS
+    handshake.
     """
 
     @cached_property
@@ -193,14 +194,14 @@ class _HTTPRoute(_Route, httpcore.AsyncNetworkBackend):
         return _Answer(response.status, response.headers, response.aiter_stream(), response.aclose)
 
     async def connect_tcp(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
-        """Connect as httpcore would, and see to it that the connection is closed."""
+        """Connect as httpcore would, and register the connection to be closed."""
         stream = await _NETWORK.connect_tcp(*args, **options)
         self._connections.push_async_callback(stream.aclose)
         return stream
 
 
 class _SOCKSRoute(_Route):
-    """Through a SOCKS proxy, which resolves the target's name."""
+    """A route through a SOCKS proxy, which resolves the target's name."""
 
     @cached_property
     def _transport(self) -> AsyncProxyTransport:
@@ -282,7 +283,7 @@ def _headers(url: httpx.URL, options: HealthCheckOptions) -> httpx.Headers:
 
 
 def _next_of(answer: _Answer, options: HealthCheckOptions) -> str | None:
-    """Return where an answer leads, if that is to be followed."""
+    """Return the target of a redirect that is to be followed, else None."""
     is_final = answer.status_code in options.expected_status_codes
     leads_on = answer.status_code in _REDIRECTS and options.allow_redirects
     return answer.location if leads_on and not is_final else None
@@ -302,7 +303,7 @@ async def _judge(answer: _Answer, options: HealthCheckOptions) -> None:
 
 
 async def _judge_content(answer: _Answer, options: HealthCheckOptions) -> None:
-    """See to it that the answer is the target's, and complete."""
+    """Check that the response is the target's own, and complete."""
     check_headers(answer.headers, options.expected_headers)
     if options.expected_text is None:
         await _read(answer, options.max_body_bytes)
@@ -315,7 +316,7 @@ async def _judge_content(answer: _Answer, options: HealthCheckOptions) -> None:
 async def _read(
     answer: _Answer, max_bytes: int, look_at: Callable[[bytes], None] = lambda _: None
 ) -> None:
-    """Wait for the body's end, or for so much of it, in so many pieces."""
+    """Read the body to its end, or up to the limits of bytes and pieces."""
     if max_bytes == 0:
         return
     pieces = size = 0

@@ -1,11 +1,11 @@
-"""Work through a source of any length, so much at a time, and hand on what is done.
+"""Process a source of any length with bounded concurrency, and yield the results.
 
-An item is taken from the source only when there is room to begin it, and what
-is done waits for the consumer in bounded room: the source may be endless and
-the consumer slow. Of items that share a key only so many are at work at once;
-those that come too early are held back, a bounded number of them too.
+An item is taken from the source only when it can be started, and results wait for the
+consumer in a bounded buffer: the source may be endless and the consumer slow. The
+number of running items per key is limited too. Items of a busy key are held back, also
+a bounded number of them.
 
-What is not here: what the work is, and how long it may take.
+Not known here: what the work is, and how long it may take.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 MIN_HELD_BACK = 100
-"""How many items of busy keys are held back at least, to find some of other keys behind them."""
+"""The minimum number of items of busy keys to hold back while looking for other keys."""
 
 _END: Any = object()
 
@@ -42,25 +42,24 @@ async def in_chunks(
     key: Callable[[T], Hashable] | None = None,
     per_key: int | None = None,
 ) -> AsyncGenerator[list[R], None]:
-    """Yield the results of ``work`` on every item, in the order in which they are done.
+    """Yield the results of ``work`` on every item, in the order of completion.
 
-    Each list has all that is ready, one result at least. Leaving the loop ends
-    what is at work before anything else happens; an iterator that is closed by
-    nobody is closed by the event loop.
+    Each list has all ready results, at least one. Leaving the loop cancels all running
+    work first. The event loop closes an iterator that nobody else closes.
 
     Parameters
     ----------
     concurrency:
-        How many items are at work at once; as many results may wait.
+        How many items run at once; the same number of results may wait.
     key, per_key:
-        Of the items with one key at most ``per_key`` are at work at once. Items
-        of busy keys are held back, at most ``max(100, concurrency)`` of them.
+        At most ``per_key`` items of one key run at once. Items of busy keys are held
+        back, at most ``max(100, concurrency)`` of them.
 
     Raises
     ------
     Exception
-        What the source or the work raised first. By then nothing is at work any
-        more: the rest was cancelled.
+        The first exception of the source or the work. All other work has been
+        cancelled by then.
     """
     run = _Run(work, concurrency, key, per_key)
     runner = asyncio.create_task(run.to_the_end_of(source))
@@ -85,12 +84,12 @@ def _failure_of(runner: asyncio.Task[None]) -> BaseException | None:
         error = runner.exception()
     except asyncio.CancelledError as cancelled:
         return cancelled
-    # Of several the first one counts: the others failed while they were cancelled for it.
+    # Raise the first one: the others failed while they were cancelled because of it.
     return error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error
 
 
 class _Run(Generic[T, R]):
-    """One pass through a source: what is at work, held back and ready."""
+    """One pass through a source: its running, held back and ready items."""
 
     def __init__(
         self,
@@ -111,14 +110,14 @@ class _Run(Generic[T, R]):
         self.news = asyncio.Event()
 
     def take(self) -> list[R]:
-        """Return what is ready and make room for more."""
+        """Return the ready results and make room for more."""
         taken, self.ready = self.ready, []
         for _ in taken:
             self._room.release()
         return taken
 
     async def to_the_end_of(self, source: Iterable[T] | AsyncIterable[T]) -> None:
-        """Begin item after item; done when the last of them is."""
+        """Start all items, and return when the last one is done."""
         async with aclosing(each_of(source)) as items, asyncio.TaskGroup() as tasks:
             while True:
                 await self._slots.acquire()
@@ -130,13 +129,13 @@ class _Run(Generic[T, R]):
                 tasks.create_task(self._work_from(item, key))
 
     async def _next(self, items: AsyncIterator[T]) -> T:
-        """Return the next item whose key is free, and hold back those before it."""
+        """Return the next item whose key is free, and hold back the items before it."""
         while (item := await anext(items, _END)) is not _END:
             key = self._key_of(item)
             if not self._is_busy(key):
                 break
             await self._room_behind.acquire()
-            # It may have become free meanwhile, and then nobody would come for the item.
+            # The key may have become free meanwhile; nobody would start the item then.
             if not self._is_busy(key):
                 self._room_behind.release()
                 break
@@ -147,7 +146,7 @@ class _Run(Generic[T, R]):
         return self._at_work[key] >= self._per_key
 
     async def _work_from(self, item: T, key: Hashable) -> None:
-        """Work on an item, then on those of its key that were held back."""
+        """Work on an item, then on the held back items of its key."""
         while item is not _END:
             result = await self._work(item)
             await self._room.acquire()
@@ -172,7 +171,7 @@ class _Run(Generic[T, R]):
 
 
 async def each_of(source: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[T, None]:
-    """Yield the items of a source of either kind; an async generator is closed with this one."""
+    """Yield the items of a sync or async source; close an async generator at the end."""
     if isinstance(source, AsyncGenerator):
         async with aclosing(source):
             async for item in source:

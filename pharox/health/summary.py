@@ -1,4 +1,4 @@
-"""A sweep in numbers: what was found, by status, protocol, country, source and failure."""
+"""Count the results of a sweep by status, protocol, country, source and failure."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ DIMENSIONS = ("protocol", "country", "source")
 
 @dataclass
 class SweepSummary:
-    """Counts what a sweep finds.
+    """Counts the results of a sweep.
 
-    ``by`` has, for each dimension, how often each status was found for each of
-    its values; None stands for a proxy that has none. It remembers no proxy once
-    its result is in.
+    ``by`` maps each dimension to the counts of statuses for each of its values; None
+    stands for a missing value. A proxy is forgotten once its result is in.
 
     Examples
     --------
@@ -42,7 +41,7 @@ class SweepSummary:
     _watched: dict[UUID, tuple[str | None, ...]] = field(default_factory=dict)
 
     async def watch(self, proxies: Iterable[Proxy] | AsyncIterable[Proxy]) -> AsyncIterator[Proxy]:
-        """Yield the proxies, and remember what they are until their results are in."""
+        """Yield the proxies, and remember their attributes until their results are in."""
         async for proxy in each_of(proxies):
             self._watched[proxy.id] = (proxy.protocol.value, proxy.country, proxy.source)
             yield proxy
@@ -50,7 +49,7 @@ class SweepSummary:
     def add(self, outcome: HealthOutcome) -> None:
         """Count one result."""
         result, before, after = outcome.result, outcome.status_before, outcome.status_after
-        facts = self._watched.pop(result.proxy_id, (result.protocol.value, None, None))
+        attributes = self._watched.pop(result.proxy_id, (result.protocol.value, None, None))
         self.checked += 1
         if not outcome.known:
             self.unknown += 1
@@ -58,7 +57,7 @@ class SweepSummary:
         self.statuses[result.status] += 1
         if result.failure is not None:
             self.failures[result.failure.value] += 1
-        for dimension, value in zip(DIMENSIONS, facts, strict=True):
+        for dimension, value in zip(DIMENSIONS, attributes, strict=True):
             self.by[dimension].setdefault(value, Counter())[result.status] += 1
         if before in LEASABLE and after not in LEASABLE:
             self.dropped += 1

@@ -1,1 +1,1 @@
-"""Questions about the past: the sealed log, audits, and a pool as it was."""
+"""Query the past: the sealed log, audits, and the earlier states of a pool."""

@@ -1,4 +1,4 @@
-"""Where a proxy was to be reached: what a person knows it by, and most events do not say."""
+"""Addresses of proxies over time: people know a proxy by its address, most events lack it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TYPES = ("ProxyRegistered", "ProxyChanged")
 
 
 def address_of(proxy: Proxy | ProxyRow | ProxyDescribed) -> str:
-    """Return a proxy's URL without credentials."""
+    """Return a proxy's URL without its credentials."""
     return url_of(proxy.protocol, proxy.host, proxy.port)
 
 
@@ -45,7 +45,7 @@ def proxies_at(log: SealedLog, begin: Beginning, address: str) -> dict[UUID, UUI
 
 
 def without_login(address: str) -> str:
-    """Return what a person typed as an address, as :func:`address_of` spells it."""
+    """Return an address that a person typed in the form of :func:`address_of`."""
     scheme, mark, place = address.strip().rpartition("://")
     scheme = scheme.lower()
     host, colon, port = place.rpartition("@")[2].removesuffix("/").rpartition(":")
@@ -62,14 +62,14 @@ def _spelled(host: str) -> str:
 
 
 def names(wanted: str, address: str) -> bool:
-    """Tell whether ``wanted`` is an address, or its ``host:port``."""
+    """Return whether ``wanted`` is this address, or its ``host:port``."""
     return wanted in (address, address.partition("://")[2])
 
 
 class Addresses:
     """The addresses of the proxies in a story, each looked up in the log once.
 
-    A change of address is noticed where it is part of the story.
+    A change of address is noticed if its event is part of the story.
     """
 
     def __init__(self, log: SealedLog, begin: Beginning) -> None:
@@ -78,7 +78,7 @@ class Addresses:
         self._known: dict[UUID, str | None] = {}
 
     def of(self, event: Event) -> str | None:
-        """Return the address that the proxy of an event had then; None if it is about none."""
+        """Return the address of an event's proxy at that time; None if it has no proxy."""
         if event.proxy_id is None:
             return None
         if isinstance(event, ProxyDescribed):
@@ -88,7 +88,7 @@ class Addresses:
         return self._known[event.proxy_id]
 
     def last(self, proxy_id: UUID, *, upto: int = BIGGEST) -> str | None:
-        """Return the last address that a proxy had up to a seq; None if it was not there yet."""
+        """Return a proxy's address as of a seq; None if it was not registered yet."""
         address = self._once.get(proxy_id)
         described = Extract(self._begin, upto, types=_TYPES, proxy_id=proxy_id)
         for event in self._log.history(described):

@@ -1,9 +1,9 @@
-"""What happened to a lease, a proxy, a consumer or a pool: its story, out of the log.
+"""Audit a lease, a proxy, a consumer or a pool: read its story from the log.
 
-A story is its events in the sealed order, each with what the event alone does
-not say: the pool's name, the proxy's address, how long a lease was held, and
-how the pool stood in numbers when somebody got nothing. Entries are found as
-they are asked for, so a story may be longer than memory.
+A story has the events in the sealed order. Each comes with data that the event
+lacks: the pool's name, the proxy's address, how long a lease was held, and the
+pool's statistics at a miss. Entries are read lazily, so a story may be larger
+than memory.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Entry:
     """One event of a story.
 
     ``pool`` is the pool's name and ``address`` the proxy's, as they were then.
-    ``held_s`` is for how many seconds the lease was held that ended, and
-    ``pool_had`` the pool in numbers when a consumer got nothing.
+    ``held_s`` is how many seconds the ended lease was held, and ``pool_had`` the
+    pool's statistics at a miss.
     """
 
     event: Event
@@ -60,11 +60,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """What happened to something.
+    """The story of one object.
 
-    ``kind`` is "lease", "proxy", "consumer" or "pool", ``name`` what a person
-    calls it, ``id`` its id. ``namesakes`` are earlier pools of the same name,
-    whose stories are not told. ``entries`` can be read once.
+    ``kind`` is "lease", "proxy", "consumer" or "pool", ``name`` its readable name,
+    ``id`` its id. ``namesakes`` are earlier pools of the same name, whose events
+    are not included. ``entries`` can be iterated once.
     """
 
     kind: str
@@ -76,7 +76,7 @@ class Story:
 
 @dataclass(slots=True)
 class Totals:
-    """What entries add up to; ``held_s`` is the sum over the leases that ended."""
+    """Totals over entries; ``held_s`` is the sum over the leases that ended."""
 
     acquired: int = 0
     released: int = 0
@@ -105,17 +105,17 @@ def of_lease(
     since: Moment | None = None,
     until: Moment | None = None,
 ) -> Story:
-    """Return the story of a lease, with what became of its proxy while it was held.
+    """Return the story of a lease, including events of its proxy while it was held.
 
     Parameters
     ----------
     log:
         A storage.
     lease_id:
-        Its id, or the text of it.
+        Its id, also as text.
     since, until:
-        Tell only what was recorded from the one moment on and before the other.
-        Either may be a seq instead: the first or the last event to tell.
+        Include only events recorded from ``since`` on and before ``until``. Either
+        may be a seq instead: that of the first or the last event.
 
     Raises
     ------
@@ -152,8 +152,7 @@ def of_proxy(
 ) -> Story:
     """Return the story of a proxy: registrations, changes, holders one after another, health.
 
-    It is asked for by its id, or by an address that no other proxy had: a URL
-    or ``host:port``.
+    ``proxy`` is its id, or an address (a URL or ``host:port``) that no other proxy had.
 
     Raises
     ------
@@ -180,7 +179,7 @@ def of_consumer(
     since: Moment | None = None,
     until: Moment | None = None,
 ) -> Story:
-    """Return the story of a consumer, by name or id: what it got, gave back, and did not get.
+    """Return the story of a consumer, by name or id: its leases, releases and misses.
 
     Raises
     ------
@@ -206,10 +205,10 @@ def of_pool(
     since: Moment | None = None,
     until: Moment | None = None,
 ) -> Story:
-    """Return the story of a pool, by id or name: everything.
+    """Return the story of a pool, by id or name: all of its events.
 
-    Of several pools that have borne a name it is the last one's; the others
-    are the story's ``namesakes``.
+    If several pools have had the name, it is the story of the last one; the others
+    are its ``namesakes``.
 
     Raises
     ------
@@ -251,7 +250,7 @@ def _by_type(log: SealedLog, extract: Extract) -> dict[str, Event]:
 
 
 def _at_address(log: SealedLog, begin: Beginning, address: str) -> UUID | None:
-    """Return the proxy that had an address, if there was one."""
+    """Return the proxy that had an address, or None."""
     found = proxies_at(log, begin, address)
     if len(found) > 1:
         names = pool_names(log, begin)
@@ -296,22 +295,22 @@ def _entries(
 
 
 class _Names:
-    """The names of pools as they were: as the events of a story tell, else their last one."""
+    """Names of pools at each event: from the story's events, else the last name."""
 
     def __init__(self, log: SealedLog, begin: Beginning) -> None:
         self._log, self._begin = log, begin
-        self._told: dict[UUID, str] = {}
+        self._names: dict[UUID, str] = {}
         self._last: dict[UUID, str] | None = None
 
     def of(self, event: Event) -> str | None:
-        """Return the name of an event's pool; None for an event that is about none."""
+        """Return the name of an event's pool; None for an event without a pool."""
         name = named_pool(event)
         if event.pool_id == NIL:
             return name
         if name is not None:
-            self._told[event.pool_id] = name
-        elif event.pool_id not in self._told:
+            self._names[event.pool_id] = name
+        elif event.pool_id not in self._names:
             if self._last is None:
                 self._last = pool_names(self._log, self._begin)
-            self._told[event.pool_id] = self._last.get(event.pool_id, str(event.pool_id))
-        return self._told[event.pool_id]
+            self._names[event.pool_id] = self._last.get(event.pool_id, str(event.pool_id))
+        return self._names[event.pool_id]

@@ -1,8 +1,8 @@
-"""How pools stood in numbers, at one seq after another.
+"""Pool statistics at increasing seqs.
 
-Two ways lead to a later seq: fold the events in between, or ask for the state
-there. The first is cheap where questions lie close together, as in a storm of
-misses; the second where they lie far apart.
+There are two ways to reach a later seq: fold the events in between, or query the
+state there. Folding is cheap where seqs lie close together, as in a burst of
+misses; the query where they lie far apart.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _TYPES = POOL_STATS.types()
 
 
 class PastCounts:
-    """The statistics of pools, asked for in the order of the log.
+    """The statistics of pools, queried in the order of the log.
 
     Parameters
     ----------
     log:
         Where the events are.
     pool_id:
-        The only pool that is asked for, if there is but one.
+        The only pool to query, if there is just one.
     page:
-        How many events' worth of seqs are read ahead at once.
+        How many seqs to read ahead at once.
     leap:
-        From how many seqs ahead on a state is asked for rather than folded.
+        From what distance in seqs to query the state instead of folding.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class PastCounts:
     def of(self, pool_id: UUID, seq: int) -> PoolCounts | None:
         """Return a pool's statistics after the event of this seq; None if there was no such pool.
 
-        ``seq`` is no smaller than the one before, and was sealed before the first was asked for.
+        ``seq`` must not decrease, and must have been sealed before the first query.
         """
         if self._counts is None or seq - self._read > self._leap:
             self._counts = self._log.state_at(seq)["pool_stats"]

@@ -1,7 +1,7 @@
-"""Which pool a name or an id means, over the whole log, removed pools included.
+"""Find the pool of a name or an id in the whole log, removed pools included.
 
-A name belongs to one pool at a time, but pools are renamed and removed, and the
-name is then free for another.
+A name belongs to one pool at a time, but pools are renamed and removed, and
+another pool can then take the name.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Mark(NamedTuple):
 
 @dataclass(slots=True)
 class PoolLife:
-    """A pool from its registration to its removal; ``name`` is its last.
+    """A pool from its registration to its removal; ``name`` is its last name.
 
-    ``registered`` is None if that is in an archived part of the log.
+    ``registered`` is None if that event is in an archived part of the log.
     """
 
     id: UUID
@@ -46,14 +46,14 @@ class PoolLife:
 
 @dataclass(frozen=True, slots=True)
 class FoundPool:
-    """The pool that was meant, and those that had borne the name before it, oldest first."""
+    """The pool that was found, and earlier pools of the same name, oldest first."""
 
     pool: PoolLife
     namesakes: Sequence[PoolLife] = ()
 
 
 def find_pool(log: SealedLog, pool: str | UUID) -> FoundPool:
-    """Return the pool of an id, or the last one to bear a name.
+    """Return the pool of an id, or the last pool that had a name.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def find_pool(log: SealedLog, pool: str | UUID) -> FoundPool:
 
 
 def _missed_by(log: SealedLog, begin: Beginning, name: str) -> list[str]:
-    """Return who asked for a pool when none had this name, each once."""
+    """Return the consumers that asked for a pool when none had this name, each once."""
     misses = log.history(Extract(begin.seq, types=("AcquireMissed",), pool_id=NIL))
     named = (miss for miss in misses if isinstance(miss, AcquireMissed) and miss.pool_name == name)
     return list(dict.fromkeys(miss.consumer for miss in named))
@@ -102,7 +102,7 @@ def _never_was(log: SealedLog, begin: Beginning, pool: str) -> PoolNotFoundError
 
 
 def pool_names(log: SealedLog, begin: Beginning) -> dict[UUID, str]:
-    """Return the name of every pool that there was since the log begins, its last one."""
+    """Return the last name of every pool since the beginning of the log."""
     names = {row.id: row.name for row in begin.rows("pools").values()}
     for event in log.history(Extract(begin.seq, types=_TYPES)):
         names[event.pool_id] = event.name  # type: ignore[union-attr]

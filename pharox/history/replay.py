@@ -1,8 +1,8 @@
-"""A pool as it was: at a moment, between two moments step by step, and what differs between two.
+"""Replay a pool: its state at a moment, the steps between two moments, and their difference.
 
-A moment is a seq or a time. The state at the first is asked for, what came
-after it is folded along event by event, so that however long the time between
-is, only the pool as it stands is kept in memory.
+A moment is a seq or a time. The state at the first moment is queried, later events
+are folded one by one. Only the current state of the pool is kept in memory, however
+long the time in between.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _PAGE = 10_000
 
 @dataclass(frozen=True, slots=True)
 class ProxyMoment:
-    """One proxy at a moment: what it was, how it stood, who held it, its newest check."""
+    """One proxy at a moment: its description, availability, holders and newest check."""
 
     proxy: ProxyRow
     availability: Availability
@@ -68,7 +68,7 @@ class ProxyMoment:
         return address_of(self.proxy)
 
     def attributes(self) -> dict[str, Any]:
-        """Return all that can change of it but its holders, by name."""
+        """Return all attributes that can change, except its holders, by name."""
         checked = {} if self.health is None else asdict(self.health)
         return {
             **asdict(self.proxy),
@@ -81,7 +81,7 @@ class ProxyMoment:
 class PoolMoment:
     """A pool after the event ``seq``, which was recorded at ``recorded_at``.
 
-    Proxies are in the order of their ids, holders of theirs acquisitions.
+    Proxies are ordered by id, the holders of each by acquisition.
     """
 
     seq: int
@@ -99,7 +99,7 @@ class PoolMoment:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """An event of a pool, with the pool's name and its proxy's address, and the statistics after.
+    """An event of a pool, with the pool's name, the proxy's address and the statistics after it.
 
     ``counts`` is None after the pool was removed.
     """
@@ -111,12 +111,12 @@ class Step:
 
 
 Change = tuple[Any, Any]
-"""What something was, and what it became."""
+"""A value before and after."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProxyChange:
-    """A proxy that is not what it was: the facts that changed, by name."""
+    """A changed proxy: the attributes that changed, by name."""
 
     id: UUID
     address: str
@@ -125,7 +125,7 @@ class ProxyChange:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What changed between two moments. What began and ended in between is not part of it."""
+    """What changed between two moments, without what began and ended in between."""
 
     pool: dict[str, Change]
     statistics: dict[str, Change]
@@ -141,9 +141,9 @@ class Difference:
 
 
 class Replay:
-    """One pool, which moves forward along its events.
+    """One pool that moves forward along its events.
 
-    :meth:`at` makes one. ``seq`` is how far it has come.
+    Create one with :meth:`at`. ``seq`` is its current place in the log.
     """
 
     def __init__(self, log: SealedLog, pool_id: UUID, seq: int, states: dict[str, State]) -> None:
@@ -154,14 +154,14 @@ class Replay:
 
     @classmethod
     def at(cls, log: SealedLog, pool: str | UUID, at: int | datetime) -> Replay:
-        """Return a pool's replay that stands at a moment, also before the pool was there.
+        """Return a replay of a pool at a moment, which may be before the pool's registration.
 
         Parameters
         ----------
         log:
             A storage.
         pool:
-            An id, or a name: then the pool that had it at the moment, else the last that bore it.
+            An id, or a name: the pool that had it at the moment, else the last that had it.
         at:
             A seq, or a moment.
 
@@ -181,13 +181,12 @@ class Replay:
         return cls(log, here[0] if here else find_pool(log, pool).pool.id, seq, states)
 
     def forward(self, to: int | datetime) -> Iterator[Step]:
-        """Yield each change of the pool up to a moment, and come to stand there.
+        """Yield each change of the pool up to a moment, and move there.
 
         Raises
         ------
         InvalidInputError
-            If the moment lies before the one at which it stands, or the log
-            does not reach to it.
+            If the moment is before the current one, or the log does not reach it.
         """
         upto = seq_of(self._log, to)
         if upto < self.seq:
@@ -197,7 +196,7 @@ class Replay:
         return self._steps(upto)
 
     def moment(self) -> PoolMoment:
-        """Return the pool as it stands.
+        """Return the pool's current state.
 
         Raises
         ------
@@ -224,7 +223,7 @@ class Replay:
         )
 
     def _steps(self, upto: int) -> Iterator[Step]:
-        # By pages, so that no transaction stays open while somebody looks at a step.
+        # In pages, so that no transaction stays open while the caller looks at a step.
         for after in range(self.seq, upto, _PAGE):
             page = Extract(after, min(after + _PAGE, upto), pool_id=self.pool_id)
             for event in list(self._log.history(page)):
@@ -291,7 +290,7 @@ def pool_at(log: SealedLog, pool: str | UUID, at: int | datetime) -> PoolMoment:
     log:
         A storage.
     pool:
-        An id, or a name: then the pool that had it at the moment.
+        An id, or the name that the pool had at the moment.
     at:
         A seq, or a moment.
 
@@ -308,15 +307,15 @@ def pool_at(log: SealedLog, pool: str | UUID, at: int | datetime) -> PoolMoment:
 def changes(
     log: SealedLog, pool: str | UUID, start: int | datetime, end: int | datetime
 ) -> Iterator[Step]:
-    """Yield what happened to a pool after one moment, up to another, in order.
+    """Yield the steps of a pool after one moment, up to another, in order.
 
-    The pool may be registered only in between; otherwise as :func:`pool_at`.
+    The pool may be registered in between; otherwise as :func:`pool_at`.
     """
     return Replay.at(log, pool, start).forward(end)
 
 
 def difference(a: PoolMoment, b: PoolMoment) -> Difference:
-    """Return what is different in ``b`` from what it was in ``a``."""
+    """Return what changed from ``a`` to ``b``."""
     were = {proxy.proxy.id: proxy for proxy in a.proxies}
     are = {proxy.proxy.id: proxy for proxy in b.proxies}
     held, holds = a.leases, b.leases

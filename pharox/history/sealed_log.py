@@ -1,7 +1,7 @@
-"""What a question about the past reads: the sealed log, and states folded from it.
+"""The interface for queries about the past: the sealed log, and states folded from it.
 
-Every storage of ours answers so. What is built on these methods alone works
-over each of them, and knows no database.
+Every storage of pharox implements it. Code that is built on these methods alone works
+with each of them and knows no database.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _END_OF_TIME = datetime(9000, 1, 1, tzinfo=UTC)
 
 
 class SealedLog(Protocol):
-    """The part of a storage that tells what happened."""
+    """The part of a storage that reads the past."""
 
     def history(self, extract: Extract) -> Iterator[Event]:
-        """Yield those events that an extract means, in the sealed order."""
+        """Yield the events of an extract, in the sealed order."""
 
     def seq_at(self, moment: datetime) -> int:
         """Return the seq of the last event recorded at or before a moment; 0 if there is none."""
@@ -36,13 +36,13 @@ class SealedLog(Protocol):
 
 def first(log: SealedLog, extract: Extract) -> Event | None:
     """Return the first event of an extract, or None."""
-    # A generator that is left halfway keeps its connection until it is closed.
+    # An unfinished generator keeps its connection until it is closed.
     with closing(cast("_Closable", log.history(extract))) as events:
         return next(events, None)
 
 
 class Beginning(NamedTuple):
-    """Behind which seq the log is at hand, and how all stood there, if anything came before."""
+    """The seq after which the log is readable, and the state there if anything came before."""
 
     seq: int
     states: Mapping[str, State]
@@ -53,7 +53,7 @@ class Beginning(NamedTuple):
 
 
 def beginning(log: SealedLog) -> Beginning:
-    """Return where a log begins: with nothing, or with what its archived part folds to."""
+    """Return where a log begins: empty, or with the state that its archived part folds to."""
     try:
         first(log, Extract())
     except ArchivedError as error:
@@ -69,13 +69,13 @@ def event_at(log: SealedLog, seq: int) -> Event | None:
 
 def last_seq(log: SealedLog) -> int:
     """Return the seq of the last event; 0 if there is none."""
-    # The latest event may have others behind it: they were recorded before it and sealed after.
+    # Events recorded before the latest one may have been sealed after it.
     latest = log.seq_at(_END_OF_TIME)
     return max((event.seq for event in log.history(Extract(after=latest))), default=latest)
 
 
 def seq_of(log: SealedLog, at: int | datetime) -> int:
-    """Return the seq up to which the log had come at a moment.
+    """Return the last seq at a moment.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def seq_of(log: SealedLog, at: int | datetime) -> int:
 
 
 def beyond_the_end(seq: int, last: int) -> InvalidInputError:
-    """Return the error for a seq that a log has not come to."""
+    """Return the error for a seq beyond the end of a log."""
     return InvalidInputError(f"the log has no event {seq} yet: it ends with {last}", value=seq)
 
 

@@ -1,10 +1,9 @@
 """The incident report: a window of the log as a timeline and a picture.
 
-:func:`write_report` reads the window's events once, from the state before it
-on. The modules follow the way of an event: ``window`` says which are meant,
-``course`` folds them, ``picture`` and ``listing`` gather what is shown,
-``selection`` and ``thinning`` keep that small, and ``page`` draws it with what
-it imports.
+:func:`write_report` reads the window's events once, starting from the state before the
+window. The modules follow the path of an event: ``window`` selects events,
+``running_state`` folds them, ``picture`` and ``listing`` gather what is shown,
+``selection`` and ``thinning`` keep it small, and ``page`` draws it.
 """
 
 from __future__ import annotations

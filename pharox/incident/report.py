@@ -1,8 +1,7 @@
-"""Make a report folder: the timeline and the page, both or nothing.
+"""Write a report folder with the timeline and the page, both or neither.
 
-The events are read once. Everything is written beside the folder under a name
-of its own, which becomes the folder's in one step, so a report that was
-interrupted is never taken for a whole one.
+The events are read once. Everything is written into a temporary folder, which is
+renamed at the end, so an interrupted report is never mistaken for a complete one.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from ..models import utc_now
 from .draw.listing import Listing
 from .draw.page import render
 from .gather.picture import Picture
-from .gather.running_state import Course
+from .gather.running_state import RunningState
 from .gather.window import find_pools, find_window
 from .wording import count
 
@@ -31,7 +30,7 @@ TIMELINE, PAGE = "timeline.jsonl", "index.html"
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A report that was written: where, of what, and how much there was."""
+    """A written report: its folder, its window and the number of events."""
 
     folder: Path
     start: datetime
@@ -42,7 +41,7 @@ class Report:
 
     @property
     def page(self) -> Path:
-        """The file to open."""
+        """The HTML file to open."""
         return self.folder / PAGE
 
     def __str__(self) -> str:
@@ -64,19 +63,18 @@ def write_report(
 ) -> Report:
     """Write what happened in a window of time into a folder.
 
-    The folder then has ``timeline.jsonl``, every event with what follows from
-    it, one JSON object a line, and ``index.html``, a picture of them that
-    opens without a network.
+    The folder then has ``timeline.jsonl``, every event with derived data, one JSON
+    object a line, and ``index.html``, a picture of them that opens without a network.
 
     Parameters
     ----------
     storage:
-        The ledger; it is only read.
+        The storage of the ledger, which is only read.
     start, end:
         The window, with a time zone, both inclusive. An end in the future is
         moved to now.
     folder:
-        Where to write; it is made, or must be empty.
+        The folder to write; it is created, or must be empty.
     pools:
         The names of the pools to report, as they were in the window; all if empty.
 
@@ -85,7 +83,7 @@ def write_report(
     InvalidInputError
         If the window ends before it begins, or has not begun.
     PoolNotFoundError
-        If no pool had a name, and nobody asked for it.
+        If a name was neither a pool's nor requested.
     ReportError
         If nothing happened in the window, or the folder cannot be written.
     """
@@ -94,15 +92,15 @@ def write_report(
         state = storage.state_at(window.after)
         known = {row.id: row.name for row in state["pools"].values()}
         choice = find_pools(storage, window, known, pools)
-        course, listing = Course(state), Listing(window)
-        picture = Picture(window, choice, state, course)
+        running_state, listing = RunningState(state), Listing(window)
+        picture = Picture(window, choice, state, running_state)
         with (place / TIMELINE).open("w", encoding="ascii") as timeline:
             for event in storage.history(choice.extract(window)):
                 if choice.holds(event):
-                    course.take(event)
+                    running_state.take(event)
                     picture.take(event)
-                    listing.take(event, course)
-                    timeline.write(json.dumps(course.line_of(event)) + "\n")
+                    listing.take(event, running_state)
+                    timeline.write(json.dumps(running_state.line_of(event)) + "\n")
         if not listing.seen:
             names = ", ".join(map(repr, pools))
             raise ReportError(f"nothing happened in {names} between {window}")
@@ -120,7 +118,7 @@ def write_report(
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """Yield a folder to write into, which becomes ``folder`` if all goes well."""
+    """Yield a temporary folder, which is renamed to ``folder`` on success."""
     folder = folder.resolve()
     place = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}")
     try:

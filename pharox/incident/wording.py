@@ -1,4 +1,4 @@
-"""How a report says moments, spans, counts and reasons: in UTC, short, for a tired person."""
+"""Format moments, spans, counts and reasons for a report: short, and in UTC."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ REASONS = {
     MissReason.UNKNOWN_POOL: "no pool had this name",
     MissReason.TOO_FEW: "fewer were free than a set needed",
 }
-"""Why an acquisition found nothing, to follow "because"."""
+"""The reasons of misses, worded to follow "because"."""
 
 
 def full_moment(moment: datetime) -> str:
-    """Return date and time, to the millisecond if it is not a whole second."""
+    """Return date and time, with milliseconds unless it is a whole second."""
     return f"{moment.astimezone(UTC):%Y-%m-%d} {time_of_day(moment)} UTC"
 
 
 def time_of_day(moment: datetime) -> str:
-    """Return the time without the date, to the millisecond if it is not a whole second."""
+    """Return the time without the date, with milliseconds unless it is a whole second."""
     moment = moment.astimezone(UTC)
     if moment.microsecond < 1000:
         return f"{moment:%H:%M:%S}"
@@ -34,7 +34,7 @@ def time_of_day(moment: datetime) -> str:
 
 
 def span(length: timedelta | float) -> str:
-    """Return a length of time in its two greatest units."""
+    """Return a length of time in its two largest units."""
     seconds = length.total_seconds() if isinstance(length, timedelta) else length
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
@@ -60,7 +60,7 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
 def asked_for(
     selector: str | None, filters: Mapping[str, Any] | None, *, predicate: bool
 ) -> str | None:
-    """Return in one line what an acquisition asked for, or None for any proxy in any order."""
+    """Return selector and filters of an acquisition in one line, or None for the defaults."""
     parts = [f"{name}={_plain(value)}" for name, value in (filters or {}).items()]
     if predicate:
         parts.append("a predicate")

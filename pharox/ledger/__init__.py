@@ -1,1 +1,1 @@
-"""What is asked of the log as a whole: who follows it, what happened, what it folds to."""
+"""Operations on the whole log: subscriptions, the archive, verifying, rebuilding, roles."""

@@ -1,9 +1,8 @@
-"""Check an archive without a database: every digest and every root, made again from the files.
+"""Check an archive without a database by computing every digest and every root again.
 
-This shows that nothing in the files was changed, cut or swapped after they
-were sealed, as long as one root is known from elsewhere: the last root covers
-everything before it. Who has no other copy of it can compare with the ledger,
-whose ``ticks`` never leave.
+This proves that nothing in the files was changed, cut or swapped after sealing, if
+one root is known from elsewhere: the last root covers everything before it. Without
+another copy of the root, compare it with the ledger, whose ``ticks`` are never removed.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from ..errors import ArchiveFileError
 from .archive.files import EVENTS, TICKS, Files, Row, all_files_in, read
 
 LIMIT = 100
-"""How many differences are told; where there are so many, more do not help."""
+"""How many differences to report at most."""
 
 
 @dataclass(slots=True)
 class Checked:
-    """What was looked at, and what is wrong with it, a sentence each.
+    """What was checked, and the differences, one sentence each.
 
-    ``gaps`` are the first and last seqs of what lies between the ticks here:
-    it was sealed late, and belongs to parts of the log that are not here.
-    ``root`` is that of the last tick.
+    ``gaps`` are the first and last seqs of ranges between the ticks here. Events in
+    a gap were sealed late and belong to parts of the log that are not here. ``root``
+    is that of the last tick.
     """
 
     events: int = 0
@@ -47,7 +46,7 @@ def check(*folders: Path | str) -> Checked:
     Parameters
     ----------
     folders:
-        Where the archive is; several if parts were archived to different ones.
+        The folders of the archive; several if parts were archived to different ones.
 
     Raises
     ------
@@ -89,7 +88,7 @@ def _differences(files: Sequence[Files], checked: Checked) -> Iterator[str]:
 
 
 def _authenticated(files: Files) -> Iterator[tuple[Row, bool]]:
-    """Yield each event, and whether its digest is that of its columns and it belongs here."""
+    """Yield each event, and whether its digest matches and its position is in this part."""
     for row in read(files.events, EVENTS):
         belongs = files.first <= row["position"] < files.end
         authentic = row["version"] == DIGEST_VERSION and digest(row) == row["digest"]
@@ -97,7 +96,7 @@ def _authenticated(files: Files) -> Iterator[tuple[Row, bool]]:
 
 
 class _Tick:
-    """A tick, and what is known of its events: from the tick itself, and from their files."""
+    """A tick and the data of its events, from the tick itself and from their files."""
 
     def __init__(self, row: Row) -> None:
         self._row = row
@@ -111,7 +110,7 @@ class _Tick:
         self._here: set[int] = set()
 
     def take(self, event: Row, authentic: bool) -> Iterator[str]:
-        """Take an event that is not later than the tick, and yield what is wrong with it."""
+        """Add an event that is not later than the tick, and yield what is wrong with it."""
         seq = event["seq"]
         if not authentic:
             yield f"event {seq} is not the one that was sealed"
@@ -124,7 +123,7 @@ class _Tick:
         self._here.add(seq)
 
     def differences(self, files: Sequence[Files], checked: Checked) -> Iterator[str]:
-        """Yield what is wrong with the tick, when its events that are here are all taken."""
+        """Yield what is wrong with the tick, after all its events here have been added."""
         name = f"the tick of events {self._first} to {self._last}"
         if self._ragged:
             yield f"{name} tells seqs, positions and digests of different events"

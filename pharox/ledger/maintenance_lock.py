@@ -1,4 +1,4 @@
-"""One at a time: what takes the log or the read models apart keeps others from doing so."""
+"""A lock for maintenance: rebuilds, archives and the like of one ledger run one at a time."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def maintenance_lock(
     Parameters
     ----------
     connection:
-        One in autocommit mode, and with a session of its own.
+        A connection in autocommit mode, with a session of its own.
     patience_s:
-        For how many seconds to wait for somebody else.
+        How many seconds to wait for another holder.
 
     Raises
     ------
     ConflictError
-        If somebody else does not get done in that time.
+        If another process still holds the lock after that time.
     DatabaseError
-        If a pooler lends the connection's session to others.
+        If a pooler shares the connection's session with other clients.
     SchemaError
         If the schema is not of the version that this code was written for.
     """

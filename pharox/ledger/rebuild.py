@@ -1,10 +1,10 @@
-"""Fold the log anew into fresh tables while leasing goes on, and put them in place.
+"""Fold the log into fresh tables while leasing continues, and exchange them for the live ones.
 
-The fresh tables stand in a schema of their own, so what is killed on the way
-leaves the live ones as they are, and the next run drops what it left. Only the
-last step holds writers up: it locks the live tables, folds what has been
-appended in the meantime, and exchanges the tables in one transaction. Should it
-not get the locks at once, it lets the writers go first and tries again.
+The fresh tables are in a schema of their own, so a killed rebuild leaves the live
+tables as they are, and the next run drops the rest. Only the last step blocks
+writers: it locks the live tables, folds what has been appended in the meantime, and
+exchanges the tables in one transaction. If it does not get the locks at once, it lets
+the writers go first and tries again.
 """
 
 from __future__ import annotations
@@ -38,22 +38,21 @@ from .maintenance_lock import maintenance_lock
 Progress = Callable[[int, int], None]
 
 NEAR = 200
-"""With fewer events than this to go, a rebuild asks for the locks."""
+"""With fewer events than this to fold, a rebuild takes the locks."""
 
 PATIENCE_S = 5.0
-"""How long to wait for another rebuild; a session that was killed takes a moment to end."""
+"""How long to wait for another rebuild; a killed session takes a moment to end."""
 
 LOCK_TIMEOUT_MS = 50
 ATTEMPTS = 200
 
 
 class Rebuilt(NamedTuple):
-    """What a rebuild did.
+    """The result of a rebuild.
 
-    ``last_seq`` is how far into the log the new tables go, ``findings`` are rows
-    in which the old ones differed from it. ``locked_ms`` is how long writers were
-    held up by the exchange, ``attempts`` how often it asked for the locks before
-    it had all of them.
+    ``last_seq`` is the last event in the new tables, ``findings`` are rows in which
+    the old tables differed from the log. ``locked_ms`` is how long the exchange
+    blocked writers, ``attempts`` how often it tried before it had all locks.
     """
 
     projections: tuple[str, ...]
@@ -79,7 +78,7 @@ def rebuild(
     names:
         Which projections; all that are registered if empty.
     progress:
-        Called with the seq that has been reached and the last one, now and then.
+        Called from time to time with the current seq and the last one.
     limit:
         How many differences between the old tables and the log to return at most.
     force:
@@ -92,8 +91,8 @@ def rebuild(
     ConflictError
         If another rebuild, or an archive, is running.
     DatabaseError
-        If something depends on a table that is to be exchanged, the old tables
-        differ from a log that was itself changed, or the locks were not to be had.
+        If an object depends on a table to be exchanged, if the old tables differ
+        from a log that was itself changed, or if the locks could not be taken.
     """
     wanted = _chosen(names)
     started = time.monotonic()
@@ -128,7 +127,7 @@ def fresh_schema(schema: str) -> str:
     Raises
     ------
     InvalidInputError
-        If it would be too long: PostgreSQL would cut it, perhaps to the ledger's own.
+        If it is too long: PostgreSQL would truncate it, perhaps to the ledger's own name.
     """
     name = f"{schema}_rebuild"
     if len(name.encode()) > LONGEST_NAME:
@@ -150,7 +149,7 @@ def _no_progress(_reached: int, _last: int) -> None:
     pass
 
 
-# Before: a place of its own for the fresh tables
+# The schema for the fresh tables
 
 _DEPENDENT = """
 SELECT pg_describe_object(d.classid, d.objid, 0), c.relname::text
@@ -195,7 +194,7 @@ def _mark(schema: str) -> str:
 
 
 def _drop_fresh(session: Session, schema: str) -> None:
-    """Drop what a rebuild left, and nothing that only has the same name."""
+    """Drop the schema of an earlier rebuild, but no other schema of the same name."""
     name = fresh_schema(schema)
     query = "SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE nspname = %s"
     found = session.connection.execute(query, (name,)).fetchone()
@@ -206,7 +205,7 @@ def _drop_fresh(session: Session, schema: str) -> None:
     session.connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(name)))
 
 
-# While leasing goes on
+# While leasing continues
 
 
 def _fold_in_parallel(
@@ -216,7 +215,7 @@ def _fold_in_parallel(
     last: int,
     progress: Progress,
 ) -> None:
-    """Fold all of the log, on two connections: leases take as long as the others together."""
+    """Fold the whole log on two connections: leases take as long as all others together."""
     groups = (
         [p for p in wanted if p is known.LEASES],
         [p for p in wanted if p is not known.LEASES],
@@ -247,16 +246,16 @@ def _fold_in_parallel(
 
 
 def _catch_up(storage: PostgresStorage, whole: Folder) -> None:
-    """Fold what has been appended since, until little is left to do under the locks."""
+    """Fold newly appended events until few are left to fold under the locks."""
     while (last := storage.seal()) - whole.seq > NEAR:
         whole.fold_to(last)
 
 
 def _compare(whole: Folder, limit: int) -> list[Finding]:
-    """Compare old and fresh tables as of one moment, without a lock.
+    """Compare old and fresh tables in one snapshot, without a lock.
 
-    What is folded to get to that moment is rolled back, so that afterwards the
-    fresh tables are again where ``whole.seq`` says.
+    The fold up to that snapshot is rolled back, so afterwards the fresh tables are
+    at ``whole.seq`` again.
     """
     session, reached = whole.session, whole.seq
     with session.connection.transaction(force_rollback=True):
@@ -274,7 +273,7 @@ def _compare(whole: Folder, limit: int) -> list[Finding]:
 
 
 def _check_log(storage: PostgresStorage) -> None:
-    """Refuse to put right what the log says differently, if it is the log that is wrong."""
+    """Raise DatabaseError if the tables differ because the log itself was changed."""
     changed = storage.verify_log(limit=1)
     if changed:
         raise DatabaseError(
@@ -284,17 +283,17 @@ def _check_log(storage: PostgresStorage) -> None:
 
 
 def _existing(session: Session, whole: Folder) -> list[Projection]:
-    """Return those of the projections that have a live table; a new one has none."""
+    """Return the projections that have a live table; a new one has none."""
     query = "SELECT tablename FROM pg_tables WHERE schemaname = %s"
     tables = {row[0] for row in session.connection.execute(query, (whole.ledger,))}
     return [projection for projection in whole.projections if projection.table.name in tables]
 
 
-# Holding the writers up
+# While writers are blocked
 
 
 def _exchange(storage: PostgresStorage, whole: Folder) -> tuple[float, int]:
-    """Put the fresh tables in place; return for how long the locks were held, and the attempts."""
+    """Exchange the tables; return how long the locks were held, and the attempts."""
     for attempt in range(1, ATTEMPTS + 1):
         _catch_up(storage, whole)
         reached = whole.seq
@@ -319,11 +318,13 @@ def _exchange_once(whole: Folder) -> float:
     named = {"schema": whole.ledger, "tables": tables}
     access = connection.execute(_ACCESS, named).fetchall()
     with connection.transaction():
+        # Below deadlock_timeout: if a worker waits for us too, the rebuild gives way.
         connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
         asked = time.monotonic()
         if live:
             lock = sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE")
             connection.execute(lock.format(sql.SQL(", ").join(live)))
+        # SHARE waits for running appends and stops new ones: the seal below is complete.
         connection.execute(sql.SQL("LOCK TABLE ONLY {}.events IN SHARE MODE").format(schema))
         connection.execute(sql.SQL("SELECT {}.seal(true)").format(schema))
         connection.execute("SET LOCAL lock_timeout = 0")
@@ -340,7 +341,7 @@ def _exchange_once(whole: Folder) -> float:
 
 
 def _fold_others_from_now_on(whole: Folder) -> None:
-    """Have commands fold into the read models of other packages, if one of those is rebuilt."""
+    """Make commands fold into other packages' read models, if one of those is rebuilt."""
     if all(projection in known.ALL for projection in whole.projections):
         return
     query = "SELECT tablename FROM pg_tables WHERE schemaname = %s"

@@ -1,18 +1,18 @@
-"""Who may do what with a ledger: its owner, those who lease, and those who only read.
+"""Grant database roles their rights on a ledger: as its owner, an app or a reader.
 
     owner    everything: upgrades, rebuilds, archives, rotates keys, grants
     app      appends to the log, keeps the read models, reads proxies' credentials
     reader   reads the log and the read models, never credentials
 
-A role is first stripped of all it has in the schema and then given what it needs,
-so granting twice is granting once. Afterwards the database itself is asked what
-each role can do, by whatever way: ownership, membership, PUBLIC, default
-privileges. If that is more than it should be, or less, nothing has changed.
+All rights in the schema are first revoked from a role and then granted as needed, so
+granting is idempotent. Afterwards the database is asked what each role can do,
+whatever the source: ownership, membership, PUBLIC, default privileges. If that is
+more than it should be, or less, everything is rolled back.
 
-What the seal and the partitions of the log take is done by functions with their
-owner's rights. So an app can neither order events nor give one a position, a
-transaction or a place to be hidden in; and it cannot write the stored states of
-the past, which all else begins with where events were archived.
+Sealing and partitioning run in functions with their owner's rights. So an app cannot
+order events, choose an event's position or transaction, or hide an event. It cannot
+write the stored states of the past either, with which all folds begin after events
+were archived.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from ..storage.postgres.tables import proxy_credentials
 from .maintenance_lock import maintenance_lock
 
 PATIENCE_S = 5.0
-"""How long to wait for a rebuild or an archive, which carry privileges over to new tables."""
+"""How long to wait for a rebuild or an archive, which copy privileges to new tables."""
 
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Roles:
-    """Roles of the server by what they shall be to a ledger; each at most one thing."""
+    """The server's roles by their part in a ledger; each role has at most one part."""
 
     app: Sequence[str] = ()
     reader: Sequence[str] = ()
@@ -63,12 +63,12 @@ class Roles:
         return [*self.restrained(), *([] if self.owner is None else [self.owner])]
 
     def restrained(self) -> list[str]:
-        """Return the names of those who shall not do everything."""
+        """Return the names of all but the owner."""
         return [*self.app, *self.reader]
 
 
 class Right(NamedTuple):
-    """One thing that a role may do in the schema; ``column`` is given where it is not all."""
+    """One privilege in the schema; ``column`` is given if it covers one column only."""
 
     kind: str
     name: str
@@ -81,27 +81,27 @@ class Right(NamedTuple):
 
 
 def statements(storage: PostgresStorage, roles: Roles) -> list[str]:
-    """Return the SQL that gives roles their rights, and takes what is more away.
+    """Return the SQL that grants roles their rights and revokes all others.
 
     Raises
     ------
     DatabaseError
-        If there is no such role, or one from which nothing can be kept.
+        If a role does not exist, or cannot be restricted.
     """
     with storage.own_session() as session:
         return _Granting(session.connection, storage.schema, roles).statements()
 
 
 def grant(storage: PostgresStorage, roles: Roles) -> None:
-    """Give roles their rights and take what is more away, in one transaction.
+    """Grant roles their rights and revoke all others, in one transaction.
 
     Raises
     ------
     ConflictError
         If a rebuild or an archive is running.
     DatabaseError
-        If there is no such role, this one may not grant, or a role would still
-        have more rights than it should, or fewer.
+        If a role does not exist, the current role may not grant, or a role would
+        still have more rights than it should, or fewer.
     """
     with (
         storage.own_session() as session,
@@ -112,18 +112,18 @@ def grant(storage: PostgresStorage, roles: Roles) -> None:
         granting.check_rights_to_grant()
         for statement in granting.statements():
             session.connection.execute(statement.encode())
-        granting.check_outcome()
+        granting.check_outcome()  # before the commit, so that a wrong outcome is rolled back
 
 
 def identifier(name: str) -> sql.Composable:
-    """Return a name as SQL spells it; what a terminal could obey stands there as its number."""
+    """Quote a name for SQL; unprintable characters become Unicode escapes."""
     if name.isprintable():
         return sql.Identifier(name)
     spelled = (c if c.isprintable() and c != "\\" else f"\\+{ord(c):06X}" for c in name)
     return sql.SQL('U&"{}"').format(sql.SQL("".join(spelled).replace('"', '""')))
 
 
-# What each needs
+# The rights of each role
 
 _READ = (
     "alembic_version",
@@ -209,7 +209,7 @@ def _app_rights() -> Iterator[Right]:
         yield Right("function", function, None, "EXECUTE")
 
 
-# What the database knows
+# Queries of the catalog
 
 _OBJECTS = """
 SELECT 'table', relname::text
@@ -239,7 +239,7 @@ FROM pg_roles AS r, pg_database AS d
 WHERE r.rolname = ANY (%(reach)s::name[]) AND d.datname = current_database()
 ORDER BY r.rolname = ANY (%(roles)s::name[]) DESC, r.rolname
 """
-"""From whom no right of the ledger can be kept, and why."""
+"""Roles that cannot be restricted, and why."""
 
 _DEFAULTS = """
 SELECT pg_get_userbyid(d.defaclrole)::text, d.defaclnamespace <> 0,
@@ -253,7 +253,7 @@ WHERE d.defaclnamespace IN (0, %(schema)s) AND d.defaclobjtype IN ('r', 'S', 'f'
 GROUP BY 1, 2, 3, 4
 ORDER BY 1, 2, 3, 4
 """
-"""Privileges that tables get when they are made, such as the next part of the log."""
+"""Default privileges, which new tables get, such as the next part of the log."""
 
 _HELD = """
 WITH roles AS (SELECT unnest(%(roles)s::name[]) AS role),
@@ -289,7 +289,7 @@ SELECT role::text, 'schema', '', NULL, privilege
 FROM roles, unnest(ARRAY['USAGE', 'CREATE']) AS privilege
 WHERE has_schema_privilege(role, %(schema)s::oid, privilege)
 """
-"""Every right that roles have in the schema, by whatever way."""
+"""Every right that roles have in the schema, from any source."""
 
 _REACH = """
 SELECT DISTINCT r.rolname::text
@@ -311,10 +311,10 @@ class _Granting:
             "WHERE nspname = %(name)s"
         )
         self._check_roles()
-        self._objects = self._rows(_OBJECTS)  # no two functions share a name
+        self._objects = self._rows(_OBJECTS)  # functions are not overloaded
 
     def check_rights_to_grant(self) -> None:
-        """Raise DatabaseError unless this session may give the ledger's rights away."""
+        """Raise DatabaseError unless this session may grant the ledger's rights."""
         ((may, user),) = self._rows("SELECT pg_has_role(%(owner)s::oid, 'MEMBER'), current_user")
         if not may:
             raise DatabaseError(
@@ -325,7 +325,7 @@ class _Granting:
             )
 
     def statements(self) -> list[str]:
-        """Return all that is to be executed."""
+        """Return all statements to execute, in order."""
         composed = [
             *self._database_rights(),
             *self._ownership(),
@@ -358,10 +358,10 @@ class _Granting:
                         rights=sorted(map(str, less)),
                     )
 
-    # Parts
+    # Statements
 
     def _reach(self, names: Sequence[str]) -> list[str]:
-        """Return the roles, and all that they could become with SET ROLE."""
+        """Return the roles and all roles that they can SET ROLE to."""
         return [name for (name,) in self._rows(_REACH, roles=list(names))]
 
     def _check_roles(self) -> None:
@@ -383,11 +383,11 @@ class _Granting:
                 )
 
     def _database_rights(self) -> Iterator[sql.Composable]:
-        """Yield what each needs of the database, where PUBLIC does not have it."""
+        """Yield the grants on the database that PUBLIC does not already have."""
         query = "SELECT has_database_privilege(%(role)s::name, current_database(), %(privilege)s)"
         ((database,),) = self._rows("SELECT current_database()")
         for name in self._roles.names():
-            # A rebuild makes a schema; who folds the log makes temporary tables.
+            # A rebuild creates a schema; a fold creates temporary tables.
             needed = ["CONNECT", "TEMPORARY", *(["CREATE"] if name == self._roles.owner else [])]
             for privilege in needed:
                 if self._rows(query, role=name, privilege=privilege) == [(False,)]:
@@ -423,7 +423,7 @@ class _Granting:
                 sql.SQL(kind),
                 sql.SQL("PUBLIC") if grantee is None else identifier(grantee),
             )
-            if not is_own:  # It is about other schemas as well, so somebody has to decide it.
+            if not is_own:  # It affects other schemas too, so a person has to decide.
                 raise DatabaseError(
                     f"every table that {maker!r} makes gives rights to "
                     f"{'PUBLIC' if grantee is None else repr(grantee)}, as the next part of the "
@@ -459,7 +459,7 @@ class _Granting:
         return sql.SQL("{}.{}").format(self._schema, identifier(name))
 
     def _there(self, rights: Iterable[Right]) -> frozenset[Right]:
-        """Return the rights on what there is: a new projection has its table from a rebuild on."""
+        """Return the rights on existing objects: a new projection has no table before a rebuild."""
         return frozenset(
             right
             for right in rights
@@ -468,7 +468,7 @@ class _Granting:
 
     def _rows(self, query: str, **values: Any) -> list[tuple[Any, ...]]:
         known = {"name": self._name}
-        with suppress(AttributeError):  # not known yet
+        with suppress(AttributeError):  # not set yet
             known |= {"schema": self._schema_oid, "owner": self._owner_oid}
         return self._connection.execute(query.encode(), {**known, **values}).fetchall()
 

@@ -1,8 +1,8 @@
-"""Lease proxies and give them back: the manager, for code that blocks and code that awaits.
+"""Lease and release proxies: the manager, in a blocking and an asyncio form.
 
-``leasing`` decides what a manager does, ``proxy_manager`` does it in the calling thread and
-``async_proxy_manager`` by awaiting; ``clients`` are HTTP clients over leased proxies, and
-``retrying`` holds the arguments of the retries.
+``leasing`` has the logic of both. ``proxy_manager`` runs it in the calling thread,
+``async_proxy_manager`` awaits it. ``clients`` has HTTP clients that go through leased
+proxies, ``retrying`` the arguments of the retries.
 """
 
 from __future__ import annotations

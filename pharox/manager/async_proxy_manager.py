@@ -1,9 +1,9 @@
-"""AsyncProxyManager: lease, release, and tell whoever listens, for code that awaits.
+"""AsyncProxyManager: lease and release proxies and notify callbacks, for asyncio.
 
-What it does is said in :mod:`pharox.manager.leasing`; here it is awaited. A task may be
-cancelled wherever it waits: while it acquires it leaves no lease behind, while
-it releases the lease is released all the same, and callbacks are told of what
-was committed either way.
+The logic is in :mod:`pharox.manager.leasing`; here it is awaited. A task may be
+cancelled wherever it waits. A cancelled acquisition leaves no lease behind, a
+cancelled release still releases, and callbacks are notified of what was committed
+in both cases.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 class AsyncProxyManager(Leasing[IAsyncStorage]):
     """Leases proxies of a storage's pools, as :class:`pharox.ProxyManager` does.
 
-    Keeps no state but the registered callbacks, so tasks can share one. A
-    callback may be a coroutine function; it is awaited before the next is told.
+    Its only state is the registered callbacks, so tasks can share one manager. A
+    callback may be a coroutine function; it is awaited before the next one is called.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
     Raises
     ------
     InvalidInputError
-        If it is none, or one that blocks.
+        If it is not a storage, or a blocking one.
     """
 
     def __init__(self, storage: IAsyncStorage) -> None:
@@ -81,10 +81,10 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         Parameters and errors are those of :meth:`pharox.ProxyManager.acquire_proxy`.
         A task that is cancelled meanwhile has no lease.
         """
-        ask = AcquireArguments(
+        arguments = AcquireArguments(
             pool_name, consumer_name, duration_seconds, filters, selector, lease_id
         )
-        return (await run_async(self._acquiring(ask), call_async)).lease
+        return (await run_async(self._acquiring(arguments), call_async)).lease
 
     async def acquire_proxies(
         self,
@@ -104,7 +104,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         Parameters and errors are those of :meth:`pharox.ProxyManager.acquire_proxies`.
         A task that is cancelled meanwhile has no lease.
         """
-        ask = AcquireSetArguments(
+        arguments = AcquireSetArguments(
             pool_name,
             count,
             consumer_name,
@@ -115,7 +115,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
             distinct,
             lease_ids,
         )
-        return await run_async(self._acquiring_set(ask), call_async)
+        return await run_async(self._acquiring_set(arguments), call_async)
 
     @in_both_orders
     async def acquire_proxy_with_retry(
@@ -143,34 +143,34 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         config = checked_config(
             retry_config, max_attempts, backoff_seconds, backoff_multiplier, max_backoff_seconds
         )
-        ask = AcquireArguments(
+        arguments = AcquireArguments(
             pool_name, consumer_name, duration_seconds, filters, selector, lease_id
         )
-        program = self._acquiring_again(ask, config, sleep_fn or asyncio.sleep)
+        program = self._acquiring_again(arguments, config, sleep_fn or asyncio.sleep)
         return await run_async(program, call_async)
 
     async def release_proxy(self, lease: Lease) -> None:
-        """Give a lease back, also if the task is cancelled meanwhile.
+        """Give a lease back, even if the task is cancelled meanwhile.
 
         As :meth:`pharox.ProxyManager.release_proxy`.
         """
         await run_async(self._releasing(lease), call_async)
 
     async def release_proxies(self, leases: Iterable[Lease]) -> None:
-        """Give leases back, all of them, also if the task is cancelled meanwhile.
+        """Give all these leases back, even if the task is cancelled meanwhile.
 
         As :meth:`pharox.ProxyManager.release_proxies`.
         """
         await run_async(self._releasing_all(leases), call_async)
 
     async def cleanup_expired_leases(self) -> int:
-        """Take back the proxies of all leases that have run out; return how many there were."""
+        """Expire all leases that have run out, and return how many there were."""
         return await run_async(self._cleaning_up(), call_async)
 
     async def record_health_checks(
         self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
     ) -> Sequence[HealthOutcome]:
-        """Record health checks, those of one proxy in their order, and tell the callbacks.
+        """Record health checks, those of one proxy in their order, and notify the callbacks.
 
         As :meth:`pharox.ProxyManager.record_health_checks`.
         """
@@ -233,7 +233,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
             distinct=distinct,
             lease_ids=lease_ids,
         )
-        # A copy, as the block may change its list.
+        # A copy: the block may change the list that it got.
         async with self._held([*leases], self.release_proxies):
             yield leases
 
@@ -293,7 +293,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         Returns
         -------
         OpeningClient
-            To be entered or awaited once, and then an ``httpx.AsyncClient``.
+            Enter or await it once to get the ``httpx.AsyncClient``.
         """
         from .clients import (  # noqa: PLC0415 - httpx takes a while to import
             AsyncLeasedClient,
@@ -301,10 +301,10 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
             opening_client,
         )
 
-        ask = AcquireArguments(pool_name, consumer_name, duration_seconds, filters, selector)
+        request = AcquireArguments(pool_name, consumer_name, duration_seconds, filters, selector)
         return OpeningClient(
             opening_client(
-                self, AsyncLeasedClient, ask, retry_config, client_options, asyncio.sleep
+                self, AsyncLeasedClient, request, retry_config, client_options, asyncio.sleep
             )
         )
 
@@ -319,10 +319,10 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         start: Literal["beginning", "now"] | int = "now",
         pool: str | UUID | None = None,
     ) -> BoundSubscription:
-        """Have callbacks told of what any manager does, from the log.
+        """Notify callbacks, from the log, of what every manager does.
 
-        As :meth:`pharox.ProxyManager.subscribe`; await the ``run_async()`` of what
-        it returns.
+        As :meth:`pharox.ProxyManager.subscribe`; await ``run_async()`` of the returned
+        subscription.
         """
         callbacks = {
             "on_acquire": on_acquire,
@@ -341,7 +341,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
     async def _held(
         self, held: Lease | list[Lease] | None, release: Callable[[Any], Awaitable[None]]
     ) -> AsyncIterator[None]:
-        """Give back what is held when the block ends."""
+        """Release what is held when the block ends."""
         try:
             yield
         except BaseException as error:

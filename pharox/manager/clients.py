@@ -1,9 +1,9 @@
-"""HTTP clients that go through a leased proxy, and give the lease back when they are closed.
+"""HTTP clients that go through a leased proxy and release it when they are closed.
 
-Every request takes the leased proxy, whichever of the four protocols it speaks
-and whatever the environment says of proxies; names of targets are resolved by
-it. When the lease has run out somebody else may hold the proxy, so from then on
-a client sends nothing more.
+Every request goes through the leased proxy, with each of the four protocols and
+whatever the environment says about proxies. The proxy resolves the names of targets.
+After the lease has run out somebody else may hold the proxy, so the client then
+sends nothing more.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .leasing import AcquireArguments, Leasing, releasing_after, retrying
 C = TypeVar("C", "LeasedClient", "AsyncLeasedClient")
 
 SOCKS = {ProxyProtocol.SOCKS4: ProxyType.SOCKS4, ProxyProtocol.SOCKS5: ProxyType.SOCKS5}
-"""The protocols that httpx-socks speaks, by its own names."""
+"""The names that httpx-socks has for the SOCKS protocols."""
 
 _OUR_OWN = ("proxy", "transport", "mounts")
 _OF_TRANSPORTS = ("http1", "http2", "limits")
@@ -41,7 +41,7 @@ _OF_TRANSPORTS = ("http1", "http2", "limits")
 def opening_client(
     leasing: Leasing[Any],
     kind: type[C],
-    ask: AcquireArguments,
+    request: AcquireArguments,
     retry_config: RetryConfig | None,
     client_options: Mapping[str, Any] | None,
     sleep: Callable[[float], Any],
@@ -56,7 +56,7 @@ def opening_client(
 
     def attempt() -> Calls[tuple[Acquisition, float]]:
         begun = time.monotonic()
-        return (yield from leasing._acquiring(ask)), begun
+        return (yield from leasing._acquiring(request)), begun
 
     acquisition, begun = yield from retrying(
         attempt, config, sleep, is_enough=lambda found: found[0].lease is not None
@@ -64,12 +64,12 @@ def opening_client(
     lease = acquisition.lease
     if lease is None:
         why = acquisition.miss_reason
-        message = f"Pool {ask.pool_name!r} has no proxy free{f': {why.value}' if why else ''}."
+        message = f"Pool {request.pool_name!r} has no proxy free{f': {why.value}' if why else ''}."
         if why is MissReason.UNKNOWN_POOL:
-            message = f"There is no pool {ask.pool_name!r}."
+            message = f"There is no pool {request.pool_name!r}."
         raise ProxyUnavailableError(
             message,
-            pool_name=ask.pool_name,
+            pool_name=request.pool_name,
             miss_reason=why,
         )
     try:
@@ -108,7 +108,8 @@ class LeasedClient(httpx.Client):
         self._leasing, self.lease = leasing, lease
         self._is_held = True
         transport = _transport(proxy, options, httpx.HTTPTransport, SyncProxyTransport)
-        super().__init__(transport=_Way(_Deadline(lease, begun), transport), **options)
+        leased = _LeasedTransport(_Deadline(lease, begun), transport)
+        super().__init__(transport=leased, **options)
 
     def close(self) -> None:
         """Close the connections and give the lease back."""
@@ -155,7 +156,9 @@ class AsyncLeasedClient(httpx.AsyncClient):
         self._leasing, self.lease = leasing, lease
         self._is_held = True
         transport = _transport(proxy, options, httpx.AsyncHTTPTransport, AsyncProxyTransport)
-        super().__init__(transport=_AsyncWay(_Deadline(lease, begun), transport), **options)
+        super().__init__(
+            transport=_AsyncLeasedTransport(_Deadline(lease, begun), transport), **options
+        )
 
     async def aclose(self) -> None:
         """Close the connections and give the lease back."""
@@ -180,7 +183,7 @@ class AsyncLeasedClient(httpx.AsyncClient):
 
 
 class OpeningClient:
-    """A client that is still to be leased: ``await`` it, or enter it with ``async with``."""
+    """A client without its lease yet: ``await`` it, or enter it with ``async with``."""
 
     def __init__(self, program: Calls[AsyncLeasedClient]) -> None:
         self._program: Calls[AsyncLeasedClient] | None = program
@@ -205,9 +208,9 @@ class OpeningClient:
 
 
 class _Deadline:
-    """The end of a lease by this process's own monotonic clock, from when it was asked for.
+    """When a lease ends, by this process's monotonic clock from the start of the request for it.
 
-    Or its release, if it was given back with this very object.
+    It ends earlier when it is released through this same ``Lease`` object.
     """
 
     def __init__(self, lease: Lease, begun: float) -> None:
@@ -216,7 +219,7 @@ class _Deadline:
 
     @contextmanager
     def request(self, request: httpx.Request) -> Iterator[None]:
-        """Refuse a request after the end; say of one that fails through which proxy it went."""
+        """Refuse a request after the end; note the proxy on the error of one that fails."""
         released = self._lease.status is not LeaseStatus.ACTIVE
         if released or time.monotonic() >= self._ends_at:
             how = "was released" if released else "has run out"
@@ -224,7 +227,7 @@ class _Deadline:
                 f"Lease {self._lease.id} {how}; open another client.", lease_id=self._lease.id
             )
         try:
-            with _in_words_of_httpx(request):
+            with _as_httpx_errors(request):
                 yield
         except httpx.TransportError as error:
             error.add_note(f"through proxy {self._lease.proxy_id}, lease {self._lease.id}")
@@ -232,8 +235,8 @@ class _Deadline:
 
 
 @contextmanager
-def _in_words_of_httpx(request: httpx.Request) -> Iterator[None]:
-    """Raise what httpx would raise where it is another library that speaks SOCKS."""
+def _as_httpx_errors(request: httpx.Request) -> Iterator[None]:
+    """Translate errors of the SOCKS library into those of httpx."""
     _check_target(request)
     try:
         yield
@@ -246,9 +249,9 @@ def _in_words_of_httpx(request: httpx.Request) -> Iterator[None]:
 
 
 def _check_target(request: httpx.Request) -> None:
-    """Refuse a host that is no name, such as one with a part of more than 63 letters.
+    """Refuse an invalid host name, such as one with a part of more than 63 letters.
 
-    It fails here and not in the handshake, where an error may also be one of the caller's own
+    It is checked here because the same error in the handshake may come from the caller's own
     content.
     """
     try:
@@ -259,8 +262,8 @@ def _check_target(request: httpx.Request) -> None:
         ) from error
 
 
-class _Way(httpx.BaseTransport):
-    """Through a leased proxy, as long as it is leased."""
+class _LeasedTransport(httpx.BaseTransport):
+    """A transport through a leased proxy that refuses requests after the lease."""
 
     def __init__(self, deadline: _Deadline, transport: httpx.BaseTransport) -> None:
         self._deadline, self._transport = deadline, transport
@@ -273,8 +276,8 @@ class _Way(httpx.BaseTransport):
         self._transport.close()
 
 
-class _AsyncWay(httpx.AsyncBaseTransport):
-    """The same, awaited."""
+class _AsyncLeasedTransport(httpx.AsyncBaseTransport):
+    """The asyncio form of :class:`_LeasedTransport`."""
 
     def __init__(self, deadline: _Deadline, transport: httpx.AsyncBaseTransport) -> None:
         self._deadline, self._transport = deadline, transport
@@ -290,7 +293,7 @@ class _AsyncWay(httpx.AsyncBaseTransport):
 def _giving_back(
     client: LeasedClient | AsyncLeasedClient, error: BaseException | None
 ) -> Calls[None]:
-    """Give a client's lease back, once; the exception of a failing block is what counts."""
+    """Release a client's lease once; the exception of a failing block takes precedence."""
     if not client._is_held:
         return
     release = client._leasing.release_proxy
@@ -299,12 +302,12 @@ def _giving_back(
             yield partial(release, client.lease)
         else:
             yield from releasing_after(error, release, client.lease)
-    finally:  # A release that failed can be repeated; what was cancelled is done.
+    finally:  # A failed release can be repeated; a cancelled one was completed.
         client._is_held = client.lease.status is LeaseStatus.ACTIVE
 
 
 def _transport(proxy: Proxy, options: dict[str, Any], http: Any, socks: Any) -> Any:
-    """Return a transport through a proxy, and take out of the options what it is made with."""
+    """Return a transport through a proxy, and remove its options from ``options``."""
     named = {name: options.pop(name) for name in _OF_TRANSPORTS if name in options}
     context = _ssl_context(options, http2=named.get("http2", False))
     host, login = str(proxy.host), proxy.credentials
@@ -329,11 +332,11 @@ def _transport(proxy: Proxy, options: dict[str, Any], http: Any, socks: Any) -> 
 
 
 class _SocksText(str):
-    """A user or password as a SOCKS handshake carries it: its bytes in UTF-8, also if none.
+    """A user or password for a SOCKS handshake: sent as UTF-8, and also if it is empty.
 
-    python-socks encodes in ASCII, tells the length in letters, and offers no login at all if
-    the password is empty. RFC 1929 leaves the encoding open and has passwords begin at one byte;
-    others send UTF-8, and no byte where a key is the user alone, and so do we.
+    python-socks encodes in ASCII, gives the length in characters, and offers no login at all if
+    the password is empty. RFC 1929 leaves the encoding open and requires at least one byte of
+    password. Other clients send UTF-8, and no byte where a key is the user alone; so do we.
     """
 
     __slots__ = ()
@@ -345,17 +348,17 @@ class _SocksText(str):
         return len(self.encode())
 
     def encode(self, *_: object, **__: object) -> bytes:
-        """Return the bytes in UTF-8, whatever encoding is asked for."""
+        """Return the bytes in UTF-8, whatever encoding is requested."""
         return super().encode()
 
 
 def socks_text(text: str | None) -> str | None:
-    """Return a user or password as python-socks is to be given it."""
+    """Wrap a user or password for python-socks."""
     return None if text is None else _SocksText(text)
 
 
 def _ssl_context(options: dict[str, Any], *, http2: bool) -> ssl.SSLContext:
-    """Return a context made of httpx's options, which it takes out of them."""
+    """Return a context made of httpx's options, and remove them from ``options``."""
     trust_env = options.get("trust_env", True)
     if "verify" not in options and "cert" not in options:
         return _usual_ssl_context(trust_env=trust_env, http2=http2)
@@ -365,8 +368,8 @@ def _ssl_context(options: dict[str, Any], *, http2: bool) -> ssl.SSLContext:
 
 @lru_cache
 def _usual_ssl_context(*, trust_env: bool, http2: bool) -> ssl.SSLContext:
-    """Return the context that clients share, as it takes longer to make than a lease.
+    """Return the context that clients share; making one takes longer than a lease.
 
-    Connections write into it which versions of HTTP they offer, so there are two.
+    Connections write the HTTP versions that they offer into it, so there are two.
     """
     return httpx.create_ssl_context(trust_env=trust_env)

@@ -1,15 +1,14 @@
-"""What a manager does, said once for callers that block and for those that await.
+"""The logic of a manager, written once for blocking and asyncio callers.
 
-Programs that ask for calls: of the storage, of a callback, of a pause. A manager
-is a :class:`Leasing` that has them carried out in its own way.
+It consists of generators that yield calls: to the storage, to a callback, to sleep. A
+manager is a :class:`Leasing` that makes these calls in its own way.
 
 The storage decides and records; the manager adds defaults, retries, context
-managers and callbacks. A callback is told of what this manager appended, after
-it is committed. One that raises keeps neither the ledger nor the other
-callbacks from their work: all of them run, then the exception reaches the
-caller (several as an ``ExceptionGroup``), and a lease that the failed call had
-been granted has been given back by then. A cancellation counts as such an
-exception, and for more than all others.
+managers and callbacks. A callback is notified of what this manager appended, after
+the commit. If one raises, the ledger is unaffected and the other callbacks still run.
+The exception then reaches the caller (several as an ``ExceptionGroup``), and the lease
+that the failed call was granted has been released by then. A cancellation counts as
+such an exception, and takes precedence over all others.
 """
 
 from __future__ import annotations
@@ -62,14 +61,14 @@ S = TypeVar("S")
 logger = logging.getLogger("pharox")
 
 CALLBACK_FAILED = "callback failed"
-"""The reason of a release that a failing callback caused."""
+"""The reason recorded for a release caused by a failing callback."""
 
 
 Request = AcquireRequest | AcquireSetRequest
 
 
 class AcquireArguments(NamedTuple):
-    """What a caller asks a manager for, as it was given."""
+    """The arguments of ``acquire_proxy``, as given."""
 
     pool_name: str
     consumer_name: str | None
@@ -81,7 +80,7 @@ class AcquireArguments(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AcquireSetArguments:
-    """What a caller asks a manager for who needs several leases, as it was given."""
+    """The arguments of ``acquire_proxies``, as given."""
 
     pool_name: str
     count: int
@@ -95,12 +94,12 @@ class AcquireSetArguments:
 
 
 def if_given(**arguments: Any) -> dict[str, Any]:
-    """Return the arguments that are not None: overrides may know those of 0.11.0 only."""
+    """Return the arguments that are not None: overrides written for 0.11.0 lack new ones."""
     return {name: value for name, value in arguments.items() if value is not None}
 
 
 class Leasing(ABC, Generic[S]):
-    """The callbacks of a manager, and its programs over whatever storage it has."""
+    """The callbacks of a manager, and its programs over any kind of storage."""
 
     DEFAULT_CONSUMER_NAME = "default"
 
@@ -119,28 +118,28 @@ class Leasing(ABC, Generic[S]):
         return answer
 
     def register_acquire_callback(self, callback: Callable[[AcquireEventPayload], Any]) -> None:
-        """Have ``callback`` told of every attempt to lease, hit or miss."""
+        """Call ``callback`` for every attempt to lease, hit or miss."""
         self._acquire_callbacks.append(self._checked(callback))
 
     def register_release_callback(self, callback: Callable[[ReleaseEventPayload], Any]) -> None:
-        """Have ``callback`` told of every lease that this manager releases."""
+        """Call ``callback`` for every lease that this manager releases."""
         self._release_callbacks.append(self._checked(callback))
 
     def register_expire_callback(self, callback: Callable[[ExpireEventPayload], Any]) -> None:
-        """Have ``callback`` told of every lease that this manager finds to have run out."""
+        """Call ``callback`` for every lease that this manager expires."""
         self._expire_callbacks.append(self._checked(callback))
 
     def register_health_callback(self, callback: Callable[[HealthEventPayload], Any]) -> None:
-        """Have ``callback`` told of every health check that this manager records.
+        """Call ``callback`` for every health check that this manager records.
 
-        Its ``lease_ids`` are the leases whose proxy has just become unleasable.
+        The payload's ``lease_ids`` are the leases whose proxy just became unleasable.
         """
         self._health_callbacks.append(self._checked(callback))
 
     def register_failure_callback(self, callback: Callable[[CallbackFailurePayload], Any]) -> None:
-        """Have ``callback`` told of every other callback that raised.
+        """Call ``callback`` for every other callback that raised.
 
-        What it raises itself is only logged.
+        Its own exceptions are only logged.
         """
         self._failure_callbacks.append(self._checked(callback))
 
@@ -162,7 +161,7 @@ class Leasing(ABC, Generic[S]):
         """Give a lease back."""
 
     def _checked(self, callback: Callable[[P], Any]) -> Callable[[P], Any]:
-        """Return a callback, if it is one for this manager."""
+        """Return the callback if this manager can call it, else raise InvalidInputError."""
         if not callable(callback):
             raise InvalidInputError("a callback must be a function", value=callback)
         return callback
@@ -170,7 +169,7 @@ class Leasing(ABC, Generic[S]):
     # Programs
 
     def _acquiring(self, arguments: AcquireArguments) -> Calls[Acquisition]:
-        """Lease a proxy and tell of it."""
+        """Lease a proxy and notify the callbacks."""
         request = AcquireRequest(
             arguments.pool_name,
             arguments.consumer_name or self.DEFAULT_CONSUMER_NAME,
@@ -184,7 +183,7 @@ class Leasing(ABC, Generic[S]):
         return answer
 
     def _acquiring_set(self, arguments: AcquireSetArguments) -> Calls[list[Lease]]:
-        """Lease several proxies and tell of each."""
+        """Lease several proxies and notify the callbacks of each."""
         request = AcquireSetRequest(
             arguments.pool_name,
             arguments.consumer_name or self.DEFAULT_CONSUMER_NAME,
@@ -201,12 +200,12 @@ class Leasing(ABC, Generic[S]):
         return [each.lease for each in found.acquisitions if each.lease is not None]
 
     def _leasing(self, command: str, request: Request) -> Calls[Any]:
-        """Have the storage carry out an acquisition, and tell of what came of it."""
+        """Have the storage carry out an acquisition, and notify the callbacks of the outcome."""
         started_at = utc_now()
         try:
             outcome = yield partial(getattr(self._storage, command), request)
         except asyncio.CancelledError as cancelled:
-            # Nobody will see a lease that was granted; what ran out on the way did run out.
+            # The storage gave back what it had granted; expiries on the way are committed.
             for late in outcome_of(cancelled, command):
                 _log((yield from self._notify_expired(late.expired)))
             raise
@@ -220,7 +219,7 @@ class Leasing(ABC, Generic[S]):
     def _notify_acquired(
         self, request: Request, outcome: Acquisition | SetAcquisition, started_at: datetime
     ) -> Calls[None]:
-        """Tell of what was leased; if that fails, give it back and raise."""
+        """Notify the callbacks of an acquisition; if one fails, release the leases and raise."""
         payloads = _acquire_payloads(request, outcome, started_at)
         leases = new_leases(outcome)
         try:
@@ -243,7 +242,7 @@ class Leasing(ABC, Generic[S]):
         _raise(errors)
 
     def _is_listened_to(self) -> bool:
-        """Tell whether anybody wants to hear of an acquisition, and of what ran out before it."""
+        """Return whether a callback needs the statistics of an acquisition or of expiries."""
         return bool(self._acquire_callbacks or self._expire_callbacks)
 
     def _acquiring_again(
@@ -251,10 +250,10 @@ class Leasing(ABC, Generic[S]):
     ) -> Calls[Lease | None]:
         """Lease a proxy, asking again after a pause while nothing is free."""
         acquire_proxy: Callable[..., Any] = self.acquire_proxy
-        asked, own_id = arguments[:-1], if_given(lease_id=arguments.lease_id)
+        positional, own_id = arguments[:-1], if_given(lease_id=arguments.lease_id)
 
         def attempt() -> Calls[Lease | None]:
-            lease: Lease | None = yield partial(acquire_proxy, *asked, **own_id)
+            lease: Lease | None = yield partial(acquire_proxy, *positional, **own_id)
             return lease
 
         return (
@@ -262,20 +261,20 @@ class Leasing(ABC, Generic[S]):
         )
 
     def _releasing(self, lease: Lease) -> Calls[None]:
-        """Give a lease back and tell of it."""
+        """Give a lease back and notify the callbacks."""
         _raise((yield from self._returning(lease)))
 
     def _releasing_all(self, leases: Iterable[Lease]) -> Calls[None]:
-        """Give leases back, all of them whatever goes wrong with some, and tell of each."""
+        """Give all leases back even if some fail, and notify the callbacks of each."""
         _raise((yield from self._returning_all(leases)))
 
     def _giving_up(self, lease: Lease) -> Calls[None]:
-        """Give back a lease that a cancelled task will never see; if that fails, it runs out."""
+        """Release a lease that a cancelled task will never see; if that fails, it expires."""
         with given_up(lease):
             _log((yield from self._returning(lease, CANCELLED)))
 
     def _cleaning_up(self) -> Calls[int]:
-        """Take back what has run out and tell of it; return how many leases that were."""
+        """Expire leases that have run out, notify the callbacks, and return the number."""
         wanted = bool(self._expire_callbacks)
         count: int
         (count, expired), errors = yield from _to_the_end(
@@ -288,7 +287,7 @@ class Leasing(ABC, Generic[S]):
     def _recording(
         self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None
     ) -> Calls[Sequence[HealthOutcome]]:
-        """Record health checks and tell of them."""
+        """Record health checks and notify the callbacks."""
         outcomes: Sequence[HealthOutcome]
         outcomes, errors = yield from _to_the_end(
             "record_health_checks", partial(self._storage.record_health_checks, results, policy)
@@ -298,7 +297,7 @@ class Leasing(ABC, Generic[S]):
         return outcomes
 
     def _returning(self, lease: Lease, reason: str | None = None) -> Calls[list[BaseException]]:
-        """Give a lease back, tell the callbacks, and return what they raised."""
+        """Give a lease back, notify the callbacks, and return what they raised."""
         started_at = utc_now()
         returned, errors = yield from _to_the_end(
             "return_lease",
@@ -315,10 +314,10 @@ class Leasing(ABC, Generic[S]):
     def _returning_all(
         self, leases: Iterable[Lease], reason: str | None = None
     ) -> Calls[list[BaseException]]:
-        """Give leases back, tell the callbacks, and return what went wrong."""
+        """Give leases back, notify the callbacks, and return all errors."""
         wanted = self._is_release_listened_to()
         requests = [ReleaseRequest(lease, reason, wanted) for lease in leases]
-        if len(requests) == 1:  # One may be quicker alone.
+        if len(requests) == 1:  # A single release may have a faster path.
             return (yield from self._returning(requests[0].lease, reason))
         started_at = utc_now()
         outcomes, errors = yield from _to_the_end(
@@ -330,7 +329,7 @@ class Leasing(ABC, Generic[S]):
         return errors
 
     def _is_release_listened_to(self) -> bool:
-        """Tell whether anybody wants to hear of a release, and of what ran out before it."""
+        """Return whether a callback needs the statistics of a release or of expiries."""
         return bool(self._release_callbacks or self._expire_callbacks)
 
     def _notify_returned(
@@ -368,7 +367,7 @@ class Leasing(ABC, Generic[S]):
             try:
                 stats[name] = yield partial(self._storage.get_pool_stats, name)
             except (Exception, asyncio.CancelledError) as error:
-                errors.append(error)  # It is recorded, and told without them.
+                errors.append(error)  # The check is recorded; its callbacks get no statistics.
         payloads = (
             HealthEventPayload(
                 result=outcome.result,
@@ -406,7 +405,7 @@ class Leasing(ABC, Generic[S]):
     def _notify_failure(
         self, what: str, callback: Callable[..., Any], payload: Any, error: BaseException
     ) -> Calls[list[BaseException]]:
-        """Tell of a callback that raised; return a cancellation that came meanwhile."""
+        """Notify the failure callbacks; return a cancellation that came meanwhile."""
         cancelled: list[BaseException] = []
         if not self._failure_callbacks or not isinstance(error, Exception):
             return cancelled
@@ -436,7 +435,7 @@ def fleet_subscriptions() -> ModuleType:
     Raises
     ------
     InvalidInputError
-        If what it takes is not installed.
+        If the extra ``postgres`` is not installed.
     """
     try:
         from ..ledger.subscriptions import fleet  # noqa: PLC0415 - it needs the driver
@@ -450,9 +449,9 @@ def fleet_subscriptions() -> ModuleType:
 def _acquire_payloads(
     request: Request, outcome: Acquisition | SetAcquisition, started_at: datetime
 ) -> list[AcquireEventPayload]:
-    """Return a payload for each lease, or the one of a miss."""
+    """Return a payload for each lease, or one for a miss."""
     completed_at = utc_now()
-    facts = {
+    common = {
         "pool_name": request.pool_name,
         "consumer_name": request.consumer_name,
         "filters": request.filters,
@@ -464,12 +463,12 @@ def _acquire_payloads(
     }
     if isinstance(outcome, SetAcquisition):
         hits = [(each.lease, each.stats) for each in outcome.acquisitions]
-        told = hits or [(None, outcome.stats)]
+        results = hits or [(None, outcome.stats)]
     else:
-        told = [(outcome.lease, outcome.stats)]
+        results = [(outcome.lease, outcome.stats)]
     return [
-        built(AcquireEventPayload, {"lease": lease, **facts, "pool_stats": stats})
-        for lease, stats in told
+        built(AcquireEventPayload, {"lease": lease, **common, "pool_stats": stats})
+        for lease, stats in results
     ]
 
 
@@ -497,12 +496,12 @@ def retrying(
     *,
     is_enough: Callable[[P], bool],
 ) -> Calls[P]:
-    """Make an attempt, and others after a pause while none has brought enough."""
+    """Make an attempt, and further ones after pauses until one is enough."""
     found = yield from attempt()
     for delay in config.delays():
         if is_enough(found):
             break
-        # Also if it is no time at all: others may have something to do meanwhile.
+        # Even for zero seconds: other tasks get a turn.
         yield partial(sleep, delay)
         found = yield from attempt()
     return found
@@ -511,7 +510,7 @@ def retrying(
 def releasing_after(
     error: BaseException, release: Callable[[Any], Any], held: Lease | Sequence[Lease] | None
 ) -> Calls[None]:
-    """Release because the caller's block failed; the block's exception is what counts."""
+    """Release after the caller's block failed; the block's exception takes precedence."""
     if not held:
         return
     try:
@@ -526,7 +525,7 @@ def releasing_after(
 def _to_the_end(
     command: str, arguments: Callable[[], Any]
 ) -> Calls[tuple[Any, list[BaseException]]]:
-    """Return what a command came to, and with it the cancellation that came too late to stop it."""
+    """Return a command's outcome, with a cancellation that came too late to stop it."""
     try:
         return (yield arguments), []
     except asyncio.CancelledError as cancelled:
@@ -547,7 +546,7 @@ def _raise(errors: Sequence[BaseException]) -> None:
 
 
 def _log(errors: Sequence[BaseException]) -> None:
-    """Log what callbacks raised where a cancellation is what the caller gets."""
+    """Log what callbacks raised, as the caller gets a cancellation instead."""
     for error in errors:
         if isinstance(error, Exception):
             logger.error("pharox.callback.failed: %s", error, exc_info=error)

@@ -1,7 +1,7 @@
-"""ProxyManager: lease, release, and tell whoever listens.
+"""ProxyManager: lease and release proxies and notify callbacks.
 
-What it does is said in :mod:`pharox.manager.leasing`; here it is done in the calling
-thread. :class:`pharox.AsyncProxyManager` is its twin for code that awaits.
+The logic is in :mod:`pharox.manager.leasing`; here it runs in the calling thread.
+:class:`pharox.AsyncProxyManager` is the same for asyncio.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ P = TypeVar("P")
 class ProxyManager(Leasing[IStorage]):
     """Leases proxies of a storage's pools.
 
-    Keeps no state but the registered callbacks, so threads can share one.
+    Its only state is the registered callbacks, so threads can share one manager.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class ProxyManager(Leasing[IStorage]):
     Raises
     ------
     InvalidInputError
-        If it is none, or one that is to be awaited.
+        If it is not a storage, or one with coroutines.
     """
 
     def __init__(self, storage: IStorage) -> None:
@@ -92,8 +92,8 @@ class ProxyManager(Leasing[IStorage]):
             Which of several; FIRST_AVAILABLE if None.
         lease_id:
             The lease's id, such as one of :func:`pharox.new_lease_id`; the ledger
-            chooses one if None. However often one consumer asks under it, one
-            lease at most is granted, and it is what each of the calls returns.
+            chooses one if None. However often one consumer asks with the same id, at
+            most one lease is granted, and each call returns it.
 
         Returns
         -------
@@ -107,16 +107,16 @@ class ProxyManager(Leasing[IStorage]):
         InvalidInputError
             If a name is empty or cannot be stored.
         LeaseEndedError
-            If a lease was granted under ``lease_id`` and has ended.
+            If the lease with this ``lease_id`` has ended.
         ConflictError
-            If it was granted to another consumer, or in another pool.
+            If it belongs to another consumer or pool.
         OutcomeUnknownError
             If the connection to the database broke before the answer.
         """
-        ask = AcquireArguments(
+        arguments = AcquireArguments(
             pool_name, consumer_name, duration_seconds, filters, selector, lease_id
         )
-        return run(self._acquiring(ask), call).lease
+        return run(self._acquiring(arguments), call).lease
 
     def acquire_proxies(
         self,
@@ -140,12 +140,12 @@ class ProxyManager(Leasing[IStorage]):
         count:
             How many leases, from 1 to 1000.
         at_least:
-            How many will do if there are not ``count``; no fewer than that if None.
+            The smallest number to accept if fewer than ``count`` are free; ``count`` if None.
         distinct:
             No proxy is leased twice in the set.
         lease_ids:
             Ids of the leases, ``count`` different ones. However often one consumer asks
-            under them, one set at most is granted, and it is what each call returns.
+            with the same ids, at most one set is granted, and each call returns it.
 
         Returns
         -------
@@ -157,16 +157,16 @@ class ProxyManager(Leasing[IStorage]):
         InvalidLeaseError
             If the duration makes no sense.
         InvalidInputError
-            If anything else makes none.
+            If another argument makes no sense.
         LeaseEndedError
-            If a lease was granted under one of ``lease_ids`` and has ended.
+            If a lease with one of the ``lease_ids`` has ended.
         ConflictError
-            If it was granted to another consumer, in another pool, or if the leases under
-            these ids are fewer than the set needs.
+            If it belongs to another consumer or pool, or if fewer leases have these ids
+            than the set needs.
         OutcomeUnknownError
             If the connection to the database broke before the answer.
         """
-        ask = AcquireSetArguments(
+        arguments = AcquireSetArguments(
             pool_name,
             count,
             consumer_name,
@@ -177,7 +177,7 @@ class ProxyManager(Leasing[IStorage]):
             distinct,
             lease_ids,
         )
-        return run(self._acquiring_set(ask), call)
+        return run(self._acquiring_set(arguments), call)
 
     @in_both_orders
     def acquire_proxy_with_retry(
@@ -198,7 +198,7 @@ class ProxyManager(Leasing[IStorage]):
     ) -> Lease | None:
         """Lease a proxy, asking again after a pause while nothing is free.
 
-        A number where ``retry_config`` stands is ``max_attempts``, and then the others
+        A number in the place of ``retry_config`` is ``max_attempts``; the others then
         follow in the order of 0.11.0's reference: ``backoff_seconds``,
         ``backoff_multiplier``, ``max_backoff_seconds``, ``sleep_fn``.
 
@@ -227,41 +227,41 @@ class ProxyManager(Leasing[IStorage]):
         config = checked_config(
             retry_config, max_attempts, backoff_seconds, backoff_multiplier, max_backoff_seconds
         )
-        ask = AcquireArguments(
+        arguments = AcquireArguments(
             pool_name, consumer_name, duration_seconds, filters, selector, lease_id
         )
         sleep = self._checked(sleep_fn or time.sleep)
-        return run(self._acquiring_again(ask, config, sleep), call)
+        return run(self._acquiring_again(arguments, config, sleep), call)
 
     def release_proxy(self, lease: Lease) -> None:
         """Give a lease back.
 
-        Only its id counts. ``lease`` ends with the status and ``released_at``
-        that the ledger recorded; if it had ended before, that is all that
-        happens, with a warning in the log.
+        Only its id counts. ``lease`` gets the status and ``released_at`` that the
+        ledger recorded. If it had ended before, nothing else happens, and a warning
+        is logged.
 
         Parameters
         ----------
         lease:
-            What :meth:`acquire_proxy` returned.
+            The lease that :meth:`acquire_proxy` returned.
         """
         run(self._releasing(lease), call)
 
     def release_proxies(self, leases: Iterable[Lease]) -> None:
         """Give leases back, each as :meth:`release_proxy` does.
 
-        All of them are given back, whatever goes wrong with some; what went wrong is
-        raised afterwards, several errors as an ``ExceptionGroup``.
+        All of them are given back even if some fail. Errors are raised afterwards,
+        several as an ``ExceptionGroup``.
 
         Parameters
         ----------
         leases:
-            What :meth:`acquire_proxies` returned, or any others.
+            The leases, of :meth:`acquire_proxies` or any others.
         """
         run(self._releasing_all(leases), call)
 
     def cleanup_expired_leases(self) -> int:
-        """Take back the proxies of all leases that have run out.
+        """Expire all leases that have run out.
 
         Returns
         -------
@@ -273,19 +273,19 @@ class ProxyManager(Leasing[IStorage]):
     def record_health_checks(
         self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
     ) -> Sequence[HealthOutcome]:
-        """Record health checks, those of one proxy in their order, and tell the callbacks.
+        """Record health checks, those of one proxy in their order, and notify the callbacks.
 
         Parameters
         ----------
         results:
             Any number, of any proxies.
         policy:
-            When results become a status; every one at once if None.
+            When results change a status; each one does if None.
 
         Returns
         -------
         Sequence of HealthOutcome
-            What each came to, also that a proxy is unknown.
+            What each came to; an unknown proxy is an outcome too.
         """
         return run(self._recording(results, policy), call)
 
@@ -346,7 +346,7 @@ class ProxyManager(Leasing[IStorage]):
             distinct=distinct,
             lease_ids=lease_ids,
         )
-        # A copy, as the block may change its list.
+        # A copy: the block may change the list that it got.
         with self._held([*leases], self.release_proxies):
             yield leases
 
@@ -406,7 +406,7 @@ class ProxyManager(Leasing[IStorage]):
         retry_config:
             How often and how long to ask; once if None.
         client_options:
-            What else ``httpx.Client`` is to be made with, such as ``timeout``.
+            Further arguments of ``httpx.Client``, such as ``timeout``.
 
         Returns
         -------
@@ -418,15 +418,17 @@ class ProxyManager(Leasing[IStorage]):
         ProxyUnavailableError
             If nothing was free; ``miss_reason`` says why.
         InvalidInputError
-            If ``client_options`` choose the way themselves.
+            If ``client_options`` choose a proxy or transport.
         """
         from .clients import (  # noqa: PLC0415 - httpx takes a while to import
             LeasedClient,
             opening_client,
         )
 
-        ask = AcquireArguments(pool_name, consumer_name, duration_seconds, filters, selector)
-        program = opening_client(self, LeasedClient, ask, retry_config, client_options, time.sleep)
+        request = AcquireArguments(pool_name, consumer_name, duration_seconds, filters, selector)
+        program = opening_client(
+            self, LeasedClient, request, retry_config, client_options, time.sleep
+        )
         return run(program, call)
 
     def subscribe(
@@ -440,21 +442,21 @@ class ProxyManager(Leasing[IStorage]):
         start: Literal["beginning", "now"] | int = "now",
         pool: str | UUID | None = None,
     ) -> BoundSubscription:
-        """Have callbacks told of what any manager does, from the log.
+        """Notify callbacks, from the log, of what every manager does.
 
-        They get what registered callbacks get, in the order of the log, with the
-        pool's statistics exactly as they were. The times are those of the log;
-        it does not know when an attempt began.
+        They get the payloads of registered callbacks, in the order of the log, with
+        the pool's statistics exactly as they were. Times are those of the log,
+        which does not know when an attempt began.
 
         Parameters
         ----------
         name:
-            The subscription's; another process goes on under it where this one
-            ended. If None, it is forgotten when it ends.
+            Name of the subscription; another process with this name continues where
+            this one ended. If None, the subscription is forgotten when it ends.
         on_acquire, on_release, on_expire, on_health:
             What to call; coroutine functions need ``run_async``.
         start:
-            Where a new name begins: "beginning", "now", or with the event of a seq.
+            Where a new subscription begins: "beginning", "now", or the seq of an event.
         pool:
             Only this pool, by its name, or its id as UUID.
 
@@ -484,7 +486,7 @@ class ProxyManager(Leasing[IStorage]):
     def _held(
         self, held: Lease | list[Lease] | None, release: Callable[[Any], None]
     ) -> Iterator[None]:
-        """Give back what is held when the block ends."""
+        """Release what is held when the block ends."""
         try:
             yield
         except BaseException as error:

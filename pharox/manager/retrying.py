@@ -1,8 +1,8 @@
-"""The arguments of an acquisition with retries, in both orders that 0.11.0 has.
+"""Accept the arguments of an acquisition with retries in both orders of 0.11.0.
 
-Its reference lists ``max_attempts`` right behind ``selector``, and ``sleep_fn``
+Its reference lists ``max_attempts`` right after ``selector``, and ``sleep_fn``
 last; its wheel has ``retry_config`` and ``sleep_fn`` first. The signatures here are
-the wheel's. A number where ``retry_config`` stands can only be meant in the other.
+the wheel's. A number in the place of ``retry_config`` means the reference's order.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ REFERENCE_ORDER = (
     "max_backoff_seconds",
     "sleep_fn",
 )
-"""The parameters behind ``selector``, as 0.11.0's reference lists them."""
+"""The parameters after ``selector``, as 0.11.0's reference lists them."""
 
 
 def in_both_orders(function: F) -> F:
-    """Have a function with retries take its arguments in the reference's order as well."""
+    """Decorate a function to accept the reference's order of arguments as well."""
     place = list(signature(function).parameters).index("retry_config")
     if iscoroutinefunction(function):
 
@@ -51,14 +51,14 @@ def in_both_orders(function: F) -> F:
 def _split(
     function: Callable[..., Any], place: int, arguments: tuple[Any, ...], named: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments in front of the retries, and those of the reference by their names."""
+    """Return the arguments before the retries, and those of the reference by name."""
     if len(arguments) <= place or not isinstance(arguments[place], Number):
         return arguments, {}
     common, others = arguments[:place], arguments[place:]
     if len(others) > len(REFERENCE_ORDER):
         raise TypeError(f"{function.__name__}() has no more arguments behind sleep_fn")
     found = dict(zip(REFERENCE_ORDER, others, strict=False))
-    # One of them is given in the other order too, or a config that says the same.
+    # The same argument by keyword too, or a config that contains it.
     if twice := [name for name in (*found, "retry_config") if named.get(name) is not None]:
         raise TypeError(f"{function.__name__}() got multiple values for argument {twice[0]!r}")
     return common, found
@@ -71,7 +71,7 @@ def checked_config(
     backoff_multiplier: float,
     max_backoff_seconds: float | None,
 ) -> RetryConfig:
-    """Return how often to ask and how long to wait: the config if one is given, else the numbers.
+    """Return the config if one is given, else one made of the numbers.
 
     Raises
     ------

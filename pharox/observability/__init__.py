@@ -1,4 +1,4 @@
-"""See what happens: logs, metrics and spans of a process, and metrics of the whole fleet."""
+"""Logs, metrics and spans of a process, and metrics of the whole fleet."""
 
 try:
     from .logging import StructuredLogger, register_structured_logging

@@ -1,9 +1,8 @@
-"""Count the log: what the whole fleet did, exactly once, whoever restarts or dies.
+"""Count the events of the whole fleet from the log, exactly once across restarts and crashes.
 
-A subscription hands over each event in the transaction that moves its
-checkpoint, and the counts are kept in the same transaction, with the seq up to
-which they are counted. So a count is what the log says, through crashes, a
-second server and a checkpoint that somebody has set back.
+A subscription delivers each event in the transaction that moves its checkpoint. The
+counts are stored in the same transaction, with the last counted seq. So a count
+matches the log through crashes, a second server and a checkpoint that was reset.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ Count = tuple[str, tuple[str, ...]]
 """A metric's name and the values of its labels."""
 
 NAME = "pharox-metrics"
-"""The subscription's name, which no other one should have."""
+"""The name reserved for the counting subscription."""
 
 COUNTED_SEQ = "counted_seq"
 
@@ -54,14 +53,14 @@ LABELS = {
     "acquire_misses": ("pool", "consumer", "selector", "reason"),
     "health_checks": (*CHECKED, "status", "failure"),
 }
-"""What is counted, and the labels of it."""
+"""The counters and their labels."""
 
 HISTOGRAMS: Mapping[str, tuple[tuple[str, ...], Sequence[float]]] = {
     "lease_duration_seconds": (("pool", "ended"), DEFAULT_LEASE_BUCKETS),
     "health_check_duration_seconds": (CHECKED, DEFAULT_LATENCY_BUCKETS),
 }
-"""What is counted by how long it took: its labels, and its buckets. Each of these counts only
-what is in no smaller one."""
+"""The histograms, their labels and their buckets. A bucket is stored without the counts of
+smaller ones."""
 
 _ALL_LABELS = LABELS | {
     f"{name}_{part}": labels if part == "sum" else (*labels, "le")
@@ -76,12 +75,12 @@ class FleetCounter:
     Parameters
     ----------
     storage:
-        Where the ledger is.
+        The storage of the ledger.
     name:
-        The subscription's. Of several servers with one name one counts, and the
-        others show the same.
+        Name of the subscription. Of several servers with one name, one counts and all
+        show the same.
     max_consumers, max_pools, max_sources:
-        How many consumers, pools and sources of proxies are told apart.
+        How many consumers, pools and sources of proxies to distinguish.
     """
 
     def __init__(
@@ -101,10 +100,10 @@ class FleetCounter:
         self._pools: dict[UUID, str] = {}
 
     def subscription(self) -> Subscription:
-        """Return the subscription that counts, to be run.
+        """Return the counting subscription, to be run.
 
-        If it is a new one under a name that has counted before, it goes on from there:
-        what lies before may have been archived.
+        A new subscription with a name that has counted before continues after its last
+        counted seq, as earlier events may have been archived.
         """
         with self._storage.session() as session:
             counted = self._counted(session)
@@ -120,7 +119,7 @@ class FleetCounter:
         )
 
     def counts(self) -> dict[Count, float]:
-        """Return all that has been counted so far."""
+        """Return all counts so far."""
         with self._storage.session() as session:
             return self._counts(session)
 
@@ -135,7 +134,7 @@ class FleetCounter:
         return found[0]["value"] if found else 0
 
     def _take_over(self, session: Session, epoch: int) -> None:
-        """Tell apart the names that were told apart before, by whoever counted then."""
+        """Distinguish the same names as the previous counter did."""
         self._tell_apart(
             [dict(zip(_ALL_LABELS[n], labels, strict=True)) for n, labels in self._counts(session)]
         )
@@ -232,7 +231,7 @@ _NAME = parameter("subscription")
 
 @by_schema
 def counts_statement() -> Any:
-    """Query what a subscription has counted."""
+    """Select the counts of a subscription."""
     return (
         select(_f.c.name, _f.c.labels, _f.c.value)
         .where(_f.c.subscription == _NAME)
@@ -242,7 +241,7 @@ def counts_statement() -> Any:
 
 @by_schema
 def counted_statement() -> Any:
-    """Query up to which seq a subscription has counted."""
+    """Select the last seq that a subscription has counted."""
     return select(_f.c.value).where(
         _f.c.subscription == _NAME, _f.c.name == text_literal(COUNTED_SEQ)
     )
@@ -250,7 +249,7 @@ def counted_statement() -> Any:
 
 @by_schema
 def add_statement() -> Any:
-    """Add to what has been counted."""
+    """Upsert increments of the counts."""
     given = (
         func.jsonb_to_recordset(parameter("rows", JSONB))
         .table_valued(column("name", Text), column("labels", ARRAY(Text)), column("value", Double))
@@ -266,7 +265,7 @@ def add_statement() -> Any:
 
 @by_schema
 def held_statement() -> Any:
-    """Query, of each pool with leases, how old the oldest is and how many are overdue."""
+    """Select, for each pool with leases, the age of the oldest and how many are overdue."""
     overdue = func.count().filter(leases.c.expires_at < now)
     oldest = cast(extract("epoch", now - func.min(leases.c.acquired_at)), Double)
     return (

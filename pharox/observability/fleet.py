@@ -1,8 +1,8 @@
 """Metrics of the whole fleet, from the ledger, for Prometheus to scrape.
 
-Counters come from what was counted of the log, gauges from the read models at
-the moment of the scrape. Any number of servers may show them; a scrape asks
-the database, and says so with ``pharox_fleet_up 0`` if that cannot be reached.
+Counters come from the counts of the log, gauges from the read models at the time of
+the scrape. Any number of servers may show them. A scrape queries the database, and
+shows ``pharox_fleet_up 0`` if the database cannot be reached.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ class FleetCollector(Collector):
     Parameters
     ----------
     storage:
-        Where the ledger is.
+        The storage of the ledger.
     counter:
-        What counts its log.
+        The counter of its log.
     is_counting:
-        Returns whether it still does.
+        Returns whether the counter still runs.
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class FleetCollector(Collector):
         self._is_counting = is_counting
 
     def describe(self) -> list[Metric]:
-        """Say nothing beforehand: a registry would else ask the database when it registers."""
+        """Describe nothing: otherwise a registry queries the database when it registers this."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Yield all metrics as they are now."""
+        """Yield the current values of all metrics."""
         up = GaugeMetricFamily(f"{NAMESPACE}_up", "Whether the ledger could be read.")
         try:
             found = [
@@ -134,7 +134,7 @@ class FleetCollector(Collector):
         ]
         for status in subscriptions(self._storage):
             if not status.active and status.name.startswith(UNNAMED):
-                continue  # It had no name, and its process was killed: nobody goes on with it.
+                continue  # A temporary subscription whose process was killed: nobody continues it.
             numbers = (status.lag_events, status.lag_seconds, status.parked)
             for family, number in zip(families, numbers, strict=True):
                 family.add_metric([status.name], number)
@@ -182,11 +182,11 @@ class FleetServer(AbstractContextManager["FleetServer"]):
     Parameters
     ----------
     storage:
-        Where the ledger is.
+        The storage of the ledger.
     port:
-        Where to listen; a free one if 0.
+        The port; a free one if 0.
     address:
-        On which address; only on this machine by default.
+        The address to bind; only this machine by default.
     name, max_consumers, max_pools, max_sources:
         As for :class:`FleetCounter`.
     certfile, keyfile:
@@ -195,7 +195,7 @@ class FleetServer(AbstractContextManager["FleetServer"]):
     Raises
     ------
     InvalidInputError
-        If the port cannot be listened on, or the certificate not be used.
+        If the port cannot be bound, or the certificate cannot be used.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
-"""Log what a manager does, a line an event, with the fields of the event as keys.
+"""Log what a manager does, one line per event, with the event's fields as keys.
 
-Where the application has configured structlog, lines go where its other lines
-go; where it has not, they go to the standard logger "pharox", with the fields
-as attributes of the record. No field holds a secret: credentials are in no
-payload, and of an exception only the class is told.
+If the application has configured structlog, lines go through structlog. Otherwise they
+go to the standard logger "pharox", with the fields as attributes of the record. No
+field holds a secret: payloads have no credentials, and only the class of an exception
+is logged.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from ..models import (
 from .registering import register_once
 
 _LAZY = type(structlog.get_logger())
-"""What structlog hands out: a new one for each call, and what it says of itself tells which."""
+"""The type of structlog's lazy loggers: a new one for each call, identified by its repr."""
 
 _SAMPLES = 1_000_000
 
 
 class StructuredLogger:
-    """Writes a line for each acquisition, release, expiry, health check and failed callback.
+    """Logs a line for each acquisition, release, expiry, health check and failed callback.
 
     Parameters
     ----------
     logger:
-        Where to: a logger of structlog or of the standard library. If None,
-        structlog's if it is configured, else the standard logger "pharox".
+        A logger of structlog or of the standard library. If None, structlog's if it
+        is configured, else the standard logger "pharox".
     sample_rate:
-        Which part of the lines to write, from 0 to 1. All lines of one lease are
-        written or none; failed callbacks, misses for an unknown pool, and checks
-        that cost a proxy its leases always are.
+        The share of lines to write, from 0 to 1. Either all lines of a lease are
+        written or none. Failed callbacks, misses for an unknown pool, and checks
+        that cost a proxy its leases are always written.
     include_pool_stats:
-        Whether lines have the pool in numbers.
+        Whether lines have the pool's statistics.
     random_fn:
-        Returns a number from 0 up to 1 for each line, instead of what a lease's
-        id and chance say.
+        Returns a number from 0 up to 1 for each line, instead of one derived from
+        the lease's id or drawn at random.
 
     Raises
     ------
@@ -69,7 +69,7 @@ class StructuredLogger:
     ) -> None:
         if not 0 <= sample_rate <= 1:
             raise ValueError("sample_rate must be between 0 and 1.")
-        self._given = logger  # kept, so that its id is nobody else's
+        self._given = logger  # keep it alive, so that its id() stays unique
         written_to = repr(logger) if isinstance(logger, _LAZY) else id(logger)
         self._identity = type(self), written_to, sample_rate, include_pool_stats, random_fn
         is_standard = isinstance(logger, logging.Logger | logging.LoggerAdapter)
@@ -80,10 +80,10 @@ class StructuredLogger:
         self._random_fn = random_fn
 
     def register(self, manager: Leasing[Any]) -> StructuredLogger:
-        """Have a manager of either kind tell this logger, and return it.
+        """Register this logger with a manager of either kind, and return it.
 
-        A manager that tells one with the same logger and options already is not asked
-        to do so again: each line would be written twice.
+        A manager that has one with the same logger and options is left as it is:
+        otherwise each line would be written twice.
         """
         register_once(
             manager,
@@ -97,7 +97,7 @@ class StructuredLogger:
         return self
 
     def handle_acquire(self, payload: AcquireEventPayload) -> None:
-        """Write a line of an attempt to lease, hit or miss."""
+        """Write a line for an attempt to lease, hit or miss."""
         lease = payload.lease
         is_misspelled = payload.miss_reason is MissReason.UNKNOWN_POOL
         if not is_misspelled and not self._is_sampled(lease.id if lease else None):
@@ -120,15 +120,15 @@ class StructuredLogger:
         )
 
     def handle_release(self, payload: ReleaseEventPayload) -> None:
-        """Write a line of a release."""
+        """Write a line for a release."""
         self._write_ending("pharox.release", "released", payload, payload.released_at.isoformat())
 
     def handle_expire(self, payload: ExpireEventPayload) -> None:
-        """Write a line of a lease that ran out."""
+        """Write a line for a lease that expired."""
         self._write_ending("pharox.expire", "expired", payload, payload.expired_at.isoformat())
 
     def handle_health(self, payload: HealthEventPayload) -> None:
-        """Write a line of a health check."""
+        """Write a line for a health check."""
         if not payload.lease_ids and not self._is_sampled(None):
             return
         result = payload.result
@@ -151,7 +151,7 @@ class StructuredLogger:
         )
 
     def handle_failure(self, payload: CallbackFailurePayload) -> None:
-        """Write a line of a callback that raised."""
+        """Write a line for a callback that raised."""
         self._write(
             "pharox.callback_failed",
             level="error",
@@ -212,15 +212,15 @@ class StructuredLogger:
 
 
 def register_structured_logging(manager: Leasing[Any], **options: Any) -> StructuredLogger:
-    """Have a manager of either kind log what it does; options are those of StructuredLogger."""
+    """Log what a manager of either kind does; options are those of StructuredLogger."""
     return StructuredLogger(**options).register(manager)
 
 
 class _Records:
     """Writes lines to a logger of the standard library, the fields as attributes of the record.
 
-    What is bound around a line, in structlog's context or by a LoggerAdapter, is told
-    with it; a field of the line itself comes before both.
+    Values bound in structlog's context or by a LoggerAdapter are added to the line; the
+    line's own fields take precedence.
     """
 
     def __init__(self, logger: logging.Logger | logging.LoggerAdapter[Any]) -> None:
@@ -246,5 +246,5 @@ _OF_A_RECORD = {*vars(logging.makeLogRecord({})), "message", "asctime"}
 
 
 def _renamed(bound: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what the application has bound, by names that a record does not need for itself."""
+    """Return bound values, renamed where a record has an attribute of that name."""
     return {f"{key}_" if key in _OF_A_RECORD else key: fact for key, fact in bound.items()}

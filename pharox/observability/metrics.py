@@ -1,8 +1,8 @@
-"""Metrics of what a manager does, for Prometheus.
+"""Prometheus metrics of what a manager does.
 
-Everything a process does through its managers is counted there; what the whole
-fleet does is in the log, and :mod:`.fleet` counts that. Labels that callers
-control are bounded: the first names are told apart, the others are "other".
+A process counts what it does through its managers. What the whole fleet does is in
+the log, and :mod:`.fleet` counts that. Labels that callers control are bounded: the
+first names are distinguished, all later ones are "other".
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ DEFAULT_QUANTILES: Sequence[float] = (0.5, 0.95, 0.99)
 """Kept for 0.11.0. The client library computes no quantiles; ``histogram_quantile`` does."""
 
 CHECKED = ("pool", "protocol", "source")
-"""Labels of a check: of a proxy without a source it is empty, as ``failure`` is of a good one."""
+"""Labels of a check; ``source`` is empty for a proxy without one, as ``failure`` of a good one."""
 
 POOL_GAUGES = {
     "total_proxies": "Proxies of the pool.",
@@ -74,7 +74,7 @@ _COUNT_OF_GAUGE = {name: "total_leases" if name == "leases" else name for name i
 
 
 class PrometheusMetricsRecorder:
-    """Translates what callbacks are told into metrics.
+    """Counts the payloads of callbacks as metrics.
 
     Recorders of one registry and namespace share their metrics, so each manager
     of a process may have one.
@@ -82,23 +82,23 @@ class PrometheusMetricsRecorder:
     Parameters
     ----------
     registry:
-        Where the metrics are registered; the client library's default if None.
+        The registry of the metrics; the client library's default if None.
     namespace:
-        What their names begin with.
+        The prefix of their names.
     acquire_buckets, lease_buckets:
         Upper bounds of the histograms, in seconds.
     enable_summaries:
         Whether to count acquisitions and leases in summaries too, as 0.11.0
-        meant to. They have a count and a sum, and nothing that the histograms lack.
+        intended. They have a count and a sum, which the histograms have as well.
     quantiles:
         Not used; see :data:`DEFAULT_QUANTILES`.
     max_consumers, max_pools, max_sources:
-        How many consumers, pools and sources of proxies are told apart.
+        How many consumers, pools and sources of proxies to distinguish.
 
     Raises
     ------
     InvalidInputError
-        If the registry has these metrics with other buckets, or from elsewhere.
+        If the registry has these metrics with other buckets, or from another library.
     """
 
     def __init__(
@@ -126,10 +126,10 @@ class PrometheusMetricsRecorder:
         self._metrics = _metrics_of(registry or REGISTRY, shape)
 
     def register(self, manager: Leasing[Any]) -> PrometheusMetricsRecorder:
-        """Have a manager of either kind tell this recorder, and return it.
+        """Register this recorder with a manager of either kind, and return it.
 
-        A manager that tells a recorder of these metrics already is not asked to do so
-        again: everything would count twice.
+        A manager that has a recorder of these metrics is left as it is: otherwise
+        everything would be counted twice.
         """
         register_once(
             manager,
@@ -146,7 +146,7 @@ class PrometheusMetricsRecorder:
         """Count an attempt to lease, and how long it took."""
         metrics = self._metrics
         known = payload.miss_reason is not MissReason.UNKNOWN_POOL
-        # What is misspelled must not take the place of a pool.
+        # A misspelled name must not take the place of a pool.
         pool = metrics.pool(payload.pool_name if known else None)
         consumer = metrics.consumer(payload.consumer_name)
         selector, status = payload.selector.value, "hit" if payload.lease else "miss"
@@ -167,13 +167,13 @@ class PrometheusMetricsRecorder:
         self._ended(pool, "released", payload)
 
     def handle_expire(self, payload: ExpireEventPayload) -> None:
-        """Count a lease that ran out, and how long it was held."""
+        """Count a lease that expired, and how long it was held."""
         pool = self._metrics.pool(payload.pool_name)
         self._metrics.expired_total[pool,].inc()
         self._ended(pool, "expired", payload)
 
     def handle_health(self, payload: HealthEventPayload) -> None:
-        """Count a health check by what it found, and how long it took."""
+        """Count a health check by its result, and how long it took."""
         pool, result = self._metrics.pool(payload.pool_name), payload.result
         checked = pool, result.protocol.value, self._metrics.source.or_none(payload.source)
         failure = result.failure.value if result.failure else ""
@@ -196,20 +196,20 @@ class PrometheusMetricsRecorder:
 
     def _set_gauges(self, stats: PoolStatsSnapshot | None) -> None:
         if stats is None or (pool := self._metrics.pool(stats.pool_name)) == OTHER:
-            return  # One gauge cannot tell of several pools.
+            return  # Statistics of several pools do not fit into one gauge.
         for name, number in pool_figures(stats).items():
             self._metrics.gauges[name][pool,].set(number)
 
 
 def register_prometheus_metrics(manager: Leasing[Any], **options: Any) -> PrometheusMetricsRecorder:
-    """Have a manager of either kind count what it does, and return the recorder.
+    """Count what a manager of either kind does, and return the recorder.
 
     Options are those of :class:`PrometheusMetricsRecorder`.
 
     Raises
     ------
     TypeError
-        If it is no manager.
+        If it is not a manager.
     """
     if not isinstance(manager, Leasing):
         raise TypeError("manager must be a ProxyManager or an AsyncProxyManager.")
@@ -217,7 +217,7 @@ def register_prometheus_metrics(manager: Leasing[Any], **options: Any) -> Promet
 
 
 def pool_figures(stats: PoolStatsSnapshot) -> dict[str, int]:
-    """Return a pool in numbers, by the names of :data:`POOL_GAUGES`."""
+    """Return a pool's statistics by the names of :data:`POOL_GAUGES`."""
     return {name: getattr(stats, count) for name, count in _COUNT_OF_GAUGE.items()}
 
 
@@ -236,8 +236,8 @@ class _Shape(NamedTuple):
 class _Series(dict[tuple[str, ...], M]):
     """The series of a metric by the values of their labels, each made when it is first used.
 
-    Having the client library look one up takes longer than to count. Here are as many
-    as there, so what bounds the labels bounds these.
+    The client library's lookup takes longer than the increment. This cache has as many
+    entries as the library, so bounded labels bound it too.
     """
 
     def __init__(self, kind: Callable[..., M], *description: Any, **options: Any) -> None:
@@ -311,8 +311,8 @@ class _Metrics:
         self.callback_failures = _Series(
             Counter, "callback_failures_total", "Callbacks that raised.", ("told",), **own
         )
-        for told in ("acquire", "release", "expire", "health"):
-            self.callback_failures[told,]  # from 0 on, so that a first one is an increase
+        for kind in ("acquire", "release", "expire", "health"):
+            self.callback_failures[kind,]  # start at 0, so that the first one is an increase
         self.gauges = {
             name: _Series(
                 Gauge, f"pool_{name}", text, ("pool",), multiprocess_mode="mostrecent", **own
@@ -338,8 +338,8 @@ class _Metrics:
 
 
 def _shared(namespace: str, what: str) -> Path | None:
-    """Return where the processes that count together agree on names; None if this one is alone."""
-    folder: Path | None = getattr(values.ValueClass, "folder", None)  # of pharox.gunicorn
+    """Return the folder where processes agree on names; None for a single process."""
+    folder: Path | None = getattr(values.ValueClass, "folder", None)  # set by pharox.gunicorn
     return None if folder is None else folder / f"names.{namespace}.{what}"
 
 
@@ -348,7 +348,7 @@ _lock = threading.Lock()
 
 
 def _metrics_of(registry: CollectorRegistry, shape: _Shape) -> _Metrics:
-    """Return the metrics of a registry, made when they are first asked for."""
+    """Return the metrics of a registry, created on first use."""
     with _lock:
         known = _known.setdefault(registry, {}).get(shape.namespace)
         if known is None:

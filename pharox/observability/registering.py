@@ -1,8 +1,8 @@
-"""Register a recorder with a manager once, however often that is asked for.
+"""Register a recorder with a manager once, however often this is called.
 
-A recorder that hears of everything twice counts everything twice. Which two would
-record the same is for the recorders to say, by an identity: it is the same where
-they count into one registry, write to one logger, or use one tracer.
+A recorder that is registered twice counts everything twice. Recorders have an identity
+that says which of them record the same: those that count into one registry, write to
+one logger, or use one tracer.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _lock = Lock()
 def register_once(
     manager: Leasing[Any], identity: Hashable, **handlers: Callable[[Any], None]
 ) -> None:
-    """Have a manager tell a recorder, unless it tells one of the same identity already.
+    """Register a recorder with a manager, unless the manager has one of the same identity.
 
     Parameters
     ----------
     handlers:
-        By what they are told of: acquire, release, expire, health, failure.
+        Callbacks by kind: acquire, release, expire, health, failure.
     """
     with _lock:
         known = _registered.setdefault(manager, set())
         if identity in known:
             return
         known.add(identity)
-    for told, handler in handlers.items():
-        getattr(manager, f"register_{told}_callback")(handler)
+    for kind, handler in handlers.items():
+        getattr(manager, f"register_{kind}_callback")(handler)

@@ -1,8 +1,8 @@
-"""Spans of OpenTelemetry for what a manager does, with the times at which it was done.
+"""OpenTelemetry spans of what a manager does, with the times of the events.
 
-An acquisition's span belongs to the span that is current in the caller. A
-release has a link to the acquisition of its lease, if that was made in this
-process. Without opentelemetry-api there are no spans, and no errors either.
+The parent of an acquisition's span is the caller's current span. A release has a
+link to the acquisition of its lease, if that was made in this process. Without
+opentelemetry-api there are no spans and no errors.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from .registering import register_once
 
 try:
     from opentelemetry import trace
-except ModuleNotFoundError:  # It comes with an extra.
+except ModuleNotFoundError:  # an optional dependency
     trace = None  # type: ignore[assignment]
 
 REMEMBERED = 10_000
-"""Of how many leases the acquisition's span is remembered, to be linked to."""
+"""How many acquisitions' spans to remember for links."""
 
 
 class TracingRecorder:
-    """Makes a span of each acquisition, release, expiry and health check.
+    """Makes a span for each acquisition, release, expiry and health check.
 
     Parameters
     ----------
@@ -53,10 +53,10 @@ class TracingRecorder:
         self._lock = Lock()
 
     def register(self, manager: Leasing[Any]) -> TracingRecorder:
-        """Have a manager of either kind tell this recorder, and return it.
+        """Register this recorder with a manager of either kind, and return it.
 
-        A manager that tells one with the same tracer already is not asked to do so
-        again: there would be two spans of everything.
+        A manager that has one with the same tracer is left as it is: otherwise there
+        would be two spans of everything.
         """
         if self._tracer is not None:
             register_once(
@@ -70,7 +70,7 @@ class TracingRecorder:
         return self
 
     def handle_acquire(self, payload: AcquireEventPayload) -> None:
-        """Make a span of an attempt to lease, from its beginning to its end."""
+        """Make a span for an attempt to lease, from its beginning to its end."""
         lease = payload.lease
         span = self._span(
             "pharox.acquire",
@@ -91,7 +91,7 @@ class TracingRecorder:
                     self._acquired.popitem(last=False)
 
     def handle_release(self, payload: ReleaseEventPayload) -> None:
-        """Make a span of a release, linked to the acquisition."""
+        """Make a span for a release, linked to the acquisition."""
         completed_at = payload.completed_at or payload.released_at
         self._span(
             "pharox.release",
@@ -105,7 +105,7 @@ class TracingRecorder:
         )
 
     def handle_expire(self, payload: ExpireEventPayload) -> None:
-        """Make a span of the time that a lease was overdue, linked to the acquisition."""
+        """Make a span for the time that a lease was overdue, linked to the acquisition."""
         self._span(
             "pharox.expire",
             payload.lease.expires_at,
@@ -117,7 +117,7 @@ class TracingRecorder:
         )
 
     def handle_health(self, payload: HealthEventPayload) -> None:
-        """Make a span of a health check: as long as its latency, up to when it was made."""
+        """Make a span for a health check: as long as its latency, ending when it was made."""
         result = payload.result
         ended = _nanoseconds(result.checked_at)
         self._span(
@@ -163,7 +163,7 @@ class TracingRecorder:
 
 
 def register_tracing(manager: Leasing[Any], **options: Any) -> TracingRecorder:
-    """Have a manager of either kind make spans; options are those of TracingRecorder."""
+    """Make spans of what a manager of either kind does; options as for TracingRecorder."""
     return TracingRecorder(**options).register(manager)
 
 

@@ -1,1 +1,1 @@
-"""Show metrics to whoever scrapes them: a server over HTTP, and labels of a bounded number."""
+"""Expose metrics to Prometheus: an HTTP server, and labels with a bounded number of values."""

@@ -1,4 +1,4 @@
-"""Keep the number of a metric's series bounded, whatever callers use as names."""
+"""Bound the number of a metric's series, whatever names callers use."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from pathlib import Path
 from secrets import token_hex
 
 OTHER = "other"
-"""What stands for all names beyond the first ones."""
+"""The label of all names beyond the first ones."""
 
 
 LONGEST = 100
-"""Of a longer name so many characters are shown, and a hash tells it from others."""
+"""How many characters to show of a longer name, followed by a hash of it."""
 
 
 class BoundedLabel:
-    """Passes the first names on as they are, and calls all later ones "other".
+    """Returns the first names as they are, and "other" for all later ones.
 
     Parameters
     ----------
     limit:
-        How many names are told apart.
+        How many names to distinguish.
     known:
-        Names that have been told apart before.
+        Names that were distinguished before.
     shared:
-        A folder in which several processes agree on the first names, so that there
-        are no more of them however many processes come and go.
+        A folder in which several processes agree on the first names, so that their
+        number stays bounded however many processes come and go.
     """
 
     def __init__(self, limit: int, known: tuple[str, ...] = (), shared: Path | None = None) -> None:
@@ -40,7 +40,7 @@ class BoundedLabel:
         self._lock = threading.Lock()
 
     def or_none(self, name: str | None) -> str:
-        """Return the label's value for a name that may be missing: then it is empty."""
+        """Return the label's value for a name, or an empty one for None."""
         return self(name) if name else ""
 
     def __call__(self, name: str | None) -> str:
@@ -60,7 +60,7 @@ class BoundedLabel:
             return name if name in self._known else OTHER
 
     def _agree(self, folder: Path, name: str) -> None:
-        """Take the next place in the folder, and learn which names have the places before it."""
+        """Take the next place in the folder, and learn the names of the places before it."""
         own = folder / f".{token_hex(8)}"
         try:
             folder.mkdir(exist_ok=True)
@@ -76,7 +76,7 @@ class BoundedLabel:
                 if name in self._known:
                     break
         except OSError:
-            return  # There is no room: it is among the others until there is.
+            return  # Such as a full disk: the name counts as "other" until it can be stored.
         finally:
             with suppress(OSError):
                 own.unlink()

@@ -1,8 +1,8 @@
 """Serve metrics to Prometheus over HTTP or HTTPS.
 
-Everything that can be found wrong is found before anything listens, so that what
-could not be served leaves no port taken. After that nothing a client does, and no
-certificate that is replaced by a damaged one, ends the listening.
+All errors of configuration are found before the port is bound, so a failed start
+leaves no port taken. After that, neither a client nor a damaged new certificate can
+stop the server.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _SILENCE_S = 60.0
 
 @dataclass(frozen=True)
 class Certificates:
-    """What HTTPS takes: paths of PEM files.
+    """The paths of the PEM files for HTTPS.
 
     Parameters
     ----------
     certfile, keyfile:
-        The server's certificate and its key. Without both it is HTTP.
+        The server's certificate and its key. Without both, plain HTTP is served.
     client_cafile, client_capath:
-        What certificates of clients are checked against: a file, or a folder.
+        The authorities for certificates of clients: a file, or a folder.
     client_auth_required:
-        Whether clients without a certificate are refused.
+        Whether to refuse clients without a certificate.
     """
 
     certfile: str | None = None
@@ -53,17 +53,17 @@ class Certificates:
 
     @property
     def scheme(self) -> str:
-        """With which the address of what is served begins."""
+        """The scheme of the server's URL."""
         return "https" if self.certfile else "http"
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Of what it is read."""
+        """The paths of all files that are given."""
         given = (self.certfile, self.keyfile, self.client_cafile, self.client_capath)
         return tuple(path for path in given if path)
 
     def check(self) -> None:
-        """Raise InvalidInputError unless HTTPS could be served with these."""
+        """Raise InvalidInputError if HTTPS cannot be served with these."""
         authorities = self.client_cafile or self.client_capath
         if (self.certfile is None) != (self.keyfile is None):
             raise InvalidInputError("HTTPS takes both, a certificate and its key")
@@ -75,7 +75,7 @@ class Certificates:
             self.load()
 
     def load(self) -> ssl.SSLContext:
-        """Read the files; return what connections are served with.
+        """Read the files and return an SSL context for connections.
 
         Raises
         ------
@@ -86,7 +86,7 @@ class Certificates:
         try:
             if self.client_cafile or self.client_capath:
                 context.load_verify_locations(self.client_cafile, self.client_capath)
-            # A key with a passphrase would else be asked for on the terminal.
+            # Otherwise OpenSSL would ask for a passphrase on the terminal.
             context.load_cert_chain(self.certfile or "", self.keyfile, password="")
         except (OSError, ValueError) as error:
             raise InvalidInputError(f"the certificates cannot be used: {error}") from error
@@ -96,7 +96,7 @@ class Certificates:
 
 
 class _Renewed:
-    """Certificates that are read again when one of their files has been replaced."""
+    """Certificates that are reloaded when one of their files has been replaced."""
 
     def __init__(self, certificates: Certificates) -> None:
         self._certificates = certificates
@@ -105,7 +105,7 @@ class _Renewed:
         self.context = certificates.load()
 
     def _look(self) -> list[tuple[int, int, int] | None]:
-        """Return what tells the files from those that were there before."""
+        """Return the identities of the files, which change when a file is replaced."""
         found: list[tuple[int, int, int] | None] = []
         for path in self._certificates.paths:
             try:
@@ -116,9 +116,9 @@ class _Renewed:
         return found
 
     def renew(self) -> None:
-        """Use the files as they are now; keep what was read before if they cannot be used."""
+        """Load the current files; keep the previous ones if these cannot be used."""
         with self._lock:
-            # Looked at before they are read: what is written meanwhile is read the next time.
+            # Stat before reading: a file written meanwhile is read the next time.
             state = self._look()
             if state == self._state:
                 return
@@ -132,14 +132,14 @@ class _Renewed:
 
 
 class _LastLine(io.StringIO):
-    """Where a traceback goes whose last line is all that is told."""
+    """A stream for tracebacks that logs only their last line."""
 
     def __init__(self, server: _Server) -> None:
         super().__init__()
         self._server = server
 
     def flush(self) -> None:
-        """Tell the last line of what was written."""
+        """Log the last line of what was written."""
         lines = self.getvalue().strip().splitlines()
         self.seek(0)
         self.truncate()
@@ -154,7 +154,7 @@ class _Handler(WSGIRequestHandler):
     server: _Server
 
     def get_stderr(self) -> io.StringIO:
-        """Return where the traceback of a scrape that fails is written."""
+        """Return the stream for the traceback of a failed scrape."""
         return _LastLine(self.server)
 
     def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002
@@ -162,7 +162,7 @@ class _Handler(WSGIRequestHandler):
 
 
 class _Server(ThreadingWSGIServer):
-    """Listens, whatever comes."""
+    """A server that no client can stop."""
 
     renewed: _Renewed | None = None
     _warned: dict[str, float] | None = None
@@ -170,8 +170,8 @@ class _Server(ThreadingWSGIServer):
     def get_request(self) -> tuple[Any, Any]:
         """Return the next connection.
 
-        The handshake is left to the first read, in the request's own thread: one who
-        connects and says nothing would else keep all others waiting.
+        The TLS handshake is left to the first read, in the request's own thread.
+        Otherwise a client that connects and sends nothing would block all others.
         """
         connection, address = super().get_request()
         if self.renewed is None:
@@ -181,17 +181,17 @@ class _Server(ThreadingWSGIServer):
             return self.renewed.context.wrap_socket(
                 connection, server_side=True, do_handshake_on_connect=False
             ), address
-        except Exception as error:  # All but an OSError would end the listening.
+        except Exception as error:  # Any exception but an OSError would stop the server.
             connection.close()
             raise OSError(f"no connection: {type(error).__name__}") from error
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Tell in one line what came of a request: what clients send is no fault of ours."""
+        """Log a failed request in one line: a client's error needs no traceback."""
         error = sys.exception()
         self.complain(f"a client of the metrics was not answered: {type(error).__name__}: {error}")
 
     def complain(self, message: str) -> None:
-        """Log a message, at most once a minute: clients may send what they want, for ever."""
+        """Log a message at most once a minute, as clients can send anything for ever."""
         warned = self._warned = self._warned or {}
         if time.monotonic() >= warned.get(message, 0.0):
             if len(warned) > 100:
@@ -206,18 +206,18 @@ class MetricsServer:
     Parameters
     ----------
     registry:
-        What to show.
+        The registry to expose.
     port:
-        Where to listen; a free one if 0.
+        The port; a free one if 0.
     address:
-        On which address of this machine.
+        The address of this machine to bind.
     certificates:
-        For HTTPS. Files that are replaced are used from the next connection on.
+        For HTTPS. Replaced files are used from the next connection on.
 
     Raises
     ------
     InvalidInputError
-        If the port cannot be listened on, or the certificates not be used.
+        If the port cannot be bound, or the certificates cannot be used.
     """
 
     def __init__(
@@ -248,13 +248,13 @@ class MetricsServer:
     def _serve(self) -> None:
         while True:
             try:
-                return self._server.serve_forever()  # It returns when it is closed.
+                return self._server.serve_forever()  # returns when it is closed
             except Exception as error:
                 logger.error("serving metrics is begun again: %s", type(error).__name__)
                 time.sleep(_AGAIN_S)
 
     def renew(self) -> None:
-        """Use certificates that have been replaced; every connection does this too."""
+        """Load replaced certificates; every connection does this too."""
         if self._renewed is not None:
             self._renewed.renew()
 

@@ -1,13 +1,12 @@
-"""Lists of proxies: open a source, and read the proxies in it one by one.
+"""Read lists of proxies: open a source, and read the proxies in it one by one.
 
-A source is a file, standard input or a URL; its format shows in its first
-characters. Nothing is held but a buffer of fixed size, so a list may be
-longer than memory. What cannot be read as a proxy is handed on as a
-:class:`BadEntry` with its place and reason, and reading goes on; a reason never
-quotes the source, as passwords stand there.
+A source is a file, standard input or a URL. Its first characters show its format. Only
+a buffer of fixed size is kept, so a list may be larger than memory. An entry that is not
+a proxy is yielded as a :class:`BadEntry` with its place and reason, and reading
+continues. A reason never quotes the source, which contains passwords.
 
-What is not here: a proxy's id and whether a pool knows it already. That is the
-storage's ``import_proxies``.
+Not known here: a proxy's id, and whether a pool knows it already. That is the storage's
+``import_proxies``.
 """
 
 from .entries import BadEntry, Defaults, Entry

@@ -1,8 +1,7 @@
-"""JSON: an array of entries, wherever in a document it stands.
+"""Read JSON documents: arrays of entries anywhere in a document.
 
-A document is walked as it comes: only one entry of it, or one member that is none, is
-in memory at a time. After a syntax error nothing more of it can be trusted, so the
-last entry is a bad one.
+A document is parsed as a stream: only one entry, or one other member, is in memory at a
+time. After a syntax error the rest cannot be trusted, so the last entry is a bad one.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from .unreadable import Unreadable
 from .values import protocol_of_name
 
 MAX_DEPTH = 5
-"""How deep in a document the entries may stand."""
+"""How deep in a document entries may be."""
 
 _LISTS = re.compile(
     "data|results?|prox(?:y|ies)|proxylist|items|list|rows|records|servers|entries|response"
@@ -36,11 +35,11 @@ _decode = json.JSONDecoder().raw_decode
 
 
 class _BrokenError(Exception):
-    """The document cannot be read on."""
+    """The rest of the document cannot be read."""
 
 
 def is_document(start: str) -> bool:
-    """Tell whether text that begins with a brace is one document, not an object a line."""
+    """Return whether text that begins with a brace is one document, not one object a line."""
     first, _, rest = start.partition("\n")
     if rest.lstrip().startswith("{") and first.strip() != "{":
         return False
@@ -66,12 +65,12 @@ def read_document(text: SourceText, defaults: Defaults, lines: Lines) -> Found:
 
 
 def check_shape(ahead: str) -> None:
-    """Refuse a list whose entries are objects, none of which says where a proxy is.
+    """Refuse a list of objects without an address of a proxy.
 
     Raises
     ------
     SourceError
-        Which names what there is instead.
+        With the names of the fields that there are instead.
     """
     objects = []
     for value in _values(ahead):
@@ -84,7 +83,7 @@ def check_shape(ahead: str) -> None:
 
 
 class _Document:
-    """One document, and how many entries were read of it."""
+    """A document, and the number of entries read from it."""
 
     def __init__(self, text: SourceText, defaults: Defaults, lines: Lines) -> None:
         self._text, self._defaults, self._lines = text, defaults, lines
@@ -94,7 +93,7 @@ class _Document:
         self._seen: dict[str, Any] = {}
 
     def object(self) -> Found:
-        """Yield the entries of the arrays in an object, or the one that it is, and its likes."""
+        """Yield the entries of the arrays in an object, or the objects themselves as entries."""
         text = self._text
         while (ahead := text.ahead()).startswith("{"):
             try:
@@ -133,7 +132,7 @@ class _Document:
         return BadEntry(self._number + 1, reason, "entry")
 
     def array(self, defaults: Defaults, *, is_whole: bool) -> Found:
-        """Yield the entries of an array; if it is the whole document, nothing may follow."""
+        """Yield the entries of an array; nothing may follow if it is the whole document."""
         text, read = self._text, partial(proxies_of_json, defaults, self._lines)
         self._has_list = True
         text.take()
@@ -163,7 +162,7 @@ class _Document:
             self._give_up()
 
     def _give_up(self) -> None:
-        """Leave the rest unread: it was told that it is broken."""
+        """Leave the rest unread, after an error was reported."""
         self._is_broken = True
         self._text.end()
 
@@ -218,7 +217,7 @@ class _Document:
             raise SourceError(f"the JSON {error}") from None
 
     def _is_entry(self, key: str, value: dict[str, Any]) -> bool:
-        """Tell whether a member is a proxy, with its address in it or in its key."""
+        """Return whether a member is a proxy, with the address in its value or its key."""
         if has_address(value) and not _holds_list(value):
             return True
         try:
@@ -234,7 +233,7 @@ class _Document:
             return None
 
     def _value(self, *, skips: bool = False) -> Any:
-        """Return the next value, or raise an error that ends the document."""
+        """Return the next value, or raise :class:`_BrokenError`."""
         ahead = self._text.ahead()
         try:
             value, end = _decode(ahead)
@@ -254,7 +253,7 @@ def _keyed(key: str, value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_list(key: str, ahead: str) -> bool:
-    """Tell whether an array's first element looks like a proxy."""
+    """Return whether an array's first element looks like a proxy."""
     first = next(_values(ahead), None)
     is_named = _LISTS.fullmatch(_name(key)) is not None or protocol_of_name(key) is not None
     if isinstance(first, dict):
@@ -271,7 +270,7 @@ def _holds_list(value: dict[str, Any]) -> bool:
 
 
 def _values(ahead: str) -> Iterator[Any]:
-    """Yield the first values of an array, as far as they can be read ahead."""
+    """Yield the first values of an array, as far as they are in the window."""
     at = 0
     while True:
         at += len(ahead[at:]) - len(ahead[at:].lstrip())
@@ -291,20 +290,20 @@ def _name(key: str) -> str:
 
 
 def _but(value: dict[str, Any]) -> str:
-    """Name what there is, as far as it is a name, and no address or key of somebody's."""
+    """List the fields that there are, without keys that may be addresses or secrets."""
     named = [name for name in value if _TITLE.fullmatch(name)]
     return f", but {', '.join(named[:_SHOWN])}" if named else ""
 
 
 def _ran_out(error: Exception, ahead: str) -> bool:
-    """Tell whether a decoder wanted more text than there was."""
+    """Return whether a decoder failed because the text ended."""
     return isinstance(error, json.JSONDecodeError) and (
         error.pos >= len(ahead.rstrip()) or error.msg.startswith("Unterminated")
     )
 
 
 def _broken(error: Exception, ahead: str) -> str:
-    """Say why no JSON value could be read from the longest text that one may have."""
+    """Return why no JSON value could be read within the longest allowed text."""
     if _ran_out(error, ahead):
         is_end = len(ahead) <= ENTRY_LIMIT
         return "is cut off: the JSON ends in the middle of it" if is_end else TOO_LONG

@@ -1,4 +1,4 @@
-"""From the parts of an address or a record to proxies, or to the reason why there is none."""
+"""Build proxies from the parts of an address or a record, or say why that fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .values import protocol_of_name, words_of
 Unit = Literal["line", "entry"]
 
 UNLIMITED = "unlimited"
-"""What a proxy that takes any number of leases has as its limit."""
+"""The limit of a proxy that takes any number of leases."""
 
 _TAKEN = (
     "host",
@@ -40,7 +40,7 @@ _SOCKS = (ProxyProtocol.SOCKS4, ProxyProtocol.SOCKS5)
 
 @dataclass(slots=True)
 class Entry:
-    """A proxy, and where in the source it stood."""
+    """A proxy, and its place in the source."""
 
     number: int
     proxy: Proxy
@@ -60,9 +60,9 @@ class BadEntry:
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What holds for every proxy of a source that does not say otherwise itself.
+    """Defaults for the proxies of a source.
 
-    ``protocol`` also picks among those that one entry offers.
+    ``protocol`` also selects one of the protocols that an entry offers.
     """
 
     pool_id: UUID = NIL
@@ -73,18 +73,18 @@ class Defaults:
     checked_at: datetime = field(default_factory=utc_now)
 
     def proxies(self, parts: Mapping[str, Any]) -> list[Proxy]:
-        """Return the proxies that are described, one for each protocol that is offered.
+        """Return the described proxies, one for each offered protocol.
 
         Parameters
         ----------
         parts:
-            Fields of :class:`Proxy`, ``user`` and ``password``, and of ``protocol`` or
-            ``ports`` (by protocol) as many as are offered.
+            Fields of :class:`Proxy`, ``user`` and ``password``, and all offered values
+            of ``protocol`` or ``ports`` (by protocol).
 
         Raises
         ------
         Unreadable
-            If they describe none.
+            If they do not describe a proxy.
         """
         given = {
             name: _checked(name, parts[name])
@@ -100,7 +100,7 @@ class Defaults:
         return [_proxy(fields | offer) for offer in offers]
 
     def _offers(self, parts: Mapping[str, Any], port: Any) -> Iterator[dict[str, Any]]:
-        """Yield each protocol that is offered, with its port."""
+        """Yield each offered protocol with its port."""
         if ports := parts.get("ports"):
             for name, own in ports.items():
                 yield {"protocol": self._protocol(name), "port": _checked("port", own)}
@@ -129,7 +129,7 @@ class Defaults:
 
 
 def complaint(error: ValidationError) -> tuple[str, str]:
-    """Return the first field that pydantic finds wrong, and what is, without the value."""
+    """Return the first invalid field and the reason, without its value."""
     found = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = [str(part) for part in found["loc"] if part != "credentials"]
     message = found["msg"].removeprefix("Value error, ")
@@ -143,13 +143,15 @@ def _proxy(fields: Mapping[str, Any]) -> Proxy:
         return Proxy(**fields)
     except ValidationError as error:
         name, why = complaint(error)
-    raise Unreadable(f"has an impossible {name}: {why}")  # Not from it, as it shows the values.
+    raise Unreadable(
+        f"has an impossible {name}: {why}"
+    )  # Not chained, as pydantic's error shows the values.
 
 
 def _credentials(parts: Mapping[str, Any]) -> dict[str, Any] | None:
     user, password = parts.get("user"), parts.get("password")
     if isinstance(password, int) and not isinstance(password, bool):
-        password = str(password)  # as spreadsheets write one of digits
+        password = str(password)  # spreadsheets turn a password of digits into a number
     if not user and not password:
         return None
     if not user:
@@ -158,7 +160,7 @@ def _credentials(parts: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _checked(name: str, value: Any) -> Any:
-    """Refuse what the model would bend into shape: a number as an address, true as a port."""
+    """Refuse values that the model would coerce: a number as an address, true as a port."""
     if name == "max_concurrency" and value == UNLIMITED:
         return None
     if isinstance(value, bool) or (name == "host" and not isinstance(value, str)):

@@ -1,7 +1,7 @@
-"""The four formats: which one a source has, and its entries one by one.
+"""Detect which of four formats a source has, and read its entries one by one.
 
-Three of them have one entry a line (a quoted CSV cell cannot span lines), so
-what is broken on one line harms no other. A JSON document has no such seams.
+Three of them have one entry a line (a quoted CSV cell cannot span lines), so a broken
+line affects no other. A JSON document has no such boundaries.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from .reading import Found, attempt, each, proxies_of_json
 from .tables import is_table, read_table
 from .text import SourceText
 
-_JSON_ARRAY = re.compile(r"""\[\s*(?:[\[\]{"]|$)""")  # Not "[", as an IPv6 address has it.
+_JSON_ARRAY = re.compile(
+    r"""\[\s*(?:[\[\]{"]|$)"""
+)  # Not "[" alone, as an IPv6 address begins with it.
 
 
 class Format(StrEnum):
-    """How proxies are written down in a source."""
+    """The format of a source."""
 
     LINES = "lines"
     CSV = "csv"
@@ -41,7 +43,7 @@ def read_proxies(
     kind: Format | None = None,
     line: str | None = None,
 ) -> Found:
-    """Yield what stands in a source, entry by entry.
+    """Yield the entries of a source.
 
     Parameters
     ----------
@@ -49,20 +51,20 @@ def read_proxies(
         The content as bytes in UTF-8, or in UTF-16 with a byte order mark, in pieces
         of any size.
     defaults:
-        What the source does not say of its proxies.
+        Values for fields that the source does not give.
     kind:
-        How it is written; if None, as its first characters show.
+        The format; detected from the first characters if None.
     line:
-        In which order a line has its parts, such as ``user:pass:host:port``; if None,
-        as the lines show.
+        The order of a line's parts, such as ``user:pass:host:port``; detected from the
+        lines if None.
 
     Raises
     ------
     SourceError
-        If the content is binary, or is not of the format that was named, or is of a
-        shape that has no proxies in it.
+        If the content is binary, is not of the given format, or has a shape without
+        proxies.
     InvalidInputError
-        If no line could be read in this order.
+        If no line can be read in this order.
     """
     layout = None if line is None else Layout(line)
     return _read(SourceText(chunks), defaults or Defaults(), kind, layout)

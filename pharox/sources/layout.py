@@ -1,4 +1,4 @@
-"""The order of a line's parts, as a person gives it: ``--line 'user:pass:host:port'``."""
+"""Parse lines by a given order of parts: ``--line 'user:pass:host:port'``."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Layout:
     ----------
     text:
         The words ``host``, ``port``, ``user``, ``pass`` and ``protocol``, and ``*`` for
-        what is passed over, in the order of the lines, with what stands between them.
+        ignored parts, in the order of the lines, with the separators between them.
 
     Raises
     ------
     InvalidInputError
-        If no line could be read with it.
+        If no line can be read with it.
     """
 
     def __init__(self, text: str) -> None:
@@ -45,11 +45,11 @@ class Layout:
         )
         scheme = "" if "protocol" in self._names else r"(?:(?P<protocol>[^\s:/@]+)://)?"
         self._pattern = re.compile(f"{scheme}{pattern}")
-        # As in a URL, what stands beside an @ is percent-encoded.
+        # As in a URL, user and password before an @ are percent-encoded.
         self._is_quoted = any("@" in gap for gap in gaps)
 
     def read(self, line: str) -> dict[str, Any] | None:
-        """Return the parts of a line, or None if it is not laid out like this."""
+        """Return the parts of a line, or None if it does not match."""
         match = self._pattern.fullmatch(line)
         if match is None:
             return None
@@ -79,7 +79,7 @@ def _name(word: str) -> str:
 
 
 def _group(name: str, after: str) -> str:
-    """Return the pattern of a part, which a blank ends if one stands behind it."""
+    """Return the pattern of a part; it ends at a blank if the separator is one."""
     match name:
         case "host":
             return HOST
@@ -95,7 +95,7 @@ def _group(name: str, after: str) -> str:
 
 
 def _gap(text: str) -> str:
-    """Return the pattern of what stands between two parts: any blank is as good as another."""
+    """Return the pattern of a separator; all kinds of blanks are equivalent."""
     return "".join(
         r"\s+" if piece.isspace() else re.escape(piece) for piece in re.split(r"(\s+)", text)
     )

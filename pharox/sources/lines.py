@@ -1,8 +1,8 @@
-"""From a line of text to the parts of the proxies in it.
+"""Parse a line of text into the parts of the proxies in it.
 
-Lists are pasted from everywhere: with notes behind an address, separators at its
-end, quotes around it, blanks or tabs in place of colons, and columns that say how
-the proxy did. What may be user and password is never guessed.
+Lists come from everywhere: with notes after an address, separators at its end, quotes
+around it, blanks or tabs instead of colons, and columns of measurements. User and
+password are never guessed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Parts = dict[str, Any]
 COMMENTS = ("#", ";", "//")
 
 SAMPLED_LINES = 2000
-"""How many lines are looked at for the order of a list before the first is read."""
+"""How many lines to sample for the order of a list before the first one is read."""
 
 _NO_ADDRESS = "is neither scheme://user:password@host:port nor host:port"
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
@@ -54,7 +54,7 @@ _STATUS = re.compile(
 
 
 class Lines:
-    """Reads the lines of one list, whose order they show together."""
+    """Reads the lines of one list; their order is inferred from all of them."""
 
     def __init__(self, layout: Layout | None = None) -> None:
         self._layout = layout
@@ -62,11 +62,11 @@ class Lines:
 
     @property
     def has_layout(self) -> bool:
-        """Whether somebody has said in which order the parts stand."""
+        """Whether the order of parts was given."""
         return self._layout is not None
 
     def learn(self, lines: Iterable[str]) -> None:
-        """Look for lines that can be read in one order only."""
+        """Learn the order from lines that can be read in one order only."""
         for line in lines:
             try:
                 self.read(line)
@@ -95,7 +95,7 @@ class Lines:
             return [parts]
 
     def address(self, text: str) -> Parts:
-        """Return the parts of one address, as a field of a record has it."""
+        """Return the parts of one address, such as a field of a record."""
         if self._layout is not None:
             return _laid_out(self._layout, text.strip())
         return self._address(text.strip())
@@ -122,7 +122,7 @@ class Lines:
         }
 
     def _separated(self, text: str) -> Parts | None:
-        """Return the parts of a line whose parts stand in columns; None if there are none."""
+        """Return the parts of a line in columns; None if it has no columns."""
         text = text.strip("| ")
         for separator in _SEPARATORS:
             if separator and separator not in text:
@@ -134,7 +134,7 @@ class Lines:
             if cells[0].lower() in PROTOCOLS:
                 parts["protocol"] = cells.pop(0)
             if len(cells) > 3 and _may_be_behind(cells):
-                # Both ends may be a host and its port, as between colons.
+                # Either end may be host and port, as with colons.
                 return (
                     parts
                     | self._address(":".join(cells[:4]))
@@ -154,13 +154,13 @@ class Lines:
 
 
 def _may_be_behind(cells: list[str]) -> bool:
-    """Tell whether host and port may be the third and fourth column, a login the first two."""
+    """Return whether columns may be user, password, host and port."""
     shape = shape_of(cells[2])
     return shape > 0 and _is_port(cells[3]) and (shape > 1 or _is_port(cells[1]))
 
 
 def cleaned(line: str) -> str:
-    """Return a line without what people write around an address."""
+    """Return a line without quotes, notes and separators around the address."""
     text = line.strip()
     if bullet := _BULLET.match(text):
         text = text[bullet.end() :]
@@ -173,7 +173,7 @@ def cleaned(line: str) -> str:
 
 
 def is_comment(line: str) -> bool:
-    """Tell whether a line is no entry: blank, or a note of its own."""
+    """Return whether a line is blank or a comment."""
     text = line.lstrip()
     return not text or text.startswith(COMMENTS)
 
@@ -189,7 +189,7 @@ def _laid_out(layout: Layout, text: str) -> Parts:
 
 
 def _with_protocol_behind(text: str) -> Parts:
-    """Return the parts of ``host:port:socks5``, or say why a text is no address."""
+    """Return the parts of ``host:port:socks5``, or raise why a text is not an address."""
     found = _WITH_WORD.fullmatch(text)
     if found and found["word"].lower() in PROTOCOLS:
         return {"host": found["host"], "port": found["port"], "protocol": found["word"]}
@@ -204,11 +204,11 @@ def _with_protocol_behind(text: str) -> Parts:
 
 
 def _columns(cells: list[str], *, may_be_login: bool, is_place: bool) -> Parts:
-    """Return what the columns behind an address say."""
+    """Return the parts in the columns after an address."""
     cells = [cell for cell in cells if cell]
     if not cells:
         return {}
-    # A login stands first, also where a country or a protocol follows.
+    # A login comes first, also if a country or a protocol follows.
     is_status = any(_STATUS.fullmatch(cell) for cell in cells[:2])
     if not is_status and len(cells) == 2 and may_be_login:
         return {"user": cells[0], "password": cells[1]}
@@ -233,7 +233,7 @@ def _is_port(text: str) -> bool:
 
 
 def _is_spaced(text: str) -> bool:
-    """Tell whether blanks stand where host and port would end: then these are columns."""
+    """Return whether blanks follow host and port, which means columns."""
     first = text.split(maxsplit=1)[0] if text else ""
     return len(first) < len(text) and _HOST_PORT.fullmatch(first) is not None
 

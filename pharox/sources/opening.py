@@ -1,10 +1,10 @@
 """Open a file, standard input or a URL as chunks of bytes.
 
-A server may be hostile: what it sends is decompressed piece by piece, so that
-little cannot become much at once, and a list that does not end is given up.
+A server may be hostile: its response is decompressed piece by piece, so that a small
+response cannot fill memory, and an endless list is aborted.
 
-Every failure is a :class:`SourceError`. Of a URL it shows the scheme and host
-alone: what stands before, and the path behind, is often a key.
+Every failure is a :class:`SourceError`. It shows only the scheme and host of a URL: the
+userinfo before and the path after are often a key.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ CHUNK_BYTES = 1 << 16
 TIMEOUT_S = 30.0
 
 MAX_FETCHED_BYTES = 1 << 30
-"""How long a list behind a URL may be, as it is when decompressed: ten million proxies and more."""
+"""The maximum decompressed size of a list from a URL: more than ten million proxies."""
 
 MAX_WAITED_S = 3600.0
-"""How long a list behind a URL may have us wait for its pieces, all in all."""
+"""How long to wait for the pieces of a list from a URL in total."""
 
 _GZIP_WINDOW_BITS = 16 + zlib.MAX_WBITS
 
@@ -42,7 +42,7 @@ _USERINFO = re.compile(r"(?<=://)[^/@\s]*@")
 
 @dataclass(frozen=True, slots=True)
 class OpenedSource:
-    """A source's content, to be read once, and its size in bytes where that is known."""
+    """A source's content, which can be read once, and its size in bytes if known."""
 
     chunks: Iterator[bytes]
     size_bytes: int | None = None
@@ -61,10 +61,10 @@ def open_source(location: str) -> Iterator[OpenedSource]:
     Raises
     ------
     SourceError
-        If it cannot be opened; reading the chunks raises it too.
+        If it cannot be opened; reading the chunks may raise it too.
     """
     if location == "-":
-        if sys.stdin is None:  # It was closed by whoever started this process.
+        if sys.stdin is None:  # The parent process closed it.
             raise SourceError("standard input is closed", source=location)
         yield OpenedSource(_read(sys.stdin.buffer, "standard input"))
     elif _URL.match(location):
@@ -87,12 +87,12 @@ def _file(path: str) -> Iterator[OpenedSource]:
         size = file.seek(0, 2) if file.seekable() else None
         if size is not None:
             file.seek(0)
-        # A device or a file of /proc says 0 and has content all the same.
+        # A device or a file in /proc reports size 0 but has content.
         yield OpenedSource(_read(file, shown), size or None)
 
 
 def _read(file: BinaryIO, name: str) -> Iterator[bytes]:
-    # read1 hands on what has arrived, so that a slow pipe is read as it is filled.
+    # read1 returns what has arrived, so a slow pipe is read as it fills.
     read = getattr(file, "read1", file.read)
     try:
         while chunk := read(CHUNK_BYTES):
@@ -150,7 +150,7 @@ def _endless(url: str, how_much: str) -> SourceError:
 
 
 def _decoded(response: httpx.Response, shown: str) -> Iterator[bytes]:
-    """Yield content as it was before it was compressed, in pieces of bounded size."""
+    """Yield the decompressed content in pieces of bounded size."""
     chunks = response.iter_raw()
     encodings = response.headers.get_list("content-encoding", split_commas=True)
     match [name for each in encodings if (name := each.strip().lower()) not in ("", "identity")]:
@@ -170,7 +170,7 @@ def _unzipped(chunks: Iterable[bytes], shown: str) -> Iterator[bytes]:
         for chunk in chunks:
             rest, piece, has_begun = chunk, b"", True
             while rest or len(piece) == CHUNK_BYTES:
-                if decoder.eof:  # A file may be several, one after the other.
+                if decoder.eof:  # A file may consist of several members.
                     decoder = zlib.decompressobj(_GZIP_WINDOW_BITS)
                 piece = decoder.decompress(rest, CHUNK_BYTES)
                 rest = decoder.unused_data if decoder.eof else decoder.unconsumed_tail
@@ -184,7 +184,7 @@ def _unzipped(chunks: Iterable[bytes], shown: str) -> Iterator[bytes]:
 
 
 def _size_of(response: httpx.Response) -> int | None:
-    """Return the length of the content, which is not that of its compressed form."""
+    """Return the size of the content; unknown if it is compressed."""
     length = response.headers.get("content-length", "")
     encoded = "content-encoding" in response.headers
     return int(length) if length.isdecimal() and not encoded else None
@@ -197,7 +197,7 @@ def _our_errors(url: str) -> Iterator[None]:
     try:
         yield
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        # Of what is no URL, any part may be a password.
+        # If it is not a valid URL, any part may be a password.
         is_url = isinstance(error, httpx.HTTPError)
         why = _USERINFO.sub("", str(error)) if is_url else "it is no valid URL"
         why = why or type(error).__name__

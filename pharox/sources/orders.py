@@ -1,9 +1,9 @@
-"""In which order host, port, user and password stand in an address.
+"""Determine the order of host, port, user and password in an address.
 
-A line may be read in several orders: in ``ann:12345:gw.example:8001`` either end
-could be a host and its port. A wrong guess would register a password as a port and
-write it into the log, so a line is refused unless one order is the only possible
-one, or the shapes of the hosts and the list's other lines do not contradict it.
+A line may be readable in several orders: in ``ann:12345:gw.example:8001`` either end
+could be host and port. A wrong guess would register a password as a port and write it
+into the log. So a line is refused unless only one order is possible, or the shapes of
+the hosts and the list's other lines do not contradict one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _HEX = re.compile(r"[0-9a-f:.]+", re.IGNORECASE)
 
 
 class Order(StrEnum):
-    """The orders that are told apart."""
+    """The possible orders."""
 
     HOST_FIRST = "host:port:user:pass"
     USER_FIRST = "user:pass:host:port"
@@ -51,7 +51,7 @@ _RIVALS = {
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """An address, read in one order; ``shape`` is how much its host looks like one."""
+    """An address read in one order; ``shape`` rates how much its host looks like a host."""
 
     order: Order
     host: str
@@ -62,7 +62,7 @@ class Reading:
 
 
 class AmbiguousOrderError(Unreadable):
-    """An address that can be read in several orders."""
+    """The address can be read in several orders."""
 
     def __init__(self, readings: list[Reading]) -> None:
         orders = " or ".join(reading.order for reading in readings)
@@ -70,21 +70,21 @@ class AmbiguousOrderError(Unreadable):
 
 
 class Orders:
-    """What a list's lines have shown of its order so far."""
+    """What a list's lines have shown about its order so far."""
 
     def __init__(self) -> None:
         self.certain: set[Order] = set()
 
     def read(self, text: str, *, is_url: bool) -> Reading | None:
-        """Return what an address with user and password says, or None if it is none.
+        """Read an address with user and password; return None if it is not one.
 
         Parameters
         ----------
         text:
             The address without its scheme.
         is_url:
-            Whether there was a scheme: then the order is that of URLs, unless the
-            user is more like a host than the host is.
+            Whether there was a scheme. The order is then that of URLs, unless the user
+            looks more like a host than the host does.
         """
         found = list(readings(text))
         if not found:
@@ -108,7 +108,7 @@ class Orders:
 
 
 def readings(text: str) -> Iterator[Reading]:
-    """Yield each way in which a text is an address with user and password."""
+    """Yield each reading of a text as an address with user and password."""
     if lacks_brackets(text):
         return
     for order, pattern in _PATTERNS.items():
@@ -123,7 +123,7 @@ def readings(text: str) -> Iterator[Reading]:
 
 
 def shape_of(host: str) -> int:
-    """Return 3 for an IP address, 2 for a domain's name, 1 for another name, 0 for no host."""
+    """Return 3 for an IP address, 2 for a domain name, 1 for another name, 0 for no host."""
     if host.startswith("["):
         return 3
     if not _NAME.fullmatch(host):
@@ -135,7 +135,7 @@ def shape_of(host: str) -> int:
 
 
 def is_address(text: str) -> bool:
-    """Tell whether a text is an IP address."""
+    """Return whether a text is an IP address."""
     try:
         ip_address(text)
     except ValueError:
@@ -144,7 +144,7 @@ def is_address(text: str) -> bool:
 
 
 def lacks_brackets(text: str) -> bool:
-    """Tell whether a text is an IPv6 address, or one with a port, that no brackets keep apart."""
+    """Return whether a text is an IPv6 address without brackets, with or without a port."""
     if text.count(":") < 2 or not _HEX.fullmatch(text):
         return False
     for part in (text, text.rpartition(":")[0]):
@@ -157,7 +157,7 @@ def lacks_brackets(text: str) -> bool:
 
 
 def port_of(text: str) -> int | None:
-    """Return the port that digits are, or None if there is none of this number."""
+    """Return the port of a text of digits, or None if it is not a valid port."""
     port = int(text) if len(text) <= 5 or text.lstrip("0") == "" else 0
     return port if 0 < port <= MAX_PORT else None
 

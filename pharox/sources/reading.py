@@ -1,4 +1,4 @@
-"""What the readers of all formats share: one raw entry becomes proxies, or a bad entry."""
+"""Turn one raw entry into proxies or a bad entry; shared by the readers of all formats."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ TOO_LONG = f"is longer than {ENTRY_LIMIT} characters"
 
 
 def each(lines: Iterable[tuple[int, str | None]], read: Read) -> Found:
-    """Yield what stands in each line that is not blank."""
+    """Yield the entries of each line that is not blank."""
     for number, line in lines:
         if line is None or line.strip():
             yield from attempt(number, "line", line, read)
 
 
 def attempt(number: int, unit: Unit, raw: str | None, read: Read) -> Found:
-    """Yield what ``read`` makes of one raw entry."""
+    """Yield the result of ``read`` for one raw entry."""
     if raw is None or len(raw) > ENTRY_LIMIT:
         yield BadEntry(number, TOO_LONG, unit)
         return
@@ -63,5 +63,5 @@ def proxies_of_value(defaults: Defaults, lines: Lines, value: Any) -> Iterable[P
 
 
 def why(error: Exception) -> str:
-    """Return what the decoder says, which quotes nothing of the text."""
+    """Return the decoder's reason, which quotes nothing of the text."""
     return f" ({error.msg.lower()})" if isinstance(error, json.JSONDecodeError) else ""

@@ -1,8 +1,8 @@
-"""From a record, of JSON or of CSV, to the parts of a proxy.
+"""Parse a JSON or CSV record into the parts of a proxy.
 
-Every provider has names of its own for the same few fields; they are told apart by
-their letters and digits alone. Of several names for one thing the more exact counts:
-a country's code before its name, an address before the parts of one.
+Every provider has its own names for the same few fields; only their letters and digits
+are compared. Of several names for one field the more exact one wins: a country's code
+before its name, an address before the parts of one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Parts = dict[str, Any]
 Address = Callable[[str], Parts]
 
 _NAMES: dict[str, tuple[str, ...]] = {
-    # The first of these that says anything counts.
+    # The first of these with a value wins.
     "address": (
         *("proxy", "url", "proxyurl", "uri", "link", "ipport", "hostport", "proxyserver"),
         *("address", "addr", "server", "endpoint", "gateway"),
@@ -65,13 +65,13 @@ _YES_OR_NO = _YES | {"no", "false", "0", "n", "-"}
 
 
 def field_of(name: str) -> str | None:
-    """Return what a field is by its name, or None if it is none of a proxy's."""
+    """Return the meaning of a field's name, or None if it is not a field of a proxy."""
     return _ranked(name)[0]
 
 
 @lru_cache(maxsize=4096)
 def _ranked(name: str) -> tuple[str | None, int]:
-    """Return what a field is, and which of the names for it this is: a lower one counts."""
+    """Return the meaning of a name, and its rank among the names for it; the lowest wins."""
     key = _key(name)
     if key in _FIELD_OF:
         return _FIELD_OF[key], _RANK[key]
@@ -80,7 +80,7 @@ def _ranked(name: str) -> tuple[str | None, int]:
 
 
 def has_address(names: Iterable[str]) -> bool:
-    """Tell whether one of these fields may say where a proxy is."""
+    """Return whether one of these fields may have a proxy's address."""
     return any(field_of(name) in ("address", "host") for name in names)
 
 
@@ -119,17 +119,17 @@ def parts_of(record: Mapping[str, Any], address: Address) -> Parts:
 
 
 def _found(record: Mapping[str, Any]) -> Parts:
-    """Return what a record says, by our own names."""
+    """Return the values of a record by pharox's names."""
     best: dict[str, tuple[int, Any]] = {}
     for name, given in record.items():
         field, rank = _ranked(name)
-        # As `pharox proxies --json` writes it.
+        # The output of `pharox proxies --json`.
         is_unlimited = field == "max_concurrency" and given is None
         value = UNLIMITED if is_unlimited else given
         if field is None or value is None or (isinstance(value, str) and not value.strip()):
             continue
         if field == "address" and not _may_be_address(value):
-            continue  # such as "proxy": false of those that sort addresses by their use
+            continue  # such as "proxy": false of services that classify addresses
         if field not in best or rank < best[field][0]:
             best[field] = rank, value
     return {field: value for field, (_, value) in best.items()}
@@ -142,7 +142,7 @@ def _may_be_address(value: Any) -> bool:
 
 
 def _where(found: Parts, address: Address) -> Parts:
-    """Return host, port and what else stands in an address."""
+    """Return host, port and the other parts of an address."""
     parts: Parts = {name: found[name] for name in ("host", "port") if name in found}
     text = found.get("address")
     if text is None and isinstance(host := found.get("host"), str) and _is_more(host):
@@ -165,7 +165,7 @@ def _where(found: Parts, address: Address) -> Parts:
 
 
 def _is_more(host: str) -> bool:
-    """Tell whether a host's field holds more than a host."""
+    """Return whether a host's field has more than a host."""
     return "://" in host or "@" in host or re.fullmatch(r"[^:]+:[0-9]+", host.strip()) is not None
 
 
@@ -178,23 +178,23 @@ def _login(found: Parts) -> Parts:
 
 
 def _protocols(record: Mapping[str, Any], found: Parts) -> Parts:
-    """Return the protocols that are named, as a text or a list of texts."""
+    """Return the named protocols, from a text or a list of texts."""
     if isinstance(ports := found.get("ports"), dict):
         return {"ports": {name: port for name, port in ports.items() if protocol_of_name(name)}}
     if (named := found.get("protocol")) is not None:
         return {"protocol": named}
-    # A type may as well be residential or elite.
+    # A type may also be residential or elite.
     kinds = [kind for kind in words_of(found.get("type")) if protocol_of_name(kind)]
     if kinds:
         return {"protocol": kinds}
     flags = {name: value for name, value in record.items() if protocol_of_name(name)}
-    if len(flags) < 2:  # A single one says whether https targets can be reached.
+    if len(flags) < 2:  # A single flag says whether https targets can be reached.
         return {}
     return {"protocol": [name for name, value in flags.items() if str(value).lower() in _YES]}
 
 
 def _place(value: Any) -> Parts:
-    """Return what a geolocation says: an object, or a text such as ``US`` or ``US|CA|Boston``."""
+    """Parse a geolocation: an object, or a text such as ``US`` or ``US|CA|Boston``."""
     if isinstance(value, str):
         country, *rest = re.split(r"\s*[|,]\s*", value.strip())
         return {"country": country, "city": rest[-1] if rest else None}
@@ -215,7 +215,7 @@ def _country(value: Any) -> Any:
 
 
 def _named(value: Any) -> Any:
-    """Return the English name in an object of the MaxMind databases, or what is none."""
+    """Return the English name in a MaxMind object; any other value as it is."""
     if not isinstance(value, dict):
         return value
     names = value.get("names")

@@ -1,4 +1,4 @@
-"""CSV: columns by the names in its first line, or one column of addresses a protocol."""
+"""Read CSV: columns named in the first line, or one column of addresses per protocol."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from .unreadable import Unreadable
 from .values import protocol_of_name
 
 _DELIMITERS = ",;\t|"
-_SEPARATOR_LINE = re.compile(r"\s*\"?sep=.\"?\s*", re.IGNORECASE)  # Excel's
+_SEPARATOR_LINE = re.compile(r"\s*\"?sep=.\"?\s*", re.IGNORECASE)  # written by Excel
 _WORDS = re.compile(r"[^\W\d_][^\W\d]*(?:[ -][^\W\d]+)*")
 _TITLE = re.compile(r"[^\W\d_][\w ./()-]*")
 _SHOWN = 12
-"""How many columns of an unknown table are named."""
+"""How many columns of an unknown table an error names."""
 
 
 def is_table(line: str) -> bool:
-    """Tell whether a first line names a table's columns."""
+    """Return whether a first line is a table's header."""
     if _SEPARATOR_LINE.fullmatch(line):
         return True
     if is_comment(line):
@@ -38,7 +38,7 @@ def is_table(line: str) -> bool:
 
 
 def read_table(text: SourceText, defaults: Defaults, lines: Lines) -> Found:
-    """Yield what stands in the lines behind the header."""
+    """Yield the entries in the lines after the header."""
     numbered = text.lines()
     header = next(
         (
@@ -69,7 +69,7 @@ def read_table(text: SourceText, defaults: Defaults, lines: Lines) -> Found:
 
 
 def with_protocol(defaults: Defaults, name: str) -> Defaults:
-    """Return the defaults of what stands below the name of a protocol."""
+    """Return the defaults for a column or key named after a protocol."""
     offered = defaults.proxies({"host": "gw.example", "port": 1, "protocol": name})
     return replace(defaults, protocol=offered[0].protocol)
 
@@ -94,7 +94,7 @@ def _has_protocols(columns: list[str]) -> bool:
 
 
 def _but(columns: list[str]) -> str:
-    # A line that is no header may be a proxy with its password.
+    # A line that is not a header may be a proxy with its password.
     if not all(map(_WORDS.fullmatch, columns)) and not any(map(field_of, columns)):
         return ""
     named = [column for column in columns if _TITLE.fullmatch(column) and len(column) < 40]

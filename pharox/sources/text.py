@@ -1,7 +1,7 @@
-"""A source's text through a window of bounded size.
+"""Read a source's text through a window of bounded size.
 
-Bytes that are not UTF-8 become lone surrogates here, so that they spoil the
-entry that they stand in and no other.
+Bytes that are not UTF-8 become lone surrogates, so they break only the entry that
+contains them.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ ENTRY_LIMIT = 1 << 16
 
 _UTF8 = ("utf-8-sig", "surrogateescape")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-"""What Excel's Unicode text begins with."""
+"""The byte order marks of Excel's Unicode text."""
 
 _BLANK = re.compile(r"\s*")
 
 
 class SourceText:
-    """The text from ``at`` on; :meth:`fill` reads enough of it to hold one whole entry."""
+    """The text from ``at`` on; :meth:`fill` reads enough for one whole entry."""
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
@@ -34,7 +34,7 @@ class SourceText:
         self.at = 0
 
     def fill(self) -> bool:
-        """Read on until more than the longest entry is in the window, or all; False at the end."""
+        """Read until the window has more than one longest entry, or all; False at the end."""
         missing = ENTRY_LIMIT + 1 - (len(self.window) - self.at)
         if missing <= 0 or self._is_ended:
             return self.at < len(self.window)
@@ -48,7 +48,7 @@ class SourceText:
         return bool(self.window)
 
     def _decoded(self, chunk: bytes) -> str:
-        """Return the text of a chunk, in the encoding that the first bytes show."""
+        """Decode a chunk in the encoding that the first bytes show."""
         if self._decoder is None:
             self._start += chunk
             if len(self._start) < len(codecs.BOM_UTF8) and not self._is_ended:
@@ -66,7 +66,7 @@ class SourceText:
         self.window, self.at, self._is_ended = "", 0, True
 
     def ahead(self) -> str:
-        """Return what comes next: one character more than an entry may have, or all there is."""
+        """Return the next text: one character more than an entry may have, or all there is."""
         self.fill()
         return self.window[self.at : self.at + ENTRY_LIMIT + 1]
 
@@ -86,12 +86,12 @@ class SourceText:
         return taken
 
     def lines(self) -> Iterator[tuple[int, str | None]]:
-        """Yield the lines with their numbers; None for one that is longer than an entry may be."""
+        """Yield the lines with their numbers; None for a line longer than the limit."""
         number = 0
         while True:
             number += 1
             end = self.window.find("\n", self.at)
-            if end < 0:  # What is in the window by now is read before more is.
+            if end < 0:  # Use the text in the window before reading more.
                 if not self.fill():
                     return
                 end = self.window.find("\n", self.at)

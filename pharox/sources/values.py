@@ -1,4 +1,4 @@
-"""The values that lists have in common: protocols, countries, and what says nothing."""
+"""Parse common values of lists: protocols, countries, and placeholders for unknown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ..models import PROTOCOL_ALIASES, ProxyProtocol
 
 PROTOCOLS = frozenset({*ProxyProtocol, *PROTOCOL_ALIASES, "socks"})
-"""The names of protocols; ``socks`` alone says neither which."""
+"""The names of protocols; ``socks`` alone does not say which version."""
 
 _UNKNOWN = frozenset({"", "?", "-", "--", "n/a", "none", "null", "nil", "unknown", "undefined"})
 _NO_COUNTRY = frozenset({"zz", "xx"})
@@ -17,7 +17,7 @@ _NO_COUNTRY = frozenset({"zz", "xx"})
 
 @lru_cache(maxsize=4096)
 def protocol_of_name(name: str) -> str | None:
-    """Return the protocol that a column or a key stands for, or None."""
+    """Return the protocol that a column or a key is named after, or None."""
     key = name.strip().lower()
     return key if key in PROTOCOLS else None
 
@@ -38,7 +38,7 @@ def words_of(value: Any) -> list[str]:
 
 
 def country_of(value: Any) -> Any:
-    """Return a country's code in capitals, another name as it is, None for an unknown one."""
+    """Return a country's code in capitals, another name as it is, None if unknown."""
     value = known(value)
     if not isinstance(value, str) or value.lower() in _NO_COUNTRY:
         return None
@@ -46,7 +46,7 @@ def country_of(value: Any) -> Any:
 
 
 def known(value: Any) -> Any:
-    """Return a text, or None where it says that something is not known."""
+    """Return a text, or None if it is a placeholder for unknown."""
     if not isinstance(value, str):
         return value
     value = value.strip()

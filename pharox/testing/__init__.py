@@ -1,4 +1,4 @@
-"""What every storage adapter must do, as tests to run over your own.
+"""The contract of storage adapters, as tests to run with your own adapter.
 
     from pharox.testing import StorageContract
 
@@ -7,13 +7,13 @@
         def storage(self):
             return MyStorage(...)
 
-Each test gets a fresh, empty storage from the fixture ``storage``. Where the
-storage's clock can be moved, override the fixture ``pass_time`` as well: it
-returns a function that lets so many seconds go by, and waits for real if you
-leave it. The suite runs unchanged over all four of pharox's own storages.
+Each test gets a fresh, empty storage from the fixture ``storage``. If the storage's
+clock can be moved, override the fixture ``pass_time`` as well: it returns a function
+that advances the clock by so many seconds. The default really waits. The suite runs
+unchanged over all four of pharox's own storages.
 
-For a storage with coroutines it is ``AsyncStorageContract`` and the fixture
-``async_storage``; that suite cancels tasks as well.
+For an async storage use ``AsyncStorageContract`` and the fixture ``async_storage``;
+that suite also cancels tasks.
 """
 
 from .awaiting import Awaited

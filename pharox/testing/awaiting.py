@@ -1,7 +1,7 @@
-"""A storage with coroutines, offered as one that blocks.
+"""Wrap an async storage as a blocking one.
 
-Each call runs in an event loop that is its own, so that the suite for storages that
-block runs unchanged over it.
+Each call runs in the wrapper's own event loop, so the suite for blocking storages runs
+unchanged.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ T = TypeVar("T")
 
 
 class Awaited:
-    """A context manager with every method of the storage that it is given, awaited.
+    """A context manager with every method of an async storage, awaited.
 
     Parameters
     ----------
     storage:
-        Made while no loop was running. It is closed at the end, if it has a ``close``.
+        The storage, created while no loop was running. It is closed at the end if it
+        has a ``close``.
     """
 
     def __init__(self, storage: IAsyncStorage) -> None:
@@ -51,7 +52,7 @@ class Awaited:
         return method
 
     def run(self, awaitable: Awaitable[T]) -> T:
-        """Await something in the storage's loop."""
+        """Await an awaitable in the storage's loop."""
 
         async def main() -> T:
             return await awaitable
@@ -59,7 +60,7 @@ class Awaited:
         return self._runner.run(main())
 
     def is_cancelled(self, awaitable: Awaitable[Any]) -> bool:
-        """Await something in a task of its own; tell whether that one was cancelled."""
+        """Await an awaitable in a new task; return whether the task was cancelled."""
 
         async def main() -> Any:
             return await awaitable

@@ -1,4 +1,4 @@
-"""Cancel a task at any step, and what a storage with coroutines must then still do."""
+"""Cancel a task at any step, and test what an async storage must still do then."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 
 class Interrupted(Generic[T]):
-    """Something to await, whose task is cancelled at certain steps of it.
+    """An awaitable whose task is cancelled at certain steps.
 
-    A step ends wherever it waits, from 1 on. A cancellation comes while it waits
-    or, with ``as_it_wakes``, at the moment when what it waits for is there.
+    A step ends wherever the awaitable waits, counted from 1. The cancellation comes
+    while it waits or, with ``as_it_wakes``, at the moment when its wait is over.
 
     Attributes
     ----------
@@ -66,16 +66,16 @@ class Interrupted(Generic[T]):
 
 
 class AsyncStorageContract(StorageContract):
-    """What every storage with coroutines must do. Give it an ``async_storage`` fixture."""
+    """What every async storage must do. Give it an ``async_storage`` fixture."""
 
     @pytest.fixture
     def async_storage(self) -> IAsyncStorage:
-        """Return a fresh, empty storage, made while no loop runs; yours to override."""
+        """Return a fresh, empty storage, created while no loop runs; override this."""
         raise NotImplementedError("override the fixture `async_storage`")
 
     @pytest.fixture
     def storage(self, async_storage: IAsyncStorage) -> Any:
-        """Offer the storage to tests that do not await."""
+        """Return the storage wrapped for tests that do not await."""
         with Awaited(async_storage) as storage:
             yield storage
 

@@ -1,4 +1,4 @@
-"""The contract of a storage adapter, as tests to run over your own."""
+"""The contract of a storage adapter, as tests to run with your own adapter."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ PassTime = Callable[[float], None]
 _ports = count(1024)
 
 
-def make_pool(storage: IStorage, name: str = "pool", **facts: Any) -> ProxyPool:
+def make_pool(storage: IStorage, name: str = "pool", **fields: Any) -> ProxyPool:
     """Register a pool and return it."""
-    pool = ProxyPool(name=name, **facts)
+    pool = ProxyPool(name=name, **fields)
     storage.save_pool(pool)
     return pool
 
 
-def make_proxy(storage: IStorage, pool: ProxyPool, **facts: Any) -> Proxy:
-    """Register a proxy, ACTIVE and exclusive unless ``facts`` say otherwise, and return it."""
+def make_proxy(storage: IStorage, pool: ProxyPool, **fields: Any) -> Proxy:
+    """Register a proxy, ACTIVE and exclusive unless ``fields`` say otherwise, and return it."""
     known = {
         "host": "192.0.2.1",
         "port": next(_ports),
@@ -63,7 +63,7 @@ def make_proxy(storage: IStorage, pool: ProxyPool, **facts: Any) -> Proxy:
         "status": ProxyStatus.ACTIVE,
         "max_concurrency": 1,
     }
-    proxy = Proxy(pool_id=pool.id, **{**known, **facts})
+    proxy = Proxy(pool_id=pool.id, **{**known, **fields})
     storage.save_proxy(proxy)
     return proxy
 
@@ -80,12 +80,12 @@ class StorageContract:
 
     @pytest.fixture
     def storage(self) -> IStorage:
-        """Return a fresh, empty storage; yours to override."""
+        """Return a fresh, empty storage; override this."""
         raise NotImplementedError("override the fixture `storage`")
 
     @pytest.fixture
     def pass_time(self) -> PassTime:
-        """Return a function that lets seconds go by on the storage's clock."""
+        """Return a function that advances the storage's clock by so many seconds."""
         return time.sleep
 
     # Pools, proxies, consumers
@@ -99,7 +99,7 @@ class StorageContract:
         assert list(storage.list_pools()) == [changed]
 
     def test_unknown_ids_are_told_apart(self, storage: IStorage) -> None:
-        """What is unknown raises the error of its kind, also if the id is no UUID."""
+        """An unknown object raises the error of its kind, also if its id is not a UUID."""
         for text in (str(uuid4()), "no uuid"):
             for of_pools in (storage.get_pool, storage.delete_pool, storage.list_proxies):
                 with pytest.raises(PoolNotFoundError):
@@ -111,7 +111,7 @@ class StorageContract:
             assert list(storage.list_leases(text)) == []
 
     def test_a_proxy_is_read_back_as_saved(self, storage: IStorage) -> None:
-        """A proxy is read back with every field, whatever they hold."""
+        """A proxy is read back with every field, whatever the values."""
         pool = make_pool(storage)
         proxy = make_proxy(
             storage,
@@ -131,11 +131,11 @@ class StorageContract:
         assert storage.get_proxy(str(proxy.id)) == proxy
 
     def test_a_proxy_needs_its_pool(self, storage: IStorage) -> None:
-        """A proxy of an unknown pool is refused, and with it all that came with it."""
+        """A proxy of an unknown pool is refused, together with the rest of its batch."""
         pool = make_pool(storage)
-        facts: dict[str, Any] = {"host": "192.0.2.1", "port": 80, "protocol": ProxyProtocol.HTTP}
-        good = Proxy(pool_id=pool.id, **facts)
-        stray = Proxy(pool_id=uuid4(), **facts)
+        fields: dict[str, Any] = {"host": "192.0.2.1", "port": 80, "protocol": ProxyProtocol.HTTP}
+        good = Proxy(pool_id=pool.id, **fields)
+        stray = Proxy(pool_id=uuid4(), **fields)
         with pytest.raises(PoolNotFoundError):
             storage.save_proxy(stray)
         with pytest.raises(PoolNotFoundError):
@@ -143,11 +143,11 @@ class StorageContract:
         assert list(storage.list_proxies(str(pool.id))) == []
 
     def test_bulk_registration_counts_what_is_new(self, storage: IStorage) -> None:
-        """Bulk registration leaves known proxies as they are and counts the others."""
+        """Bulk registration leaves known proxies as they are and counts the new ones."""
         pool = make_pool(storage)
         known = make_proxy(storage, pool, country="AR")
-        facts: dict[str, Any] = {"host": "192.0.2.1", "protocol": ProxyProtocol.HTTP}
-        new = [Proxy(pool_id=pool.id, port=port, **facts) for port in range(1, 5001)]
+        fields: dict[str, Any] = {"host": "192.0.2.1", "protocol": ProxyProtocol.HTTP}
+        new = [Proxy(pool_id=pool.id, port=port, **fields) for port in range(1, 5001)]
         again = known.model_copy(update={"country": "CL"})
         assert storage.add_proxies_bulk([again, *new]) == 5000
         assert storage.add_proxies_bulk(new) == 0
@@ -167,7 +167,7 @@ class StorageContract:
         assert (edited.country, edited.current_leases) == ("AR", 1)
 
     def test_a_leased_proxy_can_be_removed(self, storage: IStorage) -> None:
-        """Removing a proxy that is leased ends its lease; one that was leased goes as well."""
+        """Removing a leased proxy ends its lease; a formerly leased proxy can be removed too."""
         pool = make_pool(storage)
         proxy = make_proxy(storage, pool, max_concurrency=2)
         ended, held = lease_from(storage, pool), lease_from(storage, pool)
@@ -193,7 +193,7 @@ class StorageContract:
         make_pool(storage, pool.name)
 
     def test_a_consumer_keeps_its_id(self, storage: IStorage) -> None:
-        """A consumer is registered on first use and has the same id ever after."""
+        """A consumer is registered on first use and keeps its id."""
         pool = make_pool(storage)
         proxy = make_proxy(storage, pool)
         lease = storage.create_lease(proxy, "never seen before", 60)
@@ -222,7 +222,7 @@ class StorageContract:
         assert order == [3, 2, 1, 3, 2, 1]
 
     def test_round_robin_takes_turns(self, storage: IStorage) -> None:
-        """ROUND_ROBIN goes on by id from the last turn, over held proxies and round the end."""
+        """ROUND_ROBIN continues by id after the last turn, skips held proxies and wraps around."""
         pool = make_pool(storage)
         for number in (1, 2, 3, 4):
             make_proxy(storage, pool, id=UUID(int=number))
@@ -304,7 +304,7 @@ class StorageContract:
             storage.create_lease(found, "w", 60)
 
     def test_an_id_is_leased_once(self, storage: IStorage) -> None:
-        """Under an id of the caller's one lease at most is granted; or ids are refused."""
+        """At most one lease is granted under a caller's id, or ids are refused."""
         pool = make_pool(storage)
         make_proxy(storage, pool, max_concurrency=2)
         request = AcquireRequest(pool.name, "w", lease_id=uuid4())
@@ -328,7 +328,7 @@ class StorageContract:
     # Sets and batches
 
     def test_a_set_is_granted_as_a_whole(self, storage: IStorage) -> None:
-        """As many leases as were asked for, on different proxies, each with its statistics."""
+        """A set has as many leases as requested, on different proxies, each with its statistics."""
         pool = make_pool(storage)
         for _ in range(3):
             make_proxy(storage, pool, max_concurrency=2)
@@ -342,7 +342,7 @@ class StorageContract:
         assert counts(storage, pool) == (3, 3, 3, 3, 3)
 
     def test_a_set_that_cannot_be_had_leaves_nothing_leased(self, storage: IStorage) -> None:
-        """It is told how many were free, or why none was."""
+        """A miss of a set says how many proxies were free, or why none was."""
         pool = make_pool(storage)
         for _ in range(2):
             make_proxy(storage, pool)
@@ -356,7 +356,7 @@ class StorageContract:
         assert (nowhere.acquisitions, nowhere.free) == ((), 0)
 
     def test_a_set_may_be_smaller(self, storage: IStorage) -> None:
-        """With ``at_least`` as many are leased as are free, if they are so many."""
+        """With ``at_least``, all free proxies are leased if there are at least that many."""
         pool = make_pool(storage)
         for _ in range(3):
             make_proxy(storage, pool)
@@ -377,7 +377,7 @@ class StorageContract:
     def test_a_set_follows_its_selector(
         self, storage: IStorage, selector: SelectorStrategy, order: list[int]
     ) -> None:
-        """Proxies that may be leased twice are, as single acquisitions would lease them."""
+        """A set uses shared proxies in the same way as single acquisitions would."""
         pool, now = make_pool(storage), utc_now()
         for number in (1, 2):
             checked_at = now - timedelta(hours=number)
@@ -387,7 +387,7 @@ class StorageContract:
         assert [each.lease and each.lease.proxy_id.int for each in found.acquisitions] == order
 
     def test_distinct_proxies_match_the_filters(self, storage: IStorage) -> None:
-        """A set of distinct proxies has those that match, each once."""
+        """A set of distinct proxies has each matching proxy once."""
         pool = make_pool(storage)
         wanted = {make_proxy(storage, pool, country="AR", max_concurrency=5).id for _ in range(2)}
         make_proxy(storage, pool, country="CL", max_concurrency=5)
@@ -399,7 +399,7 @@ class StorageContract:
         assert {each.lease and each.lease.proxy_id for each in found.acquisitions} == wanted
 
     def test_a_set_is_leased_once_under_its_ids(self, storage: IStorage) -> None:
-        """Under ids of the caller's one set at most is granted; or ids are refused."""
+        """At most one set is granted under a caller's ids, or ids are refused."""
         pool = make_pool(storage)
         for _ in range(4):
             make_proxy(storage, pool)
@@ -435,14 +435,14 @@ class StorageContract:
         ],
     )
     def test_a_set_must_make_sense(self, storage: IStorage, wrong: dict[str, Any]) -> None:
-        """A set that nobody could be granted is refused before anything is asked."""
+        """An impossible set is refused before anything is leased."""
         pool = make_pool(storage)
         asked = {"pool_name": pool.name, "consumer_name": "w", "count": 2, **wrong}
         with pytest.raises(ValueError):  # noqa: PT011 - ours are ValueErrors, as are the enum's
             storage.acquire_set(AcquireSetRequest(**asked))
 
     def test_leases_are_given_back_together(self, storage: IStorage) -> None:
-        """All of them end; one that had ended stays as it is."""
+        """Releasing several leases ends all of them; an ended one stays as it is."""
         pool = make_pool(storage)
         for _ in range(3):
             make_proxy(storage, pool)
@@ -456,7 +456,7 @@ class StorageContract:
         assert storage.return_leases([]) == []
 
     def test_a_batch_gives_back_first(self, storage: IStorage) -> None:
-        """What one command gives back another one of its batch can lease, whatever their order."""
+        """A proxy released in a batch can be leased in it, whatever the order of the commands."""
         pool = make_pool(storage)
         make_proxy(storage, pool)
         held = lease_from(storage, pool)
@@ -473,7 +473,7 @@ class StorageContract:
         assert storage.run_batch([]) == []
 
     def test_an_error_is_one_commands_own(self, storage: IStorage) -> None:
-        """A command that fails has its error as its answer, and the others theirs."""
+        """A failing command of a batch gets its error as its answer; the others get theirs."""
         pool = make_pool(storage)
         make_proxy(storage, pool)
 
@@ -487,7 +487,7 @@ class StorageContract:
         assert acquired.lease is not None
 
     def test_only_commands_make_a_batch(self, storage: IStorage) -> None:
-        """With anything else among them nothing is done."""
+        """A batch with anything but commands is refused as a whole."""
         pool = make_pool(storage)
         make_proxy(storage, pool)
         with pytest.raises(InvalidInputError):
@@ -495,7 +495,7 @@ class StorageContract:
         assert counts(storage, pool) == (1, 1, 1, 0, 0)
 
     def test_an_unknown_pool_is_a_miss(self, storage: IStorage) -> None:
-        """Asking a pool that there is not returns nothing and raises nothing."""
+        """Acquiring from an unknown pool returns nothing and does not raise."""
         assert storage.acquire_lease(AcquireRequest("nowhere", "w")).lease is None
         assert storage.find_available_proxy("nowhere") is None
         assert storage.get_pool_stats("nowhere") is None
@@ -512,7 +512,7 @@ class StorageContract:
 
     @pytest.mark.parametrize("name", ["", " ", "a\x00b", "\ud800"])
     def test_a_name_must_be_storable(self, storage: IStorage, name: str) -> None:
-        """A name that is empty or cannot be stored is refused in our words."""
+        """A name that is empty or cannot be stored raises an error of pharox."""
         pool = make_pool(storage)
         proxy = make_proxy(storage, pool)
         with pytest.raises(InvalidInputError):
@@ -573,7 +573,7 @@ class StorageContract:
         assert storage.get_proxy(str(bystander.id)).current_leases == 1
 
     def test_an_unknown_lease_is_not_released(self, storage: IStorage) -> None:
-        """Releasing a lease that never was does nothing."""
+        """Releasing an unknown lease does nothing."""
         made_up = Lease(proxy_id=uuid4(), consumer_id=uuid4(), expires_at=utc_now())
         assert storage.return_lease(made_up).ending is None
 
@@ -620,7 +620,7 @@ class StorageContract:
     # Health
 
     def test_a_health_result_is_applied(self, storage: IStorage) -> None:
-        """The newest result sets status and ``checked_at``, and is kept with all it says."""
+        """The newest result sets status and ``checked_at``, and is stored with all its fields."""
         pool = make_pool(storage)
         proxy = make_proxy(storage, pool)
         result = checked(
@@ -635,7 +635,7 @@ class StorageContract:
         assert (record.error, record.reachable) == ("bad gateway", False)
 
     def test_an_older_result_changes_nothing(self, storage: IStorage) -> None:
-        """A result that comes late is recorded and overwrites no newer one."""
+        """A late result is recorded but overwrites no newer one."""
         pool = make_pool(storage)
         proxy = make_proxy(storage, pool)
         new = checked(proxy)
@@ -659,7 +659,7 @@ class StorageContract:
         assert updated.status is ProxyStatus.BANNED
 
     def test_a_result_for_an_unknown_proxy_is_none(self, storage: IStorage) -> None:
-        """A result for a proxy that there is not does nothing and says so."""
+        """A result for an unknown proxy changes nothing, and its outcome says so."""
         stray = HealthCheckResult(
             proxy_id=uuid4(),
             status=ProxyStatus.ACTIVE,
@@ -671,7 +671,7 @@ class StorageContract:
         assert list(storage.list_health_records(stray.proxy_id)) == []
 
     def test_results_are_recorded_many_at_a_time(self, storage: IStorage) -> None:
-        """Each has its outcome, in their order; one of an unknown proxy says that it is."""
+        """Many results get one outcome each, in order, also those of unknown proxies."""
         pool = make_pool(storage)
         one, other = make_proxy(storage, pool), make_proxy(storage, pool)
         stray = checked(one.model_copy(update={"id": uuid4()}))
@@ -689,7 +689,7 @@ class StorageContract:
         assert storage.get_proxy(str(one.id)).status is ProxyStatus.INACTIVE
 
     def test_a_person_decides_a_status(self, storage: IStorage) -> None:
-        """``set_status`` lays a ban and lifts it, and refuses what is none."""
+        """``set_status`` bans and unbans a proxy, and refuses an invalid status."""
         pool = make_pool(storage)
         proxy = make_proxy(storage, pool)
         for status in (ProxyStatus.BANNED, ProxyStatus.ACTIVE):
@@ -701,7 +701,7 @@ class StorageContract:
             storage.set_status(proxy.id, "well")  # type: ignore[arg-type]
 
     def test_what_is_due_is_loaded(self, storage: IStorage) -> None:
-        """By pool, by status and by how long ago it was checked; banned ones if asked for."""
+        """Due proxies are chosen by pool, status and last check; banned ones on request."""
         pool, other = make_pool(storage), make_pool(storage, "other")
         fresh, stale, never = (make_proxy(storage, pool) for _ in range(3))
         banned = make_proxy(storage, other, status=ProxyStatus.BANNED)
@@ -744,10 +744,10 @@ class StorageContract:
         assert [x.error for x in storage.list_health_records(proxy.id)] == ["refused"]
 
 
-def checked(proxy: Proxy, **facts: Any) -> HealthCheckResult:
-    """Return a result for a proxy: reachable in 10 ms unless ``facts`` say otherwise."""
+def checked(proxy: Proxy, **fields: Any) -> HealthCheckResult:
+    """Return a result for a proxy: reachable in 10 ms unless ``fields`` say otherwise."""
     known = {"status": ProxyStatus.ACTIVE, "latency_ms": 10, "protocol": proxy.protocol}
-    return HealthCheckResult(proxy_id=proxy.id, **{**known, **facts})
+    return HealthCheckResult(proxy_id=proxy.id, **{**known, **fields})
 
 
 def counts(storage: IStorage, pool: ProxyPool) -> tuple[int, int, int, int, int]:

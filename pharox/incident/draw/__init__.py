@@ -1,1 +1,1 @@
-"""Draw an incident: HTML and SVG of what was gathered."""
+"""Draw an incident as HTML and SVG from the gathered data."""

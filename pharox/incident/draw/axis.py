@@ -1,4 +1,4 @@
-"""The time axis: where to set ticks, and how fine for each step of magnification."""
+"""The time axis: the positions of ticks for each zoom level."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ..gather.window import Window
 
 ZOOMS = (1, 2, 4, 8, 16, 32, 64)
-"""How many times wider than the window a picture can be shown."""
+"""The zoom levels: how many times wider than the window the picture is shown."""
 
 _TICKS = 8
 _STEPS_S = (
@@ -21,14 +21,14 @@ _STEPS_S = (
 
 
 class Tick(NamedTuple):
-    """A line across the picture with its label."""
+    """A vertical line across the picture with its label."""
 
     at: datetime
     label: str
 
 
 def ticks(window: Window, zoom: int) -> list[Tick]:
-    """Return the round moments of a window, about eight in what is visible at once."""
+    """Return round times within a window, about eight of them visible at once."""
     at_least = window.seconds / zoom / _TICKS
     step = next((step for step in _STEPS_S if step >= at_least), None)
     if step is None:

@@ -15,16 +15,16 @@ from ..wording import REASONS, count, span
 from .markup import Tip, add, percent, tip
 
 AVAILABILITY_SLOTS = 600
-"""From how many changes on availability is drawn as the lowest of each slot of time."""
+"""Above this number of changes, only the lowest availability of each time slot is drawn."""
 
 _BAND, _GAP = 6, 2
 _NAMES_TOLD = 5
 
 
 def draw_availability(track: Element, pool: PoolPicture, window: Window, height: int) -> None:
-    """Draw how many proxies there were, were active, and were available.
+    """Draw the numbers of total, active and available proxies.
 
-    The areas have the height; a band above them tells when none was available.
+    The areas show the numbers; a band above them shows when none was available.
     """
     points = lowest(pool.points, window, AVAILABILITY_SLOTS)
     top = max(1, *(point.total for point in points))
@@ -73,7 +73,7 @@ def draw_availability(track: Element, pool: PoolPicture, window: Window, height:
 def draw_misses(
     track: Element, pool: PoolPicture, window: Window, slot_s: float, height: int
 ) -> None:
-    """Draw how many acquisitions found nothing in each slot of time, and why."""
+    """Draw the misses of each time slot by reason."""
     svg = add(track, "svg", height=height, role="img", tabindex=0, class_="misses")
     total = pool.miss_reasons.total()
     svg.set("aria-label", f"{count(total, 'miss', 'misses')}, counted every {span(slot_s)}.")
@@ -88,7 +88,7 @@ def draw_misses(
 def _draw_slot(
     svg: Element, slot: MissSlot, ends: tuple[float, float], top: int, height: int
 ) -> Element:
-    """Draw one slot's misses, reason upon reason, and return what they are in."""
+    """Draw one slot's misses, stacked by reason, and return their group."""
     group = add(svg, "g", class_="miss", data_count=slot.reasons.total())
     below = float(height)
     for reason in MissReason:
@@ -110,7 +110,7 @@ def _draw_slot(
 
 
 def most_misses(pool: PoolPicture) -> int:
-    """Return the misses of the slot that has the most."""
+    """Return the largest number of misses in a slot."""
     return max((slot.reasons.total() for slot in pool.misses.values()), default=0)
 
 
@@ -134,7 +134,7 @@ def _counted(numbers: Sequence[tuple[str, int]]) -> str:
 
 
 def _steps(edges: Sequence[float], shares: Iterable[float]) -> str:
-    """Return the path of an area under steps, from one edge to the next each."""
+    """Return the SVG path of the area under a step function."""
     path = [f"M{edges[0]:.6f} 1"]
     for share, (left, right) in zip(shares, pairwise(edges), strict=True):
         path.append(f"L{left:.6f} {1 - share:.5f}H{right:.6f}")

@@ -1,4 +1,4 @@
-"""One proxy's leases as bars, and its changes of status as marks on the same line."""
+"""Draw one proxy's leases as bars, and its status changes as marks on the same line."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ MARKS = {
     "banned": "M-2 -0L-5 -3L-3 -5L0 -2L3 -5L5 -3L2 0L5 3L3 5L0 2L-3 5L-5 3Z",
     "absent": "M-5.5 -1.5H5.5V1.5H-5.5Z",
 }
-"""A shape for each status, around its point: colour is not all that tells them apart."""
+"""A shape for each status, around its point, so that colour is not the only difference."""
 SIGNS = {
     "from-before": "M0 0L7 {half:g}L0 {tall:g}Z",
     "goes-on": "M-7 0L0 {half:g}L-7 {tall:g}H0V0Z",
     "ran-out": "M-3 -2H1V{below:g}H-3Z",
 }
-"""How a bar ends, in pixels from its end, for a bar as tall as is put in."""
+"""The shape of a bar's end, in pixels from its end, for a given height of the bar."""
 ABSENT = "absent"
 OTHERS = "others"
-"""The colour of consumers that have none of their own."""
+"""The colour class of consumers without a colour of their own."""
 
 _LINE, _EDGE, _LEAST = 9, 4, 24
 _ABOVE, _MARK = 10, 7
@@ -51,12 +51,12 @@ class Style(NamedTuple):
 
     @property
     def scale(self) -> Scale:
-        """Where in the window a moment is."""
+        """The scale from moments to places in the window."""
         return Scale(self.window)
 
 
 def elements(lane: Lane, style: Style) -> int:
-    """Return how many bars and marks a lane would be drawn with."""
+    """Return how many bars and marks a lane has when drawn."""
     bars = sum(len(list(_groups(line, style))) for line in stacked(lane.bars))
     return bars + len(list(_marks(lane, style)))
 
@@ -82,7 +82,7 @@ def draw_lane(track: Element, lane: Lane, style: Style) -> None:
 
 
 def describe(lane: Lane, window: Window) -> str:
-    """Return a lane in a sentence, for those who do not see it."""
+    """Describe a lane in a sentence, for screen readers."""
     ended = [
         f"{number:,} {word}"
         for status, word in ENDINGS.items()
@@ -108,7 +108,7 @@ def _marks(lane: Lane, style: Style) -> list[list[Mark]]:
 
 
 def _draw_statuses(svg: Element, lane: Lane, style: Style) -> None:
-    """Tint the lane for as long as the proxy was not active."""
+    """Tint the lane where the proxy was not active."""
     status, since = lane.status or ABSENT, 0.0
     for mark in (*lane.marks, None):
         until = 1.0 if mark is None else style.scale(mark.at)
@@ -195,7 +195,7 @@ def _draw_group(
 
 
 def _draw_end(svg: Element, name: str, place: float, top: float, tall: float) -> None:
-    """Draw how a bar ends: a shape in pixels at a place of the time axis."""
+    """Draw the end of a bar: a shape in pixels at a place on the time axis."""
     box = add(svg, "svg", x=percent(place), y=f"{top:g}", class_="end")
     path = SIGNS[name].format(half=tall / 2, tall=tall, below=tall + 2)
     add(box, "path", d=path, class_=name)

@@ -1,4 +1,4 @@
-"""What colours and shapes mean, and the buttons that change what is shown."""
+"""Draw the legend of colours and shapes, and the buttons that change the view."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def draw_tools(body: Element, selection: Selection) -> None:
 
 
 def add_item(legend: Element, swatch: str, tag: str = "span", **attributes: object) -> Element:
-    """Append an entry of a legend with its swatch; its words come after."""
+    """Append a legend entry with its swatch; the caller adds the text."""
     item = add(legend, tag, class_="item", **attributes)
     svg = add(item, "svg", width=16, height=12, aria_hidden="true")
     add(svg, "rect", width=16, height=12, rx=2, class_=swatch)

@@ -1,7 +1,7 @@
-"""The events in words: what a page lists beside the picture.
+"""The list of events beside the picture.
 
-A long list keeps what stands out (misses, expiries, changes) before what is
-routine, and the page says how many it leaves to the timeline.
+A long list keeps notable events (misses, expiries, changes) and drops routine ones
+first. The page says how many are only in the timeline.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from ...events import (
     ProxyState,
     held,
 )
-from ..gather.running_state import Course
+from ..gather.running_state import RunningState
 from ..gather.window import Window
 from ..wording import REASONS, asked_for, span
 
 MOST = 2000
-"""How many events a page lists."""
+"""How many events a page lists at most."""
 
 _ROUTINE = ("LeaseAcquired", "LeaseReleased", "CursorMoved", "ConsumerRegistered")
 
@@ -45,7 +45,7 @@ class Entry(NamedTuple):
 
 
 class Listing:
-    """The events worth listing, of any number of them."""
+    """Collects the events worth listing, however many there are."""
 
     def __init__(self, window: Window) -> None:
         self._window = window
@@ -53,15 +53,15 @@ class Listing:
         self._notable: list[Entry] = []
         self._routine: list[Entry] = []
 
-    def take(self, event: Event, course: Course) -> None:
-        """Note an event, which the course has taken before, as long as there is room."""
+    def take(self, event: Event, running_state: RunningState) -> None:
+        """Add an event, already folded into the running state, while there is room."""
         self.seen += 1
         kept = self._routine if _is_routine(event) else self._notable
         if len(kept) < MOST:
-            kept.append(_entry(event, course, self._window))
+            kept.append(_entry(event, running_state, self._window))
 
     def entries(self) -> list[Entry]:
-        """Return what is listed, in order."""
+        """Return the listed events, in order."""
         room = MOST - len(self._notable)
         return sorted(self._notable + self._routine[: max(0, room)])
 
@@ -72,19 +72,19 @@ def _is_routine(event: Event) -> bool:
     )
 
 
-def _entry(event: Event, course: Course, window: Window) -> Entry:
+def _entry(event: Event, running_state: RunningState, window: Window) -> Entry:
     return Entry(
         event.seq,
         window.format_moment(event.recorded_at),
         event.type,
-        course.pool_of(event) or "",
+        running_state.pool_of(event) or "",
         event.consumer or "",
-        "" if event.proxy_id is None else course.proxy_of(event.proxy_id),
-        "; ".join(_facts(event, window)),
+        "" if event.proxy_id is None else running_state.proxy_of(event.proxy_id),
+        "; ".join(_details(event, window)),
     )
 
 
-def _facts(event: Event, window: Window) -> list[str]:
+def _details(event: Event, window: Window) -> list[str]:
     match event:
         case LeaseAcquired():
             asked = asked_for(event.selector, event.filters, predicate=event.predicate)

@@ -1,8 +1,7 @@
-"""Build HTML and SVG as a tree, so that nothing is ever pasted into markup.
+"""Build HTML and SVG as a tree, so that no text is ever pasted into markup.
 
-The standard library's serializer escapes text and attributes; what does not
-print (control characters, marks that turn the direction of writing) is made
-visible before.
+The standard library's serializer escapes text and attributes. Unprintable characters
+(control characters, marks of writing direction) are made visible before.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from ...models.text import escape_unprintable
 
 
 class Tip(str):
-    """What the page shows of a mark: a heading, then "name: value" a line; inert already."""
+    """The tooltip of a mark: a heading, then one "name: value" per line, already escaped."""
 
     __slots__ = ()
 
@@ -25,14 +24,14 @@ def add(parent: Element, tag: str, text: str | None = None, /, **attributes: obj
     Parameters
     ----------
     parent:
-        Where to append it.
+        The element to append it to.
     tag:
-        Its name.
+        The name of the element.
     text:
-        What stands in it.
+        The text of the element.
     attributes:
-        ``class_`` and ``for_`` stand for names that Python reserves, other
-        underscores for hyphens; None leaves an attribute out.
+        ``class_`` and ``for_`` stand for names that Python reserves; other
+        underscores become hyphens. None omits an attribute.
     """
     given = {
         name.rstrip("_").replace("_", "-"): value
@@ -48,7 +47,7 @@ def add(parent: Element, tag: str, text: str | None = None, /, **attributes: obj
 
 
 def tip(heading: str, details: Iterable[tuple[str, object]]) -> Tip:
-    """Return what is told of a mark, without the facts that are None or empty."""
+    """Return the tooltip of a mark, without details that are None or empty."""
     description = [
         f"{name}: {escape_unprintable(str(value))}"
         for name, value in details
@@ -58,7 +57,7 @@ def tip(heading: str, details: Iterable[tuple[str, object]]) -> Tip:
 
 
 def percent(share: float) -> str:
-    """Return a share of the width as SVG writes it."""
+    """Return a share of the width as an SVG percentage."""
     return f"{share * 100:.5f}".rstrip("0").rstrip(".") + "%"
 
 

@@ -1,8 +1,8 @@
-"""The page: one file that needs nothing else, neither a network nor a server.
+"""Render the page: one self-contained file that needs no network and no server.
 
-Style and script are inlined, and a policy in the page allows these two by
-their hashes and nothing else: no request can leave it, and whatever a name may
-contain cannot run.
+Style and script are inlined. A content security policy in the page allows these two by
+their hashes and nothing else: the page can send no request, and nothing that a name
+contains can run.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _asset(name: str) -> str:
 
 
 def _policy() -> str:
-    """Return the policy that allows the page's own style and script, and nothing else."""
+    """Return the policy that allows only the page's own style and script."""
     style, script = (
         b64encode(hashlib.sha256(_asset(name).encode()).digest()).decode()
         for name in ("page.css", "page.js")

@@ -1,4 +1,4 @@
-"""The chart: a time axis, and below it each pool with its numbers and its proxies."""
+"""Draw the chart: a time axis, and below it each pool with its statistics and proxies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _AVAILABILITY_HEIGHT, _MISSES_HEIGHT = 84, 52
 
 
 def draw_chart(body: Element, selection: Selection, miss_slot_s: float) -> None:
-    """Draw everything that stands on the time axis."""
+    """Draw everything along the time axis."""
     window = selection.style.window
     main = add(add(body, "div", class_="view"), "main", class_="chart")
     defs = add(add(main, "svg", class_="defs", width=0, height=0, aria_hidden="true"), "defs")
@@ -107,7 +107,7 @@ def _draw_left_out(section: Element, pool: PoolPicture, lanes: Sequence[Lane]) -
 def _row(
     parent: Element, kind: str, name: str, *, title: str | None = None, most: int | None = None
 ) -> tuple[Element, Element]:
-    """Append a line; return its label, with the numbers of its scale, and the track beside it."""
+    """Append a row; return its label, with the numbers of its scale, and its track."""
     row = add(parent, "div", class_=f"row {kind}")
     label = add(row, "div", class_="label", title=title)
     add(label, "bdi", name)

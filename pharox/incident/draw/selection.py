@@ -1,6 +1,6 @@
-"""What of a picture fits on a page: which pools, which proxies, and how finely.
+"""Select what of a picture fits on a page: which pools, which proxies, and in what detail.
 
-What is cut is counted, so that the page can say so. A proxy that changed its
+Omitted items are counted, so that the page can say so. A proxy that changed its
 status comes before one that was only leased.
 """
 
@@ -20,7 +20,7 @@ from .lanes import Style, elements
 MOST_POOLS = 40
 MOST_LANES = 1000
 MOST_ELEMENTS = 30_000
-"""How many bars and marks are drawn; more make a browser slow."""
+"""How many bars and marks to draw at most; more make a browser slow."""
 MOST_COLOURS = 8
 
 
@@ -28,8 +28,8 @@ MOST_COLOURS = 8
 class Selection:
     """What is drawn, in order.
 
-    ``consumers`` are those whose leases are drawn with how many they had, the
-    greatest first.
+    ``consumers`` maps the drawn consumers to their numbers of leases, the largest
+    first.
     """
 
     pools: Sequence[tuple[PoolPicture, Sequence[Lane]]]
@@ -39,7 +39,7 @@ class Selection:
 
 
 def select(pools: Sequence[PoolPicture], window: Window) -> Selection:
-    """Return what of these pools is drawn."""
+    """Return the selection of these pools to draw."""
     busiest = {id(pool) for pool in sorted(pools, key=_weight, reverse=True)[:MOST_POOLS]}
     kept = [pool for pool in pools if id(pool) in busiest]
     lanes = sorted(
@@ -63,7 +63,7 @@ def select(pools: Sequence[PoolPicture], window: Window) -> Selection:
 
 
 def _fitting(lanes: list[Lane], window: Window) -> tuple[Style, list[Lane]]:
-    """Return the finest style in which the lanes fit, or the coarsest and as many as do."""
+    """Return the finest style in which all lanes fit, or the coarsest and those that fit."""
 
     def sizes(resolution: int | None) -> list[int]:
         return [elements(lane, Style(window, {}, resolution)) for lane in lanes]
@@ -78,7 +78,7 @@ def _weight(pool: PoolPicture) -> int:
 
 
 def _natural(lane: Lane) -> tuple[list[tuple[int, int, str]], str]:
-    """Return what sorts addresses as people do: 10.0.0.9 before 10.0.0.10."""
+    """Return a natural sort key for addresses: 10.0.0.9 before 10.0.0.10."""
     place = lane.address.rpartition("://")[2]
     parts = (part for part in re.split(r"([0-9]+)", place) if part)
     return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts], lane.address

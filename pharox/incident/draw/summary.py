@@ -1,4 +1,4 @@
-"""What stands out in a pool's window, in sentences: the first thing that a reader sees."""
+"""Summarize a pool's window in sentences, shown first on the page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..wording import REASONS, count, span
 
 
 def sentences(pool: PoolPicture, window: Window, miss_slot_s: float) -> Iterator[str]:
-    """Yield what is worth knowing of a pool, the worst first."""
+    """Yield the notable findings about a pool, the worst first."""
     yield from _misses(pool, window)
     if pool.misses:
         yield _most_misses(pool, window, miss_slot_s)
@@ -25,7 +25,7 @@ def sentences(pool: PoolPicture, window: Window, miss_slot_s: float) -> Iterator
 
 
 def time_without(pool: PoolPicture, window: Window) -> timedelta:
-    """Return for how long a pool that had proxies had none available."""
+    """Return how long a pool that had proxies had none available."""
     closed = [*pool.points, pool.points[-1]._replace(at=window.end)]
     dry = (b.at - a.at for a, b in pairwise(closed) if a.total and not a.available)
     return sum(dry, timedelta())
@@ -48,7 +48,7 @@ def _misses(pool: PoolPicture, window: Window) -> Iterator[str]:
 
 
 def _most_misses(pool: PoolPicture, window: Window, slot_s: float) -> str:
-    """Tell who missed most, and if there are several slots of time, in which most missed."""
+    """Say which consumer missed most and, if there are several time slots, in which one."""
     total = pool.miss_reasons.total()
     consumer, most = pool.miss_consumers.most_common(1)[0]
     those = f"{most:,} of them by" if most < total else "All by" if total > 1 else "By"
@@ -101,7 +101,7 @@ def _endings(pool: PoolPicture, window: Window) -> Iterator[str]:
 
 
 def _changes(pool: PoolPicture) -> Iterator[str]:
-    """Tell the changes of status, apart from proxies that were new."""
+    """Yield the status changes, except those of new proxies."""
     became = Counter(
         "removed" if mark.becomes is None else f"to {mark.becomes.status.value}"
         for mark in pool.marks

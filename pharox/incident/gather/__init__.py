@@ -1,1 +1,1 @@
-"""Gather what an incident page shows: a window of the log, folded into a picture."""
+"""Gather the data of an incident page: a window of the log, folded into a picture."""

@@ -1,8 +1,8 @@
-"""What a report draws, gathered event by event: leases, misses, counts and changes of status.
+"""Gather what a report draws, event by event: leases, misses, counts and status changes.
 
-Kept as small as it can be: a proxy has a lane once something happens to it, a
-miss is counted in its slot of time, and a health check that changed nothing is
-left to the timeline.
+The picture is kept small: a proxy has a lane only if something happened to it, a miss
+is counted in its time slot, and a health check that changed nothing is only in the
+timeline.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from ...events import (
 )
 from ...models import LeaseStatus
 from ..wording import asked_for
-from .running_state import Course
+from .running_state import RunningState
 from .shapes import Lane, LeaseBar, Mark, MissSlot, Point, PoolPicture
 from .window import Choice, Window
 
-_Standing = ProxyRegistered | ProxyChanged | ProxyRemoved | HealthChecked
+_StateChange = ProxyRegistered | ProxyChanged | ProxyRemoved | HealthChecked
 MISS_SLOTS = 120
-"""In how many slots of time a window's misses are counted, at most."""
+"""The maximum number of time slots in which a window's misses are counted."""
 
 _NICE_S = (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600, 43200, 86400)
 
@@ -46,30 +46,34 @@ class Picture:
     Parameters
     ----------
     window:
-        What the picture is of.
+        The window of the picture.
     choice:
-        Which pools are in it.
+        The pools in it.
     state:
         The read models before the window.
-    course:
+    running_state:
         The fold of the events, one step ahead of :meth:`take`.
     """
 
     def __init__(
-        self, window: Window, choice: Choice, state: Mapping[str, State], course: Course
+        self,
+        window: Window,
+        choice: Choice,
+        state: Mapping[str, State],
+        running_state: RunningState,
     ) -> None:
         self.window = window
         self.miss_slot_s = _slot_length(window.seconds)
         self._last_slot = max(0, math.ceil(window.seconds / self.miss_slot_s) - 1)
-        self._course = course
+        self._running_state = running_state
         self._pools: dict[UUID | str, PoolPicture] = {}
         self._open: dict[UUID, LeaseBar] = {}
         self._statuses: dict[Any, str] = {}
         self._begin(state, choice)
 
     def take(self, event: Event) -> None:
-        """Draw the next event, which the course has taken before."""
-        if event.pool_id in self._course.names:
+        """Add the next event, already folded into the running state."""
+        if event.pool_id in self._running_state.names:
             self._pool(event).happened = True
         match event:
             case AcquireMissed():
@@ -89,16 +93,16 @@ class Picture:
             case LeaseReleased() | LeaseExpired():
                 self._end(event)
             case ProxyRegistered() | ProxyChanged() | ProxyRemoved() | HealthChecked():
-                self._stand(event)
+                self._mark_change(event)
             case PoolRemoved():
                 self._pool(event).points.append(Point(event.recorded_at, 0, 0, 0, 0))
         self._count(event)
 
     def pools(self) -> list[PoolPicture]:
-        """Return the pools to which something happened, by name."""
+        """Return the pools in which something happened, by name."""
         for pool_id, pool in self._pools.items():
             if isinstance(pool_id, UUID):
-                pool.name = self._course.names[pool_id]
+                pool.name = self._running_state.names[pool_id]
         return sorted(
             (pool for pool in self._pools.values() if pool.happened), key=lambda pool: pool.name
         )
@@ -108,12 +112,12 @@ class Picture:
         counts: PoolCounts
         for counts in state["pool_stats"].values():
             if choice.has(counts.pool_id):
-                name = self._course.names[counts.pool_id]
+                name = self._running_state.names[counts.pool_id]
                 self._pools[counts.pool_id] = PoolPicture(
                     name, known_proxies=counts.total_proxies, points=[_point(start, counts)]
                 )
-        for key, standing in state["available_proxies"].items():
-            self._statuses[key] = standing.status
+        for key, available in state["available_proxies"].items():
+            self._statuses[key] = available.status
         lease: LeaseRow
         for lease in sorted(state["leases"].values(), key=lambda row: row.fencing_token):
             if choice.has(lease.pool_id):
@@ -147,7 +151,7 @@ class Picture:
         if isinstance(event, LeaseReleased):
             bar.ending, bar.reason = LeaseStatus.RELEASED, event.reason
 
-    def _stand(self, event: _Standing) -> None:
+    def _mark_change(self, event: _StateChange) -> None:
         pool = self._pool(event)
         if isinstance(event, ProxyRegistered) and event.proxy_id not in pool.lanes:
             pool.known_proxies += 1
@@ -156,7 +160,7 @@ class Picture:
             self._lane(event.pool_id, event.proxy_id).marks.append(mark)
 
     def _count(self, event: Event) -> None:
-        counts = self._course.counts_of(event.pool_id)
+        counts = self._running_state.counts_of(event.pool_id)
         if counts is None or event.pool_id not in self._pools:
             return
         points = self._pools[event.pool_id].points
@@ -166,8 +170,8 @@ class Picture:
             points.append(point)
 
     def _pool(self, event: Event) -> PoolPicture:
-        name = self._course.pool_of(event) or ""
-        exists = event.pool_id in self._course.names
+        name = self._running_state.pool_of(event) or ""
+        exists = event.pool_id in self._running_state.names
         key: UUID | str = event.pool_id if exists else name
         if key not in self._pools:
             nothing = Point(self.window.start, 0, 0, 0, 0)
@@ -178,7 +182,7 @@ class Picture:
         lanes = self._pools[pool_id].lanes
         if proxy_id not in lanes:
             status = self._statuses.get((proxy_id, pool_id))
-            lanes[proxy_id] = Lane(proxy_id, self._course.proxy_of(proxy_id), status)
+            lanes[proxy_id] = Lane(proxy_id, self._running_state.proxy_of(proxy_id), status)
         return lanes[proxy_id]
 
 
@@ -193,7 +197,7 @@ def _point(at: datetime, counts: PoolCounts) -> Point:
 
 
 def _slot_length(seconds: float) -> float:
-    """Return the shortest round length of which no more than ``MISS_SLOTS`` fill the window."""
+    """Return the shortest round length that divides the window into at most ``MISS_SLOTS``."""
     at_least = seconds / MISS_SLOTS
     if at_least <= 0.001:
         return 0.001
@@ -203,7 +207,7 @@ def _slot_length(seconds: float) -> float:
     return next(length for length in (*parts, *_NICE_S) if length >= at_least)
 
 
-def _why(event: _Standing) -> str:
+def _why(event: _StateChange) -> str:
     if not isinstance(event, HealthChecked):
         words = {"ProxyRegistered": "registered", "ProxyRemoved": "removed"}
         return words.get(event.type, "changed by hand")

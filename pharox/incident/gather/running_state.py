@@ -1,7 +1,7 @@
-"""How the pools stood, event by event: names, addresses and counts folded along.
+"""Fold the state of the pools event by event: names, addresses and counts.
 
-It begins with the state before the window, so no event before it is read, and
-keeps names after their pool or proxy is gone: what follows may still tell of it.
+The fold begins with the state before the window, so no earlier event is read. It keeps
+the names of removed pools and proxies, as later events may refer to them.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from ...history.addresses import address_of
 _POOL_STATS_TYPES = POOL_STATS.types()
 
 
-class Course:
-    """Where the fold of the events so far has come to.
+class RunningState:
+    """The state after the events so far.
 
     Parameters
     ----------
     state:
-        The read models before the first event. They are left as they are.
+        The read models before the first event. They are not modified.
     """
 
     def __init__(self, state: Mapping[str, State]) -> None:
@@ -54,23 +54,23 @@ class Course:
             POOL_STATS.apply(self._counts, event)
 
     def pool_of(self, event: Event) -> str | None:
-        """Return the name of an event's pool; of an unknown pool the name that was asked for."""
+        """Return the name of an event's pool, or the requested name if the pool is unknown."""
         known = self.names.get(event.pool_id)
         return getattr(event, "pool_name", None) if known is None else known
 
     def proxy_of(self, proxy_id: UUID) -> str:
-        """Return a proxy's protocol, host and port; its id if it was never described."""
+        """Return a proxy's protocol, host and port, or its id if it was never described."""
         return self._addresses.get(proxy_id, str(proxy_id))
 
     def counts_of(self, pool_id: UUID) -> PoolCounts | None:
-        """Return a pool in numbers, or None if there is none of this id now."""
+        """Return a pool's current statistics, or None if it does not exist now."""
         counts: PoolCounts | None = self._counts.get((pool_id,))
         return counts
 
     def line_of(self, event: Event) -> dict[str, Any]:
-        """Return an event, folded before, as the timeline tells it.
+        """Return the timeline entry of an event that was already folded.
 
-        All fields of the event, and what follows from it and its past:
+        It has all fields of the event, and data derived from it and the state:
         ``pool`` and ``proxy`` by name, ``held_seconds`` of a lease that ended,
         ``granted_seconds`` of one that began, and ``pool_stats`` after it.
         """

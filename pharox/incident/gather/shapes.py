@@ -1,4 +1,4 @@
-"""What a picture consists of, with as little of each event as is shown."""
+"""The elements of a picture, with only the data that is shown."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ...events import ProxyState
 from ...models import LeaseStatus, MissReason
 
 HELD = LeaseStatus.ACTIVE
-"""How a lease ended that did not."""
+"""The ending of a lease that is still held."""
 
 
 @dataclass(slots=True)
 class LeaseBar:
-    """One lease, as far as the window shows it."""
+    """One lease within the window."""
 
     lease_id: UUID
     consumer: str
@@ -33,7 +33,7 @@ class LeaseBar:
 
 
 class Mark(NamedTuple):
-    """A change of how a proxy stands; None where it was not in the pool."""
+    """A change of a proxy's state; None where it was not in the pool."""
 
     at: datetime
     was: ProxyState | None
@@ -56,7 +56,7 @@ class Lane:
 
 
 class Point(NamedTuple):
-    """A pool in numbers from a moment on."""
+    """A pool's statistics from a moment on."""
 
     at: datetime
     total: int
@@ -67,7 +67,7 @@ class Point(NamedTuple):
 
 @dataclass(slots=True)
 class MissSlot:
-    """The misses in one slot of time."""
+    """The misses in one time slot."""
 
     begins: datetime
     reasons: Counter[MissReason] = field(default_factory=Counter)
@@ -77,9 +77,9 @@ class MissSlot:
 
 @dataclass(slots=True)
 class PoolPicture:
-    """One pool, or a name that somebody asked for and no pool had.
+    """One pool, or a requested name that no pool had.
 
-    ``happened`` tells whether anything did.
+    ``happened`` says whether anything happened in it.
     """
 
     name: str
@@ -94,20 +94,20 @@ class PoolPicture:
 
     @property
     def bars(self) -> Iterator[LeaseBar]:
-        """All its leases."""
+        """All leases of the pool."""
         return (bar for lane in self.lanes.values() for bar in lane.bars)
 
     @property
     def marks(self) -> Iterator[Mark]:
-        """All changes of its proxies."""
+        """All state changes of the pool's proxies."""
         return (mark for lane in self.lanes.values() for mark in lane.marks)
 
     @property
     def miss_reasons(self) -> Counter[MissReason]:
-        """How many misses there were for each reason."""
+        """The number of misses by reason."""
         return sum((slot.reasons for slot in self.misses.values()), Counter())
 
     @property
     def miss_consumers(self) -> Counter[str]:
-        """How many misses each consumer had."""
+        """The number of misses by consumer."""
         return sum((slot.consumers for slot in self.misses.values()), Counter())

@@ -1,8 +1,8 @@
-"""Keep a page small however much happened, and say what was put together.
+"""Keep a page small however much happened, and say what was merged.
 
-What is too short to be told apart from its neighbour shares a bar with it. How
-short that is depends on how much there is to draw: nothing is put together as
-long as all of it fits.
+Items that are too short to be distinguished from their neighbours share a bar with
+them. The limit depends on how much there is to draw: nothing is merged while
+everything fits.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from .window import Window
 T = TypeVar("T")
 
 MOST_LINES = 8
-"""How many leases of one proxy are drawn above each other."""
+"""How many leases of one proxy to draw above each other."""
 
 _RESOLUTIONS = (4096, 2048, 1024, 512, 256, 128)
 
 
 class Scale:
-    """Where in a window things are, from 0 to 1; what lies outside is at its edge."""
+    """Maps moments to places in a window, from 0 to 1; moments outside are at the edges."""
 
     def __init__(self, window: Window) -> None:
         self._window = window
 
     def __call__(self, moment: datetime) -> float:
-        """Return where a moment is."""
+        """Return the place of a moment."""
         seconds = (moment - self._window.start).total_seconds()
         return min(1.0, max(0.0, seconds / self._window.seconds))
 
     def ends(self, bar: LeaseBar) -> tuple[float, float]:
-        """Return where a lease begins and ends."""
+        """Return the places where a lease begins and ends."""
         return self(bar.began), self(self._window.end if bar.ended is None else bar.ended)
 
 
 def stacked(bars: Iterable[LeaseBar]) -> list[list[LeaseBar]]:
-    """Put leases on as few lines as there were leases at once; the last line takes the rest."""
+    """Put leases on as few lines as were held at once; the last line takes the rest."""
     lines: list[list[LeaseBar]] = []
     for bar in sorted(bars, key=lambda bar: (bar.began, bar.token)):
         free = (line for line in lines if (end := line[-1].ended) is not None and end <= bar.began)
@@ -53,16 +53,16 @@ def stacked(bars: Iterable[LeaseBar]) -> list[list[LeaseBar]]:
 def grouped(
     items: Sequence[T], ends: Callable[[T], tuple[float, float]], resolution: int | None
 ) -> Iterator[list[T]]:
-    """Yield items in order, those together that are short and begin in the same slot.
+    """Yield items in order; short items that begin in the same slot are merged.
 
     Parameters
     ----------
     items:
-        What is on one line, by its beginning.
+        The items of one line, ordered by their beginning.
     ends:
-        Where an item begins and ends, from 0 to 1.
+        Returns where an item begins and ends, from 0 to 1.
     resolution:
-        How many slots there are; None to keep each item apart.
+        The number of slots; None to merge nothing.
     """
     group: list[T] = []
     group_slot = -1
@@ -80,7 +80,7 @@ def grouped(
 
 
 def resolution_for(count: Callable[[int | None], int], most: int) -> int | None:
-    """Return the finest resolution at which ``count`` gives at most ``most``, or the coarsest."""
+    """Return the finest resolution at which ``count`` is at most ``most``, or the coarsest."""
     for resolution in (None, *_RESOLUTIONS):
         if count(resolution) <= most:
             return resolution
@@ -88,7 +88,7 @@ def resolution_for(count: Callable[[int | None], int], most: int) -> int | None:
 
 
 def lowest(points: Sequence[Point], window: Window, slots: int) -> list[Point]:
-    """Return points as they are if they are few, else the lowest counts of each slot of time."""
+    """Return the points as they are if they are few, else the lowest of each time slot."""
     if len(points) <= slots:
         return list(points)
     scale = Scale(window)

@@ -1,8 +1,7 @@
-"""Which part of the log a report is about: from when to when, and of which pools.
+"""Determine the part of the log that a report covers: its window and its pools.
 
-Moments are turned into places in the sealed order once, so that whatever is
-committed while the report is made does not change it. The log says whether
-there is anything to report, not this machine's clock.
+Moments are translated into seqs once, so commits during the report do not change it.
+The log, not this machine's clock, decides whether there is anything to report.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ class Window:
 
     @property
     def seconds(self) -> float:
-        """Its length."""
+        """The length of the window in seconds."""
         return (self.end - self.start).total_seconds()
 
     def format_moment(self, moment: datetime, *, roughly: bool = False) -> str:
         """Return a moment's time, with the date unless it is on the window's first day.
 
-        ``roughly`` leaves out fractions of a second where the window is long.
+        ``roughly`` omits fractions of a second if the window is long.
         """
         moment = moment.astimezone(UTC)
         if roughly and self.seconds >= 60:
@@ -55,8 +54,8 @@ class Window:
 def find_window(log: SealedLog, start: datetime, end: datetime, now: datetime) -> Window:
     """Return the window between two moments.
 
-    An end that has not come yet is moved to ``now``, or to the last event if
-    the ledger's clock is ahead.
+    An end in the future is moved to ``now``, or to the last event if the ledger's
+    clock is ahead.
 
     Raises
     ------
@@ -89,23 +88,23 @@ def find_window(log: SealedLog, start: datetime, end: datetime, now: datetime) -
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which pools are meant: all, or those of these ids, and what was asked of unknown names."""
+    """The pools of a report: all, or those with these ids, and misses for unknown names."""
 
     ids: frozenset[UUID] | None = None
     unknown: frozenset[str] = frozenset()
 
     def has(self, pool_id: UUID) -> bool:
-        """Tell whether a pool is among them."""
+        """Return whether a pool is chosen."""
         return self.ids is None or pool_id in self.ids
 
     def holds(self, event: Event) -> bool:
-        """Tell whether an event is about one of them."""
+        """Return whether an event belongs to a chosen pool."""
         return self.has(event.pool_id) or (
             isinstance(event, AcquireMissed) and event.pool_name in self.unknown
         )
 
     def extract(self, window: Window) -> Extract:
-        """Return the smallest extract of the log that has all their events."""
+        """Return the smallest extract of the log with all events of these pools."""
         one = self.ids is not None and len(self.ids) == 1 and not self.unknown
         pool_id = next(iter(self.ids)) if one and self.ids else None
         return Extract(after=window.after, upto=window.upto, pool_id=pool_id)
@@ -114,14 +113,14 @@ class Choice:
 def find_pools(
     log: SealedLog, window: Window, pools: Mapping[UUID, str], names: Collection[str]
 ) -> Choice:
-    """Return the choice of the pools that had one of these names in the window; all if none given.
+    """Return the pools that had one of these names in the window; all if there are no names.
 
-    A name that no pool had is meant too if somebody asked for it.
+    A name that no pool had is accepted if a consumer requested it.
 
     Raises
     ------
     PoolNotFoundError
-        If a name is neither.
+        If a name was neither a pool's nor requested.
     """
     if not names:
         return Choice()

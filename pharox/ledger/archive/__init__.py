@@ -1,4 +1,4 @@
-"""Move old parts of the log into Parquet files, and read them from there."""
+"""Move old parts of the log into Parquet files, and read them back."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""Move old parts of the log into Parquet files, and prove from the files alone that they are whole.
+"""Move old parts of the log into Parquet files that can be verified without the database.
 
-A part leaves the database only after its files have been read back and found
-to be what the log says, digest by digest. Parts leave oldest first, so the
-archive is the beginning of the log. Every step can be repeated: a run that
-was killed is simply started again, and goes on where the last one ended.
+A part leaves the database only after its files have been read back and compared
+with the log, digest by digest. Parts leave oldest first, so the archive is the
+beginning of the log. Every step can be repeated: a killed run is started again
+and continues where it ended.
 
     write the files, compare  ->  prune leases, take a snapshot  ->  list as archived  ->  detach
 
-Readers ask the list, so from then on whoever needs an archived event is told
-where it is. The snapshot is what all folds of the log begin with afterwards.
+Readers look at the list, so after that step a reader that needs an archived event
+learns where it is. Afterwards all folds of the log begin with the snapshot.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from .statements import Contents
 __all__ = ["Archived", "Checked", "Kept", "Outcome", "archive", "check"]
 
 _SETTLED = timedelta(minutes=1)
-"""What a command decided may be recorded so much later: see ``prune_leases``."""
+"""How much later than its decision a command may be recorded: see ``prune_leases``."""
 
 _SKEW = timedelta(minutes=1)
-"""By how much a caller's clock may be ahead of the database's."""
+"""How far a caller's clock may be ahead of the database's."""
 
 
 Rows = Generator[dict[str, Any]]
@@ -48,7 +48,7 @@ Rows = Generator[dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Archived:
-    """A part of the log that left: its seqs (None if it was empty) and its file of events."""
+    """An archived part of the log: its seqs (None if it was empty) and its file of events."""
 
     first_position: int
     end_position: int
@@ -59,7 +59,7 @@ class Archived:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The first part that stays, and why. All later ones stay with it."""
+    """The first part that stays, and why. All later parts stay too."""
 
     first_position: int
     end_position: int
@@ -84,21 +84,20 @@ def archive(
 ) -> Outcome:
     """Archive every closed part of the log whose events were all recorded before a moment.
 
-    Leasing goes on meanwhile. Leases that ended in these parts are pruned from
-    the read model. What a subscription has still to read stays.
+    Leasing continues meanwhile. Leases that ended in these parts are pruned from the
+    read model. Parts that a subscription has not read yet stay.
 
     Parameters
     ----------
     storage:
         The ledger. Its role must own the tables.
     before:
-        The moment, with a time zone. What was recorded in the last minute
-        stays in any case.
+        The moment, with a time zone. Events of the last minute always stay.
     folder:
-        Where the files go. Files that are there are never overwritten.
+        Where to write the files. Existing files are never overwritten.
     drop:
-        Drop the tables that archived parts leave behind in the database, those
-        of earlier runs included, each after another look at its file.
+        Drop the tables of archived parts from the database, also those of earlier
+        runs, each after its file has been compared again.
     patience_s:
         How many seconds to wait for a transaction that may still append to a
         part, and for another run.
@@ -109,8 +108,8 @@ def archive(
         If the moment has no time zone or lies in the future.
     ArchiveFileError
         If the folder cannot be written, a file of another log is in the way,
-        or what was read back is not what the log says. Nothing has left then
-        that was not safe.
+        or a file differs from the log when it is read back. No part has left the
+        database without a verified file.
     ConflictError
         If another process is archiving the same ledger.
     """
@@ -123,7 +122,7 @@ def archive(
 
 
 class _Archiving:
-    """One run over one ledger."""
+    """One archiving run over one ledger."""
 
     def __init__(self, storage: PostgresStorage, parts: Parts, folder: Path) -> None:
         self._storage = storage
@@ -131,6 +130,8 @@ class _Archiving:
         self._folder = folder
 
     def run(self, before: datetime, *, drop: bool, patience_s: float) -> Outcome:
+        # The order makes every step repeatable: files are compared before a part is listed,
+        # and it is listed before its tables are detached.
         now = self._parts.clock()
         if before > now + _SKEW:
             raise InvalidInputError(f"{before.isoformat()} lies in the future", value=before)
@@ -161,6 +162,7 @@ class _Archiving:
         """Return the parts that can leave, oldest first, and the first one that cannot."""
         handed_out = self._parts.handed_out()
         appending = self._parts.outlast_appenders(patience_s)
+        # Seal after the appenders have ended: all events of closed parts are visible now.
         self._storage.seal()
         leaving: dict[Part, Contents] = {}
         for part in listed:
@@ -187,12 +189,12 @@ class _Archiving:
         return f"subscription {rows[0]['name']!r} has still to read it"
 
     def _complete_tick(self) -> None:
-        """Let no tick grow that a file is to hold."""
+        """Complete the last tick, so that no archived tick grows later."""
         with self._storage.session() as session:
             session.run(archive_statements.complete_tick(self._storage.schema))
 
     def _write(self, part: Part, contents: Contents) -> None:
-        """Write the files of a part, unless they are there, and compare them with the log."""
+        """Write the files of a part unless they exist, and compare them with the log."""
         files = self._files(part)
         for path, schema, rows in (
             (files.ticks, TICKS, self._ticks(part, contents)),
@@ -219,7 +221,7 @@ class _Archiving:
             )
 
     def _prepare(self, leaving: dict[Part, Contents]) -> None:
-        """Make sure that the read models can do without the events that leave."""
+        """Prune leases and take a snapshot, so that read models no longer need these events."""
         settled = [c.settled_at for c in leaving.values() if c.settled_at is not None]
         if settled:
             self._storage.prune_leases(max(settled) + timedelta(microseconds=1))
@@ -228,7 +230,7 @@ class _Archiving:
             self._storage.take_snapshot(max(base, *(c.last_seq or 0 for c in leaving.values())))
 
     def _record(self, leaving: dict[Part, Contents]) -> None:
-        """List the parts as archived, all at once: the snapshot is behind the last of them."""
+        """List the parts as archived, all at once: the snapshot is after the last of them."""
         statement = archive_statements.record(self._storage.schema)
         with self._storage.session() as session:
             for part, contents in leaving.items():
@@ -255,7 +257,7 @@ class _Archiving:
                 self._parts.drop(part)
 
     def _files(self, part: Part) -> Files:
-        """Return the files of a part: where they are, or where they shall be."""
+        """Return the files of a part: where they are, or where to write them."""
         folder = self._folder if part.archive is None else Path(part.archive).parents[1]
         return files_in(folder, part.first, part.end)
 
@@ -277,7 +279,7 @@ def _why_recent(contents: Contents, before: datetime) -> str | None:
 
 
 def _authentic(path: Path) -> Rows:
-    """Yield the rows of a file of events, each checked against the digest that sealed it."""
+    """Yield the rows of a file of events, each checked against its sealed digest."""
     for row in archive_files.read(path, EVENTS):
         if digest(row) != row["digest"]:
             raise ArchiveFileError(

@@ -3,14 +3,13 @@
     FOLDER/events/<first position>-<end position>.parquet
     FOLDER/ticks/<first position>-<end position>.parquet
 
-Parquet with plain types, so that any engine reads a folder as one table: ids are
+Parquet has plain types here, so that any engine reads a folder as one table: ids are
 text, and an event's ``data`` is the text that PostgreSQL prints, which its
-digest covers. Events are in their sealed order. Parts overlap a little in it, so
-a tick may have events in several of them: it is kept with the first, and brings
-along the digests of the others, with their positions.
+digest covers. Events are in their sealed order. Parts overlap a little in that
+order, so a tick may have events in several parts. It is stored with the first one,
+together with the digests and positions of its events in the others.
 
-A file appears under its name when all of it is on the disk, and is never
-written again.
+A file gets its name once all of it is on the disk, and is never written again.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ EVENTS = pa.schema(
         pa.field("data", pa.string()),
     ]
 )
-"""The columns of the table ``events``, behind what the table ``seals`` says of them."""
+"""The columns of the table ``events``, after those of their row in ``seals``."""
 
 TICKS = pa.schema(
     [
@@ -85,7 +84,7 @@ TICKS = pa.schema(
         pa.field("other_digests", pa.list_(pa.binary())),
     ]
 )
-"""The columns of ``ticks``, the root ``before``, and what it covers of other parts' events."""
+"""The columns of ``ticks``, the root ``before``, and the tick's events in other parts."""
 
 _NAME = re.compile(r"([0-9]{15})-([0-9]{15})\.parquet")
 _GROUP = 50_000
@@ -93,7 +92,7 @@ _PAGE = 2000
 
 
 class Files(NamedTuple):
-    """Where the part of the log between two positions is archived."""
+    """The files of the part of the log between two positions."""
 
     first: int
     end: int
@@ -128,7 +127,7 @@ def all_files_in(folder: Path) -> list[Files]:
 
 
 def write(path: Path, schema: pa.Schema, rows: Iterable[Row]) -> None:
-    """Write rows into a new file, which has its name only once it is safe on the disk."""
+    """Write rows into a new file, which gets its name once it is safely on the disk."""
     unfinished = path.with_name(f"{path.name}.part")
     with _file_errors(path, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,13 +148,13 @@ def read(path: Path, schema: pa.Schema) -> Generator[Row]:
     Raises
     ------
     ArchiveFileError
-        If it is not there, or no such file, or broken.
+        If it is missing, not such a file, or broken.
     """
     with _file_errors(path, "read"), pq.ParquetFile(path) as file:
         if not file.schema_arrow.equals(schema):
             raise ArchiveFileError(f"{path} has other columns than an archive", path=str(path))
         for batch in file.iter_batches(_PAGE):
-            # What is broken may be no text, or no time that Python knows.
+            # A broken file may have invalid text, or times that Python cannot represent.
             with _file_errors(path, "read", ValueError, OverflowError):
                 rows = batch.to_pylist()
             yield from rows

@@ -1,14 +1,13 @@
-"""The parts of the log in the database: when one is closed, and how it leaves.
+"""The parts of the log in the database: when one is closed, and how it is detached.
 
-A part is closed when nothing can come into it any more: its last position has
-been handed out, and nobody who held the lock of an appender then is still
-running. An appender takes that lock before it asks for a position, so none can
-be missed, and a transaction that only reads, or that writes elsewhere, is not
-waited for. A part leaves with DETACH PARTITION CONCURRENTLY, which no
-appender waits for, events before seals: an event without a seal would be sealed
-once more.
+A part is closed when no event can be added to it any more: its last position has
+been handed out, and every transaction that held an appender's lock at that time has
+ended. An appender takes that lock before it gets a position, so none is missed. A
+transaction that only reads, or that writes elsewhere, is not waited for. A part is
+detached with DETACH PARTITION CONCURRENTLY, which blocks no appender. Events are
+detached before seals: an event without a seal would be sealed again.
 
-What leaves stays in the database as a table of its own until it is dropped.
+A detached part stays in the database as a table of its own until it is dropped.
 """
 
 from __future__ import annotations
@@ -47,24 +46,25 @@ class Parts:
         return [Part(*row) for row in rows]
 
     def clock(self) -> datetime:
-        """Return the time, by the database."""
+        """Return the database's time."""
         query = sql.SQL("SELECT {}()").format(self._name("clock"))
         answer: datetime = _value(self._connection, query)
         return answer
 
     def handed_out(self) -> int:
-        """Return the last position that somebody has been given; a part that ends there is full."""
+        """Return the last position handed out; a part that ends there is full."""
         query = sql.SQL("SELECT last_value FROM {}").format(self._name("events_position_seq"))
         answer: int = _value(self._connection, query)
         return answer
 
     def outlast_appenders(self, patience_s: float) -> int | None:
-        """Wait until whoever may be appending now has ended: then what is full is closed.
+        """Wait until all current appenders have ended; full parts are then closed.
 
         Returns
         -------
         int | None
-            The process id of one who has not ended within ``patience_s`` seconds.
+            The process id of an appender that is still running after ``patience_s``
+            seconds.
         """
         appending = self._appenders()
         deadline = time.monotonic() + patience_s
@@ -77,7 +77,7 @@ class Parts:
         return None
 
     def _appenders(self) -> dict[str, int]:
-        """Return who holds the lock of an appender: process ids by transaction."""
+        """Return the holders of an appender's lock: process ids by transaction."""
         return dict(
             self._connection.execute(
                 "SELECT virtualtransaction, coalesce(pid, 0) FROM pg_locks "
@@ -88,25 +88,25 @@ class Parts:
         )
 
     def is_kept(self, part: Part) -> bool:
-        """Tell whether a part's tables are still in the database, attached or not."""
+        """Return whether a part's tables are still in the database, attached or not."""
         return any(self._exists(name) for name in _tables(part))
 
     def has_events(self, part: Part) -> bool:
-        """Tell whether the table of a part's events is still in the database."""
+        """Return whether the table of a part's events is still in the database."""
         return self._exists(_tables(part)[0])
 
     def is_attached(self, part: Part) -> bool:
-        """Tell whether a part is in the log, if only with one of its tables or on its way out."""
+        """Return whether a table of a part is attached to the log, or being detached."""
         return any(self._pending(name) is not None for name in _tables(part))
 
     def detach(self, part: Part, patience_s: float) -> None:
-        """Take a part out of the log, or go on where somebody was interrupted.
+        """Detach a part from the log, or finish an interrupted detach.
 
         Raises
         ------
         ConflictError
-            If somebody is still reading it after ``patience_s`` seconds. It has been
-            listed by then, and leaves with the next run.
+            If somebody is still reading it after ``patience_s`` seconds. It is already
+            listed as archived, and the next run detaches it.
         """
         patience = f"{max(1, round(patience_s * 1000))}ms"
         self._connection.execute("SELECT set_config('lock_timeout', %s, false)", (patience,))
@@ -122,7 +122,7 @@ class Parts:
                 self._connection.execute("RESET lock_timeout")
 
     def _detach_tables(self, part: Part) -> None:
-        for name in _tables(part):
+        for name in _tables(part):  # events first, then seals
             pending = self._pending(name)
             if pending is not None:
                 how = sql.SQL("FINALIZE" if pending else "CONCURRENTLY")
@@ -143,7 +143,7 @@ class Parts:
         return bool(_value(self._connection, found, self._name(name).as_string()))
 
     def _pending(self, name: str) -> bool | None:
-        """Return whether a table is on its way out of the log; None if it is not in it."""
+        """Return whether a detach of a table is pending; None if it is not attached."""
         row = self._connection.execute(
             "SELECT inhdetachpending FROM pg_inherits WHERE inhrelid = to_regclass(%s)",
             (self._name(name).as_string(),),

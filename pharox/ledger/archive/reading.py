@@ -1,7 +1,7 @@
 """Read archived events, alone or together with the log that is still in the database.
 
-DuckDB reads the Parquet files, and of these only the row groups and columns
-that an extract can need. Events come in their sealed order, as from a storage.
+DuckDB reads the Parquet files, and only the row groups and columns that an extract
+needs. Events come in their sealed order, as from a storage.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _COLUMNS = ", ".join(name for name in EVENTS.names if name not in ("version", "d
 
 
 def history(source: Path | str | Sequence[Path], extract: Extract) -> Iterator[Event]:
-    """Yield those archived events that an extract means, in the sealed order.
+    """Yield the archived events of an extract, in the sealed order.
 
     Parameters
     ----------
@@ -70,19 +70,19 @@ def history(source: Path | str | Sequence[Path], extract: Extract) -> Iterator[E
 
 
 class WithArchive:
-    """A ledger together with its archive: what is read of the one goes on in the other.
+    """A ledger together with its archive, read as one log.
 
     Parameters
     ----------
     storage:
         The ledger.
     folders:
-        Where its archive is now; it may have been moved since it was written.
+        The folders of its archive, which may have been moved since it was written.
 
     Raises
     ------
     ArchiveFileError
-        If there is no such folder.
+        If a folder does not exist.
     """
 
     def __init__(self, storage: PostgresStorage, *folders: Path | str) -> None:
@@ -93,19 +93,19 @@ class WithArchive:
                 raise ArchiveFileError(f"there is no folder {folder}", folder=str(folder))
 
     def events(self, *, after: int = 0) -> Iterator[Event]:
-        """Yield the whole log in its sealed order, behind a seq."""
+        """Yield the whole log after a seq, in its sealed order."""
         return self.history(Extract(after=after))
 
     def history(self, extract: Extract) -> Iterator[Event]:
-        """Yield those events that an extract means, in the sealed order.
+        """Yield the events of an extract, in the sealed order.
 
         Raises
         ------
         ArchivedError
-            If it may need a part of the archive that is in none of the folders.
+            If it may need a part of the archive that none of the folders has.
         """
-        # A part may leave the log meanwhile: first what is live begins to be read, then the
-        # list of what is archived. So a part can be met twice, and never missed.
+        # A part may be archived meanwhile. Start reading the live log first, then the list
+        # of archived parts: a part can then be read twice, but never missed.
         live = cast("_Closable", self._storage.history(extract, live_only=True))
         with closing(live):
             begun = list(islice(live, 1))
@@ -142,11 +142,11 @@ class WithArchive:
             return projections.current(states, wanted)
 
     def list_pools(self) -> Sequence[ProxyPool]:
-        """Return the pools that there are now."""
+        """Return the current pools."""
         return self._storage.list_pools()
 
     def _file(self, part: Mapping[str, Any]) -> Path:
-        """Return where the events of an archived part are now."""
+        """Return the file with the events of an archived part."""
         name = Path(part["archive"]).name
         for folder in self._folders:
             if (path := folder / "events" / name).exists():
@@ -165,7 +165,7 @@ def _events(path: Path, extract: Extract) -> Iterator[Event]:
     given = extract.given()
     values = {name: _comparable(value) for name, value in given.items()}
     where = " AND ".join(_CONDITIONS[name] for name in given)
-    # A scan of one file keeps its order, which is the sealed one.
+    # A scan of one file keeps its order, the sealed order.
     for row in _rows(path, f"SELECT {_COLUMNS} FROM read_parquet($path) WHERE {where}", values):  # noqa: S608 - our own words
         event = event_from_row({**row, "data": row["data"] and json.loads(row["data"])})
         yield extract.part(event)
@@ -181,7 +181,7 @@ def _latest(path: Path, until: datetime) -> Iterator[Mapping[str, Any]]:
 
 def _rows(path: Path, query: str, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     try:
-        # Nothing may be fetched from elsewhere on the way.
+        # DuckDB must not fetch anything from the network.
         with duckdb.connect(config={"autoinstall_known_extensions": False}) as connection:
             values = {**values, "path": glob.escape(str(path))}
             for batch in connection.sql(query, params=values).to_arrow_reader(_PAGE):
@@ -192,7 +192,7 @@ def _rows(path: Path, query: str, values: Mapping[str, Any]) -> Iterator[dict[st
 
 
 def _comparable(value: Any) -> Any:
-    """Return a value of an extract as the files spell it: ids are text there."""
+    """Return a value of an extract as it is in the files: ids are text there."""
     return value if isinstance(value, int | str | list | datetime) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""What archiving asks the database about the log: what a part holds, row by row and in sum.
+"""The SQL statements of archiving: the contents of a part, row by row and in total.
 
 A part is read from its own tables, so it does not matter whether it is still
 attached to the log.
@@ -37,10 +37,10 @@ from .parts import Part
 
 
 class Contents(NamedTuple):
-    """What a part holds.
+    """The contents of a part in total.
 
-    ``settled_at`` is when the last event was recorded that is in this part or
-    was sealed before its last one.
+    ``settled_at`` is when the last event was recorded that is in this part or was
+    sealed before its last event.
     """
 
     first_seq: int | None
@@ -81,7 +81,7 @@ def contents(schema: str, part: Part) -> Statement:
 
 
 def part_events(schema: str, part: Part) -> Statement:
-    """Return the statement that reads a part's rows as an archive keeps them, in sealed order."""
+    """Return the statement that reads a part's rows for an archive, in sealed order."""
     own_events, own_seals = _own(events, part), _own(seals, part)
     e = own_events.c
     query = (
@@ -100,7 +100,7 @@ def part_events(schema: str, part: Part) -> Statement:
 
 
 def _archived(column: Column[Any]) -> ColumnElement[Any]:
-    """Return a column as an archive keeps it: ids and JSON as text."""
+    """Return a column as it is archived: ids and JSON as text."""
     match column.type:
         case Uuid() | JSONB():
             return cast(column, Text).label(column.name)
@@ -110,7 +110,7 @@ def _archived(column: Column[Any]) -> ColumnElement[Any]:
 
 
 def part_ticks(schema: str, part: Part) -> Statement:
-    """Return the statement that reads the ticks that a part is the first to have events of.
+    """Return the statement that reads the ticks whose first events are in a part.
 
     Those are the ticks whose events are all in this part or in later ones.
     """
@@ -168,15 +168,15 @@ def part_ticks(schema: str, part: Part) -> Statement:
 
 @lru_cache(maxsize=16)
 def complete_tick(schema: str) -> Statement:
-    """Return the statement that keeps the last tick from growing any further."""
+    """Return the statement that completes the last tick."""
     return compiled(select(schema_function("complete_tick", type_=NullType).label("done")), schema)
 
 
 @lru_cache(maxsize=16)
 def slowest_subscription(schema: str) -> Statement:
-    """Return the statement that tells which subscription has the most to read, and its seq.
+    """Return the statement that finds the subscription furthest behind, and its seq.
 
-    What it has parked, it still has to read.
+    Parked events count as unread.
     """
     parked = select(func.min(parked_events.c.seq) - literal_column("1")).where(
         parked_events.c.subscription == subscriptions.c.name
@@ -200,7 +200,7 @@ def record(schema: str) -> Statement:
 
 
 def _in_tick(table: FromClause, *columns: Any) -> Select[Any]:
-    """Return a query of a table of seals over the range of a tick, to be joined beside it."""
+    """Return a lateral query of a table of seals over the range of a tick."""
     query: Select[Any] = (
         select(*columns)
         .select_from(table)
@@ -211,5 +211,5 @@ def _in_tick(table: FromClause, *columns: Any) -> Select[Any]:
 
 
 def _own(table: Table, part: Part) -> Table:
-    """Return the table that holds a part's rows, attached or not."""
+    """Return the table of a part's rows, attached or not."""
     return table.to_metadata(MetaData(), name=f"{table.name}_{part.first}")

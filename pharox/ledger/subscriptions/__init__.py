@@ -1,8 +1,8 @@
 """Follow the log durably: each event once and in order, through crashes and restarts.
 
-A :class:`Subscription` describes who reads what and with which handler; its
-checkpoint, its reader and what its handler could not take stand in the
-database, so that any process can go on where another one ended.
+A :class:`Subscription` says who reads which events with which handler. Its
+checkpoint, its reader and its parked events are in the database, so any process
+can continue where another one ended.
 """
 
 from .administration import (

@@ -1,4 +1,4 @@
-"""Look after subscriptions from outside: how far each is, what is parked, and begin anew."""
+"""Administer subscriptions: list them, look at parked events, retry, reset and remove."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .subscription import checkpoint_before, in_postgres
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionStatus:
-    """How far a subscription is.
+    """The progress of a subscription.
 
-    ``lag_seconds`` is the age of the first event behind the checkpoint, 0 if
-    there is none; ``active`` whether a reader was heard of lately.
+    ``lag_seconds`` is the age of the first event after the checkpoint, 0 if there
+    is none. ``active`` says whether a reader was seen recently.
     """
 
     name: str
@@ -35,7 +35,7 @@ class SubscriptionStatus:
 
 @dataclass(frozen=True, slots=True)
 class ParkedEvent:
-    """An event that a handler did not take, or, without an error, one that waits behind such."""
+    """An event that a handler failed on or, without an error, one that waits behind it."""
 
     seq: int
     type: str
@@ -48,7 +48,7 @@ class ParkedEvent:
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """With which event a subscription goes on, and how many parked ones it has forgotten."""
+    """The seq a subscription continues with, and how many parked events were dropped."""
 
     next_seq: int
     forgotten: int
@@ -86,7 +86,7 @@ def parked(storage: IStorage, name: str) -> list[ParkedEvent]:
 
 
 def retry(storage: IStorage, name: str, *, key: str | None = None, seq: int | None = None) -> int:
-    """Have the subscription's reader try parked events again, and return how many.
+    """Mark parked events for the reader to retry, and return how many.
 
     Parameters
     ----------
@@ -95,9 +95,9 @@ def retry(storage: IStorage, name: str, *, key: str | None = None, seq: int | No
     name:
         The subscription's.
     key:
-        Only what is parked under this key.
+        Only events parked under this key.
     seq:
-        Only what is parked under the key of this event, since its order holds.
+        Only events under the key of this event: the order of a key is kept.
 
     Raises
     ------
@@ -115,9 +115,9 @@ def retry(storage: IStorage, name: str, *, key: str | None = None, seq: int | No
 
 
 def reset(storage: IStorage, name: str, to: Start) -> Reset:
-    """Let a subscription go on from another place, and forget what is parked.
+    """Move a subscription to another place in the log, and drop its parked events.
 
-    Waits for the batch that is under way.
+    Waits for the current batch.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def reset(storage: IStorage, name: str, to: Start) -> Reset:
     Raises
     ------
     InvalidInputError
-        If that is no place in the log, or one behind its end.
+        If that is not a place in the log, or beyond its end.
     SubscriptionNotFoundError
         If there is no such subscription.
     """
@@ -146,14 +146,14 @@ def reset(storage: IStorage, name: str, to: Start) -> Reset:
 
 
 def remove(storage: IStorage, name: str) -> None:
-    """Forget a subscription, its checkpoint and what is parked.
+    """Remove a subscription, its checkpoint and its parked events.
 
     Raises
     ------
     SubscriptionNotFoundError
         If there is no such subscription.
     ConflictError
-        If it has a reader: that must be stopped first.
+        If it has a reader, which must be stopped first.
     """
     checked = in_postgres(storage)
     with checked.session() as session:

@@ -1,4 +1,4 @@
-"""What a handler gets, and what an event is parked under."""
+"""The argument of a handler, and the key that an event is parked under."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pharox.events import Event
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One event as a handler gets it.
+    """One event for a handler.
 
-    ``epoch`` rises whenever another reader takes over: a system outside can
-    refuse what comes with an older one. ``connection`` is psycopg's, within the
+    ``epoch`` increases whenever another reader takes over, so an outside system can
+    refuse deliveries with an older epoch. ``connection`` is psycopg's, within the
     transaction that moves the checkpoint, if the subscription is
     ``in_transaction``.
     """
@@ -30,10 +30,10 @@ class Delivery:
 
     @property
     def key(self) -> tuple[str, int]:
-        """What is the same whenever this event is delivered again."""
+        """An idempotency key: the same whenever this event is delivered again."""
         return self.subscription, self.event.seq
 
 
 def subject_of(event: Event) -> str:
-    """Return what an event is about: its proxy, else its pool."""
+    """Return the default key of an event: its proxy, else its pool."""
     return str(event.proxy_id or event.pool_id)

@@ -1,6 +1,6 @@
-"""Carry out what a reader asks: over a psycopg connection in a thread, or over an async one.
+"""Run a reader's program over a psycopg connection, in a thread or in asyncio.
 
-Both connect as the storage's engine does, outside of its pool: a reader keeps
+Both drivers connect as the storage's engine does, outside of its pool: a reader keeps
 its connection, and listens on it.
 """
 
@@ -151,7 +151,7 @@ async def _rows_async(cursor: psycopg.AsyncRawCursor[Any], query: Query) -> Rows
 
 
 def _without_awaiting(answer: Any) -> Any:
-    """Return a handler's answer, unless nothing was done yet because it is to be awaited."""
+    """Return a handler's answer; raise if it is a coroutine, which has not run yet."""
     if inspect.iscoroutine(answer):
         answer.close()
         raise TypeError("the handler returned a coroutine: use run_async")
@@ -159,13 +159,13 @@ def _without_awaiting(answer: Any) -> Any:
 
 
 def connection_parameters(storage: PostgresStorage) -> dict[str, Any]:
-    """Return what to connect with: what libpq was told for a connection of the engine's pool.
+    """Return the libpq parameters of a connection of the engine's pool.
 
     Raises
     ------
     DatabaseUnavailableError
-        If the engine has no connection to give.
+        If the engine cannot provide a connection.
     """
     with storage._driver.connection() as connection:
-        connection.execute("SELECT 1")  # one that was cut meanwhile leaves the pool
+        connection.execute("SELECT 1")  # removes a broken connection from the pool
         return parameters_of(connection)

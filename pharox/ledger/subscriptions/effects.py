@@ -1,8 +1,8 @@
-"""What a reader asks its driver to do.
+"""The effects that a reader yields to its driver.
 
-The reader is a generator that yields these and receives the answers; what goes
-wrong is raised inside of it, where it was yielded. So the rules stand once,
-and a driver for threads and one for asyncio carry them out.
+The reader is a generator that yields effects and receives the answers. Errors are
+raised inside the generator, at the yield. So the rules are written once, and a
+driver for threads and one for asyncio run them.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ T = TypeVar("T")
 
 
 class Connect(NamedTuple):
-    """Open a connection in autocommit mode, in place of the last one; the answer is it."""
+    """Replace the connection with a new one in autocommit mode, and return it."""
 
 
 class Together(NamedTuple):
-    """Ask several queries in one round trip, one after the other; the answers are a list."""
+    """Run several queries in order in one round trip; return a list of answers."""
 
     queries: Sequence[Query]
 
@@ -39,13 +39,13 @@ class Call(NamedTuple):
 
 
 class Pause(NamedTuple):
-    """Wait, unless told to stop."""
+    """Wait, or return early when asked to stop."""
 
     seconds: float
 
 
 class AwaitNotice(NamedTuple):
-    """Wait for a notification, so many seconds at most, and take all that have come."""
+    """Wait at most so many seconds for a notification, and consume all that have come."""
 
     seconds: float
 

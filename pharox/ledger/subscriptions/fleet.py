@@ -1,16 +1,16 @@
-"""Callbacks for the whole fleet: what any manager did, told from the log.
+"""Call callbacks for the whole fleet: what every manager did, read from the log.
 
-A payload is what the manager that made the event could have told: the lease as
-it was then and the pool in numbers, exact at that event. For that, whatever
-they depend on is folded along the log, ahead of the deliveries. An event that
-is delivered again finds its payload kept; of a much older one, such as one
-that was parked, the state is folded anew.
+A payload equals the one of the manager that appended the event: the lease as it was
+then, and the pool's statistics exactly at that event. For this, the read models
+behind payloads are folded along the log, ahead of the deliveries. Payloads are kept
+for an event that is delivered again. For a much older event, such as a parked one,
+the state is folded again.
 
-Checks that are kept together in one event are told one by one. If one of their
-callbacks raises, all of them are told again.
+Checks that are stored together in one event are delivered one by one. If a callback
+raises for one of them, all of them are delivered again.
 
-A log does not know when an attempt began: ``started_at`` is ``completed_at``
-there, and ``duration_ms`` 0.
+The log does not know when an attempt began: ``started_at`` is ``completed_at``,
+and ``duration_ms`` is 0.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ Payload = AcquireEventPayload | ReleaseEventPayload | ExpireEventPayload | Healt
 Callback = Callable[[Any], Any]
 
 UNNAMED = "callbacks-"
-"""What the names of subscriptions begin with that are forgotten when they end."""
+"""The prefix of the names of temporary subscriptions."""
 
 AHEAD = 2_000
-"""How many events of the log are folded at once."""
+"""How many seqs of the log to fold ahead at once."""
 KEPT = 20_000
-"""Of how many events the payloads are kept: more than are folded at once."""
+"""How many payloads to keep; more than are folded at once."""
 
 _PROJECTIONS = (POOLS, LEASES, POOL_STATS)
 _FOLDED = frozenset[str]().union(*(projection.types() for projection in _PROJECTIONS))
@@ -86,7 +86,7 @@ def fleet_subscription(
     start: Start,
     pool: str | UUID | None,
 ) -> BoundSubscription:
-    """Return the subscription that tells callbacks, given as ``on_acquire`` and so on.
+    """Return the subscription that calls callbacks, given as ``on_acquire`` and so on.
 
     Raises
     ------
@@ -114,7 +114,7 @@ def fleet_subscription(
 
 
 class Payloads:
-    """The payloads of events, in about the order of the log."""
+    """The payloads of events, requested roughly in the order of the log."""
 
     def __init__(self, log: SealedLog, types: Collection[str]) -> None:
         self._log = log
@@ -125,7 +125,7 @@ class Payloads:
         self._order: deque[int] = deque()
 
     def of(self, event: Event) -> Iterator[Payload]:
-        """Yield an event's payload, or those of the checks that it keeps together."""
+        """Yield an event's payload, or one for each check that the event combines."""
         if self._states is None:
             self._begin(event.seq - 1)
         if event.seq > self._seq:
@@ -133,7 +133,7 @@ class Payloads:
         known = self._known.get(event.seq)
         first = self._anew(event) if known is None else known
         yield first
-        # Only the first is kept: such checks leave the pool's statistics as they are.
+        # Only the first is kept: the other checks have the same pool statistics.
         for check in event.parts()[1:]:
             yield _checked(cast("HealthChecked", check), first.pool_stats)
 
@@ -184,7 +184,7 @@ def _notifier(payloads: Payloads, callbacks: Mapping[str, Callback]) -> Callback
 
 
 def payload_of(event: Event, states: dict[str, State]) -> Payload:
-    """Return the payload of an event that the states were folded with last."""
+    """Return the payload of the event that was folded into the states last."""
     stats = _stats(event, states)
     match event:
         case LeaseAcquired() | AcquireMissed():

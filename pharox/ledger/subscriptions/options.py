@@ -1,4 +1,4 @@
-"""What a subscription says: what is read, from where, by which handler, and what if that fails."""
+"""The options of a subscription: what is read, from where, by which handler, with what retries."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from pharox.storage.validation import id_from_text
 from .delivery import Delivery
 
 Start = Literal["beginning", "now"] | int
-"""Where to begin: with the first event, behind the last one, or with the one of a seq.
+"""Where to begin: at the first event, after the last one, or at a seq.
 
-The seq may be that of the next event, which is not there yet, but of none behind it.
+The seq may be at most that of the next event to come.
 """
 
 _TYPES = frozenset(event.model_fields["type"].default for event in get_args(get_args(Event)[0]))
@@ -32,7 +32,7 @@ Handler = Callable[[Delivery], Any] | Callable[[list[Delivery]], Any]
 
 @dataclass(frozen=True)
 class SubscriptionOptions:
-    """What a reader has to know of a subscription. :class:`Subscription` explains each."""
+    """The options that a reader needs. :class:`Subscription` explains each."""
 
     name: str
     handler: Handler
@@ -72,7 +72,7 @@ class SubscriptionOptions:
 
 
 def check_start(start: Start) -> None:
-    """Raise InvalidInputError unless this is a place in the log."""
+    """Raise InvalidInputError unless this is a valid place in the log."""
     if isinstance(start, int) and not isinstance(start, bool) and 1 <= start < 2**63:
         return
     if start not in ("beginning", "now"):

@@ -1,21 +1,18 @@
-"""The reader of a subscription: the rules of delivery, without any input or output.
+"""The reader of a subscription: the rules of delivery, without I/O.
 
 A batch is one transaction: lock the subscription's row, read sealed events
-behind the checkpoint, hand them over, move the checkpoint. A reader whose
-connection is lost loses the lock with it and cannot move anything any more.
-That holds without a session's state, so a pooler may give each transaction
-another connection.
+after the checkpoint, call the handler, move the checkpoint. A reader that loses its
+connection loses the lock with it and cannot commit anything any more. This needs no
+session state, so a pooler may use another connection for each transaction.
 
-One reader is the owner of the name and stays it: another one takes over only
-when the row is free and the owner has been silent. Each change of owner raises
-the epoch.
+One reader owns the name and keeps it. Another one takes over only when the row is
+unlocked and the owner has been silent. Each change of owner increases the epoch.
 
-An event that the handler does not take is tried again alone, with growing
-pauses outside of the transaction, and then parked; what follows under its key
-is parked behind it.
+An event that the handler fails on is retried alone, with growing pauses outside of
+the transaction, and then parked. Later events of its key are parked behind it.
 
-Not known here: what a handler does outside of the database. An owner that was
-cut off may still be at it when the next one begins; that is what the epoch is for.
+Not known here: what a handler does outside of the database. A disconnected owner may
+still be in its handler when the next one begins; the epoch is there for this case.
 """
 
 from __future__ import annotations
@@ -48,13 +45,13 @@ from .effects import AwaitNotice, Call, Connect, InTransaction, Pause, Program, 
 from .options import SubscriptionOptions
 
 RENEW_S = 1.0
-"""How often an owner lets itself be heard of."""
+"""How often an owner updates ``seen_at``."""
 STANDBY_S = 0.5
-"""How often another reader looks whether the owner is gone."""
+"""How often a standby reader checks whether the owner is gone."""
 BATCH_S = 1.0
-"""After how long a batch ends early, so that its checkpoint is committed."""
+"""How long a batch may take before it ends early to commit its checkpoint."""
 WINDOW = 20_000
-"""How many events of the log are searched at once for those that a filter lets through."""
+"""How many seqs to search at once for events that match a filter."""
 
 _MAX_ERROR = 10_000
 _RECONNECTING = wait_random_exponential(multiplier=0.2, max=10)
@@ -72,11 +69,11 @@ class Reading(NamedTuple):
 
 
 class DeposedError(Exception):
-    """Another reader is the owner now, or somebody holds the row."""
+    """Another reader is the owner now, or another session has locked the row."""
 
 
 class HandlerError(Exception):
-    """The handler did not take these events, from the first to the last seq."""
+    """The handler failed on the events from the first to the last seq."""
 
     def __init__(self, first: int, last: int, error: str) -> None:
         super().__init__(error)
@@ -84,7 +81,7 @@ class HandlerError(Exception):
 
 
 class Pauses:
-    """Growing pauses between attempts, as a strategy of tenacity has them."""
+    """Growing pauses between attempts, by a wait strategy of tenacity."""
 
     def __init__(self, strategy: wait_base) -> None:
         self._strategy = strategy
@@ -99,7 +96,7 @@ class Pauses:
 
 
 class Trouble:
-    """An event that the handler does not take: how often it was tried, and the last error."""
+    """An event that the handler fails on: the attempts so far, and the last error."""
 
     def __init__(self, seq: int, pauses: Pauses) -> None:
         self.seq, self.pauses = seq, pauses
@@ -107,21 +104,21 @@ class Trouble:
 
 
 class GivenUp(NamedTuple):
-    """An event that was parked with its error, and the key that waits behind it."""
+    """An event that was parked with its error, and the key whose events wait behind it."""
 
     seq: int
     key: str
 
 
 class Done(NamedTuple):
-    """What a transaction has done: how far the checkpoint is, and what ended it early."""
+    """The result of a batch: its checkpoint, and the failure that ended it early."""
 
     checkpoint: int
     failure: HandlerError | None = None
 
 
 class Reader:
-    """Reads for one subscription, in competition with others of its name."""
+    """Reads for one subscription, competing with other readers of its name."""
 
     def __init__(self, reading: Reading, stopped: Callable[[], bool]) -> None:
         self._subscription, storage, selection = reading
@@ -150,9 +147,9 @@ class Reader:
         Raises
         ------
         ArchivedError
-            If an event behind the checkpoint may have been archived.
+            If an event after the checkpoint may have been archived.
         DatabaseError
-            If the database refuses what a reader asks.
+            If the database refuses a query of the reader.
         """
         pauses = Pauses(_RECONNECTING)
         while not self._stopped():
@@ -168,15 +165,15 @@ class Reader:
                 yield Pause(pauses.after_failure())
 
     def _is_away(self, error: Exception) -> bool:
-        """Tell whether an error is the end of a connection, as of one that idled too long."""
+        """Return whether an error means a lost connection, such as one idle for too long."""
         return isinstance(error, _AWAY) or (
             self._connection is not None and bool(self._connection.closed)
         )
 
-    # Who reads
+    # Ownership
 
     def _greet(self) -> Program[None]:
-        """Listen for seals, unless a pooler is between: then the session is not ours."""
+        """Listen for seals, unless a pooler is in between, as the session is not ours then."""
         (row,) = yield self._query(statements.session_pid)
         self._listens = row["pid"] == self._connection.info.backend_pid
         if self._listens:
@@ -202,7 +199,7 @@ class Reader:
                         escape_unprintable(self._subscription.name),
                     )
         finally:
-            # What ended it, such as a cancellation, must not give way to an error of this.
+            # An error here must not replace the exception that ended the loop.
             with suppress(psycopg.Error):
                 yield self._query(statements.release)
 
@@ -227,7 +224,7 @@ class Reader:
         self._note_owned((yield self._query(statements.renew)))
 
     def _rest(self, seconds: float) -> Program[None]:
-        """Wait between attempts, and stay the owner meanwhile."""
+        """Wait between attempts and keep the ownership meanwhile."""
         until = time.monotonic() + seconds
         while not self._stopped() and (left := until - time.monotonic()) > 0:
             yield Pause(min(left, RENEW_S))
@@ -257,7 +254,7 @@ class Reader:
         if self._trouble is not None and self._trouble.seq <= self._checkpoint:
             self._trouble = None
         if self._listens:
-            yield AwaitNotice(0)  # or they would heap up while there is no end of work
+            yield AwaitNotice(0)  # consume notifications, which would pile up while there is work
         if done.failure is not None:
             yield from self._try_again(done.failure)
 
@@ -265,6 +262,7 @@ class Reader:
         after, (upto, limit) = self._checkpoint, self._extent(last)
         positions = yield from self._positions(after, upto)
         values = {**self._selection, **positions, "after": after, "upto": upto, "limit": limit}
+        # The lock comes first: without the row, nothing that is read below counts.
         owned, parked, rows, archived = yield Together(
             [
                 self._query(statements.lock),
@@ -274,7 +272,7 @@ class Reader:
             ]
         )
         self._note_owned(owned)
-        if self._checkpoint != after:  # somebody has reset it
+        if self._checkpoint != after:  # it was reset
             return Done(self._checkpoint)
         if needed := parts_needed(archived, Extract(after, upto)):
             raise archived_error(needed)
@@ -289,7 +287,7 @@ class Reader:
         return done
 
     def _extent(self, last: int) -> tuple[int, int]:
-        """Return up to which seq to read, and how many events."""
+        """Return the last seq to read, and the maximum number of events."""
         after, alone = self._checkpoint, self._one_by_one
         upto = min(after + self._window, last)
         if after + 1 < alone.start:
@@ -322,7 +320,7 @@ class Reader:
         return Done(upto)
 
     def _call(self, events: Sequence[Event]) -> Program[None]:
-        """Call the handler; an error of its own is a :class:`HandlerError`."""
+        """Call the handler; raise its errors as :class:`HandlerError`."""
         subscription = self._subscription
         connection = self._connection if subscription.in_transaction else None
         deliveries = [
@@ -340,7 +338,7 @@ class Reader:
             raise HandlerError(first, last, "the handler ended the transaction, or let it fail")
 
     def _check_constraints(self, events: Sequence[Event]) -> Program[None]:
-        """Have the handler's deferred constraints checked here: a commit is too late to tell."""
+        """Check deferred constraints now: a failing commit would not be a HandlerError."""
         if not (self._subscription.in_transaction and events):
             return
         try:
@@ -350,11 +348,11 @@ class Reader:
                 raise
             raise HandlerError(events[0].seq, events[-1].seq, str(error)) from error
 
-    # What the handler does not take
+    # Failures of the handler
 
     def _try_again(self, failure: HandlerError) -> Program[None]:
-        """Go on one by one; pause before what has failed alone."""
-        yield from self._renew()  # the handler may have taken longer than another one waits
+        """Continue one by one; pause before an event that failed alone."""
+        yield from self._renew()  # the handler may have taken longer than TAKE_OVER_S
         self._one_by_one = range(failure.first, failure.last + 1)
         if failure.first < failure.last:
             return
@@ -380,7 +378,7 @@ class Reader:
         return trouble.seq == seq and trouble.pauses.taken >= attempts
 
     def _put_aside(self, event: Event, blocked: set[str]) -> Program[bool]:
-        """Park an event that was tried often enough, or that waits behind such; tell whether."""
+        """Park an event that used up its attempts or waits behind one; return whether."""
         spent = self._is_spent(event.seq)
         if not (blocked or spent):
             return False
@@ -401,7 +399,7 @@ class Reader:
         return True
 
     def _warn_of_given_up(self) -> None:
-        """Warn of an event that was parked: after the commit, so that each is told once."""
+        """Log a parked event, after the commit, so that each is logged once."""
         if self._given_up is not None:
             self._warn(
                 "pharox.subscription.parked: %s: event %s parked; "
@@ -411,7 +409,7 @@ class Reader:
             )
 
     def _retry(self) -> Program[None]:
-        """Try the first of the events that somebody has marked, once."""
+        """Try the first event marked for a retry, once."""
         try:
             yield InTransaction(self._deliver_parked())
         except HandlerError as failure:
@@ -446,13 +444,13 @@ class Reader:
         error = _storable(failure.error)
         yield self._query(statements.leave_parked, seq=failure.first, error=error)
 
-    def _warn(self, sentence: str, *facts: object) -> None:
-        """Log a sentence about this subscription; a terminal must not obey what is in it."""
-        shown = (escape_unprintable(str(fact)) for fact in (self._subscription.name, *facts))
+    def _warn(self, sentence: str, *values: object) -> None:
+        """Log a warning about this subscription, with unprintable characters escaped."""
+        shown = (escape_unprintable(str(value)) for value in (self._subscription.name, *values))
         logger.warning(sentence, *shown)
 
     def _positions(self, after: int, upto: int) -> Program[dict[str, Any]]:
-        """Ask between which positions a stretch of the log lies."""
+        """Query between which positions a range of seqs lies."""
         span = {"after": after, "upto": upto}
         row: dict[str, Any]
         (row,) = yield Query(positions_statement(self._schema), span)
@@ -471,6 +469,6 @@ def _is_open(connection: Any) -> bool:
 
 
 def _storable(text: str) -> str:
-    """Return text as the database can keep it."""
+    """Return text that the database can store."""
     cleaned = text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
     return cleaned[:_MAX_ERROR]

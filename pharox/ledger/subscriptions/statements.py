@@ -1,8 +1,8 @@
-"""What readers of a subscription, and those who look after it, ask the database.
+"""The SQL statements of readers and of the administration of subscriptions.
 
-The subscription's row is the lock and the fence: a batch holds it from its
-reading to its checkpoint, and whoever takes over must take it first. All
-moments of ``seen_at`` are the server's, so readers' clocks do not matter.
+The subscription's row is the lock and the fence: a batch locks it from its first
+read to its checkpoint, and a reader that takes over must lock it first. ``seen_at``
+is always the server's time, so readers' clocks do not matter.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from pharox.storage.postgres.sql import (
 )
 
 TAKE_OVER_S = 2.5
-"""How long the reader of a subscription may be silent before another one takes over."""
+"""How long an owner may be silent before another reader takes over."""
 
 s, p = subscriptions, parked_events
 _NAME = parameter("name", Text)
@@ -68,14 +68,15 @@ def _to_be_retried() -> ColumnElement[bool]:
 
 @by_schema
 def register() -> Any:
-    """Remember a subscription, if its name is new."""
+    """Insert a subscription unless its name exists."""
     values = {"name": _NAME, "checkpoint": parameter("checkpoint", BigInteger)}
     return upsert(s).values(**values, epoch=literal_column("0")).on_conflict_do_nothing()
 
 
 @by_schema
 def claim() -> Any:
-    """Become the reader, if there is none, or none that was heard of lately."""
+    """Become the owner, unless another reader was seen recently."""
+    # SKIP LOCKED: a batch of the owner holds the row, and nobody waits for it.
     free = (
         select(s.c.name)
         .where(s.c.name == _NAME, or_(s.c.owner == _ME, _is_silent))
@@ -92,7 +93,7 @@ def claim() -> Any:
 
 @by_schema
 def renew() -> Any:
-    """Let oneself be heard of; no row if another one is the reader now."""
+    """Update ``seen_at``; no row if another reader is the owner now."""
     return (
         update(s)
         .where(*_is_mine)
@@ -103,13 +104,13 @@ def renew() -> Any:
 
 @by_schema
 def release() -> Any:
-    """Leave the subscription to whoever asks next."""
+    """Give the ownership up for the next reader that claims it."""
     return update(s).where(*_is_mine).values(owner=null(), seen_at=null())
 
 
 @by_schema
 def lock() -> Any:
-    """Hold the subscription to the end of the transaction; no row if another one has it."""
+    """Lock the subscription until the end of the transaction; no row if that fails."""
     return (
         select(s.c.checkpoint, _to_be_retried())
         .where(*_is_mine)
@@ -126,13 +127,13 @@ def advance() -> Any:
 
 @by_schema
 def parked_keys() -> Any:
-    """Ask behind which keys events wait."""
+    """Select the keys that have parked events."""
     return select(p.c.key).distinct().where(_is_parked)
 
 
 @by_schema
 def park() -> Any:
-    """Put an event aside: with its error, or without one behind another of its key."""
+    """Park an event, with its error, or without one behind another event of its key."""
     row = insert(p).values(
         subscription=_NAME,
         seq=_SEQ,
@@ -141,30 +142,30 @@ def park() -> Any:
         error=parameter("error", Text),
         parked_at=now,
     )
-    return row.inline()  # or it would return the key
+    return row.inline()  # otherwise SQLAlchemy adds RETURNING
 
 
 @by_schema
 def next_retry() -> Any:
-    """Ask for the first event that is to be tried again: always the first of its key."""
+    """Select the first event marked for a retry, which is always the first of its key."""
     return select(p.c.seq, p.c.key).where(_is_parked, p.c.retry).order_by(p.c.seq).limit(ONE)
 
 
 @by_schema
 def take_back() -> Any:
-    """Forget that an event was parked."""
+    """Delete a parked event."""
     return delete(p).where(_is_parked, p.c.seq == _SEQ)
 
 
 @by_schema
 def mark_key() -> Any:
-    """Have what waits under a key tried."""
+    """Mark the parked events of a key for a retry."""
     return update(p).where(_is_parked, p.c.key == parameter("key", Text)).values(retry=true())
 
 
 @by_schema
 def leave_parked() -> Any:
-    """Keep the error of an event that was tried in vain, and let its key wait again."""
+    """Store the error of a failed retry, and unmark the events of its key."""
     tried = p.c.seq == _SEQ
     key = select(p.c.key).where(_is_parked, tried).scalar_subquery()
     return (
@@ -180,13 +181,13 @@ def leave_parked() -> Any:
 
 @by_schema
 def session_pid() -> Any:
-    """Ask which of the server's processes answers."""
+    """Select the process id of the server process."""
     return select(func.pg_backend_pid().label("pid"))
 
 
 @by_schema
 def keep_alive() -> Any:
-    """Have the server notice within seconds that the reader's machine is gone."""
+    """Set TCP keepalives so that the server notices a dead client within seconds."""
     return select(
         *(
             func.set_config(text_literal(f"tcp_keepalives_{name}"), text_literal(value), false())
@@ -196,20 +197,20 @@ def keep_alive() -> Any:
 
 
 def listening(schema: str) -> Statement:
-    """Return the statement that has the reader told of each seal."""
+    """Return the LISTEN statement for notifications of seals."""
     channel = sql.Identifier(f"pharox.{quoted(schema)}"[:63])
     return Statement(sql.SQL("LISTEN {}").format(channel).as_bytes(), (), {}, ())
 
 
 @by_schema
 def find() -> Any:
-    """Ask whether there is a subscription of this name."""
+    """Select the subscription of this name."""
     return select(s.c.name).where(s.c.name == _NAME)
 
 
 @by_schema
 def statuses() -> Any:
-    """Ask how far each subscription is."""
+    """Select the progress of each subscription."""
     last = select(func.coalesce(func.max(last_tick.c.last_seq), literal_column("0")))
     behind = (
         select(events.c.recorded_at)
@@ -236,7 +237,7 @@ def statuses() -> Any:
 
 @by_schema
 def parked() -> Any:
-    """Ask what is parked."""
+    """Select the parked events of a subscription."""
     sealed = p.join(seals, seals.c.seq == p.c.seq).join(
         events, events.c.position == seals.c.position
     )
@@ -250,7 +251,7 @@ def parked() -> Any:
 
 @by_schema
 def mark() -> Any:
-    """Have parked events tried: all, or those of a key, given as itself or by one of its events."""
+    """Mark parked events for a retry: all, those of a key, or those of an event's key."""
     key, seq = parameter("key", Text), _SEQ
     one = p.alias("one")
     of_seq = select(one.c.key).where(one.c.subscription == _NAME, one.c.seq == seq)
@@ -267,17 +268,17 @@ def mark() -> Any:
 
 @by_schema
 def move() -> Any:
-    """Put the checkpoint somewhere else."""
+    """Set the checkpoint to another place."""
     return update(s).where(s.c.name == _NAME).values(checkpoint=parameter("checkpoint", BigInteger))
 
 
 @by_schema
 def forget_parked() -> Any:
-    """Forget all that is parked."""
+    """Delete all parked events."""
     return delete(p).where(_is_parked)
 
 
 @by_schema
 def remove() -> Any:
-    """Forget a subscription that nobody reads."""
+    """Delete a subscription without an active reader."""
     return delete(s).where(s.c.name == _NAME, _is_silent)

@@ -1,4 +1,4 @@
-"""Read a subscription: in this thread, in one of its own, or in an event loop."""
+"""Run a subscription in this thread, in a thread of its own, or in an event loop."""
 
 from __future__ import annotations
 
@@ -26,40 +26,40 @@ logger = logging.getLogger("pharox")
 
 @dataclass(frozen=True)
 class Subscription(SubscriptionOptions):
-    """A reader's place in the log, under a name, and what is done with each event.
+    """A named place in the log, and the handler of each event.
 
     Parameters
     ----------
     name:
         Readers of one name share the checkpoint, and one of them is active.
     handler:
-        Gets a :class:`Delivery`, or a list of them with ``whole_batches``. It
-        may be called again with what it has had: at least once, unless it
+        Gets a :class:`Delivery`, or a list of them with ``whole_batches``. Delivery
+        is at least once: it may be called again with the same event, unless it
         writes ``in_transaction``. With :meth:`run_async` it may be a coroutine
         function.
     start:
-        Where a new name begins; one that is known goes on from its checkpoint.
+        Where a new name begins; a known one continues from its checkpoint.
     types, pool, proxy_id:
         Only events of these types, this pool (its name, or its id as UUID), this proxy.
     key:
-        What must stay in order: events of one key wait behind a parked one.
-        The proxy, else the pool, if None.
+        Returns the key of an event: events of one key stay in order and wait behind
+        a parked one. The proxy, else the pool, if None.
     batch_size:
-        How many events are read at once, and delivered at most with ``whole_batches``.
+        How many events to read at once, and to deliver at most with ``whole_batches``.
     whole_batches:
-        Deliver what was read together in one call.
+        Deliver events that were read together in one call.
     in_transaction:
         Deliver within the transaction that moves the checkpoint. What the
         handler writes through ``delivery.connection`` is written exactly once.
     attempts:
-        How often to try an event before it is parked; None to try for ever, with
-        all that follows waiting.
+        How often to try an event before it is parked; None to try for ever, while
+        all later events wait.
     pause:
-        How many seconds to wait before trying again, as a strategy of tenacity.
+        A wait strategy of tenacity for the seconds before another attempt.
     poll_s:
-        How many seconds to wait for news at most.
+        How many seconds to wait for new events at most.
     temporary:
-        Forget the subscription when its reader ends.
+        Remove the subscription when its reader ends.
 
     Raises
     ------
@@ -70,27 +70,27 @@ class Subscription(SubscriptionOptions):
     def run(self, storage: IStorage, stop: threading.Event | None = None) -> None:
         """Deliver events in this thread until ``stop`` is set.
 
-        While another process reads under this name, wait to take its place.
-        While there is no database, try to reach it again, with growing pauses.
+        While another process reads under this name, it waits to take over. While the
+        database is away, it reconnects with growing pauses.
 
         Raises
         ------
         InvalidInputError
             If the storage is not in PostgreSQL, the handler a coroutine function,
-            or ``start`` a seq that the log has not come to.
+            or ``start`` a seq beyond the end of the log.
         PoolNotFoundError
-            If no pool has the name that was given.
+            If no pool has this name.
         DatabaseUnavailableError
-            If there is no database to begin with.
+            If the database is away at the start.
         ArchivedError
             If the next event may have been archived; see :func:`reset`.
         """
         self._read(self._prepared(storage), stop or threading.Event())
 
     def running(self, storage: IStorage) -> Running:
-        """Deliver events in a thread of its own; ends with the block or with ``stop()``.
+        """Deliver events in a thread of its own, until the block ends or ``stop()`` is called.
 
-        What is committed after this call returns is delivered also to a new
+        Events committed after this call returns are delivered, also to a new
         subscription that starts "now". Raises what :meth:`run` raises.
         """
         return Running(self, self._prepared(storage))
@@ -123,9 +123,9 @@ class Subscription(SubscriptionOptions):
                 session.run(statements.forget_parked(storage.schema), name=self.name)
 
     def _prepared(self, storage: IStorage, *, may_be_async: bool = False) -> Reading:
-        """Remember the subscription if it is new, and return what a reader must know.
+        """Register the subscription if it is new, and return what a reader needs.
 
-        What cannot be read is refused before anything is remembered.
+        Invalid options are refused before anything is registered.
         """
         if self.is_async and not may_be_async:
             raise InvalidInputError("the handler is a coroutine function: use run_async")
@@ -157,7 +157,7 @@ class BoundSubscription:
         self.subscription.run(self.storage, stop)
 
     def running(self) -> Running:
-        """Deliver events in a thread of its own; ends with the block or with ``stop()``."""
+        """Deliver events in a thread of its own, until the block ends or ``stop()`` is called."""
         return self.subscription.running(self.storage)
 
     async def run_async(self, stop: asyncio.Event | None = None) -> None:
@@ -166,7 +166,7 @@ class BoundSubscription:
 
 
 class Running:
-    """A subscription that a thread reads; a context manager that stops it."""
+    """A subscription running in a thread; a context manager that stops it."""
 
     def __init__(self, subscription: Subscription, reading: Reading) -> None:
         self._stop = threading.Event()
@@ -185,7 +185,7 @@ class Running:
         return self._thread.is_alive()
 
     def stop(self) -> None:
-        """Let the handler finish what it has, and wait for that; raises what ended the thread."""
+        """Stop after the running handler and wait for the thread; raise what ended it."""
         self._stop.set()
         self._thread.join()
         error, self._error = self._error, None
@@ -207,12 +207,12 @@ class Running:
 
 
 async def for_threads(storage: IStorage | IAsyncStorage) -> IStorage:
-    """Return the same ledger for code that blocks.
+    """Return a blocking storage of the same ledger.
 
     Raises
     ------
     InvalidInputError
-        If it is no storage that could keep subscriptions.
+        If the storage cannot keep subscriptions.
     """
     if isinstance(storage, AsyncPostgresStorage):
         return await storage.blocking()
@@ -220,7 +220,7 @@ async def for_threads(storage: IStorage | IAsyncStorage) -> IStorage:
 
 
 def in_postgres(storage: IStorage | IAsyncStorage) -> PostgresStorage:
-    """Return the storage, if subscriptions can be kept in it."""
+    """Return the storage if it can keep subscriptions, else raise InvalidInputError."""
     if not isinstance(storage, PostgresStorage):
         raise InvalidInputError(
             "subscriptions are kept in PostgreSQL; "
@@ -230,12 +230,12 @@ def in_postgres(storage: IStorage | IAsyncStorage) -> PostgresStorage:
 
 
 def checkpoint_before(start: Start, storage: PostgresStorage) -> int:
-    """Return the seq of the last event that is not to be delivered.
+    """Return the seq of the last event before ``start``.
 
     Raises
     ------
     InvalidInputError
-        If that is a seq which the log has not come to.
+        If that is a seq beyond the end of the log.
     """
     last = storage.seal()
     if isinstance(start, int):
