@@ -1,10 +1,10 @@
 """The rules that fold the log into read models, one file each.
 
-A projection says the same thing twice: :meth:`Projection.apply` is the meaning
-in Python, used in memory, as of a moment and in checking; :meth:`Projection.folds`
-is the speed in SQL, run over the rows that a command has just appended. Tests
-hold the two together. Whatever a projection keeps can be dropped and folded
-again from the log.
+Each projection states its fold twice. :meth:`Projection.apply` defines it in Python,
+for the in-memory storage, point-in-time queries and verification.
+:meth:`Projection.folds` is the same fold as SQL, run over the rows that a command has
+just appended. Tests check that the two agree. A read model can be dropped and
+rebuilt from the log at any time.
 """
 
 from functools import cache
@@ -35,20 +35,20 @@ ALL: tuple[Projection, ...] = (
     SELECTOR_CURSORS,
     PROXY_HEALTH,
 )
-"""Every read model of pharox itself, in the order in which an event is folded into them."""
+"""The built-in projections, in the order in which an event is folded into them."""
 
 ENTRY_POINTS = "pharox.projections"
-"""The group of entry points under which a package offers projections of its own."""
+"""The entry point group in which other packages register their projections."""
 
 
 @cache
 def registered() -> tuple[Projection, ...]:
-    """Return every projection that is folded: ours, then those of installed packages by name.
+    """Return all projections: the built-in ones, then those of installed packages by name.
 
     Raises
     ------
     ProjectionError
-        If one of those cannot be loaded.
+        If a projection of a package cannot be loaded.
     """
     offered = sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)
     return (*ALL, *map(_loaded, offered))

@@ -1,14 +1,13 @@
-"""available_proxies: how each proxy stands, in the order in which selectors look.
+"""available_proxies: the current state of each proxy, indexed for each selector.
 
-The narrow, busy table: a lease locks one row of it, and that lock is what
-makes a decision true. ``lease_rank`` is 0 for a proxy that may be leased, 1
-for a SLOW one with room (leased only where its pool allows), null otherwise;
-each selector has an index over the ranked rows in its own order, so that
-finding a proxy costs the same in a pool of a hundred and of a million.
+This table is narrow and updated often. A lease locks one row of it, and that lock
+serializes decisions about the proxy. ``lease_rank`` is 0 for a proxy that may be leased, 1
+for a SLOW one with free capacity (leased only if its pool allows it), and null otherwise.
+Each selector has an index over the ranked rows in its own order, so finding a proxy
+costs the same in a pool of a hundred and of a million.
 
-``latency_ms`` is what LOWEST_LATENCY goes by; ``streak`` counts the health
-checks in a row that went well, or negatively those that failed, since a person
-last decided the status.
+LOWEST_LATENCY orders by ``latency_ms``. ``streak`` counts consecutive successful health
+checks, or failed ones as a negative number, since a person last set the status.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ from .base import HOT, Events, Fold, Projection, fact, last, metadata, of_type
 
 @dataclass(slots=True)
 class Availability:
-    """How one proxy stands."""
+    """The current state of one proxy."""
 
     proxy_id: UUID
     pool_id: UUID
@@ -135,7 +134,7 @@ Index(
 
 
 class AvailableProxies(Projection):
-    """The last state of a proxy wins; only events that say so change its health."""
+    """Keeps the last state of each proxy. Fields that an event does not have keep their values."""
 
     name = "available_proxies"
     table = available_proxies
@@ -224,6 +223,7 @@ def _change(events: Events) -> UpdateBase:
     mean = fact(events, "mean_latency_ms", Integer)
     decided = events.c.status_before != events.c.status_after
     streak = func.coalesce(fact(events, "streak", Integer), literal_column("0", Integer))
+    # A check that came late is not applied: it is in the log only.
     newest = (
         select(
             events.c.pool_id,

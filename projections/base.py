@@ -1,4 +1,4 @@
-"""What a projection is, and how its SQL reads an event."""
+"""The base class of projections, and SQL expressions that read an event."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ metadata = MetaData(
         "ck": "ck_%(table_name)s_%(constraint_name)s",
     },
 )
-"""All read models' tables. "pharox" stands for the storage's schema, put in when compiled."""
+"""The tables of all read models. "pharox" is replaced by the storage's schema on compilation."""
 
 HOT = {
     "autovacuum_vacuum_threshold": 2000,
     "autovacuum_vacuum_scale_factor": 0,
     "autovacuum_vacuum_cost_delay": 0,
 }
-"""For a table of few rows that each lease changes: it is cleaned as often as autovacuum looks."""
+"""For a small table that each lease updates: autovacuum cleans it on every run."""
 
 ProjectionRow = Any
 
 
 class Events(NamedTuple):
-    """A selectable of events, with the log's columns, for a fold to run over.
+    """A selectable of events with the log's columns, for a fold to run over.
 
-    It is an array of events that a command has just appended, or a range of the log; or
-    the one event of a command that has a single one, whose folds then are cheaper: nothing
-    needs to be grouped, and nothing else may follow it.
+    It is an array of events that a command has just appended, a range of the log, or
+    a single event. The fold of a single event is cheaper: it needs no grouping, and no
+    later event has to be considered.
     """
 
     rows: FromClause
@@ -67,13 +67,13 @@ class Events(NamedTuple):
     def is_latest(
         self, where: ColumnElement[bool], *keys: ColumnElement[Any]
     ) -> ColumnElement[bool]:
-        """Return the condition that an event is the last of its group of those ``where``."""
+        """Return the condition that an event is the last in its group that meets ``where``."""
         return self._is_utmost(func.max, where, keys)
 
     def is_earliest(
         self, where: ColumnElement[bool], *keys: ColumnElement[Any]
     ) -> ColumnElement[bool]:
-        """Return the condition that an event is the first of its group of those ``where``."""
+        """Return the condition that an event is the first in its group that meets ``where``."""
         return self._is_utmost(func.min, where, keys)
 
     def _is_utmost(
@@ -81,7 +81,7 @@ class Events(NamedTuple):
     ) -> ColumnElement[bool]:
         if self.is_single:
             return where
-        # With the keys: checks that were recorded together share a position.
+        # The keys are needed too: checks recorded in one event share its position.
         utmost = select(*keys, place(self.c.position)).where(where).group_by(*keys)
         return tuple_(*keys, self.c.position).in_(utmost.correlate(None))
 
@@ -90,7 +90,7 @@ class Fold(NamedTuple):
     """One SQL statement of a projection.
 
     ``statement`` takes events and returns the data-modifying statement that
-    folds those of ``types`` among them.
+    folds the events of ``types``.
     """
 
     types: frozenset[str]
@@ -98,9 +98,9 @@ class Fold(NamedTuple):
 
 
 class Projection(ABC):
-    """A rule that folds events into one read model.
+    """Folds events into one read model.
 
-    ``row`` is a dataclass with the read model's columns, ``key`` names those
+    ``row`` is a dataclass with the read model's columns. ``key`` names the columns
     that identify a row. In Python the state is a dict from key to row.
     """
 
@@ -115,37 +115,37 @@ class Projection(ABC):
 
     @abstractmethod
     def folds(self) -> tuple[Fold, ...]:
-        """Return the SQL of this projection, in the order in which it must run over many events."""
+        """Return the SQL statements of this projection, in the order in which they must run."""
 
     def types(self) -> frozenset[str]:
-        """Return the types of event that it folds."""
+        """Return the event types that this projection folds."""
         return frozenset[str]().union(*(fold.types for fold in self.folds()))
 
     def live(self) -> Select[Any]:
-        """Return the query that reads the read model, with the columns of ``row``."""
+        """Return the query that selects the read model, with the columns of ``row``."""
         return select(*(self.table.c[field.name] for field in fields(self.row)))
 
     def is_current(self, row: ProjectionRow) -> bool:
-        """Tell whether a row says how something stands, rather than what has ended."""
+        """Return whether a row is current, such as an active lease, and not history."""
         return True
 
     def current(self) -> ColumnElement[bool]:
-        """Return :meth:`stands` in SQL."""
+        """Return :meth:`is_current` in SQL."""
         return true()
 
     def load(self, rows: Iterable[Mapping[str, Any]]) -> dict[Any, ProjectionRow]:
-        """Return rows that :meth:`live` read as a state that :meth:`apply` could have made."""
+        """Convert rows that :meth:`live` selected to a state as :meth:`apply` builds it."""
         return {tuple(row[part] for part in self.key): self.row(**row) for row in rows}
 
 
 def fact(events: Events, path: str, type_: TypeEngine[Any] | type[TypeEngine[Any]]) -> Any:
-    """Return a value out of an event's data, such as ``after,leases``, in SQL."""
+    """Return the SQL expression of a value in an event's data, such as ``after,leases``."""
     text = events.c.data.op("#>>")(literal_column(f"'{{{path}}}'", Text))
     return cast(text, type_)
 
 
 def of_type(events: Events, *types: str) -> ColumnElement[bool]:
-    """Return the condition that an event is of one of ``types``."""
+    """Return the condition that an event has one of ``types``."""
     names = [literal_column(f"'{name}'", Text) for name in types]
     matches: ColumnElement[bool] = events.c.type.in_(names)
     return events.c.type == names[0] if len(names) == 1 else matches
@@ -154,6 +154,6 @@ def of_type(events: Events, *types: str) -> ColumnElement[bool]:
 def last(
     events: Events, value: ColumnElement[Any], where: ColumnElement[bool] | None = None
 ) -> Any:
-    """Return the value of the last event of a group, or of the last of those ``where``."""
+    """Return the value of the last event of a group, or of the last one that meets ``where``."""
     values = func.array_agg(aggregate_order_by(value, events.c.position.desc()))
     return (values if where is None else values.filter(where))[literal_column("1", Integer)]

@@ -1,4 +1,4 @@
-"""consumers: who has ever leased, by name. A consumer is registered on first use and stays."""
+"""consumers: all consumers by name. A consumer is registered on first use and is never removed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ consumers = Table(
 
 
 class Consumers(Projection):
-    """Each name's id."""
+    """Maps each consumer's name to its id."""
 
     name = "consumers"
     table = consumers

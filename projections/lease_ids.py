@@ -1,7 +1,7 @@
-"""lease_ids: the ids that callers chose for their leases, each of which is granted once.
+"""lease_ids: the lease ids that callers chose. Each id is granted once.
 
-``leases`` forgets what has ended; an id that a caller may give again is kept here, so that
-asking under it costs one look, however long the log is.
+Ended leases are pruned from ``leases``. An id that a caller may send again is kept here, so
+checking it costs one index lookup, however long the log is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .base import Events, Fold, Projection, metadata, of_type
 
 @dataclass(slots=True)
 class LeaseIdRow:
-    """One id that was granted."""
+    """One granted id."""
 
     lease_id: UUID
     pool_id: UUID
@@ -36,7 +36,7 @@ lease_ids = Table(
 
 
 class LeaseIds(Projection):
-    """An id appears when a lease is granted under it, and stays."""
+    """Adds an id when a lease is granted with it. Ids are never removed."""
 
     name = "lease_ids"
     table = lease_ids

@@ -1,8 +1,8 @@
-"""leases: every lease, held or ended, until the ended ones are pruned.
+"""leases: all leases, active and ended, until the ended ones are pruned.
 
-Ids are time-ordered, so a new lease lands beside the last one in the index
-however many there have been. The partial index by expiry holds active leases
-only: asking whether any is due reads one entry.
+Ids are time-ordered, so inserts go to the end of the index, however many leases
+there have been. The partial index on expiry holds active leases only: checking
+whether one is due reads one entry.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ Index(
 
 
 class Leases(Projection):
-    """A lease appears when it is acquired and takes the status of the event that ends it."""
+    """Adds a lease when it is acquired, and sets its status when an event ends it."""
 
     name = "leases"
     table = leases
@@ -146,7 +146,7 @@ class Leases(Projection):
 
 
 def _acquire(events: Events) -> UpdateBase:
-    """Insert new leases; of many events, with the ends that follow among them."""
+    """Insert new leases, already ended if a later one of these events ends them."""
     columns: dict[str, Any] = {
         "id": events.c.lease_id,
         "pool_id": events.c.pool_id,
@@ -175,7 +175,7 @@ def _acquire(events: Events) -> UpdateBase:
 
 
 def _end(events: Events) -> UpdateBase:
-    """Note the ends of leases that were there before these events."""
+    """Update leases that these events end and that were inserted before them."""
     ended = (
         update(leases)
         .values(status=_status(events), released_at=events.c.recorded_at)

@@ -1,9 +1,8 @@
-"""pool_stats: each pool in numbers, without counting its proxies.
+"""pool_stats: counters for each pool, so that statistics need not count proxies.
 
-Kept as sixteen rows of counters a pool. A writer adds to the row of its own
-slot, so that two writers rarely wait for each other, and a reader sums all
-sixteen. Which slot is a parameter of the statement: nothing that two servers
-would evaluate differently.
+Each pool has sixteen rows of counters. A writer updates the row of its own slot, so two
+writers rarely wait for each other. A reader sums all sixteen. The slot is a parameter
+of the statement, so it does not depend on how a server evaluates an expression.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ SLOTS = 16
 
 @dataclass(slots=True)
 class PoolCounts:
-    """One pool in numbers."""
+    """The counters of one pool."""
 
     pool_id: UUID
     total_proxies: int = 0
@@ -83,7 +82,7 @@ _EVENTS = _LEASE_EVENTS | {"ProxyRegistered", "ProxyChanged", "ProxyRemoved", "H
 
 
 def counts_of(state: ProxyState | None) -> tuple[int, int, int, int, int]:
-    """Return what one proxy in this state adds to its pool, in the order of :data:`COUNTS`."""
+    """Return what a proxy in this state adds to its pool's counters, in :data:`COUNTS` order."""
     if state is None:
         return (0, 0, 0, 0, 0)
     return (
@@ -96,7 +95,7 @@ def counts_of(state: ProxyState | None) -> tuple[int, int, int, int, int]:
 
 
 class PoolStats(Projection):
-    """The sum over all events of what the proxy counts after, less what it counted before."""
+    """Adds what a proxy counts after each event, and subtracts what it counted before."""
 
     name = "pool_stats"
     table = pool_stats
@@ -158,7 +157,7 @@ def _state_counts(events: Events, side: str) -> dict[str, ColumnElement[int]]:
 
 
 def changes(events: Events) -> dict[str, ColumnElement[int]]:
-    """Return by how much one event changes each of :data:`COUNTS` of its pool."""
+    """Return how much one event changes each of its pool's :data:`COUNTS`, in SQL."""
     after, before = _state_counts(events, "after"), _state_counts(events, "before")
     return {name: after[name] - before[name] for name in COUNTS}
 
@@ -182,9 +181,10 @@ def _add(events: Events) -> UpdateBase:
 
 
 def counts_after(events: Events) -> Select[Any]:
-    """Return the query of each pool's counts after each event, which are in the counters by now.
+    """Return the query for each pool's counts after each of these events.
 
-    All of them are one look at the counters, less what the later events changed.
+    The events are already folded into the counters. The query reads the counters once and
+    subtracts what later events changed.
     """
     sums = (func.sum(pool_stats.c[name]).label(name) for name in COUNTS)
     total = select(pool_stats.c.pool_id, *sums).group_by(pool_stats.c.pool_id)

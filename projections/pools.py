@@ -1,4 +1,4 @@
-"""pools: the pools there are, and the rule each has for SLOW proxies."""
+"""pools: the existing pools, and whether each leases SLOW proxies."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ pools = Table(
 
 
 class Pools(Projection):
-    """Last description wins; a removed pool is gone."""
+    """Keeps the last description of each pool, and deletes removed pools."""
 
     name = "pools"
     table = pools

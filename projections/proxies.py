@@ -1,9 +1,9 @@
-"""proxies: what each proxy is, apart from how it stands.
+"""proxies: the description of each proxy, without its current state.
 
-Kept apart from ``available_proxies`` because that table is written twice a
-lease and should stay narrow, while this one is written when a person changes
-something. The index on host and port finds a proxy by its identity, the one on ids the
-next page of a pool.
+It is separate from ``available_proxies`` because that table is updated twice per
+lease and should stay narrow. This one is updated when a person changes
+something. The index on host and port finds a proxy by its identity. The index on ids
+finds the next page of a pool.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .base import Events, Fold, Projection, fact, metadata, of_type
 
 @dataclass(slots=True)
 class ProxyRow:
-    """One proxy's description."""
+    """The description of one proxy."""
 
     id: UUID
     pool_id: UUID
@@ -91,7 +91,7 @@ _DESCRIBED: dict[str, Any] = {
 
 
 class Proxies(Projection):
-    """Last description wins; a removed proxy is gone."""
+    """Keeps the last description of each proxy, and deletes removed proxies."""
 
     name = "proxies"
     table = proxies

@@ -1,4 +1,4 @@
-"""proxy_health: the newest health check of each proxy, by the moment it was made."""
+"""proxy_health: the newest health check of each proxy, by the time of the check."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .base import Events, Fold, Projection, fact, metadata, of_type
 
 @dataclass(slots=True)
 class HealthRow:
-    """One proxy's newest check."""
+    """The newest check of one proxy."""
 
     proxy_id: UUID
     pool_id: UUID
@@ -73,7 +73,7 @@ proxy_health = Table(
 
 
 class ProxyHealth(Projection):
-    """The last result that was applied; what came too late is in the log only."""
+    """Keeps the last applied result of each proxy. Results that came too late are only logged."""
 
     name = "proxy_health"
     table = proxy_health

@@ -1,7 +1,7 @@
-"""selector_cursors: whose turn it was last, for the selectors that take turns.
+"""selector_cursors: the last proxy that round-robin selected in each pool.
 
-The row is the lock on which the callers of a round-robin pool queue: each
-takes the next proxy only when the one before has taken its own.
+Callers that lease round-robin from a pool lock its row, so they select proxies one
+after the other.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ROUND_ROBIN = "round_robin"
 
 @dataclass(slots=True)
 class CursorRow:
-    """One pool's last turn."""
+    """The cursor of one pool."""
 
     pool_id: UUID
     selector: str
@@ -53,7 +53,7 @@ selector_cursors = Table(
 
 
 class SelectorCursors(Projection):
-    """The last proxy that round-robin offered or leased."""
+    """Keeps the last proxy that round-robin offered or leased."""
 
     name = "selector_cursors"
     table = selector_cursors

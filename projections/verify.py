@@ -1,4 +1,4 @@
-"""Compare what is with what the log says, row by row."""
+"""Compare the live read models with the log, row by row."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ State = dict[Any, ProjectionRow]
 
 
 class Finding(NamedTuple):
-    """Something that is not as it should be.
+    """A difference that verification found.
 
-    ``check`` is the read model, or the part of the log, that was looked at,
-    ``key`` what identifies the row in it. ``found`` and ``expected`` are the
-    row's values by name; None where there is, or should be, no row.
+    ``check`` names the read model or the part of the log that was verified.
+    ``key`` identifies the row in it. ``found`` and ``expected`` are the
+    row's values by name, or None where there is, or should be, no row.
     """
 
     check: str
@@ -41,7 +41,7 @@ class Finding(NamedTuple):
 
 
 def fold(events: Iterable[EventBase], projections: Iterable[Projection]) -> dict[str, State]:
-    """Fold events, in order, into fresh states by the projections' Python meaning."""
+    """Fold events, in order, into empty states with :meth:`Projection.apply`."""
     states: dict[str, State] = {projection.name: {} for projection in projections}
     projections = tuple(projections)
     for event in events:
@@ -52,7 +52,7 @@ def fold(events: Iterable[EventBase], projections: Iterable[Projection]) -> dict
 
 
 def current(states: Mapping[str, State], projections: Iterable[Projection]) -> dict[str, State]:
-    """Return how all stood: the states without the rows of what had ended."""
+    """Return the states without rows that are not current, such as ended leases."""
     return {
         projection.name: {
             key: row for key, row in states[projection.name].items() if projection.is_current(row)
@@ -64,7 +64,7 @@ def current(states: Mapping[str, State], projections: Iterable[Projection]) -> d
 def differences(
     live: Mapping[str, State], folded: Mapping[str, State], projections: Iterable[Projection]
 ) -> Iterator[Finding]:
-    """Yield every row in which the live read models differ from the folded ones."""
+    """Yield a finding for each row in which the live and the folded read models differ."""
     for projection in projections:
         ours, theirs = live[projection.name], folded[projection.name]
         for key in sorted(ours.keys() | theirs.keys(), key=str):

@@ -1,4 +1,4 @@
-"""Programs: logic that asks for what it needs, run in a thread or in an event loop."""
+"""Run programs: generators that yield requests, driven by a thread or an event loop."""
 
 from __future__ import annotations
 

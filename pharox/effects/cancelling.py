@@ -1,11 +1,11 @@
-"""What a cancelled task must not leave undone.
+"""Finish work that cannot be stopped when a task is cancelled.
 
-A task may be cancelled wherever it waits, and the loop may cancel all of them
-when it shuts down. What cannot be stopped any more is waited for, and then the
-cancellation goes on its way, with what came of it for those who must tell of it.
+A task may be cancelled at any await, and the loop cancels all tasks when it shuts
+down. Work that can no longer be stopped is awaited. Then the cancellation is raised
+again, with the work's outcome for callers that must report it.
 
-It stays the ``asyncio.CancelledError`` that it was: ``asyncio.timeout`` and
-``TaskGroup`` look for that very class.
+It is the original ``asyncio.CancelledError``, because ``asyncio.timeout`` and
+``TaskGroup`` look for exactly that class.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 CANCELLED = "cancelled"
-"""The reason of a release because the task that had asked for the lease was cancelled."""
+"""The reason of a release if the task that requested the lease was cancelled."""
 
 
 PATIENCE_S = 5.0
-"""How long a cancelled task waits for an answer, and again after it has asked for its end."""
+"""How long a cancelled task waits for a result, and again after it has asked the work to end."""
 
 
 class CancelledCall:
-    """A call in a thread whose task may be cancelled meanwhile.
+    """A call that runs in a thread while its task may be cancelled.
 
-    What waits in that thread finds it in :data:`call_in_thread`.
+    Code that waits in the thread finds it in :data:`call_in_thread`.
 
     Parameters
     ----------
     certain:
-        What the call does is to happen in any case.
+        Whether the call is carried out even if its task is cancelled.
 
     Attributes
     ----------
     since:
-        The moment of the first cancellation, by the monotonic clock, or None.
+        The time of the first cancellation on the monotonic clock, or None.
     """
 
     def __init__(self, *, certain: bool = False) -> None:
@@ -49,32 +49,32 @@ class CancelledCall:
         self._turn = threading.Lock()
 
     def begin(self) -> bool:
-        """Tell the thread whether the call is still wanted; then it is carried out."""
+        """Mark the call as begun if it is still wanted. Return whether to carry it out."""
         return self._turn.acquire(blocking=False)
 
     def cancel(self) -> bool:
-        """Note a cancellation, and tell whether the call will not be carried out any more."""
+        """Record a cancellation. Return True if the call will not be carried out."""
         self.since = self.since or time.monotonic()
         return not self.certain and self._turn.acquire(blocking=False)
 
 
 call_in_thread: ContextVar[CancelledCall | None] = ContextVar("call_in_thread", default=None)
-"""The call that this thread carries out for a task, if there is one."""
+"""The call that this thread carries out for a task, if any."""
 
 
 def with_outcome(
     cancelled: asyncio.CancelledError, command: str, outcome: Any
 ) -> asyncio.CancelledError:
-    """Return a cancellation that came too late to stop a command, with what that came to.
+    """Attach the outcome of a command to a cancellation that came too late to stop it.
 
-    Whoever called the command finds it with :func:`outcome_of`.
+    The command's caller reads the outcome with :func:`outcome_of`.
     """
     cancelled.pharox_outcome = (command, outcome)  # type: ignore[attr-defined]
     return cancelled
 
 
 def outcome_of(cancelled: asyncio.CancelledError, command: str) -> tuple[Any, ...]:
-    """Return what a command came to although it was cancelled, alone in a tuple, or nothing."""
+    """Return a 1-tuple with the outcome of a cancelled command, or an empty tuple."""
     name, outcome = getattr(cancelled, "pharox_outcome", (None, None))
     return (outcome,) if name == command else ()
 
@@ -82,15 +82,15 @@ def outcome_of(cancelled: asyncio.CancelledError, command: str) -> tuple[Any, ..
 async def to_the_end(
     future: asyncio.Future[T], when_cancelled: Callable[[], bool] | None = None
 ) -> tuple[T, asyncio.CancelledError | None]:
-    """Wait for a future through all cancellations of this task.
+    """Wait for a future even if this task is cancelled, any number of times.
 
     Parameters
     ----------
     future:
-        One that nobody else cancels; of a task, the loop's shutdown would.
+        A future that nobody else cancels. It is not a task: the loop's shutdown cancels tasks.
     when_cancelled:
-        Called at each cancellation, to make the end come sooner. If it returns True,
-        nothing will come of the future, and it is not waited for.
+        Called at each cancellation, to make the future finish sooner. If it returns True,
+        the future will never have a result, and is not waited for.
 
     Returns
     -------
@@ -100,8 +100,8 @@ async def to_the_end(
     Raises
     ------
     asyncio.CancelledError
-        If this task was cancelled and the future failed, which is the cause; or if the
-        future is not waited for.
+        If this task was cancelled and the future failed (its exception is the cause), or
+        if the future is not waited for.
     """
     cancelled: asyncio.CancelledError | None = None
     while not future.done():

@@ -1,12 +1,12 @@
-"""Run a program: logic that asks for what it needs instead of doing it.
+"""Run a program: a generator that yields requests instead of doing I/O.
 
-A program is a generator. It yields what it wants done and receives the answer;
-what goes wrong is raised inside of it, where it was yielded. So logic that
-needs a database or somebody's callback stands once, and what is yielded is
-carried out in a thread or in an event loop: by :func:`run` or :func:`run_async`.
+A program yields each request and receives the result. If the request fails, the
+exception is raised at the ``yield``. So logic that needs a database or a user's callback
+is written once. :func:`run` carries out its requests in a thread, :func:`run_async`
+in an event loop.
 
 The simplest request is a call without arguments: :func:`call` makes it, and
-:func:`call_async` also awaits what it returns if that is to be awaited.
+:func:`call_async` also awaits its result if that is awaitable.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ T = TypeVar("T")
 Request = TypeVar("Request")
 
 Calls = Generator[Callable[[], Any], Any, T]
-"""A program that asks for calls."""
+"""A program whose requests are calls."""
 
 
 def run(program: Generator[Request, Any, T], do: Callable[[Request], Any]) -> T:
-    """Run a program to its end, doing what it asks for, and return what it returns."""
+    """Run a program to its end, carrying out its requests with ``do``. Return its result."""
     try:
         request = next(program)
         while True:
@@ -41,13 +41,13 @@ def run(program: Generator[Request, Any, T], do: Callable[[Request], Any]) -> T:
 async def run_async(
     program: Generator[Request, Any, T], do: Callable[[Request], Awaitable[Any]]
 ) -> T:
-    """Run a program to its end, awaiting what it asks for, and return what it returns."""
+    """Run a program to its end, awaiting ``do`` for its requests. Return its result."""
     try:
         request = next(program)
         while True:
             try:
                 answer = await do(request)
-            except GeneratorExit:  # The loop is gone: nothing can be awaited any more.
+            except GeneratorExit:  # The loop is closed: nothing can be awaited.
                 raise
             except BaseException as error:
                 request = program.throw(error)
@@ -59,7 +59,7 @@ async def run_async(
 
 
 def is_async(function: Callable[..., Any]) -> bool:
-    """Tell whether what a call of this returns is to be awaited."""
+    """Return whether the result of calling ``function`` must be awaited."""
     # An object may have a coroutine function as its own __call__.
     return iscoroutinefunction(function) or iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004
@@ -67,11 +67,11 @@ def is_async(function: Callable[..., Any]) -> bool:
 
 
 def call(function: Callable[[], Any]) -> Any:
-    """Make a call that a program asks for."""
+    """Make a call that a program requests."""
     return function()
 
 
 async def call_async(function: Callable[[], Any]) -> Any:
-    """Make a call that a program asks for, and await its answer if need be."""
+    """Make a call that a program requests, and await its result if that is awaitable."""
     answer = function()
     return await answer if isawaitable(answer) else answer

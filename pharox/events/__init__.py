@@ -1,4 +1,4 @@
-"""The events of the ledger, how old ones are read, and who they are attributed to."""
+"""The events of the ledger, their upcasting and their attribution."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Who does something, and as part of which job: kept with every event.
+"""Attribute events to an actor and a job.
 
-Set once around a job, so that no call has to pass it on:
+Set it once around a job, so that no call has to pass it on:
 
     with pharox.attributed(actor="nightly-crawl", correlation_id="run-8812"):
         lease = manager.acquire_proxy("residential")
@@ -23,7 +23,7 @@ _HOST = socket.gethostname()
 
 
 class Attribution(NamedTuple):
-    """Who, and which job."""
+    """The actor and the job of an event."""
 
     actor: str
     correlation_id: str | None
@@ -42,14 +42,14 @@ def current_attribution() -> Attribution:
 
 @contextmanager
 def attributed(*, actor: str | None = None, correlation_id: str | None = None) -> Iterator[None]:
-    """Attribute the events of a block; what is not given is kept from around it.
+    """Attribute the events of a ``with`` block. Omitted arguments keep their outer values.
 
     Parameters
     ----------
     actor:
-        A person, service or job, in your own words.
+        A person, service or job: any text.
     correlation_id:
-        What ties the events of one job together.
+        An id that the events of one job share.
 
     Raises
     ------

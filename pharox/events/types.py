@@ -1,13 +1,12 @@
-"""The facts that the log keeps, in the past tense.
+"""The events that the log keeps, named in the past tense.
 
-An event is decided once, under the lock of the proxy it is about, and never
-changed. It carries what its folds need: every event that touches a proxy says
-how the proxy stood ``before`` and ``after`` (None before it was registered and
-after it was removed), so that a fold is a sum or takes the last one, over one
-event or a million at once.
+An event is decided once, under the lock of its proxy, and never changed. It carries
+everything that its folds need: an event about a proxy has the proxy's state ``before``
+and ``after`` (None before registration and after removal). A fold therefore only sums,
+or takes the last state, over one event or a million.
 
-What it never carries is a secret: ``credential_id`` refers to a row of another
-table. A predicate is code and is not kept either; ``predicate=True`` says that
+An event never carries a secret: ``credential_id`` refers to a row of another
+table. A predicate is code and is not recorded; ``predicate=True`` says that
 there was one.
 """
 
@@ -46,7 +45,7 @@ ENVELOPE = (
     "actor",
     "correlation_id",
 )
-"""The fields that are columns of the log; all others of an event are its data."""
+"""The event fields that are columns of the log. All other fields are its data."""
 
 
 class _Fact(BaseModel):
@@ -55,7 +54,7 @@ class _Fact(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ProxyState:
-    """How a proxy stood: what leasing decides by."""
+    """The state of a proxy, on which lease decisions are based."""
 
     status: ProxyStatus
     leases: int
@@ -63,7 +62,7 @@ class ProxyState:
 
     @property
     def has_capacity(self) -> bool:
-        """Whether one more lease fits."""
+        """Whether the proxy can take one more lease."""
         return self.max_concurrency is None or self.leases < self.max_concurrency
 
     @property
@@ -77,12 +76,12 @@ class ProxyState:
 
 
 class EventBase(_Fact):
-    """What every event has.
+    """The fields that all events have.
 
-    ``position`` was handed out when it was appended, ``seq`` when it was sealed:
-    its place in the order that readers read, without gaps (0 until then).
-    ``recorded_at`` is the storage's clock; ``actor`` and ``correlation_id`` say
-    who and which job.
+    ``position`` is assigned when the event is appended. ``seq`` is assigned when it is
+    sealed: its place in the readers' order, without gaps (0 until then). ``recorded_at``
+    is by the storage's clock. ``actor`` and ``correlation_id`` say who did it and in
+    which job.
     """
 
     touches_proxy: ClassVar[bool] = False
@@ -99,11 +98,11 @@ class EventBase(_Fact):
     correlation_id: str | None = None
 
     def parts(self) -> Sequence[EventBase]:
-        """Return the events that projections fold: this one, or those that it keeps together."""
+        """Return the events that projections fold: this one, or the ones that it contains."""
         return (self,)
 
     def part_of(self, proxy_id: UUID) -> EventBase | None:
-        """Return what of it is about a proxy: the event itself, or the one check of many."""
+        """Return the part about a proxy: the event itself, or one of its checks."""
         return self if self.proxy_id == proxy_id else None
 
 
@@ -114,19 +113,19 @@ class _PoolEvent(EventBase):
 
 
 class PoolRegistered(_PoolEvent):
-    """A pool came into being."""
+    """A pool was created."""
 
     type: Literal["PoolRegistered"] = "PoolRegistered"
 
 
 class PoolChanged(_PoolEvent):
-    """A pool has another name, description or rule for SLOW proxies."""
+    """A pool's name, description or rule for SLOW proxies was changed."""
 
     type: Literal["PoolChanged"] = "PoolChanged"
 
 
 class PoolRemoved(EventBase):
-    """A pool is gone; the events before it removed its proxies."""
+    """A pool was removed. Earlier events removed its proxies."""
 
     type: Literal["PoolRemoved"] = "PoolRemoved"
     name: str
@@ -149,7 +148,7 @@ class _ProxyEvent(EventBase):
 
 
 class ProxyDescribed(_ProxyEvent):
-    """What ProxyRegistered and ProxyChanged have in common: the whole description."""
+    """The common base of ProxyRegistered and ProxyChanged: a proxy's full description."""
 
     after: ProxyState
     host: str
@@ -167,7 +166,7 @@ class ProxyDescribed(_ProxyEvent):
 
 
 class ProxyRegistered(ProxyDescribed):
-    """A proxy joined its pool."""
+    """A proxy was added to its pool."""
 
     type: Literal["ProxyRegistered"] = "ProxyRegistered"
 
@@ -181,7 +180,7 @@ class ProxyChanged(ProxyDescribed):
 
 
 class ProxyRemoved(_ProxyEvent):
-    """A proxy left its pool; its leases were released before."""
+    """A proxy was removed from its pool, after its leases were released."""
 
     type: Literal["ProxyRemoved"] = "ProxyRemoved"
     before: ProxyState
@@ -197,7 +196,7 @@ class _LeaseEvent(_ProxyEvent):
 
 
 class LeaseAcquired(_LeaseEvent):
-    """A consumer got a proxy until ``expires_at``; ``own_id``: under an id that it chose."""
+    """A consumer got a proxy until ``expires_at``. With ``own_id`` it chose the lease id."""
 
     type: Literal["LeaseAcquired"] = "LeaseAcquired"
     expires_at: UtcDatetime
@@ -208,7 +207,7 @@ class LeaseAcquired(_LeaseEvent):
 
 
 class LeaseReleased(_LeaseEvent):
-    """A lease was given back; ``reason`` says why if it was not simply done with."""
+    """A lease was released. ``reason`` says why, unless its holder was simply done."""
 
     type: Literal["LeaseReleased"] = "LeaseReleased"
     acquired_at: UtcDatetime
@@ -216,7 +215,7 @@ class LeaseReleased(_LeaseEvent):
 
 
 class LeaseExpired(_LeaseEvent):
-    """A lease ran out and its proxy was taken back."""
+    """A lease expired, which freed its proxy."""
 
     type: Literal["LeaseExpired"] = "LeaseExpired"
     acquired_at: UtcDatetime
@@ -224,16 +223,16 @@ class LeaseExpired(_LeaseEvent):
 
 
 class LeasesPruned(EventBase):
-    """The read model forgot the leases of a pool that had ended before a moment."""
+    """Leases of a pool that ended before a given time were deleted from the read model."""
 
     type: Literal["LeasesPruned"] = "LeasesPruned"
     ended_before: UtcDatetime
 
 
 class AcquireMissed(EventBase):
-    """A consumer asked and got nothing.
+    """A consumer requested leases and got none.
 
-    ``count`` is how many leases were asked for at once, ``free`` how many of them
+    ``count`` is how many leases were requested at once, ``free`` how many of them
     could have been granted.
     """
 
@@ -249,7 +248,7 @@ class AcquireMissed(EventBase):
 
 
 class CursorMoved(EventBase):
-    """Round-robin offered a proxy without leasing it, so the next one's turn came."""
+    """Round-robin offered a proxy without leasing it, and moved on to the next one."""
 
     type: Literal["CursorMoved"] = "CursorMoved"
     proxy_id: UUID
@@ -257,14 +256,14 @@ class CursorMoved(EventBase):
 
 
 class HealthChecked(_ProxyEvent):
-    """A probe's result.
+    """The result of a health check.
 
-    ``applied`` is False for one that is not newer than the newest; then it changes
-    no read model. ``after`` has another status only if the result decides it, and
-    ``lease_ids`` are the leases held on a proxy that may be leased no more by it.
-    ``streak`` is how many results in a row were like this one, negative for
-    failures; ``mean_latency_ms`` is what LOWEST_LATENCY goes by from now on, None
-    if this result does not say. ``source`` is the proxy's: who provided it.
+    ``applied`` is False if the proxy already has a result at least as new; then no read
+    model changes. ``after`` has another status only if this result changes it. If the
+    proxy thereby becomes unleasable, ``lease_ids`` has the leases held on it.
+    ``streak`` is the number of consecutive results like this one, negative for
+    failures. ``mean_latency_ms`` is the latency that LOWEST_LATENCY uses from now on, or
+    None if this result has none. ``source`` says who provided the proxy.
     """
 
     type: Literal["HealthChecked"] = "HealthChecked"
@@ -287,9 +286,9 @@ class HealthChecked(_ProxyEvent):
 
 
 class CheckGroup(_Fact):
-    """What the checks of a group have in common: fields of their :class:`HealthChecked`.
+    """The :class:`HealthChecked` fields that all checks of a group share.
 
-    ``stays`` is the status that the proxy has before and after.
+    ``stays`` is the status of the proxy before and after.
     """
 
     stays: ProxyStatus
@@ -306,12 +305,12 @@ class CheckGroup(_Fact):
 
 
 class ProxiesChecked(EventBase):
-    """Probes' results that change no status, kept together because a sweep has so many of them.
+    """Results of many health checks that change no status, recorded as one event.
 
-    Each is a :class:`HealthChecked` that takes a tenth of the room: :meth:`checks` returns
-    them. What differs from check to check is in arrays with a place for each of
-    ``proxy_ids``: ``group`` is the place of its group, ``age_us`` by how many microseconds it
-    was made before ``checked_at``.
+    Each takes a tenth of the space of a :class:`HealthChecked`; :meth:`checks` returns
+    them as such. The values of single checks are in arrays parallel to
+    ``proxy_ids``: ``group`` is the index of the check's group, and ``age_us`` is how many
+    microseconds before ``checked_at`` the check was made.
     """
 
     MOST: ClassVar[int] = 500
@@ -337,8 +336,8 @@ class ProxiesChecked(EventBase):
         return self
 
     @classmethod
-    def facts_of(cls, checks: Sequence[HealthChecked]) -> dict[str, Any]:
-        """Return the fields that keep these checks, which change no status, together."""
+    def fields_of(cls, checks: Sequence[HealthChecked]) -> dict[str, Any]:
+        """Return the fields of an event with these checks, which must not change a status."""
         groups: dict[CheckGroup, int] = {}
         latest = max(check.checked_at for check in checks)
         numbers = tuple(groups.setdefault(_group_of(check), len(groups)) for check in checks)
@@ -356,7 +355,7 @@ class ProxiesChecked(EventBase):
         }
 
     def checks(self) -> tuple[HealthChecked, ...]:
-        """Return each check as the event that it would be alone, with this one's place."""
+        """Return each check as a single event, with the position and seq of this one."""
         return tuple(map(self._check, range(len(self.proxy_ids))))
 
     def parts(self) -> Sequence[EventBase]:
@@ -364,7 +363,7 @@ class ProxiesChecked(EventBase):
         return self.checks()
 
     def part_of(self, proxy_id: UUID) -> HealthChecked | None:
-        """Return the check of a proxy, or None."""
+        """Return the check of a proxy, or None if there is none."""
         if proxy_id not in self.proxy_ids:
             return None
         return self._check(self.proxy_ids.index(proxy_id))
@@ -403,10 +402,10 @@ _GROUPED = tuple(name for name in CheckGroup.model_fields if name in HealthCheck
 
 
 def _group_of(check: HealthChecked) -> CheckGroup:
-    facts = {name: getattr(check, name) for name in _GROUPED}
+    fields = {name: getattr(check, name) for name in _GROUPED}
     state = check.after
     return built(
-        CheckGroup, {**facts, "stays": state.status, "max_concurrency": state.max_concurrency}
+        CheckGroup, {**fields, "stays": state.status, "max_concurrency": state.max_concurrency}
     )
 
 
@@ -434,35 +433,35 @@ VERSIONS: dict[str, int] = {
     event.model_fields["type"].default: event.model_fields["schema_version"].default
     for event in get_args(get_args(Event)[0])
 }
-"""The version in which each type of event is recorded now."""
+"""The current schema version of each event type."""
 
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
 _UPCASTER = Upcaster(VERSIONS)
 
 ENDED_STATUS = {"LeaseReleased": LeaseStatus.RELEASED, "LeaseExpired": LeaseStatus.EXPIRED}
-"""The status of a lease after the event that ended it."""
+"""The status of a lease after the event that ends it."""
 
 
 def recorded_types(types: Collection[str]) -> frozenset[str]:
-    """Return the types under which events of these types are recorded: checks also together."""
+    """Return the types as which events of these types are recorded, including ProxiesChecked."""
     together = {"ProxiesChecked"} if "HealthChecked" in types else frozenset[str]()
     return frozenset(types) | together
 
 
 def held(event: LeaseReleased | LeaseExpired) -> timedelta:
-    """Return for how long the lease was held that an event ended."""
+    """Return how long the lease that an event ended was held."""
     return event.recorded_at - event.acquired_at
 
 
 def named_pool(event: EventBase) -> str | None:
-    """Return the name that an event itself gives its pool, if it does."""
+    """Return the name of the pool if the event contains it."""
     if isinstance(event, PoolRegistered | PoolChanged | PoolRemoved):
         return event.name
     return getattr(event, "pool_name", None)
 
 
 def decode(columns: dict[str, Any], data: dict[str, Any]) -> Event:
-    """Return the event that a row of the log holds, in today's shape.
+    """Return the event in a row of the log, in its current version.
 
     Parameters
     ----------
@@ -476,6 +475,6 @@ def decode(columns: dict[str, Any], data: dict[str, Any]) -> Event:
     EventVersionError
         If a newer pharox recorded it.
     pydantic.ValidationError
-        If no event of this version has this shape.
+        If the row does not have the shape of its event type.
     """
     return _ADAPTER.validate_python(_UPCASTER.upcast({**columns, **data}))

@@ -1,14 +1,13 @@
-"""Old events in today's shape.
+"""Convert recorded events to the current version of their type.
 
-A fact is never rewritten: the log keeps an event in the shape that it had when
-it was recorded, and ``schema_version`` says which one that is. Whoever reads
-sees today's shape. So when an event's class changes in a way that its recorded
-facts do not fit, the class gets the next number, and a small function here
-makes of the facts of the version before what they would be now. Each step
-knows its own two versions only; an old event takes one after another.
+The log is never rewritten: it keeps an event in the version in which it was
+recorded, which ``schema_version`` states. Readers see the current version. If an
+event class changes so that recorded data no longer fits, increment its version and
+add a function here that converts the data of the previous version. Each step
+knows only its own two versions; an old event passes through several steps.
 
-A version that is newer than this program is refused: leaving out what it does
-not know would be a lie about the past.
+A version newer than this program is rejected: dropping unknown fields would
+misrepresent the past.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ Step = Callable[[EventData], EventData]
 
 
 class Upcaster:
-    """Brings recorded facts, step by step, to the versions that the classes have now.
+    """Converts recorded events, step by step, to the current version of their class.
 
     Parameters
     ----------
     current:
-        The version of each type of event now.
+        The current version of each event type.
     """
 
     def __init__(self, current: Mapping[str, int]) -> None:
@@ -38,10 +37,10 @@ class Upcaster:
         self._steps: dict[tuple[str, int], Step] = {}
 
     def step(self, type_: str, version: int) -> Callable[[Step], Step]:
-        """Register the decorated function for facts of this version.
+        """Register the decorated function as the step from this version.
 
-        It receives them as they were recorded and returns those of the next
-        version; ``schema_version`` is taken care of.
+        It receives the data of this version and returns the data of the next one.
+        The caller sets ``schema_version``.
         """
 
         def register(step: Step) -> Step:
@@ -53,12 +52,12 @@ class Upcaster:
         return register
 
     def upcast(self, data: EventData) -> EventData:
-        """Return the facts in today's shape; if they have it, as they are.
+        """Return the data in the current version, unchanged if it already has it.
 
         Raises
         ------
         EventVersionError
-            If the type or the version is none that this program knows.
+            If this program does not know the type or the version.
         """
         current = self._current.get(data["type"])
         if data["schema_version"] == current:

@@ -1,4 +1,4 @@
-"""The tables of the log, and how a row of it becomes an event or the bytes that were sealed."""
+"""The tables of the log, and the conversion of its rows to events and to sealed bytes."""
 
 from .extract import Extract
 from .rows import event_from_row

@@ -1,18 +1,17 @@
-"""The bytes that seal an event, made in Python from its row.
+"""Compute the sealed bytes of an event in Python, from its row.
 
-The schema's functions ``digest`` and ``root`` decide what is sealed; this says
-the same in another language, so that a part of the log that left the database
-can be checked without one. The bytes of an event are the digest's version and all
-columns, with commas between them. A text is quoted as PostgreSQL quotes a literal,
-NULL if there is none. Whatever else is null is empty. A column that is added later
-is covered by a later version, and the bytes of older events stay what they are. A
-moment is the seconds since 1970 with six decimals. ``data`` is the text that
-PostgreSQL prints for it: the order of its keys and the digits of its numbers
-are PostgreSQL's own, and no parser keeps them.
+The schema's functions ``digest`` and ``root`` define what is sealed. This module
+implements them in Python, so that an archived part of the log can be verified
+without a database. The bytes of an event are the digest's version and all
+columns, separated by commas. A text is quoted as PostgreSQL quotes a literal, or
+NULL. Other nulls are empty. A column that is added later is covered by a later
+version, and the bytes of older events do not change. A timestamp is the seconds
+since 1970 with six decimals. ``data`` is the text that PostgreSQL prints for it:
+parsing it would lose the order of keys and the digits of numbers.
 
-A tick's root covers the root before it, the tick itself as a JSON array with the
-spaces that PostgreSQL puts, and its events' digests one after another, so whoever
-knows the last root can tell a change anywhere in the log.
+A tick's root covers the previous root, the tick as a JSON array with
+PostgreSQL's spacing, and the concatenated digests of its events. Whoever knows the
+last root can detect a change anywhere in the log.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 DIGEST_VERSION = 1
-"""Which columns are covered, and in which order. A seal keeps the version it was made with."""
+"""Determines the covered columns and their order. A seal stores the version it was made with."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
 def canonical(row: Mapping[str, Any]) -> bytes:
-    """Return the bytes of an event that its digest covers.
+    """Return the bytes that the digest of an event covers.
 
     Parameters
     ----------
@@ -71,7 +70,7 @@ def canonical(row: Mapping[str, Any]) -> bytes:
 
 
 def digest(row: Mapping[str, Any]) -> bytes:
-    """Return the digest that an event of this row is sealed with; see :func:`canonical`."""
+    """Return the digest that seals the event in this row; see :func:`canonical`."""
     return hashlib.sha256(canonical(row)).digest()
 
 

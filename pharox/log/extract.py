@@ -1,4 +1,4 @@
-"""Which part of the log a reader means."""
+"""Describe the part of the log that a reader asks for."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ BIGGEST = 2**63 - 1
 
 
 class Extract(NamedTuple):
-    """Those events that fit all that is given.
+    """The events that meet all given conditions.
 
-    ``after`` and ``upto`` are seqs, the first exclusive; ``since`` and
-    ``until`` moments of recording, the second exclusive.
+    ``after`` and ``upto`` are seqs, the first exclusive. ``since`` and
+    ``until`` are times of recording, the second exclusive.
 
-    Whoever asks for HealthChecked is given ProxiesChecked too, which keeps many of them; whoever
-    asks for one proxy, of each such event the check of that proxy alone, as a HealthChecked.
+    HealthChecked includes ProxiesChecked, which keeps many checks in one event. If one proxy
+    is asked for, only its check is returned of such an event, as a HealthChecked.
     """
 
     after: int = 0
@@ -36,11 +36,11 @@ class Extract(NamedTuple):
 
     @property
     def is_narrow(self) -> bool:
-        """Whether an index leads to it, wherever in the log it is."""
+        """Whether an index finds these events without a scan of the log."""
         return (self.proxy_id, self.lease_id, self.consumer) != (None, None, None)
 
     def check(self) -> None:
-        """Raise :class:`InvalidInputError` if a part is none that any log could have."""
+        """Raise :class:`InvalidInputError` if a condition is invalid for every log."""
         check_whole(self.after, "after")
         check_whole(self.upto, "upto")
         if isinstance(self.types, str):
@@ -55,7 +55,7 @@ class Extract(NamedTuple):
                 raise InvalidInputError(f"{uuid!r} is no UUID", value=uuid)
 
     def given(self) -> dict[str, Any]:
-        """Return the values of the parts that are given, by name."""
+        """Return the given conditions by name."""
         self.check()
         values = {name: value for name, value in self._asdict().items() if value is not None}
         if self.types is not None:
@@ -65,13 +65,13 @@ class Extract(NamedTuple):
         return values
 
     def part(self, event: Event) -> Event:
-        """Return what is shown of an event that belongs to it."""
+        """Return the part of a matching event that the reader asked for."""
         if self.proxy_id is None:
             return event
         return cast("Event", event.part_of(self.proxy_id) or event)
 
     def holds(self, event: Event) -> bool:
-        """Tell whether an event belongs to it, or a part of it does."""
+        """Return whether an event, or one of its parts, matches."""
         return (
             self.after < event.seq <= self.upto
             and (self.types is None or event.type in recorded_types(self.types))

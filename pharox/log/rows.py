@@ -1,4 +1,4 @@
-"""From a row of the log to an event."""
+"""Convert a row of the log to an event."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pharox.errors import UndecodableEventError
 from pharox.events import ENVELOPE, Event, decode
 
 ATTRIBUTES = ("expires_at", "acquired_at", "consumer_id", "pool_name", "selector", "proxy_ids")
-"""The columns of ``events`` that only some types of event have, under the names of their fields."""
+"""The columns of ``events`` that only some event types use. They are named as the fields."""
 
 
 def event_from_row(row: Mapping[str, Any]) -> Event:
@@ -20,7 +20,7 @@ def event_from_row(row: Mapping[str, Any]) -> Event:
     EventVersionError
         If a newer pharox recorded it.
     UndecodableEventError
-        If no event has this shape.
+        If the row does not have the shape of its event type.
     """
     fields = {name: row[name] for name in ENVELOPE}
     if "seq" in row:

@@ -1,15 +1,15 @@
-"""The tables of the log: what happened, in which order, and who has read how far.
+"""The tables of the log: events, their order, and the progress of subscriptions.
 
-``events`` are appended by commands, without a lock and without an order that a
-reader could trust: ``position`` is handed out before the commit. ``seals`` give
-each committed event its place (``seq``) in the order that everybody reads, and
-its digest; they are written afterwards by whoever reads. A tick keeps the snapshot
-up to which all is sealed, and a root hash that covers the digests of its events and
-the root before. The last tick grows until it is complete.
+Commands append to ``events`` without a lock. ``position`` is assigned before the
+commit, so readers cannot rely on its order. ``seals`` give each committed event its
+``seq``, the order that all readers use, and its digest. A reader writes them after
+the commit. A tick stores the snapshot up to which everything is sealed, and a root
+hash over the digests of its events and the previous root. The last tick grows until
+it is complete.
 
 Events and seals are partitioned by the same ranges of positions, so that old
-ones can leave together. No row of events, seals or ticks is changed or
-deleted: triggers that the migrations create refuse it to every role.
+partitions can be archived together. Rows of events, seals and ticks are never updated
+or deleted: triggers that the migrations create reject it for every role.
 """
 
 from typing import Any
@@ -51,7 +51,7 @@ class Xid8(UserDefinedType[str]):
 
 
 class Snapshot(UserDefinedType[str]):
-    """Which transactions a statement could see."""
+    """PostgreSQL's snapshot of transactions that a statement sees."""
 
     cache_ok = True
 
@@ -104,7 +104,7 @@ events = Table(
     CheckConstraint("jsonb_typeof(data) = 'object'", name="data"),
     postgresql_partition_by="RANGE (position)",
 )
-"""What folds read is a column; what else an event says is ``data``, null if it is nothing."""
+"""Fields that folds read are columns. All other fields are in ``data``, null if there are none."""
 
 Index(
     "ix_events_recorded_at",
@@ -168,10 +168,10 @@ def _tick_columns() -> list[Column[Any]]:
 
 
 ticks = Table("ticks", metadata, *_tick_columns(), PrimaryKeyConstraint("last_seq"))
-"""The ticks that are complete.
+"""The complete ticks.
 
-Events of a tick and of later ones come after ``after_position``, those of a tick and
-of earlier ones not after ``last_position``.
+Events of a tick and of later ticks have positions above ``after_position``. Events of a
+tick and of earlier ticks have positions up to ``last_position``.
 """
 
 last_tick = Table(
@@ -182,7 +182,7 @@ last_tick = Table(
     Column("sealer_tx", Xid8, nullable=False),
     Column("appended_upto", BigInteger, nullable=False),
 )
-"""The last tick, which grows until it is complete, and what the next sealing has to know."""
+"""The last tick, which grows until it is complete, and the state that the next sealing needs."""
 
 partitions = Table(
     "partitions",
@@ -197,7 +197,7 @@ partitions = Table(
     Column("archive", Text),
     PrimaryKeyConstraint("first_position"),
 )
-"""Each part of the log with its bounds; what is archived has the rest filled in."""
+"""The parts of the log with their bounds. The other columns are set once a part is archived."""
 
 snapshots = Table(
     "snapshots",
@@ -215,7 +215,7 @@ snapshot_rows = Table(
     Column("row", JSONB, nullable=False),
     Index("ix_snapshot_rows_seq", "seq", "projection"),
 )
-"""The read models of ``projections`` after event ``seq``: a shortcut, never the truth."""
+"""The read models of ``projections`` after event ``seq``: a cache, never the source of truth."""
 
 subscriptions = Table(
     "subscriptions",
@@ -240,7 +240,7 @@ parked_events = Table(
     PrimaryKeyConstraint("subscription", "seq"),
     Index("ix_parked_events_key", "subscription", "key", "seq"),
 )
-"""What a subscription's handler could not take; with no error, what waits behind such."""
+"""Events that a subscription's handler failed on. Without an error: events held back behind one."""
 
 fleet_counts = Table(
     "fleet_counts",
@@ -251,4 +251,4 @@ fleet_counts = Table(
     Column("value", Double, nullable=False),
     PrimaryKeyConstraint("subscription", "name", "labels"),
 )
-"""What a subscription has counted of the log, for metrics of the whole fleet."""
+"""Counters that a subscription keeps, for metrics of the whole fleet."""

@@ -1,8 +1,8 @@
-"""The nouns of leasing, with the names and defaults of pharox 0.11.0.
+"""Pydantic models of proxies, pools, leases and filters.
 
-Pydantic models, validated when they are made: a moment has a time zone and is
-kept in UTC, text is text that any storage can hold, a password is a secret.
-What differs from 0.11.0 is told in ``docs/switching.md``.
+They have the names and defaults of pharox 0.11.0 and are validated on creation.
+Datetimes need a time zone and are converted to UTC, texts must fit every storage, and
+passwords are secrets. ``docs/switching.md`` lists the differences from 0.11.0.
 """
 
 from .filters import MAX_FILTER_DEPTH, MAX_FILTERS, ProxyFilters, check_filters, qualified_name

@@ -1,4 +1,4 @@
-"""Which proxies an acquisition may get."""
+"""Filters: conditions on the proxies that an acquisition may lease."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ MAX_FILTER_DEPTH = 50
 """How deep filters may nest."""
 
 MAX_FILTERS = 1000
-"""How many filters one tree of them has; one that stands in several places counts in each."""
+"""How many filters a tree may have. A filter that is used in several places counts in each."""
 
 
 def qualified_name(function: Callable[..., Any]) -> str:
-    """Return a function's module and name; of an object that is called, those of its class."""
+    """Return a function's module and name, or those of the class of a callable object."""
     if isinstance(function, partial):
         return f"functools.partial({qualified_name(function.func)})"
     is_named = isinstance(getattr(function, "__qualname__", None), str)
@@ -40,12 +40,11 @@ def qualified_name(function: Callable[..., Any]) -> str:
 
 
 class ProxyFilters(BaseModel):
-    """Which proxies will do.
+    """Conditions that a proxy must meet; all of them must hold.
 
-    :meth:`matches` is the meaning. It is two-valued: a proxy without a country
-    is simply not in "AR", so ``none_of=[ProxyFilters(country="AR")]`` lets it
-    pass. All conditions of one object must hold together. A dump has a predicate's
-    qualified name, which cannot be read back as one.
+    :meth:`matches` defines the semantics. There is no third value as in SQL: a proxy
+    without a country is not in "AR", so ``none_of=[ProxyFilters(country="AR")]`` matches it.
+    A dump contains the qualified name of a predicate, which cannot be loaded again.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -83,7 +82,7 @@ class ProxyFilters(BaseModel):
     @field_validator("all_of", "any_of", "none_of", mode="before")
     @classmethod
     def _drop_absent_children(cls, children: Any) -> Any:
-        """Read an empty list as asking for nothing, as 0.11.0 did."""
+        """Treat an empty list as no condition, as 0.11.0 did."""
         if children is None:
             return None
         return [child for child in children if child is not None] or None
@@ -107,7 +106,7 @@ class ProxyFilters(BaseModel):
         return self
 
     def matches(self, proxy: Proxy) -> bool:
-        """Tell whether the proxy meets every condition."""
+        """Return whether the proxy meets every condition."""
         return (
             self._matches_attributes(proxy)
             and self._matches_location(proxy)
@@ -118,7 +117,7 @@ class ProxyFilters(BaseModel):
         )
 
     def requires_python(self) -> bool:
-        """Tell whether a predicate stands anywhere in the tree."""
+        """Return whether the tree contains a predicate."""
         return self.predicate is not None or any(
             child.requires_python() for child in self.children()
         )
@@ -129,7 +128,7 @@ class ProxyFilters(BaseModel):
             yield from group or ()
 
     def recorded(self) -> dict[str, Any]:
-        """Return the filters as an event keeps them: all but the predicates, which are code."""
+        """Return the filters as an event records them: without predicates, which are code."""
         own = self.model_dump(
             mode="json", exclude_none=True, exclude={"predicate", "all_of", "any_of", "none_of"}
         )
@@ -167,12 +166,12 @@ _OWN_FIELDS = sorted(ProxyFilters.model_fields.keys() - _GROUPS)
 
 
 def check_filters(filters: ProxyFilters | None) -> ProxyFilters | None:
-    """Return filters that are valid also if parts of them were assigned after they were made.
+    """Validate filters again, because fields may have been assigned after creation.
 
     Raises
     ------
     InvalidInputError
-        If they are not: no storage could answer them, or one would and another not.
+        If they are invalid, so that not every storage could evaluate them.
     """
     waiting: list[tuple[Any, int]] = [] if filters is None else [(filters, 1)]
     for _ in range(MAX_FILTERS + 1):
@@ -190,14 +189,14 @@ def check_filters(filters: ProxyFilters | None) -> ProxyFilters | None:
 
 
 def _is_plainly_sound(filters: ProxyFilters) -> bool:
-    """Tell at a glance that nothing is wrong, as nearly always; False calls for another look."""
-    asked = filters.__dict__
+    """Return True for most valid filters, after a cheap check. False requires full validation."""
+    fields = filters.__dict__
     return all(
         value is None
         or (name in _TEXTS and type(value) is str and value.isascii() and "\x00" not in value)
         or (name in _GROUPS and type(value) is list)
-        for name, value in asked.items()
-    ) and all(len(asked[name] or "") <= MAX_TEXT_LENGTH for name in _TEXTS)
+        for name, value in fields.items()
+    ) and all(len(fields[name] or "") <= MAX_TEXT_LENGTH for name in _TEXTS)
 
 
 def _check_own_fields(filters: ProxyFilters) -> None:

@@ -1,9 +1,9 @@
-"""Distances on a sphere, once in Python and once (same terms, same order) in the SQL filters.
+"""Distances on a sphere. The SQL filters compute the same terms in the same order.
 
-The formula is the haversine with the square clamped to 1: rounding can push it
-a hair above for antipodes, where arcsin has no value. Two distances that
-differ by less than a millimetre count as equal, so that no answer hangs on the
-last bit of a sine.
+The formula is the haversine with the square clamped to 1: for antipodes, rounding can
+push it slightly above, where arcsin is undefined. Distances that differ by less
+than a millimetre count as equal, so that a result never depends on the last bit
+of a sine.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def haversine_distance_km(lat1: float, lon1: float, lat2: float, lon2: float) ->
 
 
 def within_radius(lat1: float, lon1: float, lat2: float, lon2: float, radius_km: float) -> bool:
-    """Tell whether two points lie no further apart than ``radius_km``, to the millimetre."""
+    """Return whether two points are at most ``radius_km`` apart, to the millimetre."""
     return haversine_distance_km(lat1, lon1, lat2, lon2) <= radius_km + DISTANCE_TOLERANCE_KM
 
 
 def same_coordinate(a: float, b: float) -> bool:
-    """Tell whether two coordinates in degrees are the same, to about ten centimetres."""
+    """Return whether two coordinates in degrees are equal, to about ten centimetres."""
     return abs(a - b) <= COORDINATE_TOLERANCE_DEG

@@ -1,4 +1,4 @@
-"""How proxies are probed, what probes found, and what becomes of that."""
+"""Models of health checks: their options, results and the policy that sets a status."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HEADER_VALUE = re.compile(r"([!-~]([ \t!-~]*[!-~])?)?")
 
 
 class CheckFailure(StrEnum):
-    """Why a health check failed. ``docs/health-checks.md`` tells what each looks like."""
+    """Why a health check failed. ``docs/health-checks.md`` describes each reason."""
 
     REFUSED = "refused"
     UNREACHABLE = "unreachable"
@@ -36,7 +36,7 @@ class CheckFailure(StrEnum):
 
 
 class HealthCheckResult(BaseModel):
-    """What one health check of one proxy found."""
+    """The result of one health check of one proxy."""
 
     proxy_id: UUID
     status: ProxyStatus
@@ -50,12 +50,12 @@ class HealthCheckResult(BaseModel):
 
     @property
     def healthy(self) -> bool:
-        """Whether the proxy did what was asked of it, at whatever speed."""
+        """Whether the check succeeded, at any speed."""
         return self.status in LEASABLE
 
 
 class ProxyHealthRecord(BaseModel):
-    """One health check as it stands in the log."""
+    """One health check as recorded in the log."""
 
     id: UUID = Field(default_factory=uuid4)
     proxy_id: UUID
@@ -74,9 +74,9 @@ class ProxyHealthRecord(BaseModel):
 class HealthCheckOptions(BaseModel):
     """How to probe a proxy.
 
-    Who sets ``expected_text`` or ``expected_headers`` tells the target's answer from
-    a page that the proxy makes itself. A header is there under its name in any case;
-    its value, where one is given, is the whole of it.
+    Set ``expected_text`` or ``expected_headers`` to tell the target's response from
+    a page that the proxy generates. Header names are case-insensitive. If a value is
+    given, it must equal the whole header value.
     """
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)  # A header may be a key.
@@ -164,12 +164,12 @@ class HealthCheckOptions(BaseModel):
 
 @dataclass(frozen=True)
 class HealthPolicy:
-    """When results become a proxy's status.
+    """When health check results change a proxy's status.
 
-    A proxy that may be leased becomes INACTIVE after so many failures in a row,
-    one that may not is leasable again after so many successes in a row; both are
-    counted in the log. ``latency_window`` is how many results LOWEST_LATENCY goes
-    by: 1 for the latest alone, else the span of an exponential moving average.
+    A leasable proxy becomes INACTIVE after a number of consecutive failures. A proxy that
+    is not leasable becomes leasable after a number of consecutive successes. Both are
+    counted in the log. ``latency_window`` is how many results LOWEST_LATENCY uses:
+    1 for the latest one only, else the span of an exponential moving average.
     """
 
     failures_before_inactive: int = 1

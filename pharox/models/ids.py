@@ -1,8 +1,8 @@
 """Identifiers: time-ordered for leases, derived for imported proxies.
 
-A lease id is a UUID of version 7 (RFC 9562, section 5.7): ids made one after
-the other lie side by side in an index, so the cost of a lease does not grow
-with the leases of last year.
+A lease id is a UUID of version 7 (RFC 9562, section 5.7): consecutive ids are
+adjacent in an index, so the cost of a lease does not grow with the number of
+past leases.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from uuid import UUID, uuid5
 
 _MADE = 28776
-"""As the function ``is_made_v1`` of the schema has it."""
+"""The constant in the schema's function ``is_made_v1``."""
 
 NIL = UUID(int=0)
 """Stands for "no pool" in an event that has none, such as a miss in an unknown pool."""
@@ -26,10 +26,10 @@ def uuid7() -> UUID:
 
 
 def made_lease_id() -> UUID:
-    """Return an id for a lease whose caller chose none: a time-ordered UUID of a known form.
+    """Return an id for a lease whose caller chose none: a time-ordered UUID that can be recognized.
 
-    The exclusive or of its eight words of 16 bits is :data:`_MADE`, so that the ledger
-    knows one that comes back: it was granted once, also if only the log remembers.
+    The exclusive or of its eight 16-bit words is :data:`_MADE`. The ledger recognizes such an
+    id when it is sent again: it has been granted, even if only the log still has it.
     """
     value = uuid7().int >> 16 << 16
     words = value
@@ -39,7 +39,7 @@ def made_lease_id() -> UUID:
 
 
 def new_lease_id() -> UUID:
-    """Return an id to acquire a lease under, so that asking again cannot lease twice."""
+    """Return an id for a lease, to pass to acquire so that a retry cannot lease twice."""
     return uuid7()
 
 
@@ -49,17 +49,17 @@ def following(uuid: UUID) -> UUID:
 
 
 def imported_proxy_id(pool_id: UUID, protocol: str, host: str, port: int) -> UUID:
-    """Return the id of an imported proxy without credentials, the same for each time."""
+    """Return the id of an imported proxy without credentials, the same on every import."""
     return uuid5(pool_id, "\x00".join((protocol, host, str(port), "")))
 
 
 def derived_id(digest: bytes) -> UUID:
-    """Return the id that a digest of 16 bytes stands for: a UUID of version 8 (RFC 9562)."""
+    """Return a UUID of version 8 (RFC 9562) made from a digest of 16 bytes."""
     return _stamped(int.from_bytes(digest, "big"), version=8)
 
 
 def health_record_id(proxy_id: UUID, position: int) -> UUID:
-    """Return the id of a health record: derived, as the log knows it by its position."""
+    """Return the id of a health record, derived from its position in the log."""
     return uuid5(proxy_id, str(position))
 
 

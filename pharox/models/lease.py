@@ -1,4 +1,4 @@
-"""Leases, who holds them, and how they are asked for."""
+"""Models of leases, consumers, selector strategies and retries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .validation import Name, UtcDatetime, utc_now
 
 
 class LeaseStatus(StrEnum):
-    """Where a lease is in its life: held, given back, or run out."""
+    """Whether a lease is held, released or expired."""
 
     ACTIVE = "active"
     RELEASED = "released"
@@ -32,7 +32,7 @@ class SelectorStrategy(StrEnum):
 
 
 class MissReason(StrEnum):
-    """Why an acquisition found nothing; TOO_FEW is of a set, of which some were free."""
+    """Why an acquisition granted nothing. TOO_FEW: a set was requested and only some were free."""
 
     UNKNOWN_POOL = "unknown_pool"
     EMPTY_POOL = "empty_pool"
@@ -45,8 +45,8 @@ class MissReason(StrEnum):
 class Lease(BaseModel):
     """The right of one consumer to use one proxy until ``expires_at``.
 
-    ``fencing_token`` is the log position of the event that granted the lease:
-    of two leases on one proxy the later has the greater token.
+    ``fencing_token`` is the log position of the event that granted the lease.
+    Of two leases on one proxy the later one has the greater token.
     """
 
     id: UUID = Field(default_factory=uuid4)
@@ -70,7 +70,7 @@ class Lease(BaseModel):
 
 
 class Consumer(BaseModel):
-    """Whoever leases proxies: a worker, a job, a tenant."""
+    """A worker, job or tenant that leases proxies."""
 
     id: UUID = Field(default_factory=uuid4)
     name: Name
@@ -78,7 +78,7 @@ class Consumer(BaseModel):
 
 @dataclass
 class RetryConfig:
-    """How often to ask for a proxy, and how long to wait in between, in seconds."""
+    """How often to try to acquire a proxy, and how many seconds to wait between attempts."""
 
     max_attempts: int = 3
     backoff_seconds: float = 0.5
@@ -95,7 +95,7 @@ class RetryConfig:
                 raise InvalidInputError(f"{name} must be a number.")
         if self.max_attempts < 1:
             raise InvalidInputError("max_attempts must be at least 1.")
-        if not 0 <= self.backoff_seconds <= sys.float_info.max:  # which NaN is not either
+        if not 0 <= self.backoff_seconds <= sys.float_info.max:  # also rejects NaN
             raise InvalidInputError("backoff_seconds must be non-negative.")
         if not 1 <= self.backoff_multiplier <= sys.float_info.max:
             raise InvalidInputError("backoff_multiplier must be at least 1.")

@@ -1,4 +1,4 @@
-"""What callbacks are told."""
+"""The payloads that callbacks receive."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .validation import UtcDatetime, utc_now
 
 
 class PoolStatsSnapshot(BaseModel):
-    """A pool in numbers at one moment.
+    """The counts of a pool at one moment.
 
-    ``available_proxies`` are ACTIVE and below their capacity, ``leased_proxies``
-    have at least one active lease, ``total_leases`` counts the active leases.
+    ``available_proxies`` are ACTIVE and below their capacity. ``leased_proxies``
+    have at least one active lease. ``total_leases`` counts the active leases.
     """
 
     pool_name: str
@@ -30,16 +30,16 @@ class PoolStatsSnapshot(BaseModel):
     collected_at: UtcDatetime = Field(default_factory=utc_now)
 
     def figures(self) -> dict[str, int]:
-        """Return the numbers by their names."""
+        """Return the counts by name."""
         figures = vars(self).copy()
         del figures["pool_name"], figures["collected_at"]
         return figures
 
 
 class AcquireEventPayload(BaseModel):
-    """What an acquire callback is told of one attempt.
+    """The payload of an acquire callback, for one attempt.
 
-    ``lease`` is None for a miss, and ``miss_reason`` then says why. The
+    On a miss ``lease`` is None and ``miss_reason`` says why. The
     duration covers expiry, search and commit, in milliseconds by this
     machine's clock.
     """
@@ -57,10 +57,10 @@ class AcquireEventPayload(BaseModel):
 
 
 class ReleaseEventPayload(BaseModel):
-    """What a release callback is told of one release, as the ledger recorded it.
+    """The payload of a release callback, for one release as the ledger recorded it.
 
-    ``started_at`` and ``completed_at`` are when it was asked for and done, by this
-    machine's clock; a log does not know them.
+    ``started_at`` and ``completed_at`` are when the release was requested and completed,
+    by this machine's clock. They are not in the log.
     """
 
     lease: Lease
@@ -74,7 +74,7 @@ class ReleaseEventPayload(BaseModel):
 
 
 class ExpireEventPayload(BaseModel):
-    """What an expire callback is told of one lease that ran out."""
+    """The payload of an expire callback, for one expired lease."""
 
     lease: Lease
     pool_name: str | None = None
@@ -84,11 +84,11 @@ class ExpireEventPayload(BaseModel):
 
 
 class HealthEventPayload(BaseModel):
-    """What a health callback is told of one check, as the ledger recorded it.
+    """The payload of a health callback, for one check as the ledger recorded it.
 
-    ``applied`` is False for a result that is not newer than the newest; ``leases``
-    are held on the proxy at that moment. ``lease_ids`` names them if this check
-    made the proxy unleasable: their holders may want to know. ``source`` is the proxy's.
+    ``applied`` is False if the proxy already has a result at least as new. ``leases`` is the
+    number of leases held on the proxy. If this check made the proxy unleasable, ``lease_ids``
+    has their ids, so that the holders can be informed. ``source`` is the proxy's source.
     """
 
     result: HealthCheckResult
@@ -103,10 +103,10 @@ class HealthEventPayload(BaseModel):
 
 
 class CallbackFailurePayload(BaseModel):
-    """What a failure callback is told of a callback that raised.
+    """The payload of a failure callback, for a callback that raised.
 
-    ``told`` is what that one was told of. Of the exception there is only its
-    class, as its text may hold anything; the exception itself reaches the caller.
+    ``told`` is the kind of the callback that raised. Of the exception only the class is
+    included, as its text may contain secrets. The exception itself is raised to the caller.
     """
 
     told: Literal["acquire", "release", "expire", "health"]

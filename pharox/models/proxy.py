@@ -39,7 +39,7 @@ _ZONE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 
 
 class ProxyStatus(StrEnum):
-    """What is known of a proxy's health. Only a person lifts BANNED."""
+    """The health of a proxy. Only a person can lift BANNED."""
 
     ACTIVE = "active"
     INACTIVE = "inactive"
@@ -48,7 +48,7 @@ class ProxyStatus(StrEnum):
 
 
 LEASABLE = (ProxyStatus.ACTIVE, ProxyStatus.SLOW)
-"""What a proxy that does its work is; whether a SLOW one is leased is for its pool to say."""
+"""The statuses of a working proxy. The pool decides whether SLOW proxies are leased."""
 
 
 class ProxyProtocol(StrEnum):
@@ -61,13 +61,14 @@ class ProxyProtocol(StrEnum):
 
 
 PROTOCOL_ALIASES = {"socks5h": ProxyProtocol.SOCKS5, "socks4a": ProxyProtocol.SOCKS4}
-"""What says beside the protocol who resolves names, which is the proxy in any case."""
+"""Schemes that also say who resolves names. Here the proxy always does."""
 
 
 class ProxyCredentials(Confidential):
-    """What a proxy asks of its clients. Neither part shows in a repr.
+    """The credentials that a proxy requires. Neither part is shown in a repr.
 
-    The password may be empty: a key is often the user alone, and SOCKS4 knows no passwords.
+    The password may be empty: an API key is often sent as the user alone, and SOCKS4 has no
+    passwords.
     """
 
     user: Text = Field(repr=False)
@@ -88,10 +89,10 @@ class ProxyCredentials(Confidential):
 
 
 _MAX_CREDENTIAL_BYTES = {ProxyProtocol.SOCKS5: 255}
-"""What a protocol's handshake has room for (RFC 1929)."""
+"""The maximum length in a protocol's handshake (RFC 1929)."""
 
 _NO_HOST = "/@:?#[]<>\\^|%"
-"""What no host of a URL may have: some client would read another host there, or a path."""
+"""Characters that a host must not contain: some client would parse another host or a path."""
 
 
 def _check_host(host: Any) -> Any:
@@ -107,28 +108,28 @@ def _check_host(host: Any) -> Any:
 
 
 def _in_normal_form(host: Any) -> Any:
-    """Refuse the numbers and bytes that Python reads as addresses, and spell a text in one way."""
+    """Reject numbers and bytes that Python accepts as addresses, and normalize a text."""
     if not isinstance(host, str):
         return _is_text_or_address(host)
     return _is_text_or_address(normal_host(host))
 
 
 def _is_text_or_address(host: Any) -> Any:
-    """Refuse the numbers and bytes that Python reads as addresses."""
+    """Reject numbers and bytes that Python accepts as addresses."""
     if not isinstance(host, str | IPv4Address | IPv6Address):
         raise ValueError("a host is a text or an IP address")
     address, _, zone = str(host).partition("%")
-    # Any text would pass as the zone of an IPv6 address.
+    # Any text would be accepted as the zone of an IPv6 address.
     if zone and ":" in address and not _ZONE.fullmatch(zone):
         raise ValueError("the zone of an IPv6 address is the name of a network interface")
     return host
 
 
 class Proxy(Confidential):
-    """A network proxy and what is known of it.
+    """A network proxy, its description and its current state.
 
-    ``current_leases`` is the ledger's to say: whatever a caller puts there is
-    ignored when the proxy is saved.
+    The ledger sets ``current_leases``. A value from the caller is ignored when the
+    proxy is saved.
     """
 
     id: UUID = Field(default_factory=uuid4)
@@ -171,7 +172,7 @@ class Proxy(Confidential):
 
     @property
     def url(self) -> str:
-        """The proxy's URL, secrets included, quoted so that a client sends them unchanged."""
+        """The proxy's URL with its credentials, quoted so that a client sends them unchanged."""
         auth = ""
         if self.credentials:
             user = quote(self.credentials.user, safe="")
@@ -183,8 +184,7 @@ class Proxy(Confidential):
 class ProxyPool(BaseModel):
     """A named set of proxies.
 
-    With ``lease_slow`` its SLOW proxies may be leased too, each after every
-    ACTIVE one.
+    With ``lease_slow`` its SLOW proxies may be leased too, after all ACTIVE ones.
     """
 
     id: UUID = Field(default_factory=uuid4)

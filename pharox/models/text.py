@@ -1,7 +1,7 @@
-"""Names and hosts as they are shown.
+"""Normalize hosts, and format names and addresses for display.
 
-They come from elsewhere: a terminal must not obey them and a page must not be
-turned around by them, so what does not print is escaped.
+They come from outside. Unprintable characters are escaped, so that a name cannot control
+a terminal or reverse the text of a page.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ _HOST_WITH_DOT = re.compile(r"(\[.*\]|[^:]*[.][^:]*)(:[0-9]{1,5})?")
 
 
 def normal_host(host: str) -> str:
-    """Return a host in the one form by which it is known.
+    """Return a host in its normal form.
 
-    Names have no capitals and no dot at their end, and are in ASCII as the DNS has them. What is
-    no name stays, for others to refuse; addresses have a form of their own.
+    Names are lower case, without a trailing dot, and ASCII as in the DNS. Other texts
+    are returned unchanged, and rejected elsewhere; addresses have a normal form of their own.
     """
     if not host.isascii() and host.isprintable():
-        with suppress(idna.IDNAError):  # such as that of an emoji
+        with suppress(idna.IDNAError):  # such as for an emoji
             host = idna.encode(host, uts46=True).decode()
     return host.rstrip(".").lower()
 
 
 def escape_unprintable(text: str) -> str:
-    """Return text with every character that is not plain print escaped, as Python writes it."""
+    """Return text with every unprintable character escaped as in a Python literal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def url_of(protocol: str, host: object, port: int, login: str = "") -> str:
-    """Return the URL of a proxy, an IPv6 address in brackets; ``login`` ends with its ``@``."""
+    """Return a proxy's URL, with an IPv6 address in brackets. ``login`` includes the ``@``."""
     spelled = f"[{host}]" if ":" in str(host) else f"{host}"
     return f"{protocol}://{login}{spelled}:{port}"
 
 
 def without_secrets(address: str) -> str:
-    """Return what was typed as an address, without what may be credentials in it.
+    """Return an address as it was typed, without parts that may be credentials.
 
-    They may stand in any place where somebody pastes a line of a list; what is not plainly a
-    host and its port is not repeated.
+    Somebody may paste a line of a proxy list, with credentials in any position. Only what is
+    clearly a host and its port is repeated.
     """
     if not address.strip():
         return address
@@ -60,7 +60,7 @@ def without_secrets(address: str) -> str:
 
 
 def _is_surely(place: str) -> bool:
-    """Tell whether a place has a dot or brackets, as no user has."""
+    """Return whether a text has a dot or brackets, so that it is a host and no user name."""
     return _HOST_WITH_DOT.fullmatch(place) is not None
 
 

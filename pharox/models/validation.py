@@ -1,4 +1,4 @@
-"""What every model and every call is checked for: texts, names, moments, durations."""
+"""Validate texts, names, datetimes and durations, for all models and calls."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from ..errors import InvalidInputError, InvalidLeaseError
 
 MAX_NAME_LENGTH = 500
-"""Of pools, consumers and hosts; an index holds no more than a few thousand bytes."""
+"""For pools, consumers and hosts. An index entry is limited to a few thousand bytes."""
 
 MAX_TEXT_LENGTH = 100_000
-"""Of every text, in characters: the log keeps it for ever, and hands it to every reader."""
+"""For every text, in characters: the log keeps it forever, and sends it to every reader."""
 
 MAX_DURATION_S = 100 * 365 * 86_400
-"""The longest lease: a hundred years, which every storage's calendar can hold."""
+"""The longest lease: a hundred years, which every storage can represent."""
 
 
 def utc_now() -> datetime:
-    """Return this machine's idea of now, in UTC."""
+    """Return the current time of this machine, in UTC."""
     return datetime.now(UTC)
 
 
@@ -39,7 +39,7 @@ def _in_utc(moment: datetime) -> datetime:
         in_utc = moment if moment.tzinfo is UTC else moment.astimezone(UTC)
     except OverflowError as error:
         raise ValueError("a moment must lie between the years 1900 and 9000") from error
-    if not 1900 <= in_utc.year <= 9000:  # what every storage's calendar can hold, in any zone
+    if not 1900 <= in_utc.year <= 9000:  # every storage can represent these, in any zone
         raise ValueError("a moment must lie between the years 1900 and 9000")
     return in_utc
 
@@ -50,8 +50,8 @@ def check_text(value: str) -> str:
     Raises
     ------
     InvalidInputError
-        If it is too long, or has a NUL or an unpaired surrogate; a ``ValueError``
-        too, so that pydantic reports it with the field's name.
+        If it is too long, or has a NUL or an unpaired surrogate. It is also a ``ValueError``,
+        so that pydantic reports it with the field's name.
     """
     if not isinstance(value, str):
         raise InvalidInputError(f"a text is needed here, not a {type(value).__name__}", value=value)
@@ -67,7 +67,7 @@ def check_text(value: str) -> str:
 
 
 def check_name(value: str, what: str) -> str:
-    """Return a pool's or a consumer's name if it is one, else raise :class:`InvalidInputError`."""
+    """Return the name of a pool or consumer if valid, else raise :class:`InvalidInputError`."""
     if not isinstance(value, str) or not value.strip():
         raise InvalidInputError(f"a {what} name cannot be empty", name=value)
     if len(value) > MAX_NAME_LENGTH:
@@ -76,25 +76,25 @@ def check_name(value: str, what: str) -> str:
 
 
 def check_whole(value: int, name: str) -> int:
-    """Return a whole number that is one, else raise :class:`InvalidInputError`."""
+    """Return ``value`` if it is a whole number, else raise :class:`InvalidInputError`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidInputError(f"{name} must be a whole number", value=value)
     return value
 
 
 def check_pause(seconds: float, name: str) -> float:
-    """Return how long to wait if it is a time to wait, else raise :class:`InvalidInputError`."""
+    """Return ``seconds`` if it is a valid pause, else raise :class:`InvalidInputError`."""
     is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if not is_number or not 0 <= seconds <= MAX_DURATION_S:  # which NaN is not either
+    if not is_number or not 0 <= seconds <= MAX_DURATION_S:  # also rejects NaN
         raise InvalidInputError(f"{name} must be a number of seconds", value=seconds)
     return seconds
 
 
 def check_duration(duration_seconds: float) -> float:
-    """Return a lease's duration if it is one, else raise :class:`InvalidLeaseError`."""
+    """Return a lease's duration if valid, else raise :class:`InvalidLeaseError`."""
     if isinstance(duration_seconds, bool) or not isinstance(duration_seconds, int | float):
         raise InvalidLeaseError("duration_seconds must be a number", duration=duration_seconds)
-    if not 0 < duration_seconds <= MAX_DURATION_S:  # which NaN is not either
+    if not 0 < duration_seconds <= MAX_DURATION_S:  # also rejects NaN
         raise InvalidLeaseError(
             f"duration_seconds must be greater than zero and at most {MAX_DURATION_S}",
             duration=duration_seconds,
@@ -103,7 +103,7 @@ def check_duration(duration_seconds: float) -> float:
 
 
 def check_aware(moment: datetime) -> datetime:
-    """Return a moment that has a time zone, else raise :class:`InvalidInputError`."""
+    """Return ``moment`` if it has a time zone, else raise :class:`InvalidInputError`."""
     if not isinstance(moment, datetime):
         raise InvalidInputError("a moment must be a datetime with a time zone", value=moment)
     if moment.tzinfo is None:
@@ -117,7 +117,7 @@ Name = Annotated[str, AfterValidator(lambda value: check_name(value, "pool or co
 
 
 def _to_a_tenth_of_a_millimetre(degrees: float) -> float:
-    """Round a coordinate: the square of a tinier one is no number for PostgreSQL."""
+    """Round a coordinate: squaring a smaller one underflows in PostgreSQL."""
     return round(degrees, 9)
 
 
@@ -136,7 +136,7 @@ MaxConcurrency = Annotated[int, Field(gt=0, le=2**31 - 1)]
 
 
 class Confidential(BaseModel):
-    """A model whose errors quote nothing: what was given may be a password in a wrong place."""
+    """A model whose errors do not quote inputs: an input may be a misplaced password."""
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
@@ -150,7 +150,7 @@ class Confidential(BaseModel):
 
 
 def _without_inputs(error: ValidationError) -> ValidationError:
-    """Return the same complaints without the values they are about."""
+    """Return the same errors without the input values."""
     kept = [
         InitErrorDetails(
             type=PydanticCustomError(fault["type"], fault["msg"]),

@@ -1,4 +1,4 @@
-"""Where the ledger is kept: the interface, and the adapter that needs no server."""
+"""The storage interface, and the in-memory adapter, which needs no server."""
 
 from .async_in_memory import AsyncInMemoryStorage
 from .async_interface import IAsyncStorage

@@ -1,8 +1,8 @@
-"""AsyncInMemoryStorage: InMemoryStorage for code that awaits.
+"""AsyncInMemoryStorage: InMemoryStorage for asyncio code.
 
-Nothing in it waits, so a command is done before its task could be cancelled,
-and there is no thread to switch to. What 0.11.0 offered without ``await``, to
-fill a storage in a test, needs none here either.
+Its methods never wait, so a command is done before its task could be cancelled,
+and no thread is needed. Methods that 0.11.0 offered without ``await``, to
+fill a storage in a test, are still not coroutines.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from .requests import (
 
 
 class AsyncInMemoryStorage(IAsyncStorage):
-    """The ledger in this process's memory, for tasks and threads alike.
+    """The ledger in this process's memory, for tasks and threads.
 
     Parameters
     ----------
@@ -56,10 +56,10 @@ class AsyncInMemoryStorage(IAsyncStorage):
 
     def __init__(self, *, clock: Callable[[], datetime] = utc_now) -> None:
         self.memory = InMemoryStorage(clock=clock)
-        """The same ledger, for code that does not await."""
+        """The same ledger for blocking code."""
 
     async def blocking(self) -> InMemoryStorage:
-        """Return the same ledger for code that blocks."""
+        """Return the same ledger for blocking code."""
         return self.memory
 
     async def upgrade_schema(self) -> None:
@@ -77,15 +77,15 @@ class AsyncInMemoryStorage(IAsyncStorage):
     # Without await, as in 0.11.0
 
     def add_pool(self, pool: ProxyPool) -> None:
-        """Register a pool, or change the one of this id."""
+        """Register a pool, or change the one with this id."""
         self.memory.add_pool(pool)
 
     def add_consumer(self, consumer: Consumer) -> Consumer:
-        """Register a consumer and return it, with the id it has if its name was known."""
+        """Register a consumer and return it, with its existing id if the name is registered."""
         return self.memory.add_consumer(consumer)
 
     def add_proxy(self, proxy: Proxy) -> None:
-        """Register a proxy, or change the one of this id."""
+        """Register a proxy, or change the one with this id."""
         self.memory.add_proxy(proxy)
 
     def get_proxy_by_id(self, proxy_id: UUID) -> Proxy | None:
@@ -140,7 +140,7 @@ class AsyncInMemoryStorage(IAsyncStorage):
         return self.memory.list_leases(consumer_id)
 
     async def prune_leases(self, ended_before: datetime) -> int:
-        """Forget the leases that ended before a moment; the log keeps them."""
+        """Delete leases that ended before a given time. The log keeps their events."""
         return self.memory.prune_leases(ended_before)
 
     # Consumers, pools and proxies
@@ -155,7 +155,7 @@ class AsyncInMemoryStorage(IAsyncStorage):
         return self.memory.get_pool(pool_id)
 
     async def get_pool_by_name(self, name: str) -> ProxyPool | None:
-        """Return the pool of this name, or None."""
+        """Return the pool with this name, or None."""
         return self.memory.get_pool_by_name(name)
 
     async def list_pools(self) -> Sequence[ProxyPool]:
@@ -168,14 +168,14 @@ class AsyncInMemoryStorage(IAsyncStorage):
         self.memory.save_proxy(proxy)
 
     async def change_proxy(self, proxy: Proxy) -> None:
-        """Change a known proxy but for its status, which somebody else may decide meanwhile."""
+        """Change a known proxy, except its status, which somebody else may be changing."""
         self.memory.change_proxy(proxy)
 
     async def add_proxies_bulk(self, proxies: Sequence[Proxy]) -> int:
         return self.memory.add_proxies_bulk(proxies)
 
     async def import_proxies(self, pool_id: UUID, proxies: Sequence[Proxy]) -> int:
-        """Register the proxies of a list that the pool does not know, and return how many."""
+        """Register the proxies of a list that are new to the pool, and return how many."""
         return self.memory.import_proxies(pool_id, proxies)
 
     async def import_list(
@@ -186,7 +186,7 @@ class AsyncInMemoryStorage(IAsyncStorage):
         update: bool = False,
         make: ProxyPool | None = None,
     ) -> ImportReport:
-        """Import a list that comes in batches, however long it is."""
+        """Import a list of any length, batch by batch."""
         return self.memory.import_list(pool_id, batches, update=update, make=make)
 
     async def remove_unlisted(
@@ -197,7 +197,7 @@ class AsyncInMemoryStorage(IAsyncStorage):
         source: str | None,
         max_removed: MaxRemoved = HALF,
     ) -> RemovalReport:
-        """Remove the proxies of a source that its list has no more, unless somebody holds them."""
+        """Remove a source's proxies that are no longer in its list and are not leased."""
         return self.memory.remove_unlisted(pool_id, listed, source=source, max_removed=max_removed)
 
     async def get_proxy(self, proxy_id: str) -> Proxy:
@@ -214,14 +214,14 @@ class AsyncInMemoryStorage(IAsyncStorage):
         self.memory.delete_proxy(proxy_id)
 
     async def remove_idle(self, pool_id: UUID, proxy_ids: Sequence[UUID]) -> Sequence[UUID]:
-        """Remove those of a pool's proxies that nobody holds, and return their ids."""
+        """Remove those of the given proxies that are not leased, and return their ids."""
         return self.memory.remove_idle(pool_id, proxy_ids)
 
     async def get_pool_stats(self, pool_name: str) -> PoolStatsSnapshot | None:
         return self.memory.get_pool_stats(pool_name)
 
     async def list_pool_stats(self) -> Sequence[PoolStatsSnapshot]:
-        """Return every pool in numbers, by name."""
+        """Return the statistics of every pool, ordered by name."""
         return self.memory.list_pool_stats()
 
     # Health
@@ -265,14 +265,14 @@ class AsyncInMemoryStorage(IAsyncStorage):
     # The log
 
     async def events(self, *, after: int = 0) -> AsyncIterator[Event]:
-        """Yield the log in order, as it is now; only events of a ``seq`` later than ``after``."""
+        """Yield the events in the log with a ``seq`` greater than ``after``, in order."""
         for event in self.memory.events(after=after):
             yield event
 
     async def state_at(self, seq: int) -> dict[str, State]:
-        """Return every read model as it was after the event of this seq."""
+        """Return all read models as they were after the event with this seq."""
         return self.memory.state_at(seq)
 
     async def verify(self) -> list[Finding]:
-        """Fold the whole log anew and return every row of a read model that differs."""
+        """Fold the whole log again and return every row of a read model that differs."""
         return self.memory.verify()

@@ -1,10 +1,10 @@
-"""What a storage adapter with coroutines does: :class:`~pharox.storage.IStorage`, awaited.
+"""The interface of storage adapters with coroutines.
 
-Each method means what it means there. One rule is added, as a task may be
-cancelled wherever it waits: a command that is cancelled has either not happened
-or is over. ``acquire_lease``, ``acquire_set``, ``run_batch`` and ``create_lease`` leave no
-lease behind then, ``return_lease``, ``return_leases`` and ``release_lease`` end them all
-the same.
+The methods are those of :class:`~pharox.storage.IStorage`, with one additional rule for
+cancellation: a cancelled command was either not carried out or is complete when
+``CancelledError`` is raised. If cancelled, ``acquire_lease``, ``acquire_set``, ``run_batch``
+and ``create_lease`` leave no lease behind. ``return_lease``, ``return_leases`` and
+``release_lease`` end their leases even then.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 
 class IAsyncStorage(ABC):
-    """Keeps pools, proxies, consumers, leases and health, and decides who gets what."""
+    """Stores pools, proxies, consumers, leases and health checks, and decides on leases."""
 
     @abstractmethod
     async def find_available_proxy(
@@ -64,7 +64,7 @@ class IAsyncStorage(ABC):
 
     @abstractmethod
     async def create_lease(self, proxy: Proxy, consumer_name: str, duration_seconds: int) -> Lease:
-        """Lease this very proxy."""
+        """Lease exactly this proxy."""
 
     @abstractmethod
     async def ensure_consumer(self, consumer_name: str) -> UUID:
@@ -72,15 +72,15 @@ class IAsyncStorage(ABC):
 
     @abstractmethod
     async def release_lease(self, lease: Lease) -> None:
-        """End a lease. Only its id counts; one that has ended already stays as it is."""
+        """End a lease. Only its id is used. A lease that has already ended is not changed."""
 
     @abstractmethod
     async def cleanup_expired_leases(self) -> int:
-        """Take back every proxy whose lease has run out, and return how many leases did."""
+        """Expire all due leases, and return how many there were."""
 
     @abstractmethod
     async def apply_health_check_result(self, result: HealthCheckResult) -> Proxy | None:
-        """Record a health check and return the proxy as it then stands; None if unknown."""
+        """Record a health check. Return the updated proxy, or None if it is unknown."""
 
     @abstractmethod
     async def get_last_health_result(self, proxy_id: UUID) -> HealthCheckResult | None:
@@ -88,23 +88,23 @@ class IAsyncStorage(ABC):
 
     @abstractmethod
     async def get_pool_stats(self, pool_name: str) -> PoolStatsSnapshot | None:
-        """Return a pool in numbers, or None if there is no such pool."""
+        """Return a pool's statistics, or None if there is no such pool."""
 
     @abstractmethod
     async def add_proxies_bulk(self, proxies: Sequence[Proxy]) -> int:
-        """Register many proxies, all or none, and return how many were new."""
+        """Register many proxies atomically, and return how many were new."""
 
     @abstractmethod
     async def save_pool(self, pool: ProxyPool) -> None:
-        """Register a pool, or change the one of this id."""
+        """Register a pool, or change the one with this id."""
 
     @abstractmethod
     async def get_pool(self, pool_id: str) -> ProxyPool:
-        """Return a pool by the text of its id; raises :class:`PoolNotFoundError`."""
+        """Return the pool with this id, given as text; raises :class:`PoolNotFoundError`."""
 
     @abstractmethod
     async def list_pools(self) -> Sequence[ProxyPool]:
-        """Return all pools, by name."""
+        """Return all pools, ordered by name."""
 
     @abstractmethod
     async def delete_pool(self, pool_id: str) -> None:
@@ -112,15 +112,15 @@ class IAsyncStorage(ABC):
 
     @abstractmethod
     async def save_proxy(self, proxy: Proxy) -> None:
-        """Register a proxy, or change the one of this id; its leases stay as they are."""
+        """Register a proxy, or change the one with this id. Its leases are not changed."""
 
     @abstractmethod
     async def get_proxy(self, proxy_id: str) -> Proxy:
-        """Return a proxy by the text of its id; raises :class:`ProxyNotFoundError`."""
+        """Return the proxy with this id, given as text; raises :class:`ProxyNotFoundError`."""
 
     @abstractmethod
     async def list_proxies(self, pool_id: str) -> Sequence[Proxy]:
-        """Return a pool's proxies, by id; raises :class:`PoolNotFoundError`."""
+        """Return a pool's proxies, ordered by id; raises :class:`PoolNotFoundError`."""
 
     @abstractmethod
     async def delete_proxy(self, proxy_id: str) -> None:
@@ -128,15 +128,15 @@ class IAsyncStorage(ABC):
 
     @abstractmethod
     async def get_lease(self, lease_id: str) -> Lease | None:
-        """Return a lease by the text of its id, or None."""
+        """Return the lease with this id, given as text, or None."""
 
     @abstractmethod
     async def list_leases(self, consumer_id: str | None = None) -> Sequence[Lease]:
-        """Return leases, oldest first, of one consumer (the text of its id) or of all."""
+        """Return the leases of one consumer (its id as text) or of all, oldest first."""
 
     @abstractmethod
     async def save_health_record(self, record: ProxyHealthRecord) -> None:
-        """Record an observation made elsewhere; it does not change the proxy's status."""
+        """Record a check that was made elsewhere. It does not change the proxy's status."""
 
     @abstractmethod
     async def list_health_records(
@@ -149,30 +149,30 @@ class IAsyncStorage(ABC):
         return await self._complete("acquire_lease", defaults.acquire_lease(self, request))
 
     async def acquire_set(self, request: AcquireSetRequest) -> SetAcquisition:
-        """Lease several proxies at once: as many as are asked for, at least so many, or none."""
+        """Lease several proxies at once: as many as requested, a minimum number, or none."""
         return await self._complete("acquire_set", defaults.acquire_set(self, request))
 
     async def run_batch(self, commands: Sequence[Command]) -> Sequence[Outcome | Exception]:
-        """Carry out commands; return what each came to, in their order."""
+        """Carry out commands. Return the outcome of each, in the same order."""
         return await self._complete("run_batch", defaults.run_batch(self, commands))
 
     async def return_leases(
         self, leases: Sequence[Lease], *, reason: str | None = None, with_stats: bool = False
     ) -> Sequence[ReleaseResult]:
-        """Release leases and tell what came of each."""
+        """Release leases and return the result of each."""
         program = defaults.return_leases(self, leases, reason, with_stats=with_stats)
         return await self._complete("return_leases", program)
 
     async def record_health_checks(
         self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
     ) -> Sequence[HealthOutcome]:
-        """Record health checks; return what each came to, in their order."""
+        """Record health checks. Return the outcome of each, in the same order."""
         return await run_async(defaults.record_health_checks(self, results, policy), call_async)
 
     async def set_status(
         self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
     ) -> Proxy:
-        """Decide a proxy's status, as a person does: also lift or lay a ban."""
+        """Set a proxy's status, as a person does. This can also set or lift a ban."""
         return await run_async(defaults.set_status(self, proxy_id, status, reason), call_async)
 
     async def load_proxies_for_healthchecks(
@@ -182,7 +182,7 @@ class IAsyncStorage(ABC):
         stale_after: timedelta | float | None = None,
         statuses: Collection[ProxyStatus] | None = None,
     ) -> AsyncIterator[Proxy]:
-        """Yield the proxies that are due to be checked, by id within each pool."""
+        """Yield the proxies that are due for a check, ordered by id within each pool."""
         age, wanted = check_age(stale_after), check_statuses(statuses)
         for pool in pool_named(pool_name, await self.list_pools()):
             for proxy in await self.list_proxies(str(pool.id)):
@@ -192,16 +192,16 @@ class IAsyncStorage(ABC):
     async def return_lease(
         self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
     ) -> ReleaseResult:
-        """Release a lease and tell what came of it."""
+        """Release a lease and return the result."""
         program = defaults.return_lease(self, lease, reason, with_stats=with_stats)
         return await self._complete("return_lease", program)
 
     async def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
-        """Take back what has run out; return how many leases did, and those it can tell of."""
+        """Expire all due leases. Return how many, and those of them that are known in detail."""
         return await self.cleanup_expired_leases(), ()
 
     async def _complete(self, command: str, program: Calls[T]) -> T:
-        """Run a command's program to its end; a task that was cancelled keeps no lease of it."""
+        """Run a command's program to its end. If the task is cancelled, give its leases back."""
         task = asyncio.ensure_future(run_async(program, call_async))
         outcome, cancelled = await to_the_end(task)
         if cancelled is None:
@@ -211,7 +211,7 @@ class IAsyncStorage(ABC):
         raise with_outcome(cancelled, command, outcome)
 
     async def _give_up(self, lease: Lease | None) -> None:
-        """Give back a lease that its task will never see; if that fails, it runs out."""
+        """Release a lease that its task will never see. If that fails, it expires."""
         if lease is not None:
-            with given_up(lease), suppress(asyncio.CancelledError):  # once more, and for nothing
+            with given_up(lease), suppress(asyncio.CancelledError):  # cancelled again
                 await self.return_lease(lease, reason=CANCELLED)

@@ -1,18 +1,18 @@
-"""Callers of one process share commits: group commit with acknowledgement.
+"""Combine the commands of concurrent callers into batches: group commit.
 
-A commit costs the same for one command as for many. So what callers ask for while a
-batch is under way goes out together, in the next one. A caller who finds a free lane
-starts at once: a lone caller waits for nobody, and there is no timer.
+A commit costs the same for one command as for many. Commands that are submitted while a
+batch is running are therefore run together, in the next one. A caller that finds a free
+lane starts at once: a single caller never waits, and there is no timer.
 
-No thread and no task is kept for this. A caller leads: it takes what waits, its own
-command first, has the batch run, tells each caller the outcome of its command, hands
-the lane to the first who waits by then, and returns. It leads one batch and no more.
+There is no worker thread or task. A caller leads: it takes the waiting commands, its own
+first, runs the batch, gives each caller the outcome of its command, hands the lane to
+the first caller in the queue, and returns. It leads only one batch.
 
 A command that takes long, such as a search with a slow predicate or a wait for a
-lock, keeps its whole batch and the next one waiting. It does not belong here: its caller
-carries it out alone, on a connection of its own.
+lock, delays its whole batch and the next one. It should not be submitted here: its caller
+runs it alone, on its own connection.
 
-What a command is, and how a batch of them is run, is not known here.
+This module does not know what a command is or how a batch is run.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ Command = TypeVar("Command")
 Value = TypeVar("Value")
 
 MAX_BATCH = 128
-"""How many commands a batch has at most, unless a combiner is made with another figure."""
+"""The default maximum number of commands in a batch."""
 
 _PENDING: Any = object()
 
 
 class _Caller:
-    """One command, its caller's side of the waiting, and in the end its outcome."""
+    """One command, the means to wake its caller, and finally its outcome."""
 
     __slots__ = (
         "batch",
@@ -67,17 +67,17 @@ class _Caller:
         self.cancelled: BaseException | None = None
         self.taken = False
         self.outcome = _PENDING
-        # While it leads: the callers that it serves, and then who leads next.
+        # While it leads: the callers in its batch, then the next leader.
         self.batch: list[_Caller] = []
         self.successor: _Caller | None = None
 
     def take_outcome(self) -> Any:
-        """Return the outcome, and keep it no longer."""
+        """Return the outcome and drop the reference to it."""
         outcome, self.outcome = self.outcome, None
         return outcome
 
     def is_abandoned(self) -> bool:
-        """Tell whether nobody waits for this command, and it need not happen."""
+        """Return whether the caller was cancelled and the command need not be carried out."""
         if self.certain:
             return False
         return self.cancelled is not None or (self.call is not None and self.call.since is not None)
@@ -89,7 +89,7 @@ class Batch(Generic[Command]):
     Attributes
     ----------
     commands:
-        In the order of asking, or sorted by the combiner's key.
+        In the order of submission, or sorted by the combiner's key.
     """
 
     __slots__ = ("_callers", "_leader", "commands")
@@ -101,11 +101,11 @@ class Batch(Generic[Command]):
 
     @property
     def certain(self) -> bool:
-        """Whether one of the commands is to happen in any case."""
+        """Whether one of the commands must be carried out even if its caller is cancelled."""
         return any(caller.certain for caller in self._callers)
 
     def abandoned(self) -> bool:
-        """Tell whether every caller was cancelled, and no command has to happen in any case.
+        """Return whether every caller was cancelled and no command is certain.
 
         It may become true at any time. Then the batch need not be waited for.
         """
@@ -117,10 +117,10 @@ class Batch(Generic[Command]):
 
 
 class _Queue:
-    """Who waits, in the order of asking, and who leads in which lane.
+    """The waiting callers in order of submission, and the leader of each lane.
 
-    While somebody waits, each lane has a leader. Of threads, one at a time may call this:
-    the one that has the lock. An interrupted call can be made again.
+    While a caller waits, each lane has a leader. Threads must hold the lock to call these
+    methods. An interrupted call can be made again.
     """
 
     def __init__(self, lanes: int, max_batch: int) -> None:
@@ -130,7 +130,7 @@ class _Queue:
         self._max_batch = max_batch
 
     def enter(self, caller: _Caller) -> bool:
-        """Take a free lane and return True, or queue."""
+        """Take a free lane and return True, or join the queue and return False."""
         if None in self._lanes:
             self._lanes[self._lanes.index(None)] = caller
             return True
@@ -138,26 +138,26 @@ class _Queue:
         return False
 
     def leave(self, caller: _Caller) -> bool:
-        """Leave the queue, and tell whether the caller was in it."""
+        """Leave the queue. Return whether the caller was in it."""
         return self.waiting.pop(caller, _PENDING) is None
 
     def leads(self, caller: _Caller) -> bool:
-        """Tell whether a caller has a lane."""
+        """Return whether a caller has a lane."""
         return caller in self._lanes
 
     def has(self, caller: _Caller) -> bool:
-        """Tell whether a caller waits or has a lane."""
+        """Return whether a caller waits or has a lane."""
         return caller in self.waiting or self.leads(caller)
 
     def take(self, leader: _Caller) -> None:
-        """Give a leader its batch: its own command, and as many as may go with it."""
+        """Give a leader its batch: its own command, and as many others as fit."""
         leader.batch = [leader, *islice(self.waiting, self._max_batch - 1)]
         for caller in leader.batch:
             caller.taken = True
             self.waiting.pop(caller, None)
 
     def hand_over(self, leader: _Caller) -> None:
-        """Give a leader's lane to the first who waits, if somebody does."""
+        """Give a leader's lane to the first waiting caller, if there is one."""
         leader.successor = next(iter(self.waiting), None)
         self._lanes[self._lanes.index(leader)] = leader.successor
         if leader.successor is not None:
@@ -165,7 +165,7 @@ class _Queue:
 
 
 class _Combining(ABC, Generic[Command, Value]):
-    """What threads and tasks have in common: how a batch is run, and what its callers are told."""
+    """The logic common to threads and tasks: running a batch and setting its outcomes."""
 
     def __init__(
         self,
@@ -187,24 +187,24 @@ class _Combining(ABC, Generic[Command, Value]):
 
     @property
     def waiting(self) -> int:
-        """How many commands wait to be taken into a batch."""
+        """How many commands are waiting for a batch."""
         return len(self._queue.waiting)
 
     @abstractmethod
     def _wake(self, caller: _Caller) -> None:
-        """Let a waiting caller go on; harmless if it does already."""
+        """Wake a waiting caller. It has no effect on one that is awake."""
 
     def _caller(self, command: Command, *, certain: bool) -> _Caller:
         caller = _Caller(command, certain=certain)
         if self._key is not None:
-            # Here, so that a command without a key is an error of its own caller only.
+            # Computed here, so that an invalid command raises in its own caller only.
             caller.key = self._key(command)
         return caller
 
     def _parts(
         self, leader: _Caller
     ) -> Generator[Batch[Command], Sequence[Value | Exception], None]:
-        """Ask for a batch to be run: as a whole, and where that comes to nothing, in halves."""
+        """Request that a batch be run, as a whole, and in halves if it failed without effect."""
         if self._key is not None:
             leader.batch.sort(key=attrgetter("key"))
         parts = [leader.batch]
@@ -234,13 +234,13 @@ class _Combining(ABC, Generic[Command, Value]):
             self._deliver(caller, outcome)
 
     def _fail(self, callers: Sequence[_Caller], error: BaseException) -> None:
-        """Tell each caller what an error means for its command."""
+        """Set each caller's outcome to its version of an error."""
         for caller in callers:
             try:
                 known = self._error_for(caller.command, error)
             except Exception as bug:
                 known = bug
-            # The traceback of an error grows wherever it is raised.
+            # A traceback grows each time the error is raised, so callers must not share one.
             self._deliver(
                 caller, _own_copy(known) if known is error and len(callers) > 1 else known
             )
@@ -250,54 +250,54 @@ class _Combining(ABC, Generic[Command, Value]):
         self._wake(caller)
 
     def _abort(self, queue: _Queue, leader: _Caller, interruption: BaseException) -> None:
-        """Leave nobody waiting for a leader that was interrupted, wherever that was."""
+        """Make sure that nobody waits for an interrupted leader, wherever it was interrupted."""
         others = [caller for caller in leader.batch if caller is not leader]
         self._fail([caller for caller in others if caller.outcome is _PENDING], interruption)
-        leader.outcome = None  # It raises the interruption.
+        leader.outcome = None  # The leader raises the interruption.
         with queue.lock:
             for caller in others:
                 queue.leave(caller)
             if queue.leads(leader):
                 queue.hand_over(leader)
         for caller in others:
-            self._wake(caller)  # again, if it was the waking that was interrupted
+            self._wake(caller)  # again, in case the first wake-up was interrupted
         self._wake_successor(leader)
 
     def _wake_successor(self, leader: _Caller) -> None:
         if leader.successor is not None:
             self._wake(leader.successor)
-        # What an error's traceback holds of a leader must not hold its whole batch.
+        # An error's traceback refers to the leader. It must not keep the whole batch alive.
         leader.batch, leader.successor = [], None
 
 
 class Combiner(_Combining[Command, Value]):
-    """Has the commands of threads run in batches.
+    """Runs the commands of threads in batches.
 
-    Not to be called while a batch is run by the same thread: neither by ``run_batch``, nor by a
-    signal handler or a finalizer, which would wait for the thread that they interrupt.
+    It must not be called while the same thread runs a batch: not from ``run_batch``, and not from
+    a signal handler or a finalizer. They would wait for the thread that they interrupt.
 
     Parameters
     ----------
     run_batch:
         Runs a batch in the leading thread and returns the outcome of each command in the
-        order of ``batch.commands``. An exception among them is that command's own error. One
-        that is raised concerns the whole batch. The order of what is done is its own
-        choice, such as releases before acquisitions.
+        order of ``batch.commands``. A returned exception is that command's own error. A
+        raised exception concerns the whole batch. ``run_batch`` chooses the order of
+        execution, such as releases before acquisitions.
     max_batch:
-        How many commands a batch has at most.
+        The maximum number of commands in a batch.
     lanes:
-        How many batches may be under way at once.
+        How many batches may run at once.
     splits:
-        Tells of an error that was raised whether nothing came of the batch, so that it may be
-        asked again in halves, down to the command that is to blame. If not given, no
-        error does.
+        Returns whether a raised error means that the batch had no effect. Then it is run
+        again in halves, down to the command that caused the error. By default no batch
+        is split.
     error_for:
-        Makes the error of one caller of what was raised for a batch that cannot be split. It is
-        also asked about a KeyboardInterrupt or a cancellation that cut the leader short, for
-        the commands of the others. If not given, each gets a copy of an ``Exception``, and of
-        the rest an :class:`.OutcomeUnknownError`.
+        Makes the error for one caller from what was raised for a batch that cannot be split. It
+        is also called with a KeyboardInterrupt or a cancellation that interrupted the leader,
+        for the commands of the others. By default each caller gets a copy of an ``Exception``,
+        and an :class:`.OutcomeUnknownError` for anything else.
     key:
-        Commands of a batch are sorted by this, alike ones in the order of asking.
+        Commands of a batch are sorted by this key, equal ones in the order of submission.
     """
 
     def __init__(
@@ -317,15 +317,15 @@ class Combiner(_Combining[Command, Value]):
         _combiners.add(self)
 
     def submit(self, command: Command, *, certain: bool = False) -> Value:
-        """Have a command carried out, and return its outcome or raise its error.
+        """Run a command in a batch, and return its outcome or raise its error.
 
-        A thread that is interrupted leaves the queue if its command was not taken into a batch.
-        Otherwise it waits for the outcome before the interruption goes on.
+        An interrupted thread leaves the queue if its command was not taken into a batch.
+        Otherwise it waits for the outcome before the interruption is raised again.
 
         Parameters
         ----------
         certain:
-            The command is to happen also if the thread is interrupted while it waits.
+            Whether to carry out the command even if the thread is interrupted while it waits.
         """
         queue = self._queue
         caller = self._caller(command, certain=certain)
@@ -340,14 +340,14 @@ class Combiner(_Combining[Command, Value]):
             if caller.outcome is _PENDING:
                 self._lead(queue, caller)
         except BaseException as interruption:
-            # Signals come in pairs, such as SIGINT and SIGTERM, and others wait for this thread.
+            # A second signal may follow, such as SIGTERM, and other callers wait for this thread.
             while True:
                 try:
                     self._obey(queue, caller, interruption)
                     break
                 except Exception:
                     raise
-                except BaseException:  # noqa: S112 - the first interruption is the one to raise
+                except BaseException:  # noqa: S112 - the first interruption is raised
                     continue
             raise
         outcome = caller.take_outcome()
@@ -368,19 +368,19 @@ class Combiner(_Combining[Command, Value]):
         self._wake_successor(leader)
 
     def _obey(self, queue: _Queue, caller: _Caller, interruption: BaseException) -> None:
-        """Obey an interruption, wherever it came, as soon as nobody else is harmed by it."""
+        """Act on an interruption as soon as no other caller depends on this thread."""
         caller.cancelled = interruption
         with queue.lock:
             has_left = not caller.certain and queue.leave(caller)
-            asked = caller.taken or (caller.certain and queue.has(caller))
-            must_go_on = asked and not caller.batch
+            will_run = caller.taken or (caller.certain and queue.has(caller))
+            must_go_on = will_run and not caller.batch
         if must_go_on:
             self._outlast(queue, caller)
         elif not has_left:
             self._abort(queue, caller, interruption)
 
     def _outlast(self, queue: _Queue, caller: _Caller) -> None:
-        """Wait for an outcome, or for the lead, through all further interruptions."""
+        """Wait for an outcome or for the lead, ignoring further interruptions."""
         while caller.outcome is _PENDING and not queue.leads(caller):
             with suppress(BaseException):
                 caller.wake.acquire()
@@ -391,24 +391,24 @@ class Combiner(_Combining[Command, Value]):
                 self._abort(queue, caller, interruption)
 
     def _wake(self, caller: _Caller) -> None:
-        with suppress(RuntimeError):  # It is awake.
+        with suppress(RuntimeError):  # The caller is awake.
             caller.wake.release()
 
     def start_empty(self) -> None:
-        """Forget all callers and leaders: in a forked child none of them is there."""
+        """Drop all callers and leaders: their threads do not exist in a forked child."""
         self._queue = _Queue(self._lanes, self._max_batch)
 
 
 class AsyncCombiner(_Combining[Command, Value]):
-    """Has the commands of tasks of one event loop run in batches.
+    """Runs the commands of tasks of one event loop in batches.
 
     The parameters are those of :class:`Combiner`, but ``run_batch`` is a coroutine function.
 
-    It runs in the task that leads, and when that is cancelled it sees the
-    ``CancelledError`` where it waits. It must keep it with ``batch.note(error)`` and see
-    the batch through, as others wait for it too. Once ``batch.abandoned()`` is true it may
-    ask for the batch's end. A ``CancelledError`` that it lets out is told to the others
-    of the batch as ``error_for`` says, and none of the rest is asked.
+    ``run_batch`` runs in the leading task. If that task is cancelled, ``CancelledError`` is
+    raised where ``run_batch`` waits. It must keep the error with ``batch.note(error)`` and
+    finish the batch, as others wait for it too. Once ``batch.abandoned()`` is true it may
+    end the batch early. If it raises ``CancelledError``, the other callers of the batch get
+    the error that ``error_for`` makes, and remaining parts of the batch are not run.
     """
 
     def __init__(
@@ -430,24 +430,24 @@ class AsyncCombiner(_Combining[Command, Value]):
     async def submit(
         self, command: Command, *, certain: bool = False
     ) -> tuple[Value, asyncio.CancelledError | None]:
-        """Have a command carried out, or raise its error.
+        """Run a command in a batch, or raise its error.
 
         Parameters
         ----------
         certain:
-            The command is to happen also if the task is cancelled while it waits.
+            Whether to carry out the command even if the task is cancelled while it waits.
 
         Returns
         -------
         tuple
-            The outcome, and the cancellation that came too late to stop the command, if there
-            was one: to be raised by whoever has undone what must not last.
+            The outcome, and the cancellation that came too late to stop the command, or None.
+            The caller raises the cancellation after it has undone the command if needed.
 
         Raises
         ------
         asyncio.CancelledError
-            If the command was not taken into a batch yet, and nothing came of it; or if it
-            failed, with its error as the cause.
+            If the task was cancelled before the command was taken into a batch, so that it had
+            no effect, or if the command failed, with its error as the cause.
         """
         self._check_loop()
         caller = self._caller(command, certain=certain)
@@ -482,10 +482,10 @@ class AsyncCombiner(_Combining[Command, Value]):
             await self._outlast(caller)
 
     async def _outlast(self, caller: _Caller) -> None:
-        """Wait through all further cancellations."""
-        import anyio  # noqa: PLC0415 - only where somebody was cancelled
+        """Wait for an outcome or for the lead, ignoring further cancellations."""
+        import anyio  # noqa: PLC0415 - only needed after a cancellation
 
-        # A scope of anyio cancels in each turn of the loop, unless it is kept out.
+        # A cancelled anyio scope cancels in each iteration of the loop, unless shielded.
         with anyio.CancelScope(shield=True):
             while caller.outcome is _PENDING and not self._queue.leads(caller):
                 caller.wake = self._loop.create_future()  # type: ignore[union-attr]
@@ -497,7 +497,7 @@ class AsyncCombiner(_Combining[Command, Value]):
     async def _lead(self, leader: _Caller) -> None:
         self._queue.take(leader)
         await effects.run_async(self._parts(leader), self._run_batch)
-        # The callers are awake, so that what they ask for next is in the successor's batch.
+        # The callers are awake, so their next commands go into the successor's batch.
         self._queue.hand_over(leader)
         self._wake_successor(leader)
 
@@ -507,7 +507,7 @@ class AsyncCombiner(_Combining[Command, Value]):
                 caller.wake.set_result(None)
 
     def _check_loop(self) -> None:
-        """Raise an error in another event loop than the first: callers wait in that one."""
+        """Raise an error if this is not the event loop of the first call: callers wait there."""
         loop = asyncio.get_running_loop()
         self._loop = self._loop or loop
         if loop is not self._loop:
@@ -518,7 +518,7 @@ class AsyncCombiner(_Combining[Command, Value]):
 
 
 def _default_error(_: Any, error: BaseException) -> Exception:
-    """Return what a caller is told of an error if nobody knows better."""
+    """Return a caller's error if no ``error_for`` was given."""
     if isinstance(error, Exception):
         return error
     unknown = OutcomeUnknownError(
@@ -531,7 +531,7 @@ def _default_error(_: Any, error: BaseException) -> Exception:
 
 
 def _own_copy(error: Exception) -> Exception:
-    """Return an error like this one with a traceback of its own; this one if that cannot be."""
+    """Return a copy of an error with its own traceback, or the error if it cannot be copied."""
     try:
         copied = copy.copy(error)
     except Exception:

@@ -1,9 +1,9 @@
-"""What an adapter need not write: the methods of an interface that follow from its others.
+"""Default implementations of storage methods, in terms of the abstract ones.
 
-Programs that ask for calls of the adapter's own methods, so that they stand once
-for adapters with methods that block and for those with coroutines. An adapter
-that can decide in one go overrides these methods; what they cannot do is said
-where they are declared, in :class:`~pharox.storage.IStorage`.
+They are programs that request calls of the adapter's own methods, so one implementation
+serves blocking adapters and adapters with coroutines. An adapter that can decide
+atomically overrides these methods. Their limits are documented where they are
+declared, in :class:`~pharox.storage.IStorage`.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def acquire_lease(storage: Any, request: AcquireRequest) -> Calls[Acquisition]:
         )
     yield partial(storage.ensure_consumer, request.consumer_name)
     yield storage.cleanup_expired_leases
-    asked = (request.pool_name, request.filters, request.selector)
-    proxy = yield partial(storage.find_available_proxy, *asked)
+    arguments = (request.pool_name, request.filters, request.selector)
+    proxy = yield partial(storage.find_available_proxy, *arguments)
     if proxy is None:
         return Acquisition(None, stats=(yield from _stats(storage, request)))
     terms = (request.consumer_name, request.duration_seconds)
@@ -75,7 +75,7 @@ def acquire_lease(storage: Any, request: AcquireRequest) -> Calls[Acquisition]:
 def return_lease(
     storage: Any, lease: Lease, reason: str | None, *, with_stats: bool
 ) -> Calls[ReleaseResult]:
-    """Release a lease and tell what came of it."""
+    """Release a lease and return the result."""
     recorded = yield partial(storage.get_lease, str(lease.id))
     was_active = recorded is not None and recorded.status is LeaseStatus.ACTIVE
     if was_active:
@@ -91,15 +91,15 @@ def return_lease(
 
 
 def acquire_set(storage: Any, request: AcquireSetRequest) -> Calls[SetAcquisition]:
-    """Lease one proxy after another; give all back if they are too few."""
+    """Lease one proxy after another, and release all of them if they are too few."""
     if request.lease_ids is not None:
         raise InvalidInputError(f"{type(storage).__name__} grants no set under ids of the caller's")
     granted: list[Acquisition] = []
     try:
         last = yield from _lease_up_to(storage, request, granted)
         if len(granted) >= request.needed:
-            told = tuple(replace(each, expired=()) for each in granted)
-            return SetAcquisition(told, expired=_expired_of(granted))
+            leased = tuple(replace(each, expired=()) for each in granted)
+            return SetAcquisition(leased, expired=_expired_of(granted))
     except GeneratorExit:
         raise
     except BaseException:  # The caller will never see these leases.
@@ -117,7 +117,7 @@ def acquire_set(storage: Any, request: AcquireSetRequest) -> Calls[SetAcquisitio
 def return_leases(
     storage: Any, leases: Sequence[Lease], reason: str | None, *, with_stats: bool
 ) -> Calls[list[ReleaseResult]]:
-    """Release leases; raise what went wrong after all of them were tried."""
+    """Release leases. Try all of them, then raise the errors."""
     commands = [ReleaseRequest(lease, reason, with_stats) for lease in leases]
     outcomes: list[Any] = yield partial(storage.run_batch, commands)
     raise_together([outcome for outcome in outcomes if isinstance(outcome, Exception)])
@@ -159,7 +159,7 @@ def record_health_checks(
 def set_status(
     storage: Any, proxy_id: UUID, status: ProxyStatus, reason: str | None
 ) -> Calls[Proxy]:
-    """Decide a proxy's status; there is nowhere to keep the reason."""
+    """Set a proxy's status. The reason is not stored."""
     check_reason(reason)
     wanted = check_status(status)
     proxy: Proxy = yield partial(storage.get_proxy, str(proxy_id))
@@ -171,7 +171,7 @@ def set_status(
 def is_due(
     storage: Any, proxy: Proxy, age: timedelta | None, statuses: Collection[ProxyStatus]
 ) -> Calls[bool]:
-    """Tell whether a proxy is to be checked: its status is wanted, its last check so old."""
+    """Return whether a proxy has one of the statuses and its last check is old enough."""
     if proxy.status not in statuses:
         return False
     last = None if age is None else (yield partial(storage.get_last_health_result, proxy.id))
@@ -203,7 +203,7 @@ def _record_one(storage: Any, result: HealthCheckResult) -> Calls[HealthOutcome]
 def _lease_up_to(
     storage: Any, request: AcquireSetRequest, granted: list[Acquisition]
 ) -> Calls[Acquisition]:
-    """Add acquisitions to ``granted`` until there are enough; return the last one, maybe a miss."""
+    """Add acquisitions to ``granted`` until there are enough. Return the last, maybe a miss."""
     while True:
         acquisition: Acquisition = yield partial(storage.acquire_lease, _next(request, granted))
         if acquisition.lease is not None:
@@ -213,7 +213,7 @@ def _lease_up_to(
 
 
 def _next(request: AcquireSetRequest, granted: Sequence[Acquisition]) -> AcquireRequest:
-    """Return the request for the next lease of a set, on another proxy if it is to be distinct."""
+    """Return the request for the next lease of a set, on another proxy if ``distinct``."""
     filters = request.filters
     if request.distinct and granted:
         taken = {each.lease.proxy_id for each in granted if each.lease is not None}

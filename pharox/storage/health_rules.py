@@ -1,9 +1,8 @@
-"""What a health check's result comes to; ``postgres/health_statements.py`` says the same in SQL.
+"""Decide the effect of a health check; ``postgres/health_statements.py`` does the same in SQL.
 
-Three rules. A result counts only if it is newer than the newest, and none is
-newer than the storage's own clock. A ban is a person's decision: no result
-lifts it. A status follows what was found, once as many results in a row as the
-policy asks for have found it.
+There are three rules. A result is applied only if it is newer than the newest one, and
+its time is at most the storage's own clock. A ban is a person's decision: no result
+lifts it. A status changes once the policy's number of consecutive results agree.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from ..models import LEASABLE, HealthCheckResult, HealthPolicy, ProxyStatus
 
 
 class Observation(NamedTuple):
-    """A result and what to make of it.
+    """A result, and whether it may change the proxy's status.
 
-    One that does not count leaves the status and the streak as they are.
+    If it may not, the status and the streak stay unchanged.
     """
 
     result: HealthCheckResult
@@ -31,7 +30,7 @@ class Observation(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What a result comes to, for the proxy it is about."""
+    """The effect of a result on its proxy."""
 
     applied: bool
     status: ProxyStatus
@@ -42,7 +41,7 @@ class Judgement(NamedTuple):
 def judge(
     row: Availability, seen: Observation, checked_at: datetime, policy: HealthPolicy
 ) -> Judgement:
-    """Return what an observation made at ``checked_at`` comes to, for a proxy that stands so."""
+    """Return the effect of an observation made at ``checked_at`` on a proxy in this state."""
     status, streak = ProxyStatus(row.status), row.streak
     if row.probed_at is not None and checked_at <= row.probed_at:
         return Judgement(False, status, streak, None)
@@ -69,11 +68,11 @@ def _follows(status: ProxyStatus, streak: int, seen: Observation, policy: Health
 def in_rounds(
     seen: Sequence[Observation], pools: Mapping[UUID, UUID]
 ) -> Iterator[tuple[UUID, list[int]]]:
-    """Yield the places of observations in the order in which they are recorded.
+    """Yield the indexes of observations in the order in which they are recorded.
 
-    The first of each proxy come first, then the second ones, and so on, and in each
-    round they go by pool and proxy, as locks do. Proxies that are in none of ``pools``
-    are left out.
+    The first observation of each proxy is in the first round, the second in the second
+    round, and so on. A round is ordered by pool and proxy, the order of locking. Proxies
+    that are not in ``pools`` are skipped.
     """
     earlier: Counter[UUID] = Counter()
     rounds: dict[tuple[int, UUID], list[int]] = {}
@@ -88,8 +87,8 @@ def in_rounds(
 def moving_average(mean_ms: int | None, latency_ms: int, window: int) -> int:
     """Return the exponential moving average with a span of ``window`` results, in milliseconds.
 
-    In whole numbers, rounded away from the old mean, so that it gets to where
-    the latencies stay.
+    It is an integer, rounded away from the old mean, so that it reaches a latency
+    that stays constant.
     """
     if mean_ms is None:
         return latency_ms

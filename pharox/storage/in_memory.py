@@ -1,4 +1,4 @@
-"""The name under which :class:`InMemoryStorage` is imported."""
+"""Import :class:`InMemoryStorage` from here, as in pharox 0.11.0."""
 
 from .memory import InMemoryStorage
 

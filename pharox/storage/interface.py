@@ -1,10 +1,10 @@
-"""What a storage adapter does.
+"""The interface of storage adapters.
 
 The abstract methods are those of 0.11.0, so an adapter written for it works
-unchanged. The manager itself calls others: :meth:`IStorage.acquire_lease`,
-:meth:`IStorage.return_lease`, :meth:`IStorage.expire_leases`, and of several leases
-:meth:`IStorage.acquire_set` and :meth:`IStorage.run_batch`. Here they are written with
-the abstract ones; an adapter that can decide in one go overrides them.
+unchanged. The manager calls other methods: :meth:`IStorage.acquire_lease`,
+:meth:`IStorage.return_lease`, :meth:`IStorage.expire_leases`, and for several leases
+:meth:`IStorage.acquire_set` and :meth:`IStorage.run_batch`. Their defaults call
+the abstract methods. An adapter that can decide atomically overrides them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from .validation import check_age, check_statuses, pool_named
 
 
 class IStorage(ABC):
-    """Keeps pools, proxies, consumers, leases and health, and decides who gets what."""
+    """Stores pools, proxies, consumers, leases and health checks, and decides on leases."""
 
     @abstractmethod
     def find_available_proxy(
@@ -54,37 +54,37 @@ class IStorage(ABC):
     ) -> Proxy | None:
         """Return the proxy that the selector offers next, without leasing it.
 
-        ROUND_ROBIN moves its cursor by this alone.
+        With ROUND_ROBIN this call moves the cursor.
 
         Parameters
         ----------
         pool_name:
-            The pool's unique name; an unknown one offers nothing.
+            The pool's unique name. For an unknown pool None is returned.
         filters:
-            What the proxy must match.
+            Conditions that the proxy must meet.
         selector:
-            The order of offering; FIRST_AVAILABLE if None.
+            The order in which proxies are offered; FIRST_AVAILABLE if None.
         """
 
     @abstractmethod
     def create_lease(self, proxy: Proxy, consumer_name: str, duration_seconds: int) -> Lease:
-        """Lease this very proxy.
+        """Lease exactly this proxy.
 
         Parameters
         ----------
         proxy:
-            Only its id counts.
+            The proxy. Only its id is used.
         consumer_name:
-            Who leases; registered on first use.
+            The consumer, which is registered on first use.
         duration_seconds:
             The lease's length in seconds.
 
         Raises
         ------
         InvalidLeaseError
-            If the duration makes no sense.
+            If the duration is invalid.
         ProxyNotFoundError
-            If there is no such proxy (any more).
+            If the proxy does not exist, or no longer exists.
         ProxyUnavailableError
             If it is at capacity or not healthy.
         """
@@ -95,18 +95,18 @@ class IStorage(ABC):
 
     @abstractmethod
     def release_lease(self, lease: Lease) -> None:
-        """End a lease. Only its id counts; one that has ended already stays as it is."""
+        """End a lease. Only its id is used. A lease that has already ended is not changed."""
 
     @abstractmethod
     def cleanup_expired_leases(self) -> int:
-        """Take back every proxy whose lease has run out, and return how many leases did."""
+        """Expire all due leases, and return how many there were."""
 
     @abstractmethod
     def apply_health_check_result(self, result: HealthCheckResult) -> Proxy | None:
-        """Record a health check and return the proxy as it then stands; None if unknown.
+        """Record a health check. Return the updated proxy, or None if it is unknown.
 
-        A result older than the newest one is recorded and changes nothing, and
-        no result lifts a ban.
+        A result older than the newest one is recorded but changes nothing. No result
+        lifts a ban.
         """
 
     @abstractmethod
@@ -115,13 +115,13 @@ class IStorage(ABC):
 
     @abstractmethod
     def get_pool_stats(self, pool_name: str) -> PoolStatsSnapshot | None:
-        """Return a pool in numbers, or None if there is no such pool."""
+        """Return a pool's statistics, or None if there is no such pool."""
 
     @abstractmethod
     def add_proxies_bulk(self, proxies: Sequence[Proxy]) -> int:
-        """Register many proxies at once: all of them or, on an error, none.
+        """Register many proxies atomically.
 
-        Those whose id is registered already are left as they are.
+        Proxies whose id is already registered are not changed.
 
         Returns
         -------
@@ -136,15 +136,15 @@ class IStorage(ABC):
 
     @abstractmethod
     def save_pool(self, pool: ProxyPool) -> None:
-        """Register a pool, or change the one of this id."""
+        """Register a pool, or change the one with this id."""
 
     @abstractmethod
     def get_pool(self, pool_id: str) -> ProxyPool:
-        """Return a pool by the text of its id; raises :class:`PoolNotFoundError`."""
+        """Return the pool with this id, given as text; raises :class:`PoolNotFoundError`."""
 
     @abstractmethod
     def list_pools(self) -> Sequence[ProxyPool]:
-        """Return all pools, by name."""
+        """Return all pools, ordered by name."""
 
     @abstractmethod
     def delete_pool(self, pool_id: str) -> None:
@@ -152,7 +152,7 @@ class IStorage(ABC):
 
     @abstractmethod
     def save_proxy(self, proxy: Proxy) -> None:
-        """Register a proxy, or change the one of this id; its leases stay as they are.
+        """Register a proxy, or change the one with this id. Its leases are not changed.
 
         Raises
         ------
@@ -162,11 +162,11 @@ class IStorage(ABC):
 
     @abstractmethod
     def get_proxy(self, proxy_id: str) -> Proxy:
-        """Return a proxy by the text of its id; raises :class:`ProxyNotFoundError`."""
+        """Return the proxy with this id, given as text; raises :class:`ProxyNotFoundError`."""
 
     @abstractmethod
     def list_proxies(self, pool_id: str) -> Sequence[Proxy]:
-        """Return a pool's proxies, by id; raises :class:`PoolNotFoundError`."""
+        """Return a pool's proxies, ordered by id; raises :class:`PoolNotFoundError`."""
 
     @abstractmethod
     def delete_proxy(self, proxy_id: str) -> None:
@@ -174,15 +174,15 @@ class IStorage(ABC):
 
     @abstractmethod
     def get_lease(self, lease_id: str) -> Lease | None:
-        """Return a lease by the text of its id, or None."""
+        """Return the lease with this id, given as text, or None."""
 
     @abstractmethod
     def list_leases(self, consumer_id: str | None = None) -> Sequence[Lease]:
-        """Return leases, oldest first, of one consumer (the text of its id) or of all."""
+        """Return the leases of one consumer (its id as text) or of all, oldest first."""
 
     @abstractmethod
     def save_health_record(self, record: ProxyHealthRecord) -> None:
-        """Record an observation made elsewhere; it does not change the proxy's status."""
+        """Record a check that was made elsewhere. It does not change the proxy's status."""
 
     @abstractmethod
     def list_health_records(self, proxy_id: UUID, limit: int = 100) -> Sequence[ProxyHealthRecord]:
@@ -191,11 +191,10 @@ class IStorage(ABC):
     def acquire_lease(self, request: AcquireRequest) -> Acquisition:
         """Find a proxy and lease it.
 
-        This default asks :meth:`find_available_proxy` and :meth:`create_lease`
-        in turn, so between the two another caller can be quicker; an adapter
-        that cannot decide in one go pays for that with
-        :class:`ProxyUnavailableError`. It grants no lease under a ``lease_id`` of
-        the caller's.
+        This default calls :meth:`find_available_proxy`, then :meth:`create_lease`. Another
+        caller can take the proxy in between, which raises
+        :class:`ProxyUnavailableError`. It does not support a ``lease_id`` that the caller
+        chooses.
 
         Raises
         ------
@@ -207,13 +206,13 @@ class IStorage(ABC):
         return run(defaults.acquire_lease(self, request), call)
 
     def acquire_set(self, request: AcquireSetRequest) -> SetAcquisition:
-        """Lease several proxies at once: as many as are asked for, at least so many, or none.
+        """Lease several proxies at once: as many as requested, a minimum number, or none.
 
-        This default asks :meth:`acquire_lease` for one after the other, and gives all back
-        with the reason ``too_few`` if they are not enough. So others see a part of a set
-        for a moment, the log has the leases of a set that was not granted, and a miss in it
-        is that of the lease that was missing. Distinct proxies are found by a predicate.
-        It grants no set under ``lease_ids`` of the caller's.
+        This default calls :meth:`acquire_lease` repeatedly, and releases all leases with
+        the reason ``too_few`` if they are not enough. So others can see a part of a set, the
+        log has the leases of a set that was not granted, and its miss is that of the
+        single missing lease. It finds distinct proxies with a predicate. It does not support
+        ``lease_ids`` that the caller chooses.
 
         Raises
         ------
@@ -226,30 +225,30 @@ class IStorage(ABC):
         return run(defaults.acquire_set(self, request), call)
 
     def run_batch(self, commands: Sequence[Command]) -> Sequence[Outcome | Exception]:
-        """Carry out commands; return what each came to, in their order.
+        """Carry out commands. Return the outcome of each, in the same order.
 
-        They mean what they would mean one after another, in this order: leases that have
-        run out are taken back, leases are given back, proxies are leased in the order of
-        asking. A command that fails leaves the others alone, and its error is its answer.
-        Each lease that ran out is told of in one answer: of the first command of its pool
-        that is carried out and has an answer.
+        The effect is that of single commands in this order: due leases expire, leases are
+        released, proxies are leased in the order of the requests. A command that fails does not
+        affect the others; its error is its outcome. Each expired lease is reported in
+        one outcome: that of the first command of its pool that is carried out
+        and does not fail.
 
-        This default calls the methods for single commands. It takes back what has run out
-        in every pool if a proxy is asked for.
+        This default calls the methods for single commands. It expires the due leases
+        of all pools if a proxy is requested.
 
         Raises
         ------
         InvalidInputError
-            If one of them is no command; then nothing is done.
+            If one of them is not a command; then nothing is done.
         """
         return run(defaults.run_batch(self, commands), call)
 
     def return_leases(
         self, leases: Sequence[Lease], *, reason: str | None = None, with_stats: bool = False
     ) -> Sequence[ReleaseResult]:
-        """Release leases and tell what came of each, as :meth:`return_lease` does.
+        """Release leases and return the result of each, as :meth:`return_lease` does.
 
-        All of them are tried; then the error of one is raised, or those of several as an
+        All of them are tried. Then a single error is raised as it is, several as an
         ``ExceptionGroup``.
         """
         return run(defaults.return_leases(self, leases, reason, with_stats=with_stats), call)
@@ -257,32 +256,32 @@ class IStorage(ABC):
     def record_health_checks(
         self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
     ) -> Sequence[HealthOutcome]:
-        """Record health checks; return what each came to, in their order.
+        """Record health checks. Return the outcome of each, in the same order.
 
-        Those of one proxy are recorded in the order in which they are given.
-        This default asks :meth:`apply_health_check_result` for one after the
-        other. It cannot count results in a row.
+        The checks of one proxy are recorded in the given order. This default calls
+        :meth:`apply_health_check_result` for each check. It cannot count consecutive
+        results.
 
         Parameters
         ----------
         results:
-            Any number, of any proxies; unknown ones have an outcome that says so.
+            Any number, for any proxies. The outcome says if a proxy is unknown.
         policy:
-            When results become a status; every one at once if None.
+            When results change a status; if None, every result does at once.
 
         Raises
         ------
         InvalidInputError
-            If this storage cannot follow the policy.
+            If this storage does not support the policy.
         """
         return run(defaults.record_health_checks(self, results, policy), call)
 
     def set_status(
         self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
     ) -> Proxy:
-        """Decide a proxy's status, as a person does: also lift or lay a ban.
+        """Set a proxy's status, as a person does. This can also set or lift a ban.
 
-        This default has nowhere to keep the ``reason``.
+        This default does not store the ``reason``.
 
         Raises
         ------
@@ -298,23 +297,23 @@ class IStorage(ABC):
         stale_after: timedelta | float | None = None,
         statuses: Collection[ProxyStatus] | None = None,
     ) -> Iterator[Proxy]:
-        """Yield the proxies that are due to be checked, by id within each pool.
+        """Yield the proxies that are due for a check, ordered by id within each pool.
 
         Parameters
         ----------
         pool_name:
-            Only of this pool; of all if None.
+            Only proxies of this pool; of all pools if None.
         stale_after:
-            Only those not checked for so long (seconds), or never.
+            Only proxies not checked for this long (seconds), or never.
         statuses:
-            Only those with one of these; all but BANNED if None.
+            Only proxies with one of these statuses; all but BANNED if None.
 
         Raises
         ------
         PoolNotFoundError
             If there is no such pool.
         InvalidInputError
-            If ``stale_after`` or a status makes no sense.
+            If ``stale_after`` or a status is invalid.
         """
         age, wanted = check_age(stale_after), check_statuses(statuses)
         pools = pool_named(pool_name, self.list_pools())
@@ -328,12 +327,12 @@ class IStorage(ABC):
     def return_lease(
         self, lease: Lease, *, reason: str | None = None, with_stats: bool = False
     ) -> ReleaseResult:
-        """Release a lease and tell what came of it.
+        """Release a lease and return the result.
 
-        ``lease`` ends with the recorded status and ``released_at`` either way.
+        ``lease`` gets the recorded status and ``released_at``, even if it had ended before.
         """
         return run(defaults.return_lease(self, lease, reason, with_stats=with_stats), call)
 
     def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
-        """Take back what has run out; return how many leases did, and those it can tell of."""
+        """Expire all due leases. Return how many, and those of them that are known in detail."""
         return self.cleanup_expired_leases(), ()

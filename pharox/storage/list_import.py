@@ -1,14 +1,14 @@
-"""Decide what becomes of each proxy of a list that is imported.
+"""Decide for each proxy of an imported list whether it is known, changed or new.
 
 A proxy is *known* if the pool has it with the same credentials. If the pool has its
-account (protocol, host, port, user) with another password, it depends on the whole list:
-where list and pool have one proxy of that account each, it is a *changed* one; where either
-has several, as a gateway with a session in each password, it is *new*. So a proxy
-that may be changed waits until the list has ended, or until :data:`WAITING` others wait too:
-memory stays bounded, and what the list says of its account after that counts as new.
+account (protocol, host, port, user) with another password, the whole list decides: if
+list and pool have one proxy of that account each, it is *changed*. If either
+has several, as a gateway does whose passwords name sessions, it is *new*. So a proxy
+that may be changed waits until the list ends, or until :data:`WAITING` others wait too.
+This bounds memory; later proxies of the same account then count as new.
 
-What is not here: how a storage finds, registers and removes. It does so when the program
-:func:`import_list` or :func:`remove_unlisted` asks for it.
+The storage finds, registers and removes proxies. The programs :func:`import_list` and
+:func:`remove_unlisted` request these steps.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from ..errors import InvalidInputError, PoolNotFoundError
 from ..models import Proxy, ProxyPool
 
 WAITING = 10_000
-"""How many proxies that may be changed wait for the end of the list."""
+"""How many proxies that may be changed can wait for the end of the list."""
 
 LISTED = 50
-"""How many proxies a report names; it counts all."""
+"""How many proxies a report names. It counts all of them."""
 
 Account = tuple[str, str, int, str]
 """Protocol, host, port and user."""
 
-AcquireArguments = Callable[..., Any]
-"""Calls a step of a storage, such as ``ask(steps.match_listed, pool_id, proxies)``."""
+CallStep = Callable[..., Any]
+"""Calls a step of a storage, such as ``call_step(steps.match_listed, pool_id, proxies)``."""
 
 
 class Match(NamedTuple):
-    """How a proxy of a list stands to a pool.
+    """The proxies of a pool that match a proxy of a list.
 
-    ``known`` is the pool's proxy with the same credentials; ``rivals``, at most two, are those
-    of the same account with another password, looked for where none is known.
+    ``known`` is the pool's proxy with the same credentials. If there is none, ``rivals`` are up
+    to two proxies of the same account with another password.
     """
 
     known: UUID | None = None
@@ -49,33 +49,33 @@ class Match(NamedTuple):
 
 
 class ListedIds:
-    """The ids of a pool's proxies that a list names, sixteen bytes each.
+    """The ids of a pool's proxies that are in a list, sixteen bytes each.
 
-    Those that the list has just added are told apart from those that the pool had before.
+    It distinguishes proxies that the import added from those that the pool had before.
     """
 
     def __init__(self) -> None:
         self._found, self._added = bytearray(), bytearray()
 
     def add(self, proxy_id: UUID, *, is_new: bool = False) -> None:
-        """Note a proxy."""
+        """Add a proxy."""
         if is_new:
             self._added += proxy_id.bytes
         else:
             self._found += proxy_id.bytes
 
     def among(self, proxy_ids: Collection[UUID]) -> set[UUID]:
-        """Return those of some proxies that are listed."""
+        """Return those of the given proxies that are listed."""
         wanted = {proxy_id.bytes for proxy_id in proxy_ids}
         every = chain(_ids_in(self._found), _ids_in(self._added))
         return {UUID(bytes=each) for each in every if each in wanted}
 
     def found(self) -> set[bytes]:
-        """Return those that the pool had, as the bytes of their ids."""
+        """Return the ids, as bytes, of listed proxies that the pool had before."""
         return set(_ids_in(self._found))
 
     def added(self) -> set[bytes]:
-        """Return those that the list has added, as the bytes of their ids."""
+        """Return the ids, as bytes, of proxies that the import added."""
         return set(_ids_in(self._added))
 
 
@@ -84,7 +84,7 @@ def _ids_in(whole: bytearray) -> Iterator[bytes]:
 
 
 class ChangedProxy(NamedTuple):
-    """A proxy whose password differs in a list and in the pool, by its id there."""
+    """A listed proxy whose password differs in the pool, with its id in the pool."""
 
     proxy_id: UUID
     proxy: Proxy
@@ -92,11 +92,11 @@ class ChangedProxy(NamedTuple):
 
 @dataclass
 class ImportReport:
-    """What came of a list in a pool.
+    """The result of importing a list into a pool.
 
-    ``known`` counts what the pool or an earlier place of the list had already; ``updated``
-    are the changed ones whose credentials were replaced, ``changed`` the others.
-    ``changes`` names the first :data:`LISTED` of both.
+    ``known`` counts proxies that the pool had, or that occurred earlier in the list. ``updated``
+    counts changed proxies whose credentials were replaced, ``changed`` the other changed ones.
+    ``changes`` has the first :data:`LISTED` of both.
     """
 
     pool_id: UUID
@@ -110,7 +110,7 @@ class ImportReport:
 
 @dataclass(frozen=True, slots=True)
 class MaxRemoved:
-    """How many proxies may be removed because a list has them no more: a number, or a share."""
+    """How many unlisted proxies may be removed: a number, or a share."""
 
     count: int | None = None
     share: float | None = None
@@ -124,7 +124,7 @@ class MaxRemoved:
             raise InvalidInputError("a number of proxies cannot be negative")
 
     def allows(self, gone: int, had: int) -> bool:
-        """Tell whether ``gone`` of ``had`` proxies may go."""
+        """Return whether ``gone`` of ``had`` proxies may be removed."""
         most = self.count if self.count is not None else (self.share or 0) * had
         return gone <= most
 
@@ -137,13 +137,12 @@ HALF = MaxRemoved(share=0.5)
 
 @dataclass
 class RemovalReport:
-    """What came of the proxies that a list has no more.
+    """The result of removing proxies that are no longer in a list.
 
-    ``had`` counts the proxies of the source that were in the pool before its list came, ``gone``
-    those that it has no more.
-    Of these ``removed`` were removed and ``leased`` were held by somebody; both are 0 where
-    ``refused`` says that more would have gone than may. ``leased_ids`` names the first
-    :data:`LISTED`.
+    ``had`` counts the proxies of the source that were in the pool before the import. ``gone``
+    counts those that the list no longer has. Of these, ``removed`` were removed and ``leased``
+    were kept because they are leased. Both are 0 if ``refused`` is True: then more were
+    gone than may be removed. ``leased_ids`` has the first :data:`LISTED`.
     """
 
     had: int = 0
@@ -155,32 +154,32 @@ class RemovalReport:
 
 
 class ListSteps(Protocol):
-    """What a storage does for an import; each may be a program or return at once."""
+    """The steps of an import that a storage implements. Each is a program or a plain method."""
 
     def match_listed(self, pool_id: UUID, proxies: Sequence[Proxy], /) -> Any:
         """Return a :class:`Match` for each proxy; raises :class:`PoolNotFoundError`."""
 
     def ensure_pool(self, pool: ProxyPool, /) -> Any:
-        """Register a pool and return its id, or that of the one that has its name."""
+        """Register a pool and return its id, or the id of the pool with the same name."""
 
     def register_listed(self, pool_id: UUID, proxies: Sequence[Proxy], /) -> Any:
-        """Register proxies under ids made of what they are.
+        """Register proxies with ids derived from their attributes.
 
-        Returns their ids, and how many of them are new: another import may be quicker.
+        Returns their ids, and how many are new: another import may have added some meanwhile.
         """
 
     def replace_credentials(self, changes: Sequence[ChangedProxy], /) -> Any:
-        """Give known proxies the credentials of listed ones; return how many were there."""
+        """Set the credentials of known proxies from the list. Return how many still exist."""
 
     def sourced_page(self, pool_id: UUID, source: str | None, first: UUID, /) -> Any:
-        """Return ids of proxies with this source, from ``first`` on, and where to go on."""
+        """Return a page of ids of proxies with this source, and the first id of the next."""
 
     def remove_idle(self, pool_id: UUID, proxy_ids: Sequence[UUID], /) -> Any:
-        """Remove those that nobody holds; return their ids."""
+        """Remove those that are not leased. Return their ids."""
 
 
 class _Decisions:
-    """What is known of a list so far."""
+    """The state of an import: its report, and the proxies that wait for a decision."""
 
     def __init__(self, pool_id: UUID) -> None:
         self.report = ImportReport(pool_id)
@@ -188,7 +187,7 @@ class _Decisions:
         self.waits = 0
 
     def sort(self, proxies: Sequence[Proxy], matches: Sequence[Match]) -> list[Proxy]:
-        """Take note of a batch and return those of it that are new in any case."""
+        """Process a batch and return the proxies that are certainly new."""
         fresh: list[Proxy] = []
         met: set[tuple[Account, str]] = set()
         for proxy, match in zip(proxies, matches, strict=True):
@@ -208,7 +207,7 @@ class _Decisions:
         return fresh
 
     def settle(self) -> tuple[list[Proxy], list[ChangedProxy]]:
-        """Decide what waits: return what is new, and what is changed."""
+        """Decide on the waiting proxies. Return the new ones and the changed ones."""
         waiting, self.waiting, self.waits = self.waiting, {}, 0
         rivals = {each.proxy_id for several in waiting.values() for each in several.values()}
         met = self.report.listed.among(rivals)
@@ -235,7 +234,7 @@ class _Decisions:
 
 def import_list(
     steps: ListSteps,
-    ask: AcquireArguments,
+    call_step: CallStep,
     pool_id: UUID,
     batches: Iterable[Sequence[Proxy]],
     *,
@@ -244,39 +243,40 @@ def import_list(
 ) -> Calls[ImportReport]:
     """Import a list batch by batch.
 
-    With ``update`` changed proxies get its credentials. Where there is no pool, the one to
-    ``make`` is registered, also where somebody has removed it in between.
+    With ``update`` changed proxies get the list's credentials. If the pool does not exist,
+    ``make`` is registered, also if somebody removed the pool during the import.
     """
     decisions = _Decisions(pool_id)
     for batch in batches:
         try:
-            matches = yield partial(ask, steps.match_listed, pool_id, batch)
+            matches = yield partial(call_step, steps.match_listed, pool_id, batch)
         except PoolNotFoundError:
             if make is None:
                 raise
-            pool_id = decisions.report.pool_id = yield partial(ask, steps.ensure_pool, make)
-            matches = yield partial(ask, steps.match_listed, pool_id, batch)
-        yield from _register(steps, ask, pool_id, decisions, decisions.sort(batch, matches))
+            # Somebody removed the pool, or it never existed: register it and repeat the batch.
+            pool_id = decisions.report.pool_id = yield partial(call_step, steps.ensure_pool, make)
+            matches = yield partial(call_step, steps.match_listed, pool_id, batch)
+        yield from _register(steps, call_step, pool_id, decisions, decisions.sort(batch, matches))
         if decisions.waits >= WAITING:
-            yield from _clear_obstacle(steps, ask, pool_id, decisions, update=update)
-    yield from _clear_obstacle(steps, ask, pool_id, decisions, update=update)
+            yield from _settle(steps, call_step, pool_id, decisions, update=update)
+    yield from _settle(steps, call_step, pool_id, decisions, update=update)
     return decisions.report
 
 
 def remove_unlisted(
     steps: ListSteps,
-    ask: AcquireArguments,
+    call_step: CallStep,
     pool_id: UUID,
     listed: ListedIds,
     source: str | None,
     max_removed: MaxRemoved,
 ) -> Calls[RemovalReport]:
-    """Remove the pool's proxies of a source that its list has no more, and nobody holds."""
+    """Remove a source's proxies that are no longer in its list and are not leased."""
     report, gone = RemovalReport(), list[UUID]()
     found, added = listed.found(), listed.added()
     first: UUID | None = UUID(int=0)
     while first is not None:
-        page, first = yield partial(ask, steps.sourced_page, pool_id, source, first)
+        page, first = yield partial(call_step, steps.sourced_page, pool_id, source, first)
         before = [proxy_id for proxy_id in page if proxy_id.bytes not in added]
         report.had += len(before)
         gone += (proxy_id for proxy_id in before if proxy_id.bytes not in found)
@@ -284,9 +284,10 @@ def remove_unlisted(
     if not max_removed.allows(report.gone, report.had):
         report.refused = True
         return report
+    # Nothing is removed before the whole source was read: the limit is on the total.
     for start in range(0, len(gone), 1000):
         some = gone[start : start + 1000]
-        removed = set((yield partial(ask, steps.remove_idle, pool_id, some)))
+        removed = set((yield partial(call_step, steps.remove_idle, pool_id, some)))
         kept = [proxy_id for proxy_id in some if proxy_id not in removed]
         report.removed += len(removed)
         report.leased += len(kept)
@@ -295,24 +296,24 @@ def remove_unlisted(
 
 
 def account_of(proxy: Proxy) -> Account:
-    """Return what tells a proxy from others of its pool, but for its password."""
+    """Return the attributes that identify a proxy in its pool, without the password."""
     user = proxy.credentials.user if proxy.credentials else ""
     return proxy.protocol.value, str(proxy.host), proxy.port, user
 
 
 def password_of(proxy: Proxy) -> str:
-    """Return a proxy's password; it has none without credentials."""
+    """Return a proxy's password, empty if it has no credentials."""
     return proxy.credentials.password.get_secret_value() if proxy.credentials else ""
 
 
-def _clear_obstacle(
-    steps: ListSteps, ask: AcquireArguments, pool_id: UUID, decisions: _Decisions, *, update: bool
+def _settle(
+    steps: ListSteps, call_step: CallStep, pool_id: UUID, decisions: _Decisions, *, update: bool
 ) -> Calls[None]:
     fresh, changes = decisions.settle()
-    yield from _register(steps, ask, pool_id, decisions, fresh)
+    yield from _register(steps, call_step, pool_id, decisions, fresh)
     report = decisions.report
     if changes and update:
-        report.updated += yield partial(ask, steps.replace_credentials, changes)
+        report.updated += yield partial(call_step, steps.replace_credentials, changes)
     else:
         report.changed += len(changes)
     report.changes += changes[: LISTED - len(report.changes)]
@@ -320,14 +321,14 @@ def _clear_obstacle(
 
 def _register(
     steps: ListSteps,
-    ask: AcquireArguments,
+    call_step: CallStep,
     pool_id: UUID,
     decisions: _Decisions,
     fresh: list[Proxy],
 ) -> Calls[None]:
     if not fresh:
         return
-    ids, new = yield partial(ask, steps.register_listed, pool_id, fresh)
+    ids, new = yield partial(call_step, steps.register_listed, pool_id, fresh)
     decisions.report.new += new
     decisions.report.known += len(ids) - new
     for proxy_id in ids:

@@ -1,4 +1,4 @@
-"""What a storage and its callers pass each other: requests and what came of them."""
+"""Requests to a storage, and their outcomes."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ from ..models.ids import health_record_id
 logger = logging.getLogger("pharox")
 
 MAX_SET = 1000
-"""How many leases one set has at most."""
+"""The maximum number of leases in one set."""
 
 
 @dataclass(frozen=True, slots=True)
 class AcquireRequest:
-    """What a consumer asks for, checked.
+    """A validated request for one lease.
 
-    ``duration_seconds`` is the lease's length. Under a ``lease_id`` of the
-    caller's one lease at most is ever granted.
+    ``duration_seconds`` is the lease's length. For a ``lease_id`` that the caller
+    chose, at most one lease is ever granted.
 
     Raises
     ------
     InvalidLeaseError
-        If the duration makes no sense.
+        If the duration is invalid.
     InvalidInputError
-        If anything else is not what a storage can answer.
+        If anything else is invalid.
     """
 
     pool_name: str
@@ -66,18 +66,18 @@ class AcquireRequest:
 
 @dataclass(frozen=True, slots=True)
 class AcquireSetRequest:
-    """What a consumer asks for who needs several leases at once, checked.
+    """A validated request for several leases at once.
 
-    The set is granted if ``at_least`` so many can be leased, all ``count`` if None; else
-    nothing is. ``distinct`` means that no proxy is leased twice. The ``lease_ids`` of the
-    caller are one for each lease; the set that was granted under them is never granted again.
+    The set is granted if ``at_least`` proxies can be leased (``count`` if None); else
+    nothing is. With ``distinct`` no proxy is leased twice. The caller may choose
+    ``lease_ids``, one for each lease. A set with these ids is granted only once.
 
     Raises
     ------
     InvalidLeaseError
-        If the duration makes no sense.
+        If the duration is invalid.
     InvalidInputError
-        If anything else is not what a storage can answer.
+        If anything else is invalid.
     """
 
     pool_name: str
@@ -102,13 +102,13 @@ class AcquireSetRequest:
 
     @property
     def needed(self) -> int:
-        """How many leases the set has at least."""
+        """The minimum number of leases in the set."""
         return self.count if self.at_least is None else self.at_least
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseRequest:
-    """A lease to give back, of which only the id counts, and why."""
+    """A request to release a lease, with a reason. Only the lease's id is used."""
 
     lease: Lease
     reason: str | None = None
@@ -122,11 +122,11 @@ class ReleaseRequest:
 
 
 Command = AcquireRequest | AcquireSetRequest | ReleaseRequest
-"""What several callers, or one, can ask of a storage in one batch."""
+"""A request that can be part of a batch."""
 
 
 def _check_asked(request: AcquireRequest | AcquireSetRequest) -> None:
-    """Check what one lease and a set of them have in common."""
+    """Validate the fields that both kinds of acquisition have."""
     check_duration(request.duration_seconds)
     check_name(request.pool_name, "pool")
     check_name(request.consumer_name, "consumer")
@@ -149,7 +149,7 @@ def _checked_ids(lease_ids: Iterable[UUID], count: int) -> tuple[UUID, ...]:
 
 @dataclass(frozen=True, slots=True)
 class EndedLease:
-    """A lease that this call ended, as recorded, and the pool's statistics if asked for."""
+    """A lease that this call ended, as recorded, and the pool's statistics if requested."""
 
     lease: Lease
     stats: PoolStatsSnapshot | None = None
@@ -158,10 +158,10 @@ class EndedLease:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseResult:
-    """What giving a lease back came to.
+    """The outcome of a release.
 
-    ``ending`` is None if the lease had ended before. ``expired`` are leases
-    found to have run out on the way, such as the one that came back too late.
+    ``ending`` is None if the lease had ended before. ``expired`` are leases that this
+    call expired, such as the one that was released too late.
     """
 
     ending: EndedLease | None
@@ -170,11 +170,11 @@ class ReleaseResult:
 
 @dataclass(frozen=True, slots=True)
 class Acquisition:
-    """What an acquisition came to.
+    """The outcome of an acquisition.
 
-    ``lease`` is None for a miss. ``expired`` are the leases that ran out and
-    were taken back on the way. ``is_new`` is False for a lease that an earlier
-    call was granted under the same id: whoever asks again has no right to end it.
+    ``lease`` is None for a miss. ``expired`` are the due leases that this call
+    expired. ``is_new`` is False if an earlier call was granted the lease with the same
+    id: then this call must not end it.
     """
 
     lease: Lease | None
@@ -186,11 +186,11 @@ class Acquisition:
 
 @dataclass(frozen=True, slots=True)
 class SetAcquisition:
-    """What asking for several leases at once came to.
+    """The outcome of a request for several leases at once.
 
-    ``acquisitions`` are as many as were leased, in order, each with the statistics after
-    it; none for a miss. Then ``free`` is how many could have been leased, and ``stats`` are
-    those after the miss. ``expired`` are the leases that were taken back on the way.
+    ``acquisitions`` has the granted leases in order, each with the statistics after
+    it. It is empty for a miss; then ``free`` is how many could have been leased, and ``stats``
+    are the statistics after the miss. ``expired`` are the due leases that this call expired.
     """
 
     acquisitions: tuple[Acquisition, ...] = ()
@@ -201,29 +201,29 @@ class SetAcquisition:
 
 
 Outcome = Acquisition | SetAcquisition | ReleaseResult
-"""What a command came to."""
+"""The outcome of a command."""
 
 Outcomes = list[Outcome | Exception]
-"""What the commands of a batch came to: of one that failed, its error."""
+"""The outcomes of a batch of commands. The outcome of a failed command is its error."""
 
 
 def batch_order(commands: Sequence[Command]) -> list[int]:
-    """Return the places of commands in the order in which a batch carries them out.
+    """Return the indexes of commands in the order in which a batch carries them out.
 
-    Releases come first, so that what is given back can be leased again.
+    Releases come first, so that released proxies can be leased in the same batch.
     """
     places = range(len(commands))
     return sorted(places, key=lambda place: not isinstance(commands[place], ReleaseRequest))
 
 
 def pool_name_of(command: Command) -> str | None:
-    """Return the name of the pool that a command is about, as far as its caller knows."""
+    """Return the name of a command's pool, as its caller gave it."""
     named = command.lease if isinstance(command, ReleaseRequest) else command
     return named.pool_name
 
 
 def new_leases(outcome: object) -> list[Lease]:
-    """Return the leases that were granted to the call whose outcome this is, or outcomes."""
+    """Return the newly granted leases in an outcome or in a list of outcomes."""
     if isinstance(outcome, Acquisition):
         return [outcome.lease] if outcome.lease is not None and outcome.is_new else []
     parts = outcome.acquisitions if isinstance(outcome, SetAcquisition) else outcome
@@ -235,7 +235,7 @@ def new_leases(outcome: object) -> list[Lease]:
 def assign_expired_by_pool(
     outcomes: Outcomes, commands: Sequence[Command], expired: Sequence[EndedLease]
 ) -> None:
-    """Add expired leases to answers of a batch: each to one of its pool, or of any if none is."""
+    """Add each expired lease to one outcome of a batch: of its pool, or of any if there is none."""
     order = batch_order(commands)
     for name in dict.fromkeys(ended.lease.pool_name for ended in expired):
         of_pool = [ended for ended in expired if ended.lease.pool_name == name]
@@ -246,16 +246,16 @@ def assign_expired_by_pool(
 def assign_expired(
     outcomes: Outcomes, places: Sequence[int], expired: Sequence[EndedLease]
 ) -> None:
-    """Add expired leases to one answer among those at these places: the first that is no error.
+    """Add expired leases to the first outcome at one of these places that is not an error.
 
     Parameters
     ----------
     outcomes:
-        The answers of a batch; one of them is replaced.
+        The outcomes of a batch; one of them is replaced.
     places:
-        At least one place of them, in the order in which they were carried out.
+        At least one index into ``outcomes``, in the order of execution.
     expired:
-        The leases to tell of.
+        The leases to report.
     """
     place = next((i for i in places if not isinstance(outcomes[i], Exception)), places[0])
     outcome = outcomes[place]
@@ -267,12 +267,12 @@ def assign_expired(
 
 @dataclass(frozen=True, slots=True)
 class HealthOutcome:
-    """What recording a health check came to.
+    """The outcome of recording a health check.
 
     ``known`` is False if there is no such proxy; then nothing was recorded.
-    ``result`` is dated by the storage's clock if it came from the future.
-    ``lease_ids`` are the leases held on a proxy that it made unleasable, ``source`` is
-    who provided it.
+    A ``result`` from the future gets the time of the storage's clock.
+    If the check made the proxy unleasable, ``lease_ids`` are the leases held on it.
+    ``source`` says who provided the proxy.
     """
 
     result: HealthCheckResult
@@ -287,14 +287,14 @@ class HealthOutcome:
 
 
 def copy_ending(recorded: Lease | None, lease: Lease) -> None:
-    """Give a caller's lease the status and ``released_at`` that are recorded, if any are."""
+    """Copy the recorded status and ``released_at`` to a caller's lease, if there are any."""
     if recorded is not None:
         lease.status = recorded.status
         lease.released_at = recorded.released_at
 
 
 def log_late_release(lease: Lease, recorded: Lease | None) -> None:
-    """Warn that a release came too late to do anything."""
+    """Warn that a release came after the end of its lease."""
     why = "is unknown" if recorded is None else f"has ended already ({recorded.status.value})"
     logger.warning(
         "pharox.release.ignored: lease %s %s",
@@ -306,7 +306,7 @@ def log_late_release(lease: Lease, recorded: Lease | None) -> None:
 
 @contextmanager
 def given_up(lease: Lease) -> Iterator[None]:
-    """Log that the lease of a cancelled task could not be given back; it runs out by itself."""
+    """Log if the lease of a cancelled task could not be released. It will expire."""
     try:
         yield
     except Exception:
@@ -314,7 +314,7 @@ def given_up(lease: Lease) -> Iterator[None]:
 
 
 def result_of_record(record: ProxyHealthRecord) -> HealthCheckResult:
-    """Return an observation as the result it was made from."""
+    """Convert a health record to a health check result."""
     return HealthCheckResult(
         proxy_id=record.proxy_id,
         status=record.status_after,
@@ -329,7 +329,7 @@ def result_of_record(record: ProxyHealthRecord) -> HealthCheckResult:
 
 
 def record_of_check(event: EventBase) -> ProxyHealthRecord:
-    """Return a ``HealthChecked`` as the observation that it records."""
+    """Convert a ``HealthChecked`` event to a health record."""
     check = cast("HealthChecked", event)
     return ProxyHealthRecord(
         id=health_record_id(check.proxy_id, check.position),
@@ -348,7 +348,7 @@ def record_of_check(event: EventBase) -> ProxyHealthRecord:
 
 
 def redated(result: HealthCheckResult, checked_at: datetime) -> HealthCheckResult:
-    """Return a result with the moment that was recorded: another one if its clock was ahead."""
+    """Return a result with its recorded time, which differs if the checker's clock was ahead."""
     if result.checked_at == checked_at:
         return result
     return result.model_copy(update={"checked_at": checked_at})

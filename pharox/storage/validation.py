@@ -1,4 +1,4 @@
-"""What callers give, checked before anything is asked of a ledger."""
+"""Validate the arguments of callers before a storage is called."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _COMMANDS = (AcquireRequest, ReleaseRequest, AcquireSetRequest)
 
 
 def checked_model(model: M) -> M:
-    """Return a model whose fields are valid also if they were assigned after it was made.
+    """Validate a model again, because fields may have been assigned after creation.
 
     Raises
     ------
     InvalidInputError
-        If one is not; what would be stored could not be read back.
+        If a field is invalid: if it were stored, it could not be read back.
     """
     try:
         return type(model).model_validate(model.model_dump(warnings=False))
@@ -51,10 +51,10 @@ def checked_model(model: M) -> M:
 
 
 def check_storage(storage: object, *, awaited: bool) -> None:
-    """Raise :class:`InvalidInputError` unless this is a storage, of the kind that is meant."""
+    """Raise :class:`InvalidInputError` unless this is a storage of the expected kind."""
     save_pool = getattr(storage, "save_pool", None)
     if save_pool is None:
-        # Its text may be a URL, with a password in it.
+        # The value is not quoted: it may be a URL with a password.
         raise InvalidInputError(f"a storage is needed here, not a {type(storage).__name__}")
     if is_async(save_pool) is awaited:
         return
@@ -76,7 +76,7 @@ def check_reason(reason: str | None) -> None:
 
 
 def pool_named(pool_name: str | None, pools: Sequence[ProxyPool]) -> Sequence[ProxyPool]:
-    """Return the pool of this name, or all if None; raises :class:`PoolNotFoundError`."""
+    """Return the pool with this name, or all if None; raises :class:`PoolNotFoundError`."""
     found = [pool for pool in pools if pool_name in (None, pool.name)]
     if pool_name is not None and not found:
         raise PoolNotFoundError(f"Pool {pool_name!r} not found.", pool_name=pool_name)
@@ -84,7 +84,7 @@ def pool_named(pool_name: str | None, pools: Sequence[ProxyPool]) -> Sequence[Pr
 
 
 def check_age(age: timedelta | float | None) -> timedelta | None:
-    """Return an age in seconds as a timedelta, else raise :class:`InvalidInputError`."""
+    """Convert an age in seconds to a timedelta; raises :class:`InvalidInputError`."""
     if age is None:
         return None
     try:
@@ -97,7 +97,7 @@ def check_age(age: timedelta | float | None) -> timedelta | None:
 
 
 def check_statuses(statuses: Collection[ProxyStatus] | None) -> frozenset[ProxyStatus]:
-    """Return the statuses of proxies to check, all but BANNED if None."""
+    """Return the statuses of proxies to check; all but BANNED if None."""
     if statuses is None:
         return frozenset(ProxyStatus) - {ProxyStatus.BANNED}
     if isinstance(statuses, str):
@@ -106,7 +106,7 @@ def check_statuses(statuses: Collection[ProxyStatus] | None) -> frozenset[ProxyS
 
 
 def check_status(status: ProxyStatus | str) -> ProxyStatus:
-    """Return a status if it is one, else raise :class:`InvalidInputError`."""
+    """Return ``status`` as a ProxyStatus, else raise :class:`InvalidInputError`."""
     try:
         return ProxyStatus(status)
     except ValueError as error:
@@ -114,7 +114,7 @@ def check_status(status: ProxyStatus | str) -> ProxyStatus:
 
 
 def check_one_pool_each(proxies: Sequence[Proxy]) -> Sequence[Proxy]:
-    """Return proxies of which each is given for one pool only, else raise ConflictError."""
+    """Return the proxies if each is given for one pool only, else raise ConflictError."""
     pools: dict[UUID, UUID] = {}
     for proxy in proxies:
         if pools.setdefault(proxy.id, proxy.pool_id) != proxy.pool_id:
@@ -132,14 +132,14 @@ def check_commands(commands: Sequence[Command]) -> None:
 def check_granted(
     lease: Lease, request: AcquireRequest | AcquireSetRequest, expired: Sequence[EndedLease] = ()
 ) -> None:
-    """Check that a lease which has the request's id was granted to this very caller.
+    """Check that the lease with the request's id was granted to this consumer.
 
-    The error carries what was taken back on the way, for the manager to tell of.
+    The error carries the leases that this call expired, so that the manager can report them.
 
     Raises
     ------
     ConflictError
-        If it is somebody else's, or of another pool.
+        If it belongs to another consumer or another pool.
     """
     if (lease.pool_name, lease.consumer_name) != (request.pool_name, request.consumer_name):
         raise ConflictError(
@@ -150,7 +150,7 @@ def check_granted(
 
 
 def too_few_granted(request: AcquireSetRequest, granted: Sequence[Acquisition]) -> ConflictError:
-    """Return the error for ids that are not those of one set: too few of them were granted."""
+    """Return the error for ids of which too few were granted to be the requested set."""
     lease = granted[0].lease
     return ConflictError(
         f"{len(granted)} leases have ids of this set, which needs {request.needed}",
@@ -163,7 +163,7 @@ def granted_and_ended(
 ) -> LeaseEndedError:
     """Return the error for a lease that was granted before and has ended since.
 
-    It carries what was taken back on the way, for the manager to tell of.
+    It carries the leases that this call expired, so that the manager can report them.
     """
     return LeaseEndedError(
         f"lease {lease_id} was granted before and has ended ({how}); acquire under another id",
@@ -173,7 +173,7 @@ def granted_and_ended(
 
 
 def id_from_text(text: str | UUID) -> UUID | None:
-    """Return the UUID that a text spells, or None: nothing has such an id then."""
+    """Parse a UUID. Return None if the text is not one, so nothing has this id."""
     try:
         return text if isinstance(text, UUID) else UUID(text)
     except (ValueError, AttributeError, TypeError):

@@ -1,4 +1,4 @@
-"""The ledger in memory: the rooms have the names of those of the ledger in PostgreSQL."""
+"""The in-memory ledger. Its modules are named as those of the PostgreSQL ledger."""
 
 from .storage import InMemoryStorage
 

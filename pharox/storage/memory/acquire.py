@@ -1,4 +1,4 @@
-"""Lease proxies: one, a set of them, or this very one."""
+"""Lease proxies: one, a set of them, or a given one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from .state import State, lease_from_row
 
 
 def acquire(state: State, request: AcquireRequest, now: datetime) -> Acquisition:
-    """Lease a proxy, or record why none was to be had. What is due was taken back already."""
+    """Lease a proxy, or record why none was available. The caller has expired due leases."""
     ids = ids_of(request)
     if granted := _granted_before(state, request, ids, now):
         return granted[0]
@@ -45,7 +45,7 @@ def acquire(state: State, request: AcquireRequest, now: datetime) -> Acquisition
 
 
 def acquire_set(state: State, request: AcquireSetRequest, now: datetime) -> SetAcquisition:
-    """Lease as many proxies as a set has, or record how many were free."""
+    """Lease the proxies of a set, or record how many were free."""
     ids = ids_of(request)
     if granted := _granted_before(state, request, ids, now):
         if len(granted) < request.needed:
@@ -60,7 +60,7 @@ def acquire_set(state: State, request: AcquireSetRequest, now: datetime) -> SetA
 
 
 def create_lease(state: State, proxy: Proxy, consumer: str, duration_seconds: float) -> Lease:
-    """Lease this very proxy."""
+    """Lease exactly this proxy."""
     check_duration(duration_seconds)
     check_name(consumer, "consumer")
     pool_id = state.pool_of_proxy.get(proxy.id)
@@ -97,14 +97,14 @@ def find_available(
 
 
 def ids_of(request: AcquireRequest | AcquireSetRequest) -> tuple[UUID, ...]:
-    """Return the ids of the caller's that leases are asked for under."""
+    """Return the lease ids that the caller chose, if any."""
     if isinstance(request, AcquireSetRequest):
         return request.lease_ids or ()
     return () if request.lease_id is None else (request.lease_id,)
 
 
 def is_granted(state: State, lease_id: UUID) -> bool:
-    """Tell whether a lease was ever granted under an id."""
+    """Return whether a lease with this id was ever granted."""
     return lease_id in state.pool_of_lease or lease_id in state.pruned_ids
 
 
@@ -114,7 +114,7 @@ def _granted_before(
     ids: Iterable[UUID],
     now: datetime,
 ) -> list[Acquisition]:
-    """Return the leases that have these ids already, if the caller may have them."""
+    """Return the existing leases with these ids, if they were granted to this consumer."""
     leases = [_checked_lease(state, request, each, now) for each in ids if is_granted(state, each)]
     if not leases:
         return []
@@ -156,9 +156,9 @@ def _grant_all(
     ids: Sequence[UUID],
     now: datetime,
 ) -> list[Acquisition]:
-    """Lease these proxies in their order, each under the next of the caller's ids."""
+    """Lease these proxies in order, each with the next of the caller's ids if there are any."""
     pool_id = state.pool_ids[request.pool_name]
-    asked = {**_asked(request), "own_id": bool(ids)}
+    request_fields = {**_request_fields(request), "own_id": bool(ids)}
     granted = []
     for place, proxy_id in enumerate(proxy_ids):
         lease = _grant(
@@ -169,7 +169,7 @@ def _grant_all(
             now,
             request.duration_seconds,
             ids[place] if ids else made_lease_id(),
-            asked,
+            request_fields,
         )
         stats = state.stats(pool_id, now) if request.with_stats else None
         granted.append(Acquisition(lease, None, stats))
@@ -184,9 +184,9 @@ def _grant(
     now: datetime,
     duration_seconds: float,
     lease_id: UUID,
-    asked: dict[str, Any],
+    request_fields: dict[str, Any],
 ) -> Lease:
-    """Append the event of a lease and return the lease."""
+    """Append ``LeaseAcquired`` and return the lease."""
     before = state.current_state(pool_id, proxy_id)
     expires_at = now + timedelta(seconds=duration_seconds)
     state.append(
@@ -202,7 +202,7 @@ def _grant(
         expires_at=expires_at,
         before=before,
         after=before.with_leases(before.leases + 1),
-        **asked,
+        **request_fields,
     )
     state.pool_of_lease[lease_id] = pool_id
     state.pools[pool_id].hold(lease_id, proxy_id, expires_at)
@@ -217,7 +217,7 @@ def _miss(
     count: int = 1,
     free: int = 0,
 ) -> tuple[MissReason, PoolStatsSnapshot | None]:
-    """Append why nothing was leased; return that, and the statistics after it."""
+    """Append ``AcquireMissed``. Return its reason, and the statistics after it."""
     pool_id = state.pool_ids.get(request.pool_name)
     reason = _reason(state, pool_id, request.filters) if not free else MissReason.TOO_FEW
     state.append(
@@ -230,7 +230,7 @@ def _miss(
         reason=reason,
         count=count,
         free=free,
-        **_asked(request),
+        **_request_fields(request),
     )
     wanted = request.with_stats and pool_id is not None
     return reason, state.stats(pool_id, now) if wanted else None  # type: ignore[arg-type]
@@ -255,8 +255,8 @@ def _reason_of_filters(state: State, pool: PoolIndex, filters: ProxyFilters) -> 
     return MissReason.AT_CAPACITY if healthy else MissReason.NONE_HEALTHY
 
 
-def _asked(request: AcquireRequest | AcquireSetRequest) -> dict[str, Any]:
-    """Return what was asked for, as an event keeps it."""
+def _request_fields(request: AcquireRequest | AcquireSetRequest) -> dict[str, Any]:
+    """Return the fields of an event that describe the request."""
     filters = request.filters
     return {
         "selector": request.selector,

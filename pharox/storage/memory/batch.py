@@ -1,12 +1,12 @@
 """Carry out several commands as one.
 
-A batch means what its commands would mean one after another, in this order:
-consumers are named, what is due is taken back, leases are given back, and then
-proxies are leased, in the order of asking. Everything happens at one moment. A
-command that fails leaves the others alone, and its error is its answer.
+The effect is that of single commands in this order: consumers are registered, due
+leases expire, leases are released, and proxies are leased in the order of the requests.
+All events have the same time. A command that fails does not affect the others; its
+error is its outcome.
 
-What is due is taken back in the pools in which a proxy is looked for, and in
-those of leases that are given back too late.
+Due leases expire in the pools from which a proxy is requested, and in the pools of
+leases that are released too late.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .state import State
 
 
 def run_batch(state: State, commands: Sequence[Command]) -> Outcomes:
-    """Carry out commands; return what each came to, in their order."""
+    """Carry out commands. Return the outcome of each, in the same order."""
     check_commands(commands)
     now = state.clock()
     expired = _take_back(state, commands, now)
@@ -51,7 +51,7 @@ def run_batch(state: State, commands: Sequence[Command]) -> Outcomes:
 def _take_back(
     state: State, commands: Sequence[Command], now: datetime
 ) -> Mapping[UUID, Sequence[EndedLease]]:
-    """Name the consumers, and take back what is due in the pools that are concerned."""
+    """Register the consumers, and expire due leases in the pools of the commands."""
     pool_ids = set()
     for command in commands:
         if isinstance(command, ReleaseRequest):

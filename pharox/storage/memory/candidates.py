@@ -1,9 +1,9 @@
-"""Which proxies a row of acquisitions would be granted, before any of them is.
+"""Find the proxies that consecutive acquisitions would be granted, without leasing them.
 
-A set is granted as a whole or not at all, so what it would get is known before
-the first of its leases is recorded. Each selector is followed as single
-acquisitions follow it, one after another: what one of them takes changes what
-the next one is offered. Nothing is looked at that is not needed.
+A set is granted as a whole or not at all, so its proxies must be known before
+the first lease is recorded. The order is that of single acquisitions, one after
+another: each lease changes what the selector offers next. Candidates are
+found lazily.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ def candidates(
     *,
     distinct: bool,
 ) -> Iterator[UUID]:
-    """Yield the proxies that acquisitions one after another would be granted.
+    """Yield the proxies that consecutive acquisitions would be granted.
 
-    Filters are asked once about a proxy, as it stands before the first of them.
+    Filters are evaluated once for each proxy, on its state before the first acquisition.
 
     Parameters
     ----------
     distinct:
-        Yield each proxy once, else as often as it has room: without end if that is
-        any number.
+        Yield each proxy once, else once for each lease it has capacity for: endlessly
+        if its capacity is unlimited.
     """
     matches = _matching(state, filters)
     if selector is SelectorStrategy.ROUND_ROBIN:
@@ -64,13 +64,13 @@ def _room(state: State, pool: PoolIndex, proxy_id: UUID) -> float:
 
 
 def _drained(state: State, pool: PoolIndex, proxy_id: UUID) -> Iterator[UUID]:
-    """Yield a proxy as often as it has room: its place in the order stays while it has any."""
+    """Yield a proxy once for each free lease: it keeps its place in the order until it is full."""
     room = _room(state, pool, proxy_id)
     return repeat(proxy_id) if room == float("inf") else repeat(proxy_id, int(room))
 
 
 def _by_use(state: State, pool: PoolIndex, offered: Iterator[UUID]) -> Iterator[UUID]:
-    """Merge the proxies not yet taken with those taken, which have a lease more each time."""
+    """Merge the proxies not yet taken with those taken, whose lease count grows each time."""
     taken: list[tuple[Any, ...]] = []
     fresh = next(offered, None)
     while fresh is not None or taken:
@@ -89,7 +89,7 @@ def _by_use(state: State, pool: PoolIndex, offered: Iterator[UUID]) -> Iterator[
 def _in_turns(
     state: State, pool: PoolIndex, turn: UUID | None, matches: Matches, *, distinct: bool
 ) -> Iterator[UUID]:
-    """Go round each rank from the last turn until nobody in it has room."""
+    """Cycle through each rank, starting after the last turn, until all its proxies are full."""
     for rank in pool.ranks():
         left: dict[UUID, float] = {}
         for proxy_id in pool.from_turn(rank, turn):

@@ -1,4 +1,4 @@
-"""Record health checks, and say which proxies are due for one."""
+"""Record health checks, and find proxies that are due for one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .state import State
 def record_checks(
     state: State, results: Sequence[HealthCheckResult], policy: HealthPolicy | None
 ) -> list[HealthOutcome]:
-    """Record health checks; return what each came to, in their order."""
+    """Record health checks. Return the outcome of each, in the same order."""
     seen = [Observation(result, result.healthy) for result in map(checked_model, results)]
     outcomes = [HealthOutcome(check.result, known=False) for check in seen]
     for pool_id, places in in_rounds(seen, state.pool_of_proxy):
@@ -46,13 +46,13 @@ def record_checks(
 
 
 def apply_result(state: State, result: HealthCheckResult) -> Proxy | None:
-    """Record a health check and return the proxy as it then stands; None if unknown."""
+    """Record a health check. Return the updated proxy, or None if it is unknown."""
     (outcome,) = record_checks(state, [result], None)
     return state.proxy(result.proxy_id) if outcome.known else None
 
 
 def save_record(state: State, record: ProxyHealthRecord) -> None:
-    """Record an observation made elsewhere; the proxy's status stays."""
+    """Record a check that was made elsewhere. The proxy's status does not change."""
     seen = Observation(result_of_record(record), record.reachable, counts=False)
     if record.proxy_id not in state.pool_of_proxy:
         raise ProxyNotFoundError(f"Proxy {record.proxy_id} not found.", proxy_id=record.proxy_id)
@@ -66,9 +66,9 @@ def due_for_checks(
     stale_after: timedelta | float | None,
     statuses: Collection[ProxyStatus] | None,
 ) -> Iterator[Proxy]:
-    """Yield the proxies that are due to be checked, by id within each pool.
+    """Yield the proxies that are due for a check, ordered by id within each pool.
 
-    It takes the lock for one proxy at a time, as its caller may take a while for each.
+    It takes the lock for one proxy at a time, as its caller may be slow between them.
     """
     age, wanted = check_age(stale_after), check_statuses(statuses)
     members = [
@@ -86,11 +86,11 @@ def last_result(state: State, proxy_id: UUID) -> HealthCheckResult | None:
     row = state.rows["proxy_health"].get((uuid, state.pool_of_proxy.get(uuid)))
     if row is None:
         return None
-    facts = asdict(row)
-    del facts["pool_id"]
-    error = facts.pop("error")
-    facts["latency_ms"] = row.latency_ms or 0
-    return HealthCheckResult(**facts, error_message=error)
+    fields = asdict(row)
+    del fields["pool_id"]
+    error = fields.pop("error")
+    fields["latency_ms"] = row.latency_ms or 0
+    return HealthCheckResult(**fields, error_message=error)
 
 
 def records_of(state: State, proxy_id: UUID, limit: int) -> list[ProxyHealthRecord]:
@@ -122,7 +122,7 @@ def _if_due(
 def _record(
     state: State, pool_id: UUID, seen: Sequence[Observation], policy: HealthPolicy
 ) -> list[HealthOutcome]:
-    """Record one check each of some proxies of a pool."""
+    """Record one check each for some proxies of a pool."""
     at, name = state.clock(), state.pool_name(pool_id)
     seen = [_redated(each, at) for each in seen]
     checks = [_judged(state, pool_id, at, each, policy) for each in seen]
@@ -143,17 +143,17 @@ def _record(
 
 
 def _redated(seen: Observation, at: datetime) -> Observation:
-    """Return an observation that is not later than this moment."""
+    """Return an observation whose time is not later than ``at``."""
     return seen._replace(result=redated(seen.result, min(seen.result.checked_at, at)))
 
 
 def _append(state: State, at: datetime, checks: Sequence[HealthChecked]) -> None:
-    """Append checks of different proxies; together those that change no status."""
+    """Append checks of different proxies. Those that change no status share one event."""
     alike = [check for check in checks if check.before == check.after]
     if len(alike) > 1:
-        facts = ProxiesChecked.facts_of(alike)
+        fields = ProxiesChecked.fields_of(alike)
         together = state.append(
-            ProxiesChecked, at, is_valid=True, pool_id=alike[0].pool_id, **facts
+            ProxiesChecked, at, is_valid=True, pool_id=alike[0].pool_id, **fields
         )
         _note(state, together, together.proxy_ids)
         checks = [check for check in checks if check.before != check.after]
@@ -163,7 +163,7 @@ def _append(state: State, at: datetime, checks: Sequence[HealthChecked]) -> None
 
 
 def _note(state: State, event: EventBase, proxy_ids: Iterable[UUID]) -> None:
-    """Remember where in the log the checks of proxies are."""
+    """Remember the log position of the proxies' checks."""
     for proxy_id in proxy_ids:
         state.checks.setdefault(proxy_id, []).append(event.position)
 
@@ -171,7 +171,7 @@ def _note(state: State, event: EventBase, proxy_ids: Iterable[UUID]) -> None:
 def _judged(
     state: State, pool_id: UUID, at: datetime, seen: Observation, policy: HealthPolicy
 ) -> HealthChecked:
-    """Return a check as the event that it comes to."""
+    """Return the event of a check."""
     result, proxy_id = seen.result, seen.result.proxy_id
     row = state.availability(pool_id, proxy_id)
     judgement = judge(row, seen, result.checked_at, policy)

@@ -1,4 +1,4 @@
-"""Read the log, and hold the read models against it."""
+"""Read the log, and verify the read models against it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .state import State, lease_from_row
 
 
 def history(state: State, extract: Extract) -> Iterator[Event]:
-    """Yield those events of the log, as it is now, that an extract means, in order."""
+    """Yield the events in the log that match an extract, in order."""
     extract.check()
     with state.lock:
         last = min(extract.upto, len(state.log))
@@ -35,22 +35,22 @@ def seq_at(state: State, moment: datetime) -> int:
 
 
 def verify(state: State) -> list[Finding]:
-    """Fold the whole log anew and return every row of a read model that differs."""
+    """Fold the whole log again and return every row of a read model that differs."""
     folded = projections.fold(state.log, projections.registered())
     return list(projections.differences(state.rows, folded, projections.registered()))
 
 
 def leases_of(state: State, consumer_id: UUID | None, *, of_all: bool) -> list[Lease]:
-    """Return leases, oldest first, of one consumer or of all."""
+    """Return the leases of one consumer or of all, oldest first."""
     rows: list[LeaseRow] = list(state.rows["leases"].values())
     wanted = (row for row in rows if of_all or row.consumer_id == consumer_id)
     return [lease_from_row(row) for row in sorted(wanted, key=lambda row: row.fencing_token)]
 
 
 def prune_leases(state: State, ended_before: datetime) -> int:
-    """Forget the leases that ended before a moment, and return how many those are.
+    """Delete leases that ended before a given time, and return how many.
 
-    What ended in the last minute stays in any case, as in PostgreSQL.
+    Leases that ended in the last minute are always kept, as in PostgreSQL.
     """
     check_aware(ended_before)
     settled = min(ended_before, state.clock() - timedelta(minutes=1))

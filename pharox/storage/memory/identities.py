@@ -1,4 +1,4 @@
-"""By what a list's proxy is known: its account and its password."""
+"""Identify the proxies of a list by account and password."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .state import State
 
 
 def match(state: State, pool_id: UUID, proxy: Proxy) -> Match:
-    """Return how a proxy of a list stands to a pool."""
+    """Return the proxies of a pool that match a proxy of a list."""
     by_password = state.accounts.get((pool_id, account_of(proxy)), {})
     if same := by_password.get(password_of(proxy)):
         return Match(min(same))
@@ -21,25 +21,25 @@ def match(state: State, pool_id: UUID, proxy: Proxy) -> Match:
 
 
 def unused_id(state: State, pool_id: UUID, proxy: Proxy) -> UUID:
-    """Return the id that a proxy of a list has every time, unless it was given away."""
+    """Return the derived id of a listed proxy, or a random one if the derived id is taken."""
     account = account_of(proxy)
     if proxy.credentials is None:
         derived = imported_proxy_id(pool_id, *account[:3])
-    else:  # Keyed, as an id is no secret and must not tell one.
-        told = "\x00".join(map(str, (pool_id, *account, password_of(proxy))))
-        digest = blake2b(told.encode(), digest_size=16, key=state.fingerprint_key)
+    else:  # The hash has a key, because an id is public and must not reveal a password.
+        identity = "\x00".join(map(str, (pool_id, *account, password_of(proxy))))
+        digest = blake2b(identity.encode(), digest_size=16, key=state.fingerprint_key)
         derived = derived_id(digest.digest())
     return uuid4() if derived in state.pool_of_proxy else derived
 
 
 def remember_identity(state: State, proxy: Proxy) -> None:
-    """Note by what a proxy is known."""
+    """Add a proxy's account and password to the index."""
     by_password = state.accounts.setdefault((proxy.pool_id, account_of(proxy)), {})
     by_password.setdefault(password_of(proxy), set()).add(proxy.id)
 
 
 def forget_identity(state: State, proxy: Proxy) -> None:
-    """Forget by what a proxy was known."""
+    """Remove a proxy's account and password from the index."""
     account, password = (proxy.pool_id, account_of(proxy)), password_of(proxy)
     by_password = state.accounts[account]
     by_password[password].discard(proxy.id)

@@ -1,4 +1,4 @@
-"""The steps of importing a list; :mod:`pharox.storage.list_import` asks for them."""
+"""The steps of importing a list, which :mod:`pharox.storage.list_import` calls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .state import State
 
 
 def match_listed(state: State, pool_id: UUID, proxies: Sequence[Proxy]) -> list[Match]:
-    """Return how each proxy of a list stands to a pool."""
+    """Return a match for each proxy of a list."""
     pool = pool_of_id(state, pool_id)
     return [match(state, pool.id, proxy) for proxy in proxies]
 
@@ -21,7 +21,7 @@ def match_listed(state: State, pool_id: UUID, proxies: Sequence[Proxy]) -> list[
 def register_listed(
     state: State, pool_id: UUID, proxies: Sequence[Proxy]
 ) -> tuple[list[UUID], int]:
-    """Register proxies of a list under derived ids; return the ids, and how many are new."""
+    """Register proxies of a list with derived ids. Return the ids, and how many are new."""
     ids = [
         match(state, pool_id, proxy).known or unused_id(state, pool_id, proxy) for proxy in proxies
     ]
@@ -33,7 +33,7 @@ def register_listed(
 
 
 def replace_credentials(state: State, changes: Sequence[ChangedProxy]) -> int:
-    """Give known proxies the credentials of listed ones; return how many were there."""
+    """Set the credentials of known proxies from the list. Return how many still exist."""
     known = [each for each in changes if each.proxy_id in state.pool_of_proxy]
     for proxy_id, listed in known:
         update = {"credentials": listed.credentials}
@@ -48,7 +48,7 @@ def of_source(state: State, pool_id: UUID, source: str | None) -> list[UUID]:
 
 
 def remove_idle(state: State, pool_id: UUID, proxy_ids: Sequence[UUID]) -> list[UUID]:
-    """Remove those of a pool's proxies that nobody holds; return their ids."""
+    """Remove those of the given proxies that are not leased. Return their ids."""
     members = state.pools[pool_id].members if pool_id in state.pools else ()
     idle = [
         proxy_id

@@ -1,8 +1,8 @@
-"""What a pool's selectors look through, in memory.
+"""The in-memory indexes of a pool.
 
-The counterpart of the indexes on ``available_proxies`` and ``leases``: for
-each selector in use the leasable proxies in its order, for expiry the active
-leases by when they run out. Every change costs the logarithm of the pool's size.
+They correspond to the indexes on ``available_proxies`` and ``leases``: the leasable
+proxies in the order of each selector in use, and the active leases ordered by
+expiry. Each update takes logarithmic time in the pool's size.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ _ORDERS: dict[SelectorStrategy, Callable[[Availability, int], _Key]] = {
     SelectorStrategy.ROUND_ROBIN: _by_id,
     SelectorStrategy.LOWEST_LATENCY: _quickest_first,
 }
-"""A proxy's place for each selector, after its rank.
+"""The sort key of a proxy for each selector, after its rank.
 
-The id stands in each place as a number, which compares quickly, and once more
-as itself, which is never compared.
+Each key has the id as an integer, which is fast to compare, and as a UUID, which is
+never compared.
 """
 
 
@@ -75,7 +75,7 @@ class _Order:
         self.places: dict[UUID, _Key] = {}
 
     def put(self, proxy_id: UUID, row: Availability | None, rank: int) -> None:
-        """Put a proxy where it now belongs, or take it out."""
+        """Move a proxy to its current place, or remove it."""
         old = self.places.pop(proxy_id, None)
         if old is not None:
             self.sorted.remove(old)
@@ -85,9 +85,9 @@ class _Order:
 
 
 class PoolIndex:
-    """The orders of one pool, and who holds what in it.
+    """The orders and active leases of one pool.
 
-    An order is made when its selector is first asked for, and kept up from then on.
+    An order is built when its selector is first used, and updated from then on.
     """
 
     def __init__(self, pool_id: UUID) -> None:
@@ -101,7 +101,7 @@ class PoolIndex:
         self._held: dict[UUID, set[UUID]] = {}
 
     def place(self, proxy_id: UUID, row: Availability | None) -> None:
-        """Put a proxy where it now belongs, or take it out if it is gone."""
+        """Move a proxy to its current place in all orders, or remove it if ``row`` is None."""
         self._count(proxy_id, None if row is None else row.status)
         rank = None if row is None else _rank(row)
         if row is None or rank is None:
@@ -114,48 +114,48 @@ class PoolIndex:
             order.put(proxy_id, row, rank)
 
     def offered(self, selector: SelectorStrategy) -> Iterator[UUID]:
-        """Yield the leasable proxies in a selector's order; of round-robin, from its beginning."""
+        """Yield the leasable proxies in a selector's order. Round-robin starts at the lowest id."""
         order = self._order(selector).sorted
         for rank in self.ranks():
             yield from (key[-1] for key in order.irange((rank,), (rank + 1,)))
 
     def from_turn(self, rank: int, turn: UUID | None) -> Iterator[UUID]:
-        """Yield the leasable proxies of a rank by id, those after the last turn first."""
+        """Yield the leasable proxies of a rank by id, starting after the last turn."""
         order = self._order(SelectorStrategy.ROUND_ROBIN).sorted
         after = (rank,) if turn is None else (rank, turn.int + 1)
         yield from (key[-1] for key in order.irange(after, (rank + 1,)))
         yield from (key[-1] for key in order.irange((rank,), after))
 
     def ranks(self) -> tuple[int, ...]:
-        """Return the ranks that may be leased: 0 of ACTIVE proxies, 1 of SLOW ones."""
+        """Return the ranks that may be leased: 0 for ACTIVE proxies, 1 for SLOW ones."""
         return (0, 1) if self.lease_slow else (0,)
 
     def use_of(self, proxy_id: UUID) -> tuple[int, int, datetime, int]:
-        """Return a leasable proxy's place by use: rank, active leases, last check, number."""
+        """Return a leasable proxy's LEAST_USED key: rank, active leases, last check, number."""
         order = self._order(SelectorStrategy.LEAST_USED)
         rank, leases, checked, number, _ = order.places[proxy_id]
         return rank, leases, checked, number
 
     def is_leasable(self, proxy_id: UUID) -> bool:
-        """Tell whether a proxy may be leased now."""
+        """Return whether a proxy may be leased now."""
         row = self._leasable.get(proxy_id)
         return row is not None and _rank(row) in self.ranks()
 
     def is_healthy(self, proxy_id: UUID) -> bool:
-        """Tell whether a proxy could be leased if it had room."""
+        """Return whether a proxy could be leased if it had free capacity."""
         return self.members[proxy_id] in self._leased_statuses()
 
     def has_healthy(self) -> bool:
-        """Tell whether any proxy could be leased if it had room."""
+        """Return whether any proxy could be leased if it had free capacity."""
         return any(self._statuses[status] for status in self._leased_statuses())
 
     def hold(self, lease_id: UUID, proxy_id: UUID, expires_at: datetime) -> None:
-        """Note an active lease."""
+        """Add an active lease."""
         self._expiries.add((expires_at, lease_id.int, lease_id))
         self._held.setdefault(proxy_id, set()).add(lease_id)
 
     def let_go(self, lease_id: UUID, proxy_id: UUID, expires_at: datetime) -> None:
-        """Note that a lease has ended."""
+        """Remove a lease that has ended."""
         self._expiries.remove((expires_at, lease_id.int, lease_id))
         leases = self._held[proxy_id]
         leases.remove(lease_id)
@@ -167,11 +167,11 @@ class PoolIndex:
         return frozenset(self._held.get(proxy_id, ()))
 
     def has_due(self, now: datetime) -> bool:
-        """Tell whether any lease has run out."""
+        """Return whether any lease is due to expire."""
         return bool(self._expiries) and self._expiries[0][0] <= now
 
     def due(self, now: datetime) -> list[UUID]:
-        """Return the leases that have run out."""
+        """Return the leases that are due to expire."""
         return [key[-1] for key in self._expiries.irange(None, (now, 1 << 128))]
 
     def _order(self, selector: SelectorStrategy) -> _Order:

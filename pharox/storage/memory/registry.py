@@ -43,7 +43,7 @@ _DESCRIBED = frozenset(ProxyRegistered.model_fields)
 def consumer_id(
     state: State, name: str, wanted: UUID | None = None, *, now: datetime | None = None
 ) -> UUID:
-    """Return a consumer's id; register a name that is new, under the wanted id if there is one."""
+    """Return a consumer's id. A new name is registered, with the wanted id if given."""
     row: ConsumerRow | None = state.rows["consumers"].get((name,))
     if row is not None:
         return row.id
@@ -59,24 +59,24 @@ def consumer_id(
 
 
 def save_pool(state: State, given: ProxyPool) -> None:
-    """Register a pool, or change the one of this id."""
+    """Register a pool, or change the one with this id."""
     pool = checked_model(given)
     if state.pool_ids.get(pool.name, pool.id) != pool.id:
         raise ConflictError(f"another pool is named {pool.name!r}", name=pool.name)
     known = state.rows["pools"].get((pool.id,))
-    facts = pool.model_dump(exclude={"id"})
+    fields = pool.model_dump(exclude={"id"})
     if known is None:
         state.pools[pool.id] = PoolIndex(pool.id)
-        state.append(PoolRegistered, pool_id=pool.id, **facts)
+        state.append(PoolRegistered, pool_id=pool.id, **fields)
     elif asdict(known) != pool.model_dump():
         del state.pool_ids[known.name]
-        state.append(PoolChanged, pool_id=pool.id, **facts)
+        state.append(PoolChanged, pool_id=pool.id, **fields)
     state.pool_ids[pool.name] = pool.id
     state.pools[pool.id].lease_slow = pool.lease_slow
 
 
 def ensure_pool(state: State, pool: ProxyPool) -> UUID:
-    """Register a pool and return its id, or that of the one that has its name."""
+    """Register a pool and return its id, or the id of the pool with the same name."""
     known = pool_by_name(state, pool.name)
     if known is None:
         save_pool(state, pool)
@@ -92,14 +92,14 @@ def pool_of_id(state: State, pool_id: str | UUID) -> ProxyPool:
 
 
 def pool_by_name(state: State, name: str) -> ProxyPool | None:
-    """Return the pool of this name, or None."""
+    """Return the pool with this name, or None."""
     check_name(name, "pool")
     pool_id = state.pool_ids.get(name)
     return None if pool_id is None else pool_of_id(state, pool_id)
 
 
 def pools_by_name(state: State) -> list[ProxyPool]:
-    """Return all pools, by name."""
+    """Return all pools, ordered by name."""
     return [pool_of_id(state, state.pool_ids[name]) for name in sorted(state.pool_ids)]
 
 
@@ -119,7 +119,7 @@ def delete_pool(state: State, pool_id: str) -> None:
 
 
 def save_proxies(state: State, given: Sequence[Proxy], *, change: bool) -> int:
-    """Register proxies, all or none; ``change`` those that are known. Return how many are new."""
+    """Register proxies atomically, and ``change`` known ones. Return how many are new."""
     proxies = [checked_model(proxy) for proxy in given]
     for proxy in check_one_pool_each(proxies):
         _check_pool(state, proxy)
@@ -128,7 +128,7 @@ def save_proxies(state: State, given: Sequence[Proxy], *, change: bool) -> int:
 
 
 def change_proxy(state: State, proxy: Proxy) -> None:
-    """Change a known proxy but for its status, which somebody else may decide meanwhile."""
+    """Change a known proxy, except its status, which somebody else may be changing."""
     now = proxy_of_id(state, proxy.id)
     own = {"status": now.status, "checked_at": now.checked_at}
     save_proxies(state, [proxy.model_copy(update=own)], change=True)
@@ -137,7 +137,7 @@ def change_proxy(state: State, proxy: Proxy) -> None:
 def set_status(
     state: State, proxy_id: UUID, status: ProxyStatus | str, reason: str | None
 ) -> Proxy:
-    """Decide a proxy's status."""
+    """Set a proxy's status."""
     check_reason(reason)
     proxy = proxy_of_id(state, proxy_id)
     wanted = proxy.model_copy(update={"status": check_status(status)})
@@ -160,7 +160,7 @@ def proxy_of_id(state: State, proxy_id: str | UUID) -> Proxy:
 
 
 def proxies_of(state: State, pool_id: str) -> list[Proxy]:
-    """Return a pool's proxies, by id."""
+    """Return a pool's proxies, ordered by id."""
     pool = pool_of_id(state, pool_id)
     return [state.proxy(proxy_id) for proxy_id in sorted(state.pools[pool.id].members)]
 
@@ -173,7 +173,7 @@ def delete_proxy(state: State, proxy_id: str) -> None:
 
 
 def remove(state: State, pool_id: UUID, proxy_id: UUID) -> None:
-    """Remove a proxy that nobody holds."""
+    """Remove a proxy that is not leased."""
     before = state.current_state(pool_id, proxy_id)
     forget_identity(state, state.proxy(proxy_id))
     state.append(ProxyRemoved, pool_id=pool_id, proxy_id=proxy_id, before=before)
@@ -182,7 +182,7 @@ def remove(state: State, pool_id: UUID, proxy_id: UUID) -> None:
 
 
 def _check_pool(state: State, proxy: Proxy) -> None:
-    """Check that a proxy's pool is there, and that no other pool has the proxy."""
+    """Check that a proxy's pool exists, and that no other pool has the proxy."""
     if proxy.pool_id not in state.pools:
         raise PoolNotFoundError(f"Pool {proxy.pool_id} not found.", pool_id=proxy.pool_id)
     elsewhere = state.pool_of_proxy.get(proxy.id, proxy.pool_id)
@@ -199,11 +199,11 @@ def _save_proxy(state: State, proxy: Proxy, *, change: bool, reason: str | None 
     earlier = proxy_if_known(state, proxy.id)
     if earlier is not None and (not change or _is_same(proxy, earlier)):
         return False
-    facts = _described(proxy)
+    fields = _described(proxy)
     if reason is not None:
-        facts["reason"] = reason
+        fields["reason"] = reason
     if proxy.credentials is not None:
-        facts["credential_id"] = _credential_id(state, proxy, earlier)
+        fields["credential_id"] = _credential_id(state, proxy, earlier)
     _keep_secrets(state, proxy, earlier)
     before = None if earlier is None else state.current_state(proxy.pool_id, proxy.id)
     leases = 0 if before is None else before.leases
@@ -213,19 +213,19 @@ def _save_proxy(state: State, proxy: Proxy, *, change: bool, reason: str | None 
         proxy_id=proxy.id,
         before=before,
         after=ProxyState(proxy.status, leases, proxy.max_concurrency),
-        **facts,
+        **fields,
     )
     return earlier is None
 
 
 def _described(proxy: Proxy) -> dict[str, Any]:
-    """Return what an event says of a proxy: no secret, and nothing of its leases."""
-    told = proxy.model_dump(exclude={"id", "pool_id", "credentials"}).items()
-    return {**{name: x for name, x in told if name in _DESCRIBED}, "host": str(proxy.host)}
+    """Return the fields that describe a proxy in an event, without secrets and leases."""
+    fields = proxy.model_dump(exclude={"id", "pool_id", "credentials"}).items()
+    return {**{name: x for name, x in fields if name in _DESCRIBED}, "host": str(proxy.host)}
 
 
 def _credential_id(state: State, proxy: Proxy, earlier: Proxy | None) -> UUID:
-    """Return the id of a proxy's credentials: another one if account or password changed."""
+    """Return the id of a proxy's credentials, a new one if account or password changed."""
     known = None if earlier is None else state.proxy_row(proxy.id).credential_id
     same = earlier is not None and (
         account_of(proxy) == account_of(earlier) and proxy.credentials == earlier.credentials
@@ -234,7 +234,7 @@ def _credential_id(state: State, proxy: Proxy, earlier: Proxy | None) -> UUID:
 
 
 def _keep_secrets(state: State, proxy: Proxy, earlier: Proxy | None) -> None:
-    """Keep what no event has: a proxy's credentials, and by what it is known in a list."""
+    """Store a proxy's credentials and identity, which are not in any event."""
     if earlier is not None:
         forget_identity(state, earlier)
     remember_identity(state, proxy)

@@ -1,4 +1,4 @@
-"""End leases: those that are given back, and those that ran out."""
+"""End leases: release them, or expire those that are due."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ACTIVE = LeaseStatus.ACTIVE.value
 
 
 def release(state: State, request: ReleaseRequest, now: datetime) -> ReleaseResult:
-    """Give a lease back, unless it has ended before. What is due was taken back already."""
+    """Release a lease, unless it has ended before. The caller has expired due leases."""
     lease = request.lease
     row = active_row(state, lease.id)
     if row is None:
@@ -35,7 +35,7 @@ def release(state: State, request: ReleaseRequest, now: datetime) -> ReleaseResu
 def expire(
     state: State, pool_ids: Iterable[UUID], now: datetime, *, with_stats: bool
 ) -> dict[UUID, Sequence[EndedLease]]:
-    """Take back what has run out in these pools; return it by pool."""
+    """Expire the due leases of these pools, and return them by pool."""
     expired: dict[UUID, Sequence[EndedLease]] = {}
     for pool_id in pool_ids:
         if state.pools[pool_id].has_due(now):
@@ -44,14 +44,14 @@ def expire(
 
 
 def release_held(state: State, pool_id: UUID, proxy_id: UUID, reason: str) -> None:
-    """Give back all leases of a proxy."""
+    """Release all leases of a proxy."""
     now = state.clock()
     for row in state.held_rows(pool_id, proxy_id):
         end(state, LeaseReleased, row, now, reason=reason)
 
 
 def active_row(state: State, lease_id: UUID) -> LeaseRow | None:
-    """Return the row of a lease that has not ended, else None."""
+    """Return the row of an active lease, or None if it has ended or does not exist."""
     pool_id = state.pool_of_lease.get(lease_id)
     if pool_id is None:
         return None

@@ -1,10 +1,10 @@
-"""The log, what is folded from it, and the indexes: the one place that appends.
+"""The in-memory log, its read models and its indexes. Only this module appends events.
 
-The log is a list, the read models are the projections' Python folds, kept up
-with each event. Beside them stand the indexes that PostgreSQL would have, so
-that no command walks a pool or the history.
+The log is a list. The read models are the projections' Python folds, updated
+with each event. The indexes are those that PostgreSQL would have, so that no command
+scans a pool or the log.
 
-A state guards nothing by itself: who calls holds its ``lock``.
+A state does no locking itself: callers must hold its ``lock``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _PROXY_STATUSES = {status.value: status for status in ProxyStatus}
 
 
 class State:
-    """Everything that is known, and how it becomes more.
+    """The data of an in-memory ledger, with a method that appends events.
 
     Parameters
     ----------
@@ -69,25 +69,26 @@ class State:
         self._folds = _folds_of(self.rows)
 
     def append(
-        self, kind: type[E], at: datetime | None = None, *, is_valid: bool = False, **facts: Any
+        self, kind: type[E], at: datetime | None = None, *, is_valid: bool = False, **fields: Any
     ) -> E:
-        """Append an event of this kind and fold it.
+        """Append an event of this type and fold it into the read models.
 
         Parameters
         ----------
         kind:
             The event's class.
         at:
-            When it is recorded; now if None.
+            The time of recording; now if None.
         is_valid:
-            The facts are known to be valid and of their fields' types.
-        facts:
-            What the event says beside its place, its moment and who caused it.
+            Whether the fields are known to be valid and of their types.
+        fields:
+            The event's fields, without its position, time and attribution.
         """
-        facts["seq"] = facts["position"] = len(self.log) + 1
-        facts["recorded_at"] = at or self.clock()
-        facts["actor"], facts["correlation_id"] = current_attribution()
-        event = built(kind, facts) if is_valid else kind(**facts)
+        fields["seq"] = fields["position"] = len(self.log) + 1
+        fields["recorded_at"] = at or self.clock()
+        fields["actor"], fields["correlation_id"] = current_attribution()
+        event = built(kind, fields) if is_valid else kind(**fields)
+        # The folds come first: if one raises, the log does not have the event.
         for part in event.parts():
             self._fold(part)
         self.log.append(event)  # type: ignore[arg-type]
@@ -100,7 +101,7 @@ class State:
             key = (event.proxy_id, event.pool_id)
             self.pools[event.pool_id].place(event.proxy_id, self.rows["available_proxies"].get(key))  # type: ignore[arg-type]
 
-    # What the read models say
+    # Reading the read models
 
     def pool_name(self, pool_id: UUID) -> str:
         """Return the name of a pool."""
@@ -113,17 +114,17 @@ class State:
         return row
 
     def availability(self, pool_id: UUID, proxy_id: UUID) -> Availability:
-        """Return the row that leasing a proxy is decided by."""
+        """Return the row on which lease decisions about a proxy are based."""
         row: Availability = self.rows["available_proxies"][proxy_id, pool_id]
         return row
 
     def current_state(self, pool_id: UUID, proxy_id: UUID) -> ProxyState:
-        """Return how a proxy stands, as an event says it."""
+        """Return the state of a proxy, as events record it."""
         row = self.availability(pool_id, proxy_id)
         return ProxyState(_PROXY_STATUSES[row.status], row.current_leases, row.max_concurrency)
 
     def proxy(self, proxy_id: UUID) -> Proxy:
-        """Return a proxy with all that is known of it."""
+        """Return a proxy with its description and current state."""
         row = self.proxy_row(proxy_id)
         availability = self.availability(row.pool_id, proxy_id)
         return Proxy(
@@ -150,7 +151,7 @@ class State:
         return sorted(held, key=lambda row: row.fencing_token)
 
     def stats(self, pool_id: UUID, at: datetime | None = None) -> PoolStatsSnapshot:
-        """Return a pool in numbers, as of a moment or of now."""
+        """Return a pool's statistics, dated ``at`` or now."""
         row: PoolCounts = self.rows["pool_stats"][(pool_id,)]
         return built(
             PoolStatsSnapshot,
@@ -167,7 +168,7 @@ class State:
 
 
 def lease_from_row(row: LeaseRow) -> Lease:
-    """Return the lease that a row keeps."""
+    """Return the lease in a row."""
     return built(
         Lease,
         {
@@ -187,7 +188,7 @@ def lease_from_row(row: LeaseRow) -> Lease:
 
 
 def _folds_of(rows: dict[str, dict[Any, Any]]) -> dict[str, tuple[Fold, ...]]:
-    """Return for each type of event what it is folded with, into these rows."""
+    """Return the functions that fold each event type into these rows."""
     folds: dict[str, tuple[Fold, ...]] = {}
     for projection in projections.registered():
         fold = _fold_into(rows[projection.name], projection)

@@ -1,7 +1,6 @@
-"""InMemoryStorage: the same ledger without a server, for one process.
+"""InMemoryStorage: the ledger without a server, for one process.
 
-Its methods take the lock and hand on to plain functions over a state. Nothing
-survives the process.
+Its methods take the lock and call plain functions on a state. Nothing is persisted.
 """
 
 from __future__ import annotations
@@ -65,13 +64,13 @@ T = TypeVar("T")
 
 
 class InMemoryStorage(IStorage):
-    """The ledger in this process's memory, safe between threads.
+    """The ledger in this process's memory. It is thread-safe.
 
     Parameters
     ----------
     clock:
-        Returns the time, with a time zone. A test passes its own to let leases
-        run out without waiting.
+        Returns the time, with a time zone. A test can pass its own to expire leases
+        without waiting.
     """
 
     def __init__(self, *, clock: Callable[[], datetime] = utc_now) -> None:
@@ -80,12 +79,12 @@ class InMemoryStorage(IStorage):
     # Leasing
 
     def run_batch(self, commands: Sequence[Command]) -> Sequence[Outcome | Exception]:
-        """Carry out commands as one; return what each came to, or its error."""
+        """Carry out commands as one. Return the outcome of each, or its error."""
         with self._state.lock:
             return batch.run_batch(self._state, commands)
 
     def acquire_lease(self, request: AcquireRequest) -> Acquisition:
-        """Lease a proxy, or record why none was to be had."""
+        """Lease a proxy, or record why none was available."""
         acquisition: Acquisition = self._run_alone(request)
         return acquisition
 
@@ -136,9 +135,9 @@ class InMemoryStorage(IStorage):
             return history.leases_of(self._state, uuid, of_all=consumer_id is None)
 
     def prune_leases(self, ended_before: datetime) -> int:
-        """Forget the leases that ended before a moment; the log keeps them.
+        """Delete leases that ended before a given time. The log keeps their events.
 
-        What ended in the last minute stays in any case, as in PostgreSQL.
+        Leases that ended in the last minute are always kept, as in PostgreSQL.
         """
         with self._state.lock:
             return history.prune_leases(self._state, ended_before)
@@ -151,7 +150,7 @@ class InMemoryStorage(IStorage):
             return registry.consumer_id(self._state, consumer_name)
 
     def add_consumer(self, consumer: Consumer) -> Consumer:
-        """Register a consumer and return it, with the id it has if its name was known."""
+        """Register a consumer and return it, with its existing id if the name is registered."""
         with self._state.lock:
             uuid = registry.consumer_id(self._state, consumer.name, consumer.id)
         return Consumer(id=uuid, name=consumer.name)
@@ -161,7 +160,7 @@ class InMemoryStorage(IStorage):
             registry.save_pool(self._state, pool)
 
     def add_pool(self, pool: ProxyPool) -> None:
-        """Register a pool, or change the one of this id."""
+        """Register a pool, or change the one with this id."""
         self.save_pool(pool)
 
     def get_pool(self, pool_id: str) -> ProxyPool:
@@ -169,7 +168,7 @@ class InMemoryStorage(IStorage):
             return registry.pool_of_id(self._state, pool_id)
 
     def get_pool_by_name(self, name: str) -> ProxyPool | None:
-        """Return the pool of this name, or None."""
+        """Return the pool with this name, or None."""
         with self._state.lock:
             return registry.pool_by_name(self._state, name)
 
@@ -186,12 +185,12 @@ class InMemoryStorage(IStorage):
             registry.save_proxies(self._state, [proxy], change=True)
 
     def change_proxy(self, proxy: Proxy) -> None:
-        """Change a known proxy but for its status, which somebody else may decide meanwhile."""
+        """Change a known proxy, except its status, which somebody else may be changing."""
         with self._state.lock:
             registry.change_proxy(self._state, proxy)
 
     def add_proxy(self, proxy: Proxy) -> None:
-        """Register a proxy, or change the one of this id."""
+        """Register a proxy, or change the one with this id."""
         self.save_proxy(proxy)
 
     def add_proxies_bulk(self, proxies: Sequence[Proxy]) -> int:
@@ -227,7 +226,7 @@ class InMemoryStorage(IStorage):
             return None if pool_id is None else self._state.stats(pool_id)
 
     def list_pool_stats(self) -> Sequence[PoolStatsSnapshot]:
-        """Return every pool in numbers, by name."""
+        """Return the statistics of every pool, ordered by name."""
         with self._state.lock:
             ids = self._state.pool_ids
             return [self._state.stats(ids[name]) for name in sorted(ids)]
@@ -235,9 +234,9 @@ class InMemoryStorage(IStorage):
     # Lists
 
     def import_proxies(self, pool_id: UUID, proxies: Sequence[Proxy]) -> int:
-        """Register the proxies of a list that the pool does not know, and return how many.
+        """Register the proxies of a list that are new to the pool, and return how many.
 
-        One is known if the pool has its protocol, host and port with the same credentials.
+        A proxy is known if the pool has its protocol, host and port with the same credentials.
         """
         return self.import_list(pool_id, [[checked_model(proxy) for proxy in proxies]]).new
 
@@ -249,7 +248,7 @@ class InMemoryStorage(IStorage):
         update: bool = False,
         make: ProxyPool | None = None,
     ) -> ImportReport:
-        """Import a list that comes in batches, however long it is."""
+        """Import a list of any length, batch by batch."""
         return run(import_list(self, _ask, pool_id, batches, update=update, make=make), call)
 
     def remove_unlisted(
@@ -260,39 +259,39 @@ class InMemoryStorage(IStorage):
         source: str | None,
         max_removed: MaxRemoved = HALF,
     ) -> RemovalReport:
-        """Remove the proxies of a source that its list has no more, unless somebody holds them."""
-        self.cleanup_expired_leases()  # Who has let go of a proxy does not hold it.
+        """Remove a source's proxies that are no longer in its list and are not leased."""
+        self.cleanup_expired_leases()  # An expired lease must not keep a proxy.
         return run(remove_unlisted(self, _ask, pool_id, listed, source, max_removed), call)
 
     def match_listed(self, pool_id: UUID, proxies: Sequence[Proxy]) -> list[Match]:
-        """Return how each proxy of a list stands to a pool."""
+        """Return a match for each proxy of a list."""
         with self._state.lock:
             return lists.match_listed(self._state, pool_id, proxies)
 
     def ensure_pool(self, pool: ProxyPool) -> UUID:
-        """Register a pool and return its id, or that of the one that has its name."""
+        """Register a pool and return its id, or the id of the pool with the same name."""
         with self._state.lock:
             return registry.ensure_pool(self._state, pool)
 
     def register_listed(self, pool_id: UUID, proxies: Sequence[Proxy]) -> tuple[list[UUID], int]:
-        """Register proxies of a list under derived ids; return the ids, and how many are new."""
+        """Register proxies of a list with derived ids. Return the ids, and how many are new."""
         with self._state.lock:
             return lists.register_listed(self._state, pool_id, proxies)
 
     def replace_credentials(self, changes: Sequence[ChangedProxy]) -> int:
-        """Give known proxies the credentials of listed ones; return how many were there."""
+        """Set the credentials of known proxies from the list. Return how many still exist."""
         with self._state.lock:
             return lists.replace_credentials(self._state, changes)
 
     def sourced_page(
         self, pool_id: UUID, source: str | None, first: UUID
     ) -> tuple[list[UUID], UUID | None]:
-        """Return the ids of a pool's proxies with this source, all on one page."""
+        """Return the ids of a pool's proxies with this source, all in one page."""
         with self._state.lock:
             return lists.of_source(self._state, pool_id, source), None
 
     def remove_idle(self, pool_id: UUID, proxy_ids: Sequence[UUID]) -> list[UUID]:
-        """Remove those of a pool's proxies that nobody holds; return their ids."""
+        """Remove those of the given proxies that are not leased. Return their ids."""
         with self._state.lock:
             return lists.remove_idle(self._state, pool_id, proxy_ids)
 
@@ -305,14 +304,14 @@ class InMemoryStorage(IStorage):
     def record_health_checks(
         self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
     ) -> Sequence[HealthOutcome]:
-        """Record health checks; return what each came to, in their order."""
+        """Record health checks. Return the outcome of each, in the same order."""
         with self._state.lock:
             return health.record_checks(self._state, results, policy)
 
     def set_status(
         self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
     ) -> Proxy:
-        """Decide a proxy's status, as a person does: also lift or lay a ban."""
+        """Set a proxy's status, as a person does. This can also set or lift a ban."""
         with self._state.lock:
             return registry.set_status(self._state, proxy_id, status, reason)
 
@@ -323,7 +322,7 @@ class InMemoryStorage(IStorage):
         stale_after: timedelta | float | None = None,
         statuses: Collection[ProxyStatus] | None = None,
     ) -> Iterator[Proxy]:
-        """Yield the proxies that are due to be checked, by id within each pool."""
+        """Yield the proxies that are due for a check, ordered by id within each pool."""
         with self._state.lock:
             pools = registry.pools_by_name(self._state)
             return health.due_for_checks(self._state, pools, pool_name, stale_after, statuses)
@@ -343,7 +342,7 @@ class InMemoryStorage(IStorage):
     # The log
 
     def events(self, *, after: int = 0) -> Iterator[Event]:
-        """Yield the log in order, as it is now.
+        """Yield the events in the log, in order.
 
         Parameters
         ----------
@@ -353,7 +352,7 @@ class InMemoryStorage(IStorage):
         return self.history(Extract(after=after))
 
     def history(self, extract: Extract) -> Iterator[Event]:
-        """Yield those events of the log, as it is now, that an extract means, in order."""
+        """Yield the events in the log that match an extract, in order."""
         return history.history(self._state, extract)
 
     def seq_at(self, moment: datetime) -> int:
@@ -362,26 +361,26 @@ class InMemoryStorage(IStorage):
             return history.seq_at(self._state, moment)
 
     def state_at(self, seq: int) -> dict[str, Rows]:
-        """Return every read model as it was after the event of this seq.
+        """Return all read models as they were after the event with this seq.
 
         Returns
         -------
         dict
-            For each projection's name, its rows by key. Of leases only those
-            that were active then.
+            The rows by key, for each projection's name. Only leases that were active
+            then are included.
         """
         states = projections.fold(self.history(Extract(upto=seq)), projections.registered())
         return projections.current(states, projections.registered())
 
     def verify(self) -> list[Finding]:
-        """Fold the whole log anew and return every row of a read model that differs."""
+        """Fold the whole log again and return every row of a read model that differs."""
         with self._state.lock:
             return history.verify(self._state)
 
-    # Parts
+    # Internals
 
     def _run_alone(self, command: Command) -> Any:
-        """Carry out one command and return what it came to, or raise its error."""
+        """Carry out one command. Return its outcome or raise its error."""
         with self._state.lock:
             (outcome,) = batch.run_batch(self._state, [command])
         if isinstance(outcome, Exception):

@@ -1,4 +1,4 @@
-"""The ledger on PostgreSQL, for code that blocks and for code that awaits."""
+"""The ledger on PostgreSQL, for blocking code and for asyncio."""
 
 from .adapter import PostgresStorage
 from .async_adapter import AsyncPostgresStorage

@@ -1,9 +1,8 @@
-"""PostgresStorage: the ledger itself.
+"""PostgresStorage: the ledger on PostgreSQL, for blocking code.
 
-Each method is one command; what a command asks the database stands in the
-modules beside this one. The storage keeps no state but the engine, so any
-number of threads and processes can share a ledger, and it survives a fork as
-far as its engine does.
+Each method is one command. The other modules of this package have the SQL of the
+commands. The storage's only state is its engine, so any number of threads and
+processes can share a ledger, and it survives a fork as far as its engine does.
 """
 
 from __future__ import annotations
@@ -109,31 +108,31 @@ class PostgresStorage(IStorage):
         An engine of SQLAlchemy with the psycopg driver
         (``postgresql+psycopg://``). Its pool bounds the connections.
     schema:
-        Where all tables are. :meth:`upgrade_schema` creates it.
+        The schema of all tables. :meth:`upgrade_schema` creates it.
     secret_keys:
         Fernet keys for proxies' credentials, the encrypting one first;
-        if None, those of ``PHAROX_SECRET_KEY``.
+        if None, those in ``PHAROX_SECRET_KEY``.
     answer_timeout_s:
-        How many seconds the server has for each answer of leasing; then it is
+        How many seconds the server has to answer each statement of leasing. Then it is
         asked to cancel the statement, and :data:`~.deadline.CANCEL_S` later the
-        connection is given up. None for no end.
+        connection is closed. None for no timeout.
     prepare:
-        Whether statements are prepared on the server; if None, unless a pooler is
-        between, which may not keep those of several clients apart.
+        Whether to prepare statements on the server. If None, they are prepared unless
+        there is a pooler, which may mix up those of several clients.
     lanes:
-        How many batches of leasing may be under way at once, each on a connection of the
-        engine's pool. What more callers ask for meanwhile goes out with the next.
+        How many batches of leasing may run at once, each on a connection of the
+        engine's pool. Further commands wait for the next batch.
 
     Raises
     ------
     SecretKeyError
-        If a key is none.
+        If a key is invalid.
 
     Notes
     -----
-    Every method raises :class:`SchemaError` when the schema is missing or of
-    another version, and :class:`DatabaseUnavailableError` when there is no
-    database to be reached.
+    Every method raises :class:`SchemaError` if the schema is missing or has
+    another version, and :class:`DatabaseUnavailableError` if the database cannot
+    be reached.
     """
 
     def __init__(
@@ -171,7 +170,7 @@ class PostgresStorage(IStorage):
     # The schema
 
     def upgrade_schema(self) -> None:
-        """Create the schema or bring it up to date; safe from many processes at once."""
+        """Create or upgrade the schema. Several processes may call it at once."""
         migrations.upgrade(self.engine, self.schema)
 
     def schema_version(self) -> str | None:
@@ -179,7 +178,7 @@ class PostgresStorage(IStorage):
         return self._driver.run(self._commands.schema_version())
 
     def rotate_secrets(self) -> int:
-        """Encrypt every proxy's credentials anew with the first key, and return how many."""
+        """Encrypt all credentials again with the first key, and return how many."""
         return self._run(self._commands.rotate_secrets())
 
     def close(self) -> None:
@@ -189,9 +188,9 @@ class PostgresStorage(IStorage):
     # Leasing
 
     def acquire_lease(self, request: AcquireRequest) -> Acquisition:
-        """Lease a proxy, or record why none was to be had.
+        """Lease a proxy, or record why none was available.
 
-        What other threads ask for meanwhile goes out in one statement and one commit.
+        Commands of other threads are combined in one statement and one commit.
         """
         return cast("Acquisition", self._acquire(request))
 
@@ -240,20 +239,20 @@ class PostgresStorage(IStorage):
         return self._run(self._commands.leases(consumer_id))
 
     def prune_leases(self, ended_before: datetime) -> int:
-        """Forget the leases that ended before a moment, in the read model only.
+        """Delete leases that ended before a given time, from the read model only.
 
-        The log keeps every one of them, and a ``LeasesPruned`` beside them. What
-        ended in the last minute stays in any case.
+        The log keeps their events, and gets a ``LeasesPruned``. Leases that
+        ended in the last minute are always kept.
 
         Returns
         -------
         int
-            How many leases were forgotten.
+            How many leases were deleted.
 
         Raises
         ------
         InvalidInputError
-            If the moment has no time zone.
+            If ``ended_before`` has no time zone.
         """
         return self._run(self._commands.prune(ended_before))
 
@@ -263,21 +262,21 @@ class PostgresStorage(IStorage):
         return self._run_in_time(self._commands.ensure_consumer(consumer_name))
 
     def add_consumer(self, consumer: Consumer) -> Consumer:
-        """Register a consumer and return it, with the id it has if its name was known."""
+        """Register a consumer and return it, with its existing id if the name is registered."""
         return self._run(self._commands.add_consumer(consumer))
 
     def save_pool(self, pool: ProxyPool) -> None:
         self._run(self._commands.save_pool(pool))
 
     def add_pool(self, pool: ProxyPool) -> None:
-        """Register a pool, or change the one of this id."""
+        """Register a pool, or change the one with this id."""
         self.save_pool(pool)
 
     def get_pool(self, pool_id: str) -> ProxyPool:
         return self._run(self._commands.pool(pool_id))
 
     def get_pool_by_name(self, name: str) -> ProxyPool | None:
-        """Return the pool of this name, or None."""
+        """Return the pool with this name, or None."""
         return self._run(self._commands.pool_by_name(name))
 
     def list_pools(self) -> Sequence[ProxyPool]:
@@ -290,7 +289,7 @@ class PostgresStorage(IStorage):
         self._run(self._commands.save_proxies([proxy], change=True))
 
     def change_proxy(self, proxy: Proxy) -> None:
-        """Change a known proxy but for its status, which somebody else may decide meanwhile.
+        """Change a known proxy, except its status, which somebody else may be changing.
 
         Raises
         ------
@@ -300,18 +299,18 @@ class PostgresStorage(IStorage):
         self._run(self._commands.change_proxy(proxy))
 
     def add_proxy(self, proxy: Proxy) -> None:
-        """Register a proxy, or change the one of this id."""
+        """Register a proxy, or change the one with this id."""
         self.save_proxy(proxy)
 
     def add_proxies_bulk(self, proxies: Sequence[Proxy]) -> int:
         return self._run(self._commands.save_proxies(proxies, change=False))
 
     def import_proxies(self, pool_id: UUID, proxies: Sequence[Proxy]) -> int:
-        """Register the proxies of a list that the pool does not know, and return how many.
+        """Register the proxies of a list that are new to the pool, and return how many.
 
-        One is known if the pool has its protocol, host and port with the same credentials;
-        :meth:`import_list` tells more. It gets an id made of these, so two imports at once
-        register it once.
+        A proxy is known if the pool has its protocol, host and port with the same credentials.
+        Its id is derived from these, so two concurrent imports register it once.
+        :meth:`import_list` returns a detailed report.
         """
         return self.import_list(pool_id, [[checked_model(proxy) for proxy in proxies]]).new
 
@@ -323,16 +322,16 @@ class PostgresStorage(IStorage):
         update: bool = False,
         make: ProxyPool | None = None,
     ) -> ImportReport:
-        """Import a list that comes in batches, however long it is; a transaction each.
+        """Import a list of any length, batch by batch, with one transaction per batch.
 
         Parameters
         ----------
         batches:
-            Valid proxies. Their ``id`` and ``pool_id`` do not count.
+            Valid proxies. Their ``id`` and ``pool_id`` are ignored.
         update:
-            Whether a proxy that the pool has with another password gets the list's.
+            Whether to replace the password of a proxy whose password differs in the list.
         make:
-            A pool to register if there is none; then only its name counts.
+            A pool to register if the pool does not exist. Its name identifies the pool.
 
         Raises
         ------
@@ -351,18 +350,18 @@ class PostgresStorage(IStorage):
         source: str | None,
         max_removed: MaxRemoved = HALF,
     ) -> RemovalReport:
-        """Remove the proxies of a source that its list has no more, unless somebody holds them.
+        """Remove a source's proxies that are no longer in its list and are not leased.
 
         Parameters
         ----------
         listed:
-            What :meth:`import_list` reported of the list.
+            The ids in the report of :meth:`import_list`.
         source:
             The label of the source; None for proxies without one.
         max_removed:
-            If more would have to go, nothing is removed.
+            If more proxies would be removed, none is.
         """
-        self.cleanup_expired_leases()  # Who has let go of a proxy does not hold it.
+        self.cleanup_expired_leases()  # An expired lease must not keep a proxy.
         steps = remove_unlisted(self._commands, self._ask, pool_id, listed, source, max_removed)
         return run(steps, call)
 
@@ -374,7 +373,7 @@ class PostgresStorage(IStorage):
         return self._run(self._commands.proxy_by_id(proxy_id))
 
     def get_bare_proxy(self, proxy_id: UUID) -> Proxy | None:
-        """Return a proxy without its credentials, which need not be readable, or None."""
+        """Return a proxy without reading its credentials, or None."""
         return self._run(self._commands.proxy_by_id(proxy_id, with_credentials=False))
 
     def list_proxies(self, pool_id: str) -> Sequence[Proxy]:
@@ -382,7 +381,7 @@ class PostgresStorage(IStorage):
         return list(self.iter_proxies(pool.id))
 
     def iter_proxies(self, pool_id: UUID, *, with_credentials: bool = True) -> Iterator[Proxy]:
-        """Yield a pool's proxies by id, a page at a time, however many there are."""
+        """Yield a pool's proxies ordered by id, reading one page at a time."""
         page = partial(self._commands.proxies_page, pool_id, with_credentials=with_credentials)
         return self._pages(page)
 
@@ -390,14 +389,14 @@ class PostgresStorage(IStorage):
         self._run(self._commands.delete_proxy(proxy_id))
 
     def remove_idle(self, pool_id: UUID, proxy_ids: Sequence[UUID]) -> Sequence[UUID]:
-        """Remove those of a pool's proxies that nobody holds, and return their ids."""
+        """Remove those of the given proxies that are not leased, and return their ids."""
         return self._run(self._commands.remove_idle(pool_id, proxy_ids))
 
     def get_pool_stats(self, pool_name: str) -> PoolStatsSnapshot | None:
         return self._run_in_time(self._commands.stats(pool_name))
 
     def list_pool_stats(self) -> Sequence[PoolStatsSnapshot]:
-        """Return every pool in numbers, by name."""
+        """Return the statistics of every pool, ordered by name."""
         return self._run(self._commands.all_stats())
 
     # Health
@@ -440,14 +439,14 @@ class PostgresStorage(IStorage):
     # The log
 
     def seal(self) -> int:
-        """Give every committed event its place in the order, and return the last one's seq.
+        """Assign a ``seq`` to every committed event, and return the last one.
 
-        Whatever reads the log does so first; nobody needs to call it.
+        All methods that read the log call it first, so callers need not.
         """
         return self._run(self._commands.seal())
 
     def events(self, *, after: int = 0) -> Iterator[Event]:
-        """Yield the log in its sealed order, up to what was committed before the call.
+        """Yield the events that were committed before the call, in sealed order.
 
         Parameters
         ----------
@@ -457,14 +456,14 @@ class PostgresStorage(IStorage):
         return self.history(Extract(after=after))
 
     def history(self, extract: Extract, *, live_only: bool = False) -> Iterator[Event]:
-        """Yield those events of the log that an extract means, in its sealed order.
+        """Yield the events of the log that match an extract, in sealed order.
 
         Parameters
         ----------
         extract:
             Which events.
         live_only:
-            Leave out what was archived, instead of refusing.
+            Skip archived events instead of raising an error.
 
         Raises
         ------
@@ -487,14 +486,14 @@ class PostgresStorage(IStorage):
                 yield extract.part(event_from_row(row))
 
     def follow(self, after: int | None = None, *, poll_s: float = 0.1) -> Iterator[Event]:
-        """Yield events as they are committed, in their sealed order, without end.
+        """Yield events as they are committed, in sealed order, forever.
 
         Parameters
         ----------
         after:
-            Begin with what the log has after this ``seq``; None for new events only.
+            Start with the events after this ``seq``; None for new events only.
         poll_s:
-            How many seconds to wait where nothing is new.
+            How many seconds to wait if there are no new events.
 
         Raises
         ------
@@ -515,7 +514,7 @@ class PostgresStorage(IStorage):
     def seq_at(self, moment: datetime) -> int:
         """Return the seq of the last event recorded at or before a moment; 0 if there is none.
 
-        What lies before that event in the sealed order belongs to the moment's past.
+        All events before it in sealed order are in the past of the moment.
 
         Raises
         ------
@@ -531,23 +530,23 @@ class PostgresStorage(IStorage):
         return max(rows[0]["seq"] or 0, last_archived)
 
     def archived_parts(self, extract: Extract) -> Sequence[Mapping[str, Any]]:
-        """Return the archived parts of the log that may hold events of an extract, oldest first.
+        """Return the archived parts of the log that may contain matching events, oldest first.
 
         Each is a row of the table ``partitions``; ``archive`` is the file of its events.
         """
         return parts_needed(self._run(self._commands.rows(archived_statement)), extract)
 
     def state_at(self, seq: int) -> dict[str, State]:
-        """Return every read model as it was after the event of this seq.
+        """Return all read models as they were after the event with this seq.
 
-        The log is folded from the last stored snapshot before it, and leaves
-        further ones behind on the way, so a long way is gone once.
+        The log is folded from the last stored snapshot before it. Further snapshots
+        are stored on the way, so the next call is faster.
 
         Returns
         -------
         dict
-            For each projection's name, its rows by key. Of leases only those
-            that were active then.
+            The rows by key, for each projection's name. Only leases that were active
+            then are included.
         """
         wanted = projections.registered()
         seq = min(check_whole(seq, "seq"), self.seal())
@@ -558,7 +557,7 @@ class PostgresStorage(IStorage):
         return projections.current(states, wanted)
 
     def take_snapshot(self, seq: int) -> None:
-        """Store every read model as it was after the event of this seq."""
+        """Store all read models as they were after the event with this seq."""
         self.seal()
         with self.session() as session:
             wanted = projections.registered()
@@ -570,49 +569,49 @@ class PostgresStorage(IStorage):
     def session(
         self, *, snapshot: bool = False, keep: bool = True
     ) -> AbstractContextManager[Session]:
-        """Open a transaction for a block, on a connection of the engine's pool.
+        """Open a transaction for a ``with`` block, on a connection of the engine's pool.
 
         Parameters
         ----------
         snapshot:
-            Whether it sees one moment all along.
+            Whether all statements see the same snapshot (REPEATABLE READ).
         keep:
-            Whether what it wrote is kept; else it is rolled back at the end.
+            Whether to commit at the end; else the transaction is rolled back.
         """
         return self._driver.session(snapshot=snapshot, keep=keep)
 
     def own_session(self) -> AbstractContextManager[Session]:
-        """Open a connection beside the engine's pool, in which each statement is a transaction."""
+        """Open a connection in autocommit mode that is not from the engine's pool."""
         self._check_schema()
         return self._driver.own_session()
 
     def live_states(self) -> dict[str, State]:
-        """Return every read model as it is, its rows by key."""
+        """Return the current rows of all read models by key."""
         self._check_schema()
         with self.session(snapshot=True) as session:
             verifying.hold(session, self.schema, projections.registered())
             return read_states(session, self.schema, projections.registered())
 
     def verify(self, *, limit: int = 100) -> list[Finding]:
-        """Check the whole ledger at one moment, and return what is wrong with it.
+        """Verify the whole ledger in one snapshot, and return what is wrong.
 
-        The events are held against their seals and the chain of roots, every
-        read model against the fold of the log, the counters against counts, the
-        credentials against what refers to them; see
-        :mod:`pharox.storage.postgres.verifying` and ``verifying_credentials`` beside it.
-        Nobody waits for it.
+        It compares the events with their seals and the chain of roots, every
+        read model with the fold of the log, the counters with counts, and the
+        credentials with the proxies that refer to them; see
+        :mod:`pharox.storage.postgres.verifying` and ``verifying_credentials``.
+        It blocks no other command.
 
         Parameters
         ----------
         limit:
-            How many findings to return at most.
+            The maximum number of findings.
         """
         self._seal_if_possible()
         with self.session(snapshot=True, keep=False) as session:
             return _first(limit, self._findings(session, limit))
 
     def verify_log(self, *, limit: int = 100) -> list[Finding]:
-        """Do the part of :meth:`verify` that asks whether the log was changed."""
+        """Verify only that the log was not changed."""
         self._seal_if_possible()
         with self.session(snapshot=True, keep=False) as session:
             return _first(limit, verifying.verify_log(session, self.schema, limit))
@@ -625,11 +624,11 @@ class PostgresStorage(IStorage):
         try:
             self.seal()
         except DatabaseError as error:
-            # Somebody changed the ticks: what is to be sealed has its seals. It will be found.
+            # Somebody changed the ticks: the events to seal have seals. Verification finds it.
             if not isinstance(error.__cause__, psycopg.errors.UniqueViolation):
                 raise
 
-    # Parts
+    # Internals
 
     def _acquire(self, request: AcquireRequest | AcquireSetRequest) -> Acquisition | SetAcquisition:
         if has_predicate(request):
@@ -650,7 +649,7 @@ class PostgresStorage(IStorage):
         return self._driver.run(self._commands.checked(program))
 
     def _run_in_time(self, program: Program[T]) -> T:
-        """Run one of the programs that take milliseconds, and wait no longer than is said."""
+        """Run a short program, with the storage's timeout for each answer."""
         return self._driver.run(self._commands.checked(program), within_s=self._answer_timeout_s)
 
     def _pages(self, page: Callable[[UUID], Program[Page]]) -> Iterator[Proxy]:
@@ -665,6 +664,6 @@ class PostgresStorage(IStorage):
 
 
 def _first(limit: int, findings: Generator[Finding]) -> list[Finding]:
-    """Return the first findings, and end the search while its connection is still lent."""
+    """Return the first findings. Close the generator while it still has its connection."""
     with closing(findings):
         return list(islice(findings, min(max(check_whole(limit, "limit"), 0), sys.maxsize)))

@@ -1,9 +1,8 @@
-"""Append events and fold them, in the statement that decides them.
+"""Append events and fold them, in the same statement that decides them.
 
-A command is a chain of CTEs: what it locks, the events that it decides, the call of the
-schema's function that appends and folds them, and a SELECT of what came of it. That SELECT
-has to read what was appended, or nothing would be: PostgreSQL computes no CTE that nobody
-reads.
+A command is a chain of CTEs: they lock rows, decide on events, call the schema's function
+that appends and folds them, and select the result. The final SELECT must read the
+appended events: PostgreSQL does not execute a SELECT in a CTE that nothing refers to.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class _EventRow(UserDefinedType[Any]):
     cache_ok = True
 
     def get_col_spec(self, **_: object) -> str:
-        """Return the type's name: that of an event on its way, which has the table's columns."""
+        """Return the name of the type of new events, which has the columns of ``events``."""
         return f"{SCHEMA}.event_v1"
 
 
@@ -48,7 +47,7 @@ class State(NamedTuple):
     max_concurrency: ColumnElement[Any]
 
     def columns(self, side: str) -> dict[str, ColumnElement[Any]]:
-        """Return the columns of an event for this side of it."""
+        """Return the columns of an event for this state; ``side`` is "before" or "after"."""
         return {f"{name}_{side}": value for name, value in self._asdict().items()}
 
 
@@ -61,7 +60,7 @@ def event_row(
 ) -> ColumnElement[Any]:
     """Return an event to append, as a row of the log; ``given`` are its columns by name.
 
-    Position, transaction and moment are given by the function that appends.
+    The appending function sets position, transaction and time.
     """
     values: dict[str, Any] = {
         "type": text_literal(type_) if isinstance(type_, str) else type_,
@@ -77,21 +76,21 @@ def event_row(
 
 
 def origin() -> dict[str, Any]:
-    """Return the values that every appended event needs: who does this, for which job."""
+    """Return the values that every appended event needs: its actor and correlation id."""
     actor, correlation_id = current_attribution()
     return {"actor": actor, "correlation_id": correlation_id}
 
 
-def json_object(**facts: Any) -> ColumnElement[Any]:
+def json_object(**fields: Any) -> ColumnElement[Any]:
     """Return a JSON object of named values."""
     parts: list[Any] = []
-    for name, value in facts.items():
+    for name, value in fields.items():
         parts += (text_literal(name), value)
     return func.jsonb_build_object(*parts, type_=JSONB)
 
 
 def append(rows: Select[Any], name: str = "appended") -> CTE:
-    """Return the CTE that appends rows of one event each, and hands them on as the log has them."""
+    """Return the CTE that appends the events in these rows, and returns them as recorded."""
     slot = bindparam("own_slot", type_=SmallInteger)
     array = func.array(rows.scalar_subquery())
     call = schema_function("append_v1", array, cast(slot, SmallInteger), type_=_EventRow())
@@ -99,7 +98,7 @@ def append(rows: Select[Any], name: str = "appended") -> CTE:
 
 
 def log_rows(array: ColumnElement[Any], name: str = "event") -> FromClause:
-    """Return an array of the log's rows as a relation."""
+    """Return an array of rows of the log as a relation."""
     return func.unnest(array).table_valued(
         *(column(own.name, own.type) for own in events.c), name=name
     )

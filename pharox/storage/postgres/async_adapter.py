@@ -1,9 +1,9 @@
-"""AsyncPostgresStorage: the ledger for code that awaits.
+"""AsyncPostgresStorage: the ledger on PostgreSQL, for asyncio.
 
-The same programs as those of :class:`PostgresStorage`, over an async engine;
-both can work on one ledger at once. What reads or folds the whole log (verify,
-rebuild, replay, archives) is work for a thread: :meth:`~AsyncPostgresStorage.blocking`
-returns the same ledger for code that blocks.
+It runs the programs of :class:`PostgresStorage` on an async engine. Both can be
+used on one ledger at once. Work that reads or folds the whole log (verify, rebuild,
+replay, archives) belongs in a thread: :meth:`~AsyncPostgresStorage.blocking` returns
+the same ledger for blocking code.
 """
 
 from __future__ import annotations
@@ -102,37 +102,37 @@ class AsyncPostgresStorage(IAsyncStorage):
     engine:
         An async engine of SQLAlchemy with the psycopg driver
         (``create_async_engine("postgresql+psycopg://...")``). Its pool bounds
-        the connections; tasks wait for one as long as the pool lets them. Like
+        the connections; tasks wait for one up to the pool's timeout. Like
         the engine, a storage belongs to one event loop.
     schema:
-        Where all tables are. :meth:`upgrade_schema` creates it.
+        The schema of all tables. :meth:`upgrade_schema` creates it.
     secret_keys:
         Fernet keys for proxies' credentials, the encrypting one first;
-        if None, those of ``PHAROX_SECRET_KEY``.
+        if None, those in ``PHAROX_SECRET_KEY``.
     answer_timeout_s:
-        How many seconds the server has for each answer of leasing; then it is
+        How many seconds the server has to answer each statement of leasing. Then it is
         asked to cancel the statement, and :data:`~.deadline.CANCEL_S` later the
-        connection is given up. None for no end.
+        connection is closed. None for no timeout.
     prepare:
-        Whether statements are prepared on the server; if None, unless a pooler is
-        between, which may not keep those of several clients apart.
+        Whether to prepare statements on the server. If None, they are prepared unless
+        there is a pooler, which may mix up those of several clients.
     lanes:
-        How many batches of leasing may be under way at once, each on a connection of the
-        engine's pool. What more tasks ask for meanwhile goes out with the next.
+        How many batches of leasing may run at once, each on a connection of the
+        engine's pool. Further commands wait for the next batch.
 
     Raises
     ------
     InvalidInputError
         If the engine is not async, or has another driver.
     SecretKeyError
-        If a key is none.
+        If a key is invalid.
 
     Notes
     -----
-    Every method raises :class:`SchemaError` when the schema is missing or of
-    another version, and :class:`DatabaseUnavailableError` when there is no
-    database to be reached. A cancelled task waits for the statement it has sent,
-    a few seconds at most; the lease of a cancelled acquisition is given back.
+    Every method raises :class:`SchemaError` if the schema is missing or has
+    another version, and :class:`DatabaseUnavailableError` if the database cannot
+    be reached. A cancelled task waits for the statement that it has sent, for a
+    few seconds at most. The lease of a cancelled acquisition is released.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class AsyncPostgresStorage(IAsyncStorage):
     # The schema, and the ledger for threads
 
     async def upgrade_schema(self) -> None:
-        """Create the schema or bring it up to date; safe from many processes at once."""
+        """Create or upgrade the schema. Several processes may call it at once."""
         await asyncio.to_thread((await self.blocking()).upgrade_schema)
 
     async def schema_version(self) -> str | None:
@@ -178,18 +178,18 @@ class AsyncPostgresStorage(IAsyncStorage):
         return _unless_cancelled(*await self._driver.run(self._commands.schema_version()))
 
     async def ping(self) -> None:
-        """Ask the database for nothing, to see whether it is there."""
+        """Check that the database can be reached."""
         await self.schema_version()
 
     async def rotate_secrets(self) -> int:
-        """Encrypt every proxy's credentials anew with the first key, and return how many."""
+        """Encrypt all credentials again with the first key, and return how many."""
         return await self._run(self._commands.rotate_secrets())
 
     async def blocking(self) -> PostgresStorage:
-        """Return the same ledger for code that blocks, to be used in threads.
+        """Return the same ledger for blocking code, to be used in threads.
 
         It connects with the parameters and the ``prepare_threshold`` of this storage's
-        engine, prepares statements if this storage does, has a pool of its own, and is
+        engine, and prepares statements if this storage does. It has its own pool, and is
         closed with this storage.
         """
         if self._blocking is None:
@@ -202,7 +202,7 @@ class AsyncPostgresStorage(IAsyncStorage):
                 hide_parameters=True,
                 execution_options={OURS: True},
             )
-            # Another task may have been quicker while this one waited.
+            # Another task may have created it while this one waited.
             self._blocking = self._blocking or PostgresStorage(
                 engine,
                 schema=self.schema,
@@ -219,7 +219,7 @@ class AsyncPostgresStorage(IAsyncStorage):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections. Tasks that still use the storage would open others."""
+        """Close the connections. Tasks that still use the storage would open new ones."""
         if self._blocking is not None:
             await asyncio.to_thread(self._blocking.close)
         await self.engine.dispose()
@@ -227,9 +227,9 @@ class AsyncPostgresStorage(IAsyncStorage):
     # Leasing
 
     async def acquire_lease(self, request: AcquireRequest) -> Acquisition:
-        """Lease a proxy, or record why none was to be had.
+        """Lease a proxy, or record why none was available.
 
-        What other tasks ask for meanwhile goes out in one statement and one commit.
+        Commands of other tasks are combined in one statement and one commit.
         """
         return cast("Acquisition", await self._acquire(request, "acquire_lease"))
 
@@ -296,7 +296,7 @@ class AsyncPostgresStorage(IAsyncStorage):
         return await self._run(self._commands.leases(consumer_id))
 
     async def prune_leases(self, ended_before: datetime) -> int:
-        """Forget the leases that ended before a moment, in the read model only."""
+        """Delete leases that ended before a given time, from the read model only."""
         return await self._run(self._commands.prune(ended_before))
 
     # Consumers, pools and proxies
@@ -305,7 +305,7 @@ class AsyncPostgresStorage(IAsyncStorage):
         return await self._run_in_time(self._commands.ensure_consumer(consumer_name))
 
     async def add_consumer(self, consumer: Consumer) -> Consumer:
-        """Register a consumer and return it, with the id it has if its name was known."""
+        """Register a consumer and return it, with its existing id if the name is registered."""
         return await self._run(self._commands.add_consumer(consumer))
 
     async def save_pool(self, pool: ProxyPool) -> None:
@@ -315,7 +315,7 @@ class AsyncPostgresStorage(IAsyncStorage):
         return await self._run(self._commands.pool(pool_id))
 
     async def get_pool_by_name(self, name: str) -> ProxyPool | None:
-        """Return the pool of this name, or None."""
+        """Return the pool with this name, or None."""
         return await self._run(self._commands.pool_by_name(name))
 
     async def list_pools(self) -> Sequence[ProxyPool]:
@@ -328,14 +328,14 @@ class AsyncPostgresStorage(IAsyncStorage):
         await self._run(self._commands.save_proxies([proxy], change=True))
 
     async def change_proxy(self, proxy: Proxy) -> None:
-        """Change a known proxy but for its status, which somebody else may decide meanwhile."""
+        """Change a known proxy, except its status, which somebody else may be changing."""
         await self._run(self._commands.change_proxy(proxy))
 
     async def add_proxies_bulk(self, proxies: Sequence[Proxy]) -> int:
         return await self._run(self._commands.save_proxies(proxies, change=False))
 
     async def import_proxies(self, pool_id: UUID, proxies: Sequence[Proxy]) -> int:
-        """Register the proxies of a list that the pool does not know, and return how many."""
+        """Register the proxies of a list that are new to the pool, and return how many."""
         batch = [checked_model(proxy) for proxy in proxies]
         return (await self.import_list(pool_id, [batch])).new
 
@@ -347,7 +347,7 @@ class AsyncPostgresStorage(IAsyncStorage):
         update: bool = False,
         make: ProxyPool | None = None,
     ) -> ImportReport:
-        """Import a list that comes in batches, however long it is; a transaction each."""
+        """Import a list of any length, batch by batch, with one transaction per batch."""
         steps = import_list(self._commands, self._ask, pool_id, batches, update=update, make=make)
         return await run_async(steps, call_async)
 
@@ -359,8 +359,8 @@ class AsyncPostgresStorage(IAsyncStorage):
         source: str | None,
         max_removed: MaxRemoved = HALF,
     ) -> RemovalReport:
-        """Remove the proxies of a source that its list has no more, unless somebody holds them."""
-        await self.cleanup_expired_leases()  # Who has let go of a proxy does not hold it.
+        """Remove a source's proxies that are no longer in its list and are not leased."""
+        await self.cleanup_expired_leases()  # An expired lease must not keep a proxy.
         steps = remove_unlisted(self._commands, self._ask, pool_id, listed, source, max_removed)
         return await run_async(steps, call_async)
 
@@ -372,7 +372,7 @@ class AsyncPostgresStorage(IAsyncStorage):
         return await self._run(self._commands.proxy_by_id(proxy_id))
 
     async def get_bare_proxy(self, proxy_id: UUID) -> Proxy | None:
-        """Return a proxy without its credentials, which need not be readable, or None."""
+        """Return a proxy without reading its credentials, or None."""
         return await self._run(self._commands.proxy_by_id(proxy_id, with_credentials=False))
 
     async def list_proxies(self, pool_id: str) -> Sequence[Proxy]:
@@ -380,7 +380,7 @@ class AsyncPostgresStorage(IAsyncStorage):
         return [proxy async for proxy in self.iter_proxies(pool.id)]
 
     def iter_proxies(self, pool_id: UUID, *, with_credentials: bool = True) -> AsyncIterator[Proxy]:
-        """Yield a pool's proxies by id, a page at a time, however many there are."""
+        """Yield a pool's proxies ordered by id, reading one page at a time."""
         page = partial(self._commands.proxies_page, pool_id, with_credentials=with_credentials)
         return self._pages(page)
 
@@ -388,14 +388,14 @@ class AsyncPostgresStorage(IAsyncStorage):
         await self._run(self._commands.delete_proxy(proxy_id))
 
     async def remove_idle(self, pool_id: UUID, proxy_ids: Sequence[UUID]) -> Sequence[UUID]:
-        """Remove those of a pool's proxies that nobody holds, and return their ids."""
+        """Remove those of the given proxies that are not leased, and return their ids."""
         return await self._run(self._commands.remove_idle(pool_id, proxy_ids))
 
     async def get_pool_stats(self, pool_name: str) -> PoolStatsSnapshot | None:
         return await self._run_in_time(self._commands.stats(pool_name))
 
     async def list_pool_stats(self) -> Sequence[PoolStatsSnapshot]:
-        """Return every pool in numbers, by name."""
+        """Return the statistics of every pool, ordered by name."""
         return await self._run(self._commands.all_stats())
 
     # Health
@@ -447,11 +447,11 @@ class AsyncPostgresStorage(IAsyncStorage):
     # The log
 
     async def seal(self) -> int:
-        """Give every committed event its place in the order, and return the last one's seq."""
+        """Assign a ``seq`` to every committed event, and return the last one."""
         return await self._run(self._commands.seal())
 
     async def events(self, *, after: int = 0) -> AsyncIterator[Event]:
-        """Yield the log in its sealed order, up to what was committed before the first is asked.
+        """Yield the events that were committed before the iteration started, in sealed order.
 
         Parameters
         ----------
@@ -472,14 +472,14 @@ class AsyncPostgresStorage(IAsyncStorage):
     async def follow(
         self, after: int | None = None, *, poll_s: float = 0.1
     ) -> AsyncIterator[Event]:
-        """Yield events as they are committed, in their sealed order, without end.
+        """Yield events as they are committed, in sealed order, forever.
 
         Parameters
         ----------
         after:
-            Begin with what the log has after this ``seq``; None for new events only.
+            Start with the events after this ``seq``; None for new events only.
         poll_s:
-            How many seconds to wait where nothing is new.
+            How many seconds to wait if there are no new events.
 
         Raises
         ------
@@ -497,7 +497,7 @@ class AsyncPostgresStorage(IAsyncStorage):
             if not page:
                 await asyncio.sleep(poll_s)
 
-    # Parts
+    # Internals
 
     async def _ask(self, step: Callable[..., Program[T]], *arguments: Any) -> T:
         return await self._run(step(*arguments))
@@ -525,7 +525,7 @@ class AsyncPostgresStorage(IAsyncStorage):
         outcome, cancelled = await self._combiner.submit(command)
         if isinstance(outcome, Acquisition | SetAcquisition) and not lacks_stats(command, outcome):
             return outcome, cancelled
-        if cancelled is not None:  # Nothing was leased; what was taken back is told all the same.
+        if cancelled is not None:  # Nothing was leased, but expired leases are still reported.
             kind = Acquisition if isinstance(request, AcquireRequest) else SetAcquisition
             return kind(None, expired=expired_of(outcome)), cancelled  # type: ignore[arg-type]
         program = self._commands.finish_acquisition(command, outcome)
@@ -546,7 +546,7 @@ class AsyncPostgresStorage(IAsyncStorage):
     async def _ended_in_time(
         self, program: Program[T], *, stops: Stops
     ) -> tuple[T, asyncio.CancelledError | None]:
-        """Run one of the programs that take milliseconds, and wait no longer than is said."""
+        """Run a short program, with the storage's timeout for each answer."""
         return await self._driver.run(
             self._commands.checked(program), stops=stops, within_s=self._answer_timeout_s
         )

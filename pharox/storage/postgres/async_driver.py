@@ -1,10 +1,9 @@
 """Run the programs of :mod:`.driver` over connections of an async engine.
 
-The same programs, the same answers and errors; what differs is that a task may
-be cancelled at any time. Until a statement is sent nothing has happened, and a
-cancellation ends the command. From then on each statement is waited for
-(:mod:`.cancellation_guard`), and the command says how it may end: between two of its
-steps, only as a whole, or not at all.
+Programs, answers and errors are the same, but a task may be cancelled at any time.
+Before the first statement is sent, a cancellation simply ends the command. Once a
+statement is sent, its answer is awaited (:mod:`.cancellation_guard`). The command says
+when a cancellation may stop it: between two steps, before the first step, or never.
 """
 
 from __future__ import annotations
@@ -45,16 +44,16 @@ T = TypeVar("T")
 logger = logging.getLogger("pharox")
 
 Stops = Literal["between steps", "before the first step", "never"]
-"""When a cancellation may still stop a command."""
+"""When a cancellation may stop a command."""
 
 
 class AsyncDriver:
-    """Runs programs, one connection of the engine at a time for each task that calls.
+    """Runs programs, each on one connection of the engine.
 
     Parameters
     ----------
     prepare:
-        Whether statements are prepared; if None, unless a pooler is between.
+        Whether to prepare statements; if None, unless there is a pooler.
     """
 
     def __init__(self, engine: AsyncEngine, schema: str, *, prepare: bool | None = None) -> None:
@@ -76,23 +75,24 @@ class AsyncDriver:
         Parameters
         ----------
         stops:
-            When a cancellation may still stop it.
+            When a cancellation may stop it.
         within_s:
-            How many seconds the server has for each answer; any number if None.
+            How many seconds the server has for each answer; no limit if None.
 
         Returns
         -------
         tuple
-            What the program returns, and the cancellation that came too late to
-            stop it, if there was one: to be raised by whoever has undone what
-            must not last.
+            The program's result, and the cancellation that came too late to stop it,
+            or None. The caller raises the cancellation after it has undone the program
+            if needed.
 
         Raises
         ------
         asyncio.CancelledError
-            If it was stopped; what was not committed was rolled back.
+            If it was stopped. What was not committed was rolled back.
         """
         self._check_loop()
+        # ``guard`` notes cancellations during statements; ``obeying`` raises them between steps.
         guard = CancellationGuard(certain=stops == "never", within_s=within_s)
         obeying = guard if stops == "between steps" else CancellationGuard()
         try:
@@ -111,7 +111,7 @@ class AsyncDriver:
             cursor = psycopg.AsyncRawCursor(connection)
             slot = connection.info.backend_pid % SLOTS
             return await effects.run_async(
-                program, lambda asked: self._ask(cursor, slot, asked, obeying)
+                program, lambda request: self._ask(cursor, slot, request, obeying)
             )
 
         return await self._with_connection(work, guard)
@@ -119,14 +119,15 @@ class AsyncDriver:
     async def run_batch(
         self, program: Program[T], batch: Batch[Any], *, within_s: float | None
     ) -> T:
-        """Run a program for the callers of a batch, of whom the leading task is one.
+        """Run a program for the callers of a batch, in the leading task.
 
-        A batch of one caller is stopped as a command of its own would be. Otherwise others
-        wait for it too, so the leader's cancellation is noted and the batch is seen through;
-        once all callers were cancelled the server is asked to cancel it, as for one.
+        A cancellation stops a batch of one caller as it stops a single command. If other callers
+        wait too, the leader's cancellation is noted and the batch goes on. Once all
+        callers are cancelled, the server is asked to cancel the statement.
         """
         self._check_loop()
         is_shared = len(batch.commands) > 1
+        # A shared batch must not end with its leader, only once all its callers are cancelled.
         guard = CancellationGuard(
             certain=batch.certain or is_shared,
             within_s=within_s,
@@ -144,7 +145,7 @@ class AsyncDriver:
         return outcome
 
     async def connection_parameters(self) -> dict[str, Any]:
-        """Return what to connect with, as the engine's own connections do."""
+        """Return the connection parameters of the engine's connections."""
         self._check_loop()
 
         async def work(connection: psycopg.AsyncConnection[Any]) -> dict[str, Any]:
@@ -156,7 +157,7 @@ class AsyncDriver:
         return parameters
 
     def _check_loop(self) -> None:
-        """Raise an error in another event loop than the first: connections and queues are its."""
+        """Raise an error outside of the first call's event loop: connections belong to it."""
         loop = asyncio.get_running_loop()
         self._loop = self._loop or loop
         if loop is not self._loop:
@@ -169,21 +170,21 @@ class AsyncDriver:
         self,
         cursor: psycopg.AsyncRawCursor[Any],
         slot: int,
-        asked: Query | Sequence[Step],
+        request: Query | Sequence[Step],
         obeying: CancellationGuard,
     ) -> Rows | list[Rows]:
         try:
-            return await _answer(cursor, slot, asked, obeying)
+            return await _answer(cursor, slot, request, obeying)
         except psycopg.IntegrityError as error:
             if not lacks_partition(error):
                 raise
         await cursor.execute(self._add_partition)
-        return await self._ask(cursor, slot, asked, obeying)
+        return await self._ask(cursor, slot, request, obeying)
 
     async def _with_connection(
         self, work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]], guard: CancellationGuard
     ) -> T:
-        """Do something with a connection in autocommit mode; say what goes wrong in our words."""
+        """Run ``work`` with a connection in autocommit mode, and translate its errors."""
         lent = await self._checked_out(guard)
         connection: psycopg.AsyncConnection[Any] = lent.driver_connection  # type: ignore[assignment]
         was_autocommit = connection.autocommit
@@ -198,7 +199,7 @@ class AsyncDriver:
                 return await work(connection)
         except DatabaseUnavailableError:
             with guard:
-                await self._engine.dispose()  # the others of the pool were cut too, most likely
+                await self._engine.dispose()  # the pool's others are probably broken too
             raise
         finally:
             try:
@@ -210,14 +211,14 @@ class AsyncDriver:
                     await greenlet_spawn(lent.close)
 
     async def _checked_out(self, guard: CancellationGuard) -> PoolProxiedConnection:
-        """Take a connection of the pool; who must have one goes on waiting when cancelled."""
+        """Check out a connection of the pool. A certain command waits even if cancelled."""
         with guard:
             return await self._from_the_pool()
         if not guard.certain:
             guard.obey()
         while True:
             lending = await guard.outlast(self._from_the_pool())
-            if not lending.cancelled():  # as a loop that shuts down cancels it, once
+            if not lending.cancelled():  # a loop that shuts down cancels it once
                 return lending.result()
 
     async def _from_the_pool(self) -> PoolProxiedConnection:
@@ -232,10 +233,10 @@ class AsyncDriver:
 async def make_fit_async(
     connection: psycopg.AsyncConnection[Any], *, ours: bool, prepare: bool | None = None
 ) -> None:
-    """Make a connection fit for the ledger, or raise an error that says why it is not."""
+    """Prepare a connection for the ledger, or raise an error that says why it is unsuitable."""
 
-    async def first_row(asked: str) -> tuple[Any, ...] | None:
-        cursor = await connection.execute(asked.encode(), prepare=False)
+    async def first_row(statement: str) -> tuple[Any, ...] | None:
+        cursor = await connection.execute(statement.encode(), prepare=False)
         return await cursor.fetchone() if cursor.description else None
 
     await effects.run_async(fitting(connection, ours=ours, prepare=prepare), first_row)
@@ -244,7 +245,7 @@ async def make_fit_async(
 async def _tidied(
     lent: PoolProxiedConnection, connection: psycopg.AsyncConnection[Any], *, autocommit: bool
 ) -> None:
-    """Leave a connection as it was, or leave it to nobody."""
+    """Restore the state of a connection, or invalidate it."""
     if connection.closed or connection.info.transaction_status != TransactionStatus.IDLE:
         await greenlet_spawn(lent.invalidate)
     elif not autocommit:
@@ -254,17 +255,17 @@ async def _tidied(
 async def _answer(
     cursor: psycopg.AsyncRawCursor[Any],
     slot: int,
-    asked: Query | Sequence[Step],
+    request: Query | Sequence[Step],
     obeying: CancellationGuard,
 ) -> Rows | list[Rows]:
-    if isinstance(asked, Query):
+    if isinstance(request, Query):
         obeying.obey()
-        with CommitUncertainty(cursor.connection, asked):
-            return await _rows(cursor, asked, slot)
+        with CommitUncertainty(cursor.connection, request):
+            return await _rows(cursor, request, slot)
     answers: list[Rows] = []
     with CommitUncertainty(cursor.connection) as doubt:
         async with cursor.connection.transaction():
-            for step in asked:
+            for step in request:
                 obeying.obey()
                 query = query_of(step, answers)
                 answers.append([] if query is None else await _rows(cursor, query, slot))

@@ -1,9 +1,9 @@
-"""Commands of leasing, many at once: what the schema's function is asked, and what it answers.
+"""Run many commands of leasing in one call of the schema's function, and read its answer.
 
-    requests ──> runs of neighbours that ask alike ──> one statement ──> an outcome for each
+    requests ──> runs of similar consecutive requests ──> one statement ──> an outcome for each
 
-What a batch cannot settle without waiting comes back :class:`Unsettled`; its caller goes
-on alone (:mod:`.commands`).
+The outcome of a command that a batch cannot finish without waiting is :class:`Unsettled`.
+Its caller finishes it alone (:mod:`.commands`).
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ from .filtering import condition_text, filter_shape_of, values_of
 from .sql import Query, Statement, call_of
 
 DUE = 1000
-"""How many leases one statement takes back (``due_leases_v1``); a longer queue takes several."""
+"""How many leases one statement expires (``due_leases_v1``). More need several statements."""
 
 EACH, SET, TRY, ONE = "each", "set", "try", "one"
-"""The kinds of runs: each request for itself, all or none, without a miss, a certain proxy."""
+"""The kinds of runs: single requests, a set, without recording a miss, one given proxy."""
 
 
 class Run(NamedTuple):
-    """What neighbours that ask alike have in common."""
+    """The parameters that consecutive similar requests share."""
 
     pool_name: str
     selector: str
@@ -66,7 +66,7 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Acquire:
-    """An acquisition of one lease or a set, with who asks."""
+    """An acquisition of one lease or a set, with its attribution."""
 
     request: AcquireRequest | AcquireSetRequest
     run: Run
@@ -76,13 +76,13 @@ class Acquire:
 
     @property
     def lease_id(self) -> UUID:
-        """The id of the first lease, which is in doubt if the answer gets lost."""
+        """The id of the first lease, which is reported if the outcome is unknown."""
         return self.lease_ids[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A release, with who asks."""
+    """A release, with its attribution."""
 
     request: ReleaseRequest
     attribution: tuple[str, str | None] = field(default_factory=current_attribution)
@@ -95,7 +95,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """What a release came to: how the lease stands by now, None if there is none of this id."""
+    """The state of a lease after a release. ``status`` is None if there is no such lease."""
 
     status: LeaseStatus | None
     ended_at: datetime | None
@@ -106,9 +106,10 @@ class Returned:
 
 @dataclass(frozen=True, slots=True)
 class Unsettled:
-    """A command that is to be asked again, and what was taken back on the way to that.
+    """The outcome of a command that must be repeated, with the leases that it expired.
 
-    ``why`` is "locked" (after a wait), "again" (at once), or "none" (nothing was free).
+    ``why`` is "locked" (repeat after waiting), "again" (repeat at once), or "none" (nothing
+    was free).
     """
 
     why: str
@@ -121,7 +122,7 @@ Outcome = Settled | Unsettled
 
 
 def command_of(request: AcquireRequest | AcquireSetRequest | ReleaseRequest) -> Command:
-    """Return a request as a command that a batch can carry out."""
+    """Convert a request to a command that a batch can carry out."""
     if isinstance(request, ReleaseRequest):
         return Release(request)
     if isinstance(request, AcquireRequest):
@@ -132,7 +133,7 @@ def command_of(request: AcquireRequest | AcquireSetRequest | ReleaseRequest) -> 
 
 
 def has_predicate(request: AcquireRequest | AcquireSetRequest | ReleaseRequest) -> bool:
-    """Tell whether Python has to look at proxies for a request, which no batch can wait for."""
+    """Return whether Python must evaluate proxies for a request, which is too slow for a batch."""
     if isinstance(request, ReleaseRequest) or request.filters is None:
         return False
     return request.filters.requires_python()
@@ -144,7 +145,7 @@ def _plain_run(pool_name: str, selector: str) -> Run:
 
 
 def run_of(request: AcquireRequest | AcquireSetRequest) -> Run:
-    """Return what a request has in common with others that ask alike."""
+    """Return the parameters that a request shares with similar ones."""
     run = _plain_run(request.pool_name, request.selector.value)
     if request.filters is not None:
         condition, arguments = conditions(request.filters)
@@ -156,13 +157,13 @@ def run_of(request: AcquireRequest | AcquireSetRequest) -> Run:
 
 
 def conditions(filters: ProxyFilters) -> tuple[str | None, str | None]:
-    """Return filters as SQL and its arguments: what a predicate lets through, Python decides."""
+    """Return filters as SQL and its arguments. Python evaluates predicates afterwards."""
     filter_shape = filter_shape_of(filters)
     return condition_text(filter_shape), json.dumps(list(values_of(filters).values()))
 
 
 def request_details(filters: ProxyFilters | None) -> dict[str, Any]:
-    """Return what an acquisition's event keeps of its filters."""
+    """Return the fields that an event records about the filters."""
     if filters is None:
         return {}
     return {"filters": filters.recorded(), "predicate": filters.requires_python()}
@@ -233,7 +234,7 @@ class Answer(NamedTuple):
     total_leases: int
 
     def lease(self, status: LeaseStatus) -> Lease:
-        """Return the lease that it is about; all of it was checked before it was recorded."""
+        """Return the lease in this row. It needs no validation: it was validated when recorded."""
         return built(
             Lease,
             {
@@ -252,8 +253,8 @@ class Answer(NamedTuple):
         )
 
     def stats(self) -> PoolStatsSnapshot | None:
-        """Return the pool's statistics, if they were asked for."""
-        if self.total_proxies is None:  # They were not asked for.
+        """Return the pool's statistics, or None if they were not requested."""
+        if self.total_proxies is None:  # not requested
             return None
         return built(
             PoolStatsSnapshot,
@@ -269,17 +270,17 @@ class Answer(NamedTuple):
         )
 
     def ended_lease(self) -> EndedLease:
-        """Return what was taken back."""
+        """Return the expired lease in this row."""
         return EndedLease(self.lease(LeaseStatus.EXPIRED), self.stats())
 
 
 def answers_of(rows: Iterable[Sequence[Any]]) -> list[Answer]:
-    """Return the rows of a function's answer by their names."""
+    """Convert the rows of a function's result to answers."""
     return [Answer._make(row) for row in rows]
 
 
 def unknown_consumers(answers: Iterable[Answer]) -> list[str]:
-    """Return whom the ledger does not know yet; then nothing else was done."""
+    """Return the consumers that are not registered. If there are any, nothing was done."""
     unknown = (each.consumer for each in answers if each.outcome == "unknown_consumer")
     return list(dict.fromkeys(unknown))
 
@@ -292,13 +293,13 @@ def commands_statement(schema: str) -> Statement:
 
 @lru_cache(maxsize=8)
 def acquire_statement(schema: str) -> Statement:
-    """Return the statement that acquires one lease; it means what a batch of it would."""
+    """Return the statement that acquires one lease, with the effect of a batch of one."""
     return _deciding(schema, "acquire_one_v1", _ACQUIRE_ONE)
 
 
 @lru_cache(maxsize=8)
 def release_statement(schema: str) -> Statement:
-    """Return the statement that releases one lease; it means what a batch of it would."""
+    """Return the statement that releases one lease, with the effect of a batch of one."""
     return _deciding(schema, "release_one_v1", _RELEASE_ONE)
 
 
@@ -308,7 +309,7 @@ def _deciding(schema: str, function: str, parameters: Mapping[str, str]) -> Stat
 
 
 class Batch:
-    """Some commands as one statement: releases first, then acquisitions in the order of asking."""
+    """Several commands as one statement: releases first, then acquisitions in request order."""
 
     def __init__(
         self,
@@ -325,14 +326,15 @@ class Batch:
         self._acquisitions = [each for each in commands if isinstance(each, Acquire)]
 
     def query(self, schema: str) -> Query:
-        """Return the statement and its values; the slot is the connection's own."""
+        """Return the statement and its values, without the slot, which the connection adds."""
         if len(self.commands) == 1 and not self._due_pools:
             query = _single_query(schema, self.commands[0])
             if query is not None:
                 return query
-        asked, given = self._acquisitions, self._releases
+        acquisitions, releases = self._acquisitions, self._releases
         ends, runs = self._runs()
-        sizes = [*(1 for _ in given), *(len(each.lease_ids) for each in asked)]
+        # The function numbers the leases of all commands in execution order: releases first.
+        sizes = [*(1 for _ in releases), *(len(each.lease_ids) for each in acquisitions)]
         by_command = [self.commands[place].attribution for place in self._order]
         by_number = [each for each, n in zip(by_command, sizes, strict=True) for _ in range(n)]
         actors, jobs = zip(*(by_number or [current_attribution()]), strict=True)
@@ -342,8 +344,8 @@ class Batch:
             "due_pools": list(self._due_pools),
             "actors": list(actors),
             "correlation_ids": list(jobs),
-            "released_ids": [request.lease.id for request in given],
-            "reasons": [request.reason for request in given],
+            "released_ids": [request.lease.id for request in releases],
+            "reasons": [request.reason for request in releases],
             "run_ends": ends,
             "run_kinds": [run.kind for run in runs],
             "run_needs": [run.needs for run in runs],
@@ -353,19 +355,21 @@ class Batch:
             "run_conditions": [run.condition for run in runs],
             "run_arguments": [run.arguments for run in runs],
             "run_details": [run.details for run in runs],
-            "asked_ids": [lease_id for each in asked for lease_id in each.lease_ids],
-            "own_ids": [each.has_own_ids for each in asked for _ in each.lease_ids],
+            "asked_ids": [lease_id for each in acquisitions for lease_id in each.lease_ids],
+            "own_ids": [each.has_own_ids for each in acquisitions for _ in each.lease_ids],
             "asked_consumers": [
-                each.request.consumer_name for each in asked for _ in each.lease_ids
+                each.request.consumer_name for each in acquisitions for _ in each.lease_ids
             ],
             "durations": [
-                float(each.request.duration_seconds) for each in asked for _ in each.lease_ids
+                float(each.request.duration_seconds)
+                for each in acquisitions
+                for _ in each.lease_ids
             ],
         }
         return Query(commands_statement(schema), values)
 
     def outcomes(self, given: Iterable[Answer]) -> list[Outcome]:
-        """Return what each command came to, in the order in which they were given."""
+        """Return the outcome of each command, in the order of ``commands``."""
         answers: dict[int, Answer] = {}
         expired: dict[str, list[EndedLease]] = {}
         for answer in given:
@@ -375,6 +379,7 @@ class Batch:
                 answers[answer.number] = answer
         outcomes: list[Any] = [None] * len(self.commands)
         pools: list[str | None] = [None] * len(self.commands)
+        # The function numbered the leases of all commands in execution order.
         number = 0
         for place in self._order:
             command = self.commands[place]
@@ -408,7 +413,7 @@ class Batch:
 
 
 def _single_query(schema: str, command: Command) -> Query | None:
-    """Return the quicker statement for what has one: no filters, no id of its own, no turns."""
+    """Return the faster statement for a command without filters, own ids and round-robin."""
     actor, correlation_id = command.attribution
     request = command.request
     values: dict[str, Any] = {
@@ -456,7 +461,7 @@ def _acquire_outcome(command: Acquire, answers: Sequence[Answer]) -> Outcome:
 def _granted_before(
     request: AcquireRequest | AcquireSetRequest, answers: Sequence[Answer]
 ) -> Settled:
-    """Return the leases that have the request's ids already, or why they are not the caller's."""
+    """Return the existing leases with the request's ids, or an error if it may not have them."""
     granted = []
     for answer in answers:
         if answer.reason == "pruned":
@@ -491,16 +496,16 @@ def _release_outcome(request: ReleaseRequest, answer: Answer) -> Returned | Unse
 
 
 def lacks_stats(command: Acquire, outcome: Acquisition | SetAcquisition) -> bool:
-    """Tell whether statistics were asked for that only a question of its own can answer.
+    """Return whether requested statistics need a separate query.
 
-    Those of a lease that was granted before are the pool's as they are now.
+    For a lease that was granted before, the pool's current statistics are returned.
     """
     parts = (outcome,) if isinstance(outcome, Acquisition) else outcome.acquisitions
     return command.request.with_stats and not all(each.is_new for each in parts)
 
 
 def expired_of(outcome: Outcome) -> Sequence[EndedLease]:
-    """Return what was taken back on the way to an outcome, also to an error."""
+    """Return the leases that expired before an outcome or an error."""
     if isinstance(outcome, PharoxError):
         expired: Sequence[EndedLease] = outcome.data.get("expired", ())
         return expired
@@ -508,7 +513,7 @@ def expired_of(outcome: Outcome) -> Sequence[EndedLease]:
 
 
 def result_of(request: ReleaseRequest, returned: Returned) -> ReleaseResult:
-    """Return what a release came to; the caller's own lease ends as it is recorded."""
+    """Return the result of a release, and copy the recorded end to the caller's lease."""
     lease = request.lease
     if returned.status is not None:
         lease.status, lease.released_at = returned.status, returned.ended_at
@@ -520,7 +525,7 @@ def result_of(request: ReleaseRequest, returned: Returned) -> ReleaseResult:
 
 @lru_cache(maxsize=8)
 def wait_statement(schema: str) -> Statement:
-    """Return the statement that waits for what a command was answered "locked" for."""
+    """Return the statement that waits for the locks of a command whose outcome was "locked"."""
     parameters = {
         "chosen_ids": "uuid[]",
         "released_id": "uuid",
@@ -534,7 +539,7 @@ def wait_statement(schema: str) -> Statement:
 
 
 def wait_query(schema: str, command: Command) -> Query:
-    """Return what waits for all that a command needs, in the order of locks."""
+    """Return the query that waits for all locks that a command needs, in locking order."""
     values: dict[str, Any] = dict.fromkeys(wait_statement(schema).names)
     if isinstance(command, Release):
         values |= {"chosen_ids": [], "released_id": command.lease_id}

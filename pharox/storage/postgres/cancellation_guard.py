@@ -1,16 +1,16 @@
-"""A cancelled task waits for the answer of the statement that it has sent.
+"""Make a cancelled task wait for the answer to the statement that it has sent.
 
-Obeying at once would leave it unknown what was committed: psycopg asks the
-server to cancel a statement that is cut short, and one that was quicker than
-that has leased a proxy of which nobody knows. A statement of ours takes
-milliseconds. So a cancellation is noted, the answer is awaited, and whoever
-sent the statement then knows what there is to undo before it obeys.
+If it stopped at once, nobody would know what was committed: psycopg asks the
+server to cancel an interrupted statement, but a statement that finishes first
+has leased a proxy without anyone knowing. The ledger's statements take
+milliseconds. So the cancellation is noted and the answer is awaited. Then the sender
+knows what to undo before it raises the cancellation.
 
-What the server does not answer for :data:`PATIENCE_S`, or while the task was not
-cancelled for the seconds that its command has (:mod:`.deadline`), it is asked to cancel, and
-what it then says counts; but not the end of a lease, which is to happen in any
-case. If it says nothing at all, the connection is closed, and what the server
-makes of the statement is not known here: a lease may be left, and runs out.
+If a cancelled task gets no answer for :data:`PATIENCE_S`, or another task within its
+command's timeout (:mod:`.deadline`), the server is asked to cancel the statement, and its
+reply decides. A release is not cancelled for a cancelled task: it must happen. If
+the server does not reply at all, the connection is closed and the outcome of the
+statement is unknown. A lease may be left, and expires.
 """
 
 from __future__ import annotations
@@ -39,29 +39,29 @@ from .deadline import (
 T = TypeVar("T")
 
 PATIENCE_S = cancelling.PATIENCE_S
-"""How long a cancelled task waits for an answer, and again after it has asked for its end."""
+"""How long a cancelled task waits for an answer, and again after asking to cancel."""
 
 _LOOK_S = 0.002
 
 
 class CancellationGuard:
-    """Keeps a cancellation for later: as a context manager, ends its block there and notes it.
+    """Keeps a cancellation for later: as a context manager, it ends its block and notes it.
 
     Parameters
     ----------
     certain:
-        What is waited for is to happen in any case, so the server is never asked to cancel it.
+        Whether the work must be completed, so that a cancellation never cancels it on the server.
     within_s:
-        How many seconds the server has for an answer; any number if None.
+        How many seconds the server has for an answer; no limit if None.
     is_abandoned:
-        Tells whether nobody waits for the answer, where others do; None if only this task does.
+        Returns whether nobody waits for the answer any more; None if only this task does.
 
     Attributes
     ----------
     cancelled:
         The last cancellation that was noted, or None.
     is_late:
-        Whether the server was asked to cancel something because no answer came in time.
+        Whether the server was asked to cancel a statement because no answer came in time.
     """
 
     __slots__ = ("_is_abandoned", "cancelled", "certain", "is_late", "within_s")
@@ -90,12 +90,12 @@ class CancellationGuard:
 
     @contextmanager
     def translating_timeout(self) -> Iterator[None]:
-        """Say of a statement of a block that was cancelled for being late that it was late.
+        """Translate the error of a statement that was cancelled because it was late.
 
         Raises
         ------
         AnswerTimeoutError
-            If the server has cancelled it for that.
+            If the server has cancelled a late statement.
         """
         try:
             yield
@@ -105,15 +105,15 @@ class CancellationGuard:
             raise
 
     def obey(self) -> None:
-        """Raise the cancellation that was noted, if there was one."""
+        """Raise the cancellation that was noted, if any."""
         if self.cancelled is not None:
             raise self.cancelled
 
     async def outlast(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run in a task of its own until that is done; note all cancellations of this one.
+        """Run a coroutine to its end in a separate task. Note all cancellations of this one.
 
-        A scope of anyio cancels in each turn of the loop, and would let nothing that
-        has to wait come to its end in this task.
+        A cancelled anyio scope cancels this task in each iteration of the loop, so nothing
+        that waits could finish in it.
         """
         task = asyncio.create_task(coroutine)
         while not task.done():
@@ -122,7 +122,7 @@ class CancellationGuard:
         return task
 
     def teach(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        """Have a connection wait in this way, until :func:`forget` is called."""
+        """Replace the ``wait`` of a connection, until :func:`forget` is called."""
 
         def wait(gen: Generator[Any, Any, T], interval: float = 0.1, **_: Any) -> Awaitable[T]:
             return self._wait(connection, gen, interval)
@@ -132,7 +132,7 @@ class CancellationGuard:
     async def _wait(
         self, connection: psycopg.AsyncConnection[Any], gen: Generator[Any, Any, T], interval: float
     ) -> T:
-        """Do as ``connection.wait``, but come back with what the server says."""
+        """Do as ``connection.wait``, but return the server's answer even if cancelled."""
         answer: list[T] = []
 
         def arriving() -> Generator[Any, Any, None]:
@@ -160,8 +160,8 @@ class CancellationGuard:
     async def _outlast(
         self, connection: psycopg.AsyncConnection[Any], arriving: Generator[Any, Any, None]
     ) -> None:
-        # A cancelled task has not waited yet; one that is late has, and a lease that
-        # could not be ended is told of, so it may be cancelled.
+        # A cancelled task has not waited yet, so it waits before it asks to cancel. A late task
+        # has waited. Its caller gets an error, so even a release may then be cancelled.
         if self.cancelled is not None and await self._has_come(connection, arriving):
             return
         with warnings_of(connection) as warnings:
@@ -177,7 +177,7 @@ class CancellationGuard:
         raise psycopg.OperationalError(SILENT)
 
     def _is_wanted(self, waited_s: float) -> bool:
-        """Tell whether others still wait for the answer, and it is not late yet."""
+        """Return whether others still wait for the answer, and it is not late yet."""
         is_late = self.is_late or (self.within_s is not None and waited_s >= self.within_s)
         return self._is_abandoned is not None and not (is_late or self._is_abandoned())
 
@@ -187,10 +187,10 @@ class CancellationGuard:
     async def _has_come(
         self, connection: psycopg.AsyncConnection[Any], arriving: Generator[Any, Any, None]
     ) -> bool:
-        """Wait for an answer, through all further cancellations, and tell whether it came.
+        """Wait for an answer, ignoring further cancellations. Return whether it came.
 
-        The socket is looked at now and then instead of being waited for: a scope of
-        anyio cancels in each turn of the loop, so that no waiting would ever end.
+        The socket is polled instead of awaited: a cancelled anyio scope cancels in each
+        iteration of the loop, so waiting for the socket would never finish.
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -209,7 +209,7 @@ class CancellationGuard:
 
 
 def _ready(socket: int, wanted: int) -> int:
-    """Return for which of the things that psycopg waits for a socket is ready now."""
+    """Return which of the wanted operations, in psycopg's terms, a socket is ready for."""
     events = (select.POLLIN if wanted & waiting.Wait.R else 0) | (
         select.POLLOUT if wanted & waiting.Wait.W else 0
     )
@@ -222,5 +222,5 @@ def _ready(socket: int, wanted: int) -> int:
 
 
 def forget(connection: psycopg.AsyncConnection[Any]) -> None:
-    """Have a connection wait as psycopg does."""
+    """Restore psycopg's own ``wait`` of a connection."""
     del connection.wait

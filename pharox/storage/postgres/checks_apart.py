@@ -1,6 +1,6 @@
-"""The checks that an event keeps together, in SQL: each as the HealthChecked that it is.
+"""Split a ProxiesChecked in SQL into one HealthChecked for each of its checks.
 
-``checks_v1`` of the schema takes them apart; this says which columns of the log they become.
+The schema's ``checks_v1`` splits them. This module maps its result to the log's columns.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CHECKED = "HealthChecked"
 
 
 def checks_of(events: Any, *of_proxy: ColumnElement[Any]) -> Any:
-    """Return the checks of each ProxiesChecked, beside which they are joined: of no other type."""
+    """Return the checks of each ProxiesChecked, to be joined to the events; none of other types."""
     call = schema_function("checks_v1", events.c.proxy_ids, events.c.data, *of_proxy, type_=JSONB)
     return call.table_valued(
         column("proxy_id", Uuid),
@@ -29,7 +29,7 @@ def checks_of(events: Any, *of_proxy: ColumnElement[Any]) -> Any:
 
 
 def check_columns(checked: FromClause) -> dict[str, ColumnElement[Any]]:
-    """Return what a check says, by the columns of the log; the others are those of its event."""
+    """Return the log's columns that a check has of its own. The others are those of its event."""
     state = {
         f"{name}_{side}": checked.c[name]
         for name in ("status", "leases", "max_concurrency")

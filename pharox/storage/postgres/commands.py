@@ -1,8 +1,7 @@
-"""The commands as programs: what to ask the database, and what to make of its answers.
+"""The commands as programs, which yield queries and interpret their results.
 
-Here are those of leasing; what there is to lease is registered in
-:mod:`.registry`, how well it is in :mod:`.checks`, and what is only read is
-in :mod:`.lookups`.
+This module has the commands of leasing. :mod:`.registry` registers pools and proxies,
+:mod:`.health` records health checks, and :mod:`.lookups` only reads.
 """
 
 from __future__ import annotations
@@ -66,12 +65,12 @@ T = TypeVar("T")
 
 
 class Commands(Imports, Health):
-    """Every command of one schema. What a caller gives is checked when a command is made."""
+    """All commands of one schema. Arguments are validated when the program is created."""
 
     # Leasing
 
     def create_lease(self, proxy: Proxy, consumer: str, duration: float) -> Program[Lease]:
-        """Lease this very proxy."""
+        """Lease exactly this proxy."""
         check_duration(duration)
         return self._lease_one(proxy.id, check_name(consumer, "consumer"), duration)
 
@@ -83,7 +82,7 @@ class Commands(Imports, Health):
         return self._find(check_name(pool_name, "pool"), strategy, check_filters(filters))
 
     def expire(self, *, with_stats: bool) -> Program[Sequence[EndedLease]]:
-        """Take back every lease that has run out, pool by pool."""
+        """Expire all due leases, pool by pool."""
         expired: list[EndedLease] = []
         due: Rows = yield Query(reading.due_pools_statement(self.schema), {})
         if not due:
@@ -93,23 +92,23 @@ class Commands(Imports, Health):
         return expired
 
     def take_back(self, pool_id: UUID, *, with_stats: bool) -> Program[list[EndedLease]]:
-        """Take back what has run out in a pool, but for what others have locked."""
+        """Expire the due leases of a pool, except those that others have locked."""
         expired: list[EndedLease] = []
         while True:
             batch = Batch((), due_pools=[pool_id], with_stats=with_stats)
             answers = answers_of((yield batch.query(self.schema)))
-            taken_back = [answer.ended_lease() for answer in answers]
-            expired += taken_back
-            if len(taken_back) < DUE:
+            ended = [answer.ended_lease() for answer in answers]
+            expired += ended
+            if len(ended) < DUE:
                 return expired
 
     def carry_out(self, commands: Sequence[Command], *, wait: bool = False) -> Program[list[Any]]:
-        """Carry out commands in one commit; return what each came to, settled or not.
+        """Carry out commands in one commit. Return the outcome of each, settled or not.
 
         Parameters
         ----------
         wait:
-            Whether to wait first for what the only command needs, in the same transaction.
+            Whether to wait first, in the same transaction, for the locks of the only command.
         """
         batch = Batch(commands)
         while True:
@@ -128,7 +127,7 @@ class Commands(Imports, Health):
     def finish_acquisition(
         self, command: Acquire, first: Outcome | None = None
     ) -> Program[Acquisition | SetAcquisition]:
-        """Carry out an acquisition by itself, from what a batch made of it on, if one did."""
+        """Carry out an acquisition alone, starting from its outcome in a batch if there is one."""
         outcome, expired = yield from self._settle(command, first)
         if isinstance(outcome, PharoxError):
             raise _with_expired(outcome, expired)
@@ -138,14 +137,14 @@ class Commands(Imports, Health):
             stats = yield from self.stats(command.request.pool_name)
             if isinstance(outcome, Acquisition):
                 return replace(outcome, stats=stats, expired=expired)
-            told = tuple(replace(each, stats=stats) for each in outcome.acquisitions)
-            outcome = replace(outcome, acquisitions=told)
+            with_stats = tuple(replace(each, stats=stats) for each in outcome.acquisitions)
+            outcome = replace(outcome, acquisitions=with_stats)
         return replace(outcome, expired=expired)
 
     def finish_release(
         self, command: Release, first: Outcome | None = None
     ) -> Program[ReleaseResult]:
-        """Carry out a release by itself, from what a batch made of it on, if one did."""
+        """Carry out a release alone, starting from its outcome in a batch if there is one."""
         outcome, expired = yield from self._settle(command, first, attempts=3)
         if not isinstance(outcome, Returned):
             error = DatabaseError(
@@ -159,10 +158,10 @@ class Commands(Imports, Health):
     def _settle(
         self, command: Command, outcome: Outcome | None, attempts: int | None = None
     ) -> Program[tuple[Outcome, tuple[EndedLease, ...]]]:
-        """Ask until a command is settled; return its outcome, and all that was taken back.
+        """Repeat a command until it is settled. Return its outcome and all leases it expired.
 
-        What others have locked is waited for in the same transaction as the command that
-        then follows. Of ``attempts``, those that took something back do not count.
+        It waits for locks of others in the same transaction in which the command then
+        runs. Attempts that expired leases do not count towards ``attempts``.
         """
         expired: list[EndedLease] = []
         for attempt in count():
@@ -225,6 +224,6 @@ class Commands(Imports, Health):
 
 
 def _with_expired(error: PharoxError, expired: Sequence[EndedLease]) -> PharoxError:
-    """Return an error that says what was taken back on the way to it."""
+    """Add the leases that expired before an error to the error."""
     error.data["expired"] = error.__dict__["expired"] = expired
     return error

@@ -1,14 +1,13 @@
-"""An answer is waited for only so long.
+"""Limit how long a command waits for the server's answer.
 
-A network that drops packets, or a server that is stopped, never says that it is
-gone; without an end of its own a wait lasts until somebody pulls the plug. So
-what leases and releases gives each statement a number of seconds. Then the
-server is asked to cancel it, and what it says of that counts. If it says
-nothing at all, the connection is closed, and what the server makes of the
-statement is not known here.
+A network that drops packets, or a stopped server, sends no error, so a wait
+without a timeout could last forever. Statements that lease and release therefore
+have a timeout. After it the server is asked to cancel the statement, and
+its reply decides. If it does not reply at all, the connection is closed, and the
+outcome of the statement is unknown.
 
-Work that may take long (imports, sealing, verifying, rebuilding) has no such
-end; there the keepalives of the connection find out that the server is gone.
+Work that may take long (imports, sealing, verifying, rebuilding) has no
+timeout. There the connection's keepalives detect that the server is gone.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ T = TypeVar("T")
 logger = logging.getLogger("pharox")
 
 ANSWER_TIMEOUT_S = 30.0
-"""How long a statement of leasing may take, unless a storage is made with another figure."""
+"""The default timeout of a statement of leasing."""
 
 CANCEL_S = 5.0
-"""How long a server may take to cancel a statement, and to say so."""
+"""How long a server may take to cancel a statement and to report it."""
 
 SILENT = "the server did not answer; what it did is not known"
 
@@ -39,7 +38,7 @@ NOT_REPLICATED = "it was cancelled while it waited for a standby, which may not 
 
 
 def check_timeout(seconds: float | None) -> float | None:
-    """Return a time-out if it is one, else raise :class:`InvalidInputError`."""
+    """Return a timeout if valid, else raise :class:`InvalidInputError`."""
     is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
     if seconds is None or (is_number and 0 < seconds < float("inf")):
         return seconds
@@ -55,21 +54,21 @@ class LateError(Exception):
 def within(
     arriving: Generator[Any, Any, T], seconds: float | None, call: CancelledCall | None = None
 ) -> Generator[Any, Any, T]:
-    """Wait as one of psycopg's generators does, until it is too late.
+    """Wait as a psycopg generator does, with a timeout.
 
-    The generator inside stays as it is then, so that it can be waited for again. Of a
-    ``call`` that is cancelled it is too late after :data:`PATIENCE_S`.
+    After the timeout the inner generator is unchanged and can be waited for again. If ``call``
+    is cancelled, the timeout is :data:`PATIENCE_S` from then on.
 
     Raises
     ------
     LateError
-        If it is not done after so many seconds.
+        If it is not done after ``seconds``.
     """
     began = time.monotonic()
     try:
         wanted = next(arriving)
         while True:
-            # Not ``yield from``: an end of this one must not be the end of that one.
+            # Not ``yield from``: closing this generator must not close the inner one.
             ready = yield wanted
             if not ready and _is_too_late(began, seconds, call):
                 raise LateError
@@ -88,15 +87,15 @@ def _is_too_late(began: float, seconds: float | None, call: CancelledCall | None
 
 @contextmanager
 def answering_within(connection: psycopg.Connection[Any], seconds: float | None) -> Iterator[None]:
-    """Have a connection give up each wait of a block after so many seconds.
+    """Limit each wait of a connection in a ``with`` block to ``seconds``.
 
-    Where the block is part of a call whose task is cancelled, it waits as the task would:
-    the server is not asked to cancel what is to happen in any case.
+    If the block runs for a task that is cancelled, it waits as the task would: the server
+    is not asked to cancel a certain call.
 
     Raises
     ------
     AnswerTimeoutError
-        If the server has cancelled a statement for that.
+        If the server has cancelled a late statement.
     """
     call = call_in_thread.get()
     if seconds is None and call is None:
@@ -141,7 +140,7 @@ def answering_within(connection: psycopg.Connection[Any], seconds: float | None)
 def warnings_of(
     connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any],
 ) -> Iterator[list[str | None]]:
-    """Collect what the server warns of in a block."""
+    """Collect the server's warnings in a ``with`` block."""
     warnings: list[str | None] = []
 
     def note(diagnostic: psycopg.errors.Diagnostic) -> None:
@@ -159,10 +158,10 @@ def check_replicated(
     connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any],
     warnings: list[str | None],
 ) -> None:
-    """Break a connection whose COMMIT was cancelled while it waited for a standby.
+    """Close a connection whose COMMIT was cancelled while it waited for a standby.
 
-    The server says that such a commit has succeeded, with a warning, and it has: here alone.
-    No statement of ours is warned of for anything else.
+    The server reports such a commit as successful, with a warning: it is committed here, but
+    not on the standby. No other warning is expected for our statements.
     """
     if warnings:
         connection.pgconn.finish()
@@ -170,7 +169,7 @@ def check_replicated(
 
 
 def answer_timeout(seconds: float) -> AnswerTimeoutError:
-    """Return the error for a statement that the server has cancelled because it took too long."""
+    """Return the error for a statement that was cancelled because it took too long."""
     return AnswerTimeoutError(
         f"no answer came within answer_timeout_s ({seconds:g} s), so the statement was cancelled; "
         "nothing came of it",
@@ -179,10 +178,10 @@ def answer_timeout(seconds: float) -> AnswerTimeoutError:
 
 
 def log_late(seconds: float) -> None:
-    """Say why a statement is cancelled."""
+    """Log why a statement is cancelled."""
     logger.warning("pharox.statement.late: no answer for %g s, so it is cancelled", seconds)
 
 
 def log_given_up() -> None:
-    """Say that a connection is closed because nothing was heard of it."""
+    """Log that a connection is closed because the server did not answer."""
     logger.warning("pharox.connection.given_up: the server did not answer at all")

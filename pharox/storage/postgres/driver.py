@@ -1,14 +1,14 @@
-"""Run a command's program over connections of an engine.
+"""Run a command's program on connections of an engine.
 
-A program is a generator: it yields queries and receives their rows, so it
-knows nothing of connections, and an async driver can run the same program. A
-single query is one statement and one commit; a list of queries is one
-transaction, in which a function makes of the answers so far the query that it
-stands for, or None if nothing is to be asked. What the server refuses is raised
-inside the program, where it was yielded. Where the log has no partition yet for
-what a command appends, the driver has one added and asks again.
+A program is a generator: it yields queries and receives their rows. It
+does not know about connections, so an async driver can run the same program. A
+single query is one statement and one commit. A list of steps is one transaction;
+a step may be a function that takes the rows so far and returns a query, or None to
+skip it. The server's errors are raised inside the program, at the ``yield``. If
+the log has no partition yet for an appended event, the driver adds one and
+repeats the query.
 
-What reads much, or in many steps, opens a :class:`Session` instead: one
+Work that reads much, or in many steps, opens a :class:`Session` instead: one
 transaction on one connection.
 """
 
@@ -38,16 +38,16 @@ Step = Query | Callable[[Sequence[Rows]], Query | None]
 Program = Generator[Query | Sequence[Step], Any, T]
 
 _PROBES = 3
-"""How often a pooler is looked at before its sessions are believed to stay with a client."""
+"""How many probes must succeed before a pooler is assumed to keep a client's session."""
 
 
 class Driver:
-    """Runs programs, one connection of the engine at a time for each thread that calls.
+    """Runs programs, each on one connection of the engine.
 
     Parameters
     ----------
     prepare:
-        Whether statements are prepared; if None, unless a pooler is between.
+        Whether to prepare statements; if None, unless there is a pooler.
     """
 
     def __init__(self, engine: Engine, schema: str, *, prepare: bool | None = None) -> None:
@@ -62,30 +62,30 @@ class Driver:
         Parameters
         ----------
         within_s:
-            How many seconds the server has for each answer; any number if None.
+            How many seconds the server has for each answer; no limit if None.
         """
         with self.connection(within_s) as connection:
             cursor = psycopg.RawCursor(connection)
             slot = connection.info.backend_pid % SLOTS
-            return effects.run(program, lambda asked: self._ask(cursor, slot, asked))
+            return effects.run(program, lambda request: self._ask(cursor, slot, request))
 
     def _ask(
-        self, cursor: psycopg.RawCursor[Any], slot: int, asked: Query | Sequence[Step]
+        self, cursor: psycopg.RawCursor[Any], slot: int, request: Query | Sequence[Step]
     ) -> Rows | list[Rows]:
         try:
-            return _answer(cursor, slot, asked)
+            return _answer(cursor, slot, request)
         except psycopg.IntegrityError as error:
             if not lacks_partition(error):
                 raise
         cursor.execute(self._add_partition)
-        return self._ask(cursor, slot, asked)
+        return self._ask(cursor, slot, request)
 
     @contextmanager
     def session(self, *, snapshot: bool = False, keep: bool = True) -> Iterator[Session]:
-        """Open a transaction for a block.
+        """Open a transaction for a ``with`` block.
 
-        With ``snapshot`` it sees one moment all along; unless it shall ``keep``
-        what it wrote, that is rolled back at the end.
+        With ``snapshot`` all statements see the same snapshot. Without ``keep`` the transaction
+        is rolled back at the end.
         """
         with self.connection() as connection, connection.transaction(force_rollback=not keep):
             if snapshot:
@@ -94,9 +94,9 @@ class Driver:
 
     @contextmanager
     def own_session(self) -> Iterator[Session]:
-        """Open a connection of its own for a block, in which each statement is a transaction.
+        """Open a connection in autocommit mode for a ``with`` block, outside of the pool.
 
-        It connects as those of the engine's pool do, and takes none of them.
+        It has the parameters of the pool's connections.
         """
         with self.connection() as lent:
             parameters = parameters_of(lent)
@@ -110,9 +110,9 @@ class Driver:
 
     @contextmanager
     def connection(self, within_s: float | None = None) -> Iterator[psycopg.Connection[Any]]:
-        """Lend a psycopg connection in autocommit mode, and say what went wrong in our words.
+        """Lend a psycopg connection in autocommit mode, and translate its errors.
 
-        The server has ``within_s`` seconds for each answer; any number if None.
+        The server has ``within_s`` seconds for each answer; no limit if None.
         """
         try:
             lent = self._engine.raw_connection()
@@ -131,7 +131,7 @@ class Driver:
                     lent.info[FITS] = True
                 yield connection
         except DatabaseUnavailableError:
-            self._engine.dispose()  # the others of the pool were cut as well, most likely
+            self._engine.dispose()  # the pool's others are probably broken too
             raise
         finally:
             if connection.closed:
@@ -144,25 +144,26 @@ class Driver:
 def make_fit(
     connection: psycopg.Connection[Any], *, ours: bool, prepare: bool | None = None
 ) -> None:
-    """Make a connection fit for the ledger, or raise an error that says why it is not."""
+    """Prepare a connection for the ledger, or raise an error that says why it is unsuitable."""
     effects.run(
-        fitting(connection, ours=ours, prepare=prepare), lambda asked: first_row(connection, asked)
+        fitting(connection, ours=ours, prepare=prepare),
+        lambda statement: first_row(connection, statement),
     )
 
 
-def first_row(connection: psycopg.Connection[Any], asked: str) -> tuple[Any, ...] | None:
-    """Run a statement without parameters, and return its first row if it has any."""
-    cursor = connection.execute(asked.encode(), prepare=False)
+def first_row(connection: psycopg.Connection[Any], statement: str) -> tuple[Any, ...] | None:
+    """Run a statement without parameters, and return its first row, or None."""
+    cursor = connection.execute(statement.encode(), prepare=False)
     return cursor.fetchone() if cursor.description else None
 
 
 def add_partition_statement(schema: str) -> bytes:
-    """Return what is executed where the log lacks a partition."""
+    """Return the SQL that adds a missing partition to the log."""
     return f"SELECT {quoted(schema)}.add_partition()".encode()
 
 
 def parameters_of(connection: AnyConnection) -> dict[str, Any]:
-    """Return what to connect with, in autocommit mode, as a connection was."""
+    """Return the parameters of a connection, with autocommit, to open another like it."""
     password = connection.info.password
     return {
         **connection.info.get_parameters(),
@@ -175,22 +176,22 @@ def parameters_of(connection: AnyConnection) -> dict[str, Any]:
 def check_own_session(connection: psycopg.Connection[Any]) -> None:
     """Raise an error if a pooler lends a connection's session to others between two statements.
 
-    A pooler of sessions keeps this one for us, also while another client holds one in a
-    transaction. A pooler of transactions gives that client ours, or us another one.
+    Another client begins a transaction meanwhile. A session pooler keeps our session for us. A
+    transaction pooler gives our session to that client, or another one to us.
 
     Parameters
     ----------
     connection:
-        One in autocommit mode.
+        A connection in autocommit mode.
 
     Raises
     ------
     DatabaseError
-        If it was seen to do that. What then needs a session would not have one.
+        If the session changed, so that session state would be lost.
     """
     pid = _pid(connection)
     if pid == connection.info.backend_pid:
-        return
+        return  # no pooler: it would have reported a process id of its own
     try:
         other = psycopg.connect(**{**parameters_of(connection), "autocommit": False})
     except psycopg.Error as error:
@@ -222,28 +223,28 @@ class Session:
         return _rows(self._cursor, Query(statement, values), 0)
 
     def run(self, statement: Statement, **values: Any) -> int:
-        """Run a statement that returns nothing, and return how many rows it changed."""
+        """Run a statement without result rows, and return how many rows it changed."""
         self._cursor.execute(statement.text, statement.arguments(values, 0))
         return self._cursor.rowcount
 
     def take_room(self) -> None:
-        """Allow sorts, hashes and temporary tables more memory, until the transaction's end.
+        """Allow sorts, hashes and temporary tables more memory, until the transaction ends.
 
-        Outside of a transaction it lasts as long as the session.
+        Outside of a transaction this lasts as long as the session.
         """
         in_transaction = self.connection.info.transaction_status == TransactionStatus.INTRANS
         self.connection.execute("SELECT set_config('work_mem', '128MB', %s)", (in_transaction,))
         with suppress(psycopg.errors.InvalidParameterValue), self.connection.transaction():
-            # Refused in a session that has had temporary tables with another setting.
+            # PostgreSQL rejects this once the session has used temporary tables.
             setting = "SELECT set_config('temp_buffers', '128MB', %s)"
             self.connection.execute(setting, (in_transaction,))
 
     def stream(
         self, statement: Statement, page: int = 2000, *, few: bool = False, **values: Any
     ) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a statement as they come, a page at a time from the server.
+        """Yield the rows of a statement, fetching a page at a time from the server.
 
-        The server plans for the first row to come soon; with ``few`` rows, for the last.
+        The server plans for a fast first row; with ``few``, for a fast last row.
         """
         if few:
             self.connection.execute("SET LOCAL cursor_tuple_fraction = 1")
@@ -261,19 +262,19 @@ def _close(cursor: psycopg.RawServerCursor[Any]) -> None:
     try:
         cursor.close()
     except psycopg.Error:
-        cursor.close()  # its connection broke, so nothing more is asked of it
+        cursor.close()  # the connection is broken, so this sends nothing
         raise
 
 
 def _answer(
-    cursor: psycopg.RawCursor[Any], slot: int, asked: Query | Sequence[Step]
+    cursor: psycopg.RawCursor[Any], slot: int, request: Query | Sequence[Step]
 ) -> Rows | list[Rows]:
-    if isinstance(asked, Query):
-        with CommitUncertainty(cursor.connection, asked):
-            return _rows(cursor, asked, slot)
+    if isinstance(request, Query):
+        with CommitUncertainty(cursor.connection, request):
+            return _rows(cursor, request, slot)
     answers: list[Rows] = []
     with CommitUncertainty(cursor.connection) as doubt, cursor.connection.transaction():
-        for step in asked:
+        for step in request:
             query = query_of(step, answers)
             answers.append([] if query is None else _rows(cursor, query, slot))
             doubt.about(query)
@@ -282,26 +283,26 @@ def _answer(
 
 
 class CommitUncertainty:
-    """Says of a connection that breaks in a block if what was committed is not known.
+    """Raises an error if a connection breaks in a block and the commit is uncertain.
 
-    A statement alone is in doubt from the moment when it is sent; a transaction only
-    once its COMMIT is, as the server undoes what a lost connection leaves open.
+    The outcome of a single statement is uncertain once it is sent. That of a transaction is
+    uncertain only once COMMIT is sent: the server rolls back open transactions.
     """
 
     def __init__(self, connection: AnyConnection, sent: Query | None = None) -> None:
         self._connection = connection
-        self._was_closed = connection.closed  # Then nothing is sent.
+        self._was_closed = connection.closed  # nothing is sent on a closed connection
         self._written: list[Query] = []
         self._has_begun = sent is not None
         self.about(sent)
 
     def about(self, query: Query | None) -> None:
-        """Take note of what is to be committed."""
+        """Record a query that is to be committed."""
         if query is not None and query.statement.writes:
             self._written.append(query)
 
     def begins(self) -> None:
-        """Take note that the COMMIT is sent next."""
+        """Record that COMMIT is sent next."""
         self._has_begun = True
 
     def __enter__(self) -> CommitUncertainty:
@@ -317,7 +318,7 @@ class CommitUncertainty:
 
 
 def outcome_unknown(error: psycopg.Error, written: Sequence[Query]) -> OutcomeUnknownError:
-    """Return the error for a connection that broke before it said what was committed."""
+    """Return the error for a connection that broke before a commit was confirmed."""
     ids = (query.values.get("lease_id") for query in written)
     lease_id = next((each for each in ids if each is not None), None)
     of_what = "" if lease_id is None else f" of lease {lease_id}"
@@ -329,12 +330,12 @@ def outcome_unknown(error: psycopg.Error, written: Sequence[Query]) -> OutcomeUn
 
 
 def query_of(step: Step, answers: Sequence[Rows]) -> Query | None:
-    """Return what a step of a transaction asks, given the answers before it."""
+    """Return the query of a step, given the rows of the steps before it."""
     return step if isinstance(step, Query) else step(answers)
 
 
 def lacks_partition(error: psycopg.Error) -> bool:
-    """Tell whether an append failed because no partition takes its position yet."""
+    """Return whether an append failed because there is no partition for its position."""
     missing = isinstance(error, psycopg.errors.CheckViolation)
     return missing and error.diag.constraint_name is None and error.diag.table_name == "events"
 

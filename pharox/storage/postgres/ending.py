@@ -1,4 +1,4 @@
-"""End the leases of what is being removed: a proxy, or a whole pool."""
+"""End the leases of a proxy or pool that is being removed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from .sql import POOL_ID, Statement, compiled, parameter, text_literal
 def release_held_statement(schema: str, *, whole_pool: bool) -> Statement:
     """Return the statement that releases the leases of a proxy or pool that is being removed.
 
-    Of one proxy, each finds one lease less than the one before.
+    The events of one proxy count its leases down one by one.
     """
     held = _held()
     if not whole_pool:
         members = parameter("proxies", ARRAY(Uuid))
         held = held.where(availability.c.proxy_id == func.any(members))
+    # Locked in the order of proxy ids, like every lock on several proxies.
     locked = held.with_for_update(of=(availability, leases)).cte("held")
     earlier = func.row_number().over(
         partition_by=locked.c.proxy_id, order_by=locked.c.fencing_token
@@ -52,10 +53,10 @@ def release_held_statement(schema: str, *, whole_pool: bool) -> Statement:
 
 def _held() -> Select[Any]:
     joined = and_(availability.c.pool_id == POOL_ID, availability.c.proxy_id == leases.c.proxy_id)
-    standing = ("proxy_id", "status", "current_leases", "max_concurrency")
+    state = ("proxy_id", "status", "current_leases", "max_concurrency")
     lease = ("id", "consumer_id", "consumer_name", "pool_name", "acquired_at", "fencing_token")
     return (
-        select(*(leases.c[name] for name in lease), *(availability.c[name] for name in standing))
+        select(*(leases.c[name] for name in lease), *(availability.c[name] for name in state))
         .select_from(leases.join(availability, joined))
         .where(leases.c.pool_id == POOL_ID, leases.c.status == text_literal("active"))
         .order_by(availability.c.proxy_id, leases.c.fencing_token)

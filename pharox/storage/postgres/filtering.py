@@ -1,12 +1,12 @@
-"""ProxyFilters in SQL, with the answer that ``ProxyFilters.matches`` gives.
+"""Convert ProxyFilters to SQL that gives the same answer as ``ProxyFilters.matches``.
 
-Python knows two truth values, SQL three, so each condition is written to be
-true or false and never null. A predicate is Python code: where one stands,
-the SQL lets through all that it might let through (inside ``none_of``, keeps
-out only what it surely keeps out), and Python decides the rest.
+SQL has three truth values, so each condition is written to be true or false and
+never null. A predicate is Python code. In its place the SQL matches every proxy that the
+predicate might accept (inside ``none_of`` it rejects only proxies that are surely
+rejected), and Python decides the rest.
 
 Statements are compiled once for each *shape*: which fields are set where.
-The values travel as parameters, in the order of :func:`values_of`.
+The values are passed as parameters, in the order of :func:`values_of`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _GROUPS = ("all_of", "any_of", "none_of")
 
 
 def filter_shape_of(filters: ProxyFilters | None) -> FilterShape | None:
-    """Return what tells one compiled statement from another: all of a filter but its values."""
+    """Return the shape of a filter, which is all of it except the values."""
     if filters is None:
         return None
     return (
@@ -62,7 +62,7 @@ def filter_shape_of(filters: ProxyFilters | None) -> FilterShape | None:
 
 
 def values_of(filters: ProxyFilters | None) -> dict[str, Any]:
-    """Return the values of a filter by the names of the parameters in :func:`condition`."""
+    """Return the values of a filter, named as the parameters in :func:`condition`."""
     return {f"f{number}": value for number, value in enumerate(_walk(filters))}
 
 
@@ -90,7 +90,7 @@ def condition(
 ) -> ColumnElement[bool]:
     """Return the condition that ``proxy`` (the table's columns) matches filters of this shape.
 
-    ``value`` makes of a number and a type what stands for that value of the filters.
+    ``value`` takes the number and type of a filter value and returns the SQL for it.
     """
     if filter_shape is None:
         return true()
@@ -104,9 +104,9 @@ def condition(
 
 @lru_cache(maxsize=512)
 def condition_text(filter_shape: FilterShape | None) -> str | None:
-    """Return the condition as the functions of the schema take it; None if there is none.
+    """Return the condition in the form that the schema's functions take, or None.
 
-    The values are the items of a JSON array, which is their fifth argument.
+    The values are the items of a JSON array, which is the functions' fifth argument.
     """
     if filter_shape is None:
         return None
@@ -124,7 +124,7 @@ def _condition(
     *,
     unknown: ColumnElement[bool],
 ) -> ColumnElement[bool]:
-    """Return the condition, with ``unknown`` where a predicate stands."""
+    """Return the condition, with ``unknown`` in place of a predicate."""
     texts, has_asn, has_radius, has_predicate, *groups = filter_shape
 
     parts = [_equals(proxy.c[name], value(Text)) for name in texts]
@@ -177,7 +177,7 @@ def _within(
     longitude: ColumnElement[Any],
     radius_km: ColumnElement[Any],
 ) -> ColumnElement[bool]:
-    """:func:`pharox.models.geo.within_radius`, term by term. A missing coordinate makes it null."""
+    """Return :func:`pharox.models.geo.within_radius` in SQL. It is null without coordinates."""
     two, one = literal_column("2.0::float8", Double), literal_column("1.0::float8", Double)
     lat1, lon1 = func.radians(latitude), func.radians(longitude)
     lat2, lon2 = func.radians(proxy.c.latitude), func.radians(proxy.c.longitude)

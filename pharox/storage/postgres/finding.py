@@ -1,4 +1,4 @@
-"""Look for proxies without leasing them: what a selector offers, and pages for Python to judge."""
+"""Find proxies without leasing them: the one that a selector offers, or pages of candidates."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .reading import availability, description, proxy_rows
 from .sql import ONE, POOL_ID, Statement, by_schema, compiled, parameter, text_literal
 
 FIRST_PAGE, LARGEST_PAGE = 500, 8000
-"""How many proxies the first page has that Python judges, and the last at most."""
+"""The size of the first page of candidates, and the largest size."""
 
 ORDERS: dict[SelectorStrategy, tuple[ColumnElement[Any], ...]] = {
     SelectorStrategy.FIRST_AVAILABLE: (
@@ -61,12 +61,12 @@ _CHOICE = (
 
 
 def leasable(filter_shape: FilterShape | None, highest_rank: ColumnElement[Any]) -> Select[Any]:
-    """Return the query of the pool's free proxies that match filters of this shape."""
+    """Return the query for the pool's free proxies that match filters of this shape."""
     return matching(filter_shape, _CHOICE).where(availability.c.lease_rank <= highest_rank)
 
 
 def matching(filter_shape: FilterShape | None, columns: tuple[Any, ...]) -> Select[Any]:
-    """Return the query of the pool's proxies that match filters of this shape, free or not."""
+    """Return the query for the pool's proxies that match filters of this shape, free or not."""
     found = select(*columns).select_from(availability).where(availability.c.pool_id == POOL_ID)
     if filter_shape is None:
         return found
@@ -79,7 +79,7 @@ def matching(filter_shape: FilterShape | None, columns: tuple[Any, ...]) -> Sele
 
 
 def highest_rank(eligibility: FromClause) -> ColumnElement[Any]:
-    """Return the highest rank to lease: 1 in a pool that leases SLOW proxies, 0, or null."""
+    """Return the highest rank that may be leased: 1 if the pool leases SLOW proxies, 0, or null."""
     return select(eligibility.c.highest_rank).scalar_subquery()
 
 
@@ -98,14 +98,14 @@ def cursor(eligibility: FromClause) -> CTE:
 
 
 def _probes(free: Select[Any], turn: CTE) -> list[Select[Any]]:
-    """Return where round-robin looks, in order, once the pool's cursor is locked.
+    """Return the queries that round-robin tries in order, once the pool's cursor is locked.
 
-    The next id after the cursor, else from the start; ACTIVE ones before SLOW ones.
+    They find the next id after the cursor, else the first id; ACTIVE proxies before SLOW ones.
     """
     last = select(turn.c.proxy_id).scalar_subquery()
     probes = []
     for rank in ("0", "1"):
-        # Without a turn yet this comparison is null, and the probe from the start answers.
+        # Before the first turn this comparison is null, and the probe from the start matches.
         for place in ((availability.c.proxy_id > last,), ()):
             probe = free.where(availability.c.lease_rank == literal_column(rank), *place)
             probes.append(probe.order_by(availability.c.proxy_id).limit(ONE))
@@ -113,7 +113,7 @@ def _probes(free: Select[Any], turn: CTE) -> list[Select[Any]]:
 
 
 def next_turn(filter_shape: FilterShape | None, eligibility: FromClause) -> CTE:
-    """Return the CTE of the proxy whose turn it is, without locking it; none without a cursor."""
+    """Return the CTE of the next proxy in turn, without locking it. Empty without a cursor."""
     free = leasable(filter_shape, highest_rank(eligibility))
     turn = cursor(eligibility)
     return _whose_turn(_probes(free.where(select(ONE).select_from(turn).exists()), turn))
@@ -133,14 +133,14 @@ def _exists(rows: Any) -> ColumnElement[bool]:
 
 
 def _eligibility() -> CTE:
-    """Return the part of :func:`_rule` that looking without leasing needs."""
+    """Return the CTE of the pool's highest leasable rank."""
     rank = cast(pools.c.lease_slow, Integer).label("highest_rank")
     return select(rank).where(pools.c.id == POOL_ID).cte("rule")
 
 
 @by_schema
 def record_miss_statement() -> Select[Any]:
-    """Record a miss whose reason the caller knows."""
+    """Append a miss whose reason the caller gives."""
     row = event_row(
         "AcquireMissed",
         consumer=parameter("consumer"),
@@ -155,10 +155,10 @@ def record_miss_statement() -> Select[Any]:
 def page_statement(
     schema: str, selector: SelectorStrategy, filter_shape: FilterShape | None, *, by_id: bool
 ) -> Statement:
-    """Return the query of one page of proxies for Python to judge.
+    """Return the query for one page of proxies on which Python evaluates a predicate.
 
-    In the selector's order it pages through the free ones. ``by_id`` it pages
-    through all, by key: a proxy that is there throughout is in one of the pages.
+    By default it pages through the free proxies in the selector's order. With ``by_id`` it
+    pages through all proxies by key, so it misses no proxy that exists throughout.
     """
     eligibility = _eligibility()
     highest = highest_rank(eligibility)
@@ -199,7 +199,7 @@ def _order(selector: SelectorStrategy) -> tuple[ColumnElement[Any], ...]:
 def find_statement(
     schema: str, selector: SelectorStrategy, filter_shape: FilterShape | None
 ) -> Statement:
-    """Return the query of the proxy that a selector offers; round-robin's turn moves on."""
+    """Return the statement that finds a selector's next proxy. It moves round-robin's cursor."""
     eligibility = _eligibility()
     if selector is not SelectorStrategy.ROUND_ROBIN:
         highest = highest_rank(eligibility)
@@ -214,7 +214,7 @@ def find_statement(
 
 @lru_cache(maxsize=16)
 def offer_statement(schema: str) -> Statement:
-    """Return the statement that offers the proxy ``proxy_id``, whose turn it then was."""
+    """Return the statement that offers ``proxy_id`` and moves round-robin's cursor to it."""
     choice = select(availability.c.proxy_id).where(
         availability.c.pool_id == POOL_ID,
         availability.c.proxy_id == parameter("proxy_id", Uuid),
@@ -224,6 +224,7 @@ def offer_statement(schema: str) -> Statement:
 
 
 def _offering(schema: str, choice: CTE) -> Statement:
+    # The choice reads the locked cursor, so two callers cannot be offered the same turn.
     row = event_row(
         "CursorMoved",
         proxy_id=choice.c.proxy_id,

@@ -1,14 +1,13 @@
 """Fold the sealed log with the projections' SQL into tables of another schema.
 
-What a rebuild, a verification and a question about the past have in common:
-fresh tables, and ranges of the log folded into them set by set. A range is
-copied into a temporary table once, and every fold of every projection reads
-that copy; the live read models are not touched.
+Rebuilds, verification and point-in-time queries use it: they fold ranges of the log
+into empty tables. A range is copied into a temporary table once, and all folds of all
+projections read that copy. The live read models are not touched.
 
-A fold states its parts in one order: what was registered, what changed, what
-was removed. That is also their order in time unless something comes back after
-it was removed, or takes a name that was given away. Before such an event a
-copy is cut, and its slices are folded one after another.
+The folds of a projection run in one order: registrations, changes, removals. This is
+also the order in time, unless something is registered again after its removal, or
+takes a name that another gave up. The copy is cut before such an event, and its
+slices are folded one after another.
 """
 
 from __future__ import annotations
@@ -53,10 +52,10 @@ BATCH = 200_000
 """How many events are folded at once."""
 
 MANY = 10_000
-"""From how many events on a range is read as a whole."""
+"""The number of events from which a range is read as a whole."""
 
 STORED_TIME_ZONE = "SET LOCAL TimeZone = 'UTC'"
-"""In which the moments of a stored row are written, so that equal rows are equal texts."""
+"""The time zone in which stored rows print timestamps, so that equal rows have equal texts."""
 
 _NOT_FOLDED = ("tx", "schema_version")
 
@@ -81,15 +80,15 @@ class Folder:
     ledger:
         The schema whose log is read.
     target:
-        The schema whose tables are written; those of the session itself if
-        it is not given.
+        The schema whose tables are written; by default the session's temporary
+        tables.
     projections:
-        What to fold. They do not depend on each other.
+        The projections to fold. They do not depend on each other.
 
     Raises
     ------
     SchemaError
-        If the ledger is not of the version that this code was written for: it may have events
+        If the ledger's version is not the one that this code was written for: it may have events
         that this code would fold wrongly.
     """
 
@@ -119,42 +118,42 @@ class Folder:
         )
 
     def create(self) -> None:
-        """Create the target's tables, without indexes but for their keys."""
+        """Create the target's tables, with primary keys and no other indexes."""
         for projection in self.projections:
             self.session.run(definition(CreateTable(projection.table), self.target))
 
     def create_indexes(self) -> None:
-        """Create the indexes of the target's tables; quicker when they are full."""
+        """Create the indexes of the target's tables. This is faster once they are full."""
         for projection in self.projections:
             indexes = sorted(projection.table.indexes, key=lambda index: str(index.name))
             for index in indexes:
                 self.session.run(definition(CreateIndex(index), self.target))
 
     def analyze(self) -> None:
-        """Give the planner the statistics of the target's tables."""
+        """Update the planner's statistics of the target's tables."""
         for projection in self.projections:
             table = sql.Identifier(self.target, projection.table.name)
             self.session.connection.execute(sql.SQL("ANALYZE {}").format(table))
 
     def drop(self) -> None:
-        """Drop what :meth:`create` made, and the batch."""
+        """Drop the tables that :meth:`create` created, and the batch."""
         for table in (*(projection.table for projection in self.projections), _batch):
             self.session.run(definition(DropTable(table, if_exists=True), self.target))
 
     def load(self, seq: int) -> None:
-        """Begin with the stored snapshot of this seq."""
+        """Load the stored snapshot of this seq."""
         for projection in self.projections:
             self.session.run(_load_statement(self.ledger, self.target, projection), seq=seq)
         self.seq = seq
 
     def may_store(self) -> bool:
-        """Tell whether the session's role may store snapshots, and remove old ones."""
+        """Return whether the session's role may store and remove snapshots."""
         (row,) = self.session.rows(_may_store_statement(self.ledger))
         answer: bool = row["may"]
         return answer
 
     def store(self) -> None:
-        """Store what is folded so far as a snapshot, unless there is one of this seq."""
+        """Store the folded state as a snapshot, unless there is one of this seq."""
         self.session.connection.execute(STORED_TIME_ZONE)
         names = [projection.name for projection in self.projections]
         header = _snapshot_statement(self.ledger)
@@ -165,7 +164,7 @@ class Folder:
             self.session.run(statement, seq=self.seq)
 
     def size(self) -> int:
-        """Return how many rows a snapshot of what is folded so far would have."""
+        """Return how many rows a snapshot of the folded state would have."""
         current = (
             select(func.count())
             .select_from(projection.table)
@@ -179,26 +178,26 @@ class Folder:
         return answer
 
     def states(self) -> dict[str, State]:
-        """Return what is folded so far as the projections' Python states."""
+        """Return the folded state as the projections' Python states."""
         return read_states(self.session, self.target, self.projections)
 
     def fold_to(self, upto: int) -> None:
-        """Fold what follows, up to the event of this seq."""
+        """Fold the next events, up to this seq."""
         for _ in self.advance(upto):
             pass
 
     def advance(self, upto: int) -> Iterator[int]:
-        """Do the same batch by batch, and yield the seq after each."""
+        """Fold up to this seq batch by batch, and yield the seq after each."""
         while self.seq < upto:
             self.seq = self._fold_batch(min(self.seq + self.batch, upto))
             yield self.seq
 
     def fold_sealed(self) -> None:
-        """Fold all of the log that is sealed, as far as the session sees it."""
+        """Fold all sealed events that the session sees."""
         self.fold_to(self._last_tick()["seq"])
 
     def fold_visible(self) -> None:
-        """Fold all of the log that the session sees, sealed or not."""
+        """Fold all events that the session sees, sealed or not."""
         last = self._last_tick()
         self.fold_to(last.pop("seq"))
         self._fold_copied(_copy_unsealed_statement(self.ledger), {"after": self.seq, **last})
@@ -219,9 +218,9 @@ class Folder:
     def _fold_copied(
         self, copy: Statement, values: dict[str, Any], *, at_once: bool = False
     ) -> None:
-        """Copy events and fold them, cut where their order asks for it.
+        """Copy events and fold them, cut into slices where their order requires it.
 
-        What is copied ``at_once`` is hashed; the planner would fetch it row by row.
+        With ``at_once`` the copy uses hash joins; the planner would choose nested loops.
         """
         run = self.session.run
         run(_CREATE_BATCH)
@@ -235,6 +234,7 @@ class Folder:
         if "ProxiesChecked" in types:
             run(_apart_statement(self.ledger))
             types.add("HealthChecked")
+        # Only after these events can the folds' order differ from the order in time.
         cuts: list[int] = []
         if types & {"PoolChanged", "PoolRemoved", "ProxyRemoved"}:
             cuts = cuts_of(self.session.rows(_TURNS))
@@ -268,13 +268,13 @@ def read_states(
 
 
 def cuts_of(turns: Iterable[Mapping[str, Any]]) -> list[int]:
-    """Return the seqs before which a copy of the log has to be cut.
+    """Return the seqs before which a copy of the log must be cut.
 
     Parameters
     ----------
     turns:
-        What was registered, changed and removed in it: seq, type, pool_id and
-        proxy_id, in order.
+        Its registrations, changes and removals in order, with seq, type, pool_id and
+        proxy_id.
     """
     cuts: list[int] = []
     gone: set[UUID] = set()
@@ -303,7 +303,7 @@ def cuts_of(turns: Iterable[Mapping[str, Any]]) -> list[int]:
 
 @lru_cache(maxsize=16)
 def _last_tick_statement(ledger: str) -> Statement:
-    """Return the query for the last seq, and for what its tick could not see."""
+    """Return the query for the last seq, and for the transactions that its tick did not see."""
     snapshot = last_tick.c.snapshot
     running = func.array(select(cast(func.pg_snapshot_xip(snapshot), Text)).scalar_subquery())
     query = select(
@@ -325,9 +325,9 @@ _IN_RANGE = (
 
 @lru_cache(maxsize=16)
 def _bounds_statement(ledger: str) -> Statement:
-    """Return the query for the positions between which all events of a range lie, and no wider.
+    """Return the query for the exact bounds of the positions of a range's events.
 
-    Those of its ticks can be far apart: all that a first sealing took begins at 0.
+    The bounds of its ticks can be far apart: those of the first sealing begin at 0.
     """
     bounds = select(
         (func.min(seals.c.position) - ONE).label("after_position"),
@@ -355,7 +355,7 @@ def _copy_statement(ledger: str) -> Statement:
 
 @lru_cache(maxsize=16)
 def _copy_unsealed_statement(ledger: str) -> Statement:
-    """Return the statement that copies what is visible and not sealed, in order of positions."""
+    """Return the statement that copies visible unsealed events, in order of positions."""
     later = parameter("unsealed_after", BigInteger)
     sealed = select(ONE).where(seals.c.position == events.c.position, seals.c.position > later)
     seq = parameter("after", BigInteger) + func.row_number().over(order_by=events.c.position)
@@ -367,7 +367,7 @@ def _copy_unsealed_statement(ledger: str) -> Statement:
             events.c.tx >= parameter("begun_from", Xid8()),
             events.c.tx == func.any(parameter("running", ARRAY(Xid8()))),
         ),
-        # Where the log was restored, older events may have later transaction ids.
+        # In a restored log, older events may have later transaction ids.
         events.c.tx < func.pg_snapshot_xmax(func.pg_current_snapshot()),
         ~sealed.exists(),
         events.c.type == func.any(parameter("types", ARRAY(Text))),
@@ -378,7 +378,7 @@ def _copy_unsealed_statement(ledger: str) -> Statement:
 
 @lru_cache(maxsize=16)
 def _apart_statement(ledger: str) -> Statement:
-    """Return the statement that adds the checks that are kept together to a batch, each alone."""
+    """Return the statement that adds each check of a ProxiesChecked to a batch as one event."""
     together = _batch.alias("together")
     checked = checks_of(together)
     own = {**check_columns(checked), **{name: together.c[name] for name in _PLACED}}
@@ -413,13 +413,13 @@ def _snapshot_statement(ledger: str) -> Statement:
 def _store_statement(ledger: str, target: str, projection: Projection) -> Statement:
     query = sql.SQL(
         "INSERT INTO {}.snapshot_rows (seq, projection, row) "
-        "SELECT $1, {}, to_jsonb(standing) FROM ({}) AS standing"
+        "SELECT $1, {}, to_jsonb(current_row) FROM ({}) AS current_row"
     ).format(sql.Identifier(ledger), projection.name, current_rows(target, projection))
     return Statement(query.as_bytes(), ("seq",), {}, ())
 
 
 def current_rows(target: str, projection: Projection) -> sql.SQL:
-    """Return the query for the rows that a snapshot of a projection's table holds."""
+    """Return the query for the rows that a snapshot of a projection contains."""
     query = compiled(select(projection.table).where(projection.current()), target)
     return sql.SQL(query.text.decode())
 

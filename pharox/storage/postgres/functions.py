@@ -1,10 +1,10 @@
-"""The functions of the schema that fold, written from what the projections say in SQL.
+"""Generate the schema's folding functions from the SQL of the projections.
 
 A fold is stated once, over a relation of events. A rebuild runs it over a range of the
-log; here it is written into the functions that append, over the array of events that a
-command has decided. What they come to stands as a file beside the migrations, so that
-it can be read and run in psql: ``python -m scripts.fold_functions`` lays them out and
-writes it, and a test compares the two.
+log. This module writes it into functions that run over the array of events that a
+command appends. The generated SQL is a file beside the migrations, which can be read
+and run in psql. ``python -m scripts.fold_functions`` formats and writes it, and a
+test compares the two.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .appending import log_rows
 from .sql import template
 
 DECISIVE: tuple[Projection, ...] = (AVAILABLE_PROXIES, SELECTOR_CURSORS, LEASE_IDS)
-"""What leases are decided by: a command folds its events into these itself, where it needs to."""
+"""The read models on which leases are decided. A command may fold its events into them itself."""
 
 LEASE_EVENTS = frozenset({"LeaseAcquired", "LeaseReleased", "LeaseExpired"})
 
@@ -47,7 +47,7 @@ class _Fields(dict[str, ColumnClause[Any]]):
 
 
 class _Variable(NamedTuple):
-    """The record ``event`` of a function, in the place of a relation."""
+    """The record variable ``event`` of a function, used in place of a relation."""
 
     c: _Fields
 
@@ -64,7 +64,7 @@ _EVENT = Events(
 
 
 def folding_functions() -> str:
-    """Return the SQL of all functions that fold, with ``{schema}`` for the schema's name."""
+    """Return the SQL of all folding functions, with ``{schema}`` for the schema's name."""
     head = "-- Written by `python -m scripts.fold_functions` from projections/*.py."
     return "\n".join(
         (
@@ -144,7 +144,7 @@ def _counts_after() -> str:
 
 
 def _appended() -> FromClause:
-    """Return the array ``appended`` as a relation that a fold can run over."""
+    """Return the array ``appended`` as a relation for a fold."""
     return log_rows(literal_column("appended"))
 
 
@@ -160,7 +160,7 @@ def _step(
 
 
 def _statement(element: Any) -> str:
-    """Return a statement in one line."""
+    """Return a statement as one line of SQL."""
     return " ".join(template(element).split()) + ";"
 
 

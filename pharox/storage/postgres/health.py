@@ -1,4 +1,4 @@
-"""Record health checks and decide statuses, as programs."""
+"""Programs that record health checks and set statuses."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from .sql import Query
 
 
 class Health(Lookups):
-    """Everything that says how well a proxy is."""
+    """The commands that change a proxy's health."""
 
     def record_health_checks(
         self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None
     ) -> Program[list[HealthOutcome]]:
-        """Record checks; return what each came to, in their order."""
+        """Record checks. Return the outcome of each, in the same order."""
         seen = [Observation(result, result.healthy) for result in map(checked_model, results)]
         return self._record_health_checks(seen, policy or HealthPolicy())
 
     def apply_health_check(self, result: HealthCheckResult) -> Program[Proxy | None]:
-        """Record a check and return the proxy as it then stands; None if it is unknown."""
+        """Record a check. Return the updated proxy, or None if it is unknown."""
         (outcome,) = yield from self.record_health_checks([result], None)
         if not outcome.known:
             return None
-        return (yield from self.proxy_as_it_stands(result.proxy_id))
+        return (yield from self.updated_proxy(result.proxy_id))
 
     def save_health_record(self, record: ProxyHealthRecord) -> Program[None]:
-        """Record an observation made elsewhere; it does not change the proxy's status."""
+        """Record a check that was made elsewhere. It does not change the proxy's status."""
         seen = Observation(result_of_record(record), record.reachable, counts=False)
         (outcome,) = yield from self._record_health_checks([seen], HealthPolicy())
         if not outcome.known:
@@ -74,7 +74,7 @@ class Health(Lookups):
         sources: Mapping[UUID, str | None],
         policy: HealthPolicy,
     ) -> Program[dict[UUID, Mapping[str, Any]]]:
-        """Record one check each of some proxies of a pool; return what was appended."""
+        """Record one check each for some proxies of a pool. Return the appended events."""
         values = {
             **origin(),
             "pool_id": pool_id,
@@ -84,7 +84,7 @@ class Health(Lookups):
         }
 
         def record(answers: Sequence[Rows]) -> Query:
-            # Not one that came while the locks were waited for: it is not locked.
+            # Only locked proxies: one that was registered during the wait for locks is not.
             ids = [row["proxy_id"] for row in answers[0]]
             rows = [_check_row(checks[proxy_id], sources[proxy_id]) for proxy_id in ids]
             statement = health_statements.record_statement(self.schema)
@@ -95,7 +95,7 @@ class Health(Lookups):
         return {row["proxy_id"]: row for row in recorded}
 
     def set_status(self, proxy_id: UUID, status: ProxyStatus, reason: str | None) -> Program[Proxy]:
-        """Decide a proxy's status, and return the proxy as it then stands."""
+        """Set a proxy's status, and return the updated proxy."""
         check_reason(reason)
         return self._set_status(id_from_text(proxy_id) or NIL, check_status(status), reason)
 
@@ -111,19 +111,20 @@ class Health(Lookups):
             "status": status.value,
             "reason": reason,
         }
+        # The change must see the latest state, so the proxy is locked in a statement before it.
         change = Query(registry_statements.set_status_statement(self.schema), values)
         locked, _ = yield [
             Query(health_statements.lock_statement(self.schema), values),
             lambda answers: change if answers[0] else None,
         ]
-        proxy = yield from self.proxy_as_it_stands(proxy_id)
+        proxy = yield from self.updated_proxy(proxy_id)
         if not locked or proxy is None:
             raise ProxyNotFoundError(f"Proxy {proxy_id} not found.", proxy_id=proxy_id)
         return proxy
 
 
 def _check_row(check: Observation, source: str | None) -> dict[str, Any]:
-    """Return a check as ``health_statements.record_statement`` takes it."""
+    """Convert a check to a row for ``health_statements.record_statement``."""
     result = check.result
     data = {
         "status": result.status,
@@ -148,7 +149,7 @@ def _check_row(check: Observation, source: str | None) -> dict[str, Any]:
 
 
 def _outcome(result: HealthCheckResult, row: Mapping[str, Any], pool_name: str) -> HealthOutcome:
-    """Return what a check came to, from its event."""
+    """Return the outcome of a check from its event."""
     data = row["data"]
     return HealthOutcome(
         result=redated(result, datetime.fromisoformat(data["checked_at"])),

@@ -1,8 +1,8 @@
-"""Record health checks: appended always, each applied only if it is the newest of its proxy.
+"""Record health checks. All are appended; each is applied only if it is its proxy's newest.
 
 The rules are those of ``storage/health_rules.py``. A batch is one transaction of
-two statements: the first locks the proxies, in the order of all locks, so that
-the second sees every lease that is held on them, and appends and folds.
+two statements. The first locks the proxies, in the common locking order. The second
+therefore sees every lease that is held on them; it appends and folds.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ from .reading import availability
 from .sql import POOL_ID, Statement, compiled, now, parameter, text_literal
 
 BATCH = ProxiesChecked.MOST
-"""How many checks one transaction records; leasing waits for the proxies among them."""
+"""How many checks one transaction records. Leasing waits for their proxies."""
 
 _VARYING = ("group", "leases", "latency_ms", "mean_latency_ms", "streak")
-"""What an event of many checks says of each, beside its proxy and its age."""
+"""The values that a ProxiesChecked has for each check, besides its proxy and its age."""
 
 _ZERO = literal_column("0", Integer)
 _ONE = literal_column("1", Integer)
@@ -60,7 +60,7 @@ _NO_LEASES: ColumnElement[Any] = literal_column("'[]'::jsonb", JSONB)
 
 @lru_cache(maxsize=8)
 def pools_of_statement(schema: str) -> Statement:
-    """Return the query of the pools that proxies are in and who provided them, by their ids."""
+    """Return the query for the pools and sources of proxies, by their ids."""
     query = (
         select(proxies.c.id, proxies.c.pool_id, pools.c.name.label("pool_name"), proxies.c.source)
         .select_from(proxies.join(pools, pools.c.id == proxies.c.pool_id))
@@ -111,9 +111,10 @@ def record_statement(schema: str) -> Statement:
 
 
 def _noted(judged: CTE) -> CTE:
-    """Return what checks come to, and whether they are noted together: those that change nothing.
+    """Return the judged checks, and whether each is recorded together with others.
 
-    A single one is an event as if it changed something: it takes less room so.
+    Checks that change no status are recorded together. A single one is recorded alone,
+    which takes less space.
     """
     stays = judged.c.before == judged.c.after
     many = func.count().filter(stays).over() > _ONE
@@ -121,7 +122,7 @@ def _noted(judged: CTE) -> CTE:
 
 
 def _grouped(noted: CTE) -> CTE:
-    """Return the checks that are noted together, beside what each has in common with others."""
+    """Return the checks that are recorded together, each with the number of its group."""
     varying = text_literal("latency_ms")
     common = noted.c.data.op("-", return_type=JSONB())(varying).concat(
         json_object(
@@ -130,16 +131,16 @@ def _grouped(noted: CTE) -> CTE:
             max_concurrency=noted.c.max_concurrency,
         )
     )
-    facts = select(noted, common.label("common")).where(noted.c.is_together).subquery("facts")
+    checks = select(noted, common.label("common")).where(noted.c.is_together).subquery("facts")
     return select(
-        facts,
-        (func.dense_rank().over(order_by=facts.c.common) - _ONE).label("group"),
-        func.max(facts.c.checked_at).over().label("latest"),
+        checks,
+        (func.dense_rank().over(order_by=checks.c.common) - _ONE).label("group"),
+        func.max(checks.c.checked_at).over().label("latest"),
     ).cte("grouped")
 
 
 def _row_together(grouped: CTE) -> Select[Any]:
-    """Query the one event of many checks, if there are any: see :class:`ProxiesChecked`."""
+    """Query the :class:`ProxiesChecked` of the checks that are recorded together, if any."""
     age = extract("epoch", grouped.c.latest) - extract("epoch", grouped.c.checked_at)
     distinct = select(grouped.c.group, grouped.c.common).distinct().subquery("distinct_groups")
     groups = select(func.jsonb_agg(aggregate_order_by(distinct.c.common, distinct.c.group)))
@@ -164,9 +165,9 @@ def _row_together(grouped: CTE) -> Select[Any]:
 
 def _rows_alone(noted: CTE) -> Select[Any]:
     """Query the events of the other checks, one each."""
-    standing = (noted.c.leases, noted.c.max_concurrency)
+    load = (noted.c.leases, noted.c.max_concurrency)
     dropped = noted.c.before.in_(_leasable()) & noted.c.after.not_in(_leasable())
-    facts = json_object(
+    judgement = json_object(
         applied=noted.c.newest,
         checked_at=noted.c.checked_at,
         streak=noted.c.streak,
@@ -175,10 +176,10 @@ def _rows_alone(noted: CTE) -> Select[Any]:
     )
     row = event_row(
         CHECKED,
-        before=State(noted.c.before, *standing),
-        after=State(noted.c.after, *standing),
+        before=State(noted.c.before, *load),
+        after=State(noted.c.after, *load),
         proxy_id=noted.c.proxy_id,
-        data=noted.c.data.concat(facts),
+        data=noted.c.data.concat(judgement),
     )
     return select(row.label("event"), noted.c.proxy_id).where(~noted.c.is_together)
 
@@ -205,7 +206,7 @@ def _given() -> Any:
 
 
 def _judged(given: Any) -> CTE:
-    """Return the checks beside what they come to: ``judge`` of ``storage/health_rules.py``."""
+    """Return the checks with their effects: ``judge`` of ``storage/health_rules.py`` in SQL."""
     checked_at = func.least(given.c.checked_at, now)
     newest = or_(availability.c.probed_at.is_(None), availability.c.probed_at < checked_at)
     streak = case(
@@ -229,12 +230,12 @@ def _judged(given: Any) -> CTE:
         .where(availability.c.pool_id == POOL_ID)
         .cte("seen")
     )
-    stands_well = seen.c.before.in_(_leasable())
+    is_leasable = seen.c.before.in_(_leasable())
     follows = case(
         (~(seen.c.newest & seen.c.counts) | (seen.c.before == text_literal("banned")), false()),
         (seen.c.status == text_literal("banned"), true()),
-        (seen.c.reachable, or_(stands_well, seen.c.streak >= parameter("successes", Integer))),
-        else_=or_(~stands_well, -seen.c.streak >= parameter("failures", Integer)),
+        (seen.c.reachable, or_(is_leasable, seen.c.streak >= parameter("successes", Integer))),
+        else_=or_(~is_leasable, -seen.c.streak >= parameter("failures", Integer)),
     )
     return select(
         seen,
@@ -246,7 +247,7 @@ def _judged(given: Any) -> CTE:
 
 
 def _mean(seen: CTE) -> ColumnElement[int]:
-    """Return ``moving_average`` of ``storage/health_rules.py``."""
+    """Return ``moving_average`` of ``storage/health_rules.py`` in SQL."""
     window = parameter("window", Integer)
     distance = seen.c.latency_ms - seen.c.mean_before
     twice = literal_column("2", BigInteger) * func.abs(cast(distance, BigInteger))

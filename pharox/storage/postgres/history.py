@@ -1,12 +1,12 @@
-"""Read the sealed log: all of it, or what one lease, proxy, consumer or pool was part of.
+"""Read the sealed log: all of it, or the events of one lease, proxy, consumer or pool.
 
-A reader seals first, so that it finds what was committed before it asked, and
-then reads what has a ``seq``. Which of the two tables a read starts from is the
-planner's choice: seals for a range of the log, an index of events for one lease.
+A reader seals first, so that it finds everything that was committed before, and
+then reads the events that have a ``seq``. The planner chooses the table to start
+from: seals for a range of the log, an index of events for one lease.
 
-The log is partitioned by positions and read by seqs. So a reader asks first between
-which positions its stretch lies, and gives them to the statement as values: then the
-planner leaves out all other partitions before it opens them.
+The log is partitioned by position and read by seq. So a reader first queries the
+positions of its range and passes them to the statement as values. The planner can then
+exclude all other partitions before it opens them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _CONDITIONS: dict[str, Any] = {
 _SPAN = {"after", "upto"}
 
 SEALED = seals.join(events, events.c.position == seals.c.position)
-"""The events that have their place in the order."""
+"""The sealed events, which have a ``seq``."""
 
 
 _CHECKED = checks_of(events, parameter("proxy_id", Uuid))
@@ -64,9 +64,9 @@ _SEALED_CHECKS = SEALED.outerjoin(_CHECKED, true())
 
 
 def _columns_of_proxy() -> Iterator[ColumnElement[Any]]:
-    """Yield the columns of one proxy's events: of checks that are kept together, its own.
+    """Yield the columns of one proxy's events. Of a ProxiesChecked, only its own check is read.
 
-    The database picks it: to read hundreds of checks for one takes ten times as long.
+    The database picks the check: reading hundreds of checks for one takes ten times as long.
     """
     of_check = {**check_columns(_CHECKED), "proxy_ids": null()}
     is_kept = _CHECKED.c.proxy_id.is_not(None)
@@ -76,23 +76,23 @@ def _columns_of_proxy() -> Iterator[ColumnElement[Any]]:
 
 
 def within(table: Table) -> ColumnElement[bool]:
-    """Return the condition that a row of events or seals lies within a stretch's positions."""
+    """Return the condition that a row of events or seals is within a range's positions."""
     low, high = parameter("after_position", BigInteger), parameter("last_position", BigInteger)
     return and_(table.c.position > low, table.c.position <= high)
 
 
 def position_before(after: ColumnElement[int]) -> ColumnElement[int]:
-    """Return a position after which all events are that come after a seq."""
+    """Return a position that all events after a seq are above."""
     return _of_tick("after_position", ticks.c.last_seq > after)
 
 
 def position_upto(upto: ColumnElement[int]) -> ColumnElement[int]:
-    """Return a position after which no event is up to a seq."""
+    """Return a position that no event up to a seq is above."""
     return _of_tick("last_position", ticks.c.last_seq >= upto)
 
 
 def _of_tick(name: str, reached: ColumnElement[bool]) -> ColumnElement[int]:
-    """Return what the first tick that reaches so far says; the last one may not be complete."""
+    """Return a column of the first tick that reaches this far, which may be the incomplete last."""
     complete = select(ticks.c[name]).where(reached).order_by(ticks.c.last_seq).limit(ONE)
     return func.coalesce(
         complete.correlate_except(ticks).scalar_subquery(),
@@ -103,10 +103,10 @@ def _of_tick(name: str, reached: ColumnElement[bool]) -> ColumnElement[int]:
 
 @lru_cache(maxsize=16)
 def positions_statement(schema: str) -> Statement:
-    """Return the statement that tells between which positions a stretch of seqs lies.
+    """Return the query for the positions of a range of seqs.
 
-    All of its events come after ``after_position`` and not after ``last_position``. It
-    has to be sealed up to its end: what is sealed later may lie anywhere.
+    All its events are above ``after_position`` and up to ``last_position``. The range
+    must be sealed to its end, because events that are sealed later may be anywhere.
     """
     after, upto = parameter("after", BigInteger), parameter("upto", BigInteger)
     query = select(
@@ -118,9 +118,9 @@ def positions_statement(schema: str) -> Statement:
 
 @lru_cache(maxsize=64)
 def history_statement(schema: str, given: frozenset[str]) -> Statement:
-    """Return the statement that reads an extract of which these parts are given, in order.
+    """Return the statement that reads an extract with these conditions, in order.
 
-    It takes the positions of :func:`positions_statement` along, as the next one does.
+    It takes the positions of :func:`positions_statement`, as the next statement does.
     """
     query = (
         select(seals.c.seq, *(_columns_of_proxy() if "proxy_id" in given else events.c))
@@ -133,12 +133,12 @@ def history_statement(schema: str, given: frozenset[str]) -> Statement:
 
 @lru_cache(maxsize=64)
 def page_statement(schema: str, given: frozenset[str]) -> Statement:
-    """Return the statement that reads the first events of a stretch: ``limit`` after ``after``.
+    """Return the statement that reads the first events of a range: ``limit`` after ``after``.
 
-    It goes from seal to event by the key, whatever the planner knows of the tables: a
-    page of a log that was not analyzed lately would be joined with all of the log. For
-    that ``OFFSET 0`` fences the event off, and the first limit, which no stretch reaches,
-    keeps parallel workers from being started for a few hundred rows.
+    It looks up the event of each seal by key, whatever the planner's statistics: otherwise
+    a page of a log that was not analyzed lately would be joined with the whole log. For
+    this ``OFFSET 0`` is an optimization fence. The first limit, which no range reaches,
+    prevents parallel workers for a few hundred rows.
     """
     longest = parameter("upto", BigInteger) - parameter("after", BigInteger)
     sealed = (
@@ -161,9 +161,9 @@ def page_statement(schema: str, given: frozenset[str]) -> Statement:
 
 @lru_cache(maxsize=16)
 def seal_statement(schema: str, *, wait: bool) -> Statement:
-    """Return the statement that seals what is new and tells the last seq.
+    """Return the statement that seals new events and returns the last seq.
 
-    Without ``wait`` it leaves the work to whoever is sealing already.
+    Without ``wait`` it does nothing if another session is sealing.
     """
     flag: ColumnElement[bool] = true() if wait else false()
     return compiled(select(schema_function("seal", flag, type_=BigInteger).label("seq")), schema)
@@ -171,7 +171,7 @@ def seal_statement(schema: str, *, wait: bool) -> Statement:
 
 @lru_cache(maxsize=16)
 def seq_at_statement(schema: str) -> Statement:
-    """Return the statement that tells the seq of the last event recorded at or before a moment."""
+    """Return the query for the seq of the last event recorded at or before a moment."""
     moment = parameter("moment", DateTime(timezone=True))
     query = select(schema_function("seq_at_v1", moment, type_=BigInteger).label("seq"))
     return compiled(query, schema)

@@ -1,6 +1,6 @@
-"""Import lists into a pool, as programs: find what it knows, register, replace, remove.
+"""Programs for the steps of a list import: match, register, replace and remove proxies.
 
-What becomes of each proxy is decided in :mod:`pharox.storage.list_import`. A proxy with
+:mod:`pharox.storage.list_import` decides what happens to each proxy. A proxy with
 credentials is found by its fingerprints, so nothing has to be decrypted.
 """
 
@@ -44,19 +44,19 @@ from .tables import proxy_credentials
 from .vault import FINGERPRINT_BYTES, Fingerprints, Place
 
 _c = proxy_credentials.alias("c")
-# Without the pool: the planner would rather read all of it than look up an id.
+# No condition on the pool: with it the planner would read the whole pool to find one id.
 _IN_USE = and_(description.c.id == _c.c.proxy_id, description.c.credential_id == _c.c.id)
 
 
 class Imports(Registry):
-    """What an import of a list asks of one schema."""
+    """The import steps for one schema."""
 
     def match_listed(self, pool_id: UUID, proxies: Sequence[Proxy]) -> Program[list[Match]]:
-        """Return how each proxy of a list stands to a pool."""
+        """Return a match for each proxy of a list."""
         return self._match(id_from_text(pool_id) or NIL, proxies)
 
     def _match(self, pool_id: UUID, proxies: Sequence[Proxy]) -> Program[list[Match]]:
-        # Without a key, say so before anything is asked.
+        # A missing key raises here, before the first query.
         prints = {
             n: self.vault.known_fingerprints(pool_id, proxy)
             for n, proxy in enumerate(proxies)
@@ -76,7 +76,7 @@ class Imports(Registry):
             for row in (yield query):
                 matches[row["place"]] = Match(row["id"])
         if prints:
-            rows = yield self._asked(_known_statement(self.schema), pool_id, prints)
+            rows = yield self._fingerprint_query(_known_statement(self.schema), pool_id, prints)
             for row in rows:
                 matches[row["place"]] = Match(row["id"])
         unknown = {n: each for n, each in prints.items() if matches[n].known is None}
@@ -84,14 +84,16 @@ class Imports(Registry):
             yield from self._check_keys_fit(pool_id)
         if unknown:
             rivals: dict[int, list[UUID]] = {}
-            for row in (yield self._asked(_rivals_statement(self.schema), pool_id, unknown)):
+            for row in (
+                yield self._fingerprint_query(_rivals_statement(self.schema), pool_id, unknown)
+            ):
                 rivals.setdefault(row["place"], []).append(row["id"])
             for n, found in rivals.items():
                 matches[n] = Match(None, tuple(found[:2]))
         return matches
 
     def ensure_pool(self, pool: ProxyPool) -> Program[UUID]:
-        """Register a pool and return its id, or that of the one that has its name."""
+        """Register a pool and return its id, or the id of the pool with the same name."""
         try:
             yield from self.save_pool(pool)
         except ConflictError:
@@ -104,7 +106,7 @@ class Imports(Registry):
     def register_listed(
         self, pool_id: UUID, proxies: Sequence[Proxy]
     ) -> Program[tuple[list[UUID], int]]:
-        """Register proxies of a list under derived ids; return the ids, and how many are new."""
+        """Register proxies of a list with derived ids. Return the ids, and how many are new."""
         named = [self._named(pool_id, proxy) for proxy in proxies]
         statement = registry_statements.save_proxies_statement(self.schema, change=False)
         while True:
@@ -115,13 +117,13 @@ class Imports(Registry):
             try:
                 answer: Rows = yield Query(statement, values)
             except psycopg.errors.UniqueViolation:
-                continue
+                continue  # A concurrent import registered some of them: look them up again.
             if not answer:
                 raise PoolNotFoundError(f"Pool {pool_id} not found.", pool_id=pool_id)
             return ids, answer[0]["new"]
 
     def replace_credentials(self, changes: Sequence[ChangedProxy]) -> Program[int]:
-        """Give known proxies the credentials of listed ones; return how many were there."""
+        """Set the credentials of known proxies from the list. Return how many still exist."""
         replaced = 0
         for batch in _batches(changes):
             wanted = {proxy_id: listed.credentials for proxy_id, listed in batch}
@@ -136,14 +138,14 @@ class Imports(Registry):
     def sourced_page(
         self, pool_id: UUID, source: str | None, first: UUID
     ) -> Program[tuple[list[UUID], UUID | None]]:
-        """Return ids of a pool's proxies with this source, and where the next page begins."""
+        """Return a page of ids of proxies with this source, and the first id of the next."""
         values = {"source": source, "from_id": first, "limit": PAGE}
         rows = yield Query(_sourced_statement(self.schema), {"pool_id": pool_id, **values})
         page = [row["id"] for row in rows]
         return page, following(page[-1]) if len(page) == PAGE else None
 
     def remove_idle(self, pool_id: UUID, proxy_ids: Sequence[UUID]) -> Program[list[UUID]]:
-        """Remove those of a pool's proxies that nobody holds; return their ids."""
+        """Remove those of the given proxies that are not leased. Return their ids."""
         values = {**origin(), "pool_id": pool_id, "proxies": list(proxy_ids)}
         remove = registry_statements.remove_proxies_statement(
             self.schema, whole_pool=False, idle_only=True
@@ -156,12 +158,12 @@ class Imports(Registry):
         answer: list[UUID] = answers[-2][0]["removed"]
         return answer
 
-    # Parts
+    # Internals
 
     def _check_keys_fit(self, pool_id: UUID) -> Program[None]:
-        """Raise :class:`SecretKeyError` if no key fits what the pool has.
+        """Raise :class:`SecretKeyError` if no key can decrypt the pool's credentials.
 
-        Under other keys it would know nothing, and register each proxy once more.
+        With wrong keys no proxy would match, and each would be registered again.
         """
         query = Query(_some_secrets_statement(self.schema), {"pool_id": pool_id})
         failure: SecretKeyError | None = None
@@ -176,7 +178,7 @@ class Imports(Registry):
             raise failure
 
     def _named(self, pool_id: UUID, proxy: Proxy) -> tuple[Proxy, Fingerprints | None]:
-        """Return a proxy of a list under its derived id, and what it is recognised by."""
+        """Return a listed proxy with its derived id, and its fingerprints."""
         prints = None
         if proxy.credentials is None:
             uuid = imported_proxy_id(pool_id, proxy.protocol.value, str(proxy.host), proxy.port)
@@ -190,7 +192,7 @@ class Imports(Registry):
     ) -> Program[tuple[list[UUID], list[dict[str, Any]]]]:
         """Return the ids of proxies, and the rows of those that another import did not register.
 
-        A derived id may be in use for what has been given other credentials since.
+        If a proxy with the derived id has other credentials by now, a random id is used.
         """
         values = {"ids": [proxy.id for proxy, _ in proxies]}
         rows = yield Query(reading.known_proxies_statement(self.schema), values)
@@ -215,7 +217,7 @@ class Imports(Registry):
         prints = self.vault.known_fingerprints(pool_id, proxy)
         return any(each.identity == known["identity"] for each in prints)
 
-    def _asked(
+    def _fingerprint_query(
         self, statement: Statement, pool_id: UUID, prints: Mapping[int, Sequence[Any]]
     ) -> Query:
         pairs = [(n, each) for n, several in prints.items() for each in several]
@@ -238,8 +240,8 @@ def _batches(changes: Sequence[ChangedProxy]) -> Iterable[Sequence[ChangedProxy]
 
 @by_schema
 def _bare_statement() -> Select[Any]:
-    """Query which of many addresses a pool has without credentials."""
-    asked = (
+    """Query which of many addresses exist in a pool without credentials."""
+    wanted = (
         func.unnest(
             parameter("places", ARRAY(BigInteger)),
             parameter("hosts", ARRAY(Text)),
@@ -249,15 +251,15 @@ def _bare_statement() -> Select[Any]:
         .table_valued("place", "host", "port", "protocol")
         .render_derived()
     )
-    same = (description.c[name] == asked.c[name] for name in ("host", "port", "protocol"))
+    same = (description.c[name] == wanted.c[name] for name in ("host", "port", "protocol"))
     found = select(description.c.id).where(
         description.c.pool_id == POOL_ID, *same, description.c.credential_id.is_(None)
     )
-    return _each_at_most(1, asked, found)
+    return _each_at_most(1, wanted, found)
 
 
 def _fingerprints() -> Any:
-    """Return the fingerprints that are asked for, which come in a row: an array takes longer."""
+    """Return the requested fingerprints, passed as one byte string: an array is slower."""
     place = (
         func.unnest(parameter("places", ARRAY(BigInteger)))
         .table_valued("place", with_ordinality="number")
@@ -278,17 +280,17 @@ def _fingerprints() -> Any:
 
 @by_schema
 def _known_statement() -> Select[Any]:
-    """Query which of many identities a pool has."""
-    asked = _fingerprints()
-    same = (_c.c.account == asked.c.account, _c.c.identity == asked.c.identity)
-    return _each_at_most(1, asked, _in_use().where(*same))
+    """Query which of many identities exist in a pool."""
+    wanted = _fingerprints()
+    same = (_c.c.account == wanted.c.account, _c.c.identity == wanted.c.identity)
+    return _each_at_most(1, wanted, _in_use().where(*same))
 
 
 @by_schema
 def _rivals_statement() -> Select[Any]:
     """Query up to two proxies of a pool for each of many accounts."""
-    asked = _fingerprints()
-    return _each_at_most(2, asked, _in_use().where(_c.c.account == asked.c.account))
+    wanted = _fingerprints()
+    return _each_at_most(2, wanted, _in_use().where(_c.c.account == wanted.c.account))
 
 
 def _in_use() -> Select[Any]:
@@ -299,13 +301,13 @@ def _in_use() -> Select[Any]:
     )
 
 
-def _each_at_most(most: int, asked: Any, found: Select[Any]) -> Select[Any]:
-    """Return for each place that is asked for the first of what is found for it.
+def _each_at_most(most: int, wanted: Any, found: Select[Any]) -> Select[Any]:
+    """Return up to ``most`` matches for each requested place.
 
-    The limit keeps it a look-up each; the planner would join with the whole pool.
+    The limit forces one index lookup each; otherwise the planner joins with the whole pool.
     """
     first = found.limit(literal_column(str(most))).lateral("found")
-    return select(asked.c.place, first.c.id).select_from(asked.join(first, true()))
+    return select(wanted.c.place, first.c.id).select_from(wanted.join(first, true()))
 
 
 @by_schema

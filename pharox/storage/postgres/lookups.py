@@ -1,4 +1,4 @@
-"""What is read of one schema, as programs: the read models, and the log a page at a time."""
+"""Programs that only read: the read models, and the log page by page."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from .vault import Vault
 T = TypeVar("T")
 
 Page = tuple[list[Proxy], UUID | None]
-"""Some of a pool's proxies by id, and from which id on the next are; None if none are."""
+"""Some of a pool's proxies by id, and the first id of the next page, or None."""
 
 PAGE = 1000
-"""How many rows one statement reads of what may be long."""
+"""How many rows one statement reads of a long result."""
 
 
 _WRITABLE = Statement(
@@ -54,7 +54,7 @@ _WRITABLE = Statement(
 
 
 class Lookups:
-    """Every question about one schema."""
+    """The queries of one schema."""
 
     def __init__(self, schema: str, vault: Vault) -> None:
         self.schema = schema
@@ -72,7 +72,7 @@ class Lookups:
         return rows[0]["version"] if rows else None
 
     def checked(self, program: Program[T]) -> Program[T]:
-        """Return a program that fails unless the schema is one that this code can use."""
+        """Return the program, with a check first that this code can use the schema."""
         return program if self.is_checked else self._checked_first(program)
 
     def _checked_first(self, program: Program[T]) -> Program[T]:
@@ -80,20 +80,20 @@ class Lookups:
         if version is not None and version > HEAD:
             rows = yield Query(oldest_client_statement(self.schema), {})
             if rows[0]["oldest"] <= HEAD:
-                version = HEAD  # All of that is still there.
+                version = HEAD  # everything that this code needs is still there
         check_version(version, self.schema)
         self.is_checked = True
         return (yield from program)
 
     def nothing(self) -> Program[None]:
-        """Ask for nothing, as is enough to have the schema checked."""
+        """Query nothing. Running this program checks the schema."""
         return
         yield
 
     def check_writable(self) -> Program[None]:
-        """Raise an error where nothing can be written, for a command that has nothing to write.
+        """Raise an error if the database is read-only, for a command with nothing to write.
 
-        Else it would seem to have done its work on a standby.
+        Otherwise it would seem to succeed on a standby.
         """
         (row,) = yield Query(_WRITABLE, {})
         if not row["writable"]:
@@ -102,38 +102,38 @@ class Lookups:
     # Pools
 
     def pool(self, pool_id: str) -> Program[ProxyPool]:
-        """Return a pool by the text of its id."""
+        """Return the pool with this id, given as text."""
         rows = yield from self.rows(reading.pool_statement, pool_id=id_from_text(pool_id) or NIL)
         if not rows:
             raise PoolNotFoundError(f"Pool {pool_id!r} not found.", pool_id=pool_id)
         return reading.pool_from_row(rows[0])
 
     def pool_by_name(self, name: str) -> Program[ProxyPool | None]:
-        """Return the pool of this name, or None."""
+        """Return the pool with this name, or None."""
         return self._pool_by_name(check_name(name, "pool"))
 
     def pools(self) -> Program[list[ProxyPool]]:
-        """Return all pools, by name."""
+        """Return all pools, ordered by name."""
         rows = yield from self.rows(reading.pools_statement)
         return [reading.pool_from_row(row) for row in rows]
 
     def pools_named(self, pool_name: str | None) -> Program[Sequence[ProxyPool]]:
-        """Return the pool of this name, or all if None."""
+        """Return the pool with this name, or all if None."""
         return pool_named(pool_name, (yield from self.pools()))
 
     def stats(self, pool_name: str) -> Program[PoolStatsSnapshot | None]:
-        """Return a pool in numbers, or None if there is no such pool."""
+        """Return a pool's statistics, or None if there is no such pool."""
         return self._stats_of(check_name(pool_name, "pool"))
 
     def all_stats(self) -> Program[list[PoolStatsSnapshot]]:
-        """Return every pool in numbers, by name."""
+        """Return the statistics of every pool, ordered by name."""
         rows = yield from self.rows(reading.stats_statement, name=None)
         return [reading.stats_from_row(row["name"], row, row["collected_at"]) for row in rows]
 
     # Proxies
 
     def proxy(self, proxy_id: str) -> Program[Proxy]:
-        """Return a proxy by the text of its id."""
+        """Return the proxy with this id, given as text."""
         uuid = id_from_text(proxy_id)
         proxy = None if uuid is None else (yield from self.proxy_by_id(uuid))
         if proxy is None:
@@ -143,20 +143,20 @@ class Lookups:
     def proxy_by_id(
         self, proxy_id: UUID, *, with_credentials: bool = True
     ) -> Program[Proxy | None]:
-        """Return a proxy, or None; without credentials where none are to be read."""
+        """Return a proxy, with or without its credentials, or None."""
         return self._proxy(id_from_text(proxy_id) or NIL, self.vault if with_credentials else None)
 
-    def proxy_as_it_stands(self, proxy_id: UUID) -> Program[Proxy | None]:
-        """Return a proxy, after something was recorded of it; None if it is gone by now.
+    def updated_proxy(self, proxy_id: UUID) -> Program[Proxy | None]:
+        """Return a proxy after a change was recorded, or None if it was removed since.
 
-        That there is no key to read its credentials with is no reason to fail.
+        Without a key it is returned without credentials, instead of raising an error.
         """
         return self._proxy(proxy_id, self.vault if self.vault.has_keys else None)
 
     def proxies_page(
         self, pool_id: UUID, first: UUID, *, with_credentials: bool = True
     ) -> Program[Page]:
-        """Return a pool's proxies by id, from ``first`` on, and where the next page begins."""
+        """Return a page of a pool's proxies by id, from ``first``, and where the next begins."""
         if not with_credentials:
             return self._page(reading.bare_proxies_statement, None, first, pool_id=pool_id)
         return self._page(reading.proxies_statement, self.vault, first, pool_id=pool_id)
@@ -169,7 +169,7 @@ class Lookups:
         age: timedelta | None,
         statuses: Collection[ProxyStatus],
     ) -> Program[Page]:
-        """Do as :meth:`proxies_page` with the proxies that are due to be checked."""
+        """Return a page as :meth:`proxies_page` does, of the proxies that are due for a check."""
         choice = {"pool_id": pool_id, "age": age, "statuses": list(statuses)}
         return self._readable_page(reading.due_proxies_statement, first, **choice)
 
@@ -184,7 +184,7 @@ class Lookups:
         return reading.lease_from_row(rows[0]) if rows else None
 
     def leases(self, consumer_id: str | None) -> Program[list[Lease]]:
-        """Return leases, oldest first, of one consumer or of all."""
+        """Return the leases of one consumer or of all, oldest first."""
         uuid = None if consumer_id is None else id_from_text(consumer_id)
         if consumer_id is not None and uuid is None:
             return []
@@ -207,16 +207,16 @@ class Lookups:
     # The log
 
     def seal(self, *, wait: bool = True) -> Program[int]:
-        """Give every committed event its place in the order, and return the last one's seq.
+        """Assign a ``seq`` to every committed event, and return the last one.
 
-        Without ``wait`` leave that to whoever is at it already.
+        Without ``wait`` do nothing if another session is sealing.
         """
         (row,) = yield Query(seal_statement(self.schema, wait=wait), {})
         answer: int = row["seq"]
         return answer
 
     def events_page(self, after: int, upto: int) -> Program[list[Event]]:
-        """Return the first events of a stretch of the log, as many as make a page.
+        """Return the first page of events in a range of the log.
 
         Raises
         ------
@@ -229,13 +229,13 @@ class Lookups:
         statement = page_statement(self.schema, frozenset(values))
         (positions,) = yield from self.rows(positions_statement, after=after, upto=upto)
         rows = yield Query(statement, {**values, **positions, "limit": PAGE})
-        # Asked after the events: a part that leaves meanwhile is listed by then.
+        # The list is read after the events, so it has a part that is archived meanwhile.
         archived = yield from self.rows(retention.archived_statement)
         if needed := retention.parts_needed(archived, Extract(after, upto)):
             raise retention.archived_error(needed)
         return [event_from_row(row) for row in rows]
 
-    # Parts
+    # Internals
 
     def rows(
         self, statement: Callable[[str], Statement], **values: Any
@@ -245,8 +245,8 @@ class Lookups:
         return answer
 
     def current(self, proxy_id: UUID) -> Program[Mapping[str, Any]]:
-        """Return a proxy's pool, status and who holds it."""
-        rows = yield Query(reading.standing_statement(self.schema), {"proxy_id": proxy_id})
+        """Return a proxy's pool, status and holders; raises :class:`ProxyNotFoundError`."""
+        rows = yield Query(reading.proxy_state_statement(self.schema), {"proxy_id": proxy_id})
         if not rows:
             raise ProxyNotFoundError(f"Proxy {proxy_id} not found.", proxy_id=proxy_id)
         answer: Mapping[str, Any] = rows[0]

@@ -1,9 +1,9 @@
-"""Lease what a predicate accepts: Python judges the proxies, page by page.
+"""Lease proxies that a predicate accepts: Python evaluates it page by page.
 
-First in the selector's order, skipping locked ones; then all of the pool by id, waiting.
-A miss is what the second look says, unless something was free and another caller was
-quicker: then all is looked at again. A predicate may be slow, so this never goes through
-a batch that others wait for.
+The first pass is in the selector's order and skips locked proxies. The second pass is over
+the whole pool by id and waits for locks. It decides a miss, unless a free proxy was found and
+another caller took it: then both passes are repeated. A predicate may be slow, so
+this never runs in a batch that others wait for.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .vault import Vault
 
 @dataclass
 class Seen:
-    """What a look through a pool has shown so far; ``free`` are leases that it has room for."""
+    """The findings of a pass so far; ``free`` is how many leases could be granted."""
 
     run: Run
     any_row: bool = False
@@ -38,7 +38,7 @@ class Seen:
     free: int = 0
 
     def judge(self, rows: Rows, filters: ProxyFilters, vault: Vault) -> list[UUID]:
-        """Take note of a page, and return those that match and are free, in its order."""
+        """Evaluate a page. Return the matching free proxies in its order."""
         free = []
         self.any_row |= bool(rows)
         by_id = {row["id"]: row for row in rows}
@@ -53,7 +53,7 @@ class Seen:
         return free
 
     def _room(self, proxy: Proxy) -> int:
-        """Return how many leases of the request a free proxy can hold."""
+        """Return how many leases of the request a free proxy can take."""
         if self.run.is_distinct:
             return 1
         wanted = max(self.run.needs, 1)
@@ -62,7 +62,7 @@ class Seen:
         return min(wanted, proxy.max_concurrency - proxy.current_leases)
 
     def reason(self) -> MissReason:
-        """Return why nothing was leased, if nothing was free."""
+        """Return the reason for a miss, if nothing was free."""
         if not self.matched:
             return MissReason.NO_MATCH
         return MissReason.AT_CAPACITY if self.healthy else MissReason.NONE_HEALTHY
@@ -79,6 +79,7 @@ def acquire(
         pool = yield from commands.pool_by_name(request.pool_name)
         if pool is None:
             return (yield from commands.finish_acquisition(command))
+        # Only the second pass, which waits for locks, can decide that there is no match.
         for wait in (False, True):
             seen = Seen(command.run)
             outcome, more = yield from _begin(commands, command)
@@ -103,10 +104,10 @@ def acquire(
 def _begin(
     commands: Commands, command: Acquire
 ) -> Program[tuple[Settled | None, Sequence[EndedLease]]]:
-    """Do what comes before a look at proxies: ask for none of them.
+    """Run the acquisition with no candidates before looking at proxies.
 
-    That names the consumer, takes back what is due, and finds what was granted under an id
-    of the caller's, whose proxy may be what this very caller holds.
+    This registers the consumer, expires due leases, and finds leases that were granted
+    before with the caller's ids, on proxies that a pass would not find free.
     """
     expired: list[EndedLease] = []
     while True:
@@ -123,7 +124,7 @@ def _begin(
 def _look_through(
     commands: Commands, command: Acquire, pool_id: UUID, seen: Seen, *, wait: bool
 ) -> Program[tuple[Settled | None, Sequence[EndedLease]]]:
-    """Go through a pool once; return what that came to, if anything, and what was taken back."""
+    """Make one pass over a pool. Return its outcome, if any, and the leases that expired."""
     request, filters = command.request, cast("ProxyFilters", command.request.filters)
     filter_shape = filtering.filter_shape_of(filters)
     page = finding.page_statement(commands.schema, request.selector, filter_shape, by_id=wait)
@@ -136,6 +137,7 @@ def _look_through(
         found = seen.judge(rows, filters, commands.vault)
         free += found
         is_last = len(rows) < place["page_size"]
+        # Lease as soon as enough are found: others may take them while later pages are read.
         if free and (is_last or (found and len(free) >= len(command.lease_ids))):
             (outcome,) = yield from commands.carry_out(
                 (_with_candidates(command, free),), wait=wait
@@ -153,7 +155,7 @@ def _look_through(
 
 
 def _with_candidates(command: Acquire, proxy_ids: Sequence[UUID]) -> Acquire:
-    """Return an acquisition that looks at some proxies only, and records no miss."""
+    """Return an acquisition that is limited to some proxies and records no miss."""
     run = command.run._replace(
         condition="availability.proxy_id IN "
         "(SELECT id::uuid FROM jsonb_array_elements_text($5) AS given (id))",

@@ -1,4 +1,4 @@
-"""Queries of the read models, and the models that their rows become."""
+"""Queries of the read models, and the conversion of their rows to models."""
 
 from __future__ import annotations
 
@@ -89,9 +89,9 @@ _COLUMNS = (
 def proxy_rows(
     *, with_credentials: bool = True, from_id: ColumnElement[Any] | None = None
 ) -> Select[Any]:
-    """Return the query of whole proxies; a role may do without the right to see credentials.
+    """Return the query for proxies; without credentials it needs no right to read them.
 
-    Of those from an id on, credentials are looked for from there on.
+    With ``from_id`` credentials are read from this id on only.
     """
     joined = description.join(
         availability,
@@ -108,7 +108,7 @@ def proxy_rows(
 
 
 def proxy_from_row(row: Mapping[str, Any], vault: Vault | None) -> Proxy:
-    """Return the proxy in a row of :func:`proxy_rows`; without a vault, without credentials."""
+    """Return the proxy in a row of :func:`proxy_rows`, without credentials if ``vault`` is None."""
     fields = {name: row[name] for name in (*_DESCRIPTION, *_STANDING)}
     if vault is not None and row["credential_id"] is not None:
         place = Place(row["credential_id"], row["pool_id"], row["id"])
@@ -117,7 +117,7 @@ def proxy_from_row(row: Mapping[str, Any], vault: Vault | None) -> Proxy:
 
 
 def readable_proxies(rows: Iterable[Mapping[str, Any]], vault: Vault) -> Iterator[Proxy]:
-    """Yield the proxies in rows; one whose credentials are damaged is logged and left out."""
+    """Yield the proxies in rows. One with damaged credentials is logged and skipped."""
     for row in rows:
         try:
             yield proxy_from_row(row, vault)
@@ -154,7 +154,7 @@ def health_from_row(row: Mapping[str, Any]) -> HealthCheckResult:
 
 @by_schema
 def pools_statement() -> Select[Any]:
-    """Query all pools, by name."""
+    """Query all pools, ordered by name."""
     return select(pools).order_by(pools.c.name.collate("C"))
 
 
@@ -182,7 +182,7 @@ def pool_size_statement() -> Select[Any]:
 
 @by_schema
 def due_pools_statement() -> Select[Any]:
-    """Query the pools in which a lease has run out."""
+    """Query the pools in which a lease is due to expire."""
     due: Select[Any] = select(literal_column("1")).where(
         leases.c.pool_id == pools.c.id,
         leases.c.status == text_literal("active"),
@@ -193,7 +193,7 @@ def due_pools_statement() -> Select[Any]:
 
 @by_schema
 def pools_with_ended_statement() -> Select[Any]:
-    """Query the ids of pools with a lease that ended before a moment, also of removed ones."""
+    """Query the ids of pools, also removed ones, with a lease that ended before a given time."""
     before = parameter("ended_before", DateTime(timezone=True))
     return (
         select(leases.c.pool_id)
@@ -205,7 +205,7 @@ def pools_with_ended_statement() -> Select[Any]:
 
 @by_schema
 def stats_statement() -> Select[Any]:
-    """Query the pools in numbers, all or the one named, with the database's time."""
+    """Query the statistics of all pools, or of the named one, with the database's time."""
     name = parameter("name")
     sums = (func.sum(pool_stats.c[count]).cast(BigInteger).label(count) for count in COUNTS)
     return (
@@ -225,20 +225,20 @@ def proxy_statement() -> Select[Any]:
 
 @by_schema
 def proxies_statement() -> Select[Any]:
-    """Query a page of a pool's proxies, by id."""
+    """Query a page of a pool's proxies, ordered by id."""
     return _page_by_id(proxy_rows())
 
 
 @by_schema
 def bare_proxies_statement() -> Select[Any]:
-    """Query the same without their credentials."""
+    """Query a page of a pool's proxies without their credentials, ordered by id."""
     return _page_by_id(proxy_rows(with_credentials=False))
 
 
 def _page_by_id(proxies_of_all: Select[Any]) -> Select[Any]:
-    """Take the ids of a page first, and look up what belongs to them.
+    """Select the ids of a page first, then look up their proxies.
 
-    In a pool that is new to the planner it would join all that follows, and sort it.
+    Without statistics of the pool the planner would join and sort all the rest of it.
     """
     of_page = proxies.alias("of_page")
     ids = (
@@ -256,12 +256,12 @@ def _page_by_id(proxies_of_all: Select[Any]) -> Select[Any]:
 
 @by_schema
 def due_proxies_statement() -> Select[Any]:
-    """Query a page of a pool's proxies that are due to be checked, by id."""
+    """Query a page of a pool's proxies that are due for a check, ordered by id."""
     age, statuses = parameter("age", Interval), parameter("statuses", ARRAY(Text))
     is_stale = or_(
         age.is_(None), availability.c.probed_at.is_(None), availability.c.probed_at <= now - age
     )
-    # What is joined begins there too; the planner would have it begin at the first id.
+    # The joined tables start at this id too; the planner would start at the first id.
     follows = (
         description.c.pool_id == POOL_ID,
         description.c.id >= _FROM_ID,
@@ -282,14 +282,14 @@ def several_proxies_statement() -> Select[Any]:
 
 @by_schema
 def secrets_page_statement() -> Select[Any]:
-    """Query a page of the credentials that are in use, each with its proxy's address."""
+    """Query a page of the credentials in use, each with its proxy's address."""
     in_use = proxy_rows().where(_c.c.id.is_not(None), description.c.id >= _FROM_ID)
     return in_use.order_by(description.c.id).limit(parameter("limit", Integer))
 
 
 @by_schema
 def known_proxies_statement() -> Select[Any]:
-    """Query where proxies are registered and with which credentials."""
+    """Query the pools and credentials of proxies."""
     ids = parameter("ids", ARRAY(Uuid))
     joined = description.outerjoin(_c, _IN_USE)
     columns = (
@@ -303,8 +303,8 @@ def known_proxies_statement() -> Select[Any]:
 
 
 @by_schema
-def standing_statement() -> Select[Any]:
-    """Query why a proxy cannot be leased: its pool, its status, and who holds it."""
+def proxy_state_statement() -> Select[Any]:
+    """Query the pool, status and holders of a proxy."""
     consumer = leases.c.consumer_name
     holders = select(
         func.coalesce(

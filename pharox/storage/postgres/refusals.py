@@ -1,9 +1,9 @@
-"""Say what a server, or a pooler in front of it, has refused: as an error of ours.
+"""Translate errors of a server, or of a pooler in front of it, to errors of pharox.
 
-Every error of the driver becomes one, whatever its class; the driver's own is
-chained. What a pooler says comes with what to do about it, as its words alone
-sound like those of PostgreSQL. Poolers give nearly all that they say the SQLSTATE
-of a violated protocol, so their words have to be read.
+All errors of the driver are translated, whatever their class; the driver's error is
+chained. A pooler's message gets advice added, because it looks like a message of
+PostgreSQL. Poolers use the SQLSTATE of a protocol violation for nearly all errors,
+so their messages are matched by text.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ _POOLER_HINTS = {
         "the pooler takes no more clients: raise its max_client_conn, or use fewer connections"
     ),
 }
-"""What to do about what a pooler says, by a part of its words."""
+"""Advice on pooler errors, by a part of their message."""
 
 
 @contextmanager
 def translate_errors(connection: AnyConnection) -> Iterator[None]:
-    """Say what the server refused, or that it is gone, as an error of ours."""
+    """Translate the driver's errors in a ``with`` block."""
     try:
         yield
     except psycopg.Error as error:
@@ -64,14 +64,14 @@ def no_connection(error: BaseException) -> DatabaseUnavailableError:
 
 
 def pool_exhausted(callers: str) -> DatabaseUnavailableError:
-    """Return the error for an engine whose connections were all lent for too long."""
+    """Return the error for an engine whose pool had no free connection before the timeout."""
     return DatabaseUnavailableError(
         f"all connections of the engine's pool are in use; give it as many as {callers} lease"
     )
 
 
 def read_only(is_standby: bool | None) -> ReadOnlyDatabaseError:
-    """Return the error for a database that takes no writes; if None, why is not known."""
+    """Return the error for a read-only database; ``is_standby`` is None if unknown."""
     standby = (
         "this server is a standby, which can be read only: connect to the primary, or name all "
         "servers, as in postgresql://host1,host2/database?target_session_attrs=read-write"
@@ -82,7 +82,7 @@ def read_only(is_standby: bool | None) -> ReadOnlyDatabaseError:
 
 
 def with_advice(error: BaseException) -> str:
-    """Return what an error says, and what to do about it if a pooler said it."""
+    """Return an error's message, with advice if it is from a pooler."""
     unprepared = (psycopg.errors.InvalidSqlStatementName, psycopg.errors.DuplicatePreparedStatement)
     if isinstance(error, unprepared):
         return f"{error}; {PREPARE_HINT}"
@@ -110,9 +110,9 @@ def _refusal(error: psycopg.Error, connection: AnyConnection) -> DatabaseError |
                 "`pharox db grant` says what each needs"
             )
         case psycopg.errors.ReadOnlySqlTransaction():
-            # The server tells each session; poolers do not pass it on.
-            told = connection.info.parameter_status("in_hot_standby")
-            return read_only(None if told is None else told == "on")
+            # The server reports it to each session; poolers do not pass it on.
+            status = connection.info.parameter_status("in_hot_standby")
+            return read_only(None if status is None else status == "on")
     if connection.closed:
         return DatabaseUnavailableError(f"the database went away: {with_advice(error)}")
     return DatabaseError(f"the database refused: {with_advice(error)}")

@@ -1,4 +1,4 @@
-"""Register, change and remove consumers, pools and proxies, as programs."""
+"""Programs that register, change and remove consumers, pools and proxies."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ BATCH = 1000
 
 
 class Registry(Lookups):
-    """Everything that says what there is to lease, and by whom."""
+    """The commands that manage consumers, pools and proxies."""
 
     def ensure_consumer(self, name: str, consumer_id: UUID | None = None) -> Program[UUID]:
         """Return a consumer's id, registering the name if it is new."""
         return self._ensure_consumer(check_name(name, "consumer"), consumer_id)
 
     def add_consumer(self, consumer: Consumer) -> Program[Consumer]:
-        """Register a consumer and return it, with the id it has if its name was known."""
+        """Register a consumer and return it, with its existing id if the name is registered."""
         uuid = yield from self.ensure_consumer(consumer.name, consumer.id)
         return Consumer(id=uuid, name=consumer.name)
 
@@ -57,12 +57,12 @@ class Registry(Lookups):
                     raise ConflictError(
                         f"consumer id {consumer_id} belongs to another name", name=name
                     ) from error
-                continue  # Somebody registered it between this statement's look and its write.
+                continue  # Another session registered it after this statement had checked.
             answer: UUID = rows[0]["id"]
             return answer
 
     def save_pool(self, pool: ProxyPool) -> Program[None]:
-        """Register a pool or change the one of this id."""
+        """Register a pool, or change the one with this id."""
         return self._save_pool(checked_model(pool))
 
     def _save_pool(self, pool: ProxyPool) -> Program[None]:
@@ -79,11 +79,11 @@ class Registry(Lookups):
             return
 
     def save_proxies(self, proxies: Sequence[Proxy], *, change: bool) -> Program[int]:
-        """Register proxies, all or none; with ``change`` also change those that are known."""
+        """Register proxies atomically; with ``change`` also change known ones."""
         return self._save_proxies([checked_model(proxy) for proxy in proxies], change=change)
 
     def change_proxy(self, proxy: Proxy) -> Program[None]:
-        """Change a known proxy but for its status, which somebody else may decide meanwhile."""
+        """Change a known proxy, except its status, which somebody else may be changing."""
         return self._change_proxy(checked_model(proxy))
 
     def _change_proxy(self, proxy: Proxy) -> Program[None]:
@@ -99,12 +99,13 @@ class Registry(Lookups):
         by_pool: dict[UUID, list[Proxy]] = {}
         for proxy in check_one_pool_each(proxies):
             by_pool.setdefault(proxy.pool_id, []).append(proxy)
+        # Repeated if another session registers one of the proxies or removes a pool meanwhile.
         while True:
             yield from self._check_pools(by_pool)
             known = yield from self._known_credentials(proxies)
             steps: list[Step] = []
             saved: list[int] = []
-            # Locks are taken in the order of ids, over all batches.
+            # Locks are taken in the order of ids over all batches, so that callers cannot deadlock.
             for pool_id, members in sorted(by_pool.items()):
                 for batch in _batches(sorted(members, key=lambda proxy: proxy.id)):
                     rows = [self._row(n, p, known.get(p.id)) for n, p in enumerate(batch)]
@@ -134,6 +135,7 @@ class Registry(Lookups):
             "proxies": [proxy_id],
             "reason": "proxy removed",
         }
+        # Locks first: a lease that was granted meanwhile must be among those released.
         answers = yield [
             *(Query(lock, values) for lock in self._removal_locks(whole_pool=False)),
             Query(ending.release_held_statement(self.schema, whole_pool=False), values),
@@ -151,6 +153,7 @@ class Registry(Lookups):
 
     def _delete_pool(self, pool_id: UUID) -> Program[None]:
         values = {**origin(), "pool_id": pool_id, "proxies": None, "reason": "pool removed"}
+        # Locks first, as for a proxy; the pool goes last, once it has no proxies.
         answers = yield [
             *(Query(lock, values) for lock in self._removal_locks(whole_pool=True)),
             Query(ending.release_held_statement(self.schema, whole_pool=True), values),
@@ -164,7 +167,7 @@ class Registry(Lookups):
             raise PoolNotFoundError(f"Pool {pool_id} not found.", pool_id=pool_id)
 
     def prune(self, ended_before: datetime) -> Program[int]:
-        """Forget the leases that ended before a moment; return how many."""
+        """Delete leases that ended before a given time. Return how many."""
         return self._prune(check_aware(ended_before))
 
     def _prune(self, ended_before: datetime) -> Program[int]:
@@ -180,10 +183,10 @@ class Registry(Lookups):
         return pruned
 
     def rotate_secrets(self) -> Program[int]:
-        """Encrypt every proxy's credentials anew with the first key; return how many.
+        """Encrypt all credentials again with the first key. Return how many.
 
-        What cannot be read is passed by, and the first of it is told in the end: the others
-        need the old key no more.
+        Unreadable credentials are skipped, and the error of the first is raised at the end.
+        All others no longer need the old key.
         """
         statement = registry_statements.rotate_secrets_statement(self.schema)
         rotated, first = 0, NIL
@@ -206,7 +209,7 @@ class Registry(Lookups):
             raise failure
         return rotated
 
-    # Parts
+    # Internals
 
     def _removal_locks(self, *, whole_pool: bool) -> Sequence[Statement]:
         return registry_statements.removal_locks(self.schema, whole_pool=whole_pool)
@@ -218,9 +221,9 @@ class Registry(Lookups):
             raise PoolNotFoundError(f"Pool {pool_id} not found.", pool_id=pool_id)
 
     def _known_credentials(self, proxies: Sequence[Proxy]) -> Program[dict[UUID, Any]]:
-        """Return what is stored of the credentials of those proxies that may keep theirs.
+        """Return the stored credentials of registered proxies, by proxy id.
 
-        Raises :class:`ConflictError` where a proxy is registered in another pool.
+        Raises :class:`ConflictError` if a proxy is registered in another pool.
         """
         rows = yield Query(
             reading.known_proxies_statement(self.schema), {"ids": [p.id for p in proxies]}
@@ -236,7 +239,7 @@ class Registry(Lookups):
         return {row["id"]: row for row in rows if row["credential_id"] is not None}
 
     def _readable(self, rows: Rows) -> tuple[Rows, SecretKeyError | None]:
-        """Return those rows whose credentials can be read, and the error of the first other."""
+        """Return the rows with readable credentials, and the error of the first unreadable one."""
         readable, failure = [], None
         for row in rows:
             try:
@@ -248,7 +251,7 @@ class Registry(Lookups):
         return readable, failure
 
     def _rotated(self, rows: Rows) -> dict[str, Any]:
-        """Return the parameters that encrypt some proxies' credentials anew."""
+        """Return the statement's parameters, with the credentials encrypted again."""
         places = [Place(row["credential_id"], row["pool_id"], row["id"]) for row in rows]
         proxies = [reading.proxy_from_row(row, self.vault) for row in rows]
         prints = [self.vault.fingerprints(proxy.pool_id, proxy) for proxy in proxies]
@@ -268,7 +271,7 @@ class Registry(Lookups):
     def _forget_changed(
         self, pool_id: UUID, proxies: Sequence[Proxy], saved: int
     ) -> Callable[[Sequence[Rows]], Query | None]:
-        """Return the step that forgets the old credentials of proxies that have changed."""
+        """Return the step that deletes old credentials if any of the proxies has changed."""
         statement = registry_statements.forget_credentials_statement(self.schema)
         values = {"pool_id": pool_id, "proxies": [proxy.id for proxy in proxies]}
 
@@ -279,14 +282,14 @@ class Registry(Lookups):
         return step
 
     def _keeps_credentials(self, proxy: Proxy, known: Mapping[str, Any]) -> bool:
-        """Tell whether what is stored of a proxy's credentials is what it would be now."""
+        """Return whether a proxy's stored credentials are readable and equal to its own."""
         prints = self.vault.known_fingerprints(proxy.pool_id, proxy)
         if known["identity"] not in [each.identity for each in prints]:
             return False
         try:
             place = Place(known["credential_id"], proxy.pool_id, proxy.id)
             return self.vault.open(known["secret"], place) == proxy.credentials
-        except SecretKeyError:  # It is damaged: to be replaced.
+        except SecretKeyError:  # damaged: replace it
             return False
 
     def _stored(
@@ -296,7 +299,7 @@ class Registry(Lookups):
         credential_id: UUID,
         prints: Fingerprints | None,
     ) -> dict[str, str]:
-        """Return what is kept of a proxy's credentials, in hex."""
+        """Return a proxy's encrypted credentials and fingerprints, in hex."""
         secret = self.vault.seal(credentials, Place(credential_id, proxy.pool_id, proxy.id))
         known = prints or self.vault.fingerprints(proxy.pool_id, proxy)
         parts = {"secret": secret, "account": known.account, "identity": known.identity}

@@ -1,7 +1,7 @@
-"""Register, change and remove what leasing is about: consumers, pools, proxies.
+"""Statements that register, change and remove consumers, pools and proxies.
 
-Rows come as one JSON parameter, so a batch of any size is one statement. What
-is registered already and no different appends nothing.
+Rows are passed as one JSON parameter, so a batch of any size is one statement. No event
+is appended for something that is registered and unchanged.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ _PROXIES = parameter("proxies", ARRAY(Uuid))
 _NIL = literal_column(f"'{NIL}'::uuid", Uuid)
 
 _OF_CREDENTIALS = ("secret", "account", "identity")
-"""What is kept of credentials: encrypted, and what recognises them."""
+"""The columns of credentials: the encrypted secret, and its fingerprints."""
 
 _DESCRIBED = tuple(own for own in description.c if own.name not in ("id", "pool_id"))
 
 
 @lru_cache(maxsize=8)
 def register_consumer_statement(schema: str) -> Statement:
-    """Return the statement that registers a consumer and answers with its id."""
+    """Return the statement that registers a consumer and returns its id."""
     name, new_id = parameter("consumer"), parameter("consumer_id", Uuid)
     known = select(consumers.c.id).where(consumers.c.name == name)
     row = event_row("ConsumerRegistered", pool_id=_NIL, consumer=name, consumer_id=new_id)
@@ -78,7 +78,7 @@ def register_consumer_statement(schema: str) -> Statement:
 
 @lru_cache(maxsize=8)
 def save_pool_statement(schema: str) -> Statement:
-    """Return the statement that registers a pool or changes the one of this id."""
+    """Return the statement that registers a pool or changes the one with this id."""
     wanted = {
         "name": parameter("name"),
         "description": parameter("description"),
@@ -103,10 +103,11 @@ def save_proxies_statement(schema: str, *, change: bool) -> Statement:
     The parameter ``rows`` is a JSON array of objects: ``id``, ``secret``
     (encrypted credentials in hex, or null), their fingerprints ``account`` and
     ``identity``, ``status``, ``max_concurrency`` and ``data``, the rest of a
-    ProxyRegistered's data. A known proxy without ``status`` keeps its own, and when it was
-    checked; an unknown one is passed by then. The answer is how many are new, and how many
-    changed; no row at all says that there is no such pool.
+    ProxyRegistered's data. If ``status`` is missing, a known proxy keeps its status and
+    ``checked_at``, and an unknown one is skipped. The result is how many are new and how many
+    changed. It has no row if there is no such pool.
     """
+    # A shared lock keeps the pool from being removed; several callers may hold it.
     pool = (
         select(pools.c.id).where(pools.c.id == POOL_ID).with_for_update(key_share=True, read=True)
     )
@@ -146,7 +147,7 @@ def save_proxies_statement(schema: str, *, change: bool) -> Statement:
 
 
 def _given(pool: CTE) -> CTE:
-    """Return the parameter ``rows`` as rows, each id once: the last one given counts."""
+    """Return the parameter ``rows`` as rows. If an id is given twice, the last row is used."""
     given = (
         func.jsonb_to_recordset(parameter("rows", JSONB))
         .table_valued(
@@ -173,25 +174,25 @@ def _given(pool: CTE) -> CTE:
 
 
 def _known(given: CTE, *, lock: bool) -> CTE:
-    """Find those that are registered already; with ``lock``, lock them in the order of ids.
+    """Find the proxies that are registered already; with ``lock``, lock them in the order of ids.
 
-    Each is looked up by its key, however many the planner thinks there are: it would read
-    the whole pool for every thousand.
+    Without ``lock`` each is looked up by its key: otherwise the planner would read the whole
+    pool for every thousand.
     """
-    standing = (
+    state = (
         availability.c.proxy_id,
         availability.c.status,
         availability.c.current_leases,
         availability.c.max_concurrency,
     )
     if not lock:
-        one = select(*standing).where(
+        one = select(*state).where(
             availability.c.pool_id == POOL_ID, availability.c.proxy_id == given.c.id
         )
         found = one.limit(ONE).lateral("found")
         return select(*found.c).select_from(given.join(found, true())).cte("known")
     members = (
-        select(*standing, availability.c.checked_at, *_DESCRIBED)
+        select(*state, availability.c.checked_at, *_DESCRIBED)
         .select_from(
             availability.join(
                 description,
@@ -208,14 +209,14 @@ def _known(given: CTE, *, lock: bool) -> CTE:
 
 
 def _differs(given: CTE, known: CTE) -> ColumnElement[bool]:
-    facts = given.c.data
-    checked_at = cast(facts["checked_at"].astext, DateTime(timezone=True))
+    data = given.c.data
+    checked_at = cast(data["checked_at"].astext, DateTime(timezone=True))
     return or_(
         known.c.status != given.c.status,
         known.c.max_concurrency.is_distinct_from(given.c.max_concurrency),
         known.c.checked_at != checked_at,
         *(
-            known.c[own.name].is_distinct_from(cast(facts[own.name].astext, own.type))
+            known.c[own.name].is_distinct_from(cast(data[own.name].astext, own.type))
             for own in _DESCRIBED
         ),
     )
@@ -244,21 +245,21 @@ def _keep_secrets(given: CTE, appended: CTE) -> CTE:
 
 @by_schema
 def forget_credentials_statement() -> Select[Any]:
-    """Call what deletes the credentials of proxies, or of a whole pool, that are out of use."""
+    """Call the function that deletes unused credentials of proxies, or of a whole pool."""
     proxies = parameter("proxies", ARRAY(Uuid))
     return select(schema_function("forget_credentials", POOL_ID, proxies, type_=Text))
 
 
 @lru_cache(maxsize=8)
 def set_status_statement(schema: str) -> Statement:
-    """Return the statement that decides the status of a proxy, which is locked."""
+    """Return the statement that sets the status of a proxy, which must be locked."""
     wanted = parameter("status")
     described = {own.name: description.c[own.name] for own in _DESCRIBED}
-    standing = (availability.c.current_leases, availability.c.max_concurrency)
+    load = (availability.c.current_leases, availability.c.max_concurrency)
     row = event_row(
         "ProxyChanged",
-        before=State(availability.c.status, *standing),
-        after=State(wanted, *standing),
+        before=State(availability.c.status, *load),
+        after=State(wanted, *load),
         proxy_id=availability.c.proxy_id,
         data=json_object(
             **described, checked_at=availability.c.checked_at, reason=parameter("reason")
@@ -309,10 +310,9 @@ def rotate_secrets_statement(schema: str) -> Statement:
 
 @lru_cache(maxsize=8)
 def removal_locks(schema: str, *, whole_pool: bool) -> tuple[Statement, ...]:
-    """Return the statements that lock what a removal is about, in the order of all locks.
+    """Return the statements that lock what a removal needs, in the common locking order.
 
-    Only once nobody can lease the proxies any more does a statement after
-    these see all of their leases.
+    After them nobody can lease the proxies, so a later statement sees all of their leases.
     """
     pool = select(pools.c.id).where(pools.c.id == POOL_ID).with_for_update()
     turns = select(selector_cursors.c.pool_id).where(selector_cursors.c.pool_id == POOL_ID)
@@ -334,9 +334,10 @@ def remove_proxies_statement(
 ) -> Statement:
     """Return the statement that removes proxies of a pool: those of ``proxies``, or all.
 
-    With ``idle_only`` it leaves those alone that somebody holds; else their leases have
-    ended before. The answer is which were removed.
+    With ``idle_only`` it skips leased proxies; else the caller must have ended their leases.
+    The result has the ids of the removed proxies.
     """
+    # Locked in the order of ids, like every lock on several proxies.
     locked = (
         select(availability)
         .where(availability.c.pool_id == POOL_ID)
@@ -361,7 +362,7 @@ def remove_proxies_statement(
 
 @lru_cache(maxsize=8)
 def remove_pool_statement(schema: str) -> Statement:
-    """Return the statement that removes a pool that has no proxies left."""
+    """Return the statement that removes a pool without proxies."""
     gone = select(pools.c.name).where(pools.c.id == POOL_ID).cte("gone")
     row = event_row("PoolRemoved", data=json_object(name=gone.c.name))
     appended = append(select(row).select_from(gone))
@@ -370,9 +371,9 @@ def remove_pool_statement(schema: str) -> Statement:
 
 @lru_cache(maxsize=8)
 def prune_statement(schema: str) -> Statement:
-    """Return the statement that forgets a pool's leases that ended before a moment."""
+    """Return the statement that deletes a pool's leases that ended before a given time."""
     before = parameter("ended_before", DateTime(timezone=True))
-    # A lease that is ending just now may have been decided up to a minute ago.
+    # The end of a lease that commits now may be dated up to a minute ago.
     settled = func.least(before, now - literal_column("interval '1 minute'"))
     ended = (
         select(func.count().label("n"))
@@ -386,6 +387,6 @@ def prune_statement(schema: str) -> Statement:
     )
     row = event_row("LeasesPruned", data=json_object(ended_before=settled))
     appended = append(select(row).select_from(ended).where(ended.c.n > 0))
-    # Joined to what is appended, so that it is.
+    # The join to the appended event makes PostgreSQL execute the append.
     result = select(ended.c.n.label("pruned")).select_from(ended.outerjoin(appended, true()))
     return compiled(result, schema)

@@ -1,12 +1,12 @@
-"""Which parts of the log have been archived, and whether a read would miss them.
+"""Find the archived parts of the log, and reject reads that would need them.
 
-A reader that went on without them would answer wrongly and not know it. So a
-read that would need an archived event fails, and says where that event is. A
-part is listed as archived before it leaves its table, and a reader asks for the
-list after its read has begun: then it cannot miss one that leaves meanwhile.
+A reader that ignored them would silently return a wrong result. So a
+read that needs an archived event raises an error that says where the event is. A
+part is listed as archived before it leaves its table, and a reader reads the
+list after its read has begun, so it cannot miss a part that leaves meanwhile.
 
-A lease is read whole if its acquisition is still here: whatever else happened
-to it came later.
+All events of a lease are available if its acquisition is, because the others
+came later.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _acquisition_statement(schema: str) -> Statement:
 
 
 def refuse_archived(session: Session, schema: str, extract: Extract) -> None:
-    """Raise an error if an extract, whose read has begun, would need archived events.
+    """Raise an error if an extract needs archived events. Its read must have begun.
 
     Raises
     ------
@@ -67,12 +67,12 @@ def refuse_archived(session: Session, schema: str, extract: Extract) -> None:
 
 
 def parts_needed(parts: Iterable[Part], extract: Extract) -> list[Part]:
-    """Return those of the archived parts that may hold events of an extract."""
+    """Return the archived parts that may contain events of an extract."""
     return [part for part in parts if _may_hold(part, extract)]
 
 
 def archived_error(parts: Sequence[Part]) -> ArchivedError:
-    """Return the error that says up to where events are archived, and where."""
+    """Return the error that says up to which event the log is archived, and in which file."""
     last = max(parts, key=lambda part: part["last_seq"])
     moment = max(part["last_recorded_at"] for part in parts).astimezone(UTC)
     return ArchivedError(

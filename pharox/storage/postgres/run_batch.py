@@ -1,4 +1,4 @@
-"""Carry out requests of all kinds together, in as few commits as their predicates allow."""
+"""Carry out requests of all kinds, in as few commits as their predicates allow."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ T = TypeVar("T")
 
 
 def run_batch(commands: Commands, requests: Sequence[Request]) -> Program[Outcomes]:
-    """Carry out requests of any kinds: releases first, then in the order of asking.
+    """Carry out requests of any kind: releases first, then acquisitions in request order.
 
-    What has a predicate is a commit of its own between those before it and after it.
+    A request with a predicate has its own commit, between those before and after it.
     """
     check_commands(requests)
     return _run_batch(commands, requests)
@@ -47,7 +47,7 @@ def _run_batch(commands: Commands, requests: Sequence[Request]) -> Program[Outco
 
 
 def _prepare(commands: Commands, requests: Sequence[Request]) -> Program[list[EndedLease]]:
-    """Name consumers and take back what is due, where that is not one commit with the rest."""
+    """Register consumers and expire due leases first, for a batch of several commits."""
     asking = [each for each in requests if not isinstance(each, ReleaseRequest)]
     for name in dict.fromkeys(each.consumer_name for each in asking):
         yield from commands.ensure_consumer(name)
@@ -55,6 +55,7 @@ def _prepare(commands: Commands, requests: Sequence[Request]) -> Program[list[En
     wanted = {each.pool_name for each in asking}
     with_stats = any(each.with_stats for each in requests)
     expired: list[EndedLease] = []
+    # Pools are locked in the order of their ids, as everywhere.
     for pool in sorted(pools, key=lambda pool: pool.id):
         if pool.name in wanted:
             expired += yield from commands.take_back(pool.id, with_stats=with_stats)
@@ -64,7 +65,7 @@ def _prepare(commands: Commands, requests: Sequence[Request]) -> Program[list[En
 def _run_together(
     commands: Commands, requests: Sequence[Request], places: Sequence[int], outcomes: list[Any]
 ) -> Program[None]:
-    """Carry out some of the requests in one commit, and alone what is unsettled then."""
+    """Carry out some requests in one commit, then each unsettled one alone."""
     if not places:
         return
     several = [command_of(requests[place]) for place in places]
@@ -78,9 +79,9 @@ def _run_together(
 
 
 def _outcome_or_error(program: Program[T]) -> Program[T | Exception]:
-    """Run a program, and return an error of its command instead of raising it.
+    """Run a program. Return an error of its command instead of raising it.
 
-    What the database says concerns all that is asked of it.
+    Errors of the database are raised: they concern the whole batch.
     """
     try:
         return (yield from program)

@@ -1,8 +1,8 @@
-"""Bring a database's schema up to date, and say so where it is not.
+"""Upgrade a database's schema, and check its version.
 
-A newer schema serves an older pharox as well, as long as its ``oldest_client()`` says so:
-what leases goes on throughout an upgrade. What alters the ledger, or judges it, needs the
-version that it was written for.
+An older pharox can use a newer schema if the schema's ``oldest_client()`` allows it, so
+leasing continues during an upgrade. Code that alters or verifies the ledger needs exactly
+the version that it was written for.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ from .sessions import keep_names_apart
 from .sql import Statement, quoted
 
 _LOCK = 0x7068_6172_6F78
-"""The advisory lock ("pharox" in ASCII) under which one process at a time migrates."""
+"""The advisory lock of migrations ("pharox" in ASCII): one process at a time may hold it."""
 
 ALONE_LOCK = 1885890929
-"""The advisory lock of a ledger under which its log or its tables are taken apart."""
+"""The advisory lock of maintenance that replaces a ledger's tables or parts of its log."""
 
 LOCK_TIMEOUT_MS = 50
-"""How long a migration waits for one lock: others wait behind it meanwhile."""
+"""How long a migration waits for a lock. Meanwhile other sessions queue behind it."""
 
 PATIENCE_S = 60.0
-"""For how long an upgrade asks for its locks again and again."""
+"""How long an upgrade retries to get its locks."""
 
 VERSIONS = [str(files(__package__) / "migrations" / "versions")]
-"""The folders of migrations."""
+"""The directories of migrations."""
 
 _ALONE = text("SELECT pg_advisory_xact_lock(:lock, hashtext(:schema))")
 _THERE = text("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = :schema)")
 
 
 LONGEST_NAME = 63
-"""Of how many bytes a name in PostgreSQL may be; it cuts a longer one."""
+"""The maximum length of a name in PostgreSQL, in bytes. It truncates longer ones."""
 
 
 def check_schema_name(schema: str) -> str:
-    """Return a schema's name if the ledger can be there.
+    """Return a schema's name if it is valid.
 
     Raises
     ------
     InvalidInputError
-        If PostgreSQL would not take it as it is, or it would end a function's body.
+        If PostgreSQL would reject or truncate it, or it would end a function's body.
     """
     length = len(check_text(schema).encode())
     if not 0 < length <= LONGEST_NAME:
@@ -68,17 +68,17 @@ def check_schema_name(schema: str) -> str:
 
 
 def upgrade(engine: Engine, schema: str) -> None:
-    """Run the migrations that ``schema`` lacks, in one transaction, one process at a time.
+    """Run the missing migrations of ``schema``, in one transaction and one process at a time.
 
-    Others lease meanwhile. The locks are asked for with a timeout below the server's deadlock
-    timeout: where they are not to be had at once, the upgrade lets the others go first.
-    Indexes that the migrations add to the log are built afterwards, and nobody waits for these.
+    Leasing continues meanwhile. The lock timeout is below the server's deadlock timeout: if the
+    locks are not available at once, the upgrade rolls back, lets others go first, and retries.
+    Indexes that migrations add to the log are built afterwards, without blocking anyone.
 
     Raises
     ------
     DatabaseError
-        If the locks were not to be had, or the database refused something. The schema is as
-        it was, unless it says that an index of the log was refused.
+        If the locks were not available, or the database raised an error. The schema is
+        unchanged then, unless the error is about an index of the log.
     """
     transactional = engine.execution_options(isolation_level="READ COMMITTED")
     deadline = time.monotonic() + PATIENCE_S
@@ -92,7 +92,7 @@ def upgrade(engine: Engine, schema: str) -> None:
 
 
 def _upgraded(engine: Engine, schema: str) -> bool:
-    """Tell whether the schema is up to date now; false if others have what is to be locked."""
+    """Upgrade once. Return whether the schema is up to date; False if a lock was not available."""
     what = "the upgrade, and nothing of it is half done"
     try:
         with engine.begin() as connection:
@@ -120,7 +120,7 @@ def _migrate(connection: Connection, schema: str) -> None:
     from alembic.script import ScriptDirectory  # noqa: PLC0415
 
     if not connection.scalar(_THERE, {"schema": schema}):  # IF NOT EXISTS needs the right
-        # In text() a colon would begin a parameter.
+        # In text() a colon would start a parameter.
         name = quoted(schema).replace(":", "\\:")
         connection.execute(text(f"CREATE SCHEMA {name}"))
     context = MigrationContext.configure(connection, opts={"version_table_schema": schema})
@@ -132,11 +132,11 @@ def _migrate(connection: Connection, schema: str) -> None:
     scripts = ScriptDirectory.from_config(config)
     head = scripts.get_current_head()
     if version is not None and head is not None and version >= head:
-        return  # A newer pharox may have been here.
+        return  # maybe upgraded by a newer pharox
     lacking = list(scripts.iterate_revisions(head, version or "base"))
     if version is not None:
         connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
-        # A rebuild or an archive goes by the tables that there were when it began.
+        # A rebuild or an archive must not run meanwhile: it uses the tables as they were.
         connection.execute(_ALONE, {"lock": ALONE_LOCK, "schema": schema})
     locked = [name for each in reversed(lacking) for name in getattr(each.module, "LOCKED", ())]
     config.attributes.update(connection=connection, schema=schema, locked=dict.fromkeys(locked))
@@ -152,13 +152,13 @@ def version_statement(schema: str) -> Statement:
 
 @lru_cache(maxsize=8)
 def oldest_client_statement(schema: str) -> Statement:
-    """Return the statement that reads which version's pharox can still use the schema."""
+    """Return the statement that reads the oldest version whose code can use the schema."""
     text = f"SELECT {quoted(schema)}.oldest_client()"
     return Statement(text.encode(), (), {}, ("oldest",))
 
 
 def check_version(version: str | None, schema: str) -> None:
-    """Raise :class:`SchemaError` unless ``version`` is the one that this code was written for."""
+    """Raise :class:`SchemaError` unless this code was written for exactly this ``version``."""
     if version is None:
         raise SchemaError(f"the database has no schema {schema!r} of pharox: {UPGRADE_HINT}")
     if version < HEAD:

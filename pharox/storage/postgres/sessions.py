@@ -1,14 +1,14 @@
-"""What a session of the database must be like, before the ledger is used through it.
+"""Check and set the session settings that the ledger needs.
 
-Databases and roles have defaults of their own, and our statements assume some:
-each sees what was committed before it began, times come as ISO dates, text comes
-as Unicode. A connection of ours sets what it needs; one that was made elsewhere
-belongs to others too, so there it is said what to set. That is asked once for each
-connection, when it is first lent.
+Databases and roles have their own defaults, but the ledger's statements assume some
+settings: READ COMMITTED isolation, ISO dates and Unicode text. The ledger sets them
+on its own connections. Connections of an engine made elsewhere are shared with other
+code, so there an error says what to set. This is checked once for each connection,
+when it is first lent.
 
-Behind a pooler a session may belong to many clients in turn. So no name of a
-prepared statement may be one that another client would choose, nothing is prepared
-there unless it is asked for, and nothing is set that the pooler does not keep apart.
+Behind a pooler, several clients may use a session in turn. So the names of prepared
+statements must be unique among clients, nothing is prepared there unless requested,
+and only settings that the pooler tracks for each client are set.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from ...errors import DatabaseError, InvalidInputError
 from .refusals import AnyConnection
 
 OURS = "pharox_sets_sessions"
-"""The execution option of an engine whose connections are ours to set."""
+"""The execution option of an engine whose connections only the ledger uses."""
 
 FITS = "pharox_fits"
-"""Whether a connection of a pool has been looked at, in its ``info``."""
+"""The key in a pooled connection's ``info`` that says that it has been checked."""
 
 Asking = Generator[str, tuple[Any, ...] | None, None]
-"""Yields statements without parameters; receives the first row of each that has one."""
+"""A program that yields statements without parameters and receives their first rows."""
 
 _APART = 1 << 62
 _ASK = "SELECT pg_backend_pid(), current_setting('default_transaction_isolation')"
@@ -38,47 +38,49 @@ _READ_COMMITTED = "read committed"
 
 
 class _Need(NamedTuple):
-    """A setting of a session, the value that the ledger needs, and the one that is there."""
+    """A setting of a session, the value that the ledger needs, and its current value."""
 
     name: str
     value: str
     found: str
 
     def how(self) -> str:
-        """Return the statement that sets it for a session."""
+        """Return the statement that sets the value for a session."""
         return f"SET {self.name} = '{self.value}'"
 
 
 def check_prepare(prepare: bool | None) -> bool | None:
-    """Return whether to prepare statements, if it says so, else raise an error."""
+    """Return ``prepare`` if it is a bool or None, else raise an error."""
     if prepare is None or isinstance(prepare, bool):
         return prepare
     raise InvalidInputError("prepare must be True, False or None", value=prepare)
 
 
 def fitting(connection: AnyConnection, *, ours: bool, prepare: bool | None) -> Asking:
-    """Make a connection fit for the ledger, or say why it is not.
+    """Set up a connection for the ledger, or raise an error that says why it is unsuitable.
 
     Parameters
     ----------
     connection:
-        One in autocommit mode.
+        A connection in autocommit mode.
     ours:
-        Whether nobody else uses its session, so that it may be set.
+        Whether only the ledger uses its session, so that settings may be changed.
     prepare:
-        Whether statements are prepared; if None, unless a pooler is between.
+        Whether to prepare statements; if None, unless there is a pooler.
 
     Raises
     ------
     DatabaseError
-        If it is not fit, and cannot be made so here.
+        If it is unsuitable and may not be changed here.
     """
+    # Before anything is prepared on this connection.
     keep_names_apart(connection)
     for need in _reported_needs(connection):
         if not ours:
             raise _unfit(need)
         yield need.how()
     pid, isolation = (yield _ASK) or (None, "")
+    # A pooler reports a process id of its own when the connection is made.
     is_pooled = pid != connection.info.backend_pid
     if prepare is False or (prepare is None and is_pooled):
         connection.prepare_threshold = None
@@ -98,10 +100,10 @@ def fitting(connection: AnyConnection, *, ours: bool, prepare: bool | None) -> A
 
 
 def keep_names_apart(connection: AnyConnection) -> None:
-    """Have a connection give its prepared statements names that no other client uses.
+    """Make the names of a connection's prepared statements unique among clients.
 
-    psycopg numbers them from 0 in each connection. A pooler that lends a session to
-    several clients would have one of them run what another one has prepared.
+    psycopg numbers them from 0 in each connection. If a pooler lends a session to
+    several clients, one of them could execute a statement that another prepared.
     """
     prepared = connection._prepared
     if prepared._prepared_idx < _APART:
@@ -109,7 +111,7 @@ def keep_names_apart(connection: AnyConnection) -> None:
 
 
 def _reported_needs(connection: AnyConnection) -> list[_Need]:
-    """Return what has to be set, of what the server reports without being asked."""
+    """Return the settings to change, among those that the server reports by itself."""
     found = {
         name: connection.info.parameter_status(name) or ""
         for name in ("client_encoding", "DateStyle")

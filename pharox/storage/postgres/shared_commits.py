@@ -1,16 +1,16 @@
-"""How callers of one process share commits here: which errors split a batch, and what each is told.
+"""Decide which errors split a shared batch, and which error each of its callers gets.
 
 =====================================  ============================================
-what a batch comes to                  what its callers are told
+Result of a batch                      Result for its callers
 =====================================  ============================================
 an answer for each                     their own outcome, or their own error
-the database refuses the statement     it is asked again in halves, down to the
-                                       command that is to blame: its own error
+the database rejects the statement     it is run again in halves, down to the
+                                       command that caused it: its own error
 a deadlock, a serialization failure    the same
-no connection is to be had             DatabaseUnavailableError, each
-no answer in time, cancelled           AnswerTimeoutError, each: nothing came of it
+no connection is available             DatabaseUnavailableError, each
+no answer in time, cancelled           AnswerTimeoutError, each: it had no effect
 the connection breaks before COMMIT    OutcomeUnknownError, each with its own
-is acknowledged                        ``lease_id``: it is never asked again
+is acknowledged                        ``lease_id``: it is never run again
 =====================================  ============================================
 """
 
@@ -29,12 +29,12 @@ _ALL_ALIKE = (DatabaseUnavailableError, AnswerTimeoutError, SchemaError)
 
 
 def splits(error: Exception) -> bool:
-    """Tell whether nothing came of a batch, and its parts may fare better."""
+    """Return whether a failed batch had no effect and parts of it may succeed."""
     return isinstance(error, DatabaseError) and not isinstance(error, _ALL_ALIKE)
 
 
 def error_for(command: Command, error: BaseException) -> Exception:
-    """Return what an error of a whole batch means for one of its commands."""
+    """Return the error of one command for an error of its whole batch."""
     if isinstance(error, Exception) and not isinstance(error, OutcomeUnknownError):
         return error
     what = str(error) or type(error).__name__

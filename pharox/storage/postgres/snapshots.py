@@ -1,12 +1,12 @@
-"""Stored folds of the log, so that a question about the past need not begin at the first event.
+"""Store snapshots of the read models, so that a fold need not start at the first event.
 
-A snapshot holds the read models as they stood after one event. It is a shortcut
-and never the truth: it can be dropped at any time. Only where the events before
-it have been archived it is what all else begins with.
+A snapshot contains the read models as they were after one event. It is a cache and not
+the source of truth, so it can be dropped at any time. The exception is the snapshot at
+the end of the archived events, from which all folds start.
 
-Whoever stores one thins out those before it. The distances between them grow with
-their age, so their number grows as the logarithm of the log. None is removed up to
-the end of the archive.
+Storing a snapshot thins out earlier ones. The distances between them grow with
+their age, so their number grows with the logarithm of the log's length. Snapshots
+of archived events are not removed.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from .retention import refuse_archived
 from .sql import Statement, compiled, parameter
 
 EVENTS_PER_ROW = 5
-"""A snapshot is left behind where it saves at least so many events for each of its rows."""
+"""A snapshot is stored if it saves folding at least this many events for each of its rows."""
 
 
 EVENTS_PER_GAP = 10
-"""A snapshot is removed where the gap that it leaves is small beside its distance from the last."""
+"""A snapshot is removed if the gap it leaves, times this, is at most its distance to the last."""
 
 
 def fold_to(session: Session, ledger: str, projections: Sequence[Projection], seq: int) -> Folder:
     """Return a folder that has folded the log up to a seq, from the last snapshot before it.
 
-    Further snapshots are left behind by those who may write them.
+    It stores further snapshots on the way if the role may write them.
     """
     session.take_room()
     folder = _begun(session, ledger, projections, seq)
@@ -55,15 +55,15 @@ def fold_to(session: Session, ledger: str, projections: Sequence[Projection], se
             stored = reached
     if stored > began:
         thin(session, ledger, projections, stored)
-    refuse_archived(session, ledger, rest)  # some may have left while the fold went on
+    refuse_archived(session, ledger, rest)  # some may have been archived during the fold
     return folder
 
 
 def _begun(session: Session, ledger: str, projections: Sequence[Projection], seq: int) -> Folder:
-    """Return a folder that has loaded the last snapshot before a seq, all of it."""
+    """Return a folder that has loaded the whole last snapshot before a seq."""
     folder = Folder(session, ledger, projections)
     folder.create()
-    # Somebody may remove it meanwhile: what is still listed afterwards was loaded whole.
+    # Another session may remove it meanwhile. If it is still listed afterwards, it was complete.
     while (found := _last_before(session, ledger, projections, seq)) != folder.seq:
         folder.drop()
         folder.create()
@@ -81,7 +81,7 @@ def _last_before(session: Session, ledger: str, projections: Sequence[Projection
 
 
 def thin(session: Session, ledger: str, projections: Sequence[Projection], kept: int) -> None:
-    """Remove the snapshots of these projections that are no longer needed, but for one."""
+    """Remove the snapshots of these projections that are no longer needed, except ``kept``."""
     base, names = archived_upto(session, ledger), frozenset(_names(projections))
     stored = [s.seq for s in snapshots_after(session, ledger, base) if s.projections == names]
     superfluous = [seq for seq in not_needed(stored, base) if seq != kept]
@@ -96,9 +96,9 @@ def not_needed(stored: Sequence[int], base: int) -> list[int]:
     Parameters
     ----------
     stored:
-        The seqs of all behind ``base``, in order.
+        The seqs of all snapshots after ``base``, in order.
     base:
-        Where a fold begins that finds none.
+        The seq at which a fold without a snapshot starts.
     """
     removed = []
     following = last = stored[-1] if stored else base
@@ -111,19 +111,19 @@ def not_needed(stored: Sequence[int], base: int) -> list[int]:
 
 
 class Stored(NamedTuple):
-    """A stored snapshot: its place, and what it is a snapshot of."""
+    """A stored snapshot: its seq, and the projections that it contains."""
 
     seq: int
     projections: frozenset[str]
 
 
 def base_of(session: Session, ledger: str, projections: Sequence[Projection]) -> int:
-    """Return the seq up to which events are archived, from whose snapshot all folds begin.
+    """Return the seq up to which events are archived. All folds start from its snapshot.
 
     Raises
     ------
     ArchivedError
-        If that snapshot knows nothing of one of the projections.
+        If that snapshot does not contain one of the projections.
     """
     base = archived_upto(session, ledger)
     if base:
@@ -139,14 +139,14 @@ def base_of(session: Session, ledger: str, projections: Sequence[Projection]) ->
 
 
 def archived_upto(session: Session, ledger: str) -> int:
-    """Return the seq up to which events are archived; 0 if none is."""
+    """Return the seq up to which events are archived, or 0."""
     (row,) = session.rows(_archived_statement(ledger))
     answer: int = row["seq"]
     return answer
 
 
 def snapshots_after(session: Session, ledger: str, seq: int) -> list[Stored]:
-    """Return the stored snapshots that come after a seq, in order."""
+    """Return the stored snapshots after a seq, in order."""
     rows = session.rows(_after_statement(ledger), seq=seq)
     return [Stored(row["seq"], frozenset(row["projections"])) for row in rows]
 
@@ -174,7 +174,7 @@ def _last_before_statement(ledger: str) -> Statement:
 
 @lru_cache(maxsize=16)
 def _remove_statement(ledger: str) -> Statement:
-    """Return the statement that removes snapshots, unless somebody else is at it."""
+    """Return the statement that removes snapshots, except those that others are removing."""
     free = (
         select(snapshots.c.seq)
         .where(snapshots.c.seq == func.any(parameter("seqs", ARRAY(BigInteger))))

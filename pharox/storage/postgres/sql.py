@@ -1,8 +1,8 @@
-"""Compile a Core statement once; run it many times on a bare psycopg connection.
+"""Compile SQLAlchemy Core statements once, to run them often on a psycopg connection.
 
-Going through SQLAlchemy's ``Connection.execute`` for each call costs about a
-third of a lease. So Core builds and compiles a statement once, with numbered
-parameters as PostgreSQL itself takes them, and psycopg runs the text as it is.
+SQLAlchemy's ``Connection.execute`` would take about a third of the time of a
+lease. So Core builds and compiles a statement once, with PostgreSQL's numbered
+parameters, and psycopg executes the text unchanged.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from sqlalchemy.sql.visitors import iterate
 
 _DIALECT = psycopg.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
 SCHEMA = "__[SCHEMA_pharox]"
-"""What the compiler writes for the schema "pharox" when it is to be translated."""
+"""The placeholder that the compiler writes for the schema "pharox"."""
 
 TEMPORARY = "pg_temp"
-"""PostgreSQL's name for the schema of a session's own tables."""
+"""PostgreSQL's alias for the schema of a session's temporary tables."""
 
 APPEND = f"{SCHEMA}.append_v1"
-"""The function of the schema that every event goes through."""
+"""The schema's function that appends all events."""
 
 now: ColumnElement[Any] = literal_column(f"{SCHEMA}.clock()", DateTime(timezone=True))
-"""The moment of the statement, by the database's clock alone."""
+"""The time of the statement, by the database's clock."""
 
 
 def schema_function(name: str, *arguments: Any, type_: Any) -> ColumnElement[Any]:
@@ -51,10 +51,9 @@ def schema_function(name: str, *arguments: Any, type_: Any) -> ColumnElement[Any
 class Statement(NamedTuple):
     """SQL with numbered parameters.
 
-    ``names`` are the parameters in order, ``constants`` the values of those
-    that never change, ``columns`` the names of the answer's columns. ``writes``
-    says whether something is different once it is committed, ``is_bare`` that
-    its rows are wanted as tuples.
+    ``names`` are the parameters in order, ``constants`` the values of parameters
+    that never change, and ``columns`` the names of the result's columns. ``writes``
+    says whether it changes data. ``is_bare`` says that its rows are returned as tuples.
     """
 
     text: bytes
@@ -65,13 +64,13 @@ class Statement(NamedTuple):
     is_bare: bool = False
 
     def rows(self, answer: Iterable[Sequence[Any]]) -> list[Any]:
-        """Return the rows of the answer by the names of their columns, or bare as they came."""
+        """Return the rows of a result as dicts, or unchanged if ``is_bare``."""
         if self.is_bare:
             return list(answer)
         return [dict(zip(self.columns, row, strict=True)) for row in answer]
 
     def arguments(self, values: Mapping[str, Any], slot: int) -> list[Any]:
-        """Return the parameters in order; ``slot`` is the connection's own."""
+        """Return the parameters in order; ``slot`` is that of the connection."""
         known = {**self.constants, "own_slot": slot, **values}
         return [known[name] for name in self.names]
 
@@ -84,16 +83,16 @@ class Query(NamedTuple):
 
 
 ONE: ColumnElement[int] = literal_column("1")
-"""What a query selects that only asks whether there is a row."""
+"""The constant that an EXISTS query selects."""
 
 
 def quoted(schema: str) -> str:
-    """Return a schema's name as SQL spells it."""
+    """Return a schema's name as a quoted SQL identifier."""
     return str(_DIALECT.identifier_preparer.quote(schema))
 
 
 def compiled(element: Any, schema: str) -> Statement:
-    """Return ``element`` as SQL for one schema."""
+    """Compile ``element`` to SQL for one schema."""
     result = element.compile(
         dialect=_DIALECT, schema_translate_map={"pharox": schema, None: SchemaConst.BLANK_SCHEMA}
     )
@@ -107,9 +106,9 @@ def compiled(element: Any, schema: str) -> Statement:
 
 
 def template(element: Any) -> str:
-    """Return ``element`` as SQL text for a function: ``{schema}`` stands for the schema's name.
+    """Return ``element`` as SQL text for a function body, with ``{schema}`` for the schema.
 
-    A parameter is written as its name, which is one of the function's own.
+    A parameter is written as its name, which must be a parameter of the function.
     """
     result = element.compile(
         dialect=_DIALECT, schema_translate_map={"pharox": "pharox", None: SchemaConst.BLANK_SCHEMA}
@@ -139,7 +138,7 @@ def call_of(schema: str, name: str, parameters: Mapping[str, str]) -> Statement:
 
 
 def by_schema(element: Callable[[], Any]) -> Callable[[str], Statement]:
-    """Make of a function that returns a Core element one from a schema to the statement."""
+    """Turn a function that returns a Core element into one that takes a schema and compiles it."""
 
     @lru_cache(maxsize=8)
     def for_schema(schema: str) -> Statement:
@@ -150,7 +149,7 @@ def by_schema(element: Callable[[], Any]) -> Callable[[str], Statement]:
 
 
 def definition(element: DDLElement, schema: str) -> Statement:
-    """Return a definition, such as that of a table, as SQL for one schema."""
+    """Compile DDL, such as CREATE TABLE, to SQL for one schema."""
     result = element.compile(dialect=_DIALECT, schema_translate_map={"pharox": schema})
     return Statement(_text(result, schema), (), {}, ())
 
@@ -168,12 +167,12 @@ def _writes(element: Any) -> bool:
 
 
 def text_literal(text: str) -> ColumnElement[str]:
-    """Return one of our own constants as SQL text, so that it needs no parameter."""
+    """Return a constant of this code as an SQL literal, so that it needs no parameter."""
     return literal_column(f"'{text}'", Text)
 
 
 def parameter(name: str, type_: Any = Text) -> ColumnElement[Any]:
-    """Return a parameter of the statement, with the type that the database shall read it as."""
+    """Return a parameter of a statement, cast to its type in SQL."""
     return cast(bindparam(name, type_=Text if type_ is JSONB else type_), type_)
 
 

@@ -1,8 +1,8 @@
-"""proxy_credentials: the one place where a proxy's secrets are kept, encrypted.
+"""proxy_credentials: the only table with proxies' secrets, which are encrypted.
 
-It is no read model: nothing in the log could fold to it. An event refers to a
-row by ``credential_id``; when credentials change, a new row replaces the old.
-``account`` and ``identity`` are keyed fingerprints, by which an import recognises a
+It is not a read model, because the log has no secrets to fold. An event refers to a
+row by ``credential_id``. When credentials change, a new row replaces the old one.
+``account`` and ``identity`` are keyed fingerprints, by which an import finds a
 proxy; see :mod:`pharox.storage.postgres.vault`.
 """
 
@@ -20,6 +20,6 @@ proxy_credentials = Table(
     Column("account", LargeBinary, nullable=False),
     Column("identity", LargeBinary, nullable=False),
     PrimaryKeyConstraint("proxy_id", "id", "pool_id"),
-    # An account is of one pool: its fingerprint says which.
+    # The index needs no pool: an account's fingerprint covers its pool.
     Index("ix_proxy_credentials_identity", "account", "identity"),
 )

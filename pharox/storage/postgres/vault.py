@@ -1,15 +1,15 @@
-"""Encrypt proxies' credentials, and recognise them without decrypting.
+"""Encrypt proxies' credentials, and find them without decrypting.
 
-Credentials are encrypted with AES-256-GCM. What is authenticated with them is
-their place: the row, the pool and the proxy that they belong to. So a secret that was
-moved to another row cannot be read there, and no password reaches another host.
+Credentials are encrypted with AES-256-GCM. The associated data is their place: the
+row, the pool and the proxy that they belong to. A secret that was moved to another row
+therefore cannot be read there, and no password is sent to another host.
 
-Two fingerprints stand beside a secret: of a proxy's account (pool, protocol,
-address, user) and of its identity (the account and the password). They are keyed, so
-nobody without a key can test a guess against them.
+Each secret has two fingerprints: of the proxy's account (pool, protocol,
+address, user) and of its identity (the account and the password). They are keyed
+hashes, so nobody without a key can test a guess against them.
 
-All keys are derived from those of ``PHAROX_SECRET_KEY``, which are Fernet keys: 32 random
-bytes each. Several keys rotate: the first encrypts, all of them decrypt and recognise. To
+All keys are derived from those in ``PHAROX_SECRET_KEY``, which are Fernet keys: 32 random
+bytes each. With several keys, the first encrypts, and all decrypt and find. To
 rotate, put the new key first, call ``storage.rotate_secrets()``, then drop the old one.
 """
 
@@ -40,7 +40,7 @@ _NONCE_BYTES = 12
 FINGERPRINT_BYTES = 16
 _BOUND_TO = b"pharox credentials"
 _VERSION = b"\x01"
-"""Comes before every secret and says how it is made."""
+"""The first byte of every secret, which states its format."""
 
 
 class Place(NamedTuple):
@@ -51,28 +51,28 @@ class Place(NamedTuple):
     proxy_id: UUID
 
     def authenticated(self) -> bytes:
-        """Return the bytes that a secret is bound to."""
+        """Return the associated data that binds a secret to this place."""
         return b"".join(
             (_BOUND_TO, self.credential_id.bytes, self.pool_id.bytes, self.proxy_id.bytes)
         )
 
 
 class Fingerprints(NamedTuple):
-    """What recognises a proxy's account, and its account together with its password."""
+    """The keyed hashes of a proxy's account, and of its account with the password."""
 
     account: bytes
     identity: bytes
 
 
 class _Key:
-    """One key of the ledger: what it encrypts, and what it recognises."""
+    """The encryption key and the fingerprint key that are derived from one secret key."""
 
     def __init__(self, text: str) -> None:
         key = urlsafe_b64decode(text)
         if len(key) != _KEY_BYTES:
             raise ValueError("a key has 32 bytes")
         self.cipher = AESGCM(_derived(key, b"pharox credentials"))
-        self._recognises = _derived(key, b"pharox fingerprints")
+        self._fingerprint_key = _derived(key, b"pharox fingerprints")
 
     def fingerprints(self, pool_id: UUID, proxy: Proxy) -> Fingerprints:
         user, password = _plain(proxy.credentials)
@@ -80,13 +80,13 @@ class _Key:
         return Fingerprints(account, self._hash(account, password))
 
     def _hash(self, start: bytes, *texts: str) -> bytes:
-        # No text has a NUL, so no two sequences of texts come to the same bytes.
-        told = start + "\x00".join(texts).encode()
-        return blake2b(told, digest_size=FINGERPRINT_BYTES, key=self._recognises).digest()
+        # No text contains a NUL, so different sequences of texts have different bytes.
+        data = start + "\x00".join(texts).encode()
+        return blake2b(data, digest_size=FINGERPRINT_BYTES, key=self._fingerprint_key).digest()
 
 
 class Vault:
-    """The keys of one ledger, or none, and then credentials can neither be kept nor read."""
+    """The keys of one ledger. Without keys, credentials cannot be stored or read."""
 
     def __init__(self, keys: Sequence[str] = ()) -> None:
         try:
@@ -99,11 +99,11 @@ class Vault:
 
     @property
     def has_keys(self) -> bool:
-        """Whether anything can be kept or read at all."""
+        """Whether credentials can be stored and read."""
         return bool(self._keys)
 
     def seal(self, credentials: ProxyCredentials, place: Place) -> bytes:
-        """Return credentials encrypted, bound to their place.
+        """Encrypt credentials and bind them to their place.
 
         Raises
         ------
@@ -115,12 +115,12 @@ class Vault:
         return _VERSION + nonce + key.cipher.encrypt(nonce, plain, place.authenticated())
 
     def open(self, secret: bytes | None, place: Place) -> ProxyCredentials:
-        """Return the credentials in what :meth:`seal` made for this place.
+        """Decrypt credentials that :meth:`seal` encrypted for this place.
 
         Raises
         ------
         SecretKeyError
-            If there is no key, the secret is missing, or no key fits it here.
+            If there is no key, the secret is missing, or no key can decrypt it here.
         """
         keys = self._needed("read")
         if secret is None:
@@ -129,7 +129,7 @@ class Vault:
         for key in keys if secret.startswith(_VERSION) else ():
             try:
                 plain = key.cipher.decrypt(nonce, sealed, place.authenticated())
-            except (InvalidTag, ValueError):  # the second of what is too short
+            except (InvalidTag, ValueError):  # ValueError: the secret is too short
                 continue
             user, password = json.loads(plain)
             return ProxyCredentials(user=user, password=password)
@@ -141,11 +141,11 @@ class Vault:
         )
 
     def fingerprints(self, pool_id: UUID, proxy: Proxy) -> Fingerprints:
-        """Return what is stored to recognise a proxy that has credentials in a pool."""
+        """Return the fingerprints to store for a proxy with credentials in a pool."""
         return self._needed("keep")[0].fingerprints(pool_id, proxy)
 
     def known_fingerprints(self, pool_id: UUID, proxy: Proxy) -> list[Fingerprints]:
-        """Return the same under each key, as it may have been stored under any of them."""
+        """Return the fingerprints under each key, as they may be stored under any of them."""
         return [key.fingerprints(pool_id, proxy) for key in self._needed("keep")]
 
     def _needed(self, purpose: str) -> list[_Key]:

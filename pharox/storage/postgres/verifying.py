@@ -1,10 +1,9 @@
-"""Check a ledger at one moment: the seals, the read models, and that they make sense.
+"""Verify a ledger in one snapshot: the seals, the read models, and plausibility.
 
-All is asked within one snapshot and of the database itself, so nobody waits for
-it and nothing has to pass through Python. The checks do not rely on each other:
-the chain says whether an event was changed after it was sealed, the fold whether
-a read model is what the events make of it, and the rest whether the events could
-have happened.
+The database runs all checks in one snapshot, so they block nobody and no rows are
+folded in Python. The checks are independent: the chain shows whether an event was
+changed after it was sealed, the fold whether a read model is what the events
+fold to, and the others whether the events could have happened.
 """
 
 from __future__ import annotations
@@ -35,11 +34,12 @@ CHAIN = {
                    jsonb_build_object('version', s.version, 'digest', encode(s.digest, 'hex')) END
         FROM {ledger}.seals AS s
         FULL JOIN {ledger}.events AS e ON e.position = s.position
+        -- An event without a seal is correct if the last tick could not see it.
         WHERE (s.position IS NULL OR s.digest IS DISTINCT FROM {ledger}.digest(e, s.version))
           AND (s.position IS NOT NULL OR NOT (
               e.tx >= (SELECT pg_snapshot_xmax(snapshot) FROM {last_tick})
               OR e.tx = ANY (ARRAY(SELECT pg_snapshot_xip(snapshot) FROM {last_tick}))))
-          AND NOT EXISTS (  -- a part that is just leaving, its events before its seals
+          AND NOT EXISTS (  -- a part being archived: its events leave before its seals
               SELECT FROM {ledger}.partitions AS p
               WHERE p.archived_at IS NOT NULL
                 AND coalesce(s.position, e.position) >= p.first_position
@@ -62,6 +62,7 @@ CHAIN = {
         ORDER BY seq
     """,
     "ticks": """
+        -- The last tick is also in ticks once it is complete, and is then counted once.
         WITH chain AS (
             SELECT * FROM {ledger}.ticks UNION ALL SELECT * FROM {last_tick}
             WHERE NOT EXISTS (SELECT FROM {ledger}.ticks AS t
@@ -99,7 +100,7 @@ CHAIN = {
           AND ticked.seq > (SELECT coalesce(max(last_seq), 0) FROM {ledger}.partitions)
     """,
 }
-"""Each of the log's own checks: a key, what is found, and what should be."""
+"""The checks of the log by name. Each query returns a key, the found and the expected value."""
 
 SENSE = {
     "history": """
@@ -119,6 +120,7 @@ SENSE = {
                           FROM {ledger}.seals AS s
                           JOIN {ledger}.events AS e ON e.position = s.position
                           WHERE e.proxy_id IS NOT NULL AND e.type <> 'CursorMoved'
+                          -- Checks in a ProxiesChecked leave the state as it was.
                           UNION ALL
                           SELECT s.seq, e.pool_id, checked.proxy_id, state, state
                           FROM {ledger}.seals AS s
@@ -185,9 +187,9 @@ SENSE = {
         ORDER BY l.id
     """,
 }
-"""Whether it could have happened: a proxy stands before an event as the one before left it,
-is held by no more than it takes, counters are counts, and no expiry that was cleaned up
-left out a lease that was due."""
+"""The plausibility checks: a proxy's state before an event is its state after the previous one,
+it has no more leases than its capacity, counters equal counts, and no expiry of leases
+omitted one that was due."""
 
 LAST_TICK = """(
     SELECT last_seq, first_seq, snapshot, anchor, system_identifier, sealed_at, root,
@@ -198,15 +200,16 @@ LAST_TICK = """(
 def verify(
     session: Session, ledger: str, projections: Sequence[Projection], limit: int
 ) -> Generator[Finding]:
-    """Yield what is wrong with a ledger, as one snapshot of the database shows it.
+    """Yield what is wrong with a ledger, as seen in one snapshot of the database.
 
     Parameters
     ----------
     session:
-        One with a snapshot, in a transaction that will be rolled back.
+        A session with a snapshot, in a transaction that will be rolled back.
     limit:
-        How many findings of each check to yield at most.
+        The maximum number of findings of each check.
     """
+    # First: the session's snapshot must be taken after these locks.
     hold(session, ledger, projections)
     session.connection.execute(STORED_TIME_ZONE)
     changed = False
@@ -217,7 +220,7 @@ def verify(
         with session.connection.transaction():
             yield from _verify_read_models(session, ledger, projections, limit)
     except (psycopg.IntegrityError, psycopg.DataError):
-        # What was changed may be nothing that a read model can hold. That is told already.
+        # A changed event may violate a read model's constraints. The change is reported already.
         if not changed:
             raise
 
@@ -225,7 +228,7 @@ def verify(
 def _verify_read_models(
     session: Session, ledger: str, projections: Sequence[Projection], limit: int
 ) -> Generator[Finding]:
-    """Yield what is not as the log folds to, or could not have happened."""
+    """Yield rows that differ from the fold of the log, and events that could not have happened."""
     folder = Folder(session, ledger, projections)
     folder.create()
     if base := base_of(session, ledger, projections):
@@ -243,17 +246,17 @@ def _verify_read_models(
 
 
 def verify_log(session: Session, ledger: str, limit: int) -> Generator[Finding]:
-    """Yield what was changed in the log since it was sealed."""
+    """Yield the changes in the log since it was sealed."""
     session.take_room()
     for check, query in CHAIN.items():
         yield from _findings(session, check, _ledger_query(query, ledger), limit)
 
 
 def hold(session: Session, ledger: str, projections: Sequence[Projection]) -> None:
-    """Keep the tables from being exchanged, and parts of the log from leaving, until the end.
+    """Lock the tables against replacement, and the log against archiving, until the end.
 
-    Comes before the session's snapshot: a table that was exchanged after it would
-    seem to be empty.
+    This must come before the session's snapshot: a table that is replaced after the snapshot
+    would seem to be empty.
     """
     names = ["events", "seals", *(projection.table.name for projection in projections)]
     tables = sql.SQL(", ").join(sql.Identifier(ledger, name) for name in names)
@@ -261,7 +264,7 @@ def hold(session: Session, ledger: str, projections: Sequence[Projection]) -> No
 
 
 def _findings(session: Session, check: str, statement: Statement, limit: int) -> Generator[Finding]:
-    # Without a cursor, whose query would have no parallel workers.
+    # No cursor is used: its query could not use parallel workers.
     limited = statement._replace(text=b"%b LIMIT %d" % (statement.text, limit))
     for row in session.rows(limited):
         yield Finding(check, row["key"], row["found"], row["expected"])
@@ -278,12 +281,12 @@ def _ledger_query(query: str, ledger: str) -> Statement:
 
 
 def _stored_differences(folder: Folder, projection: Projection, limit: int) -> Generator[Finding]:
-    """Yield the rows of a stored snapshot that are not as the log folds to its seq."""
+    """Yield the rows of a stored snapshot that differ from the fold of the log up to its seq."""
     query = sql.SQL(
         "SELECT jsonb_build_object('seq', {seq}::bigint, 'projection', {name}::text), "
         "stored.row, folded.row FROM (SELECT row FROM {ledger}.snapshot_rows "
         "WHERE seq = {seq} AND projection = {name}) AS stored "
-        "FULL JOIN (SELECT to_jsonb(standing) AS row FROM ({rows}) AS standing) AS folded "
+        "FULL JOIN (SELECT to_jsonb(current_row) AS row FROM ({rows}) AS current_row) AS folded "
         "ON stored.row = folded.row WHERE stored.row IS NULL OR folded.row IS NULL"
     ).format(
         ledger=sql.Identifier(folder.ledger),
@@ -298,7 +301,7 @@ def _stored_differences(folder: Folder, projection: Projection, limit: int) -> G
 def differences(
     session: Session, ledger: str, target: str, projection: Projection, limit: int
 ) -> Generator[Finding]:
-    """Yield the rows of a read model that are not as those that were folded into a target."""
+    """Yield the rows of a read model that differ from those folded into the target schema."""
     return _findings(session, projection.name, _difference(ledger, target, projection), limit)
 
 

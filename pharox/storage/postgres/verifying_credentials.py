@@ -1,9 +1,9 @@
 """Check that every proxy has the credentials that its last description refers to.
 
-They are in no event, so nothing folds to them. *missing*: a proxy refers to credentials that
-are not there. *orphaned*: credentials that no proxy refers to. *unreadable*: they are not
-bound to the proxy beside which they stand, as after an exchange, or no key fits them; only
-who has a key can tell. A role that may not read credentials checks nothing here.
+Credentials are not in events, so the fold cannot verify them. *missing*: a proxy refers to
+credentials that do not exist. *orphaned*: no proxy refers to the credentials. *unreadable*:
+they are bound to another proxy, as after rows were swapped, or no key can decrypt them. The
+last check needs a key. A role without the right to read credentials checks nothing here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Run the migrations over the connection that ``upgrade_schema`` opened, in its transaction.
 
-A migration names in ``LOCKED`` the tables that it alters. All are locked before anything is
-changed: what is asked for later could be held by somebody who waits for what is locked already.
+A migration lists in ``LOCKED`` the tables that it alters. All are locked before the first
+change: a session that holds a later lock could be waiting for an earlier one, a deadlock.
 """
 
 from alembic import context

@@ -1,4 +1,4 @@
-"""The log of events, and the read models that are folded from it."""
+"""Create the log of events, and the read models that are folded from it."""
 
 import re
 from importlib.resources import files
@@ -29,7 +29,7 @@ PARTS = (
 
 
 def upgrade() -> None:
-    """Create the tables, the clock, the guard of the log and what seals it."""
+    """Create the tables, the clock, the triggers that protect the log, and its sealing."""
     schema = quoted(op.get_context().version_table_schema or "pharox")
     names = {
         "{schema}": schema,
@@ -38,7 +38,7 @@ def upgrade() -> None:
     }
     for part in PARTS:
         text = (files(migrations) / "sql" / revision / f"{part}.sql").read_text()
-        # At once, as one name may contain the other's place.
+        # Replaced in one pass, as one name may contain the placeholder of another.
         spelled = re.sub(r"\{(schema|literal|format)\}", lambda place: names[place[0]], text)
-        # By the driver itself: to SQLAlchemy a colon or a percent sign would be a parameter.
+        # Run by the driver: SQLAlchemy would parse colons and percent signs as parameters.
         op.get_bind().connection.cursor().execute(spelled)
