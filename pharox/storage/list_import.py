@@ -258,8 +258,8 @@ def import_list(
             matches = yield partial(call_step, steps.match_listed, pool_id, batch)
         yield from _register(steps, call_step, pool_id, decisions, decisions.sort(batch, matches))
         if decisions.waits >= WAITING:
-            yield from _clear_obstacle(steps, call_step, pool_id, decisions, update=update)
-    yield from _clear_obstacle(steps, call_step, pool_id, decisions, update=update)
+            yield from _settle(steps, call_step, pool_id, decisions, update=update)
+    yield from _settle(steps, call_step, pool_id, decisions, update=update)
     return decisions.report
 
 
@@ -306,7 +306,7 @@ def password_of(proxy: Proxy) -> str:
     return proxy.credentials.password.get_secret_value() if proxy.credentials else ""
 
 
-def _clear_obstacle(
+def _settle(
     steps: ListSteps, call_step: CallStep, pool_id: UUID, decisions: _Decisions, *, update: bool
 ) -> Calls[None]:
     fresh, changes = decisions.settle()

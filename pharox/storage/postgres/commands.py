@@ -128,7 +128,7 @@ class Commands(Imports, Health):
         self, command: Acquire, first: Outcome | None = None
     ) -> Program[Acquisition | SetAcquisition]:
         """Carry out an acquisition alone, starting from its outcome in a batch if there is one."""
-        outcome, expired = yield from self._settle(command, first)
+        outcome, expired = yield from self._clear_obstacle(command, first)
         if isinstance(outcome, PharoxError):
             raise _with_expired(outcome, expired)
         if not isinstance(outcome, Acquisition | SetAcquisition):
@@ -145,7 +145,7 @@ class Commands(Imports, Health):
         self, command: Release, first: Outcome | None = None
     ) -> Program[ReleaseResult]:
         """Carry out a release alone, starting from its outcome in a batch if there is one."""
-        outcome, expired = yield from self._settle(command, first, attempts=3)
+        outcome, expired = yield from self._clear_obstacle(command, first, attempts=3)
         if not isinstance(outcome, Returned):
             error = DatabaseError(
                 f"lease {command.lease_id} is still active: the database has neither released it "
@@ -155,7 +155,7 @@ class Commands(Imports, Health):
             raise _with_expired(error, expired)
         return result_of(command.request, replace(outcome, expired=expired))
 
-    def _settle(
+    def _clear_obstacle(
         self, command: Command, outcome: Outcome | None, attempts: int | None = None
     ) -> Program[tuple[Outcome, tuple[EndedLease, ...]]]:
         """Repeat a command until it is settled. Return its outcome and all leases it expired.
@@ -189,7 +189,7 @@ class Commands(Imports, Health):
                 kind=ONE,
             )
             command = Acquire(request, run, (made_lease_id(),), has_own_ids=False)
-            outcome, _ = yield from self._settle(command, None)
+            outcome, _ = yield from self._clear_obstacle(command, None)
             if isinstance(outcome, Acquisition) and outcome.lease is not None:
                 return outcome.lease
             row = yield from self.current(proxy_id)
