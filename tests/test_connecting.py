@@ -171,7 +171,7 @@ from pathlib import Path
 for name in sys.argv[1].split():
     sys.modules[name] = None
 import pharox
-from pharox import embedded
+from pharox.connecting import embedded
 for ask in (
     pharox.connect,
     lambda: asyncio.run(pharox.connect_async()),

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pharox import LeaseStatus, ProxyManager, models
+from pharox import LeaseStatus, ProxyManager
 from pharox.manager import leasing
+from pharox.models import validation
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import fill, ledger
 from tests.faults.conftest import PROXIES, TIMES, Report
@@ -25,7 +26,7 @@ WRONG_BY = [timedelta(hours=hours) for hours in (-30, -5, 5, 30)]
 def clock_wrong_by(wrong: timedelta) -> Iterator[None]:
     """Have this process read another time, wherever pharox or the standard library asks."""
     now, now_ns = time.time, time.time_ns
-    right: Callable[[], datetime] = models.utc_now
+    right: Callable[[], datetime] = validation.utc_now
 
     class Wrong(datetime):
         @classmethod
@@ -36,8 +37,8 @@ def clock_wrong_by(wrong: timedelta) -> Iterator[None]:
         seconds = wrong.total_seconds()
         patch.setattr(time, "time", lambda: now() + seconds)
         patch.setattr(time, "time_ns", lambda: now_ns() + int(seconds) * 10**9)
-        patch.setattr(models, "datetime", Wrong)
-        for module in (models, leasing):
+        patch.setattr(validation, "datetime", Wrong)
+        for module in (validation, leasing):
             patch.setattr(module, "utc_now", lambda: right() + wrong)
         yield
 
