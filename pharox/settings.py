@@ -11,19 +11,21 @@ from .errors import InvalidInputError
 
 
 class Settings(BaseSettings):
-    """The settings, read from the environment on construction.
-
-    ``secret_key`` may hold several Fernet keys, separated by commas or spaces:
-    the first encrypts, all of them decrypt. ``data_dir`` is the folder of
-    the embedded server, ``check_url`` the page that programs' sweeps fetch through proxies.
-    """
+    """The settings, read from the environment on construction. An empty variable is as none."""
 
     model_config = SettingsConfigDict(env_prefix="PHAROX_", env_ignore_empty=True)
 
     database_url: SecretStr | None = None
+    """The database; without one, an embedded server is started."""
+
     secret_key: SecretStr | None = None
+    """Fernet keys, separated by commas or spaces: the first encrypts, all of them decrypt."""
+
     data_dir: Path | None = None
+    """Where the embedded server keeps its data and its key file."""
+
     check_url: str | None = None
+    """The page that ``pharox sweep`` fetches through proxies, unless it is given another."""
 
     def secret_keys(self) -> tuple[str, ...]:
         """Return the Fernet keys, the encrypting one first."""

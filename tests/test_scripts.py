@@ -113,7 +113,9 @@ class TestLock:
         assert any(complaint in told for told in complaints(LOCK.replace(old, new), PYPROJECT))
 
 
-@pytest.mark.parametrize("name", ["bench", "demo", "soak", "test", "check", "lock", "setup-env"])
+@pytest.mark.parametrize(
+    "name", ["bench", "check", "demo", "docs", "lock", "setup-env", "soak", "test"]
+)
 def test_a_script_can_be_run(name: str) -> None:
     """Every command is executable and is valid bash."""
     file = ROOT / "scripts" / name

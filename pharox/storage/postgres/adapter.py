@@ -598,7 +598,7 @@ class PostgresStorage(IStorage):
         It compares the events with their seals and the chain of roots, every
         read model with the fold of the log, the counters with counts, and the
         credentials with the proxies that refer to them; see
-        :mod:`pharox.storage.postgres.verifying` and ``verifying_credentials``.
+        ``pharox.storage.postgres.verifying`` and ``verifying_credentials``.
         It blocks no other command.
 
         Parameters
