@@ -125,5 +125,5 @@ def assert_end(version: str, folder: Path, kind: str, number: int, reason: str) 
         restarts = [v for s, v in shown.items() if s.startswith("gunicorn_worker_restarts_total")]
         assert sum(restarts) == 1
         assert web.hits(shown) == web.seen()
-        assert shown["gunicorn_workers"] == 2
+        until(lambda: web.scrape()["gunicorn_workers"] == 2, "a worker in its place")
         assert os.path.exists(f"/proc/{web.master}")

@@ -158,7 +158,7 @@ class TestArchive:
         def work(number: int) -> None:
             if number == 0:
                 archive_until_enough()
-            while number == 1 and not enough.is_set():
+            while number == 1 and not enough.wait(0.1):  # A part leaves when nobody reads it.
                 read()
             while not enough.is_set():
                 lease = manager.acquire_proxy("pool", consumer_name=f"worker-{number}")
