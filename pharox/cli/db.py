@@ -56,22 +56,22 @@ def grant(
     ] = False,
 ) -> None:
     """Print the SQL that gives roles the rights they need and takes all others away."""
-    from ..ledger import roles as privileges  # noqa: PLC0415 - SQLAlchemy takes a while to import
+    from ..ledger import roles  # noqa: PLC0415 - SQLAlchemy takes a while to import
 
-    roles = privileges.Roles(apps or (), readers or (), owner)
+    wanted = roles.Roles(apps or (), readers or (), owner)
     with ledger(context) as storage:
         if not apply:
-            statements = privileges.statements(storage, roles)
+            statements = roles.statements(storage, wanted)
             print("\n".join(f"{line};" for line in ("BEGIN", *statements, "COMMIT")))
             return
-        privileges.grant(storage, roles)
-    for name in roles.app:
+        roles.grant(storage, wanted)
+    for name in wanted.app:
         print(
             escape_unprintable(
                 f"{name} may lease, and neither change the log nor make or alter tables"
             )
         )
-    for name in roles.reader:
+    for name in wanted.reader:
         print(escape_unprintable(f"{name} may read all but credentials"))
     if owner is not None:
         print(escape_unprintable(f"{owner} owns the ledger"))

@@ -29,9 +29,8 @@ def run(app: typer.Typer, arguments: Sequence[str], program: str = "pharox") -> 
     """Run the app under a program name with these arguments, and return the exit status."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="backslashreplace"
-            )  # for terminals that cannot show a character
+            # Some terminals cannot show every character.
+            stream.reconfigure(errors="backslashreplace")
     if sys.stdout is None:
         say("standard output is closed")
         return FAILURE
@@ -45,10 +44,10 @@ def run(app: typer.Typer, arguments: Sequence[str], program: str = "pharox") -> 
         _drop_output()
         return BROKEN_PIPE
     except Exception as error:
-        description = _sentence(error)
-        if description is None:
+        found = _sentence(error)
+        if found is None:
             raise
-        sentence, status = description
+        sentence, status = found
         say(sentence)
         if isinstance(error, OSError):
             _drop_output()

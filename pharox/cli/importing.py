@@ -158,7 +158,7 @@ def import_source(
         ledger(context) as storage,
         _progress(opened.size_bytes) as advance,
     ):
-        chunks = _describe(opened.chunks, advance)
+        chunks = _with_progress(opened.chunks, advance)
         known = storage.get_pool_by_name(pool) or ProxyPool(name=pool)
         batches = _batches(read_proxies(chunks, defaults, kind=kind, line=line), tally)
         report = storage.import_list(known.id, batches, update=update, make=known)
@@ -251,7 +251,7 @@ def _batches(entries: Iterable[Entry | BadEntry], tally: Tally) -> Iterator[list
         yield batch
 
 
-def _describe(chunks: Iterable[bytes], advance: Callable[[int], None]) -> Iterator[bytes]:
+def _with_progress(chunks: Iterable[bytes], advance: Callable[[int], None]) -> Iterator[bytes]:
     for chunk in chunks:
         yield chunk
         advance(len(chunk))

@@ -348,10 +348,7 @@ class ProxiesChecked(EventBase):
             "group": numbers,
             "age_us": tuple((latest - check.checked_at) // _MICROSECOND for check in checks),
             "leases": tuple(check.before.leases for check in checks),
-            **{
-                name: tuple(getattr(check, name) for check in checks)
-                for name in ("latency_ms", "mean_latency_ms", "streak")
-            },
+            **{name: tuple(getattr(check, name) for check in checks) for name in _MEASURED},
         }
 
     def checks(self) -> tuple[HealthChecked, ...]:
@@ -380,15 +377,14 @@ class ProxiesChecked(EventBase):
                 "before": state,
                 "after": state,
                 "checked_at": self.checked_at - self.age_us[place] * _MICROSECOND,
-                "latency_ms": self.latency_ms[place],
-                "mean_latency_ms": self.mean_latency_ms[place],
-                "streak": self.streak[place],
+                **{name: getattr(self, name)[place] for name in _MEASURED},
             },
         )
 
 
 _MICROSECOND = timedelta(microseconds=1)
-_CHECK_ARRAYS = ("group", "age_us", "leases", "latency_ms", "mean_latency_ms", "streak")
+_MEASURED = ("latency_ms", "mean_latency_ms", "streak")
+_CHECK_ARRAYS = ("group", "age_us", "leases", *_MEASURED)
 _PLACED = (
     "seq",
     "position",

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from projections.available_proxies import Availability
 
+from ..events import ProxiesChecked
 from ..models import LEASABLE, HealthCheckResult, HealthPolicy, ProxyStatus
 
 
@@ -68,11 +69,12 @@ def _follows(status: ProxyStatus, streak: int, seen: Observation, policy: Health
 def in_rounds(
     seen: Sequence[Observation], pools: Mapping[UUID, UUID]
 ) -> Iterator[tuple[UUID, list[int]]]:
-    """Yield the indexes of observations in the order in which they are recorded.
+    """Yield the indexes of observations in the order in which they are recorded, in batches.
 
     The first observation of each proxy is in the first round, the second in the second
-    round, and so on. A round is ordered by pool and proxy, the order of locking. Proxies
-    that are not in ``pools`` are skipped.
+    round, and so on. A round is ordered by pool and proxy, the order of locking. A batch
+    is of one pool and fits into one event; leasing waits for its proxies while it is
+    recorded. Proxies that are not in ``pools`` are skipped.
     """
     earlier: Counter[UUID] = Counter()
     rounds: dict[tuple[int, UUID], list[int]] = {}
@@ -81,7 +83,9 @@ def in_rounds(
             rounds.setdefault((earlier[result.proxy_id], pool_id), []).append(place)
             earlier[result.proxy_id] += 1
     for (_, pool_id), places in sorted(rounds.items()):
-        yield pool_id, sorted(places, key=lambda place: seen[place].result.proxy_id)
+        places.sort(key=lambda place: seen[place].result.proxy_id)
+        for start in range(0, len(places), ProxiesChecked.MOST):
+            yield pool_id, places[start : start + ProxiesChecked.MOST]
 
 
 def moving_average(mean_ms: int | None, latency_ms: int, window: int) -> int:

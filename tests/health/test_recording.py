@@ -28,15 +28,16 @@ from pharox import (
     ProxyStatus,
     SelectorStrategy,
 )
-from pharox.events import HealthChecked, ProxyChanged
+from pharox.events import HealthChecked, ProxiesChecked, ProxyChanged
 from pharox.models import utc_now
 from pharox.storage.interface import IStorage
 from pharox.storage.postgres import PostgresStorage
-from pharox.storage.postgres.health_statements import BATCH
 from pharox.storage.requests import HealthOutcome
 from pharox.testing import checked
 from tests import servers
 from tests.conftest import AnyStorage, Clusters, clock_of, fill, ledger, new_database, threads
+
+BATCH = ProxiesChecked.MOST
 
 GOOD, SLOW, BAD, BANNED = (
     ProxyStatus.ACTIVE,

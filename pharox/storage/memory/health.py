@@ -36,12 +36,10 @@ def record_checks(
     seen = [Observation(result, result.healthy) for result in map(checked_model, results)]
     outcomes = [HealthOutcome(check.result, known=False) for check in seen]
     for pool_id, places in in_rounds(seen, state.pool_of_proxy):
-        for start in range(0, len(places), ProxiesChecked.MOST):
-            batch = places[start : start + ProxiesChecked.MOST]
-            checks = [seen[place] for place in batch]
-            recorded = _record(state, pool_id, checks, policy or HealthPolicy())
-            for place, outcome in zip(batch, recorded, strict=True):
-                outcomes[place] = outcome
+        checks = [seen[place] for place in places]
+        recorded = _record(state, pool_id, checks, policy or HealthPolicy())
+        for place, outcome in zip(places, recorded, strict=True):
+            outcomes[place] = outcome
     return outcomes
 
 

@@ -57,14 +57,12 @@ class Health(Lookups):
         names = {row["pool_id"]: row["pool_name"] for row in rows}
         sources = {row["id"]: row["source"] for row in rows}
         for pool_id, places in in_rounds(seen, pools):
-            for start in range(0, len(places), health_statements.BATCH):
-                batch = places[start : start + health_statements.BATCH]
-                checks = {seen[place].result.proxy_id: seen[place] for place in batch}
-                recorded = yield from self._record_batch(pool_id, checks, sources, policy)
-                for place in batch:
-                    result = seen[place].result
-                    if (row := recorded.get(result.proxy_id)) is not None:
-                        outcomes[place] = _outcome(result, row, names[pool_id])
+            checks = {seen[place].result.proxy_id: seen[place] for place in places}
+            recorded = yield from self._record_batch(pool_id, checks, sources, policy)
+            for place in places:
+                result = seen[place].result
+                if (row := recorded.get(result.proxy_id)) is not None:
+                    outcomes[place] = _outcome(result, row, names[pool_id])
         return outcomes
 
     def _record_batch(

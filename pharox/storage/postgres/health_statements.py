@@ -37,7 +37,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by
 
-from pharox.events import ProxiesChecked
 from projections.leases import leases
 from projections.pools import pools
 from projections.proxies import proxies
@@ -46,9 +45,6 @@ from .appending import State, append, event_row, json_object
 from .checks_apart import CHECKED, check_columns, checks_of
 from .reading import availability
 from .sql import POOL_ID, Statement, compiled, now, parameter, text_literal
-
-BATCH = ProxiesChecked.MOST
-"""How many checks one transaction records. Leasing waits for their proxies."""
 
 _VARYING = ("group", "leases", "latency_ms", "mean_latency_ms", "streak")
 """The values that a ProxiesChecked has for each check, besides its proxy and its age."""

@@ -7,7 +7,7 @@ credentials is found by its fingerprints, so nothing has to be decrypted.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -38,7 +38,7 @@ from .appending import origin
 from .driver import Program, Rows
 from .lookups import PAGE
 from .reading import description
-from .registry import Registry
+from .registry import Registry, batches
 from .sql import POOL_ID, Query, Statement, by_schema, parameter
 from .tables import proxy_credentials
 from .vault import FINGERPRINT_BYTES, Fingerprints, Place
@@ -125,7 +125,7 @@ class Imports(Registry):
     def replace_credentials(self, changes: Sequence[ChangedProxy]) -> Program[int]:
         """Set the credentials of known proxies from the list. Return how many still exist."""
         replaced = 0
-        for batch in _batches(changes):
+        for batch in batches(changes, PAGE):
             wanted = {proxy_id: listed.credentials for proxy_id, listed in batch}
             rows = yield Query(
                 reading.several_proxies_statement(self.schema), {"ids": list(wanted)}
@@ -232,10 +232,6 @@ class Imports(Registry):
 def _with_credentials(row: Mapping[str, Any], credentials: ProxyCredentials | None) -> Proxy:
     proxy = reading.proxy_from_row(row, None)
     return checked_model(proxy.model_copy(update={"credentials": credentials}))
-
-
-def _batches(changes: Sequence[ChangedProxy]) -> Iterable[Sequence[ChangedProxy]]:
-    return (changes[start : start + PAGE] for start in range(0, len(changes), PAGE))
 
 
 @by_schema

@@ -107,7 +107,7 @@ class Registry(Lookups):
             saved: list[int] = []
             # Locks are taken in the order of ids over all batches, so that callers cannot deadlock.
             for pool_id, members in sorted(by_pool.items()):
-                for batch in _batches(sorted(members, key=lambda proxy: proxy.id)):
+                for batch in batches(sorted(members, key=lambda proxy: proxy.id)):
                     rows = [self._row(n, p, known.get(p.id)) for n, p in enumerate(batch)]
                     if keep_status:
                         rows = [_without_status(row) for row in rows]
@@ -350,5 +350,6 @@ def _without_status(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "status": None, "data": data}
 
 
-def _batches(members: Sequence[T], size: int = BATCH) -> list[Sequence[T]]:
+def batches(members: Sequence[T], size: int = BATCH) -> list[Sequence[T]]:
+    """Return slices of at most this size, in order."""
     return [members[start : start + size] for start in range(0, len(members), size)]
