@@ -20,10 +20,11 @@ from pharox.storage.postgres import migrations
 POSTGRESQL = postgresql.dialect()  # type: ignore[no-untyped-call]
 FUNCTION = re.compile(
     r"((?:^--[^\n]*\n)*)"
-    r"^CREATE (?:OR REPLACE )?FUNCTION \{schema\}\.(\w+)\((.*?)\)\s+RETURNS (.*?)\n",
+    r"^CREATE (?:OR REPLACE )?FUNCTION \{schema\}\.(\w+)\((.*?)\)\s+"
+    r"(?:RETURNS (.*?)|LANGUAGE \w+)\n",
     re.MULTILINE | re.DOTALL,
 )
-"""A comment, a function's name, its arguments, and what it returns."""
+"""A comment, a function's name, its arguments, and what it returns, if that is no argument."""
 
 
 class Tables(Generated):
@@ -89,10 +90,14 @@ def _remarks(column: Column[Any]) -> str:
 def _functions(found: list[tuple[str, str, str, str]]) -> str:
     """Return a list of definitions: what a function is called with, and what it is for."""
     return "\n\n".join(
-        f"{code(_one_line(f'{name}({arguments})'))} returns {code(_one_line(returns))}\n"
+        f"{code(_one_line(f'{name}({arguments})'))}{_returned(returns)}\n"
         f": {re.sub('(?m)^-- ?', '  ', comment).strip() or 'See the file.'}"
         for comment, name, arguments, returns in found
     )
+
+
+def _returned(type_: str) -> str:
+    return f" returns {code(_one_line(type_))}" if type_ else ""
 
 
 def _one_line(text: str) -> str:
