@@ -42,7 +42,7 @@ from tests.ledger.full_parts import full_parts, small_parts
 
 NEXT = Path(__file__).parent / "next_migration"
 SQL = files(migrations) / "sql" / "0001"
-SQL_DIGEST = "94a711de2ed4a4ed1a0a7475b09e0304ebdae9f4c778863cbeffc302485c0409"
+SQL_DIGEST = "395a2dfc05ecf778e709f0ff2c68f277bdc79670df56c124613c3b27d162de1d"
 WORKERS = 8
 STEPS = 8
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -30,6 +31,7 @@ from pharox.storage.interface import IStorage
 from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage
 from pharox.storage.postgres.batch import Answer, Batch, command_of
 from pharox.storage.requests import AcquireRequest
+from projections.pool_stats import SLOTS
 from tests.conftest import (
     SECRET_KEY,
     AnyStorage,
@@ -222,9 +224,10 @@ def test_an_attempt_that_commits_meanwhile_counts(
         AcquireRequest("pool", "default", lease_id=new_lease_id() if chosen else None)
     )
     mine, query = command.lease_id, Batch((command,)).query(postgres.schema)
+    slot = slot_of_nobody(postgres, 3)
     with ThreadPoolExecutor(1) as pool:
         with postgres.session() as session:
-            (granted,) = session.rows(query.statement, **query.values)
+            (granted,) = session.rows(query.statement, **query.values, own_slot=slot)
             asked = pool.submit(manager.acquire_proxy, "pool", lease_id=mine)
             while not (waits_for_a_lock(postgres) or asked.done()):
                 time.sleep(0.01)
@@ -238,10 +241,24 @@ def test_an_attempt_that_commits_meanwhile_counts(
     assert postgres.verify() == []
 
 
+def slot_of_nobody(storage: PostgresStorage, connections: int) -> int:
+    """Return a slot of pool_stats that none of so many pooled connections writes to.
+
+    Who has the same slot as an open transaction waits for it, chosen id or not.
+    """
+    with ExitStack() as stack:
+        opened = [stack.enter_context(storage.session()) for _ in range(connections)]
+        taken = {session.connection.info.backend_pid % SLOTS for session in opened}
+    return min(set(range(SLOTS)) - taken)
+
+
 def waits_for_a_lock(storage: PostgresStorage) -> bool:
-    """Tell whether any session waits for an advisory lock."""
+    """Return whether a session of the database waits for an advisory lock."""
+    waiting = """
+        SELECT count(*) FROM pg_locks JOIN pg_database AS own ON own.oid = pg_locks.database
+        WHERE locktype = 'advisory' AND NOT granted AND own.datname = current_database()
+    """
     with storage.session() as session:
-        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
         row = session.connection.execute(waiting).fetchone()
     return row is not None and row[0] > 0
 

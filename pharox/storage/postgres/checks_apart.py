@@ -23,7 +23,7 @@ def checks_of(events: Any, *of_proxy: ColumnElement[Any]) -> Any:
         column("status", Text),
         column("leases", Integer),
         column("max_concurrency", Integer),
-        column("facts", JSONB),
+        column("attributes", JSONB),
         name="checked",
     ).lateral()
 
@@ -38,6 +38,6 @@ def check_columns(checked: FromClause) -> dict[str, ColumnElement[Any]]:
     return {
         "type": text_literal(CHECKED),
         "proxy_id": checked.c.proxy_id,
-        "data": checked.c.facts,
+        "data": checked.c.attributes,
         **state,
     }

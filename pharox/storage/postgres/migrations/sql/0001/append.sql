@@ -15,10 +15,21 @@ IMMUTABLE
 AS $$
     SELECT
         cardinality(proxy_ids) BETWEEN 1 AND 500
+        AND array_ndims(proxy_ids) = 1
+        AND array_lower(proxy_ids, 1) = 1
         AND array_position(proxy_ids, NULL) IS NULL
-        AND jsonb_typeof(data -> 'groups') = 'array'
+        AND (SELECT count(DISTINCT id) FROM unnest(proxy_ids) AS id) = cardinality(proxy_ids)
         AND data ? 'checked_at'
-        AND NOT jsonb_path_exists(data, '$.group[*] ? (!(@ >= 0 && @ < $.groups.size()))')
+        AND jsonb_typeof(data -> 'groups') = 'array'
+        AND (
+            SELECT bool_and(coalesce(
+                checks ?& '{applied,status,reachable,protocol}'
+                AND checks ->> 'stays' IN ('active', 'inactive', 'slow', 'banned'),
+                false))
+            FROM jsonb_array_elements(
+                CASE WHEN jsonb_typeof(data -> 'groups') = 'array' THEN data -> 'groups' END
+            ) AS checks
+        )
         AND (
             SELECT bool_and(coalesce(
                 CASE WHEN jsonb_typeof(data -> name) = 'array' THEN
@@ -26,12 +37,24 @@ AS $$
                 END, false))
             FROM unnest('{group,age_us,leases,latency_ms,mean_latency_ms,streak}'::text[]) AS name
         )
+        -- What is not a whole number, or out of range, is neither >= 0 nor unknown to be so.
+        AND NOT jsonb_path_exists(
+            data,
+            '$.group[*] ? (!(@ >= 0 && @ < $.groups.size() && @ == @.floor())
+                           || (@ >= 0 && @ == @.floor()) is unknown)'
+        )
+        AND NOT jsonb_path_exists(
+            data,
+            '$.leases[*] ? (!(@ >= 0 && @ == @.floor()) || (@ >= 0 && @ == @.floor()) is unknown)'
+        )
 $$;
 
--- The checks of a ProxiesChecked, or that of one proxy, each as the facts of the HealthChecked that
--- it is: what ProxiesChecked.checks() of events.py says in Python.
+-- The checks of a ProxiesChecked, or that of one proxy, each with what the data of a HealthChecked
+-- has: what ProxiesChecked.checks() returns in Python.
 CREATE FUNCTION {schema}.checks_v1(proxy_ids uuid[], data jsonb, of_proxy uuid DEFAULT NULL)
-RETURNS TABLE (proxy_id uuid, status text, leases integer, max_concurrency integer, facts jsonb)
+RETURNS TABLE (
+    proxy_id uuid, status text, leases integer, max_concurrency integer, attributes jsonb
+)
 LANGUAGE plpgsql
 STABLE
 ROWS 500
@@ -54,10 +77,10 @@ BEGIN
     RETURN QUERY
     SELECT
         ids[place + 1],
-        common.facts ->> 'stays',
+        common.attributes ->> 'stays',
         (lease_counts -> place)::integer,
-        (common.facts ->> 'max_concurrency')::integer,
-        (common.facts - '{stays,max_concurrency}'::text[]) || jsonb_build_object(
+        (common.attributes ->> 'max_concurrency')::integer,
+        (common.attributes - '{stays,max_concurrency}'::text[]) || jsonb_build_object(
             'checked_at', latest - (ages -> place)::bigint * interval '1 microsecond',
             'latency_ms', latencies -> place,
             'mean_latency_ms', means -> place,
@@ -65,7 +88,7 @@ BEGIN
             'lease_ids', '[]'::jsonb
         )
     FROM generate_series(coalesce(single, 1) - 1, coalesce(single, cardinality(ids)) - 1) AS place,
-         LATERAL (SELECT groups -> (group_numbers -> place)::integer) AS common (facts)
+         LATERAL (SELECT groups -> (group_numbers -> place)::integer) AS common (attributes)
     WHERE of_proxy IS NULL OR ids[place + 1] = of_proxy;
 END
 $$;
@@ -107,7 +130,7 @@ AS $$
                 event.actor,
                 event.correlation_id,
                 NULL,
-                checked.facts
+                checked.attributes
             )::{schema}.event_v1
         FROM unnest(appended) AS event,
              {schema}.checks_v1(event.proxy_ids, event.data) AS checked
