@@ -35,7 +35,14 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.dml import UpdateBase
 
-from pharox.events import ENDED_STATUS, EventBase, LeaseAcquired, LeaseExpired, LeaseReleased
+from pharox.events import (
+    ENDED_STATUS,
+    EventBase,
+    LeaseAcquired,
+    LeaseExpired,
+    LeaseReleased,
+    LeaseRenewed,
+)
 from pharox.events import LeasesPruned as Pruned
 
 from .base import Events, Fold, Projection, fact, metadata, of_type
@@ -56,6 +63,7 @@ class LeaseRow:
     expires_at: datetime
     released_at: datetime | None
     fencing_token: int
+    renewed_at: datetime | None
 
 
 leases = Table(
@@ -72,6 +80,7 @@ leases = Table(
     Column("expires_at", DateTime(timezone=True), nullable=False),
     Column("released_at", DateTime(timezone=True)),
     Column("fencing_token", BigInteger, nullable=False),
+    Column("renewed_at", DateTime(timezone=True)),
     PrimaryKeyConstraint("id", "pool_id"),
     CheckConstraint("status IN ('active', 'released', 'expired')", name="status"),
     CheckConstraint("(status = 'active') = (released_at IS NULL)", name="released_at"),
@@ -93,7 +102,7 @@ Index(
 
 
 class Leases(Projection):
-    """Adds a lease when it is acquired, and sets its status when an event ends it."""
+    """Adds a lease when it is acquired, extends it, and sets its status when an event ends it."""
 
     name = "leases"
     table = leases
@@ -115,7 +124,11 @@ class Leases(Projection):
                     event.expires_at,
                     None,
                     event.position,
+                    None,
                 )
+            case LeaseRenewed():
+                row = state[event.lease_id, event.pool_id]
+                row.expires_at, row.renewed_at = event.expires_at, event.recorded_at
             case LeaseReleased() | LeaseExpired():
                 row = state[event.lease_id, event.pool_id]
                 row.status = ENDED_STATUS[event.type].value
@@ -141,6 +154,7 @@ class Leases(Projection):
         return (
             Fold(frozenset({"LeaseAcquired"}), _acquire),
             Fold(frozenset({"LeaseReleased", "LeaseExpired"}), _end),
+            Fold(frozenset({"LeaseRenewed"}), _renew),
             Fold(frozenset({"LeasesPruned"}), _prune),
         )
 
@@ -192,6 +206,21 @@ def _end(events: Events) -> UpdateBase:
         began.c.lease_id == events.c.lease_id, of_type(Events(began), "LeaseAcquired")
     )
     return ended.where(~here.exists())
+
+
+def _renew(events: Events) -> UpdateBase:
+    """Set the end of each renewed lease to that of its last renewal."""
+    renewed = of_type(events, "LeaseRenewed")
+    return (
+        update(leases)
+        .values(expires_at=events.c.expires_at, renewed_at=events.c.recorded_at)
+        .where(
+            leases.c.pool_id == events.c.pool_id,
+            leases.c.id == events.c.lease_id,
+            renewed,
+            events.is_latest(renewed, events.c.lease_id),
+        )
+    )
 
 
 def _status(events: Events) -> ColumnElement[str]:

@@ -1,4 +1,4 @@
-"""Write the functions of the schema that fold, laid out, into their file beside the migrations.
+"""Write the folding functions, formatted, into the SQL of the newest migration with folds.
 
     python -m scripts.fold_functions
 
@@ -17,7 +17,7 @@ from sqlglot import exp
 
 from pharox.storage.postgres.functions import folding_functions
 
-FILE = Path(__file__).parents[1] / "pharox/storage/postgres/migrations/sql/0001/folding.sql"
+FILE = Path(__file__).parents[1] / "pharox/storage/postgres/migrations/sql/0002/folding.sql"
 _STATEMENT = re.compile(r"^( +)((?:INSERT|UPDATE|DELETE|SELECT) .*);$", re.MULTILINE)
 _UNNAMED = re.compile(r"(anon|coalesce|max|recorded_at)_[0-9]+")
 """Names that SQLAlchemy gives to columns that have none, and that nobody refers to."""

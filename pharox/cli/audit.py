@@ -187,6 +187,7 @@ def _adds_up(story: Story, totals: Totals) -> str:
         return f"held for {lasting(totals.held_s)}" if ended else "no end of it is recorded"
     parts = [
         f"{counted(totals.acquired, 'lease', 'leases')} begun",
+        *([f"{totals.renewed} renewals"] if totals.renewed else []),
         f"{totals.released} given back",
         f"{totals.expired} ran out",
     ]

@@ -21,6 +21,7 @@ from ..events import (
     LeaseAcquired,
     LeaseExpired,
     LeaseReleased,
+    LeaseRenewed,
     LeasesPruned,
     PoolChanged,
     PoolRegistered,
@@ -145,6 +146,10 @@ def _sentence(event: Event, pool: str, proxy: str) -> str:  # noqa: PLR0911, PLR
         case LeaseAcquired():
             length = lasting((event.expires_at - event.recorded_at).total_seconds())
             return f"{_quoted(event.consumer)} got {proxy} of pool {pool} for {length}"
+        case LeaseRenewed():
+            length = lasting((event.expires_at - event.recorded_at).total_seconds())
+            kept = lasting((event.recorded_at - event.acquired_at).total_seconds())
+            return f"{_quoted(event.consumer)} renewed {proxy} for {length}, after {kept}"
         case LeaseReleased():
             back = f"{_quoted(event.consumer)} gave {proxy} back after {_held(event)}"
             return f"{back}{_because(event.reason)}"

@@ -37,6 +37,7 @@ _ATTRIBUTES = {
     "ProxyRegistered": ("country", "city", "isp", "source"),
     "ProxyChanged": ("country", "city", "isp", "source", "reason"),
     "LeaseAcquired": ("expires_at", *_ASKED),
+    "LeaseRenewed": ("expires_at",),
     "LeaseReleased": ("reason",),
     "LeasesPruned": ("ended_before",),
     "AcquireMissed": ("reason", *_ASKED),

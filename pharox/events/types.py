@@ -206,6 +206,19 @@ class LeaseAcquired(_LeaseEvent):
     own_id: bool = False
 
 
+class LeaseRenewed(EventBase):
+    """A lease was extended: it now ends at ``expires_at``. Its id and fencing token stay."""
+
+    type: Literal["LeaseRenewed"] = "LeaseRenewed"
+    proxy_id: UUID
+    lease_id: UUID
+    consumer: str
+    consumer_id: UUID
+    pool_name: str
+    acquired_at: UtcDatetime
+    expires_at: UtcDatetime
+
+
 class LeaseReleased(_LeaseEvent):
     """A lease was released. ``reason`` says why, unless its holder was simply done."""
 
@@ -414,6 +427,7 @@ Event = Annotated[
     | ProxyChanged
     | ProxyRemoved
     | LeaseAcquired
+    | LeaseRenewed
     | LeaseReleased
     | LeaseExpired
     | LeasesPruned

@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import chain
+from heapq import merge
+from operator import attrgetter
 from uuid import UUID
 
 from pharox.log import Extract
@@ -26,6 +27,7 @@ from ..events import (
     LeaseAcquired,
     LeaseExpired,
     LeaseReleased,
+    LeaseRenewed,
     held,
     named_pool,
 )
@@ -83,12 +85,15 @@ class Totals:
     expired: int = 0
     held_s: float = 0
     missed: Counter[str] = field(default_factory=Counter)
+    renewed: int = 0
 
     def add(self, entry: Entry) -> None:
         """Count one entry."""
         match entry.event:
             case LeaseAcquired():
                 self.acquired += 1
+            case LeaseRenewed():
+                self.renewed += 1
             case LeaseReleased():
                 self.released += 1
             case LeaseExpired():
@@ -126,18 +131,18 @@ def of_lease(
     """
     window = _window(log, since, until)
     uuid = id_from_text(lease_id)
-    known = {} if uuid is None else _by_type(log, Extract(lease_id=uuid))
-    acquired = known.get("LeaseAcquired")
+    known = [] if uuid is None else list(log.history(Extract(lease_id=uuid)))
+    acquired = next((event for event in known if isinstance(event, LeaseAcquired)), None)
     if uuid is None or acquired is None:
         raise PharoxError(f"there never was a lease {str(lease_id)!r}", lease_id=lease_id)
-    ended = known.get("LeaseReleased") or known.get("LeaseExpired")
+    ended = next((e for e in known if isinstance(e, LeaseReleased | LeaseExpired)), None)
     meanwhile = Extract(
         after=acquired.seq,
         upto=BIGGEST if ended is None else ended.seq,
         types=("HealthChecked", "ProxyChanged"),
         proxy_id=acquired.proxy_id,
     )
-    events = chain((acquired,), log.history(meanwhile), () if ended is None else (ended,))
+    events = merge(known, log.history(meanwhile), key=attrgetter("seq"))
     return Story(
         "lease", uuid, str(uuid), _entries(log, filter(window.holds, events), beginning(log))
     )
@@ -243,10 +248,6 @@ def _window(log: SealedLog, since: Moment | None, until: Moment | None) -> Extra
 
 def _is_before(a: datetime | None, b: datetime | None) -> bool:
     return a is not None and b is not None and a < b
-
-
-def _by_type(log: SealedLog, extract: Extract) -> dict[str, Event]:
-    return {event.type: event for event in log.history(extract)}
 
 
 def _at_address(log: SealedLog, begin: Beginning, address: str) -> UUID | None:

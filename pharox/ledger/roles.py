@@ -179,6 +179,7 @@ _APP_FUNCTIONS = (
     "next_turns_v1",
     "places_v1",
     "release_one_v1",
+    "renew_leases_v1",
     "returned_leases_v1",
     "try_turn_v1",
     "wait_for_turn_v1",

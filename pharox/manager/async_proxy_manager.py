@@ -149,6 +149,20 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         program = self._acquiring_again(arguments, config, sleep_fn or asyncio.sleep)
         return await run_async(program, call_async)
 
+    async def renew_lease(self, lease: Lease, duration_seconds: float | None = None) -> Lease:
+        """Extend a lease: it then lasts ``duration_seconds`` from now.
+
+        As :meth:`ProxyManager.renew_lease`.
+        """
+        (renewed,) = await run_async(self._renewing([lease], duration_seconds), call_async)
+        return renewed
+
+    async def renew_leases(
+        self, leases: Iterable[Lease], duration_seconds: float | None = None
+    ) -> list[Lease]:
+        """Extend leases, each as :meth:`renew_lease` does: up to 500 in one commit."""
+        return await run_async(self._renewing(leases, duration_seconds), call_async)
+
     async def release_proxy(self, lease: Lease) -> None:
         """Give a lease back, even if the task is cancelled meanwhile.
 

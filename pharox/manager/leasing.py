@@ -26,7 +26,13 @@ from uuid import UUID
 
 from ..effects import Calls
 from ..effects.cancelling import CANCELLED, outcome_of
-from ..errors import ConflictError, InvalidInputError, LeaseEndedError, raise_together
+from ..errors import (
+    ConflictError,
+    InvalidInputError,
+    LeaseEndedError,
+    PharoxError,
+    raise_together,
+)
 from ..models import (
     AcquireEventPayload,
     CallbackFailurePayload,
@@ -51,6 +57,7 @@ from ..storage.requests import (
     HealthOutcome,
     ReleaseRequest,
     ReleaseResult,
+    RenewRequest,
     SetAcquisition,
     given_up,
     new_leases,
@@ -272,6 +279,17 @@ class Leasing(ABC, Generic[S]):
         """Release a lease that a cancelled task will never see; if that fails, it expires."""
         with given_up(lease):
             _log((yield from self._returning(lease, CANCELLED)))
+
+    def _renewing(
+        self, leases: Iterable[Lease], duration_seconds: float | None
+    ) -> Calls[list[Lease]]:
+        """Extend leases, and raise the errors of those that could not be extended."""
+        requests = [RenewRequest(lease, duration_seconds) for lease in leases]
+        outcomes: Sequence[Lease | PharoxError] = yield partial(
+            self._storage.renew_leases, requests
+        )
+        raise_together([each for each in outcomes if isinstance(each, Exception)])
+        return [each for each in outcomes if isinstance(each, Lease)]
 
     def _cleaning_up(self) -> Calls[int]:
         """Expire leases that have run out, notify the callbacks, and return the number."""

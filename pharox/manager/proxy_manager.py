@@ -233,6 +233,60 @@ class ProxyManager(Leasing[IStorage]):
         sleep = self._checked(sleep_fn or time.sleep)
         return run(self._acquiring_again(arguments, config, sleep), call)
 
+    def renew_lease(self, lease: Lease, duration_seconds: float | None = None) -> Lease:
+        """Extend a lease: it then lasts ``duration_seconds`` from now.
+
+        ``lease`` itself gets the new ``expires_at``. Its id and fencing token stay.
+
+        Parameters
+        ----------
+        lease:
+            A lease that has not ended.
+        duration_seconds:
+            How long it lasts from now, by the storage's clock; as long as it was last
+            granted for if None.
+
+        Returns
+        -------
+        Lease
+            The same object.
+
+        Raises
+        ------
+        LeaseEndedError
+            If the lease was released, taken back or has run out. The message says when.
+        ConflictError
+            If the lease with this id has another fencing token.
+        InvalidLeaseError
+            If the duration makes no sense.
+        OutcomeUnknownError
+            If the connection to the database broke before the answer. Renew it again.
+        """
+        (renewed,) = run(self._renewing([lease], duration_seconds), call)
+        return renewed
+
+    def renew_leases(
+        self, leases: Iterable[Lease], duration_seconds: float | None = None
+    ) -> list[Lease]:
+        """Extend leases, each as :meth:`renew_lease` does: up to 500 in one commit.
+
+        All of them are tried. Errors are raised afterwards, several as an
+        ``ExceptionGroup``.
+
+        Parameters
+        ----------
+        leases:
+            Leases that have not ended.
+        duration_seconds:
+            As for :meth:`renew_lease`.
+
+        Returns
+        -------
+        list of Lease
+            The same objects, in the same order.
+        """
+        return run(self._renewing(leases, duration_seconds), call)
+
     def release_proxy(self, lease: Lease) -> None:
         """Give a lease back.
 

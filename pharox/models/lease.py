@@ -45,8 +45,9 @@ class MissReason(StrEnum):
 class Lease(BaseModel):
     """The right of one consumer to use one proxy until ``expires_at``.
 
-    ``fencing_token`` is the log position of the event that granted the lease.
-    Of two leases on one proxy the later one has the greater token.
+    ``renewed_at`` is when it was last renewed, None if it never was. ``fencing_token`` is
+    the log position of the event that granted the lease. Of two leases on one proxy the
+    later one has the greater token.
     """
 
     id: UUID = Field(default_factory=uuid4)
@@ -60,6 +61,7 @@ class Lease(BaseModel):
     expires_at: UtcDatetime
     released_at: UtcDatetime | None = None
     fencing_token: int | None = None
+    renewed_at: UtcDatetime | None = None
 
     @property
     def duration_ms(self) -> int | None:

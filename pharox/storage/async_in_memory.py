@@ -14,6 +14,7 @@ from uuid import UUID
 
 from projections import Finding, State
 
+from ..errors import PharoxError
 from ..events import Event
 from ..models import (
     Consumer,
@@ -41,6 +42,7 @@ from .requests import (
     HealthOutcome,
     Outcome,
     ReleaseResult,
+    RenewRequest,
     SetAcquisition,
 )
 
@@ -123,6 +125,9 @@ class AsyncInMemoryStorage(IAsyncStorage):
         self, leases: Sequence[Lease], *, reason: str | None = None, with_stats: bool = False
     ) -> Sequence[ReleaseResult]:
         return self.memory.return_leases(leases, reason=reason, with_stats=with_stats)
+
+    async def renew_leases(self, requests: Sequence[RenewRequest]) -> Sequence[Lease | PharoxError]:
+        return self.memory.renew_leases(requests)
 
     async def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         return self.memory.expire_leases(with_stats=with_stats)

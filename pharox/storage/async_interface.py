@@ -19,6 +19,7 @@ from uuid import UUID
 
 from ..effects import Calls, call_async, run_async
 from ..effects.cancelling import CANCELLED, to_the_end, with_outcome
+from ..errors import InvalidInputError, PharoxError
 from ..models import (
     HealthCheckResult,
     HealthPolicy,
@@ -41,6 +42,7 @@ from .requests import (
     HealthOutcome,
     Outcome,
     ReleaseResult,
+    RenewRequest,
     SetAcquisition,
     given_up,
     new_leases,
@@ -155,6 +157,16 @@ class IAsyncStorage(ABC):
     async def run_batch(self, commands: Sequence[Command]) -> Sequence[Outcome | Exception]:
         """Carry out commands. Return the outcome of each, in the same order."""
         return await self._complete("run_batch", defaults.run_batch(self, commands))
+
+    async def renew_leases(self, requests: Sequence[RenewRequest]) -> Sequence[Lease | PharoxError]:
+        """Extend leases. Return each renewed lease, or the error of its request, in order.
+
+        Raises
+        ------
+        InvalidInputError
+            If this storage cannot renew leases. This default cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_RENEW.format(type(self).__name__))
 
     async def return_leases(
         self, leases: Sequence[Lease], *, reason: str | None = None, with_stats: bool = False

@@ -48,6 +48,8 @@ from .requests import (
 )
 from .validation import check_commands, check_reason, check_status
 
+CANNOT_RENEW = "{} cannot renew leases: it does not override renew_leases"
+
 
 def acquire_lease(storage: Any, request: AcquireRequest) -> Calls[Acquisition]:
     """Find a proxy and lease it."""

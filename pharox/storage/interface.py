@@ -15,6 +15,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from ..effects import call, run
+from ..errors import InvalidInputError, PharoxError
 from ..models import (
     HealthCheckResult,
     HealthPolicy,
@@ -37,6 +38,7 @@ from .requests import (
     HealthOutcome,
     Outcome,
     ReleaseResult,
+    RenewRequest,
     SetAcquisition,
 )
 from .validation import check_age, check_statuses, pool_named
@@ -242,6 +244,19 @@ class IStorage(ABC):
             If one of them is not a command; then nothing is done.
         """
         return run(defaults.run_batch(self, commands), call)
+
+    def renew_leases(self, requests: Sequence[RenewRequest]) -> Sequence[Lease | PharoxError]:
+        """Extend leases. Return each renewed lease, or the error of its request, in order.
+
+        A lease that has ended is not renewed: its outcome is a :class:`LeaseEndedError`. The
+        caller's lease gets what is recorded of it, renewed or not.
+
+        Raises
+        ------
+        InvalidInputError
+            If this storage cannot renew leases. This default cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_RENEW.format(type(self).__name__))
 
     def return_leases(
         self, leases: Sequence[Lease], *, reason: str | None = None, with_stats: bool = False

@@ -10,11 +10,12 @@ from datetime import datetime
 from typing import cast
 from uuid import UUID
 
-from ..errors import InvalidInputError, PharoxError
+from ..errors import ConflictError, InvalidInputError, LeaseEndedError, PharoxError
 from ..events import EventBase, HealthChecked
 from ..models import (
     HealthCheckResult,
     Lease,
+    LeaseStatus,
     MissReason,
     PoolStatsSnapshot,
     ProxyFilters,
@@ -119,6 +120,47 @@ class ReleaseRequest:
             raise InvalidInputError(f"a lease is needed, not a {type(self.lease).__name__}")
         if self.reason is not None:
             check_text(self.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class RenewRequest:
+    """A request to extend a lease, which is found by its id.
+
+    Its fencing token must be that of the lease, unless it is None. ``duration_seconds``
+    counts from the renewal; if None, it is as long as the lease was last granted for.
+
+    Raises
+    ------
+    InvalidLeaseError
+        If the duration is invalid.
+    """
+
+    lease: Lease
+    duration_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.lease, Lease):
+            raise InvalidInputError(f"a lease is needed, not a {type(self.lease).__name__}")
+        if self.duration_seconds is not None:
+            check_duration(self.duration_seconds)
+
+    def outcome(self, recorded: Lease | None, *, is_renewed: bool) -> Lease | PharoxError:
+        """Return the caller's lease, updated from the recorded one, or the reason it failed."""
+        lease = self.lease
+        if recorded is None:
+            return LeaseEndedError(
+                f"There is no lease {lease.id}; it may have ended and been pruned.",
+                lease_id=lease.id,
+            )
+        if lease.fencing_token not in (None, recorded.fencing_token):
+            return ConflictError(
+                f"Lease {lease.id} has the fencing token {recorded.fencing_token}, "
+                f"not {lease.fencing_token}.",
+                lease_id=lease.id,
+            )
+        lease.expires_at, lease.renewed_at = recorded.expires_at, recorded.renewed_at
+        copy_ending(recorded, lease)
+        return lease if is_renewed else LeaseEndedError(ending_of(recorded), lease_id=lease.id)
 
 
 Command = AcquireRequest | AcquireSetRequest | ReleaseRequest
@@ -291,6 +333,17 @@ def copy_ending(recorded: Lease | None, lease: Lease) -> None:
     if recorded is not None:
         lease.status = recorded.status
         lease.released_at = recorded.released_at
+
+
+def ending_of(lease: Lease) -> str:
+    """Return a sentence that says how and when a lease ended. One still active has run out."""
+    name, ran_out = f"Lease {lease.id}", f"ran out at {lease.expires_at.isoformat()}"
+    if lease.released_at is None:
+        return f"{name} {ran_out}."
+    ended_at = lease.released_at.isoformat()
+    if lease.status is LeaseStatus.EXPIRED:
+        return f"{name} {ran_out} and was taken back at {ended_at}."
+    return f"{name} was released at {ended_at}."
 
 
 def log_late_release(lease: Lease, recorded: Lease | None) -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from datetime import timedelta
 from hashlib import sha256
 from importlib.resources import files
 from multiprocessing.managers import SyncManager
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic.script import ScriptDirectory
 
 from pharox import (
     DatabaseError,
@@ -35,7 +37,7 @@ from pharox import (
 from pharox.events import LeaseAcquired
 from pharox.ledger.rebuild import rebuild
 from pharox.storage.postgres import PostgresStorage, lookups, migrations, schema
-from tests.conftest import fill, ledger, run_sql
+from tests.conftest import SECRET_KEY, fill, ledger, open_engine, run_sql
 from tests.leasing.test_contention import most_holders_at_once
 from tests.ledger.following import following, is_level, until
 from tests.ledger.full_parts import full_parts, small_parts
@@ -47,11 +49,18 @@ WORKERS = 8
 STEPS = 8
 
 
+def version_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process be of version 0001, as far as it makes a ledger and leases."""
+    monkeypatch.setattr(ScriptDirectory, "get_current_head", lambda *_: "0001")
+    for module in (schema, lookups):
+        monkeypatch.setattr(module, "HEAD", "0001")
+
+
 def next_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have this process be of the next version; those that it starts are not."""
     monkeypatch.setattr(schema, "VERSIONS", [*schema.VERSIONS, str(NEXT)])
     for module in (schema, lookups):
-        monkeypatch.setattr(module, "HEAD", "0002")
+        monkeypatch.setattr(module, "HEAD", "0003")
 
 
 def upgrade_to_next(storage: PostgresStorage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +82,35 @@ def test_the_first_migration_stays_as_it_is() -> None:
         for part in sorted(SQL.iterdir(), key=lambda part: part.name)
     )
     assert sha256(content).hexdigest() == SQL_DIGEST
+
+
+def test_a_filled_ledger_is_upgraded_from_0001(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its leases go on, can be renewed, and are what the log says."""
+    storage = PostgresStorage(open_engine(empty_database_url), secret_keys=[SECRET_KEY])
+    with monkeypatch.context() as before:
+        version_before(before)
+        storage.upgrade_schema()
+        assert storage.schema_version() == "0001"
+        held = filled_unchecked(storage)
+    with ledger(empty_database_url) as newer:
+        with pytest.raises(SchemaError, match="upgrade"):
+            newer.get_lease(str(held[0].id))
+        newer.upgrade_schema()
+        manager = ProxyManager(newer)
+        renewed = manager.renew_leases(held[:5])
+        manager.release_proxies(held[3:8])
+        for lease in renewed:
+            found = newer.get_lease(str(lease.id))
+            assert found is not None
+            assert found.renewed_at is not None
+            assert found.expires_at == lease.expires_at
+            assert found.expires_at - found.renewed_at == timedelta(seconds=3600)
+        assert newer.verify() == []
+        rebuild(newer)
+        assert newer.verify() == []
+    storage.close()
 
 
 class Work:
@@ -115,6 +153,14 @@ def manager_of_processes() -> Iterator[SyncManager]:
 
 
 def filled(storage: PostgresStorage) -> list[Lease]:
+    """Fill a ledger, and check it; return leases that stay active."""
+    held = filled_unchecked(storage)
+    storage.take_snapshot(storage.seal())
+    assert storage.verify() == []
+    return held
+
+
+def filled_unchecked(storage: PostgresStorage) -> list[Lease]:
     """Fill a ledger with thousands of events in several parts; return leases that stay active."""
     small_parts(storage, 1000)
     _, proxies = fill(storage, 100, country="AR")
@@ -132,10 +178,7 @@ def filled(storage: PostgresStorage) -> list[Lease]:
                 protocol=ProxyProtocol.HTTP,
             )
         )
-    held = manager.acquire_proxies("pool", 10, "holder", duration_seconds=3600)
-    storage.take_snapshot(storage.seal())
-    assert storage.verify() == []
-    return held
+    return manager.acquire_proxies("pool", 10, "holder", duration_seconds=3600)
 
 
 def wait_for_work(done: Any, workers: int, running: Sequence[Future[Any]]) -> None:
@@ -203,7 +246,7 @@ def _use_what_is_new(storage: PostgresStorage, lease: Lease) -> None:
     run_sql(
         storage.engine,
         "SELECT pharox.append_v2(ARRAY[jsonb_populate_record(NULL::pharox.event_v1, "
-        f"jsonb_build_object('type', 'LeaseRenewed', 'pool_id', '{lease.pool_id}', "
+        f"jsonb_build_object('type', 'LeaseMoved', 'pool_id', '{lease.pool_id}', "
         f"'lease_id', '{lease.id}', 'data', jsonb_build_object('region', 'eu')))], 0::smallint)",
     )
     storage.seal()
@@ -212,7 +255,7 @@ def _use_what_is_new(storage: PostgresStorage, lease: Lease) -> None:
         "SELECT event.region, lease.renewals, seal.version FROM pharox.events AS event "
         "JOIN pharox.leases AS lease ON lease.id = event.lease_id "
         "JOIN pharox.seals AS seal ON seal.position = event.position "
-        "WHERE event.type = 'LeaseRenewed'",
+        "WHERE event.type = 'LeaseMoved'",
     ) == [("eu", 1, 2)]
     indexes = (
         "SELECT count(*) = count(*) FILTER (WHERE indisvalid), count(*) > 5 FROM pg_index "
@@ -229,7 +272,7 @@ def test_a_newer_schema_serves_who_leases_and_nobody_who_alters_or_judges_it(
     upgrade_to_next(postgres, monkeypatch)
     with ledger(database_url) as older:
         older.upgrade_schema()
-        assert older.schema_version() == "0002"
+        assert older.schema_version() == "0003"
         lease = ProxyManager(older).acquire_proxy("pool")
         assert lease is not None
         assert older.verify_log() == []
@@ -252,7 +295,7 @@ def test_a_breaking_version_says_so(
     run_sql(
         postgres.engine,
         "CREATE OR REPLACE FUNCTION pharox.oldest_client() RETURNS text LANGUAGE sql STABLE "
-        "AS 'SELECT ''0002'''",
+        "AS 'SELECT ''0003'''",
     )
     with ledger(database_url) as older, pytest.raises(SchemaError, match="upgrade pharox"):
         ProxyManager(older).acquire_proxy("pool")
@@ -269,10 +312,10 @@ def test_an_upgrade_waits_for_no_lock_while_others_wait_for_it(
         held.connection.execute("SELECT FROM pharox.leases")
         with pytest.raises(DatabaseError, match="did not get its locks"):
             newer.upgrade_schema()
-        assert newer.schema_version() == "0001"
+        assert newer.schema_version() == "0002"
     with ledger(database_url) as newer:
         newer.upgrade_schema()
-        assert newer.schema_version() == "0002"
+        assert newer.schema_version() == "0003"
         assert newer.verify() == []
 
 

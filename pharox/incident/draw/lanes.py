@@ -246,6 +246,7 @@ def _describe(lane: Lane, bar: LeaseBar, window: Window) -> Tip:
                 "Granted until",
                 f"{window.format_moment(bar.expires_at)} ({span(bar.expires_at - bar.began)})",
             ),
+            ("Renewed", count(bar.renewals, "time") if bar.renewals else None),
             ("Asked for", bar.asked),
             ("Job", bar.job),
             ("Lease", bar.lease_id),

@@ -15,6 +15,7 @@ from ...events import (
     LeaseAcquired,
     LeaseExpired,
     LeaseReleased,
+    LeaseRenewed,
     LeasesPruned,
     PoolChanged,
     PoolRegistered,
@@ -29,7 +30,13 @@ from ..wording import REASONS, asked_for, span
 MOST = 2000
 """How many events a page lists at most."""
 
-_ROUTINE = ("LeaseAcquired", "LeaseReleased", "CursorMoved", "ConsumerRegistered")
+_ROUTINE = (
+    "LeaseAcquired",
+    "LeaseRenewed",
+    "LeaseReleased",
+    "CursorMoved",
+    "ConsumerRegistered",
+)
 
 
 class Entry(NamedTuple):
@@ -89,6 +96,8 @@ def _details(event: Event, window: Window) -> list[str]:
         case LeaseAcquired():
             asked = asked_for(event.selector, event.filters, predicate=event.predicate)
             description = [f"until {window.format_moment(event.expires_at)}", asked]
+        case LeaseRenewed():
+            description = [f"until {window.format_moment(event.expires_at)}"]
         case LeaseReleased():
             description = [f"after {span(held(event))}", event.reason]
         case LeaseExpired():

@@ -22,6 +22,7 @@ from ...events import (
     LeaseAcquired,
     LeaseExpired,
     LeaseReleased,
+    LeaseRenewed,
     PoolRemoved,
     ProxyChanged,
     ProxyRegistered,
@@ -90,6 +91,9 @@ class Picture:
                 )
                 self._lane(event.pool_id, event.proxy_id).bars.append(bar)
                 self._open[event.lease_id] = bar
+            case LeaseRenewed():
+                renewed = self._open[event.lease_id]
+                renewed.expires_at, renewed.renewals = event.expires_at, renewed.renewals + 1
             case LeaseReleased() | LeaseExpired():
                 self._end(event)
             case ProxyRegistered() | ProxyChanged() | ProxyRemoved() | HealthChecked():

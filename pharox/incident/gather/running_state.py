@@ -19,6 +19,7 @@ from ...events import (
     LeaseAcquired,
     LeaseExpired,
     LeaseReleased,
+    LeaseRenewed,
     PoolChanged,
     PoolRegistered,
     ProxyChanged,
@@ -72,7 +73,7 @@ class RunningState:
 
         It has all fields of the event, and data derived from it and the state:
         ``pool`` and ``proxy`` by name, ``held_seconds`` of a lease that ended,
-        ``granted_seconds`` of one that began, and ``pool_stats`` after it.
+        ``granted_seconds`` of one that began or was renewed, and ``pool_stats`` after it.
         """
         details = event.model_dump(mode="json")
         head = {name: details.pop(name) for name in ("seq", "recorded_at", "type")}
@@ -89,7 +90,7 @@ class RunningState:
         derived: dict[str, Any] = {}
         if isinstance(event, LeaseReleased | LeaseExpired):
             derived["held_seconds"] = held(event).total_seconds()
-        if isinstance(event, LeaseAcquired):
+        if isinstance(event, LeaseAcquired | LeaseRenewed):
             derived["granted_seconds"] = (event.expires_at - event.recorded_at).total_seconds()
         counts = self.counts_of(event.pool_id)
         if counts is not None and (event.touches_proxy or isinstance(event, AcquireMissed)):

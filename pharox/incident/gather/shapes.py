@@ -30,6 +30,7 @@ class LeaseBar:
     ended: datetime | None = None
     ending: LeaseStatus = HELD
     reason: str | None = None
+    renewals: int = 0
 
 
 class Mark(NamedTuple):

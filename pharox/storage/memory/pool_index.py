@@ -154,6 +154,11 @@ class PoolIndex:
         self._expiries.add((expires_at, lease_id.int, lease_id))
         self._held.setdefault(proxy_id, set()).add(lease_id)
 
+    def extend(self, lease_id: UUID, before: datetime, expires_at: datetime) -> None:
+        """Move an active lease to its new expiry."""
+        self._expiries.remove((before, lease_id.int, lease_id))
+        self._expiries.add((expires_at, lease_id.int, lease_id))
+
     def let_go(self, lease_id: UUID, proxy_id: UUID, expires_at: datetime) -> None:
         """Remove a lease that has ended."""
         self._expiries.remove((expires_at, lease_id.int, lease_id))

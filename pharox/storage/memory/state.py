@@ -183,6 +183,7 @@ def lease_from_row(row: LeaseRow) -> Lease:
             "expires_at": row.expires_at,
             "released_at": row.released_at,
             "fencing_token": row.fencing_token,
+            "renewed_at": row.renewed_at,
         },
     )
 

@@ -16,6 +16,7 @@ from projections import Finding
 from projections import State as Rows
 
 from ...effects import call, run
+from ...errors import PharoxError
 from ...events import Event
 from ...models import (
     Consumer,
@@ -54,10 +55,11 @@ from ..requests import (
     Outcome,
     ReleaseRequest,
     ReleaseResult,
+    RenewRequest,
     SetAcquisition,
 )
 from ..validation import checked_model, id_from_text
-from . import acquire, batch, health, history, lists, registry, release
+from . import acquire, batch, health, history, lists, registry, release, renewal
 from .state import State
 
 T = TypeVar("T")
@@ -97,6 +99,11 @@ class InMemoryStorage(IStorage):
     ) -> ReleaseResult:
         returned: ReleaseResult = self._run_alone(ReleaseRequest(lease, reason, with_stats))
         return returned
+
+    def renew_leases(self, requests: Sequence[RenewRequest]) -> Sequence[Lease | PharoxError]:
+        with self._state.lock:
+            now = self._state.clock()
+            return [renewal.renew(self._state, request, now) for request in requests]
 
     def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         with self._state.lock:

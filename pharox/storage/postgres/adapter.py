@@ -25,7 +25,7 @@ from pharox.log import Extract, event_from_row
 from projections import Finding, State
 
 from ...effects import call, run
-from ...errors import DatabaseError, InvalidInputError
+from ...errors import DatabaseError, InvalidInputError, PharoxError
 from ...events import Event
 from ...models import (
     Consumer,
@@ -66,6 +66,7 @@ from ..requests import (
     Outcomes,
     ReleaseRequest,
     ReleaseResult,
+    RenewRequest,
     SetAcquisition,
 )
 from ..requests import Command as Request
@@ -208,6 +209,9 @@ class PostgresStorage(IStorage):
 
     def run_batch(self, commands: Sequence[Request]) -> Outcomes:
         return self._run_in_time(run_batch(self._commands, commands))
+
+    def renew_leases(self, requests: Sequence[RenewRequest]) -> Sequence[Lease | PharoxError]:
+        return self._run_in_time(self._commands.renew(requests))
 
     def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         expired = self._run_in_time(self._commands.expire(with_stats=with_stats))

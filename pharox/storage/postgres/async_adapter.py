@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ...effects import call_async, run_async
 from ...effects.cancelling import with_outcome
-from ...errors import InvalidInputError
+from ...errors import InvalidInputError, PharoxError
 from ...events import Event
 from ...models import (
     Consumer,
@@ -61,6 +61,7 @@ from ..requests import (
     Outcomes,
     ReleaseRequest,
     ReleaseResult,
+    RenewRequest,
     SetAcquisition,
     new_leases,
 )
@@ -267,6 +268,9 @@ class AsyncPostgresStorage(IAsyncStorage):
                 await self._give_up(lease)
             raise with_outcome(cancelled, "run_batch", outcomes)
         return outcomes
+
+    async def renew_leases(self, requests: Sequence[RenewRequest]) -> Sequence[Lease | PharoxError]:
+        return await self._run_in_time(self._commands.renew(requests))
 
     async def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         program = self._commands.expire(with_stats=with_stats)

@@ -33,9 +33,10 @@ from ..requests import (
     Acquisition,
     EndedLease,
     ReleaseResult,
+    RenewRequest,
     SetAcquisition,
 )
-from . import filtering, finding, reading
+from . import filtering, finding, reading, renewing
 from .appending import origin
 from .batch import (
     DUE,
@@ -68,6 +69,10 @@ class Commands(Imports, Health):
     """All commands of one schema. Arguments are validated when the program is created."""
 
     # Leasing
+
+    def renew(self, requests: Sequence[RenewRequest]) -> Program[list[Lease | PharoxError]]:
+        """Extend leases that have not ended."""
+        return renewing.renew_leases(self.schema, requests)
 
     def create_lease(self, proxy: Proxy, consumer: str, duration: float) -> Program[Lease]:
         """Lease exactly this proxy."""

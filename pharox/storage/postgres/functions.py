@@ -74,7 +74,6 @@ def folding_functions() -> str:
             _counts_after(),
             _single(),
             _read_models(),
-            others_function(()),
         )
     )
 

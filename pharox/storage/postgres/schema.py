@@ -134,13 +134,14 @@ def _migrate(connection: Connection, schema: str) -> None:
     if version is not None and head is not None and version >= head:
         return  # maybe upgraded by a newer pharox
     lacking = list(scripts.iterate_revisions(head, version or "base"))
+    locked: list[str] = []
     if version is not None:
         connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
         # A rebuild or an archive must not run meanwhile: it uses the tables as they were.
         connection.execute(_ALONE, {"lock": ALONE_LOCK, "schema": schema})
-    locked = [name for each in reversed(lacking) for name in getattr(each.module, "LOCKED", ())]
+        locked = [name for each in reversed(lacking) for name in getattr(each.module, "LOCKED", ())]
     config.attributes.update(connection=connection, schema=schema, locked=dict.fromkeys(locked))
-    command.upgrade(config, "head")
+    command.upgrade(config, head or "head")
 
 
 @lru_cache(maxsize=8)

@@ -119,7 +119,8 @@ SENSE = {
                                      'max_concurrency', e.max_concurrency_after) AS after
                           FROM {ledger}.seals AS s
                           JOIN {ledger}.events AS e ON e.position = s.position
-                          WHERE e.proxy_id IS NOT NULL AND e.type <> 'CursorMoved'
+                          WHERE e.proxy_id IS NOT NULL
+                            AND e.type NOT IN ('CursorMoved', 'LeaseRenewed')
                           -- Checks in a ProxiesChecked leave the state as it was.
                           UNION ALL
                           SELECT s.seq, e.pool_id, checked.proxy_id, state, state

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 branch_labels = None
 depends_on = None
 
@@ -25,16 +25,14 @@ def upgrade() -> None:
         "WHERE region IS NOT NULL",
     ):
         _execute(statement)
-    _renew(
-        "is_event_v1", ("ELSE false", "WHEN 'LeaseRenewed' THEN event.data ? 'region' ELSE false")
-    )
+    _renew("is_event_v1", ("ELSE false", "WHEN 'LeaseMoved' THEN event.data ? 'region' ELSE false"))
     _renew(
         "fold_v1",
         (
             "IF types && ARRAY['LeasesPruned']",
-            "IF types && ARRAY['LeaseRenewed'] THEN UPDATE pharox.leases "
+            "IF types && ARRAY['LeaseMoved'] THEN UPDATE pharox.leases "
             "SET renewals = coalesce(renewals, 0) + 1 FROM unnest(appended) AS event "
-            "WHERE leases.id = event.lease_id AND event.type = 'LeaseRenewed'; END IF;"
+            "WHERE leases.id = event.lease_id AND event.type = 'LeaseMoved'; END IF;"
             "IF types && ARRAY['LeasesPruned']",
         ),
     )

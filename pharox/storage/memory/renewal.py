@@ -1,0 +1,50 @@
+"""Renew leases."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from projections import LeaseRow
+
+from ...errors import PharoxError
+from ...events import LeaseRenewed
+from ...models import Lease
+from ..requests import RenewRequest
+from .release import active_row
+from .state import State
+
+
+def renew(state: State, request: RenewRequest, now: datetime) -> Lease | PharoxError:
+    """Extend a lease that is active, has not run out and has the request's fencing token."""
+    lease, row = request.lease, active_row(state, request.lease.id)
+    may = (
+        row is not None
+        and row.expires_at > now
+        and lease.fencing_token in (None, row.fencing_token)
+    )
+    if may and row is not None:
+        _extend(state, row, request.duration_seconds, now)
+    recorded = state.lease(lease.id) if lease.id in state.pool_of_lease else None
+    return request.outcome(recorded, is_renewed=may)
+
+
+def _extend(state: State, row: LeaseRow, duration_seconds: float | None, now: datetime) -> None:
+    if duration_seconds is None:
+        duration = row.expires_at - (row.renewed_at or row.acquired_at)
+    else:
+        duration = timedelta(seconds=duration_seconds)
+    pool, before = state.pools[row.pool_id], row.expires_at
+    state.append(
+        LeaseRenewed,
+        now,
+        is_valid=True,
+        pool_id=row.pool_id,
+        proxy_id=row.proxy_id,
+        lease_id=row.id,
+        consumer=row.consumer_name,
+        consumer_id=row.consumer_id,
+        pool_name=row.pool_name,
+        acquired_at=row.acquired_at,
+        expires_at=now + duration,
+    )
+    pool.extend(row.id, before, row.expires_at)
