@@ -80,6 +80,7 @@ def options(
 
 app.command("import")(importing.import_source)
 app.command("acquire")(leasing.acquire)
+app.command("renew")(leasing.renew)
 app.command("release")(leasing.release)
 app.command("sweep")(sweeping.sweep)
 app.command("ban")(banning.ban)

@@ -1,4 +1,4 @@
-"""``pharox acquire`` and ``pharox release``: lease proxies from a shell script.
+"""``pharox acquire``, ``renew`` and ``release``: lease proxies from a shell script.
 
     read -r lease url < <(pharox acquire public)
     curl --proxy "$url" https://example.org/
@@ -10,19 +10,16 @@ of the caller's it is kept, and the next attempt prints it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 from uuid import UUID
 
 import typer
 
-from ..errors import PharoxError, ProxyNotFoundError
+from ..errors import PharoxError
 from ..models import Lease, LeaseStatus, MissReason, SelectorStrategy
 from .checking import checked_filters
 from .session import ledger
 from .showing import AsJson, in_utc, print_json
-
-if TYPE_CHECKING:
-    from ..storage.postgres import PostgresStorage
 
 _MISSES = {
     MissReason.UNKNOWN_POOL: "no pool is named {pool!r}",
@@ -84,11 +81,36 @@ def acquire(
             )
             raise PharoxError(description.format(pool=pool), miss_reason=acquisition.miss_reason)
         try:
-            _hand_over(storage, acquisition.lease, as_json)
+            _hand_over(acquisition.lease, as_json)
         except BaseException:
             if lease_id is None:
                 storage.return_lease(acquisition.lease, reason="could not be handed over")
             raise
+
+
+def renew(
+    context: typer.Context,
+    lease_id: Annotated[UUID, typer.Argument(metavar="LEASE_ID")],
+    duration: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="How long from now; as long as before by default."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Extend a lease from now on; fail if it has ended."""
+    from ..storage.requests import RenewRequest  # noqa: PLC0415 - SQLAlchemy takes a while to import
+
+    with ledger(context) as storage:
+        lease = storage.get_lease(str(lease_id))
+        if lease is None:
+            raise PharoxError(f"no lease has the id {lease_id}", lease_id=lease_id)
+        (outcome,) = storage.renew_leases([RenewRequest(lease, duration)])
+        if isinstance(outcome, PharoxError):
+            raise outcome
+    if as_json:
+        print_json(lease)
+    else:
+        print(f"{lease.id} renewed until {in_utc(lease.expires_at)}")
 
 
 def release(
@@ -112,11 +134,9 @@ def release(
         print(f"{lease.id} released after {(lease.duration_ms or 0) / 1000:.3f} s")
 
 
-def _hand_over(storage: PostgresStorage, lease: Lease, as_json: bool) -> None:
-    proxy = storage.get_proxy_by_id(lease.proxy_id)
-    if proxy is None:
-        raise ProxyNotFoundError("the proxy was removed while it was leased; try again")
+def _hand_over(lease: Lease, as_json: bool) -> None:
+    url = lease.proxy.url
     if as_json:
-        print_json({**lease.model_dump(mode="json"), "url": proxy.url})
+        print_json({**lease.model_dump(mode="json"), "url": url})
     else:
-        print(lease.id, proxy.url, flush=True)
+        print(lease.id, url, flush=True)

@@ -23,6 +23,7 @@ from ..models import (
     CallbackFailurePayload,
     ExpireEventPayload,
     HealthEventPayload,
+    LostEventPayload,
     MissReason,
     PoolStatsSnapshot,
     ReleaseEventPayload,
@@ -92,6 +93,7 @@ class StructuredLogger:
             release=self.handle_release,
             expire=self.handle_expire,
             health=self.handle_health,
+            lost=self.handle_lost,
             failure=self.handle_failure,
         )
         return self
@@ -148,6 +150,18 @@ class StructuredLogger:
             failure=result.failure and result.failure.value,
             lease_ids=[str(lease_id) for lease_id in payload.lease_ids],
             stats=payload.pool_stats,
+        )
+
+    def handle_lost(self, payload: LostEventPayload) -> None:
+        """Write a line for a lease that could not be kept alive."""
+        self._write(
+            "pharox.lease_lost",
+            level="warning",
+            pool=payload.pool_name,
+            consumer=payload.lease.consumer_name,
+            lease_id=str(payload.lease.id),
+            proxy_id=str(payload.lease.proxy_id),
+            reason=payload.reason,
         )
 
     def handle_failure(self, payload: CallbackFailurePayload) -> None:

@@ -30,6 +30,7 @@ from ..models import (
     CallbackFailurePayload,
     ExpireEventPayload,
     HealthEventPayload,
+    LostEventPayload,
     MissReason,
     PoolStatsSnapshot,
     ReleaseEventPayload,
@@ -138,6 +139,7 @@ class PrometheusMetricsRecorder:
             release=self.handle_release,
             expire=self.handle_expire,
             health=self.handle_health,
+            lost=self.handle_lost,
             failure=self.handle_failure,
         )
         return self
@@ -180,6 +182,10 @@ class PrometheusMetricsRecorder:
         self._metrics.health_total[*checked, result.status.value, failure].inc()
         self._metrics.health_seconds[checked].observe(result.latency_ms / 1000)
         self._set_gauges(payload.pool_stats)
+
+    def handle_lost(self, payload: LostEventPayload) -> None:
+        """Count a lease that could not be kept alive."""
+        self._metrics.lost_total[self._metrics.pool(payload.pool_name),].inc()
 
     def handle_failure(self, payload: CallbackFailurePayload) -> None:
         """Count a callback that raised."""
@@ -285,6 +291,9 @@ class _Metrics:
         self.expired_total = _Series(
             Counter, "expired_total", "Leases that ran out.", ("pool",), **own
         )
+        self.lost_total = _Series(
+            Counter, "lost_total", "Kept leases that were lost.", ("pool",), **own
+        )
         self.lease_seconds = _Series(
             Histogram,
             "lease_duration_seconds",
@@ -311,7 +320,7 @@ class _Metrics:
         self.callback_failures = _Series(
             Counter, "callback_failures_total", "Callbacks that raised.", ("told",), **own
         )
-        for kind in ("acquire", "release", "expire", "health"):
+        for kind in ("acquire", "release", "expire", "health", "lost"):
             self.callback_failures[kind,]  # start at 0, so that the first one is an increase
         self.gauges = {
             name: _Series(

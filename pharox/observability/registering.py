@@ -26,7 +26,7 @@ def register_once(
     Parameters
     ----------
     handlers:
-        Callbacks by kind: acquire, release, expire, health, failure.
+        Callbacks by kind: acquire, release, expire, health, lost, failure.
     """
     with _lock:
         known = _registered.setdefault(manager, set())

@@ -352,6 +352,20 @@ def ending_of(lease: Lease) -> str:
     return f"{name} was released at {ended_at}."
 
 
+def renewal_rounds(requests: Sequence[RenewRequest]) -> list[list[int]]:
+    """Return the indexes of requests in the order in which they are carried out.
+
+    Each round names a lease once, in the order of ids, in which they are locked.
+    """
+    rounds: list[dict[UUID, int]] = []
+    for place, request in enumerate(requests):
+        own = next((each for each in rounds if request.lease.id not in each), None)
+        if own is None:
+            rounds.append(own := {})
+        own[request.lease.id] = place
+    return [[each[lease_id] for lease_id in sorted(each)] for each in rounds]
+
+
 def lease_busy(lease: Lease) -> LeaseBusyError:
     """Return the outcome of a renewal that did not wait for a lock."""
     return LeaseBusyError(

@@ -41,6 +41,7 @@ from ..storage.requests import (
     Acquisition,
     ReleaseRequest,
     ReleaseResult,
+    RenewRequest,
 )
 
 PassTime = Callable[[float], None]
@@ -590,6 +591,34 @@ class StorageContract:
         assert lease.status is LeaseStatus.EXPIRED
         assert lease.released_at is not None
         lease_from(storage, pool)
+
+    def test_a_lease_is_renewed(self, storage: IStorage, pass_time: PassTime) -> None:
+        """It outlives its first term; its id and token stay. One that ended is not renewed."""
+        pool = make_pool(storage)
+        make_proxy(storage, pool)
+        lease = lease_from(storage, pool, duration_seconds=2)
+        before = lease.model_copy()
+        try:
+            (renewed,) = storage.renew_leases([RenewRequest(lease, 60)])
+        except InvalidInputError:
+            pytest.skip("this storage says that it cannot renew leases")
+        assert renewed is lease
+        assert lease.expires_at > before.expires_at
+        assert (lease.id, lease.fencing_token) == (before.id, before.fencing_token)
+        pass_time(2.1)
+        assert storage.cleanup_expired_leases() == 0
+        assert storage.get_lease(str(lease.id)) == lease
+        storage.release_lease(lease)
+        (refused,) = storage.renew_leases([RenewRequest(before)])
+        assert isinstance(refused, LeaseEndedError)
+        assert before.status is LeaseStatus.RELEASED
+
+    def test_an_acquisition_returns_the_proxy(self, storage: IStorage) -> None:
+        """The URL that a client needs comes with the lease."""
+        pool = make_pool(storage)
+        proxy = make_proxy(storage, pool)
+        lease = lease_from(storage, pool)
+        assert lease.proxy.url == proxy.url
 
     def test_acquiring_takes_back_what_ran_out(
         self, storage: IStorage, pass_time: PassTime

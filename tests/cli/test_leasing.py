@@ -20,6 +20,37 @@ from .conftest import Pharox
 SECRET = "s3 cret"
 
 
+class TestRenew:
+    def test_a_lease_is_extended(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """By its own duration, or by as many seconds as are given; --json has all of it."""
+        fill(storage, name="p")
+        lease_id = pharox("acquire", "p", "--duration", "60").out.split()[0]
+        outcome = pharox("renew", lease_id)
+        assert outcome.status == 0
+        assert outcome.out.startswith(f"{lease_id} renewed until ")
+        (found,) = pharox("renew", lease_id, "--duration", "600", "--json").objects
+        lease = storage.get_lease(lease_id)
+        assert lease is not None
+        assert lease.renewed_at is not None
+        assert (lease.expires_at - lease.renewed_at).total_seconds() == 600
+        assert found["id"] == lease_id
+        assert "LeaseRenewed" in pharox("log").out
+        assert (
+            "renewed http://10.0.0.0:8000 for 10 min 0 s" in pharox("audit", "lease", lease_id).out
+        )
+
+    def test_what_has_ended_is_told(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """It fails, and says how and when it ended; an unknown id is told as such."""
+        fill(storage, name="p")
+        lease_id = pharox("acquire", "p").out.split()[0]
+        pharox("release", lease_id)
+        outcome = pharox("renew", lease_id)
+        assert outcome.status == 1
+        assert "was released at" in outcome.err
+        assert "no lease has the id" in pharox("renew", str(uuid4())).err
+        assert pharox("renew", lease_id, "--duration", "-1").status != 0
+
+
 class TestAcquire:
     def test_it_prints_the_lease_and_the_url(
         self, pharox: Pharox, storage: PostgresStorage

@@ -157,12 +157,16 @@ def test_many_are_renewed_together(any_storage: AnyStorage) -> None:
     assert manager.renew_leases([]) == []
 
 
-def test_one_asked_for_twice_is_renewed_once(any_storage: AnyStorage) -> None:
-    """Both answers are the renewed lease."""
-    lease = held(any_storage)
-    first, second = any_storage.renew_leases([RenewRequest(lease, 100), RenewRequest(lease, 100)])
+def test_one_that_is_named_twice_is_renewed_twice(any_storage: AnyStorage) -> None:
+    """Each request has its own outcome, in their order."""
+    clock, lease = clock_of(any_storage), held(any_storage)
+    forged = lease.model_copy(update={"fencing_token": 10**9})
+    requests = [RenewRequest(forged), RenewRequest(lease, 100), RenewRequest(lease, 50)]
+    refused, first, second = any_storage.renew_leases(requests)
+    assert isinstance(refused, ConflictError)
     assert first is second is lease
-    assert types_of(any_storage).count("LeaseRenewed") in {1, 2}
+    assert lease.expires_at == clock.now + timedelta(seconds=50)
+    assert types_of(any_storage).count("LeaseRenewed") == 2
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "60", True])

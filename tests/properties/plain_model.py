@@ -29,8 +29,13 @@ class PlainLease:
     pool_id: UUID
     consumer: str
     expires_at: datetime
+    seconds: float
     status: str = "active"
     ended_at: datetime | None = None
+
+    def renew(self, now: datetime, seconds: float | None) -> None:
+        self.seconds = self.seconds if seconds is None else seconds
+        self.expires_at = now + timedelta(seconds=self.seconds)
 
     @property
     def is_held(self) -> bool:
@@ -145,7 +150,7 @@ class PlainModel:
 
     def grant(self, proxy: Proxy, consumer: str, seconds: float) -> None:
         expires_at = self.now + timedelta(seconds=seconds)
-        self.leases.append(PlainLease(proxy.id, proxy.pool_id, consumer, expires_at))
+        self.leases.append(PlainLease(proxy.id, proxy.pool_id, consumer, expires_at, seconds))
 
     def end_held(self, proxy_id: UUID) -> None:
         for lease in self.leases:

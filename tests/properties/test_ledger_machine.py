@@ -46,6 +46,7 @@ from pharox.storage.requests import (
     Command,
     ReleaseRequest,
     ReleaseResult,
+    RenewRequest,
     SetAcquisition,
 )
 from tests.conftest import (
@@ -288,6 +289,35 @@ class LedgerMachine(RuleBasedStateMachine):
             ours_lease, theirs_lease = self.held[number]
             assert ours_lease.status == theirs_lease.status
             assert ours_lease.released_at == theirs_lease.released_at
+
+    @precondition(lambda self: self.held)
+    @rule(
+        picks=st.lists(PICK, min_size=1, max_size=4),
+        seconds=st.sampled_from([None, None, 1, 60, 500]),
+        forged=st.booleans(),
+    )
+    def renew(self, picks: list[int], seconds: int | None, forged: bool) -> None:
+        """Those that have not ended are extended, each for its own time if none is said."""
+        numbers = [pick % len(self.held) for pick in picks]
+        answers = []
+        for side, storage in enumerate(self.both):
+            leases = [self.held[number][side] for number in numbers]
+            if forged:
+                wrong = {"fencing_token": 10**9}
+                leases[0] = leases[0].model_copy(update=wrong)
+            answers.append(storage.renew_leases([RenewRequest(each, seconds) for each in leases]))
+        for place, number in enumerate(numbers):
+            ours, theirs = answers[0][place], answers[1][place]
+            assert type(ours) is type(theirs)
+            plain = self.model.leases[number]
+            may = plain.status == "active" and plain.expires_at > self.model.now
+            may = may and not (forged and place == 0)
+            assert isinstance(ours, Lease) == may
+            if may:
+                plain.renew(self.model.now, seconds)
+            if isinstance(ours, Lease) and isinstance(theirs, Lease):
+                assert ours.expires_at == theirs.expires_at == plain.expires_at
+                assert ours.renewed_at == theirs.renewed_at == self.model.now
 
     @rule(seconds=st.sampled_from([0.5, 10, 45, 100]))
     def time_passes(self, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from projections import LeaseRow
@@ -9,12 +10,20 @@ from projections import LeaseRow
 from ...errors import PharoxError
 from ...events import LeaseRenewed
 from ...models import Lease
-from ..requests import RenewRequest
+from ..requests import RenewRequest, renewal_rounds
 from .release import active_row
 from .state import State
 
 
-def renew(state: State, request: RenewRequest, now: datetime) -> Lease | PharoxError:
+def renew_leases(state: State, requests: Sequence[RenewRequest]) -> list[Lease | PharoxError]:
+    """Renew leases, and return each or the reason why it was not renewed."""
+    now = state.clock()
+    order = [place for places in renewal_rounds(requests) for place in places]
+    outcomes = {place: _renew(state, requests[place], now) for place in order}
+    return [outcomes[place] for place in range(len(requests))]
+
+
+def _renew(state: State, request: RenewRequest, now: datetime) -> Lease | PharoxError:
     """Extend a lease that is active, has not run out and has the request's fencing token."""
     lease, row = request.lease, active_row(state, request.lease.id)
     may = (

@@ -104,8 +104,7 @@ class InMemoryStorage(IStorage):
         self, requests: Sequence[RenewRequest], *, wait: bool = True
     ) -> Sequence[Lease | PharoxError]:
         with self._state.lock:
-            now = self._state.clock()
-            return [renewal.renew(self._state, request, now) for request in requests]
+            return renewal.renew_leases(self._state, requests)
 
     def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         with self._state.lock:

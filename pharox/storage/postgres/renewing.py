@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
-from uuid import UUID
 
 from sqlalchemy import Select, Uuid, func, select
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -16,7 +15,7 @@ from projections.leases import leases
 from ...errors import PharoxError
 from ...events.attribution import current_attribution
 from ...models import Lease, LeaseStatus
-from ..requests import RenewRequest, lease_busy
+from ..requests import RenewRequest, lease_busy, renewal_rounds
 from .driver import Program
 from .registry import batches
 from .sql import Query, Statement, by_schema, call_of, parameter
@@ -64,45 +63,49 @@ def renew_leases(
     schema: str, requests: Sequence[RenewRequest], *, wait: bool
 ) -> Program[list[Lease | PharoxError]]:
     """Renew leases, in the order of their ids in each commit."""
-    # A lease that is named twice is renewed once, and both requests have the outcome.
-    by_id = {request.lease.id: request for request in reversed(requests)}
-    answers: dict[UUID, _Answer] = {}
-    for ids in batches(sorted(by_id), MOST):
-        locked = yield from _renew(schema, [by_id[each] for each in ids], answers, wait=False)
-        # Whoever has locked a lease is ending or renewing it, and will commit soon.
-        while wait and locked:
-            locked = yield from _renew(schema, [by_id[each] for each in locked], answers, wait=True)
-    return [_outcome(request, answers[request.lease.id]) for request in requests]
-
-
-def _outcome(request: RenewRequest, answer: _Answer) -> Lease | PharoxError:
-    if answer.is_locked:
-        return lease_busy(request.lease)
-    recorded = answer.recorded(request.lease)
-    return request.outcome(recorded, is_renewed=answer.is_renewed)
+    outcomes: dict[int, Lease | PharoxError] = {}
+    for places in renewal_rounds(requests):
+        for batch in batches(places, MOST):
+            asked = {place: requests[place] for place in batch}
+            locked = yield from _renew(schema, asked, outcomes, wait=False)
+            # Whoever has locked a lease is ending or renewing it, and will commit soon.
+            while wait and locked:
+                locked = yield from _renew(schema, locked, outcomes, wait=True)
+    return [outcomes[place] for place in range(len(requests))]
 
 
 def _renew(
-    schema: str, requests: Sequence[RenewRequest], answers: dict[UUID, _Answer], *, wait: bool
-) -> Program[list[UUID]]:
-    """Renew leases in one commit, add the answers, and return the ids that were locked."""
+    schema: str,
+    asked: Mapping[int, RenewRequest],
+    outcomes: dict[int, Lease | PharoxError],
+    *,
+    wait: bool,
+) -> Program[dict[int, RenewRequest]]:
+    """Renew leases in one commit, set their outcomes, and return those that were locked."""
     actor, correlation_id = current_attribution()
-    ids = [request.lease.id for request in requests]
+    ids = [request.lease.id for request in asked.values()]
     values = {
         "actor": actor,
         "correlation_id": correlation_id,
         "asked_ids": ids,
-        "tokens": [request.lease.fencing_token for request in requests],
-        "durations": [request.duration_seconds for request in requests],
+        "tokens": [request.lease.fencing_token for request in asked.values()],
+        "durations": [request.duration_seconds for request in asked.values()],
     }
     query = Query(_renew_statement(schema), values)
     if wait:
         _, rows = yield [Query(_lock_statement(schema), {"lease_ids": ids}), query]
     else:
         rows = yield query
-    found = {each: _Answer._make(row) for each, row in zip(ids, rows, strict=True)}
-    answers.update(found)
-    return [each for each, answer in found.items() if answer.is_locked]
+    locked: dict[int, RenewRequest] = {}
+    for (place, request), row in zip(asked.items(), rows, strict=True):
+        answer = _Answer._make(row)
+        if answer.is_locked:
+            locked[place] = request
+            outcomes[place] = lease_busy(request.lease)
+        else:
+            recorded = answer.recorded(request.lease)
+            outcomes[place] = request.outcome(recorded, is_renewed=bool(answer.is_renewed))
+    return locked
 
 
 @lru_cache(maxsize=8)
