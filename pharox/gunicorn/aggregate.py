@@ -94,7 +94,7 @@ class Aggregate(Collector):
         except FileNotFoundError:
             return Manifest()
         except _UNREADABLE:
-            self._warn(_MANIFEST, "%s is damaged; what ended workers counted may differ", _MANIFEST)
+            self._warn(_MANIFEST, "%s is damaged; counts of ended workers may be wrong", _MANIFEST)
             found = (_ARCHIVE.fullmatch(match["owner"]) for match in self._files())
             return Manifest(max((int(one[1]) for one in found if one), default=0), corrupt=1)
 
@@ -138,7 +138,7 @@ class Aggregate(Collector):
                 members = [(one, is_alive) for one, is_alive in members if is_alive]
             self._clear()
         except OSError as error:
-            self._warn("archive", "what ended workers counted cannot be merged: %s", error.strerror)
+            self._warn("archive", "counts of ended workers cannot be merged: %s", error.strerror)
         return members
 
     def _bury(self, members: list[Member], files: list[re.Match[str]]) -> None:
@@ -198,13 +198,13 @@ class Aggregate(Collector):
         try:
             numbers = _numbers(self._folder / name)
             if len(numbers) < len(known):  # A process only adds to it.
-                raise ValueError("there was more in the file")
+                raise ValueError("the file has lost entries")
             self._read[name] = numbers
         except FileNotFoundError:
             pass
         except _UNREADABLE:
             if name not in self._warned:
-                self._warn(name, "%s is damaged; what it held before is shown", name)
+                self._warn(name, "%s is damaged; its last values are shown", name)
                 self._manifest.corrupt += 1
         return self._read.get(name, {})
 
@@ -258,10 +258,10 @@ def _numbers(path: Path) -> Numbers:
     with path.open("rb") as file:
         (used,) = struct.unpack("i", file.read(4))
     if used < 0:
-        raise ValueError("the file has no such length")
+        raise ValueError("the file's length is negative")
     for key, value, timestamp, position in MmapedDict.read_all_values_from_file(str(path)):
         if position <= last:
-            raise ValueError("the file leads back to where it has been read")
+            raise ValueError("the file's entries overlap")
         last = position
         before = numbers.get(key)
         numbers[key] = (value + before[0] if before else value, timestamp)
@@ -281,9 +281,9 @@ def _series(key: str) -> tuple[str, str, dict[str, str], str]:
     """
     metric, sample, labels, help_text = json.loads(key)
     if not isinstance(labels, dict):
-        raise TypeError("labels are a mapping")
+        raise TypeError("labels must be a mapping")
     if not all(isinstance(text, str) for text in (metric, sample, help_text, *labels.values())):
-        raise TypeError("names and labels are text")
+        raise TypeError("names and labels must be text")
     float(labels.get("le", 0))
     return metric, sample, labels, help_text
 

@@ -74,7 +74,7 @@ def ended(server: Any, worker: Any) -> None:
     if process.exit == "ended" and 0 < worker.max_requests <= worker.nr:
         process.exit = "max_requests"
     if waiting := store().flush():
-        worker.log.warning("pharox: there is no room for %s numbers of metrics", waiting)
+        worker.log.warning("pharox: no room to write %s values of metrics", waiting)
     store().family.mark(process.exit)
 
 
@@ -102,7 +102,7 @@ def _request_settings(worker: Any) -> RequestSettings:
     try:
         return EnvironmentManager().requests()
     except InvalidInputError as error:
-        worker.log.warning("requests are counted as at the start: %s", error)
+        worker.log.warning("the former settings of request metrics stay in use: %s", error)
         return _settings
 
 
@@ -113,7 +113,7 @@ def _seat(family: Family, worker: Any) -> str:
         family.mark("worker")  # After that: who is seen as a worker has its seat for good.
     except OSError as error:
         worker.log.warning(
-            "pharox: what this worker counts stays in memory until its folder can be written: %s",
+            "pharox: this worker's counts stay in memory until its folder can be written: %s",
             error.strerror,
         )
         return NO_SEAT

@@ -201,7 +201,7 @@ class EnvironmentManager:
 def _number(least: int, most: int) -> Callable[[str], int]:
     def read(text: str) -> int:
         if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
-            raise ValueError(f"has to be a number from {least} to {most}")
+            raise ValueError(f"must be a number from {least} to {most}")
         return int(text)
 
     return read
@@ -219,10 +219,7 @@ def _buckets(text: str) -> tuple[float, ...]:
         limits.pop()  # It is always there.
     rises = all(low < high for low, high in pairwise(limits))
     if not (0 < len(limits) <= _MOST_BUCKETS and rises and all(map(math.isfinite, limits))):
-        raise ValueError(
-            f"has to be 1 to {_MOST_BUCKETS} numbers with commas between them, "
-            "each larger than the one before it"
-        )
+        raise ValueError(f"must be 1 to {_MOST_BUCKETS} ascending numbers, separated by commas")
     return tuple(limits)
 
 
@@ -231,4 +228,4 @@ def _flag(text: str) -> bool:
         return True
     if text.lower() in ("0", "false", "no", "off"):
         return False
-    raise ValueError('has to be "true" or "false"')
+    raise ValueError('must be "true" or "false"')

@@ -96,7 +96,7 @@ class Family:
         self.folder = folder
         match = _FOLDER.fullmatch(folder.name)
         if match is None or not folder.is_dir():
-            raise InvalidInputError(f"{folder} is not the folder of a server")
+            raise InvalidInputError(f"{folder} is not a server's metrics folder")
         self.host, self.boot_id = match["here"].rpartition(".")[0], match["boot_id"]
         self.own: str | None = None
         self._held: int | None = None
@@ -131,7 +131,8 @@ class Family:
             family.hold()
         except OSError as error:
             raise InvalidInputError(
-                f"PROMETHEUS_MULTIPROC_DIR: no folder for metrics can be made: {error.strerror}"
+                "PROMETHEUS_MULTIPROC_DIR: the folder for metrics cannot be created: "
+                f"{error.strerror}"
             ) from error
         return family
 
@@ -314,7 +315,7 @@ def _root(given: str | None) -> Path:
     root.mkdir(mode=0o711, exist_ok=True)
     found = root.lstat()
     if root.is_symlink() or found.st_uid != os.getuid():
-        raise PermissionError(0, f"{root} belongs to somebody else")
+        raise PermissionError(0, f"{root} belongs to another user")
     return root
 
 

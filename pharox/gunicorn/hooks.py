@@ -121,8 +121,8 @@ def default_on_starting(server: Any) -> None:
     family = store().family
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR") != str(family.folder):
         raise InvalidInputError(
-            "PROMETHEUS_MULTIPROC_DIR was set after pharox.gunicorn had been imported: set it "
-            "before gunicorn starts, or above that import"
+            "PROMETHEUS_MULTIPROC_DIR was set after pharox.gunicorn was imported: set it before "
+            "gunicorn starts, or before that import"
         )
     try:
         family.mark("master")
@@ -220,7 +220,7 @@ def _missing(server: Any) -> str:
     )
     return (
         "gunicorn's workers are not counted, and gunicorn_workers is not shown: the configuration "
-        "has no hook post_fork. What is missing in it: " + "; ".join(lines)
+        "has no post_fork hook. Add to it: " + "; ".join(lines)
     )
 
 

@@ -171,7 +171,7 @@ class MetricsServerManager:
             try:
                 self._look()
             except Exception as error:
-                self._complain(f"metrics are not kept served: {type(error).__name__}")
+                self._complain(f"the metrics process could not be checked: {type(error).__name__}")
         if os.getpid() == self._master:
             self._give_up_next()
             self._process.terminate()
@@ -209,7 +209,7 @@ class MetricsServerManager:
         try:
             EnvironmentManager(environment=asked).settings()
         except InvalidInputError as error:
-            self._complain(f"metrics are served as before: {error}")
+            self._complain(f"metrics are still served with the former settings: {error}")
             return
         self._pause, self._next_at = _LOOK_S, 0.0
         if self._asked is None:
@@ -227,7 +227,7 @@ class MetricsServerManager:
         if self._next is None or pid != self._next.pid:
             return
         if refusal:
-            message = f"metrics are served as before: {refusal}"
+            message = f"metrics are still served with the former settings: {refusal}"
             self._complain(message, logging.ERROR)
             return
         former, self._process, self._next = self._process, self._next, None
@@ -246,8 +246,8 @@ class MetricsServerManager:
         elif others and time.monotonic() > self._watched_until:
             self._watched_until = None
             self.logger.warning(
-                "gunicorn's workers are not counted: the hook post_fork of its configuration "
-                "does not call pharox.gunicorn.default_post_fork"
+                "gunicorn's workers are not counted: the post_fork hook of its configuration does "
+                "not call pharox.gunicorn.default_post_fork"
             )
 
     def expect_no_workers(self) -> None:

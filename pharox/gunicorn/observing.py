@@ -65,13 +65,13 @@ def process_metrics(
         "gunicorn_worker_memory_bytes", "Resident memory of the worker.", labels=_SEAT
     )
     uptime = GaugeMetricFamily(
-        "gunicorn_worker_uptime_seconds", "How long the worker has been running.", labels=_SEAT
+        "gunicorn_worker_uptime_seconds", "Time since the worker started.", labels=_SEAT
     )
     for seat, state in _by_seat(states).items():
         memory.add_metric([seat], state.memory_bytes)
         uptime.add_metric([seat], state.uptime_s)
     cpu = CounterMetricFamily(
-        "gunicorn_worker_cpu_seconds", "CPU time of the seat's workers.", labels=_SEAT
+        "gunicorn_worker_cpu_seconds", "CPU time that the workers of this seat used.", labels=_SEAT
     )
     for seat, seconds in sorted(times.items()):
         cpu.add_metric([seat], seconds)
@@ -82,7 +82,7 @@ def restart_metric(exits: Counter[str]) -> Metric:
     """Return how workers ended."""
     restarts = CounterMetricFamily(
         "gunicorn_worker_restarts",
-        "Workers that ended, by how; gunicorn replaces each that it still wants.",
+        "Workers that ended, by cause; gunicorn replaces those that it still needs.",
         labels=["reason"],
     )
     for reason in EXITS:

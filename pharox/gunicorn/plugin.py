@@ -85,7 +85,8 @@ def __getattr__(name: str) -> Any:
     except (ImportError, RuntimeError) as error:
         what = name.removeprefix("Prometheus").removesuffix("Worker").lower()
         raise InvalidInputError(
-            f"{name} cannot be used: {error}. It needs {what}, and a gunicorn that works with it"
+            f"{name} cannot be used: {error}. It needs {what}, and a gunicorn version that "
+            "supports it"
         ) from error
     made = globals()[name] = type(name, (CountingWorker, base), {"__module__": __name__})
     return made

@@ -52,8 +52,8 @@ def prepare(*, is_late: bool = False) -> None:
         return
     if is_late:
         raise InvalidInputError(
-            "prometheus_client was imported before pharox.gunicorn, so what its metrics count "
-            "would be lost: import pharox.gunicorn first in the configuration file"
+            "prometheus_client was imported before pharox.gunicorn, so counts of its metrics would "
+            "be lost: import pharox.gunicorn first in the configuration file"
         )
     given = os.environ.get("PROMETHEUS_MULTIPROC_DIR") or None
     master = os.environ.get("GUNICORN_PID", "")
@@ -76,7 +76,7 @@ def store() -> Store:
     if process.store is None:
         raise InvalidInputError(
             "pharox.gunicorn was imported before gunicorn: call pharox.gunicorn.prepare() before "
-            "any metric is made"
+            "you create a metric"
         )
     return process.store
 

@@ -59,14 +59,14 @@ class RequestMetrics:
         self._begun: dict[int, Request] = {}
         own: dict[str, Any] = {"registry": registry}
         self._requests = Counter(
-            "gunicorn_requests", "Requests that were begun.", ["method"], **own
+            "gunicorn_requests", "Requests that were received.", ["method"], **own
         )
         self._responses = Counter(
-            "gunicorn_responses", "Requests that were ended.", ["method", "status"], **own
+            "gunicorn_responses", "Requests that were answered.", ["method", "status"], **own
         )
         self._seconds = Histogram(
             "gunicorn_request_duration_seconds",
-            "How long requests took.",
+            "Duration of requests.",
             ["method"],
             buckets=settings.duration_buckets,
             **own,
@@ -74,13 +74,13 @@ class RequestMetrics:
         self._received, self._sent = (
             Histogram(f"gunicorn_{name}", text, ["method"], buckets=settings.size_buckets, **own)
             for name, text in (
-                ("request_size_bytes", "How large bodies of requests were said to be."),
-                ("response_size_bytes", "How large bodies of responses were."),
+                ("request_size_bytes", "Size of request bodies, as their headers say."),
+                ("response_size_bytes", "Size of response bodies."),
             )
         )
         self._now = Gauge(
             "gunicorn_requests_in_progress",
-            "Requests that are being worked on.",
+            "Requests in progress.",
             multiprocess_mode="livesum",
             **own,
         )

@@ -89,7 +89,7 @@ def serve(family: Family, settings: MetricsSettings) -> None:
             try:
                 aggregate.sweep()
             except Exception:
-                logger.exception("what ended workers counted cannot be merged")
+                logger.exception("counts of ended workers cannot be merged")
             time.sleep(_SWEEP_S)
 
 

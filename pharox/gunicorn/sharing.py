@@ -108,7 +108,7 @@ class SharedMetrics(Collector):
                 # What has gone counts no more; what it had then is not how things are.
                 shown = [m for m in other.metrics if silent_s < _STALE_S or m.type != "gauge"]
                 found.append((instance, shown))
-        up = GaugeMetricFamily("pharox_redis_up", "Whether Redis answered when it was last asked.")
+        up = GaugeMetricFamily("pharox_redis_up", "Whether Redis answered the last request.")
         up.add_metric([], float(bool(self._is_up) and now - self._answered_at < _STALE_S))
         return [up, *_merged(found)]
 
@@ -156,7 +156,9 @@ class SharedMetrics(Collector):
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 if instance not in self._warned:
                     self._warned.add(instance)
-                    logger.warning("what a server shares makes no sense: %s", type(error).__name__)
+                    logger.warning(
+                        "another server's metrics cannot be read: %s", type(error).__name__
+                    )
         if gone:
             self._redis.srem(index, *gone)
 
@@ -171,7 +173,7 @@ class SharedMetrics(Collector):
             return
         if other.boot_id != self._boot_id and other > self._begun:
             logger.error(
-                "another server is called %s too: set PROMETHEUS_INSTANCE for each", self._instance
+                "another server is also named %s: set PROMETHEUS_INSTANCE for each", self._instance
             )
             self._instance = f"{self._instance}:{self._boot_id}"
 
@@ -189,7 +191,7 @@ def _decoded(text: bytes) -> tuple[Start, int, list[Metric]]:
     (at, boot_id), beat, metrics_shown = json.loads(text)
     for name, documentation, kind, samples in metrics_shown:
         if kind not in _TYPES:
-            raise ValueError("there is no such type of metric")
+            raise ValueError("unknown type of metric")
         metric = Metric(name, str(documentation), kind)
         for sample, labels, value in samples:
             metric.add_sample(

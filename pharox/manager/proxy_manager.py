@@ -552,6 +552,6 @@ class ProxyManager(Leasing[IStorage]):
     def _checked(self, callback: Callable[[P], Any]) -> Callable[[P], Any]:
         if is_async(callback):
             raise InvalidInputError(
-                "this is a coroutine function, which nobody would await; use AsyncProxyManager"
+                "a ProxyManager cannot await a coroutine function; use AsyncProxyManager"
             )
         return super()._checked(callback)
