@@ -60,7 +60,7 @@ class Tally:
         if report.changed:
             _remark([_of_change(change) for change in report.changes], report.changed)
         sums = {"updated": report.updated, "changed": report.changed}
-        parts = [f"{report.new} new", f"{report.known} already known"]
+        parts = [f"{report.new} new", f"{report.known} known already"]
         parts += [f"{number} {what}" for what, number in sums.items() if number]
         parts += [f"{self.bad} bad"]
         limit = f"; each new one takes {_leases(max_concurrency)} at a time" if report.new else ""

@@ -39,7 +39,7 @@ class TestArchive:
             "events 39 to 57",
         ]
         assert all(Path(line.partition(" -> ")[2]).is_file() for line in left)
-        assert stays == "the part from position 60 on stays: it is not full yet"
+        assert stays == "the part from position 60 on stays in the log: it is not full yet"
         again = pharox("archive", "--before", moment, "--to", tmp_path / "a", "--drop")
         assert again.out == stays + "\n"
         assert tables_of(postgres) == {"events_60", "seals_60"}
@@ -64,7 +64,7 @@ class TestArchive:
         full_parts(postgres)
         (tmp_path / "file").write_text("")
         for before, to, status, told in (
-            ("2031-01-01T00:00Z", tmp_path / "a", 2, "lies in the future"),
+            ("2031-01-01T00:00Z", tmp_path / "a", 2, "is in the future"),
             ("2026-01-01", tmp_path / "a", 2, "no time zone"),
             ("yesterday", tmp_path / "a", 2, "is no moment"),
             ("2026-01-01T00:30Z", tmp_path / "file" / "a", 1, "Not a directory"),
@@ -99,7 +99,7 @@ class TestCheck:
         monkeypatch.setenv("PHAROX_DATABASE_URL", "postgresql://nowhere.invalid/x")
         outcome = pharox("archive", "check", archived)
         assert outcome.status == 0
-        assert "events in 7 ticks are as they were sealed" in outcome.out
+        assert "events in 7 ticks match their seals" in outcome.out
         (facts,) = pharox("archive", "check", archived, "--json").objects
         assert facts["root"] in outcome.out
         assert facts["differences"] == []

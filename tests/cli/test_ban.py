@@ -79,7 +79,7 @@ class TestBan:
         pharox("ban", proxy.id)
         before = types_of(storage)
         outcome = pharox("ban", proxy.id)
-        assert (outcome.status, outcome.out.endswith("was banned already\n")) == (0, True)
+        assert (outcome.status, outcome.out.endswith("was already banned\n")) == (0, True)
         assert types_of(storage) == before
 
     def test_json_has_the_proxies(self, pharox: Pharox, storage: PostgresStorage) -> None:
@@ -168,7 +168,7 @@ class TestUnban:
         _, (proxy,) = fill(storage, status=ProxyStatus.BANNED)
         outcome = pharox("unban", proxy.id, "--reason", "appealed")
         assert outcome.status == 0
-        assert outcome.out.endswith("is inactive until a check finds it well\n")
+        assert outcome.out.endswith("is inactive until a check succeeds\n")
         *_, event = storage.events()
         assert isinstance(event, ProxyChanged)
         assert (event.after.status, event.reason) == (ProxyStatus.INACTIVE, "appealed")

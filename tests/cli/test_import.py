@@ -261,7 +261,7 @@ class TestSync:
         others = "\n".join(line for line in self.LIST.split() if line != leased.url)
         outcome = self.call(pharox, others, "--sync")
         assert outcome.out.splitlines()[1] == "1 gone: 0 removed, 1 leased"
-        assert f"proxy {leased.id} is leased and goes the next time" in outcome.err
+        assert f"proxy {leased.id} is leased; the next --sync removes it" in outcome.err
 
     def test_too_many_are_told_and_kept(self, pharox: Pharox, storage: PostgresStorage) -> None:
         """A list that has lost more than half removes nothing unless it is told to."""
@@ -269,7 +269,9 @@ class TestSync:
         short = "http://192.0.2.1:80"
         outcome = self.call(pharox, short, "--sync")
         assert outcome.status == 1
-        assert "3 of its 4 proxies no more, and --max-removed is 50%" in outcome.err
+        assert (
+            "the source no longer lists 3 of its 4 proxies, and --max-removed is 50%" in outcome.err
+        )
         assert len(listed(storage, "p")) == 4
         assert self.call(pharox, short, "--sync", "--max-removed", "3").status == 0
         assert len(listed(storage, "p")) == 1
@@ -281,13 +283,13 @@ class TestSync:
         self.call(pharox, self.LIST)
         outcome = self.call(pharox, self.LIST.replace("192.0.2.4:80", "192.0.2.4:eighty"), "--sync")
         assert outcome.status == 1
-        assert "nothing was removed, as not all of the source could be read" in outcome.err
+        assert "nothing was removed, because not all of the source could be read" in outcome.err
         assert len(listed(storage, "p")) == 4
 
     @pytest.mark.parametrize(
         ("options", "told"),
         [
-            (("--max-removed", "3"), "--max-removed belongs to --sync"),
+            (("--max-removed", "3"), "--max-removed needs --sync"),
             (("--sync", "--max-removed", "half"), "a number or a share such as 50%"),
             (("--sync", "--max-removed", "200%"), "from 0 to 100 %"),
         ],
@@ -445,7 +447,7 @@ class TestWriting:
     def test_the_format_can_be_named(self, pharox: Pharox) -> None:
         """With --format the content is read as what it is said to be."""
         outcome = pharox("import", "-", "--pool", "p", "--format", "csv", stdin="192.0.2.1:80")
-        reason = "the first line of the CSV names no columns host and port"
+        reason = "the first line of the CSV does not name the columns host and port"
         assert outcome == (1, "", f"pharox: {reason}\n")
 
     def test_the_order_of_a_line_can_be_named(
@@ -475,7 +477,7 @@ class TestWriting:
         """A file of thousands of lines that nobody knows is not told line by line."""
         content = json.dumps([{"Adresse": "192.0.2.1", "Puerto": 80}] * 1000, indent=2)
         outcome = pharox("import", "-", "--pool", "p", stdin=content)
-        reason = "the entries say no host and no address of a proxy, but Adresse, Puerto"
+        reason = "the entries have neither a host nor an address, but Adresse, Puerto"
         assert outcome == (1, "", f"pharox: {reason}\n")
         assert list(storage.events()) == []
 

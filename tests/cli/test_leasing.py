@@ -66,8 +66,8 @@ class TestAcquire:
             (["nowhere"], "no pool is named 'nowhere'"),
             (["empty"], "pool 'empty' has no proxies"),
             (["p", "--country", "AR"], "no proxy of pool 'p' matches the filters"),
-            (["sick"], "no proxy of pool 'sick' that would do is healthy"),
-            (["taken"], "every proxy of pool 'taken' that would do is leased to its limit"),
+            (["sick"], "no matching proxy of pool 'sick' is healthy"),
+            (["taken"], "every matching proxy of pool 'taken' is leased to its limit"),
         ],
     )
     def test_a_miss_is_a_sentence_that_says_why(

@@ -90,7 +90,7 @@ class TestSet:
         ("options", "told"),
         [
             ((), "say what to change"),
-            (("--reason", "why"), "--reason belongs to --status"),
+            (("--reason", "why"), "--reason needs --status"),
             (("--password-file", "-"), "--password-file needs --user"),
             (("--user", "x", "--password-file", "/nowhere"), "cannot be read from /nowhere"),
             (("--max-concurrency", "0"), "a number from 1"),

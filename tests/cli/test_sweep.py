@@ -153,7 +153,9 @@ class TestWhatIsFound:
         keep(CLOSING, CLOSING)
         outcome = pharox("sweep", "pool", *target)
         assert outcome.status == 0
-        assert outcome.err == "pharox: no check went well: is the target itself to be reached?\n"
+        assert (
+            outcome.err == "pharox: no check succeeded: is the target reachable without a proxy?\n"
+        )
 
     def test_leases_on_what_dropped_out_are_told(
         self, pharox: Pharox, storage: PostgresStorage, keep: Keep, target: Target
@@ -353,7 +355,7 @@ class TestOptions:
         (tmp_path / "ca.pem").write_text("no certificate")
         outcome = pharox("sweep", *target, "--ca", tmp_path / "ca.pem")
         assert (outcome.status, outcome.out) == (2, "")
-        assert "ca.pem has no certificates that can be read\n" in outcome.err
+        assert "ca.pem has no readable certificates\n" in outcome.err
 
     @pytest.mark.parametrize(
         "options",

@@ -444,7 +444,7 @@ def test_a_role_may_have_any_name(database_url: str, name: str) -> None:
     """A name is quoted, whatever is in it, and prints without effect on a terminal."""
     roles = Roles(app=[name])
     with connected(database_url) as server, ledger(database_url) as storage:
-        with pytest.raises(DatabaseError, match="make it with") as caught:
+        with pytest.raises(DatabaseError, match="create it with") as caught:
             statements(storage, roles)
         create = str(caught.value).partition("`")[2].rstrip("`")
         assert create.isprintable()

@@ -310,7 +310,7 @@ def test_an_upgrade_waits_for_no_lock_while_others_wait_for_it(
     monkeypatch.setattr(schema, "PATIENCE_S", 1.0)
     with ledger(database_url) as newer, postgres.session() as held:
         held.connection.execute("SELECT FROM pharox.leases")
-        with pytest.raises(DatabaseError, match="did not get its locks"):
+        with pytest.raises(DatabaseError, match="could not acquire its locks"):
             newer.upgrade_schema()
         assert newer.schema_version() == "0002"
     with ledger(database_url) as newer:

@@ -92,7 +92,7 @@ class TestReloading:
             web.wait()
             (tmp_path / "port").write_text("none-of-your-business")
             web.signal(signal.SIGHUP)
-            until(lambda: "PROMETHEUS_METRICS_PORT has to be a number" in web.log)
+            until(lambda: "PROMETHEUS_METRICS_PORT must be a number" in web.log)
             assert web.is_scraped()
             assert "none-of-your-business" not in web.log
         finally:
