@@ -98,7 +98,9 @@ class TestStory:
         assert out.startswith(f"proxy http://10.0.0.0:8000 ({incident.proxy.id})\n")
         assert "joined pool 'a pool': active, up to 1 lease at once" in out
         assert "country AR\n" in out
-        assert out.endswith("1 lease acquired; 0 given back; 1 ran out; held for 1 d 0 h altogether\n")
+        assert out.endswith(
+            "1 lease acquired; 0 given back; 1 ran out; held for 1 d 0 h altogether\n"
+        )
 
     @pytest.mark.parametrize(
         "address", ["10.0.0.0:8000", "http://10.0.0.0:8000", "HTTP://user:pw@10.0.0.0:8000/"]
@@ -113,7 +115,7 @@ class TestStory:
         assert pharox("audit", "proxy", address).status == 0
 
     def test_proxies_of_one_address_are_listed(self, pharox: Pharox, incident: Incident) -> None:
-        """Which of them is meant, is to be said by an id."""
+        """If several match, the error asks for an id."""
         _, (other,) = fill(incident.storage, 1, name="other")
         outcome = pharox("audit", "proxy", "10.0.0.0:8000")
         assert (outcome.status, outcome.out) == (1, "")
@@ -161,7 +163,7 @@ class TestStory:
     def test_what_is_as_before_is_not_said_again(
         self, pharox: Pharox, storage: PostgresStorage
     ) -> None:
-        """What was asked for, and who asked, stand only where they change."""
+        """The request and the actor are printed only where they change."""
         fill(storage, 1, name="p")
         manager = px.ProxyManager(storage)
         least_used, round_robin = px.SelectorStrategy.LEAST_USED, px.SelectorStrategy.ROUND_ROBIN
@@ -193,7 +195,7 @@ class TestStory:
     def test_a_window_has_its_beginning_and_its_end(
         self, pharox: Pharox, incident: Incident, window: tuple[str, ...]
     ) -> None:
-        """--from and --to take times and seqs; what is outside is not told."""
+        """--from and --to take times and seqs; events outside are not shown."""
         objects = pharox("audit", "pool", "a pool", *window, "--json").objects
         assert [found["type"] for found in objects] == ["AcquireMissed", "HealthChecked"]
 
@@ -247,7 +249,7 @@ class TestErrors:
         assert pharox("audit", kind, name) == (1, "", expected)
 
     def test_a_pool_that_was_only_asked_for(self, pharox: Pharox, incident: Incident) -> None:
-        """A misspelt name is told with those who misspelt it, each once."""
+        """The error for a misspelt name lists the consumers that asked for it, each once."""
         manager = px.ProxyManager(incident.storage)
         for name in ("lost", "lost", "late"):
             manager.acquire_proxy("typo", consumer_name=name)
@@ -307,7 +309,7 @@ class TestWords:
         ],
     )
     def test_a_span_is_told_in_its_largest_units(self, seconds: float, words: str) -> None:
-        """No second is told of a day."""
+        """A length of days is shown without seconds."""
         assert lasting(seconds) == words
 
     @pytest.mark.parametrize(

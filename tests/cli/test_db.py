@@ -21,7 +21,7 @@ def role(database_url: str) -> Iterator[str]:
 
 
 def may_read(storage: PostgresStorage, role: str) -> bool:
-    """Tell whether a role can read the log."""
+    """Return whether a role can read the log."""
     query = f"SELECT has_table_privilege('{role}', 'pharox.events', 'SELECT')"
     return run_sql(storage.engine, query) == [(True,)]
 

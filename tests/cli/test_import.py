@@ -279,7 +279,7 @@ class TestSync:
     def test_a_list_with_bad_lines_removes_nothing(
         self, pharox: Pharox, storage: PostgresStorage
     ) -> None:
-        """What could not be read may be what seems to be gone."""
+        """Nothing is removed if part of the source could not be read."""
         self.call(pharox, self.LIST)
         outcome = self.call(pharox, self.LIST.replace("192.0.2.4:80", "192.0.2.4:eighty"), "--sync")
         assert outcome.status == 1
@@ -359,7 +359,7 @@ class TestLimit:
 
 class TestBadEntries:
     def test_they_are_listed_and_the_good_ones_kept(self, pharox: Pharox) -> None:
-        """A bad entry is told by line and reason, and the exit status is 1."""
+        """A bad entry is listed with line and reason, and the exit status is 1."""
         outcome = pharox(
             "import", "-", "--pool", "p", stdin="http://192.0.2.1:80\nnonsense\nhttp://192.0.2.2:80"
         )
@@ -370,7 +370,7 @@ class TestBadEntries:
         )
 
     def test_the_listing_is_bounded(self, pharox: Pharox) -> None:
-        """After fifty bad entries only their number is told."""
+        """After fifty bad entries only their number is shown."""
         outcome = pharox("import", "-", "--pool", "p", stdin="nonsense\n" * 60)
         lines = outcome.err.splitlines()
         assert (len(lines), lines[-1]) == (51, "... and 10 more")
@@ -412,7 +412,7 @@ class TestBadEntries:
     def test_a_source_that_cannot_be_read_is_one_sentence(
         self, pharox: Pharox, source: str, storage: PostgresStorage
     ) -> None:
-        """An unreadable source is told in one line, and nothing is written."""
+        """An unreadable source is an error of one line, and nothing is written."""
         outcome = pharox("import", source, "--pool", "p")
         assert (outcome.status, outcome.out) == (1, "")
         assert outcome.err.startswith(f"pharox: '{source}' cannot be read: ")
@@ -445,7 +445,7 @@ class TestWriting:
         assert (proxy.max_concurrency, proxy.source) == (3, "mine")
 
     def test_the_format_can_be_named(self, pharox: Pharox) -> None:
-        """With --format the content is read as what it is said to be."""
+        """With --format the content is read in that format."""
         outcome = pharox("import", "-", "--pool", "p", "--format", "csv", stdin="192.0.2.1:80")
         reason = "the first line of the CSV does not name the columns host and port"
         assert outcome == (1, "", f"pharox: {reason}\n")
@@ -453,7 +453,7 @@ class TestWriting:
     def test_the_order_of_a_line_can_be_named(
         self, pharox: Pharox, storage: PostgresStorage
     ) -> None:
-        """What is ambiguous is refused, with no trace of it, and read with --line."""
+        """Ambiguous lines are refused without showing them, and read with --line."""
         line = "ann:12345:squid:3128"
         refused = pharox("import", "-", "--pool", "p", "--protocol", "http", stdin=line)
         assert refused.status == 1
@@ -466,7 +466,7 @@ class TestWriting:
         assert "12345" not in pharox("log", "--json").out
 
     def test_an_order_that_says_nothing_is_misuse(self, pharox: Pharox) -> None:
-        """A layout without host or port is told in one sentence."""
+        """A layout without host or port is an error of one sentence."""
         outcome = pharox("import", "-", "--pool", "p", "--line", "user:pass", stdin="x")
         assert (outcome.status, outcome.out) == (2, "")
         assert "names no host" in outcome.err
@@ -474,7 +474,7 @@ class TestWriting:
     def test_an_unknown_shape_is_one_sentence(
         self, pharox: Pharox, storage: PostgresStorage
     ) -> None:
-        """A file of thousands of lines that nobody knows is not told line by line."""
+        """A file of thousands of unknown lines is not listed line by line."""
         content = json.dumps([{"Adresse": "192.0.2.1", "Puerto": 80}] * 1000, indent=2)
         outcome = pharox("import", "-", "--pool", "p", stdin=content)
         reason = "the entries have neither a host nor an address, but Adresse, Puerto"

@@ -126,7 +126,7 @@ class TestAcquire:
     def test_what_makes_no_sense_is_refused(
         self, pharox: Pharox, storage: PostgresStorage, options: list[str]
     ) -> None:
-        """An impossible option is told in one line with exit status 2, and nothing is recorded."""
+        """An invalid option is an error of one line with exit status 2, and nothing is recorded."""
         fill(storage, name="p")
         before = types_of(storage)
         outcome = pharox("acquire", "p", *options)
@@ -203,7 +203,7 @@ class TestRelease:
         assert lease["released_at"] is not None
 
     def test_a_second_release_fails(self, pharox: Pharox, storage: PostgresStorage) -> None:
-        """A lease that was released already is told so, and nothing is appended."""
+        """A released lease cannot be released again, and nothing is appended."""
         fill(storage, name="p")
         lease_id = pharox("acquire", "p").out.split()[0]
         pharox("release", lease_id)
@@ -215,7 +215,7 @@ class TestRelease:
         assert types_of(storage) == before
 
     def test_a_late_release_fails(self, pharox: Pharox, storage: PostgresStorage) -> None:
-        """A lease that ran out is told so."""
+        """The error says that the lease has run out."""
         fill(storage, name="p")
         lease_id = pharox("acquire", "p", "--duration", "0.001").out.split()[0]
         outcome = pharox("release", lease_id)
@@ -223,7 +223,7 @@ class TestRelease:
         assert f"lease {lease_id} had run out already, at 2" in outcome.err
 
     def test_an_unknown_lease_fails(self, pharox: Pharox) -> None:
-        """An id that no lease has is told so; what is no id is a wrong use of the command."""
+        """An unknown id is an error; a text that is not an id is a usage error."""
         lease_id = uuid4()
         outcome = pharox("release", lease_id)
         assert outcome == (1, "", f"pharox: no lease has the id {lease_id}\n")

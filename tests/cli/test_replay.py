@@ -97,7 +97,7 @@ class TestAt:
         assert story[-1]["seq"] == int(seq)
 
     def test_json_is_the_whole_moment(self, pharox: Pharox, lived: PostgresStorage) -> None:
-        """One object with everything that the library tells."""
+        """One object has all data of the library."""
         (found,) = pharox("replay", "--pool", "a pool", "--at", "5", "--json").objects
         moment = pool_at(lived, "a pool", 5)
         assert (found["seq"], found["pool"]["name"]) == (5, "a pool")
@@ -165,7 +165,7 @@ class TestPlay:
     def test_each_change_is_a_line_with_statistics(
         self, pharox: Pharox, lived: PostgresStorage
     ) -> None:
-        """What happened after the first moment, up to the second, and the pool after it."""
+        """The changes between the two moments, and the pool after them, are printed."""
         joined, leased, _ = (step.address for step in changes(lived, "a pool", 2, 6))
         assert pharox("replay", "--pool", "a pool", "--from", "2").out.splitlines() == [
             "  time              seq    available  leases  what happened",
@@ -179,7 +179,7 @@ class TestPlay:
         ]
 
     def test_it_can_end_earlier(self, pharox: Pharox, lived: PostgresStorage) -> None:
-        """--to is the last moment; where nothing happened, that is said."""
+        """--to is the last moment; the output says so if nothing happened."""
         window = ("--from", "2026-01-01T00:00:00Z", "--to", "2026-01-01T00:00:10Z")
         objects = pharox("replay", "--pool", "a pool", *window, "--json").objects
         assert [(o["seq"], o["pool_has"]["total_leases"]) for o in objects] == [(5, 1)]
@@ -308,7 +308,7 @@ class TestUse:
         assert outcome.err.count("\n") == 1
 
     def test_a_span_counts_from_now(self, pharox: Pharox, storage: PostgresStorage) -> None:
-        """A time may be told as so long ago."""
+        """A time may be given as a span before now."""
         fill(storage, 1)
         assert pharox("replay", "--pool", "pool", "--at", "0s").status == 0
         assert pharox("replay", "--pool", "pool", "--at", "1h").status == 1

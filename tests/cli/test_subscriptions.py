@@ -139,7 +139,7 @@ def test_a_reset_moves_the_checkpoint(
 
 
 def test_a_running_reader_is_told_of(stuck: PostgresStorage, pharox: Pharox) -> None:
-    """Where there is a reader, what was asked for is left to it."""
+    """If there is a reader, it carries out the request."""
 
     def fail(_: Delivery) -> None:
         raise Broken

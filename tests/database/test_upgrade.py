@@ -114,7 +114,7 @@ def test_a_filled_ledger_is_upgraded_from_0001(
 
 
 class Work:
-    """What a worker of a process does, over and over, until it is told to stop."""
+    """The work of a process, repeated until it is stopped."""
 
     def __init__(self, url: str, number: int, done: Any, is_over: threading.Event) -> None:
         self._url, self._number, self._done, self._is_over = url, number, done, is_over
@@ -289,7 +289,7 @@ def test_a_newer_schema_serves_who_leases_and_nobody_who_alters_or_judges_it(
 def test_a_breaking_version_says_so(
     postgres: PostgresStorage, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a later version takes away is told at first use, not by what is missing."""
+    """A too new schema is an error at first use, not an error about a missing object."""
     fill(postgres, 1)
     upgrade_to_next(postgres, monkeypatch)
     run_sql(

@@ -150,7 +150,7 @@ def test_nothing_holds_the_port_after_the_master(version: str, number: int, tmp_
 
 
 def _is_free(port: int) -> bool:
-    """Tell whether a port can be listened at; somebody's connection may have it for a moment."""
+    """Return whether a port is free; another connection may hold it for a moment."""
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError:

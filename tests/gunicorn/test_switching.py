@@ -227,7 +227,7 @@ class TestLegacyNames:
         assert_bounded(legacy)
 
     def test_they_are_not_there_unless_asked_for(self, newest: str, tmp_path: Path) -> None:
-        """Nor does anything else go by one of them."""
+        """Nothing else depends on one of them either."""
         added = {"gunicorn_worker_memory_bytes", "gunicorn_worker_uptime_seconds"}
         with running(newest, tmp_path) as web:
             web.get("/error")

@@ -447,7 +447,7 @@ class TestRefusals:
         assert "events_0" in attached_to(postgres)
 
     def test_something_else_in_the_way(self, postgres: PostgresStorage, tmp_path: Path) -> None:
-        """A file that is no Parquet is told as such."""
+        """A file that is not Parquet is an error."""
         clock = full_parts(postgres)
         path = archive_files.files_in(tmp_path, 0, 20).events
         path.parent.mkdir()
@@ -459,7 +459,7 @@ class TestRefusals:
     def test_a_folder_that_cannot_be_written(
         self, postgres: PostgresStorage, tmp_path: Path
     ) -> None:
-        """The system's reason is told."""
+        """The error has the system's reason."""
         clock = full_parts(postgres)
         (tmp_path / "file").write_text("")
         with pytest.raises(ArchiveFileError, match="Not a directory"):
@@ -488,7 +488,7 @@ class TestRefusals:
         assert "events_0" in tables_of(postgres)
 
     def test_two_at_once(self, postgres: PostgresStorage, tmp_path: Path) -> None:
-        """Whoever comes second is told so."""
+        """The second process gets an error."""
         clock = full_parts(postgres)
         with connected(postgres) as other:
             other.execute("SELECT pg_advisory_lock(1885890929, hashtext('pharox'))")
@@ -498,7 +498,7 @@ class TestRefusals:
     def test_without_the_extra(
         self, postgres: PostgresStorage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Whoever lacks pyarrow or DuckDB is told what to install."""
+        """Without pyarrow or DuckDB, the error says what to install."""
         for library, module in (("pyarrow", "files"), ("duckdb", "reading")):
             with monkeypatch.context() as patch:
                 patch.setitem(sys.modules, library, None)
