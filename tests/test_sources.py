@@ -354,7 +354,7 @@ class TestAnySource:
         If none of them has a host, the list is of a shape that nobody knows: one error.
         """
         if any(values) and not any("host" in value for value in values):
-            with pytest.raises(SourceError, match="no host"):
+            with pytest.raises(SourceError, match="neither a host"):
                 read(json.dumps(values))
         else:
             assert len(read(json.dumps(values))) == len(values)

@@ -120,7 +120,7 @@ class SharedMetrics(Collector):
                 self._exchange()
             except Exception as error:  # It goes on, whatever the others write.
                 if self._is_up is not False:
-                    # Its message may quote what was sent: only the kind of error is told.
+                    # Its message may quote what was sent, so only the kind of error is logged.
                     logger.warning("Redis cannot be used: %s", type(error).__name__)
                 self._is_up = False
             else:

@@ -76,7 +76,7 @@ def checked_config(
     Raises
     ------
     InvalidInputError
-        If they make no sense.
+        If they are not valid.
     """
     if retry_config is None:
         return RetryConfig(max_attempts, backoff_seconds, backoff_multiplier, max_backoff_seconds)

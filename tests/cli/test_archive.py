@@ -66,7 +66,7 @@ class TestArchive:
         for before, to, status, told in (
             ("2031-01-01T00:00Z", tmp_path / "a", 2, "is in the future"),
             ("2026-01-01", tmp_path / "a", 2, "no time zone"),
-            ("yesterday", tmp_path / "a", 2, "is no moment"),
+            ("yesterday", tmp_path / "a", 2, "is not a moment"),
             ("2026-01-01T00:30Z", tmp_path / "file" / "a", 1, "Not a directory"),
             ("2026-01-01T00:30Z", tmp_path / "file", 2, "is a file"),
         ):

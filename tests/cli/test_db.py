@@ -49,7 +49,7 @@ class TestGrant:
     @pytest.mark.parametrize(
         ("arguments", "status", "why"),
         [
-            ((), 2, "name a role"),
+            ((), 2, "give at least one role"),
             (("--app", "nobody here"), 1, 'CREATE ROLE "nobody here" LOGIN'),
             (("--app", ""), 2, "cannot be empty"),
             (("--app", "\x1b[2J"), 1, "\\+00001B"),

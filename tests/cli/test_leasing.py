@@ -210,7 +210,7 @@ class TestRelease:
         before = types_of(storage)
         outcome = pharox("release", lease_id)
         assert (outcome.status, outcome.out) == (1, "")
-        assert outcome.err.startswith(f"pharox: lease {lease_id} had been released already, at 2")
+        assert outcome.err.startswith(f"pharox: lease {lease_id} had already been released, at 2")
         assert outcome.err.count("\n") == 1
         assert types_of(storage) == before
 
@@ -220,7 +220,7 @@ class TestRelease:
         lease_id = pharox("acquire", "p", "--duration", "0.001").out.split()[0]
         outcome = pharox("release", lease_id)
         assert outcome.status == 1
-        assert f"lease {lease_id} had run out already, at 2" in outcome.err
+        assert f"lease {lease_id} had already run out, at 2" in outcome.err
 
     def test_an_unknown_lease_fails(self, pharox: Pharox) -> None:
         """An unknown id is an error; a text that is not an id is a usage error."""

@@ -217,7 +217,7 @@ class TestPrune:
     )
     def test_what_is_neither_is_refused(self, text: str) -> None:
         """Anything else is no moment."""
-        with pytest.raises(InvalidInputError, match="is no moment"):
+        with pytest.raises(InvalidInputError, match="is not a moment"):
             moment_before(text, NOW)
 
     @pytest.mark.parametrize("text", ["2026-01-31", "2026-01-31T12:00"])

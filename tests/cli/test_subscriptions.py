@@ -130,7 +130,7 @@ def test_a_reset_moves_the_checkpoint(
     outcome = pharox("subscriptions", "reset", "mail", "--to", to)
     goes_on = f"mail continues with event {checkpoint + 1}"
     assert outcome.status == 0
-    assert outcome.out == f"{goes_on}; 1 parked event forgotten; no reader is running\n"
+    assert outcome.out == f"{goes_on}; 1 parked event dropped; no reader is running\n"
     (status,) = subscriptions(stuck)
     assert (status.checkpoint, status.parked) == (checkpoint, 0)
     assert pharox("subscriptions", "retry", "mail").out == "nothing is parked for mail\n"
@@ -158,7 +158,7 @@ def test_a_subscription_is_removed(stuck: PostgresStorage, pharox: Pharox) -> No
         until(lambda: is_level(stuck, "mail"))
         outcome = pharox("subscriptions", "remove", "mail")
         assert (outcome.status, outcome.out) == (1, "")
-        assert "has a reader" in outcome.err
+        assert "has a running reader" in outcome.err
     assert pharox("subscriptions", "remove", "mail").status == 0
     assert subscriptions(stuck) == []
 

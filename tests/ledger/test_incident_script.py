@@ -90,7 +90,7 @@ def test_an_archive_is_read_along(
 @pytest.mark.parametrize(
     ("given", "status", "sentence"),
     [
-        ({"--from": "noon"}, 2, "'noon' is no moment"),
+        ({"--from": "noon"}, 2, "'noon' is not a moment"),
         ({"--to": "2026-01-01T00:00"}, 2, "has no time zone"),
         ({"--to": "1h"}, 2, "must begin before it ends"),
         ({"--from": "now"}, 2, "must begin before it ends"),
