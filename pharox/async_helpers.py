@@ -189,7 +189,7 @@ async def with_retrying_lease_async(
 
 def _check_blocks(manager: ProxyManager) -> None:
     if is_async(manager.release_proxy):
-        raise InvalidInputError("this manager is to be awaited itself, without a helper")
+        raise InvalidInputError("await this manager directly, without a helper")
 
 
 async def _in_a_thread(

@@ -49,11 +49,11 @@ def check_url(given: str | None, option: str) -> str:
     url = Settings().check_url
     if url is None:
         raise InvalidInputError(
-            f"a sweep needs a page of yours to fetch through the proxies: give {option}, "
+            f"a sweep needs a page of your own to fetch through the proxies: give {option}, "
             "or set PHAROX_CHECK_URL"
         )
     try:
         AnyHttpUrl(url)
     except ValidationError as error:
-        raise InvalidInputError("PHAROX_CHECK_URL is no URL of http or https") from error
+        raise InvalidInputError("PHAROX_CHECK_URL is not an http or https URL") from error
     return url

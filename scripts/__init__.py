@@ -1,1 +1,1 @@
-"""What the commands beside this file do in Python; run from the checkout, never installed."""
+"""The Python code of the commands in this folder; run from the checkout, never installed."""

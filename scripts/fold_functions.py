@@ -2,7 +2,7 @@
 
     python -m scripts.fold_functions
 
-What they say is stated in ``projections/``; see :mod:`pharox.storage.postgres.functions`.
+They are generated from ``projections/``; see :mod:`pharox.storage.postgres.functions`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LAYOUT: dict[str, Any] = {
 
 
 def laid_out(functions: str) -> str:
-    """Return functions with each of their statements laid out for a reader."""
+    """Return functions with formatted statements."""
     return _STATEMENT.sub(_laid_out, functions)
 
 
@@ -51,7 +51,7 @@ def _laid_out(found: re.Match[str]) -> str:
 
 
 def _plain(node: exp.Expression) -> exp.Expression:
-    """Return a part of a statement without parentheses and names that say nothing."""
+    """Return a part of a statement without redundant parentheses and names."""
     has_operator = isinstance(node.parent, exp.Binary | exp.Unary | exp.Bracket)
     is_needless = isinstance(node, exp.Paren) and not has_operator
     is_unnamed = isinstance(node, exp.Alias) and _UNNAMED.fullmatch(node.alias)

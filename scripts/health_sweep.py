@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Check every proxy that is due, and tell whose proxy has just dropped out.
+"""Check every proxy that is due, and print the leases on each proxy that dropped out.
 
     scripts/health_sweep.py [POOL [TARGET]]
 
-To copy from. PHAROX_DATABASE_URL is the database, PHAROX_CHECK_URL the target if none is given."""
+An example to copy. PHAROX_DATABASE_URL is the database, PHAROX_CHECK_URL the default target."""
 
 from __future__ import annotations
 

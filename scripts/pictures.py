@@ -1,7 +1,7 @@
 """Take the pictures of the documentation: `python -m scripts.pictures` writes docs/pictures/.
 
-The page of an incident report, of the incident that the tests play, in a headless Chromium.
-Done by hand when the page has changed: what Chromium draws differs from machine to machine.
+It shows the incident report of the tests' incident in a headless Chromium. Run it by hand when the
+page has changed: Chromium draws differently on each machine.
 """
 
 import shutil

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Rebuild read models from the log, while leasing goes on, and put them in place.
+"""Rebuild read models from the log while leasing continues, then swap them in.
 
     scripts/rebuild_projections.py [--url URL] [--schema NAME] [PROJECTION...]
 
-The same as ``pharox rebuild``, as a script to copy from.
+The same as ``pharox rebuild``, as an example to copy.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("projections", nargs="*", metavar="PROJECTION", help="all if not given")
     parser.add_argument("--url", help="the database; PHAROX_DATABASE_URL if not given")
-    parser.add_argument("--schema", default="pharox", help="where in the database the ledger is")
+    parser.add_argument("--schema", default="pharox", help="the ledger's schema in the database")
     asked = parser.parse_args()
     try:
         storage = pharox.connect(asked.url, schema=asked.schema)

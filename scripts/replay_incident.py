@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write what happened in a window of time into a folder: a timeline and a page with a picture.
+"""Write a timeline and an illustrated page of a window of time to a folder.
 
 scripts/replay_incident.py --from 2026-01-31T10:00Z --to 2026-01-31T10:15Z --output report
 """
@@ -39,29 +39,34 @@ def replay_incident(
         typer.Option(
             "--from",
             metavar="TIME",
-            help="Where the window begins: a time with its zone, how long ago, as 30m, or now.",
+            help="The start of the window: a time with its zone, a span before now such as 30m, or "
+            "now.",
         ),
     ],
     output: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Where to write; a new or an empty folder.")
+        Path,
+        typer.Option(metavar="FOLDER", help="The folder to write to; it must be new or empty."),
     ],
     end: Annotated[
-        str, typer.Option("--to", metavar="TIME", help="Where it ends, as --from.")
+        str,
+        typer.Option(
+            "--to", metavar="TIME", help="The end of the window, in the same forms as --from."
+        ),
     ] = "now",
     pool: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Only of this pool; may be repeated."),
+        typer.Option(metavar="NAME", help="Only events of this pool; may be repeated."),
     ] = None,
     archive: Archive = None,
     database_url: Annotated[
         str | None,
         typer.Option(
             metavar="URL",
-            help="The database. Other users can see it here; PHAROX_DATABASE_URL is private.",
+            help="The database. Other users can see an argument; PHAROX_DATABASE_URL is private.",
         ),
     ] = None,
     schema: Annotated[
-        str, typer.Option(metavar="NAME", help="Where in the database the ledger is.")
+        str, typer.Option(metavar="NAME", help="The ledger's schema in the database.")
     ] = "pharox",
 ) -> None:
     """Write a report of what happened in a window of time."""

@@ -92,7 +92,7 @@ class TestAdapterOfSomebody(StorageContract):
         """A policy that it could not follow is refused, and nothing is recorded."""
         proxy = make_proxy(storage, make_pool(storage))
         policy = HealthPolicy(failures_before_inactive=2)
-        with pytest.raises(InvalidInputError, match="Elsewhere counts no results"):
+        with pytest.raises(InvalidInputError, match="Elsewhere does not count results"):
             storage.record_health_checks([checked(proxy)], policy)
         assert storage.get_last_health_result(proxy.id) is None
 

@@ -344,7 +344,7 @@ class TestErrors:
         """Data of another PostgreSQL are refused, not touched."""
         (fresh_dir / "postgres").mkdir(parents=True)
         (fresh_dir / "postgres" / "PG_VERSION").write_text("12\n")
-        with pytest.raises(DatabaseUnavailableError, match="data of PostgreSQL 12"):
+        with pytest.raises(DatabaseUnavailableError, match="data is of PostgreSQL 12"):
             start(fresh_dir)
 
     def test_a_server_that_does_not_start_says_why(self, data_dir: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_version_without_a_step_is_refused(upcaster: Upcaster, version: int) -
 
 def test_a_step_is_registered_once(upcaster: Upcaster) -> None:
     """Two ways from one version would leave open which one history took."""
-    with pytest.raises(ValueError, match="version 1 of Greeted has a step already"):
+    with pytest.raises(ValueError, match="version 1 of Greeted already has a step"):
         upcaster.step("Greeted", 1)(dict)
 
 

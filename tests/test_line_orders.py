@@ -160,8 +160,8 @@ def test_a_line_of_another_layout_is_bad() -> None:
         ("host:port:host", "a part twice"),
         ("host:port:pass", "a password and no user"),
         ("hostport", "nothing between"),
-        ("host:port:login:word", "a word that is no part"),
-        ("host:port:user:pass:country", "a word that is no part"),
+        ("host:port:login:word", "an unknown word"),
+        ("host:port:user:pass:country", "an unknown word"),
     ],
 )
 def test_a_layout_that_says_nothing_is_refused(layout: str, why: str) -> None:

@@ -88,7 +88,7 @@ class TestDemo:
         """Without its server the demo ends with 1 and a sentence, not with a traceback."""
         done = demo(PHAROX_DATABASE_URL="postgresql://me:s3cret@127.0.0.1:1/db")
         assert done.returncode == 1
-        assert "the demo could not go on: no connection to the database" in done.stdout
+        assert "the demo could not continue: no connection to the database" in done.stdout
         assert "s3cret" not in done.stdout + done.stderr
         assert "Traceback" not in done.stderr
 

@@ -280,7 +280,10 @@ def test_of_several_protocols_all_are_read_or_one_is_picked(offer: dict[str, Any
         (json.dumps({"data": [{"name": "x", "id": 1}] * 400}, indent=2), "name, id"),
         ('{"Adresse": "192.0.2.1"}\n{"Adresse": "192.0.2.2"}\n', "Adresse"),
         (json.dumps({"message": "invalid key", "code": 401}), "no array of proxies, but message"),
-        ("Server Name,Kind\nx,y\n", "names no columns host and port, but server name, kind"),
+        (
+            "Server Name,Kind\nx,y\n",
+            "does not name the columns host and port, but server name, kind",
+        ),
         (json.dumps({"data": {"s3cret:1": 5}}), "no array of proxies"),
     ],
 )
@@ -402,6 +405,6 @@ def test_what_is_the_same_is_spelled_in_one_way(spelled: str, url: str) -> None:
 def test_socks_alone_says_too_little() -> None:
     """Programs disagree on which it is, so it is the default's to say, if that is one of them."""
     (bad,) = read("socks://192.0.2.1:1080")
-    assert str(bad).startswith("line 1 says socks and not which")
+    assert str(bad).startswith("line 1 says socks without a version")
     socks5 = Defaults(protocol=ProxyProtocol.SOCKS5)
     assert urls("socks://192.0.2.1:1080", socks5) == ["socks5://192.0.2.1:1080"]

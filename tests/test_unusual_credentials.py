@@ -67,7 +67,7 @@ def recording_proxy(protocol: ProxyProtocol) -> Iterator[tuple[int, list[bytes]]
 
 
 def is_sent(protocol: ProxyProtocol, sent: list[bytes]) -> bool:
-    """Tell whether the key was sent as this protocol has it."""
+    """Return whether the key was sent in the form of this protocol."""
     if protocol is ProxyProtocol.SOCKS4:
         return sent[0][8:].startswith(IDENT + b"\x00")
     if protocol is ProxyProtocol.SOCKS5:

@@ -33,8 +33,8 @@ app = Commands(
     name="pharox",
     help="Lease proxies, and read the ledger of who held which.",
     epilog=(
-        "The database is that of PHAROX_DATABASE_URL; without it, an embedded PostgreSQL "
-        "in your data folder."
+        "The database is the one in PHAROX_DATABASE_URL, or else an embedded PostgreSQL in your "
+        "data folder."
     ),
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -47,7 +47,7 @@ def _print_version(wanted: bool) -> None:
         try:
             print(importlib.metadata.version("pharox"))
         except importlib.metadata.PackageNotFoundError:
-            print("unknown: this pharox runs from its source and is not installed")
+            print("unknown: pharox runs from its source and is not installed")
         raise typer.Exit
 
 
@@ -58,11 +58,11 @@ def options(
         str | None,
         typer.Option(
             metavar="URL",
-            help="The database. Other users can see it here; PHAROX_DATABASE_URL is private.",
+            help="The database. Other users can see an argument; PHAROX_DATABASE_URL is private.",
         ),
     ] = None,
     schema: Annotated[
-        str, typer.Option(metavar="NAME", help="Where in the database the ledger is.")
+        str, typer.Option(metavar="NAME", help="The ledger's schema in the database.")
     ] = "pharox",
     version: Annotated[
         bool,

@@ -29,18 +29,19 @@ def archive(
         str | None,
         typer.Option(
             metavar="WHEN",
-            help="Archive what was recorded before: 2026-01-31T12:00Z, or a span before now: 90d.",
+            help="Archive events recorded before a time (2026-01-31T12:00Z), or so long ago (90d).",
         ),
     ] = None,
     to: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where the files go.", file_okay=False)
+        Path | None,
+        typer.Option(metavar="FOLDER", help="The folder for the files.", file_okay=False),
     ] = None,
     drop: Annotated[
-        bool, typer.Option("--drop", help="Drop the tables of what is archived from the database.")
+        bool, typer.Option("--drop", help="Drop the archived parts of the log from the database.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Archive each full part of the log whose events were all recorded before a moment."""
+    """Archive each full part of the log that has only events from before a moment."""
     if context.invoked_subcommand is not None:
         return
     if before is None or to is None:
@@ -72,13 +73,13 @@ def archive(
 def check(
     folders: Annotated[
         list[Path],
-        typer.Argument(metavar="FOLDER...", help="An archive; several if it is spread over them."),
+        typer.Argument(metavar="FOLDER...", help="A folder of the archive; may be several."),
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Check files without a database: every digest and every root is made again.
+    """Check files without a database: every digest and every root is computed again.
 
-    The last root covers all before it: compare it with one that you noted elsewhere.
+    The last root covers everything before it: compare it with a root that you noted elsewhere.
     """
     from ..ledger.archive import check as checking  # noqa: PLC0415 - it needs an extra
 
@@ -108,16 +109,16 @@ def _describe(part: Archived) -> str:
 
 def _what_stays(kept: Kept | None) -> str:
     if kept is None:
-        return "nothing else is in the log"
-    return f"the part from position {kept.first_position} on stays: {kept.reason}"
+        return "the log has no further part"
+    return f"the part from position {kept.first_position} on stays in the log: {kept.reason}"
 
 
 def _findings(checked: Checked) -> list[str]:
     if checked.differences:
         return checked.differences
-    gaps = [f"events {first} to {last} are not here" for first, last in checked.gaps]
+    gaps = [f"events {first} to {last} are missing" for first, last in checked.gaps]
     return [
         *gaps,
-        f"{checked.events} events in {checked.ticks} ticks are as they were sealed",
+        f"{checked.events} events in {checked.ticks} ticks match their seals",
         f"root of event {checked.last_seq}: {checked.root.hex()}",
     ]

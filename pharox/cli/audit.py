@@ -25,7 +25,7 @@ from .showing import AsJson, in_utc, print_json, say
 if TYPE_CHECKING:
     from ..history.audit import Entry, Story, Totals
 
-app = Commands(help="Tell what happened to a lease, a proxy, a consumer or a pool.")
+app = Commands(help="Show what happened to a lease, a proxy, a consumer or a pool.")
 
 WHEN = "TIME|SEQ"
 
@@ -34,11 +34,11 @@ From = Annotated[
     typer.Option(
         "--from",
         metavar=WHEN,
-        help="Begin there: 2026-01-31T12:00Z, a span before now: 2h, now, or a seq.",
+        help="Begin at a time (2026-01-31T12:00Z), so long ago (2h), now, or at a seq.",
     ),
 ]
 To = Annotated[
-    str | None, typer.Option("--to", metavar=WHEN, help="End there, with what happened then.")
+    str | None, typer.Option("--to", metavar=WHEN, help="End at this moment, inclusive.")
 ]
 
 
@@ -51,7 +51,7 @@ def lease(
     archive: Archive = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell who held which proxy for how long, and how its health was meanwhile."""
+    """Show who held which proxy for how long, and its health checks meanwhile."""
     from ..history.audit import of_lease  # noqa: PLC0415 - SQLAlchemy takes a while to import
 
     _audit(context, of_lease, name, begin, end, archive, as_json)
@@ -68,7 +68,7 @@ def proxy(
     archive: Archive = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what a proxy was, who held it one after another, and how its health was."""
+    """Show how a proxy was registered and changed, who held it, and its health checks."""
     from ..history.audit import of_proxy  # noqa: PLC0415
 
     _audit(context, of_proxy, name, begin, end, archive, as_json)
@@ -83,7 +83,7 @@ def consumer(
     archive: Archive = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what a consumer got and gave back, and why it got nothing."""
+    """Show what a consumer leased and gave back, and each miss with its reason."""
     from ..history.audit import of_consumer  # noqa: PLC0415
 
     _audit(context, of_consumer, name, begin, end, archive, as_json)
@@ -98,7 +98,7 @@ def pool(
     archive: Archive = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell everything that happened in a pool, also in one that was removed."""
+    """Show everything that happened in a pool, even if it was removed since."""
     from ..history.audit import of_pool  # noqa: PLC0415
 
     _audit(context, of_pool, name, begin, end, archive, as_json)
@@ -169,7 +169,7 @@ def _lines(story: Story) -> Iterator[str]:
         for line in _below(description, asked, by):
             yield " " * len(margin) + line
         asked, by = description.asked or asked, description.by
-    yield from ("", _adds_up(story, totals) if day else "nothing happened then")
+    yield from ("", _adds_up(story, totals) if day else "nothing happened in this time")
 
 
 def _below(description: Described, asked: str, by: str) -> Iterator[str]:
@@ -186,7 +186,7 @@ def _adds_up(story: Story, totals: Totals) -> str:
         ended = totals.released or totals.expired
         return f"held for {lasting(totals.held_s)}" if ended else "no end of it is recorded"
     parts = [
-        f"{counted(totals.acquired, 'lease', 'leases')} begun",
+        f"{counted(totals.acquired, 'lease', 'leases')} acquired",
         *([f"{totals.renewed} renewals"] if totals.renewed else []),
         f"{totals.released} given back",
         f"{totals.expired} ran out",

@@ -29,22 +29,23 @@ LISTED = 5
 Names = Annotated[
     list[str],
     typer.Argument(
-        metavar="PROXY", help="The proxy's id, host:port, or its URL, with its user if need be."
+        metavar="PROXY",
+        help="The proxy's id, host:port or URL, with the user if several share an address.",
     ),
 ]
-Reason = Annotated[str | None, typer.Option(metavar="TEXT", help="Why, for the log.")]
+Reason = Annotated[str | None, typer.Option(metavar="TEXT", help="The reason, for the log.")]
 
 
 def ban(
     context: typer.Context, names: Names, *, reason: Reason = None, as_json: AsJson = False
 ) -> None:
-    """Have proxies leased no more, whatever health checks find."""
+    """Stop leasing proxies, whatever health checks find."""
     with ledger(context) as storage:
         for found in proxies_named(storage, names):
             proxy = storage.set_status(found.id, ProxyStatus.BANNED, reason=reason)
             already = found.status is ProxyStatus.BANNED
             print_proxy(
-                proxy, f"{'was banned already' if already else 'is banned'}{_held(proxy)}", as_json
+                proxy, f"{'was already banned' if already else 'is banned'}{_held(proxy)}", as_json
             )
 
 
@@ -54,13 +55,13 @@ def unban(
     *,
     reason: Reason = None,
     active: Annotated[
-        bool, typer.Option("--active", help="Have them leased at once, without a check before.")
+        bool, typer.Option("--active", help="Lease them again at once, without a check.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Lift the ban on proxies: each may be leased again once a check finds it well."""
+    """Lift the ban on proxies: each may be leased again after a successful check."""
     status = ProxyStatus.ACTIVE if active else ProxyStatus.INACTIVE
-    description = "may be leased again" if active else "is inactive until a check finds it well"
+    description = "may be leased again" if active else "is inactive until a check succeeds"
     with ledger(context) as storage:
         banned = proxies_named(storage, names)
         _check_banned(banned)

@@ -77,7 +77,7 @@ def limit_of(text: str) -> int | None:
     if _LIMIT.fullmatch(wanted) and 1 <= int(wanted) < 2**31:
         return int(wanted)
     raise InvalidInputError(
-        f"--max-concurrency is a number from 1 to {2**31 - 1}, or unlimited, not {text!r}"
+        f"--max-concurrency must be a number from 1 to {2**31 - 1}, or unlimited, not {text!r}"
     )
 
 
@@ -93,7 +93,7 @@ def length_of(text: str) -> timedelta:
         length = _span(text.strip())
     except (ValueError, OverflowError) as error:
         raise InvalidInputError(
-            f"{text.strip()!r} is no length of time: give one such as 60s, 5m or 2h"
+            f"{text.strip()!r} is not a length of time: give one such as 60s, 5m or 2h"
         ) from error
     if length > timedelta(seconds=MAX_DURATION_S):
         raise InvalidInputError(f"{text.strip()} is longer than a hundred years")
@@ -150,7 +150,7 @@ def _moment(text: str, now: datetime, forms: str) -> datetime:
             return now - _span(text)
         moment = datetime.fromisoformat(text)
     except (ValueError, OverflowError) as error:
-        raise InvalidInputError(f"{text!r} is no moment: give {forms}") from error
+        raise InvalidInputError(f"{text!r} is not a moment: give {forms}") from error
     if moment.tzinfo is None:
         raise InvalidInputError(f"{text!r} has no time zone: add one, such as Z or +02:00")
     return moment

@@ -10,7 +10,7 @@ from ..models.text import escape_unprintable
 from .once import Commands
 from .session import ledger
 
-app = Commands(help="Create the ledger's schema, see its version, or say who may use it.")
+app = Commands(help="Create the ledger's schema, show its version, or grant rights on it.")
 
 
 @app.command()
@@ -26,7 +26,7 @@ def upgrade(context: typer.Context) -> None:
 
 @app.command()
 def current(context: typer.Context) -> None:
-    """Print the schema's version; fail if it is missing, or not the one that is needed."""
+    """Print the schema's version; fail if there is no schema, or if it must be upgraded."""
     from ..storage.postgres.schema import check_version  # noqa: PLC0415
 
     with ledger(context) as storage:
@@ -42,17 +42,20 @@ def grant(
     *,
     apps: Annotated[
         list[str] | None,
-        typer.Option("--app", metavar="ROLE", help="Who leases; may be repeated."),
+        typer.Option("--app", metavar="ROLE", help="A role that leases; may be repeated."),
     ] = None,
     readers: Annotated[
         list[str] | None,
-        typer.Option("--reader", metavar="ROLE", help="Who only reads; may be repeated."),
+        typer.Option("--reader", metavar="ROLE", help="A role that only reads; may be repeated."),
     ] = None,
     owner: Annotated[
-        str | None, typer.Option(metavar="ROLE", help="Whom the ledger shall belong to.")
+        str | None, typer.Option(metavar="ROLE", help="The role that becomes the ledger's owner.")
     ] = None,
     apply: Annotated[
-        bool, typer.Option("--apply", help="Run it, all or nothing, and look at what came of it.")
+        bool,
+        typer.Option(
+            "--apply", help="Run the SQL in one transaction, and check the rights after it."
+        ),
     ] = False,
 ) -> None:
     """Print the SQL that gives roles the rights they need and takes all others away."""
@@ -68,10 +71,10 @@ def grant(
     for name in wanted.app:
         print(
             escape_unprintable(
-                f"{name} may lease, and neither change the log nor make or alter tables"
+                f"{name} may lease, but not change the log, or create or alter tables"
             )
         )
     for name in wanted.reader:
-        print(escape_unprintable(f"{name} may read all but credentials"))
+        print(escape_unprintable(f"{name} may read everything but credentials"))
     if owner is not None:
         print(escape_unprintable(f"{owner} owns the ledger"))

@@ -44,8 +44,8 @@ _WHY_MISSED = {
     MissReason.UNKNOWN_POOL: "there was no such pool",
     MissReason.EMPTY_POOL: "the pool had no proxies",
     MissReason.NO_MATCH: "no proxy matched the filters",
-    MissReason.NONE_HEALTHY: "no proxy that would do was healthy",
-    MissReason.AT_CAPACITY: "every proxy that would do was leased to its limit",
+    MissReason.NONE_HEALTHY: "no matching proxy was healthy",
+    MissReason.AT_CAPACITY: "every matching proxy was leased to its limit",
 }
 _GROUPS = {"all_of": "all of", "any_of": "any of", "none_of": "none of"}
 _PLACE = ("latitude", "longitude", "radius_km")
@@ -166,9 +166,9 @@ def _sentence(event: Event, pool: str, proxy: str) -> str:  # noqa: PLR0911, PLR
             return f"{proxy} was checked: {_checked(event)}"
         case ProxiesChecked():
             checks = counted(len(event.proxy_ids), "proxy was", "proxies were")
-            return f"{checks} checked in pool {pool}, and none changes its status: {_found(event)}"
+            return f"{checks} checked in pool {pool}, without a change of status: {_found(event)}"
         case CursorMoved():
-            return f"{proxy} was offered in its turn, and not leased"
+            return f"{proxy} was offered in its turn, but not leased"
         case LeasesPruned():
             return (
                 f"leases of pool {pool} that ended before {in_utc(event.ended_before)} were pruned"
@@ -213,7 +213,7 @@ def _checked(event: HealthChecked) -> str:
     if why := event.error or event.failure:
         found.append(why)
     if not event.applied:
-        found.append("but a newer check was known")
+        found.append("but a newer check was already recorded")
     elif moved := _moved(event.before, event.after):
         found.append(f"so {moved}")
     elif event.status is not event.before.status:
@@ -237,7 +237,7 @@ def _held(event: LeaseReleased | LeaseExpired) -> str:
 def _asked(event: Event) -> str:
     if not isinstance(event, LeaseAcquired | AcquireMissed):
         return ""
-    asked = [f"selector {event.selector.value}" if event.selector else "that proxy and no other"]
+    asked = [f"selector {event.selector.value}" if event.selector else "only this proxy"]
     if event.filters:
         asked.append(in_words(event.filters))
     if event.predicate:

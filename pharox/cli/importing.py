@@ -72,54 +72,54 @@ _Source = Annotated[
     typer.Argument(metavar="SOURCE", help="A file, - for standard input, or an http(s) URL."),
 ]
 _Pool = Annotated[
-    str, typer.Option(metavar="NAME", help="The pool to import into; made if it is unknown.")
+    str, typer.Option(metavar="NAME", help="The pool to import into; created if there is none.")
 ]
 _Protocol = Annotated[
     ProxyProtocol | None,
-    typer.Option(help="The protocol of those that name none, and of those that offer several."),
+    typer.Option(help="The protocol of entries that name none, or several."),
 ]
-_Status = Annotated[ProxyStatus, typer.Option(help="The status of those that name none.")]
+_Status = Annotated[ProxyStatus, typer.Option(help="The status of entries that name none.")]
 _MaxConcurrency = Annotated[
     str,
     typer.Option(
         metavar="N",
-        help="How many leases each may have at once, or `unlimited`, for those that name none.",
+        help="How many leases a proxy may have at once, or `unlimited`, for entries that name "
+        "none.",
     ),
 ]
 _Label = Annotated[
     str | None,
-    typer.Option("--source", metavar="TEXT", help="The label of those that name none."),
+    typer.Option("--source", metavar="TEXT", help="The label of entries that name none."),
 ]
 _Kind = Annotated[
     Format | None,
-    typer.Option("--format", help="How it is written; seen from the content if not set."),
+    typer.Option("--format", help="The format; detected from the content if not given."),
 ]
 _Update = Annotated[
     bool,
-    typer.Option(
-        "--update", help="Replace the password where the pool has a proxy with another one."
-    ),
+    typer.Option("--update", help="Replace passwords in the pool that differ from the source."),
 ]
 _Sync = Annotated[
     bool,
     typer.Option(
         "--sync",
-        help="Remove the proxies with the label of --source (or without any) that the source "
-        "has no more, unless they are leased.",
+        help="Remove proxies with the label of --source (or with none) that the source no longer "
+        "lists, unless they are leased.",
     ),
 ]
 _MaxRemoved = Annotated[
     str | None,
     typer.Option(
-        metavar="N|N%", help="How many --sync may remove; it removes none of more. Else 50%."
+        metavar="N|N%",
+        help="The most that --sync may remove (50%); it removes none if there are more.",
     ),
 ]
 _Line = Annotated[
     str | None,
     typer.Option(
         metavar="LAYOUT",
-        help="What a line consists of, such as 'user:pass:host:port'; seen from the lines "
-        "if not set.",
+        help="The parts of a line, such as 'user:pass:host:port'; detected from the lines if not "
+        "given.",
     ),
 ]
 
@@ -141,9 +141,9 @@ def import_source(
 ) -> None:
     """Import a list of proxies: addresses, CSV, JSON or JSON lines.
 
-    A proxy that the pool knows already (by protocol, host, port, user and password) stays as it
-    is. Bad entries, and proxies with another password than in the pool, are listed, and the exit
-    status is then 1; the good ones are imported all the same.
+    A proxy that the pool already has (same protocol, host, port, user and password) stays as it is.
+    Bad entries, and proxies whose password differs from the pool's, are listed, and the exit status
+    is then 1; all other entries are imported.
     """
     check_name(pool, "pool")
     check_text(label or "")
@@ -182,29 +182,29 @@ def _removable(max_removed: str | None, *, sync: bool) -> MaxRemoved | None:
 
     if not sync:
         if max_removed is not None:
-            raise InvalidInputError("--max-removed belongs to --sync")
+            raise InvalidInputError("--max-removed needs --sync")
         return None
     if max_removed is None:
         return HALF
     number, is_share = max_removed.strip().removesuffix("%"), max_removed.strip().endswith("%")
     if not (number.isascii() and number.isdecimal() and len(number) < 10):
         raise InvalidInputError(
-            f"--max-removed is a number or a share such as 50%, not {max_removed!r}"
+            f"--max-removed must be a number or a share such as 50%, not {max_removed!r}"
         )
     return MaxRemoved(share=int(number) / 100) if is_share else MaxRemoved(count=int(number))
 
 
 def _print_removal(removal: RemovalReport | None, most: MaxRemoved) -> None:
     if removal is None:
-        say("nothing was removed, as not all of the source could be read")
+        say("nothing was removed, because not all of the source could be read")
     elif removal.refused:
         say(
-            f"nothing was removed: the source has {removal.gone} of its {removal.had} proxies no "
-            f"more, and --max-removed is {most}"
+            f"nothing was removed: the source no longer lists {removal.gone} of its {removal.had} "
+            f"proxies, and --max-removed is {most}"
         )
     else:
         for proxy_id in removal.leased_ids:
-            say(f"proxy {proxy_id} is leased and goes the next time")
+            say(f"proxy {proxy_id} is leased; the next --sync removes it")
         print(
             f"{removal.gone} gone: {removal.removed} removed, {removal.leased} leased", flush=True
         )

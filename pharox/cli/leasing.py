@@ -25,28 +25,30 @@ _MISSES = {
     MissReason.UNKNOWN_POOL: "no pool is named {pool!r}",
     MissReason.EMPTY_POOL: "pool {pool!r} has no proxies",
     MissReason.NO_MATCH: "no proxy of pool {pool!r} matches the filters",
-    MissReason.NONE_HEALTHY: "no proxy of pool {pool!r} that would do is healthy",
-    MissReason.AT_CAPACITY: "every proxy of pool {pool!r} that would do is leased to its limit",
+    MissReason.NONE_HEALTHY: "no matching proxy of pool {pool!r} is healthy",
+    MissReason.AT_CAPACITY: "every matching proxy of pool {pool!r} is leased to its limit",
 }
 
 
 _Pool = Annotated[str, typer.Argument(metavar="POOL", help="The pool's name.")]
-_Consumer = Annotated[str, typer.Option(metavar="NAME", help="Who leases.")]
+_Consumer = Annotated[str, typer.Option(metavar="NAME", help="The name of the consumer.")]
 _Duration = Annotated[
-    float, typer.Option(metavar="SECONDS", help="How long until the lease runs out by itself.")
+    float, typer.Option(metavar="SECONDS", help="How long the lease lasts unless it is released.")
 ]
-_Selector = Annotated[SelectorStrategy, typer.Option(help="Which of the free proxies.")]
+_Selector = Annotated[SelectorStrategy, typer.Option(help="How to choose among the free proxies.")]
 _Country = Annotated[
     list[str] | None,
-    typer.Option(metavar="TEXT", help="Only of this country; of these, if repeated."),
+    typer.Option(metavar="TEXT", help="Only proxies in this country; may be repeated."),
 ]
-_City = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Only of this city.")]
-_Source = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Only from this source.")]
-_Isp = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Only of this operator.")]
-_Asn = Annotated[list[int] | None, typer.Option(metavar="N", help="Only of this network.")]
+_City = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Only proxies in this city.")]
+_Source = Annotated[
+    list[str] | None, typer.Option(metavar="TEXT", help="Only proxies from this source.")
+]
+_Isp = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Only proxies of this ISP.")]
+_Asn = Annotated[list[int] | None, typer.Option(metavar="N", help="Only proxies in this network.")]
 _LeaseId = Annotated[
     UUID | None,
-    typer.Option(metavar="UUID", help="Under this id; asking again leases no second one."),
+    typer.Option(metavar="UUID", help="The lease's id; the same id again returns the same lease."),
 ]
 
 
@@ -67,7 +69,7 @@ def acquire(
 ) -> None:
     """Lease a proxy; print the lease's id and the proxy's URL.
 
-    The URL has the proxy's credentials in it, for curl and the like.
+    The URL includes the proxy's credentials, for curl and other programs.
     """
     from ..storage.requests import AcquireRequest  # noqa: PLC0415 - SQLAlchemy takes a while to import
 
@@ -77,7 +79,7 @@ def acquire(
         acquisition = storage.acquire_lease(request)
         if acquisition.lease is None:
             description = _MISSES.get(
-                acquisition.miss_reason or MissReason.NO_MATCH, "nothing was free"
+                acquisition.miss_reason or MissReason.NO_MATCH, "no proxy was free"
             )
             raise PharoxError(description.format(pool=pool), miss_reason=acquisition.miss_reason)
         try:
@@ -116,10 +118,12 @@ def renew(
 def release(
     context: typer.Context,
     lease_id: Annotated[UUID, typer.Argument(metavar="LEASE_ID")],
-    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Why, for the log.")] = None,
+    reason: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The reason, for the log.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Give a lease back; fail if it had ended already."""
+    """Give a lease back; fail if it has already ended."""
     with ledger(context) as storage:
         lease = storage.get_lease(str(lease_id))
         if lease is None:
@@ -127,7 +131,7 @@ def release(
         if storage.return_lease(lease, reason=reason).ending is None:
             how = "run out" if lease.status is LeaseStatus.EXPIRED else "been released"
             at = in_utc(lease.released_at) if lease.released_at else "an unknown time"
-            raise PharoxError(f"lease {lease_id} had {how} already, at {at}", lease_id=lease_id)
+            raise PharoxError(f"lease {lease_id} had already {how}, at {at}", lease_id=lease_id)
     if as_json:
         print_json(lease)
     else:

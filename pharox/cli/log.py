@@ -24,29 +24,29 @@ def log(
     context: typer.Context,
     *,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Wait for further events, until Ctrl-C.")
+        bool, typer.Option("--follow", "-f", help="Wait for new events, until Ctrl-C.")
     ] = False,
     as_json: AsJson = False,
     after: Annotated[
         int | None,
         typer.Option(
             metavar="SEQ",
-            help="Begin behind this event; if not set, with the first event, or with "
-            "the next one if following.",
+            help="Begin after this event; if not given, at the first event, or with --follow at "
+            "the next one.",
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="End after so many events.")
+        int | None, typer.Option(min=1, metavar="N", help="Stop after so many events.")
     ] = None,
     pool: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Only of this pool; its id will do.")
+        str | None, typer.Option(metavar="NAME", help="Only events of this pool; a name or an id.")
     ] = None,
     types: Annotated[
         list[str] | None,
-        typer.Option("--type", metavar="TYPE", help="Only of this type; may be repeated."),
+        typer.Option("--type", metavar="TYPE", help="Only events of this type; may be repeated."),
     ] = None,
 ) -> None:
-    """Print the events, oldest first, one a line."""
+    """Print the events, oldest first, one per line."""
     wanted = _known_types(types or ())
     with ledger(context) as storage:
         pools = storage.list_pools()
@@ -86,6 +86,6 @@ def _known_types(types: Sequence[str]) -> frozenset[str]:
     for name in types:
         if name not in known:
             raise InvalidInputError(
-                f"no event is of type {name!r}; there are {', '.join(sorted(known))}"
+                f"there is no event type {name!r}; the types are {', '.join(sorted(known))}"
             )
     return frozenset(types)

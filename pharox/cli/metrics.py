@@ -28,27 +28,32 @@ def metrics() -> None:
 @app.command()
 def serve(
     context: typer.Context,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Where to listen.")] = 9464,
-    bind: Annotated[str, typer.Option(metavar="ADDRESS", help="On which address.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on.")] = 9464,
+    bind: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="The address to listen on.")
+    ] = "127.0.0.1",
     name: Annotated[
         str, typer.Option(metavar="NAME", help="The subscription's name.")
     ] = "pharox-metrics",
     max_consumers: Annotated[
-        int, typer.Option(min=0, metavar="N", help="How many consumers to tell apart.")
+        int, typer.Option(min=0, metavar="N", help="How many consumers have their own label value.")
     ] = 100,
     max_pools: Annotated[
-        int, typer.Option(min=0, metavar="N", help="How many pools to tell apart.")
+        int, typer.Option(min=0, metavar="N", help="How many pools have their own label value.")
     ] = 1000,
     max_sources: Annotated[
-        int, typer.Option(min=0, metavar="N", help="How many sources of proxies to tell apart.")
+        int,
+        typer.Option(
+            min=0, metavar="N", help="How many sources of proxies have their own label value."
+        ),
     ] = 100,
     certfile: Annotated[Path | None, typer.Option(help="A certificate, for HTTPS.")] = None,
     keyfile: Annotated[Path | None, typer.Option(help="Its key.")] = None,
 ) -> None:
-    """Count the log and serve /metrics, until Ctrl-C or SIGTERM.
+    """Count the events of the log and serve /metrics, until Ctrl-C or SIGTERM.
 
-    Counts are kept in the ledger, so they go on where they were. Several servers
-    of one name show the same; one of them counts.
+    The counts are kept in the ledger, so a restart continues them. Servers with the same name show
+    the same counts; one of them counts.
     """
     try:
         from ..observability.fleet import FleetServer  # noqa: PLC0415 - it needs an extra
@@ -80,7 +85,7 @@ def serve(
 
 @app.command("files")
 def write_files(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write them.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to write to.")],
 ) -> None:
     """Write a Grafana dashboard and Prometheus alert rules for these metrics."""
     if not folder.is_dir():

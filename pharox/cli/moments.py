@@ -22,7 +22,7 @@ def print_moment(moment: PoolMoment) -> None:
     for cursor in moment.cursors:
         if cursor.proxy_id is not None:
             turn = addresses.get(cursor.proxy_id, cursor.proxy_id)
-            _print(f"{cursor.selector}: the last turn was that of {turn}")
+            _print(f"{cursor.selector}: the last turn went to {turn}")
     print()
     print_table(
         ("proxy", "address", "status", "leases", "limit", "country", "last check", "held by"),
@@ -39,7 +39,7 @@ def print_difference(was: PoolMoment, becomes: PoolMoment, found: Difference) ->
     for line in _differences(found, {**_addresses(was), **_addresses(becomes)}):
         _print(line)
     if not found:
-        print("nothing is different")
+        print("there is no difference")
 
 
 def _row(proxy: ProxyMoment) -> tuple[object, ...]:

@@ -53,4 +53,4 @@ def _check_once(command: Any, ctx: Any, args: list[str]) -> None:
     for option, times in Counter(order).items():
         is_single = isinstance(option, TyperOption) and not (option.multiple or option.is_flag)
         if is_single and times > 1:
-            raise typer.BadParameter("give it once, as it takes one value", ctx, option)
+            raise typer.BadParameter("it takes one value, so give it once", ctx, option)

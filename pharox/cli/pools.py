@@ -17,7 +17,7 @@ from .showing import AsJson, print_json, print_table, say
 if TYPE_CHECKING:
     from ..storage.postgres import PostgresStorage
 
-NO_POOLS = "there are no pools yet; `pharox import SOURCE --pool NAME` makes one"
+NO_POOLS = "there are no pools yet; `pharox import SOURCE --pool NAME` creates one"
 
 app = Commands(help="List the pools; register, change or remove one.", invoke_without_command=True)
 
@@ -43,7 +43,9 @@ def pools(context: typer.Context, as_json: AsJson = False) -> None:
 def add(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME")],
-    description: Annotated[str | None, typer.Option(metavar="TEXT", help="What it is for.")] = None,
+    description: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Its description.")
+    ] = None,
     lease_slow: Annotated[
         bool, typer.Option("--lease-slow", help="Lease SLOW proxies too, after all others.")
     ] = False,
@@ -64,7 +66,7 @@ def set_pool(
         str | None, typer.Option("--name", metavar="NAME", help="Rename it.")
     ] = None,
     description: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What it is for; '' for nothing.")
+        str | None, typer.Option(metavar="TEXT", help="Its new description; '' for none.")
     ] = None,
     lease_slow: Annotated[
         bool | None,
@@ -93,7 +95,7 @@ def remove_pool(
     name: Annotated[str, typer.Argument(metavar="NAME")],
     *,
     force: Annotated[
-        bool, typer.Option("--force", help="Also if it has proxies; their leases end with them.")
+        bool, typer.Option("--force", help="Remove its proxies too, and end their leases.")
     ] = False,
 ) -> None:
     """Remove a pool. The log keeps what happened in it."""
@@ -105,7 +107,7 @@ def remove_pool(
             leases = counted(stats.total_leases, "active lease", "active leases")
             raise ConflictError(
                 f"pool {name!r} has {proxies} and {leases}: nothing was removed. --force removes "
-                "them too",
+                "the proxies and ends the leases",
                 pool_id=pool.id,
             )
         storage.delete_pool(str(pool.id))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..storage.postgres import PostgresStorage
 
 Force = Annotated[
-    bool, typer.Option("--force", help="Also what is leased; its leases end with it.")
+    bool, typer.Option("--force", help="Remove leased proxies too, and end their leases.")
 ]
 Text = Annotated[str | None, typer.Option(metavar="TEXT", help="Its new value; '' for none.")]
 
@@ -103,21 +103,21 @@ def set_proxies(
     user: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Its new user, whose password stays; '' for no credentials."
+            metavar="NAME", help="Its new user; the password stays. '' removes the credentials."
         ),
     ] = None,
     password_file: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Its new password: the first line of a file, or of standard input for -. Others "
-            "could see it in the command.",
+            help="The file with its new password in the first line; - for standard input. Other "
+            "users could see an argument.",
         ),
     ] = None,
     reason: Reason = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change proxies: their status, how many leases they take, their description or credentials."""
+    """Change the status, limit of leases, description or credentials of proxies."""
     described = {"source": source, "country": country, "city": city, "isp": isp}
     changes: dict[str, Any] = {
         name: value or None for name, value in described.items() if value is not None
@@ -126,7 +126,7 @@ def set_proxies(
         changes["max_concurrency"] = limit_of(max_concurrency)
     changes |= _credentials(user, password_file)
     if reason is not None and status is None:
-        raise InvalidInputError("--reason belongs to --status")
+        raise InvalidInputError("--reason needs --status")
     if not changes and status is None:
         raise InvalidInputError("say what to change; see `pharox proxies set --help`")
     with ledger(context) as storage:
@@ -153,7 +153,7 @@ def remove_proxies(
             if force:
                 storage.delete_proxy(str(proxy.id))
             elif not storage.remove_idle(proxy.pool_id, [proxy.id]):  # It was leased in between.
-                _check_idle([proxy], "it was left")
+                _check_idle([proxy], "it was not removed")
             print_proxy(proxy, "is removed", as_json)
 
 

@@ -36,38 +36,42 @@ def replay(
     ],
     at: Annotated[
         str | None,
-        typer.Option(metavar=WHEN, help="Show the pool as it was then."),
+        typer.Option(metavar=WHEN, help="Show the pool as it was at this moment."),
     ] = None,
     begin: Annotated[
-        str | None, typer.Option("--from", metavar=WHEN, help="Play the changes from then on.")
+        str | None,
+        typer.Option("--from", metavar=WHEN, help="Play the changes from this moment on."),
     ] = None,
     end: Annotated[
-        str | None, typer.Option("--to", metavar=WHEN, help="Play up to then; if not set, to now.")
+        str | None,
+        typer.Option("--to", metavar=WHEN, help="Play up to this moment; to now if not given."),
     ] = None,
     speed: Annotated[
         float | None,
-        typer.Option(min=0.1, metavar="N", help="Play N times as fast as it was, not at once."),
+        typer.Option(
+            min=0.1, metavar="N", help="Play at N times the recorded speed, not all at once."
+        ),
     ] = None,
     step: Annotated[
         bool, typer.Option("--step", help="Wait for Enter before each change; q ends.")
     ] = False,
     diff: Annotated[
         tuple[str, str] | None,
-        typer.Option(metavar=f"{WHEN} {WHEN}", help="Show what changed between the two."),
+        typer.Option(metavar=f"{WHEN} {WHEN}", help="Show what changed between two moments."),
     ] = None,
     archive: Archive = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a pool as it was at a moment, what changed after it, or between two.
+    """Show a pool as it was at a moment, its changes after a moment, or the difference between two.
 
     A moment is a seq of the log (digits alone), a time with its zone such as
-    2026-01-31T12:00Z, a span before now such as 2h, or now. A time that is given
-    to the second or finer is the end of it: what was shown with it is included.
+    2026-01-31T12:00Z, a span before now such as 2h, or now. A time that is given to the second or
+    finer includes all of that second or fraction.
     """
     if [at, begin, diff].count(None) != 2:
         raise InvalidInputError("give one of --at, --from and --diff")
     if begin is None and (end is not None or speed is not None or step):
-        raise InvalidInputError("--to, --speed and --step go with --from")
+        raise InvalidInputError("--to, --speed and --step need --from")
     if speed is not None and not math.isfinite(speed):
         raise InvalidInputError("--speed must be a number, such as 10")
     if step and not sys.stdin.isatty():
@@ -130,7 +134,7 @@ def _lines(steps: Iterable[Step]) -> Iterator[str]:
         columns = f"{event.seq:>7}  {available:>11}  {leases:>6}"
         yield f"  {clock(event.recorded_at)}  {columns}  {description}"
     if day is None:
-        yield "nothing happened then"
+        yield "nothing happened in this time"
 
 
 def _attributes(step: Step) -> dict[str, Any]:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 Archive = Annotated[
     list[Path] | None,
     typer.Option(
-        "--archive", metavar="FOLDER", help="Read archived events from there; may be repeated."
+        "--archive",
+        metavar="FOLDER",
+        help="Read archived events from this folder; may be repeated.",
     ),
 ]
 """The option ``--archive`` of every command about the past."""

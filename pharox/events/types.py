@@ -343,9 +343,9 @@ class ProxiesChecked(EventBase):
     def _is_whole(self) -> Self:
         arrays = (getattr(self, name) for name in _CHECK_ARRAYS)
         if any(len(array) != len(self.proxy_ids) for array in arrays):
-            raise ValueError("an array has not as many places as there are proxies")
+            raise ValueError("an array differs in length from proxy_ids")
         if any(not 0 <= number < len(self.groups) for number in self.group):
-            raise ValueError("a check is of no group")
+            raise ValueError("a check has no group")
         return self
 
     @classmethod

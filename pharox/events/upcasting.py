@@ -45,7 +45,7 @@ class Upcaster:
 
         def register(step: Step) -> Step:
             if (type_, version) in self._steps:
-                raise ValueError(f"version {version} of {type_} has a step already")
+                raise ValueError(f"version {version} of {type_} already has a step")
             self._steps[type_, version] = step
             return step
 
@@ -67,7 +67,7 @@ class Upcaster:
         for version in range(data["schema_version"], current):
             step = self._steps.get((data["type"], version))
             if step is None:
-                raise _error(data, f"and there is no way to read version {version}")
+                raise _error(data, f"and no step reads version {version}")
             data = {**step(data), "schema_version": version + 1}
         return data
 

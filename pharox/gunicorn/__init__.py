@@ -1,6 +1,6 @@
-"""Hooks for gunicorn: one scrape shows what all workers of a server do.
+"""Hooks for gunicorn: one scrape shows the metrics of all workers of a server.
 
-Import what is wanted in ``gunicorn.conf.py``, before anything that makes metrics::
+Import the hooks in ``gunicorn.conf.py``, before any module that creates metrics::
 
     from pharox.gunicorn import (
         default_on_exit as on_exit,
@@ -10,11 +10,10 @@ Import what is wanted in ``gunicorn.conf.py``, before anything that makes metric
         default_worker_int as worker_int,
     )
 
-Within gunicorn the import itself makes the folder that the workers count into and
-sets ``PROMETHEUS_MULTIPROC_DIR`` to it: with ``--preload`` the application comes
-before the first hook. Worker classes that need no hook but ``when_ready`` are here
-too, under the names of gunicorn-prometheus-exporter. The rest is said by the
-environment; see docs/gunicorn.md.
+Within gunicorn, the import creates the folder for the workers' counts and sets
+``PROMETHEUS_MULTIPROC_DIR`` to it, because ``--preload`` loads the application before the first
+hook. Worker classes that need only the hook ``when_ready`` are here too, under the names of
+gunicorn-prometheus-exporter. Environment variables set everything else; see docs/gunicorn.md.
 """
 
 import sys
@@ -61,7 +60,7 @@ _WORKERS = (
 
 
 def __getattr__(name: str) -> Any:
-    """Return a worker class: only gunicorn asks for one, and it has been imported then."""
+    """Return a worker class. They are loaded late, because they import gunicorn."""
     if name not in _WORKERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import plugin  # noqa: PLC0415 - its import is that of gunicorn

@@ -1,14 +1,12 @@
-"""What all processes of a server have counted, the dead ones too.
+"""Add up the metrics of all processes of a server, including those that ended.
 
-The files of processes that have ended are added up in an archive, one file a type,
-so that their number does not grow with the number of workers that come and go. One
-small file, the manifest, is replaced at once when the archive has them: it names
-the archive's generation and the files that are in it, so whatever a crash leaves
-behind is neither lost nor counted twice.
+The files of ended processes are merged into an archive with one file per type, so the number of
+files does not grow with the number of workers over time. One small file, the manifest, is replaced
+atomically when the archive is written. It names the archive's generation and the files merged into
+it, so a crash neither loses counts nor counts them twice.
 
-Numbers of gauges that tell of the living (``live...``) end with their process, and
-so do those that are shown for each process (``all``): their number would have no
-bound.
+Gauges of live processes (``live...``) end with their process. So do gauges with one value per
+process (``all``), because their number would grow without bound.
 """
 
 from __future__ import annotations
@@ -59,14 +57,14 @@ _TOUCH_S = 3600.0
 
 
 class Aggregate(Collector):
-    """Adds up what the processes of a server count; one at a time for a folder.
+    """Adds up the counts of a server's processes. A folder may have only one at a time.
 
     Parameters
     ----------
     family:
-        Whose.
+        The processes of the server.
     legacy_names:
-        Whether metrics are shown under the names of gunicorn-prometheus-exporter too.
+        Whether to show metrics under the names of gunicorn-prometheus-exporter too.
     """
 
     def __init__(self, family: Family, *, legacy_names: bool = False) -> None:
@@ -86,7 +84,7 @@ class Aggregate(Collector):
         }
 
     def _last_manifest(self) -> Manifest:
-        """Return what the archive's manifest says; if it is damaged, what its files' names do."""
+        """Return the archive's manifest; if damaged, one made from the names of its files."""
         try:
             stored = json.loads((self._folder / _MANIFEST).read_text())
             known = Manifest.__dataclass_fields__.keys()
@@ -94,12 +92,12 @@ class Aggregate(Collector):
         except FileNotFoundError:
             return Manifest()
         except _UNREADABLE:
-            self._warn(_MANIFEST, "%s is damaged; what ended workers counted may differ", _MANIFEST)
+            self._warn(_MANIFEST, "%s is damaged; counts of ended workers may be wrong", _MANIFEST)
             found = (_ARCHIVE.fullmatch(match["owner"]) for match in self._files())
             return Manifest(max((int(one[1]) for one in found if one), default=0), corrupt=1)
 
     def describe(self) -> list[Metric]:
-        """Say nothing beforehand: what there is shows when it is asked for."""
+        """Describe no metrics in advance; ``collect`` finds them."""
         return []
 
     def collect(self) -> list[Metric]:
@@ -116,7 +114,7 @@ class Aggregate(Collector):
             return [*self._own_metrics(members), *_families(found)]
 
     def sweep(self) -> None:
-        """Move what processes that have ended leave into the archive."""
+        """Merge the files of ended processes into the archive."""
         with self._lock:
             self._sweep()
             if time.monotonic() >= self._touch_at:
@@ -124,7 +122,7 @@ class Aggregate(Collector):
                 self._family.touch()
 
     def _sweep(self) -> list[tuple[Member, bool]]:
-        """Move what the dead leave into the archive; return who is left, and whether alive."""
+        """Merge the files of ended processes; return the others, and whether each is alive."""
         # Files come first: whose file is seen has its lock by the time that is looked for.
         seen = [match for match in self._files() if not self._is_archived(match)]
         alive = {owner: self._family.is_alive(owner) for owner in {one["owner"] for one in seen}}
@@ -138,11 +136,11 @@ class Aggregate(Collector):
                 members = [(one, is_alive) for one, is_alive in members if is_alive]
             self._clear()
         except OSError as error:
-            self._warn("archive", "what ended workers counted cannot be merged: %s", error.strerror)
+            self._warn("archive", "counts of ended workers cannot be merged: %s", error.strerror)
         return members
 
     def _bury(self, members: list[Member], files: list[re.Match[str]]) -> None:
-        """Write the next generation of the archive, with these in it."""
+        """Write the next generation of the archive, with these members in it."""
         archive = dict(self._archive)
         for match in files:
             prefix, numbers = match["prefix"], self._numbers(match.string)
@@ -174,7 +172,7 @@ class Aggregate(Collector):
         self._manifest = manifest
 
     def _clear(self) -> None:
-        """Remove what the archive holds, and generations of it that are none."""
+        """Remove files that were merged, and other generations of the archive."""
         for match in self._files():
             archive = _ARCHIVE.fullmatch(match["owner"])
             if archive and int(archive[1]) != self._manifest.generation:
@@ -186,25 +184,25 @@ class Aggregate(Collector):
             self._commit(replace(self._manifest, merged=[]))
 
     def _files(self) -> Iterator[re.Match[str]]:
-        """Yield the names of all files of numbers that are there."""
+        """Yield the names of all files with values."""
         return filter(None, map(_FILE.fullmatch, os.listdir(self._folder)))
 
     def _is_archived(self, match: re.Match[str]) -> bool:
         return bool(_ARCHIVE.fullmatch(match["owner"])) or match.string in self._manifest.merged
 
     def _numbers(self, name: str) -> Numbers:
-        """Return what a file holds, or last held before it was damaged."""
+        """Return a file's values, or the last ones read before it was damaged."""
         known = self._read.get(name, {})
         try:
             numbers = _numbers(self._folder / name)
             if len(numbers) < len(known):  # A process only adds to it.
-                raise ValueError("there was more in the file")
+                raise ValueError("the file has lost entries")
             self._read[name] = numbers
         except FileNotFoundError:
             pass
         except _UNREADABLE:
             if name not in self._warned:
-                self._warn(name, "%s is damaged; what it held before is shown", name)
+                self._warn(name, "%s is damaged; its last values are shown", name)
                 self._manifest.corrupt += 1
         return self._read.get(name, {})
 
@@ -236,7 +234,7 @@ class Aggregate(Collector):
         )
 
     def _take_time(self, states: Mapping[Member, WorkerState]) -> None:
-        """Keep the time that workers have taken before it is shown."""
+        """Store the CPU time of workers before it is shown."""
         for member, state in states.items():
             self._manifest.running[member.identity] = (member.seat, state.cpu_s)
         with contextlib.suppress(OSError):  # There is no room: this process knows it still.
@@ -244,12 +242,12 @@ class Aggregate(Collector):
 
 
 def _numbers(path: Path) -> Numbers:
-    """Return what a file holds.
+    """Return a file's values.
 
     Raises
     ------
     OSError, RuntimeError, ValueError, TypeError, struct.error
-        If it cannot be read, or makes no sense.
+        If the file cannot be read, or is not valid.
     """
     if path.stat().st_size == 0:
         return {}  # It was made just now.
@@ -258,10 +256,10 @@ def _numbers(path: Path) -> Numbers:
     with path.open("rb") as file:
         (used,) = struct.unpack("i", file.read(4))
     if used < 0:
-        raise ValueError("the file has no such length")
+        raise ValueError("the file's length is negative")
     for key, value, timestamp, position in MmapedDict.read_all_values_from_file(str(path)):
         if position <= last:
-            raise ValueError("the file leads back to where it has been read")
+            raise ValueError("the file's entries overlap")
         last = position
         before = numbers.get(key)
         numbers[key] = (value + before[0] if before else value, timestamp)
@@ -272,24 +270,24 @@ def _numbers(path: Path) -> Numbers:
 
 @lru_cache(maxsize=1 << 16)
 def _series(key: str) -> tuple[str, str, dict[str, str], str]:
-    """Return metric, sample, labels and help text of a key.
+    """Return the metric, sample, labels and help text of a key.
 
     Raises
     ------
     ValueError, TypeError
-        If it is none.
+        If the key is not valid.
     """
     metric, sample, labels, help_text = json.loads(key)
     if not isinstance(labels, dict):
-        raise TypeError("labels are a mapping")
+        raise TypeError("labels must be a mapping")
     if not all(isinstance(text, str) for text in (metric, sample, help_text, *labels.values())):
-        raise TypeError("names and labels are text")
+        raise TypeError("names and labels must be text")
     float(labels.get("le", 0))
     return metric, sample, labels, help_text
 
 
 def _added(prefix: str, several: Iterable[Numbers]) -> Numbers:
-    """Return one for all numbers of a series, by the rule of their type."""
+    """Merge the values of a series by the rule of its type."""
     total: Numbers = {}
     rule = prefix.removeprefix("gauge_").removeprefix("live")
     for numbers in several:
@@ -307,7 +305,7 @@ def _added(prefix: str, several: Iterable[Numbers]) -> Numbers:
 
 
 def _families(found: Mapping[str, list[tuple[str, Numbers]]]) -> list[Metric]:
-    """Return metrics for numbers of several processes, by the prefix of their files."""
+    """Return the metrics of several processes' values, by the prefix of their files."""
     families: dict[str, Metric] = {}
     for prefix, several in sorted(found.items()):
         kind = prefix.partition("_")[0]
@@ -336,7 +334,7 @@ def _pid(owner: str) -> str:
 
 
 def _cumulated(name: str, values: Mapping[Sample, float]) -> dict[Sample, float]:
-    """Return the samples of a histogram with each bucket in all larger ones, and the count."""
+    """Return the samples of a histogram with cumulative buckets, and the count."""
     buckets: dict[tuple[tuple[str, str], ...], dict[float, float]] = defaultdict(dict)
     result: dict[Sample, float] = {}
     for (sample, labels), value in values.items():

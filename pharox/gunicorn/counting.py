@@ -1,7 +1,7 @@
-"""Have a worker count what it does, and say how it ends.
+"""Count a worker's requests, and record how it ends.
 
-What is called within a signal handler does no more than set a flag or make a file:
-a lock that the interrupted code holds would never be released.
+Code that runs in a signal handler only sets a flag or creates a file: the interrupted code may hold
+a lock, which it could then never release.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ _counting: tuple[int, RequestMetrics] | None = None
 
 
 def remember(settings: RequestSettings) -> None:
-    """Keep settings that make sense, for workers that are forked when they make none."""
+    """Remember valid settings, for workers that are forked while the settings are not valid."""
     global _settings  # noqa: PLW0603 - workers inherit it from the master
     _settings = settings
 
 
 def interrupted(worker: Any) -> None:
-    """Take note that the worker was interrupted."""
+    """Note that the worker was interrupted."""
     process.exit = "interrupted"
 
 
 def aborted(worker: Any) -> None:
-    """Take note that the worker was aborted."""
+    """Note that the worker was aborted."""
     process.exit = "aborted"
 
 
 def count(worker: Any) -> RequestMetrics:
-    """Have this process, a worker's, count; return what counts its requests."""
+    """Start counting in this worker process; return the metrics of its requests."""
     global _counting  # noqa: PLW0603 - a process has one worker
     if _counting is not None and _counting[0] == os.getpid():
         return _counting[1]  # A hook and the worker's class may both ask.
@@ -68,25 +68,25 @@ def count(worker: Any) -> RequestMetrics:
 
 
 def ended(server: Any, worker: Any) -> None:
-    """Write what still waits for room, and how the worker ends."""
+    """Write the values that wait for room, and record how the worker ends."""
     if worker.pid != os.getpid():  # A master calls it too, for a worker that it finds gone.
         return
     if process.exit == "ended" and 0 < worker.max_requests <= worker.nr:
         process.exit = "max_requests"
     if waiting := store().flush():
-        worker.log.warning("pharox: there is no room for %s numbers of metrics", waiting)
+        worker.log.warning("pharox: no room to write %s values of metrics", waiting)
     store().family.mark(process.exit)
 
 
 def add_hook(cfg: Any, name: str, ours: Callable[..., None]) -> None:
-    """Have a hook of ours called beside what the configuration has."""
+    """Add our hook to the one in the configuration."""
     theirs = getattr(cfg, name)
     if theirs is not ours:
         cfg.set(name, _both(ours, theirs))
 
 
 def _both(ours: Callable[..., None], theirs: Callable[..., None]) -> Callable[..., None]:
-    """Return a hook that does both; gunicorn looks at how many arguments one takes."""
+    """Return a hook that calls both, with our signature, which gunicorn checks."""
 
     @functools.wraps(ours)
     def both(*arguments: Any) -> None:
@@ -102,18 +102,18 @@ def _request_settings(worker: Any) -> RequestSettings:
     try:
         return EnvironmentManager().requests()
     except InvalidInputError as error:
-        worker.log.warning("requests are counted as at the start: %s", error)
+        worker.log.warning("the former settings of request metrics stay in use: %s", error)
         return _settings
 
 
 def _seat(family: Family, worker: Any) -> str:
-    """Show this process as a worker; return its seat."""
+    """Mark this process as a worker; return its seat."""
     try:
         seat = family.sit_down()
         family.mark("worker")  # After that: who is seen as a worker has its seat for good.
     except OSError as error:
         worker.log.warning(
-            "pharox: what this worker counts stays in memory until its folder can be written: %s",
+            "pharox: this worker's counts stay in memory until its folder can be written: %s",
             error.strerror,
         )
         return NO_SEAT
@@ -121,7 +121,7 @@ def _seat(family: Family, worker: Any) -> str:
 
 
 def _begin(metrics: RequestMetrics, worker: Any) -> None:
-    """Do what can be done only once the application is loaded and signals are handled."""
+    """Finish the setup once the application is loaded and signals are handled."""
     if hasattr(worker, "asgi"):
         worker.asgi = metrics.watched(worker.asgi)
     if any(kind.__module__.startswith("uvicorn") for kind in type(worker).__mro__):
@@ -131,7 +131,7 @@ def _begin(metrics: RequestMetrics, worker: Any) -> None:
 
 
 def _end_by_signal(how: str, number: int, frame: FrameType | None) -> None:
-    """Say how the worker ends, and let the signal end it as it would have."""
+    """Record how the worker ends, then let the signal end it."""
     with contextlib.suppress(OSError):
         own = store()
         if own.lock.acquire(blocking=False):

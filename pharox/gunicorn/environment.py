@@ -1,7 +1,7 @@
-"""What the environment says of metrics, and what gunicorn's command line says, carried into it.
+"""Read settings from environment variables, and write gunicorn's settings into them.
 
-A variable that is empty counts as one that is not set. Errors name the variable,
-never its value, which may be a secret.
+An empty variable counts as not set. Errors name the variable, never its value, which may be a
+secret.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ VARIABLES = (
 
 
 def gunicorn_log() -> logging.Logger:
-    """Return gunicorn's log, as it can be had without a server at hand."""
+    """Return gunicorn's logger, which needs no server object."""
     return logging.getLogger("gunicorn.error")
 
 
 @dataclass(frozen=True)
 class RedisSettings:
-    """Where servers share what they count."""
+    """Where servers share their metrics."""
 
     host: str = "127.0.0.1"
     port: int = 6379
@@ -65,7 +65,7 @@ class RedisSettings:
 
 @dataclass(frozen=True)
 class RequestSettings:
-    """How requests are counted: the buckets of histograms, and which names metrics have.
+    """How to count requests: the buckets of histograms, and the names of metrics.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class RequestSettings:
     size_buckets:
         Upper limits in bytes.
     legacy_names:
-        Whether the metrics of gunicorn-prometheus-exporter are shown beside ours.
+        Whether to show the metrics of gunicorn-prometheus-exporter too.
     """
 
     duration_buckets: tuple[float, ...] = Histogram.DEFAULT_BUCKETS[:-1]
@@ -84,14 +84,14 @@ class RequestSettings:
 
 @dataclass(frozen=True)
 class MetricsSettings:
-    """Where metrics are served, as whose, and whether with those of other servers.
+    """Where to serve metrics, the server's name, and whether to include other servers.
 
     Parameters
     ----------
     port, address:
         Where to listen.
     instance:
-        What the server is called among others; its host and port if None.
+        The server's name among others; its host and port if None.
     """
 
     port: int = 9091
@@ -110,7 +110,7 @@ class EnvironmentManager:
     logger:
         Where to log; gunicorn's log if None.
     environment:
-        What to read; that of this process if None.
+        The variables to read; those of this process if None.
     """
 
     def __init__(self, logger: Any = None, *, environment: Mapping[str, str] | None = None) -> None:
@@ -118,12 +118,12 @@ class EnvironmentManager:
         self._environment = os.environ if environment is None else environment
 
     def settings(self) -> MetricsSettings:
-        """Return where and how to serve metrics.
+        """Return the settings for serving metrics.
 
         Raises
         ------
         InvalidInputError
-            If a variable makes no sense.
+            If a variable is not valid.
         """
         known = MetricsSettings()
         return MetricsSettings(
@@ -142,12 +142,12 @@ class EnvironmentManager:
         )
 
     def requests(self) -> RequestSettings:
-        """Return how requests are counted.
+        """Return the settings for counting requests.
 
         Raises
         ------
         InvalidInputError
-            If a variable makes no sense.
+            If a variable is not valid.
         """
         known = RequestSettings()
         return RequestSettings(
@@ -171,17 +171,17 @@ class EnvironmentManager:
 
     @property
     def workers(self) -> int:
-        """How many workers ``GUNICORN_WORKERS`` asks for, else ``WEB_CONCURRENCY``, else 1."""
+        """The number of workers in ``GUNICORN_WORKERS``, else in ``WEB_CONCURRENCY``, else 1."""
         count = _number(1, 10_000)
         return self._get("GUNICORN_WORKERS", count, self._get("WEB_CONCURRENCY", count, 1))
 
     def update_from_cli(self, cfg: Any) -> None:
-        """Write what gunicorn was started with where the application looks for it.
+        """Write gunicorn's settings to the variables that the application reads.
 
         Parameters
         ----------
         cfg:
-            Gunicorn's configuration, in which the command line and the file are one.
+            Gunicorn's configuration, merged from the command line and the file.
         """
         os.environ["GUNICORN_WORKERS"] = str(cfg.workers)
         os.environ["GUNICORN_BIND"] = ",".join(cfg.bind)
@@ -201,7 +201,7 @@ class EnvironmentManager:
 def _number(least: int, most: int) -> Callable[[str], int]:
     def read(text: str) -> int:
         if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
-            raise ValueError(f"has to be a number from {least} to {most}")
+            raise ValueError(f"must be a number from {least} to {most}")
         return int(text)
 
     return read
@@ -219,10 +219,7 @@ def _buckets(text: str) -> tuple[float, ...]:
         limits.pop()  # It is always there.
     rises = all(low < high for low, high in pairwise(limits))
     if not (0 < len(limits) <= _MOST_BUCKETS and rises and all(map(math.isfinite, limits))):
-        raise ValueError(
-            f"has to be 1 to {_MOST_BUCKETS} numbers with commas between them, "
-            "each larger than the one before it"
-        )
+        raise ValueError(f"must be 1 to {_MOST_BUCKETS} ascending numbers, separated by commas")
     return tuple(limits)
 
 
@@ -231,4 +228,4 @@ def _flag(text: str) -> bool:
         return True
     if text.lower() in ("0", "false", "no", "off"):
         return False
-    raise ValueError('has to be "true" or "false"')
+    raise ValueError('must be "true" or "false"')

@@ -1,22 +1,21 @@
-"""The folder that the processes of one server share, and who of them is alive.
+"""The folder that the processes of one server share, and which of them are alive.
 
-Each start of a server has a folder of its own, so that no count of an earlier one
-is found in it, and no other server with the same pids meets it, also where several
-containers share a volume. A master that takes over (USR2) joins the folder of the
-one that started it. In the folder each process holds a file locked as long as it
-lives, whichever way it ends; empty files beside it mark what it is and how it ends:
+Each start of a server has its own folder. It has no counts of an earlier start, and is not shared
+with another server that has the same pids, even if containers share a volume. A master that takes
+over (USR2) joins the folder of the master that started it. Each process holds a lock on a file in
+the folder while it lives, however it ends. Empty files beside it mark its role and how it ended:
 
     {host}.{pid namespace}.{boot id}/
         {identity}.lock                 held by the process
         {identity}.worker               or .master
-        {identity}.seat3                which seat a worker has
-        {identity}.interrupted          how a worker says that it ends
+        {identity}.seat3                the worker's seat
+        {identity}.interrupted          how the worker ended
         seat.3                          held by the worker that has the seat
         started                         when the server was started
-        counter_{identity}.db           what the process counts, one file a type
+        counter_{identity}.db           the process's counts, one file per type
 
-Locks are POSIX locks: a forked child does not have its parent's, and a pid is asked
-for only where somebody has removed the file, since a pid may be another's by now.
+Locks are POSIX locks: a forked child does not inherit them. A pid is checked only if the file was
+removed, because the pid may belong to another process by now.
 """
 
 from __future__ import annotations
@@ -51,52 +50,52 @@ _YOUNG_S, _OLD_S, _DYING_S = 60.0, 86_400.0, 2.0
 
 
 class Member(NamedTuple):
-    """A process of a server: its name in the folder, what it is, how it ends."""
+    """A process of a server: its name in the folder, its role, and how it ended."""
 
     identity: str
     marks: frozenset[str] = frozenset()
 
     @property
     def is_worker(self) -> bool:
-        """Whether it is a worker."""
+        """Whether this is a worker."""
         return "worker" in self.marks
 
     @property
     def exit(self) -> str:
-        """How it ended, if it has: what does not say so was killed."""
+        """How the process ended, if it did; "killed" if it left no mark."""
         return next((mark for mark in EXITS if mark in self.marks), "killed")
 
     @property
     def pid(self) -> int:
-        """The pid that it has while it lives."""
+        """The pid of the process while it lives."""
         return int(self.identity.partition("-")[0])
 
     @property
     def seat(self) -> str:
-        """The number of its seat, which another worker has after it; "other" without one."""
+        """The number of the worker's seat, which a later worker may take, or "other"."""
         seats = (mark.removeprefix(_SEAT) for mark in self.marks if mark.startswith(_SEAT))
         return next(seats, NO_SEAT)
 
     @property
     def files(self) -> list[str]:
-        """The names of the files that tell of it; the lock is the last."""
+        """The names of the process's files; the lock is the last one."""
         return [f"{self.identity}.{mark}" for mark in (*sorted(self.marks), _LOCK)]
 
 
 class Family:
-    """The processes of one server, as their folder shows them.
+    """The processes of one server, read from their folder.
 
     Parameters
     ----------
     folder:
-        One that :meth:`enter` made.
+        A folder that :meth:`enter` created.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         match = _FOLDER.fullmatch(folder.name)
         if match is None or not folder.is_dir():
-            raise InvalidInputError(f"{folder} is not the folder of a server")
+            raise InvalidInputError(f"{folder} is not a server's metrics folder")
         self.host, self.boot_id = match["here"].rpartition(".")[0], match["boot_id"]
         self.own: str | None = None
         self._held: int | None = None
@@ -109,14 +108,14 @@ class Family:
         Parameters
         ----------
         given:
-            In which folder to make it; one of the system's temporary files if None.
+            The folder to create it in; one for temporary files if None.
         started_by:
             The pid of the master that this one takes over from.
 
         Raises
         ------
         InvalidInputError
-            If the folder cannot be made there.
+            If the folder cannot be created there.
         """
         try:
             root = _root(given)
@@ -131,25 +130,26 @@ class Family:
             family.hold()
         except OSError as error:
             raise InvalidInputError(
-                f"PROMETHEUS_MULTIPROC_DIR: no folder for metrics can be made: {error.strerror}"
+                "PROMETHEUS_MULTIPROC_DIR: the folder for metrics cannot be created: "
+                f"{error.strerror}"
             ) from error
         return family
 
     @property
     def begun(self) -> float:
-        """When the server was started; 0 if that could not be written."""
+        """When the server was started; 0 if this could not be written."""
         try:
             return float((self.folder / _STARTED).read_text())
         except (OSError, ValueError):
             return 0.0
 
     def hold(self) -> str:
-        """Show this process in the folder until it ends; return its name there.
+        """Add this process to the folder until it ends; return its name there.
 
         Raises
         ------
         OSError
-            If that cannot be written.
+            If the folder cannot be written.
         """
         if self.own is not None:
             return self.own
@@ -168,20 +168,20 @@ class Family:
         return own
 
     def mark(self, mark: str) -> None:
-        """Show what this process is, or how it is about to end."""
+        """Mark this process's role, or how it is about to end."""
         flags = os.O_CREAT | os.O_NOFOLLOW | os.O_WRONLY
         os.close(os.open(self.folder / f"{self.hold()}.{mark}", flags, 0o600))
 
     def sit_down(self) -> str:
         """Take the first free seat for as long as this process lives; return its number.
 
-        What is counted for each worker is counted for its seat: of these there are as
-        many as workers that live at the same time, however many come and go.
+        Counts per worker are kept per seat. There are as many seats as workers that live at the
+        same time, however many workers there are over time.
 
         Raises
         ------
         OSError
-            If that cannot be written.
+            If the folder cannot be written.
         """
         flags = os.O_CREAT | os.O_NOFOLLOW | os.O_RDWR
         for number in range(1, _SEATS + 1):
@@ -200,7 +200,7 @@ class Family:
         return NO_SEAT
 
     def forked(self) -> None:
-        """Show the process that a fork has made, in the new process."""
+        """Add a forked process to the folder; called in the new process."""
         for held in (self._held, self._seat):
             if held is not None:
                 os.close(held)
@@ -224,14 +224,14 @@ class Family:
         return [(match["identity"], match["mark"]) for match in found]
 
     def _is_alive(self, identity: str) -> bool:
-        """Return whether a process lives. To look at one's own lock would undo it."""
+        """Return whether a process lives. It never opens its own lock, which would release it."""
         return identity == self.own or _is_held(self.folder / f"{identity}.{_LOCK}")
 
     def is_alive(self, owner: str) -> bool:
-        """Return whether the process lives that a file of numbers is of.
+        """Return whether the process that wrote a file of values is alive.
 
-        Where no lock is left (somebody clears old files away), or never was (the
-        process is none of ours), its pid is asked for: what may live is left alone.
+        If the lock was removed (by a cleaner of old files) or never existed (another program's
+        process), the pid is checked: a process that may be alive is left alone.
         """
         if (self.folder / f"{owner}.{_LOCK}").exists():
             return self._is_alive(owner)
@@ -239,7 +239,7 @@ class Family:
         return _runs(int(pid)) if pid.isdigit() else False
 
     def touch(self) -> None:
-        """Let no cleaner of old files take what is in use."""
+        """Update the times of files in use, so that no cleaner of old files removes them."""
         for path in (self.folder, *self.folder.iterdir()):
             with contextlib.suppress(OSError):
                 os.utime(path, follow_symlinks=False)
@@ -247,8 +247,8 @@ class Family:
     def leave(self) -> None:
         """Remove the folder, unless another process of it lives.
 
-        Gunicorn does not wait for workers that it kills at the end of its patience: they are
-        given a moment, unless a master that took over leads them.
+        Gunicorn does not wait for workers that it kills after its timeout, so this waits a moment,
+        unless another master has taken over.
         """
         patience = time.monotonic() + _DYING_S
         while others := self._others():
@@ -261,7 +261,7 @@ class Family:
         return [one for one, is_alive in self.members() if is_alive and one.identity != self.own]
 
     def give_to(self, uid: int, gid: int) -> None:
-        """Let workers of another user write into the folder; none of them runs yet."""
+        """Give the folder to the workers' user. No worker runs yet."""
         if (uid, gid) != (os.geteuid(), os.getegid()):
             for path in (*self.folder.rglob("*"), self.folder):
                 os.chown(path, uid, gid, follow_symlinks=False)
@@ -269,7 +269,7 @@ class Family:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Hold a file for a block; the value is whether nobody else held it."""
+    """Lock a file for a block; yield False if another process holds the lock."""
     with path.open("ab") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -280,7 +280,7 @@ def locked(path: Path) -> Iterator[bool]:
 
 
 def _is_held(path: Path) -> bool:
-    """Return whether a process holds the file."""
+    """Return whether a process holds the lock on a file."""
     try:
         with path.open("rb") as file:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -302,7 +302,7 @@ def _runs(pid: int) -> bool:
 
 
 def _root(given: str | None) -> Path:
-    """Return the folder that families are made in."""
+    """Return the folder in which families are created."""
     if given:
         root = Path(given).absolute()
         # A master that read its configuration again finds what it has set itself.
@@ -314,12 +314,12 @@ def _root(given: str | None) -> Path:
     root.mkdir(mode=0o711, exist_ok=True)
     found = root.lstat()
     if root.is_symlink() or found.st_uid != os.getuid():
-        raise PermissionError(0, f"{root} belongs to somebody else")
+        raise PermissionError(0, f"{root} belongs to another user")
     return root
 
 
 def _here() -> str:
-    """Return what tells this host, and its processes' pids, from others."""
+    """Return an identifier of this host and its pid namespace."""
     try:
         namespace = os.stat("/proc/self/ns/pid").st_ino
     except OSError:
@@ -328,7 +328,7 @@ def _here() -> str:
 
 
 def _joined(root: Path, master: int) -> Family | None:
-    """Return the family of a master that runs here."""
+    """Return the family of a master that runs on this host."""
     for folder in root.glob(f"{glob.escape(_here())}.*"):
         for file in folder.glob(f"{master}-*.master"):
             if _is_held(file.with_suffix(f".{_LOCK}")):
@@ -337,10 +337,10 @@ def _joined(root: Path, master: int) -> Family | None:
 
 
 def _sweep(root: Path) -> None:
-    """Remove what servers left that were killed; what was made just now has its time.
+    """Remove the folders of killed servers, except those created a moment ago.
 
-    Locks of another host may not be seen here: what is of one is left for a day after its
-    last sign of life.
+    Locks of another host may not be visible here, so its folders stay for a day after their last
+    change.
     """
     for folder in root.iterdir():
         match = _FOLDER.fullmatch(folder.name)

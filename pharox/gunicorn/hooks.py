@@ -1,8 +1,8 @@
-"""The hooks of gunicorn that count, serve and clear away, and what they are made of.
+"""The gunicorn hooks that count, serve and clean up, and the classes behind them.
 
-Only hooks that gunicorn documents are used, and nothing of it is replaced. Two
-failures end the start, since they would make every figure wrong: settings that make
-no sense, and a folder that was set too late. Any other costs a line in the log.
+They use only documented hooks and replace nothing in gunicorn. Two errors stop the start, because
+every number would be wrong: settings that are not valid, and a folder that was set too late. Any
+other error only logs a line.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ _HOOKS = ("on_starting", "post_fork", "worker_int", "on_exit")
 
 @dataclass
 class HookContext:
-    """With what a hook is called.
+    """The arguments of a hook.
 
     Parameters
     ----------
     server:
         Gunicorn's master, its ``Arbiter``.
     worker:
-        The worker that it is about, if there is one.
+        The worker that the hook is for, if any.
     logger:
         Where to log; gunicorn's log if None.
     """
@@ -64,12 +64,12 @@ class HookContext:
 
 
 class HookManager:
-    """Runs what a hook does, so that its failure costs a line in the log and nothing else.
+    """Runs the code of a hook, so that an error in it only logs a line.
 
     Parameters
     ----------
     context:
-        With what the hook is called; its log is used. Gunicorn's log if None.
+        The hook's arguments, whose logger is used; gunicorn's logger if None.
     """
 
     def __init__(self, context: HookContext | None = None) -> None:
@@ -77,7 +77,7 @@ class HookManager:
         self.logger = gunicorn_log() if context is None else context.logger
 
     def get_logger(self) -> Any:
-        """Return where it logs."""
+        """Return the logger."""
         return self.logger
 
     def safe_execute(self, func: Callable[..., Any], *arguments: Any, **named: Any) -> bool:
@@ -93,36 +93,36 @@ class HookManager:
 
 @functools.cache
 def _get_hook_manager() -> HookManager:
-    """Return the one manager of this process's hooks."""
+    """Return the manager of this process's hooks."""
     return HookManager()
 
 
 @functools.cache
 def _get_metrics_manager() -> MetricsServerManager:
-    """Return the one manager of what serves this process's metrics."""
+    """Return the manager of this process's metrics server."""
     return MetricsServerManager(_get_hook_manager().get_logger())
 
 
 @functools.cache
 def _get_process_manager() -> ProcessManager:
-    """Return a manager of a process beside this one."""
+    """Return a manager of another process."""
     return ProcessManager(_get_hook_manager().get_logger())
 
 
 def default_on_starting(server: Any) -> None:
-    """Check the settings, and show this master in the folder (``on_starting``).
+    """Check the settings, and add this master to the folder (``on_starting``).
 
     Raises
     ------
     InvalidInputError
-        If metrics could never be right: the server does not start then.
+        If the metrics would be wrong; the server then does not start.
     """
     _checked_settings()
     family = store().family
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR") != str(family.folder):
         raise InvalidInputError(
-            "PROMETHEUS_MULTIPROC_DIR was set after pharox.gunicorn had been imported: set it "
-            "before gunicorn starts, or above that import"
+            "PROMETHEUS_MULTIPROC_DIR was set after pharox.gunicorn was imported: set it before "
+            "gunicorn starts, or before that import"
         )
     try:
         family.mark("master")
@@ -132,19 +132,19 @@ def default_on_starting(server: Any) -> None:
 
 
 def default_when_ready(server: Any) -> None:
-    """Begin to serve the metrics, in the background (``when_ready``)."""
+    """Start to serve the metrics, in the background (``when_ready``)."""
     HookManager(HookContext(server)).safe_execute(_serve, server)
 
 
 def redis_when_ready(server: Any) -> None:
-    """Begin to serve the metrics together with those of other servers (``when_ready``).
+    """Start to serve the metrics together with those of other servers (``when_ready``).
 
-    They are shared by way of Redis, unless ``REDIS_ENABLED`` says no.
+    They are shared through Redis, unless ``REDIS_ENABLED`` is false.
 
     Raises
     ------
     InvalidInputError
-        If the settings of Redis make no sense, or its client is not installed.
+        If the settings of Redis are not valid, or its client is not installed.
     """
     os.environ.setdefault("REDIS_ENABLED", "true")
     EnvironmentManager().settings()
@@ -153,29 +153,29 @@ def redis_when_ready(server: Any) -> None:
 
 
 def default_post_fork(server: Any, worker: Any) -> None:
-    """Count what this worker does (``post_fork``)."""
+    """Start to count in this worker (``post_fork``)."""
     run = HookManager(HookContext(server, worker)).safe_execute
     run(EnvironmentManager().update_from_cli, worker.cfg)
     run(count, worker)
 
 
 def default_worker_int(worker: Any) -> None:
-    """Take note that the worker was interrupted (``worker_int``): a signal handler calls this."""
+    """Note that the worker was interrupted (``worker_int``). A signal handler calls this."""
     interrupted(worker)
 
 
 def default_worker_abort(worker: Any) -> None:
-    """Take note that the worker was aborted (``worker_abort``): a signal handler calls this."""
+    """Note that the worker was aborted (``worker_abort``). A signal handler calls this."""
     aborted(worker)
 
 
 def default_worker_exit(server: Any, worker: Any) -> None:
-    """Write what still waits for room, and how the worker ends (``worker_exit``)."""
+    """Write the values that wait for room, and record how the worker ends (``worker_exit``)."""
     HookManager(HookContext(server, worker)).safe_execute(ended, server, worker)
 
 
 def default_on_exit(server: Any) -> None:
-    """Stop serving, and clear away (``on_exit``)."""
+    """Stop serving, and remove the folder (``on_exit``)."""
     HookManager(HookContext(server)).safe_execute(leave)
 
 
@@ -204,12 +204,12 @@ def _serve(server: Any) -> None:
 
 
 def _is_ours(cfg: Any, name: str) -> bool:
-    """Say whether a hook is set: one of the user's is taken to call ours."""
+    """Return whether a hook is set. A hook of the user's is assumed to call ours."""
     return getattr(cfg, name) is not cfg.settings[name].default
 
 
 def _missing(server: Any) -> str:
-    """Return what to tell of hooks without which workers are not counted; nothing is fine."""
+    """Return a warning about missing hooks, or "" if workers are counted."""
     cfg = server.cfg
     if _is_ours(cfg, "post_fork") or hasattr(server.worker_class, "counts_by_itself"):
         return ""
@@ -220,7 +220,7 @@ def _missing(server: Any) -> str:
     )
     return (
         "gunicorn's workers are not counted, and gunicorn_workers is not shown: the configuration "
-        "has no hook post_fork. What is missing in it: " + "; ".join(lines)
+        "has no post_fork hook. Add to it: " + "; ".join(lines)
     )
 
 

@@ -1,11 +1,9 @@
-"""Keep the process that serves metrics running, from the master.
+"""Keep the process that serves metrics running; the master does this.
 
-A thread of the master starts it, starts it again when it has ended or when the
-environment asks for something else (a reload may have changed that), and writes
-what it has to say into gunicorn's log. What is asked for is tried by the process
-that is to replace the former one, which serves until that has said that it can.
-The thread takes no lock of ours, so a worker that is forked meanwhile inherits
-none that is held.
+A thread of the master starts the process, restarts it when it has ended or when a reload has
+changed the settings, and writes its messages to gunicorn's log. New settings are tried by a new
+process. The former process serves until the new one reports that it can. The thread takes no lock
+of ours, so a worker that is forked meanwhile inherits no held lock.
 """
 
 from __future__ import annotations
@@ -42,7 +40,7 @@ main(*sys.argv[1:])
 
 
 class ProcessManager:
-    """Starts a process of the master, and ends it.
+    """Starts a child process of the master, and ends it.
 
     Parameters
     ----------
@@ -64,19 +62,19 @@ class ProcessManager:
         return False
 
     def start(self, arguments: list[str], environment: dict[str, str]) -> None:
-        """Start a Python with these arguments.
+        """Start Python with these arguments.
 
         Raises
         ------
         OSError
-            If that cannot be done.
+            If the process cannot be started.
         """
         # Not subprocess: while a thread starts one, a worker that is forked inherits the pipe
         # that it waits on.
         self.pid = os.posix_spawn(sys.executable, [sys.executable, *arguments], environment)
 
     def terminate(self) -> None:
-        """End the process, the hard way if it does not end at once."""
+        """Terminate the process, and kill it if it does not end soon."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             until = time.monotonic() + _PATIENCE_S
             while self.pid is not None and self.is_alive and time.monotonic() < until:
@@ -86,12 +84,12 @@ class ProcessManager:
         self.pid = None
 
     def cleanup_processes(self) -> None:
-        """End what was started here; workers are for gunicorn to end."""
+        """End the process that was started here. Gunicorn ends its workers."""
         self.terminate()
 
 
 class MetricsServerManager:
-    """Keeps the metrics of a server served.
+    """Keeps a process running that serves a server's metrics.
 
     Parameters
     ----------
@@ -113,28 +111,28 @@ class MetricsServerManager:
         self._complaint = ""
 
     def setup_server(self) -> tuple[int, CollectorRegistry]:
-        """Return the port that the metrics are to be served on, and where they are registered.
+        """Return the port for the metrics, and their registry.
 
         Raises
         ------
         InvalidInputError
-            If a setting makes no sense.
+            If a setting is not valid.
         """
         settings = EnvironmentManager().settings()
         settings.certificates.check()
         return settings.port, REGISTRY
 
     def start_server(self, port: int, registry: CollectorRegistry = REGISTRY) -> bool:
-        """Begin to serve on a port, in the background; return True.
+        """Start to serve on a port, in the background; return True.
 
-        All that is counted is served, whichever registry it is in.
+        All metrics are served, whatever their registry.
         """
         os.environ["PROMETHEUS_METRICS_PORT"] = str(port)
         self.start(store().family)
         return True
 
     def stop_server(self) -> None:
-        """End the process that serves, and wait for that."""
+        """End the process that serves, and wait for its end."""
         self.stop()
 
     def start(self, family: Family, user: tuple[int, int] | None = None) -> None:
@@ -143,7 +141,7 @@ class MetricsServerManager:
         Parameters
         ----------
         family:
-            Whose metrics to serve.
+            The processes whose metrics to serve.
         user:
             The uid and gid to serve as, if this process may choose.
         """
@@ -160,7 +158,7 @@ class MetricsServerManager:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the process that serves, and wait for that."""
+        """End the process that serves, and wait for its end."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(3 * _PATIENCE_S)
@@ -171,14 +169,14 @@ class MetricsServerManager:
             try:
                 self._look()
             except Exception as error:
-                self._complain(f"metrics are not kept served: {type(error).__name__}")
+                self._complain(f"the metrics process could not be checked: {type(error).__name__}")
         if os.getpid() == self._master:
             self._give_up_next()
             self._process.terminate()
             self._warn()
 
     def _look(self) -> None:
-        """Do what there is to do now."""
+        """Check the process and the settings once, and act on changes."""
         self._warn()
         self._look_for_workers()
         asked = _asked()
@@ -202,14 +200,14 @@ class MetricsServerManager:
             self._complain(f"metrics are not served yet: {error.strerror}")
 
     def _try(self, asked: dict[str, str]) -> None:
-        """Have what is asked for tried; what is served now is served until then."""
+        """Try new settings in a new process; the current one serves until then."""
         self._give_up_next()
         if asked == self._asked:
             return
         try:
             EnvironmentManager(environment=asked).settings()
         except InvalidInputError as error:
-            self._complain(f"metrics are served as before: {error}")
+            self._complain(f"metrics are still served with the former settings: {error}")
             return
         self._pause, self._next_at = _LOOK_S, 0.0
         if self._asked is None:
@@ -223,11 +221,11 @@ class MetricsServerManager:
         self._next = None
 
     def _take(self, pid: int, refusal: str) -> None:
-        """Act on what the process has said that is to replace the one that serves."""
+        """Switch to the new process if it can serve; keep the current one if not."""
         if self._next is None or pid != self._next.pid:
             return
         if refusal:
-            message = f"metrics are served as before: {refusal}"
+            message = f"metrics are still served with the former settings: {refusal}"
             self._complain(message, logging.ERROR)
             return
         former, self._process, self._next = self._process, self._next, None
@@ -236,7 +234,7 @@ class MetricsServerManager:
         former.terminate()
 
     def _look_for_workers(self) -> None:
-        """Tell if workers come that nothing counts: a hook of the user's may not call ours."""
+        """Log a warning if workers run uncounted, because the user's hook may not call ours."""
         if self._watched_until is None:
             return
         members = [one for one, is_alive in self._family.members() if is_alive]
@@ -246,12 +244,12 @@ class MetricsServerManager:
         elif others and time.monotonic() > self._watched_until:
             self._watched_until = None
             self.logger.warning(
-                "gunicorn's workers are not counted: the hook post_fork of its configuration "
-                "does not call pharox.gunicorn.default_post_fork"
+                "gunicorn's workers are not counted: the post_fork hook of its configuration does "
+                "not call pharox.gunicorn.default_post_fork"
             )
 
     def expect_no_workers(self) -> None:
-        """Take note that it has been told already why workers are not counted."""
+        """Skip that warning, because a warning with the cause was already logged."""
         self._watched_until = None
 
     def _complain(self, message: str, level: int = logging.WARNING) -> None:
@@ -269,7 +267,7 @@ class MetricsServerManager:
         process.start(arguments, {**environment, **asked})
 
     def _warn(self) -> None:
-        """Write what the process had to say into gunicorn's log."""
+        """Write the process's messages to gunicorn's log."""
         with contextlib.suppress(FileNotFoundError):
             # The folder is that of the workers' user: it is not to lead elsewhere, or to wait.
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -290,7 +288,7 @@ class MetricsServerManager:
 def _native_threading() -> Any:
     """Return the module of real threads.
 
-    Eventlet has patched it in the master, whose main loop lets no greenlet of its run.
+    Eventlet patches it in the master, whose main loop runs no greenlets.
     """
     if "eventlet" not in sys.modules:
         return threading
@@ -299,5 +297,5 @@ def _native_threading() -> Any:
 
 
 def _asked() -> dict[str, str]:
-    """Return what the environment asks for, as it is now."""
+    """Return the settings in the environment as they are now."""
     return {name: os.environ[name] for name in VARIABLES if name in os.environ}

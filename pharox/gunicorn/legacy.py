@@ -1,8 +1,8 @@
-"""The metrics of gunicorn-prometheus-exporter, under its names, for those who switch.
+"""The metrics of gunicorn-prometheus-exporter under its names, for users who switch.
 
-Its label ``worker_id`` is the number of a worker's seat here: there are as many as
-workers that live at the same time, and not one more with each worker that comes.
-Paths of requests are the label ``endpoint``: the first hundred, and "other".
+Here the label ``worker_id`` is the number of a worker's seat. There are as many seats as workers
+that live at the same time; a new worker adds none. The label ``endpoint`` has the first hundred
+paths of requests, and "other".
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _FAILED = ["worker_id", "method", "endpoint", "error_type"]
 
 
 class LegacyMetrics:
-    """What a worker counts under the former names.
+    """A worker's metrics under the former names.
 
     Parameters
     ----------
     registry:
         Where they are registered.
     settings:
-        Which buckets they have.
+        The buckets of histograms.
     seat:
         The worker's seat.
     """
@@ -74,7 +74,7 @@ class LegacyMetrics:
         sent: int,
         error: BaseException | None,
     ) -> None:
-        """Count a request that has ended, by its method and path, with what it raised."""
+        """Count a finished request by method and path, with the exception that it raised."""
         self._requests.inc()
         self._seconds.observe(seconds)
         if received is not None:
@@ -86,7 +86,7 @@ class LegacyMetrics:
             self._count(self._failed, labels, error)
 
     def handled(self, labels: tuple[str, str], error: BaseException) -> None:
-        """Count an error that gunicorn answers, be it the application's or the client's."""
+        """Count an error that gunicorn answers, of the application or the client."""
         self._count(self._handled, labels, error)
 
     def _count(self, counter: Counter, labels: tuple[str, str], error: BaseException) -> None:
@@ -96,6 +96,6 @@ class LegacyMetrics:
 
 
 def _bounded(what: str, limit: int) -> Callable[[str], str]:
-    """Return what keeps the number of a label's values bounded, over all workers."""
+    """Return a label whose number of values is bounded over all workers."""
     folder: Path | None = getattr(values.ValueClass, "folder", None)
     return BoundedLabel(limit, shared=folder and folder / f"names.gunicorn.{what}")

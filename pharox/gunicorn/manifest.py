@@ -1,6 +1,6 @@
-"""What a server knows of its workers beside what they count: how many, and how they ended.
+"""A server's data about its workers besides their metrics: their number and how they ended.
 
-It is one small file, replaced as a whole when the archive is.
+It is one small file, replaced as a whole together with the archive.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from .family import Member
 
 @dataclass
 class Manifest:
-    """What the archive holds: which generation of its files, and of whom.
+    """The contents of the archive: the generation of its files, and the processes in them.
 
-    Of the ends of workers there is a number for each seat, and of the CPU time that they
-    took. What those that run have taken was shown already: it is kept by their name, so that
-    it counts also if nobody looks at them again before they end.
+    Ends of workers and their CPU time are counted per seat. The CPU time of running workers is
+    stored by name as soon as it is shown, so it is counted even if nothing reads it again before
+    they end.
     """
 
     generation: int = 0
@@ -31,7 +31,7 @@ class Manifest:
     running: dict[str, tuple[str, float]] = field(default_factory=dict)
 
     def add(self, ended: list[Member]) -> None:
-        """Take in workers that have ended."""
+        """Add workers that have ended."""
         self.starts += len(ended)
         self.exits = dict(self.exits_with(ended))
         self.seats = {seat: dict(exits) for seat, exits in self.seats_with(ended).items()}
@@ -40,18 +40,18 @@ class Manifest:
             self.cpu[seat] = self.cpu.get(seat, 0.0) + seconds
 
     def exits_with(self, ended: Iterable[Member]) -> Counter[str]:
-        """Return how workers ended: those that were taken in, and these."""
+        """Return how workers ended: those that were added, and these."""
         return Counter(self.exits) + Counter(member.exit for member in ended)
 
     def seats_with(self, ended: Iterable[Member]) -> dict[str, Counter[str]]:
-        """Return the same for each seat."""
+        """Return how workers ended, for each seat."""
         seats = {seat: Counter(exits) for seat, exits in self.seats.items()}
         for member in ended:
             seats.setdefault(member.seat, Counter())[member.exit] += 1
         return seats
 
     def times(self) -> dict[str, float]:
-        """Return the CPU time that workers of each seat took."""
+        """Return the CPU time that workers of each seat used."""
         times = dict(self.cpu)
         for seat, seconds in self.running.values():
             times[seat] = times.get(seat, 0.0) + seconds

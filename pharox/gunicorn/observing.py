@@ -1,7 +1,7 @@
-"""What the system says of workers: their memory, their CPU time, how long they run.
+"""Read the memory, CPU time and running time of workers from the operating system.
 
-It is asked when it is to be shown, by the process that serves: a worker that does
-nothing, or hangs, is seen all the same, and no request pays for it.
+The process that serves reads them at each scrape: idle and hanging workers are seen too, and no
+request waits for it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FORCED = ("killed",)
 
 
 class WorkerState(NamedTuple):
-    """What a worker uses at the moment."""
+    """The resources that a worker uses."""
 
     memory_bytes: int
     cpu_s: float
@@ -31,13 +31,13 @@ class WorkerState(NamedTuple):
 
 
 class WorkerProcesses:
-    """The processes of the workers that live."""
+    """The processes of live workers."""
 
     def __init__(self) -> None:
         self._known: dict[str, psutil.Process] = {}
 
     def look(self, living: Iterable[Member]) -> dict[Member, WorkerState]:
-        """Return what each worker uses; who has just ended, or is hidden, is left out."""
+        """Return the resources of each worker, except those that just ended or are hidden."""
         states: dict[Member, WorkerState] = {}
         known, self._known = self._known, {}
         for member in living:
@@ -60,18 +60,18 @@ class WorkerProcesses:
 def process_metrics(
     states: Mapping[Member, WorkerState], times: Mapping[str, float]
 ) -> Iterator[Metric]:
-    """Yield what workers use, by seat."""
+    """Yield the resources of workers, by seat."""
     memory = GaugeMetricFamily(
         "gunicorn_worker_memory_bytes", "Resident memory of the worker.", labels=_SEAT
     )
     uptime = GaugeMetricFamily(
-        "gunicorn_worker_uptime_seconds", "How long the worker has been running.", labels=_SEAT
+        "gunicorn_worker_uptime_seconds", "Time since the worker started.", labels=_SEAT
     )
     for seat, state in _by_seat(states).items():
         memory.add_metric([seat], state.memory_bytes)
         uptime.add_metric([seat], state.uptime_s)
     cpu = CounterMetricFamily(
-        "gunicorn_worker_cpu_seconds", "CPU time of the seat's workers.", labels=_SEAT
+        "gunicorn_worker_cpu_seconds", "CPU time that the workers of this seat used.", labels=_SEAT
     )
     for seat, seconds in sorted(times.items()):
         cpu.add_metric([seat], seconds)
@@ -82,7 +82,7 @@ def restart_metric(exits: Counter[str]) -> Metric:
     """Return how workers ended."""
     restarts = CounterMetricFamily(
         "gunicorn_worker_restarts",
-        "Workers that ended, by how; gunicorn replaces each that it still wants.",
+        "Workers that ended, by cause; gunicorn replaces those that it still needs.",
         labels=["reason"],
     )
     for reason in EXITS:
@@ -93,7 +93,7 @@ def restart_metric(exits: Counter[str]) -> Metric:
 def legacy_metrics(
     states: Mapping[Member, WorkerState], exits: Mapping[str, Counter[str]]
 ) -> Iterator[Metric]:
-    """Yield the same under the names of gunicorn-prometheus-exporter."""
+    """Yield the same metrics under the names of gunicorn-prometheus-exporter."""
     percent = GaugeMetricFamily(
         "gunicorn_worker_cpu_percent", "CPU usage of the worker process", labels=_SEAT
     )
@@ -120,7 +120,7 @@ def _legacy_restarts(exits: Mapping[str, Counter[str]]) -> Iterator[Metric]:
 def _counts(
     name: str, text: str, labels: tuple[str, ...], exits: Mapping[str, Counter[str]]
 ) -> Metric:
-    """Return the ends of workers by some of their labels."""
+    """Return the number of workers that ended, by some of the labels."""
     totals: Counter[tuple[str, ...]] = Counter()
     for seat, reasons in exits.items():
         for how, number in reasons.items():
@@ -134,12 +134,12 @@ def _counts(
 
 
 def _legacy(how: str) -> tuple[str, str]:
-    """Return the former reason and type of an end."""
+    """Return the former names of a reason and its type."""
     return _LEGACY.get(how, (how, "forced" if how in _FORCED else "graceful"))
 
 
 def _by_seat(states: Mapping[Member, WorkerState]) -> dict[str, WorkerState]:
-    """Return one state for each seat; those without one are shown as one."""
+    """Return one state for each seat, and one for all workers without a seat."""
     found: dict[str, WorkerState] = {}
     for member, state in sorted(states.items()):
         before = found.get(member.seat, WorkerState(0, 0.0, 0.0, 0.0))

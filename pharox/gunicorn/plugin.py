@@ -1,10 +1,10 @@
-"""Worker classes that count by themselves, under the names of gunicorn-prometheus-exporter.
+"""Worker classes that count without hooks, under the names of gunicorn-prometheus-exporter.
 
-With one of them a configuration needs no hook but ``when_ready``::
+With one of them a configuration needs only the hook ``when_ready``::
 
     worker_class = "pharox.gunicorn.PrometheusWorker"
 
-They are gunicorn's own classes, with what ``default_post_fork`` does for any class.
+They are gunicorn's classes with the work of ``default_post_fork`` built in.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ else:
 
 
 class CountingWorker(_Worker):  # type: ignore[misc]
-    """What makes a worker class of gunicorn's count."""
+    """A mixin that makes a worker class of gunicorn count."""
 
     counts_by_itself = True
     _metrics: RequestMetrics | None = None
 
     def init_process(self) -> None:
-        """Begin to count, in the worker's own process, and go on as gunicorn does."""
+        """Start to count in the worker's process, then continue as gunicorn does."""
         run = HookManager(HookContext(None, self)).safe_execute
         run(EnvironmentManager().update_from_cli, self.cfg)
         run(self._count)
@@ -43,7 +43,7 @@ class CountingWorker(_Worker):  # type: ignore[misc]
         self._metrics = count(self)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        """Answer an error as gunicorn does, and count it under its former name."""
+        """Handle an error as gunicorn does, and count it under its former name."""
         if self._metrics is not None:
             self._metrics.handled(req, exc)
         super().handle_error(req, client, addr, exc)
@@ -77,7 +77,7 @@ _ASYNC = {"PrometheusGeventWorker": _gevent, "PrometheusEventletWorker": _eventl
 
 
 def __getattr__(name: str) -> Any:
-    """Return a class that needs more than gunicorn, made when it is first asked for."""
+    """Return a class with further dependencies, created at first use."""
     if name not in _ASYNC:
         raise AttributeError(name)
     try:
@@ -85,7 +85,8 @@ def __getattr__(name: str) -> Any:
     except (ImportError, RuntimeError) as error:
         what = name.removeprefix("Prometheus").removesuffix("Worker").lower()
         raise InvalidInputError(
-            f"{name} cannot be used: {error}. It needs {what}, and a gunicorn that works with it"
+            f"{name} cannot be used: {error}. It needs {what}, and a gunicorn version that "
+            "supports it"
         ) from error
     made = globals()[name] = type(name, (CountingWorker, base), {"__module__": __name__})
     return made

@@ -1,8 +1,8 @@
-"""Where this process counts, from before the first metric is made.
+"""Choose where this process stores its counts, before the first metric is created.
 
-The master makes the folder, and every process that is forked from it shows itself
-there. Two things would make every figure wrong, so they end the start: metrics that
-were made before, and a folder that was set too late.
+The master creates the folder, and every process forked from it adds itself there. Two errors stop
+the start, because every number would be wrong: metrics that were created earlier, and a folder that
+was set too late.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .values import Store, value_class
 
 @dataclass
 class Process:
-    """What is known in this process of where it counts, and how it ends."""
+    """The state of a process: where it counts, and how it ends."""
 
     store: Store | None = None
     exit: str = "ended"
@@ -33,27 +33,27 @@ process = Process()
 
 
 def prepare(*, is_late: bool = False) -> None:
-    """Have this process, and those forked from it, count into the folder of this server.
+    """Make this process, and those forked from it, count into the folder of this server.
 
-    Within gunicorn the import of ``pharox.gunicorn`` does this. An application that
-    runs gunicorn by itself does it before it makes any metric.
+    Within gunicorn, importing ``pharox.gunicorn`` calls this. An application that runs gunicorn
+    itself calls it before it creates a metric.
 
     Parameters
     ----------
     is_late:
-        Whether metrics may have been made before.
+        Whether metrics may already exist.
 
     Raises
     ------
     InvalidInputError
-        If they may, or the folder cannot be made.
+        If metrics may already exist, or the folder cannot be created.
     """
     if process.store is not None:
         return
     if is_late:
         raise InvalidInputError(
-            "prometheus_client was imported before pharox.gunicorn, so what its metrics count "
-            "would be lost: import pharox.gunicorn first in the configuration file"
+            "prometheus_client was imported before pharox.gunicorn, so counts of its metrics would "
+            "be lost: import pharox.gunicorn first in the configuration file"
         )
     given = os.environ.get("PROMETHEUS_MULTIPROC_DIR") or None
     master = os.environ.get("GUNICORN_PID", "")
@@ -66,23 +66,23 @@ def prepare(*, is_late: bool = False) -> None:
 
 
 def store() -> Store:
-    """Return where this process counts.
+    """Return the store of this process's counts.
 
     Raises
     ------
     InvalidInputError
-        If it does not.
+        If this process does not count.
     """
     if process.store is None:
         raise InvalidInputError(
             "pharox.gunicorn was imported before gunicorn: call pharox.gunicorn.prepare() before "
-            "any metric is made"
+            "you create a metric"
         )
     return process.store
 
 
 def leave() -> None:
-    """Stop what serves the metrics, and clear away."""
+    """Stop serving metrics, and remove the folder."""
     process.is_left = True
     for stop in process.before_leaving:
         stop()
@@ -96,6 +96,6 @@ def _forked() -> None:
 
 
 def _leave_unless_started(pid: int) -> None:
-    """Clear away where gunicorn only looked at its configuration, or failed to start."""
+    """Remove the folder if gunicorn only checked its configuration, or failed to start."""
     if os.getpid() == pid and not process.is_left:
         leave()

@@ -1,11 +1,11 @@
-"""Count what a worker's requests come to, by gunicorn's own hooks.
+"""Count a worker's requests with gunicorn's own hooks.
 
-A request is counted before the application sees it, and its answer after it was
-sent: every request that was answered has been counted, also if its worker is
-killed the moment after, and the difference of the two is what was never answered.
+A request is counted before the application sees it, and its answer after it was sent. So every
+answered request is counted, even if its worker is killed right after, and the difference of the two
+is the number of requests without an answer.
 
-Gunicorn's ASGI worker does not say what was answered. There the application is
-called by way of :meth:`RequestMetrics.watched`, which takes note of what it sends.
+Gunicorn's ASGI worker does not report the answer. There the application is wrapped by
+:meth:`RequestMetrics.watched`, which records what it sends.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FAILED, _LEFT = 500, 499
 
 @dataclass
 class Request:
-    """What is known of a request that was begun."""
+    """The data of a request in progress."""
 
     begun: float = field(default_factory=time.perf_counter)
     status: int | None = None
@@ -50,23 +50,23 @@ class RequestMetrics:
     registry:
         Where they are registered.
     settings:
-        How they are counted.
+        How to count requests.
     seat:
-        The worker's seat, for the metrics that tell workers apart.
+        The worker's seat, for metrics with a label for the worker.
     """
 
     def __init__(self, registry: CollectorRegistry, settings: RequestSettings, seat: str) -> None:
         self._begun: dict[int, Request] = {}
         own: dict[str, Any] = {"registry": registry}
         self._requests = Counter(
-            "gunicorn_requests", "Requests that were begun.", ["method"], **own
+            "gunicorn_requests", "Requests that were received.", ["method"], **own
         )
         self._responses = Counter(
-            "gunicorn_responses", "Requests that were ended.", ["method", "status"], **own
+            "gunicorn_responses", "Requests that were answered.", ["method", "status"], **own
         )
         self._seconds = Histogram(
             "gunicorn_request_duration_seconds",
-            "How long requests took.",
+            "Duration of requests.",
             ["method"],
             buckets=settings.duration_buckets,
             **own,
@@ -74,13 +74,13 @@ class RequestMetrics:
         self._received, self._sent = (
             Histogram(f"gunicorn_{name}", text, ["method"], buckets=settings.size_buckets, **own)
             for name, text in (
-                ("request_size_bytes", "How large bodies of requests were said to be."),
-                ("response_size_bytes", "How large bodies of responses were."),
+                ("request_size_bytes", "Size of request bodies, as their headers say."),
+                ("response_size_bytes", "Size of response bodies."),
             )
         )
         self._now = Gauge(
             "gunicorn_requests_in_progress",
-            "Requests that are being worked on.",
+            "Requests in progress.",
             multiprocess_mode="livesum",
             **own,
         )
@@ -112,12 +112,12 @@ class RequestMetrics:
             self.legacy.end(_labels(request), seconds, received, sent, error)
 
     def handled(self, request: Any, error: BaseException) -> None:
-        """Count an error that gunicorn answers by itself, under its former name."""
+        """Count an error that gunicorn answers itself, under its former name."""
         if self.legacy is not None:
             self.legacy.handled(_labels(request), error)
 
     def watched(self, application: Any) -> Any:
-        """Return an ASGI application whose answers are taken note of."""
+        """Return an ASGI application that records the answers of the given one."""
 
         async def watched(
             scope: dict[str, Any], receive: Any, send: Callable[[Any], Awaitable[None]]
@@ -149,12 +149,12 @@ class RequestMetrics:
 
 
 def _method(request: Any) -> str:
-    """Return the method as a label: clients may send any."""
+    """Return the method as a label. Clients may send any text."""
     return request.method if request.method in _METHODS else "other"
 
 
 def _labels(request: Any) -> tuple[str, str]:
-    """Return method and path; a request that could not be read has neither."""
+    """Return the method and path; a request that could not be read has neither."""
     if getattr(request, "method", None) is None:
         return "UNKNOWN", "UNKNOWN"
     return _method(request), str(getattr(request, "path", None) or "UNKNOWN")
@@ -165,7 +165,7 @@ def _has_body(scope: dict[str, Any], found: Request) -> bool:
 
 
 def _status(response: Any, found: Request) -> int:
-    """Return the status; the application failed if it has set none."""
+    """Return the status; 500 if the application failed before it set one."""
     for code in (getattr(response, "status_code", None), found.status):
         if isinstance(code, int) and 100 <= code <= 999:
             return code
@@ -173,7 +173,7 @@ def _status(response: Any, found: Request) -> int:
 
 
 def _received(request: Any) -> int | None:
-    """Return how large the body was said to be; None if that was not said."""
+    """Return the declared size of the body; None if there is none."""
     for name, value in request.headers:
         if name.upper() == "CONTENT-LENGTH":
             return int(value) if value.isascii() and value.isdigit() else None
@@ -183,7 +183,7 @@ def _received(request: Any) -> int | None:
 
 
 def _sent(response: Any) -> int:
-    """Return how large the body was; what the system sends of a file is not counted by gunicorn."""
+    """Return the size of the body. Gunicorn does not count a file that the system sends."""
     sent = int(getattr(response, "sent", 0))
     length = getattr(response, "response_length", None)
     has_body = not getattr(response, "_omits_body", False)

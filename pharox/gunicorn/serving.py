@@ -1,12 +1,11 @@
 """The process that serves a server's metrics; a thread of the master starts it.
 
-It is a process of its own, so that no worker inherits its socket, nothing it does
-delays the master, and no lock of it is held while the master forks. It lives as
-long as the master that started it: it looks at its parent ten times a second, and
-ends at once when that has gone, however it went.
+It is a separate process, so no worker inherits its socket, it never delays the master, and the
+master never forks while one of its locks is held. It lives as long as the master that started it:
+it checks its parent ten times a second, and ends at once when the parent is gone, for any reason.
 
-Of a folder one such process is the leader, which alone adds up and serves; during
-an upgrade that of the new master waits until the old one's has gone.
+One such process per folder is the leader; only the leader adds up and serves. During an upgrade,
+the process of the new master waits until the old one has gone.
 """
 
 from __future__ import annotations
@@ -39,19 +38,19 @@ _SWEEP_S = 1.0
 
 
 class Notices(logging.Handler):
-    """Hands what this process has to say to the master, which writes it into gunicorn's log."""
+    """Passes this process's messages to the master, which writes them to gunicorn's log."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Append a line; to standard error where that cannot be done."""
+        """Append a line, or write it to standard error if that fails."""
         if not self._append([record.levelno, record.getMessage()]):
             print(record.getMessage(), file=sys.stderr)
 
     def answer(self, refusal: str) -> bool:
-        """Tell the master why this process cannot serve, or that it can (""); return if told."""
+        """Report why this process cannot serve, or "" if it can; return whether it was written."""
         return self._append([os.getpid(), refusal, ANSWER])
 
     def _append(self, line: list[object]) -> bool:
@@ -89,12 +88,12 @@ def serve(family: Family, settings: MetricsSettings) -> None:
             try:
                 aggregate.sweep()
             except Exception:
-                logger.exception("what ended workers counted cannot be merged")
+                logger.exception("counts of ended workers cannot be merged")
             time.sleep(_SWEEP_S)
 
 
 def _listen(registry: CollectorRegistry, settings: MetricsSettings) -> None:
-    """Listen as soon as that can be done, trying for ever, and look after the certificates."""
+    """Listen as soon as possible, retrying for ever, and keep the certificates current."""
     server = _listening(registry, settings)
     where = f"{settings.address} port {settings.port}"
     logger.info("metrics are served: %s, %s", settings.certificates.scheme, where)
@@ -104,7 +103,7 @@ def _listen(registry: CollectorRegistry, settings: MetricsSettings) -> None:
 
 
 def _listening(registry: CollectorRegistry, settings: MetricsSettings) -> MetricsServer:
-    """Return what listens, as soon as that can be done; pauses grow."""
+    """Return a listening server; retry until it can listen, with growing pauses."""
     pause = _LOOK_S
     last = None
     while True:
@@ -120,9 +119,9 @@ def _listening(registry: CollectorRegistry, settings: MetricsSettings) -> Metric
 
 
 def _is_usable(settings: MetricsSettings, notices: Notices) -> bool:
-    """Say whether this process may replace the one that serves; that one stays if not.
+    """Return whether this process can replace the one that serves; otherwise that one stays.
 
-    It is asked here, as the user who serves: the master may read what that one may not.
+    It is checked here, as the user who serves: the master may read files that this user may not.
     """
     try:
         settings.certificates.check()
@@ -142,9 +141,9 @@ def _end_with(parent: int) -> None:
 
 
 def main(folder: str, parent: str, notices: str, uid: str, gid: str, replaces: str) -> None:
-    """Serve the metrics of the server whose folder it is, for a master, as the workers' user.
+    """Serve the metrics of the server with this folder, as the workers' user.
 
-    Where another process serves already, this one says first whether it can.
+    If another process already serves, this one first reports whether it can.
     """
     if os.geteuid() == 0 and (int(uid), int(gid)) != (0, 0):
         os.setgroups([])

@@ -1,15 +1,15 @@
-"""What several servers have counted, shared by way of Redis.
+"""Share the metrics of several servers through Redis.
 
-Each server's metrics process writes all it shows about once a second, and reads
-what the others wrote; a scrape shows what was read last, and waits for nobody.
-A key outlives its server by its time to live, which each writing renews:
+Each server's metrics process writes all its metrics about once a second, and reads those of the
+others. A scrape shows the last metrics read, and never waits. A key outlives its server by its time
+to live, which each write renews:
 
-    {prefix}:{instance}            what a server shows, as JSON
+    {prefix}:{instance}            a server's metrics, as JSON
     {prefix}:instances             the names of these keys
 
-A server has the same name after each start, so it writes over what it wrote before.
-Where two that live have one name, the one that was started first adds the id of its
-start to its own, and says so: no series is lost, and none is shown twice.
+A server has the same name after each start, so it overwrites its earlier metrics. If two live
+servers have the same name, the one that was started first adds the id of its start to its name, and
+logs that. No series is lost, and none is shown twice.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _TYPES = frozenset(("counter", "gauge", "histogram", "summary"))
 
 
 class Other(NamedTuple):
-    """What another server counts: when it was last heard of, and what it wrote then."""
+    """Another server's metrics, and when it last wrote them."""
 
     heard_at: float
     beat: int
@@ -47,25 +47,25 @@ class Other(NamedTuple):
 
 
 class Start(NamedTuple):
-    """When a server was started, and its id then: what tells it from one of its name."""
+    """When a server was started, and an id that differs among servers of one name."""
 
     at: float
     boot_id: str
 
 
 class SharedMetrics(Collector):
-    """Shows what a server counts together with what the others do.
+    """Shows a server's metrics together with those of other servers.
 
     Parameters
     ----------
     family:
-        Whose processes this server's are.
+        The processes of this server.
     own:
         Returns this server's metrics.
     settings:
         Where they are shared.
     instance:
-        What this server is called.
+        The name of this server.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class SharedMetrics(Collector):
         self._warned: set[str] = set()
 
     def describe(self) -> list[Metric]:
-        """Say nothing beforehand: what there is shows when it is asked for."""
+        """Describe no metrics in advance; ``collect`` finds them."""
         return []
 
     def collect(self) -> list[Metric]:
@@ -108,19 +108,19 @@ class SharedMetrics(Collector):
                 # What has gone counts no more; what it had then is not how things are.
                 shown = [m for m in other.metrics if silent_s < _STALE_S or m.type != "gauge"]
                 found.append((instance, shown))
-        up = GaugeMetricFamily("pharox_redis_up", "Whether Redis answered when it was last asked.")
+        up = GaugeMetricFamily("pharox_redis_up", "Whether Redis answered the last request.")
         up.add_metric([], float(bool(self._is_up) and now - self._answered_at < _STALE_S))
         return [up, *_merged(found)]
 
     def run(self, stop: threading.Event) -> None:
-        """Write and read about once a second, until told to stop; Redis may come and go."""
+        """Write and read about once a second until stopped; Redis may be unavailable at times."""
         while not stop.is_set():
             begun = time.monotonic()
             try:
                 self._exchange()
             except Exception as error:  # It goes on, whatever the others write.
                 if self._is_up is not False:
-                    # Its message may quote what was sent: only the kind of error is told.
+                    # Its message may quote what was sent, so only the kind of error is logged.
                     logger.warning("Redis cannot be used: %s", type(error).__name__)
                 self._is_up = False
             else:
@@ -156,12 +156,14 @@ class SharedMetrics(Collector):
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 if instance not in self._warned:
                     self._warned.add(instance)
-                    logger.warning("what a server shares makes no sense: %s", type(error).__name__)
+                    logger.warning(
+                        "another server's metrics cannot be read: %s", type(error).__name__
+                    )
         if gone:
             self._redis.srem(index, *gone)
 
     def _keep_apart(self) -> None:
-        """Take another name if a server that was started later has this one, and lives."""
+        """Take another name if a live server with this name was started later."""
         if not self._beat:
             return  # What is there may be what this server left when it was started before.
         text: Any = self._redis.get(f"{self._prefix}:{self._instance}")
@@ -171,7 +173,7 @@ class SharedMetrics(Collector):
             return
         if other.boot_id != self._boot_id and other > self._begun:
             logger.error(
-                "another server is called %s too: set PROMETHEUS_INSTANCE for each", self._instance
+                "another server is also named %s: set PROMETHEUS_INSTANCE for each", self._instance
             )
             self._instance = f"{self._instance}:{self._boot_id}"
 
@@ -189,7 +191,7 @@ def _decoded(text: bytes) -> tuple[Start, int, list[Metric]]:
     (at, boot_id), beat, metrics_shown = json.loads(text)
     for name, documentation, kind, samples in metrics_shown:
         if kind not in _TYPES:
-            raise ValueError("there is no such type of metric")
+            raise ValueError("unknown type of metric")
         metric = Metric(name, str(documentation), kind)
         for sample, labels, value in samples:
             metric.add_sample(
@@ -200,7 +202,7 @@ def _decoded(text: bytes) -> tuple[Start, int, list[Metric]]:
 
 
 def _merged(found: Sequence[tuple[str, list[Metric]]]) -> list[Metric]:
-    """Return each metric once, with all servers' samples; the first one says what it is."""
+    """Return each metric once, with all servers' samples, as the first server describes it."""
     merged: dict[str, Metric] = {}
     for instance, metrics in found:
         for metric in metrics:

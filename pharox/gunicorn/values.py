@@ -1,12 +1,12 @@
-"""Numbers of metrics, kept where the death of their process does not reach them.
+"""Store the values of metrics in files that outlive their process.
 
-This is what a metric of prometheus_client keeps its numbers in, in place of the
-library's own ``MultiProcessValue``. The files have the same format; what differs:
+This replaces ``MultiProcessValue`` of prometheus_client. The files have the same format; the
+differences:
 
-- a file's name tells its process for good, while a pid may come again;
-- room is reserved before it is written to. A file that is mapped into memory on a
-  full disk would else end the process at the next count (SIGBUS). What finds no room
-  is kept in memory and written as soon as there is some.
+- a file's name identifies its process for good, while a pid may be reused;
+- disk space is reserved before it is written to. Otherwise a memory-mapped file on a full disk
+would end the process at the next count (SIGBUS). Values that find no room stay in memory and are
+written as soon as there is room.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _AGAIN_S = 1.0
 
 
 class ReservedDict(MmapedDict):
-    """A file of numbers, which raises OSError where it finds no room."""
+    """A file of values, which raises OSError if the disk is full."""
 
     def __init__(self, path: Path) -> None:
         with path.open("ab") as file:
@@ -38,7 +38,7 @@ class ReservedDict(MmapedDict):
         super().__init__(str(path))
 
     def has(self, key: str) -> bool:
-        """Return whether a number has its place in the file."""
+        """Return whether a value has a place in the file."""
         return key in self._positions
 
     def _init_value(self, key: str) -> None:
@@ -51,7 +51,7 @@ class ReservedDict(MmapedDict):
 
 
 class Number:
-    """A series' number and its time, with the key that prometheus_client gives it."""
+    """The value of a series and its time, with the key from prometheus_client."""
 
     __slots__ = ("key", "prefix", "timestamp", "value")
 
@@ -61,7 +61,7 @@ class Number:
 
 
 class Store:
-    """The numbers of this process, their files, and what waits for room in them."""
+    """The values of this process, their files, and the values that wait for room."""
 
     def __init__(self, family: Family) -> None:
         self.family = family
@@ -75,17 +75,17 @@ class Store:
         self._again_at = 0.0
 
     def forked(self) -> None:
-        """Begin anew in a process that a fork has made: the parent's numbers are the parent's."""
+        """Start empty in a forked process: the parent keeps its own values."""
         self.close()
         self._start()
 
     def close(self) -> None:
-        """Close the files; nothing may be counted after that."""
+        """Close the files. Nothing may be counted afterwards."""
         for file in self._files.values():
             file.close()
 
     def number(self, prefix: str, key: str) -> Number:
-        """Return the number of a series, which two metrics may share; it is shown from 0 on."""
+        """Return the value of a series, which two metrics may share; it is shown from 0 on."""
         number = self.numbers.get((prefix, key))
         if number is None:
             number = self.numbers[prefix, key] = Number(prefix, key)
@@ -93,7 +93,7 @@ class Store:
         return number
 
     def write(self, number: Number) -> None:
-        """Write a number, or keep it until there is room."""
+        """Write a value, or keep it until there is room."""
         file = self._files.get(number.prefix)
         if file is not None and file.has(number.key):
             file.write_value(number.key, number.value, number.timestamp)
@@ -112,7 +112,7 @@ class Store:
                 del self._waiting[number]
 
     def flush(self) -> int:
-        """Write what waits for room; return how many numbers still do."""
+        """Write the values that wait for room; return how many still wait."""
         with self.lock:
             self._write_waiting()
             return len(self._waiting)
@@ -126,7 +126,7 @@ class Store:
 
 
 class Value:
-    """A number of a metric, as prometheus_client asks for it."""
+    """A metric's value, with the interface that prometheus_client needs."""
 
     _multiprocess = True
     store: ClassVar[Store]
@@ -149,7 +149,7 @@ class Value:
             self.store.number(*self._series)
 
     def inc(self, amount: float) -> None:
-        """Add to the number."""
+        """Add to the value."""
         with self.store.lock:
             number = self.store.number(*self._series)
             number.value += amount
@@ -157,14 +157,14 @@ class Value:
             self.store.write(number)
 
     def set(self, value: float, timestamp: float | None = None) -> None:
-        """Replace the number."""
+        """Replace the value."""
         with self.store.lock:
             number = self.store.number(*self._series)
             number.value, number.timestamp = value, timestamp or 0.0
             self.store.write(number)
 
     def get(self) -> float:
-        """Return the number as this process knows it."""
+        """Return the value in this process."""
         with self.store.lock:
             return self.store.number(*self._series).value
 
@@ -176,7 +176,7 @@ class Value:
 
 
 def value_class(store: Store) -> type[Value]:
-    """Return the class that keeps its numbers in a store."""
+    """Return a value class that writes to a store."""
     return type("FamilyValue", (Value,), {"store": store, "folder": store.family.folder})
 
 

@@ -88,14 +88,14 @@ class TextSearch:
             return unpacker.decompress(piece, most)
         except zlib.error as error:
             if self._left < self._max_bytes:
-                raise _unexpected("the answer's compressed body cannot be unpacked") from error
+                raise _unexpected("the answer's body cannot be decompressed") from error
         self._unpacker = zlib.decompressobj(
             -zlib.MAX_WBITS
         )  # Many servers send raw deflate, without a zlib header.
         try:
             return self._unpacker.decompress(piece, most)
         except zlib.error as error:
-            raise _unexpected("the answer's compressed body cannot be unpacked") from error
+            raise _unexpected("the answer's body cannot be decompressed") from error
 
 
 def _unexpected(message: str) -> CheckFailedError:
@@ -130,5 +130,5 @@ def _unpacker_of(headers: Headers) -> zlib._Decompress | None:
     if not codings:
         return None
     if len(codings) > 1 or not codings <= set(_UNPACKED):
-        raise _unexpected("the answer is compressed in a way that cannot be unpacked here")
+        raise _unexpected("the answer has an unsupported Content-Encoding")
     return zlib.decompressobj(_GZIP_OR_ZLIB)

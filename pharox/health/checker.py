@@ -178,8 +178,8 @@ class _StrangeResultError(Exception):
 
 
 _MESSAGES = {
-    CheckFailure.TIMEOUT: "the check did not end in time",
-    CheckFailure.OTHER: "the check itself failed; the log says more",
+    CheckFailure.TIMEOUT: "the check timed out",
+    CheckFailure.OTHER: "the check itself failed; see the log",
 }
 
 
@@ -194,18 +194,18 @@ async def _one_by_one(
 
 def _checked(proxy: object) -> Proxy:
     if not isinstance(proxy, Proxy):
-        raise InvalidInputError(f"a {type(proxy).__name__} is no proxy to check")
+        raise InvalidInputError(f"a Proxy is needed, not a {type(proxy).__name__}")
     return proxy
 
 
 def _check_bound(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidInputError(f"{name} must be a whole number from 1", value=value)
+        raise InvalidInputError(f"{name} must be a whole number of at least 1", value=value)
 
 
 def _for_this(proxy: Proxy, result: object, strategy: HealthCheckStrategy) -> HealthCheckResult:
     if not isinstance(result, HealthCheckResult):
-        raise _StrangeResultError(f"a {type(result).__name__} in place of a result")
+        raise _StrangeResultError(f"a {type(result).__name__} instead of a result")
     if result.proxy_id != proxy.id:
         raise _StrangeResultError(f"a result for {result.proxy_id}")
     if type(strategy) is HTTPHealthCheckStrategy:  # its results are always valid

@@ -88,8 +88,8 @@ def failure_of(error: Exception) -> Failure:
     for cause in _chain(error):
         if isinstance(cause, MemoryError) or getattr(cause, "errno", None) in _OURS:
             raise OutOfResourcesError(
-                f"a check cannot be made, as this machine has run out of resources ({cause}): "
-                "check fewer proxies at once, or raise the limit (`ulimit -n`)"
+                f"checks cannot run because this machine has run out of resources ({cause}): check "
+                "fewer proxies at once, or raise the limit (`ulimit -n`)"
             ) from error
     found = next(filter(None, map(_explained, _chain(error))), None)
     if found is None:

@@ -78,7 +78,7 @@ class HealthCheckOrchestrator:
     ) -> None:
         kept = storage if manager is None else manager.storage
         if kept is None or (storage is not None and kept is not storage):
-            raise InvalidInputError("give a storage, or a manager with its own")
+            raise InvalidInputError("give either a storage or a manager")
         if pause_when is not None and not callable(pause_when):
             raise InvalidInputError("pause_when must be a function", value=pause_when)
         self._storage: Any = kept
@@ -101,7 +101,7 @@ class HealthCheckOrchestrator:
             If the storage is async: await :meth:`apply_result_async`.
         """
         if iscoroutinefunction(self._ledger.record_health_checks):
-            raise TypeError("this storage has coroutines: await apply_result_async() instead")
+            raise TypeError("this storage is async: await apply_result_async() instead")
         (outcome,) = self._ledger.record_health_checks([result], self._policy)
         return self._storage.get_proxy(str(result.proxy_id)) if outcome.known else None
 

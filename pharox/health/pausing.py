@@ -32,7 +32,7 @@ class AcquisitionRate:
 
     def __init__(self, per_second: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         if isinstance(per_second, bool) or not isinstance(per_second, int) or per_second < 1:
-            raise InvalidInputError("per_second must be a whole number from 1 on")
+            raise InvalidInputError("per_second must be a whole number of at least 1")
         self._clock = clock
         self._lock = threading.Lock()
         # More timestamps are not needed for the answer.

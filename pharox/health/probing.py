@@ -333,7 +333,9 @@ def _destination(url: httpx.URL, location: str) -> httpx.URL:
     except (httpx.InvalidURL, UnicodeError):
         destination = httpx.URL()
     if destination.scheme not in ("http", "https") or not destination.host:
-        raise CheckFailedError(CheckFailure.REDIRECTS, "a redirect leads to no http(s) URL")
+        raise CheckFailedError(
+            CheckFailure.REDIRECTS, "a redirect leads to a URL that is not http(s)"
+        )
     return destination
 
 

@@ -242,7 +242,7 @@ def _window(log: SealedLog, since: Moment | None, until: Moment | None) -> Extra
         case datetime():
             window = window._replace(until=check_aware(until))
     if window.upto <= window.after or _is_before(window.until, window.since):
-        raise InvalidInputError(f"the end, {until}, lies before the beginning, {since}")
+        raise InvalidInputError(f"the end, {until}, is before the beginning, {since}")
     return window
 
 

@@ -191,7 +191,7 @@ class Replay:
         upto = seq_of(self._log, to)
         if upto < self.seq:
             raise InvalidInputError(
-                f"the end, event {upto}, lies before the beginning, event {self.seq}"
+                f"the end, event {upto}, is before the beginning, event {self.seq}"
             )
         return self._steps(upto)
 

@@ -85,16 +85,16 @@ def seq_of(log: SealedLog, at: int | datetime) -> int:
     Raises
     ------
     InvalidInputError
-        If the log has no such seq, or the moment lies in the future or has no
+        If the log has no such seq, or the moment is in the future or has no
         time zone.
     """
     if isinstance(at, datetime):
         seq = log.seq_at(check_aware(at))
         if at > utc_now() and (latest := event_at(log, seq)) and latest.recorded_at < at:
-            raise InvalidInputError(f"{at.isoformat()} lies in the future", value=at)
+            raise InvalidInputError(f"{at.isoformat()} is in the future", value=at)
         return seq
     if check_whole(at, "a seq") < 0:
-        raise InvalidInputError(f"{at} is no place in the log: events count from 1", value=at)
+        raise InvalidInputError(f"{at} is not a seq of the log: events count from 1", value=at)
     if at > 0 and event_at(log, at) is None:
         raise beyond_the_end(at, last_seq(log))
     return at
@@ -102,7 +102,7 @@ def seq_of(log: SealedLog, at: int | datetime) -> int:
 
 def beyond_the_end(seq: int, last: int) -> InvalidInputError:
     """Return the error for a seq beyond the end of a log."""
-    return InvalidInputError(f"the log has no event {seq} yet: it ends with {last}", value=seq)
+    return InvalidInputError(f"the log has no event {seq} yet: it ends at {last}", value=seq)
 
 
 class _Closable(Iterator[Event], Protocol):

@@ -123,7 +123,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     place = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}")
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ReportError(f"{str(folder)!r} is there already and is not an empty folder")
+            raise ReportError(f"{str(folder)!r} exists and is not an empty folder")
         folder.parent.mkdir(parents=True, exist_ok=True)
         place.mkdir()
         try:

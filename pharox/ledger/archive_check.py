@@ -62,7 +62,7 @@ def check(*folders: Path | str) -> Checked:
         found = chain(_missing_parts(files), _differences(files, checked))
         checked.differences.extend(islice(found, LIMIT))
     except ArchiveFileError as error:
-        checked.differences.append(f"{error}; what comes after was not looked at")
+        checked.differences.append(f"{error}; events after it were not checked")
     return checked
 
 
@@ -84,7 +84,7 @@ def _differences(files: Sequence[Files], checked: Checked) -> Iterator[str]:
             waiting = next(events, None)
         yield from tick.differences(files, checked)
     for event, _ in chain((waiting,) if waiting else (), events):
-        yield f"event {event['seq']} has no tick here"
+        yield f"event {event['seq']} is in no tick of these files"
 
 
 def _authenticated(files: Files) -> Iterator[tuple[Row, bool]]:
@@ -113,22 +113,22 @@ class _Tick:
         """Add an event that is not later than the tick, and yield what is wrong with it."""
         seq = event["seq"]
         if not authentic:
-            yield f"event {seq} is not the one that was sealed"
+            yield f"event {seq} differs from its seal"
         if seq in self._here:
-            yield f"event {seq} is there twice"
+            yield f"event {seq} appears twice"
         elif seq < self._first:
-            yield f"event {seq} has no tick here"
+            yield f"event {seq} is in no tick of these files"
         elif self._digests.setdefault(seq, event["digest"]) != event["digest"]:
-            yield f"event {seq} has another digest than its tick knows"
+            yield f"event {seq} does not match the digest in its tick"
         self._here.add(seq)
 
     def differences(self, files: Sequence[Files], checked: Checked) -> Iterator[str]:
         """Yield what is wrong with the tick, after all its events here have been added."""
         name = f"the tick of events {self._first} to {self._last}"
         if self._ragged:
-            yield f"{name} tells seqs, positions and digests of different events"
+            yield f"{name} has seqs, positions and digests of different events"
         if self._first <= checked.last_seq:
-            yield f"{name} is there twice"
+            yield f"{name} appears twice"
         elif self._first > checked.last_seq + 1:
             checked.gaps.append((checked.last_seq + 1, self._first - 1))
         elif self._row["before"] != checked.root:
@@ -140,8 +140,8 @@ class _Tick:
             self._digests[seq] for seq in range(self._first, self._last + 1) if seq in self._digests
         ]
         if len(digests) != self._last - self._first + 1:
-            yield f"{name} has {len(digests)} of their digests here"
+            yield f"only {len(digests)} digests were found for {name}"
         elif root(self._row["before"], self._row, digests) != self._row["root"]:
-            yield f"{name} has another root than it should"
+            yield f"{name} does not match its root"
         checked.ticks += 1
         checked.last_seq, checked.root = self._last, self._row["root"]

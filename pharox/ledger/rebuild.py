@@ -179,8 +179,8 @@ def _begin(session: Session, schema: str, wanted: Sequence[Projection]) -> None:
     dependent = connection.execute(_DEPENDENT, known_by_name).fetchone()
     if dependent is not None:
         raise DatabaseError(
-            f"{dependent[0]} depends on the table {dependent[1]}, which is to be exchanged: "
-            "drop it, rebuild, and create it again"
+            f"{dependent[0]} depends on the table {dependent[1]}, which the rebuild replaces: drop "
+            "it, rebuild, and create it again"
         )
     _drop_fresh(session, schema)
     fresh = sql.Identifier(fresh_schema(schema))
@@ -201,7 +201,9 @@ def _drop_fresh(session: Session, schema: str) -> None:
     if found is None:
         return
     if found[0] != _mark(schema):
-        raise DatabaseError(f"schema {name!r} is needed for the rebuild and is somebody else's")
+        raise DatabaseError(
+            f"the rebuild needs the schema name {name!r}, and pharox did not create that schema"
+        )
     session.connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(name)))
 
 
@@ -277,8 +279,8 @@ def _check_log(storage: PostgresStorage) -> None:
     changed = storage.verify_log(limit=1)
     if changed:
         raise DatabaseError(
-            f"the log was changed since it was sealed ({changed[0]}); the read models stay as they "
-            "are, and `pharox verify` tells all; --force rebuilds them from the log as it is"
+            f"the log was changed since it was sealed ({changed[0]}); the read models were left as "
+            "they are. `pharox verify` shows all changes; --force rebuilds from the changed log"
         )
 
 
@@ -303,8 +305,8 @@ def _exchange(storage: PostgresStorage, whole: Folder) -> tuple[float, int]:
             whole.seq = reached
             time.sleep(random.uniform(0.02, 0.2))  # noqa: S311 - only to let others go first
     raise DatabaseError(
-        f"the read models are as they were: their locks were not to be had in {ATTEMPTS} attempts; "
-        "look for transactions that are left open, or a verify that is running"
+        f"the read models were left as they are: their locks could not be acquired in {ATTEMPTS} "
+        "attempts; look for open transactions, or a running verify"
     )
 
 

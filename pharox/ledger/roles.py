@@ -51,7 +51,7 @@ class Roles:
     def __post_init__(self) -> None:
         names = self.names()
         if not names:
-            raise InvalidInputError("name a role: an app, a reader or an owner")
+            raise InvalidInputError("give at least one role: an app, a reader or an owner")
         for name in names:
             if not check_text(name):
                 raise InvalidInputError("a role's name cannot be empty")
@@ -321,7 +321,7 @@ class _Granting:
         if not may:
             raise DatabaseError(
                 f"role {user!r} may not grant rights on the ledger, which belongs to "
-                f"{self._owner!r}: connect as that one or as a superuser",
+                f"{self._owner!r}: connect as that role or as a superuser",
                 role=user,
                 owner=self._owner,
             )
@@ -347,15 +347,15 @@ class _Granting:
                 held = {Right(*row[1:]) for row in self._rows(_HELD, roles=self._reach([name]))}
                 if more := held - wanted:
                     raise DatabaseError(
-                        f"role {name!r} would still have {_some(more)}: from a role that it is a "
-                        "member of, or from somebody else than the owner; revoke that first",
+                        f"role {name!r} would still have {_some(more)}: through another role, or "
+                        "granted by someone other than the owner; revoke it first",
                         role=name,
                         rights=sorted(map(str, more)),
                     )
                 if less := wanted - held:
                     raise DatabaseError(
                         f"role {name!r} would lack {_some(less)}: {self._owner!r} or a superuser "
-                        "has to grant it",
+                        "must grant it",
                         role=name,
                         rights=sorted(map(str, less)),
                     )
@@ -372,7 +372,7 @@ class _Granting:
             if name not in known:
                 create = sql.SQL("CREATE ROLE {} LOGIN").format(identifier(name))
                 raise DatabaseError(
-                    f"there is no role {name!r}; make it with `{create.as_string()}`", role=name
+                    f"there is no role {name!r}; create it with `{create.as_string()}`", role=name
                 )
         owner = self._owner if self._roles.owner is None else self._roles.owner
         restrained = self._roles.restrained()
@@ -381,7 +381,8 @@ class _Granting:
         ):
             if why is not None:
                 raise DatabaseError(
-                    f"role {name!r} {why}: no right can be kept from it; choose another", role=name
+                    f"role {name!r} {why}, so its rights cannot be limited; choose another role",
+                    role=name,
                 )
 
     def _database_rights(self) -> Iterator[sql.Composable]:

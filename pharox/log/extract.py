@@ -44,7 +44,7 @@ class Extract(NamedTuple):
         check_whole(self.after, "after")
         check_whole(self.upto, "upto")
         if isinstance(self.types, str):
-            raise InvalidInputError("types must be several", value=self.types)
+            raise InvalidInputError("types must be a collection, not a text", value=self.types)
         for text in (*(self.types or ()), *([] if self.consumer is None else [self.consumer])):
             check_text(text)
         for moment in (self.since, self.until):
@@ -52,7 +52,7 @@ class Extract(NamedTuple):
                 check_aware(moment)
         for uuid in (self.pool_id, self.proxy_id, self.lease_id):
             if uuid is not None and not isinstance(uuid, UUID):
-                raise InvalidInputError(f"{uuid!r} is no UUID", value=uuid)
+                raise InvalidInputError(f"{uuid!r} is not a UUID", value=uuid)
 
     def given(self) -> dict[str, Any]:
         """Return the given conditions by name."""

@@ -37,7 +37,7 @@ def event_from_row(row: Mapping[str, Any]) -> Event:
             }
     data = row["data"]
     if data is not None and not isinstance(data, dict):
-        raise UndecodableEventError.at(row["position"], row["type"], "its data is no object")
+        raise UndecodableEventError.at(row["position"], row["type"], "its data is not an object")
     try:
         return decode(fields, data or {})
     except ValueError as error:  # pydantic.ValidationError is one

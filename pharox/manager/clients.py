@@ -72,7 +72,7 @@ def opening_client(
     lease = acquisition.lease
     if lease is None:
         why = acquisition.miss_reason
-        message = f"Pool {request.pool_name!r} has no proxy free{f': {why.value}' if why else ''}."
+        message = f"Pool {request.pool_name!r} has no free proxy{f': {why.value}' if why else ''}."
         if why is MissReason.UNKNOWN_POOL:
             message = f"There is no pool {request.pool_name!r}."
         raise ProxyUnavailableError(
@@ -215,7 +215,7 @@ class OpeningClient:
     def _open(self) -> Awaitable[AsyncLeasedClient]:
         program, self._program = self._program, None
         if program is None:
-            raise InvalidInputError("this client was opened before; ask the manager for another")
+            raise InvalidInputError("a client can be opened only once; ask the manager for another")
         return run_async(program, call_async)
 
 
@@ -279,9 +279,7 @@ def _check_target(request: httpx.Request) -> None:
     try:
         request.url.raw_host.decode("ascii").encode("idna")
     except UnicodeError as error:
-        raise httpx.ConnectError(
-            f"the host cannot be asked for: {error}", request=request
-        ) from error
+        raise httpx.ConnectError(f"the host name is not valid: {error}", request=request) from error
 
 
 class _LeasedTransport(httpx.BaseTransport):

@@ -516,7 +516,7 @@ class Leasing(ABC, Generic[S]):
             except asyncio.CancelledError as cancellation:
                 cancelled.append(cancellation)
             except Exception:
-                logger.exception("pharox.callback.failed: while it was told of a failure")
+                logger.exception("pharox.callback.failed: while it was notified of a failure")
         return cancelled
 
 
@@ -610,7 +610,7 @@ def releasing_after(
         leases = [held] if isinstance(held, Lease) else held
         named = f"lease {', '.join(str(lease.id) for lease in leases)}"
         logger.exception("pharox.release.failed: %s", named)
-        error.add_note(f"giving back {named} raised as well: {failure!r}")
+        error.add_note(f"releasing {named} failed too: {failure!r}")
 
 
 def lost_of(held: Lease | Sequence[Lease] | None) -> LeaseLostError | None:

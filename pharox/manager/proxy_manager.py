@@ -110,7 +110,7 @@ class ProxyManager(Leasing[IStorage]):
         Raises
         ------
         InvalidLeaseError
-            If the duration makes no sense.
+            If the duration is not valid.
         InvalidInputError
             If a name is empty or cannot be stored.
         LeaseEndedError
@@ -165,9 +165,9 @@ class ProxyManager(Leasing[IStorage]):
         Raises
         ------
         InvalidLeaseError
-            If the duration makes no sense.
+            If the duration is not valid.
         InvalidInputError
-            If another argument makes no sense.
+            If another argument is not valid.
         LeaseEndedError
             If a lease with one of the ``lease_ids`` has ended.
         ConflictError
@@ -234,7 +234,7 @@ class ProxyManager(Leasing[IStorage]):
         Raises
         ------
         ValueError
-            If these make no sense.
+            If these are not valid.
         """
         config = checked_config(
             retry_config, max_attempts, backoff_seconds, backoff_multiplier, max_backoff_seconds
@@ -270,7 +270,7 @@ class ProxyManager(Leasing[IStorage]):
         ConflictError
             If the lease with this id has another fencing token.
         InvalidLeaseError
-            If the duration makes no sense.
+            If the duration is not valid.
         OutcomeUnknownError
             If the connection to the database broke before the answer. Renew it again.
         """
@@ -601,6 +601,6 @@ class ProxyManager(Leasing[IStorage]):
     def _checked(self, callback: Callable[[P], Any]) -> Callable[[P], Any]:
         if is_async(callback):
             raise InvalidInputError(
-                "this is a coroutine function, which nobody would await; use AsyncProxyManager"
+                "a ProxyManager cannot await a coroutine function; use AsyncProxyManager"
             )
         return super()._checked(callback)

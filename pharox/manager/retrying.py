@@ -56,7 +56,7 @@ def _split(
         return arguments, {}
     common, others = arguments[:place], arguments[place:]
     if len(others) > len(REFERENCE_ORDER):
-        raise TypeError(f"{function.__name__}() has no more arguments behind sleep_fn")
+        raise TypeError(f"{function.__name__}() takes no arguments after sleep_fn")
     found = dict(zip(REFERENCE_ORDER, others, strict=False))
     # The same argument by keyword too, or a config that contains it.
     if twice := [name for name in (*found, "retry_config") if named.get(name) is not None]:
@@ -76,7 +76,7 @@ def checked_config(
     Raises
     ------
     InvalidInputError
-        If they make no sense.
+        If they are not valid.
     """
     if retry_config is None:
         return RetryConfig(max_attempts, backoff_seconds, backoff_multiplier, max_backoff_seconds)

@@ -70,7 +70,7 @@ class ProxyFilters(BaseModel):
     def _predicate_is_no_name(cls, value: Any) -> Any:
         if isinstance(value, str):
             raise ValueError(
-                "a dump has only the name of its predicate, which is code: give the function "
+                "a dump has only the name of its predicate, not the code: give the function "
                 "itself, or leave the predicate out"
             )
         return value
@@ -202,7 +202,7 @@ def _is_plainly_sound(filters: ProxyFilters) -> bool:
 def _check_own_fields(filters: ProxyFilters) -> None:
     for name in sorted(_GROUPS):
         if not isinstance(getattr(filters, name), list | tuple | None):
-            raise InvalidInputError(f"the filters are not valid: {name} is no list")
+            raise InvalidInputError(f"the filters are not valid: {name} is not a list")
     try:
         own = {name: getattr(filters, name) for name in _OWN_FIELDS}
         ProxyFilters.model_validate(own, strict=True)

@@ -117,14 +117,14 @@ class HealthCheckOptions(BaseModel):
     @classmethod
     def _target_has_a_port(cls, value: AnyHttpUrl) -> AnyHttpUrl:
         if value.port == 0:
-            raise ValueError("nobody listens at port 0")
+            raise ValueError("port 0 cannot be used")
         return value
 
     @field_validator("expected_text")
     @classmethod
     def _text_not_blank(cls, value: str | None) -> str | None:
         if value is not None and not value.strip():
-            raise ValueError("cannot be empty, as it would be found in any answer")
+            raise ValueError("cannot be empty, because every answer contains an empty text")
         return value
 
     @field_validator("expected_headers")
@@ -132,11 +132,11 @@ class HealthCheckOptions(BaseModel):
     def _headers_can_be_found(cls, value: dict[str, str | None]) -> dict[str, str | None]:
         for name, text in value.items():
             if not _HEADER_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is no name of a header")
+                raise ValueError(f"{name!r} is not a valid header name")
             if text and (text != text.strip() or not text.replace("\t", " ").isprintable()):
                 raise ValueError(
-                    f"no answer can have this value of the header {name}: it has control "
-                    "characters, or spaces around it"
+                    f"the value of the header {name} is not valid: it has control characters, or "
+                    "spaces around it"
                 )
         return value
 
@@ -153,11 +153,11 @@ class HealthCheckOptions(BaseModel):
     def _headers_can_be_sent(cls, value: dict[str, str]) -> dict[str, str]:
         for name, text in value.items():
             if not _HEADER_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is no name of a header")
+                raise ValueError(f"{name!r} is not a valid header name")
             if not _HEADER_VALUE.fullmatch(text):
                 raise ValueError(
-                    f"the header {name} cannot be sent: it has letters beyond ASCII, control "
-                    "characters, or spaces around it"
+                    f"the header {name} cannot be sent: its value has non-ASCII characters, "
+                    "control characters, or spaces around it"
                 )
         return value
 

@@ -38,9 +38,9 @@ def _in_utc(moment: datetime) -> datetime:
     try:
         in_utc = moment if moment.tzinfo is UTC else moment.astimezone(UTC)
     except OverflowError as error:
-        raise ValueError("a moment must lie between the years 1900 and 9000") from error
+        raise ValueError("a moment must be between the years 1900 and 9000") from error
     if not 1900 <= in_utc.year <= 9000:  # every storage can represent these, in any zone
-        raise ValueError("a moment must lie between the years 1900 and 9000")
+        raise ValueError("a moment must be between the years 1900 and 9000")
     return in_utc
 
 
@@ -54,7 +54,7 @@ def check_text(value: str) -> str:
         so that pydantic reports it with the field's name.
     """
     if not isinstance(value, str):
-        raise InvalidInputError(f"a text is needed here, not a {type(value).__name__}", value=value)
+        raise InvalidInputError(f"a text is needed, not a {type(value).__name__}", value=value)
     if len(value) > MAX_TEXT_LENGTH:
         raise InvalidInputError(f"a text has at most {MAX_TEXT_LENGTH} characters")
     if "\x00" in value:

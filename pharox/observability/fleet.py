@@ -40,9 +40,9 @@ from .metrics import POOL_GAUGES, pool_figures
 NAMESPACE = "pharox_fleet"
 
 COUNTERS = {
-    "events": "Events of the log, by type.",
+    "events": "Events in the log, by type.",
     "leases_acquired": "Leases granted.",
-    "acquire_misses": "Attempts that found nothing.",
+    "acquire_misses": "Attempts to lease that found no proxy.",
     "health_checks": "Health checks that were recorded.",
 }
 DURATIONS = {
@@ -51,12 +51,12 @@ DURATIONS = {
 }
 GAUGES = {
     "oldest_lease_age_seconds": "How long the oldest active lease has been held.",
-    "overdue_leases": "Leases that have run out and were not taken back yet.",
+    "overdue_leases": "Leases that have run out and were not yet taken back.",
 }
 SUBSCRIPTION_GAUGES = {
     "subscription_lag_events": "Events that the subscription has not read yet.",
-    "subscription_lag_seconds": "How old the first of these is.",
-    "subscription_parked_events": "Events that its handler could not take.",
+    "subscription_lag_seconds": "Age of the oldest event that the subscription has not read.",
+    "subscription_parked_events": "Events that the subscription's handler failed on.",
 }
 logger = logging.getLogger("pharox")
 

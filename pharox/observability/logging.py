@@ -57,7 +57,7 @@ class StructuredLogger:
     Raises
     ------
     ValueError
-        If ``sample_rate`` makes no sense.
+        If ``sample_rate`` is not valid.
     """
 
     def __init__(

@@ -281,7 +281,7 @@ class _Metrics:
         self.misses = _Series(
             Counter,
             "acquire_misses_total",
-            "Attempts that found nothing.",
+            "Attempts to lease that found no proxy.",
             (*asked, "reason"),
             **own,
         )
@@ -365,15 +365,16 @@ def _metrics_of(registry: CollectorRegistry, shape: _Shape) -> _Metrics:
             try:
                 _Metrics(trial, shape)
             except ValueError as error:
-                raise InvalidInputError(f"these metrics make no sense: {error}") from error
+                raise InvalidInputError(f"these metrics are not valid: {error}") from error
             try:
                 known = _known[registry][shape.namespace] = _Metrics(registry, shape)
             except ValueError as error:
                 raise InvalidInputError(
-                    f"the registry has metrics of these names already: {error}"
+                    f"the registry already has metrics with these names: {error}"
                 ) from error
     if known.shape != shape:
         raise InvalidInputError(
-            f"the registry has these metrics with other options: {known.shape}", known=known.shape
+            f"the registry already has these metrics with other options: {known.shape}",
+            known=known.shape,
         )
     return known

@@ -66,11 +66,11 @@ class Certificates:
         """Raise InvalidInputError if HTTPS cannot be served with these."""
         authorities = self.client_cafile or self.client_capath
         if (self.certfile is None) != (self.keyfile is None):
-            raise InvalidInputError("HTTPS takes both, a certificate and its key")
+            raise InvalidInputError("HTTPS needs both a certificate and its key")
         if self.certfile is None and (authorities or self.client_auth_required):
-            raise InvalidInputError("clients can show certificates with HTTPS only")
+            raise InvalidInputError("client certificates need HTTPS")
         if self.client_auth_required and not authorities:
-            raise InvalidInputError("there is nothing to check certificates of clients against")
+            raise InvalidInputError("required client certificates need a CA to check them with")
         if self.certfile is not None:
             self.load()
 
@@ -126,7 +126,7 @@ class _Renewed:
             try:
                 self.context = self._certificates.load()
             except InvalidInputError as error:
-                logger.error("metrics are served with the former certificate: %s", error)
+                logger.error("metrics are still served with the former certificate: %s", error)
             else:
                 logger.info("metrics are served with the renewed certificate")
 
@@ -188,7 +188,7 @@ class _Server(ThreadingWSGIServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log a failed request in one line: a client's error needs no traceback."""
         error = sys.exception()
-        self.complain(f"a client of the metrics was not answered: {type(error).__name__}: {error}")
+        self.complain(f"a scrape was not answered: {type(error).__name__}: {error}")
 
     def complain(self, message: str) -> None:
         """Log a message at most once a minute, as clients can send anything for ever."""
@@ -250,7 +250,7 @@ class MetricsServer:
             try:
                 return self._server.serve_forever()  # returns when it is closed
             except Exception as error:
-                logger.error("serving metrics is begun again: %s", type(error).__name__)
+                logger.error("the metrics server restarts: %s", type(error).__name__)
                 time.sleep(_AGAIN_S)
 
     def renew(self) -> None:

@@ -61,7 +61,7 @@ def read_document(text: SourceText, defaults: Defaults, lines: Lines) -> Found:
     elif start == "{":
         yield from document.object()
     else:
-        raise SourceError("the JSON is no array and no object")
+        raise SourceError("the JSON is neither an array nor an object")
 
 
 def check_shape(ahead: str) -> None:
@@ -79,7 +79,7 @@ def check_shape(ahead: str) -> None:
         if value:
             objects.append(value)
     if objects and not any(map(has_address, objects)):
-        raise SourceError("the entries say no host and no address of a proxy" + _but(objects[0]))
+        raise SourceError("the entries have neither a host nor an address" + _but(objects[0]))
 
 
 class _Document:
@@ -128,7 +128,7 @@ class _Document:
             yield self._behind()
 
     def _behind(self) -> BadEntry:
-        reason = "stands after the JSON's end; nothing of it was read"
+        reason = "follows the end of the JSON; it was not read"
         return BadEntry(self._number + 1, reason, "entry")
 
     def array(self, defaults: Defaults, *, is_whole: bool) -> Found:
@@ -156,8 +156,8 @@ class _Document:
         if mark == "":
             yield BadEntry(number, "is missing: the JSON ends before its array does", "entry")
         elif mark != "]" or (is_whole and text.take()):
-            reason = "is not after a comma" if mark != "]" else "stands after the array's end"
-            yield BadEntry(number, f"{reason}; nothing of it was read", "entry")
+            reason = "does not follow a comma" if mark != "]" else "follows the end of the array"
+            yield BadEntry(number, f"{reason}; it was not read", "entry")
         if mark != "]":
             self._give_up()
 
@@ -178,7 +178,7 @@ class _Document:
                 return
             key = self._value()
             if not isinstance(key, str) or text.take() != ":":
-                raise _BrokenError("stands behind JSON that is not valid")
+                raise _BrokenError("follows JSON that is not valid")
             text.skip_blank()
             yield from self._member(key, defaults, depth)
             mark = text.take()
@@ -240,7 +240,7 @@ class _Document:
         except (ValueError, RecursionError) as error:
             if skips and _ran_out(error, ahead) and len(ahead) > ENTRY_LIMIT:
                 raise SourceError(
-                    "the JSON has a long part that is no array of proxies" + _but(self._seen)
+                    "the JSON has a long part that is not an array of proxies" + _but(self._seen)
                 ) from None
             raise _BrokenError(_broken(error, ahead)) from None
         self._text.at += end

@@ -107,7 +107,7 @@ class Defaults:
             return
         named = parts.get("protocol")
         if isinstance(named, bool) or not isinstance(named, str | list | None):
-            raise Unreadable("has an impossible protocol: a value of the wrong type")
+            raise Unreadable("has an invalid protocol: a value of the wrong type")
         words: list[str | None] = [*words_of(named)]
         for word in words or [None]:
             yield {"protocol": self._protocol(word), "port": port}
@@ -124,7 +124,9 @@ class Defaults:
         if word != "socks":
             return PROTOCOL_ALIASES.get(word, word)
         if self.protocol not in _SOCKS:
-            raise Unreadable("says socks and not which: write socks4 or socks5, or --protocol")
+            raise Unreadable(
+                "says socks without a version: write socks4 or socks5, or give --protocol"
+            )
         return self.protocol
 
 
@@ -144,7 +146,7 @@ def _proxy(fields: Mapping[str, Any]) -> Proxy:
     except ValidationError as error:
         name, why = complaint(error)
     raise Unreadable(
-        f"has an impossible {name}: {why}"
+        f"has an invalid {name}: {why}"
     )  # Not chained, as pydantic's error shows the values.
 
 
@@ -164,7 +166,7 @@ def _checked(name: str, value: Any) -> Any:
     if name == "max_concurrency" and value == UNLIMITED:
         return None
     if isinstance(value, bool) or (name == "host" and not isinstance(value, str)):
-        raise Unreadable(f"has an impossible {name}: a value of the wrong type")
+        raise Unreadable(f"has an invalid {name}: a value of the wrong type")
     if name == "host":
         return _checked_host(value.strip().removeprefix("[").removesuffix("]"))
     return value.strip() if name == "port" and isinstance(value, str) else value
@@ -176,5 +178,5 @@ def _checked_host(host: str) -> str:
     try:
         IPv6Address(host)
     except ValueError:
-        raise Unreadable("has an impossible host: with a colon, but no IPv6 address") from None
+        raise Unreadable("has an invalid host: with a colon, but not an IPv6 address") from None
     return host

@@ -86,7 +86,8 @@ def _read(
     start = text.ahead()
     if "\x00" in start:
         raise SourceError(
-            "the source is binary or UTF-16 without a mark; a list of proxies is text in UTF-8"
+            "the source is binary, or UTF-16 without a byte order mark; a list of proxies must be "
+            "UTF-8 text"
         )
     kind = kind or format_of(start)
     yield from _READERS[kind](text, defaults, Lines(layout))

@@ -69,7 +69,7 @@ class Layout:
         if "password" in named and "user" not in named:
             raise InvalidInputError(f"--line names a password and no user: {_FORM} {_EXAMPLE}")
         if any(character.isalnum() for gap in gaps for character in gap):
-            raise InvalidInputError(f"--line has a word that is no part: {_FORM} {_EXAMPLE}")
+            raise InvalidInputError(f"--line has an unknown word: {_FORM} {_EXAMPLE}")
         if not all(gaps[1:-1]):
             raise InvalidInputError(f"--line has nothing between two parts: {_FORM} {_EXAMPLE}")
 

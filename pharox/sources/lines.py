@@ -194,10 +194,10 @@ def _with_protocol_behind(text: str) -> Parts:
     if found and found["word"].lower() in PROTOCOLS:
         return {"host": found["host"], "port": found["port"], "protocol": found["word"]}
     if lacks_brackets(text):
-        raise Unreadable("has an IPv6 address without the brackets that keep its port apart")
+        raise Unreadable("has an IPv6 address without brackets around it")
     if found and shape_of(found["host"]):
         raise Unreadable(
-            "has one word behind host and port: if that is a user without a password, "
+            "has one word after host and port: if that is a user without a password, "
             "give --line 'host:port:user'"
         )
     raise Unreadable(_NO_ADDRESS)
@@ -217,8 +217,8 @@ def _columns(cells: list[str], *, may_be_login: bool, is_place: bool) -> Parts:
         if mark and len(cells) == 1:
             return {"user": user, "password": password}
         raise Unreadable(
-            "has words behind its address that may be a user and password: "
-            "give --line 'host:port user pass', or --line 'host:port *' to pass them over"
+            "has words after its address that may be a user and password: give --line 'host:port "
+            "user pass', or --line 'host:port *' to ignore them"
         )
     if is_place and len(cells) == 3 and cells[0].lower() not in PROTOCOLS:
         return {"country": country_of(cells[0]), "city": known(cells[2])}

@@ -143,8 +143,8 @@ def _body(response: httpx.Response, url: str) -> Iterator[bytes]:
 
 def _endless(url: str, how_much: str) -> SourceError:
     return SourceError(
-        f"{_shown(url)} sends {how_much}, and may never end; save what is wanted of it, and "
-        "import the file",
+        f"{_shown(url)} sends {how_much}, and may never end; save what you need of it to a file, "
+        "and import that",
         source=_shown(url),
     )
 
@@ -160,7 +160,7 @@ def _decoded(response: httpx.Response, shown: str) -> Iterator[bytes]:
             yield from _unzipped(chunks, shown)
         case _:
             raise SourceError(
-                f"{shown} answered in an encoding that was not asked for", source=shown
+                f"{shown} answered with a Content-Encoding that was not requested", source=shown
             )
 
 
@@ -178,9 +178,9 @@ def _unzipped(chunks: Iterable[bytes], shown: str) -> Iterator[bytes]:
                 if decoder.eof and not rest:
                     break
     except zlib.error as error:
-        raise SourceError(f"what {shown} sent cannot be decompressed", source=shown) from error
+        raise SourceError(f"the answer of {shown} cannot be decompressed", source=shown) from error
     if has_begun and not decoder.eof:
-        raise SourceError(f"what {shown} sent ends in the middle of it", source=shown)
+        raise SourceError(f"the answer of {shown} is cut off", source=shown)
 
 
 def _size_of(response: httpx.Response) -> int | None:
@@ -199,7 +199,7 @@ def _our_errors(url: str) -> Iterator[None]:
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         # If it is not a valid URL, any part may be a password.
         is_url = isinstance(error, httpx.HTTPError)
-        why = _USERINFO.sub("", str(error)) if is_url else "it is no valid URL"
+        why = _USERINFO.sub("", str(error)) if is_url else "it is not a valid URL"
         why = why or type(error).__name__
         raise SourceError(f"{_shown(url)} cannot be read: {why}", source=_shown(url)) from error
 

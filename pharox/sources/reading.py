@@ -58,7 +58,7 @@ def proxies_of_value(defaults: Defaults, lines: Lines, value: Any) -> Iterable[P
     if isinstance(value, str):
         return [proxy for parts in lines.read(value) for proxy in defaults.proxies(parts)]
     if not isinstance(value, dict):
-        raise Unreadable("is no JSON object")
+        raise Unreadable("is not a JSON object")
     return defaults.proxies(parts_of(value, lines.address))
 
 

@@ -199,7 +199,7 @@ def _place(value: Any) -> Parts:
         country, *rest = re.split(r"\s*[|,]\s*", value.strip())
         return {"country": country, "city": rest[-1] if rest else None}
     if not isinstance(value, dict):
-        raise Unreadable("has a geolocation that is no JSON object")
+        raise Unreadable("has a geolocation that is not a JSON object")
     found = _found(value)
     if isinstance(found.get("place"), dict):
         found = _found(found["place"]) | found

@@ -51,7 +51,7 @@ def read_table(text: SourceText, defaults: Defaults, lines: Lines) -> Found:
     delimiter, columns = _columns(header)
     if not (_has_place(columns) or _has_protocols(columns)):
         raise SourceError(
-            f"the first line of the CSV names no columns host and port{_but(columns)}"
+            f"the first line of the CSV does not name the columns host and port{_but(columns)}"
         )
 
     def read(line: str) -> Iterable[Proxy]:

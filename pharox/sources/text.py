@@ -59,7 +59,7 @@ class SourceText:
         try:
             return self._decoder.decode(chunk, final=self._is_ended)
         except UnicodeDecodeError:
-            raise SourceError("the source is not UTF-16, though its first bytes say so") from None
+            raise SourceError("the source begins like UTF-16 but is not valid UTF-16") from None
 
     def end(self) -> None:
         """Leave the rest unread."""

@@ -512,8 +512,8 @@ class AsyncCombiner(_Combining[Command, Value]):
         self._loop = self._loop or loop
         if loop is not self._loop:
             raise InvalidInputError(
-                "commands are combined in the event loop in which the first was asked for; "
-                "make another storage for another loop"
+                "commands are combined in the event loop of the first command; create another "
+                "storage for another loop"
             )
 
 
@@ -523,7 +523,7 @@ def _default_error(_: Any, error: BaseException) -> Exception:
         return error
     unknown = OutcomeUnknownError(
         f"the caller that carried this out was interrupted ({type(error).__name__}) before the "
-        "answer, so it is not known what came of it",
+        "answer, so the outcome is unknown",
         lease_id=None,
     )
     unknown.__cause__ = error

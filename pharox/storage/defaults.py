@@ -56,7 +56,7 @@ def acquire_lease(storage: Any, request: AcquireRequest) -> Calls[Acquisition]:
     """Find a proxy and lease it."""
     if request.lease_id is not None:
         raise InvalidInputError(
-            f"{type(storage).__name__} grants no lease under an id of the caller's"
+            f"{type(storage).__name__} cannot grant a lease under the caller's own id"
         )
     yield partial(storage.ensure_consumer, request.consumer_name)
     yield storage.cleanup_expired_leases
@@ -97,7 +97,9 @@ def return_lease(
 def acquire_set(storage: Any, request: AcquireSetRequest) -> Calls[SetAcquisition]:
     """Lease one proxy after another, and release all of them if they are too few."""
     if request.lease_ids is not None:
-        raise InvalidInputError(f"{type(storage).__name__} grants no set under ids of the caller's")
+        raise InvalidInputError(
+            f"{type(storage).__name__} cannot grant a set under the caller's own ids"
+        )
     granted: list[Acquisition] = []
     try:
         last = yield from _lease_up_to(storage, request, granted)
@@ -152,7 +154,7 @@ def record_health_checks(
     """Record health checks, one after the other."""
     if policy not in (None, HealthPolicy()):
         raise InvalidInputError(
-            f"{type(storage).__name__} counts no results in a row; it takes the default policy"
+            f"{type(storage).__name__} does not count results in a row; use the default policy"
         )
     outcomes = []
     for result in results:

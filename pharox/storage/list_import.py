@@ -117,9 +117,9 @@ class MaxRemoved:
 
     def __post_init__(self) -> None:
         if (self.count is None) == (self.share is None):
-            raise InvalidInputError("give a number of proxies, or a share of them")
+            raise InvalidInputError("give either a number of proxies or a share of them")
         if self.share is not None and not 0 <= self.share <= 1:
-            raise InvalidInputError("a share of proxies is from 0 to 100 %")
+            raise InvalidInputError("a share of proxies must be from 0 to 100 %")
         if self.count is not None and self.count < 0:
             raise InvalidInputError("a number of proxies cannot be negative")
 

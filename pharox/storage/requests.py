@@ -187,11 +187,11 @@ def _checked_ids(lease_ids: Iterable[UUID], count: int) -> tuple[UUID, ...]:
     try:
         ids = tuple(lease_ids)
     except TypeError:
-        raise InvalidInputError("lease_ids must be several UUIDs", value=lease_ids) from None
+        raise InvalidInputError("lease_ids must be a sequence of UUIDs", value=lease_ids) from None
     if not all(isinstance(each, UUID) for each in ids):
         raise InvalidInputError("lease_ids must be UUIDs", value=ids)
     if len(ids) != count or len(set(ids)) != count:
-        raise InvalidInputError(f"lease_ids must be {count} different UUIDs, one a lease")
+        raise InvalidInputError(f"lease_ids must be {count} different UUIDs, one per lease")
     return ids
 
 

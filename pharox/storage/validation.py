@@ -55,7 +55,7 @@ def check_storage(storage: object, *, awaited: bool) -> None:
     save_pool = getattr(storage, "save_pool", None)
     if save_pool is None:
         # The value is not quoted: it may be a URL with a password.
-        raise InvalidInputError(f"a storage is needed here, not a {type(storage).__name__}")
+        raise InvalidInputError(f"a storage is needed, not a {type(storage).__name__}")
     if is_async(save_pool) is awaited:
         return
     kind = type(storage).__name__
@@ -65,7 +65,7 @@ def check_storage(storage: object, *, awaited: bool) -> None:
             "with_lease_async"
         )
     raise InvalidInputError(
-        f"{kind} is to be awaited; use AsyncProxyManager and functions whose names end in _async"
+        f"{kind} must be awaited; use AsyncProxyManager and functions whose names end in _async"
     )
 
 
@@ -101,7 +101,7 @@ def check_statuses(statuses: Collection[ProxyStatus] | None) -> frozenset[ProxyS
     if statuses is None:
         return frozenset(ProxyStatus) - {ProxyStatus.BANNED}
     if isinstance(statuses, str):
-        raise InvalidInputError("statuses must be several, such as ['active']", value=statuses)
+        raise InvalidInputError("statuses must be a list, such as ['active']", value=statuses)
     return frozenset(check_status(status) for status in statuses)
 
 
@@ -110,7 +110,7 @@ def check_status(status: ProxyStatus | str) -> ProxyStatus:
     try:
         return ProxyStatus(status)
     except ValueError as error:
-        raise InvalidInputError(f"{status!r} is no status of a proxy", value=status) from error
+        raise InvalidInputError(f"{status!r} is not a proxy status", value=status) from error
 
 
 def check_one_pool_each(proxies: Sequence[Proxy]) -> Sequence[Proxy]:
@@ -126,7 +126,7 @@ def check_commands(commands: Sequence[Command]) -> None:
     """Raise :class:`InvalidInputError` unless all of these are commands."""
     for command in commands:
         if not isinstance(command, _COMMANDS):
-            raise InvalidInputError(f"a {type(command).__name__} is no command of a batch")
+            raise InvalidInputError(f"a {type(command).__name__} is not a command of a batch")
 
 
 def check_granted(
@@ -143,7 +143,7 @@ def check_granted(
     """
     if (lease.pool_name, lease.consumer_name) != (request.pool_name, request.consumer_name):
         raise ConflictError(
-            f"lease {lease.id} is of {lease.consumer_name!r} in pool {lease.pool_name!r}",
+            f"lease {lease.id} belongs to {lease.consumer_name!r} in pool {lease.pool_name!r}",
             lease_id=lease.id,
             expired=tuple(expired),
         )

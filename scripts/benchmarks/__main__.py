@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def tell(figures: dict[str, Any]) -> None:
-    """Print a benchmark's tables, and then why they are to be taken with care."""
+    """Print a benchmark's tables, and warnings about their precision."""
     show(figures)
     for sentence in figures["noise"]:
         print(f"\nwarning: {sentence}; ratios hold better than rates")
@@ -53,7 +53,7 @@ def tell(figures: dict[str, Any]) -> None:
 
 
 def write(file: Path, figures: dict[str, Any]) -> None:
-    """Write figures as JSON, rounded to what can be meant."""
+    """Write figures as JSON, rounded to their precision."""
     file.write_text(json.dumps(_rounded(figures), indent=2) + "\n")
 
 

@@ -2,9 +2,9 @@
 
     async_cycles.py URL POOL TASKS CONNECTIONS SECONDS
 
-With 0.11.0, whose manager blocks, a cycle is what one does with its asyncpg
-adapter: find, create, release. Ours goes through the manager, with listening
-callbacks, as cycles.py does. Prints one JSON object: cycles, misses and errors.
+The manager of 0.11.0 blocks, so its cycle uses the asyncpg adapter: find, create, release. Ours
+uses the manager with callbacks, as cycles.py does. Prints one JSON object: cycles, misses and
+errors.
 """
 
 from __future__ import annotations

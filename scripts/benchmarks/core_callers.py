@@ -1,8 +1,7 @@
-"""Callers of one process that lease as fast as it goes: threads, tasks, or one with sets.
+"""Callers of one process that lease as fast as possible: threads, tasks, or one with sets.
 
-Each function runs in a new process. It returns what its callers did between a
-common start and a deadline, and what that took of the processor here and in
-the server.
+Each function runs in a new process. It returns the cycles between a common start and a deadline,
+and the processor time that they took here and in the server.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _group: Barrier | None = None
 
 
 class Run(NamedTuple):
-    """What callers did; a cycle is a proxy that was leased and released.
+    """The result of callers; a cycle is a proxy that was leased and released.
 
     ``p50_ms`` and ``p99_ms`` are those of a call that acquires, or of a floor's
     commit. ``amiss`` counts misses and errors.
@@ -144,7 +143,7 @@ def in_processes(
     *arguments: P.args,
     **named: P.kwargs,
 ) -> Run:
-    """Run a function in so many new processes, which start together; return the run of them all."""
+    """Run a function in several new processes that start together; return their joint result."""
     context = get_context("spawn")
     group = context.Barrier(processes)
     with ProcessPoolExecutor(processes, context, _join, (group,)) as pool:
@@ -182,12 +181,12 @@ class _Meter:
         self._server_s, self._cpu_s = processor_s(self._url), time.process_time()
 
     def note(self, outcome: str, acquired_s: float, cycles: int = 1) -> None:
-        """Count what came of a call, and how long it took to acquire."""
+        """Count the result of a call, and the time that the acquisition took."""
         self._counts[outcome] += cycles
         self._acquired_s.append(acquired_s)
 
     def stop(self, seconds: float) -> Run:
-        """Return what was done since the start."""
+        """Return the result since the start."""
         cpu_s = time.process_time() - self._cpu_s
         cuts = quantiles(self._acquired_s, n=100)
         return Run(

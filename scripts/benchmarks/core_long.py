@@ -1,4 +1,4 @@
-"""A long log that nobody has sealed: seals, a rebuild of all read models, and verify."""
+"""A long log without seals: sealing, a rebuild of all read models, and verify."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scripts.benchmarks.server import new_database
 
 
 def part(bench: Bench) -> Part:
-    """Return what works through a long log, a new copy of it in each round."""
+    """Return the part that measures a long log, with a new copy of it in each round."""
     print(f"making a log of {bench.events:,} events", file=sys.stderr)
     make_backlog(bench, BACKLOG, bench.events)
 

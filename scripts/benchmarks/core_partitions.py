@@ -1,4 +1,4 @@
-"""A log of many small partitions beside one of a single partition with as many events."""
+"""Compare a log of many small partitions with one partition of as many events."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SELECT setval('pharox.events_position_seq', (SELECT max(end_position) - 1 FROM p
 
 
 def part(bench: Bench) -> Part:
-    """Return what measures both logs, once they are made."""
+    """Return the part that measures both logs, after making them."""
     print(f"making a log of {MANY} partitions", file=sys.stderr)
     urls = {number: _make(bench, number) for number in (1, MANY)}
 
@@ -54,7 +54,7 @@ def part(bench: Bench) -> Part:
 
 
 def _make(bench: Bench, number: int) -> str:
-    """Make a log of so many partitions, each with a cycle in it, or of one with all the cycles."""
+    """Make a log with a number of partitions, each with one cycle, or one with all the cycles."""
     url = new_database(bench.url, f"partitions_{number}")
     storage = pharox.connect(url)
     storage.upgrade_schema()
@@ -75,7 +75,7 @@ def _make(bench: Bench, number: int) -> str:
 
 
 def _cycle(manager: ProxyManager) -> float:
-    """Lease under an id and release; return for how many seconds it acquired."""
+    """Lease under an id and release; return the seconds that the acquisition took."""
     lease, acquired_s = timed(lambda: manager.acquire_proxy("hundred", lease_id=new_lease_id()))
     manager.release_proxy(lease)
     return float(acquired_s)

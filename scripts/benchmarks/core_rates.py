@@ -1,4 +1,4 @@
-"""Cycles a second of callers of every kind, each beside its floor and its peer."""
+"""Cycles a second of every kind of caller, with its floor and its peer."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ _GROWTH = Series(
 
 
 def part(bench: Bench) -> Part:
-    """Return what measures callers, in a database of ours and one of the peer."""
+    """Return the part that measures callers, in a database of ours and one of the peer."""
     if not HAS_SETS:
         bench.left_out.append(
             f"sets of {SET} by acquire_proxies(), which does not exist: they were leased one by one"
@@ -158,7 +158,7 @@ def part(bench: Bench) -> Part:
 
 
 def _ours(url: str, seconds: float) -> Figures:
-    """Measure floors and callers of ours, those next to each other that are compared."""
+    """Measure floors and our callers; those that are compared run next to each other."""
     runs = {
         "insert2": in_new_process(inserts, url, seconds),
         "lone": in_new_process(threads, url, POOL, 1, seconds),

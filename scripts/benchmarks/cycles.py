@@ -1,4 +1,4 @@
-"""Acquire and release as fast as it goes; runs with whatever pharox its environment has.
+"""Acquire and release as fast as possible, with the pharox of this environment.
 
     cycles.py URL POOL PROCESSES SECONDS
 

@@ -1,4 +1,4 @@
-"""What figures are meant to be, and where one falls short of it, what the limit is and why.
+"""The goals of figures, and for each missed goal the limit and its cause.
 
 One place for all of them: a line of a table names its goal, and the page of the
 benchmarks quotes the reason when the measured figure misses it.
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Goal(NamedTuple):
-    """A bound for one figure; ``limit`` is told only where the figure is beyond it."""
+    """A bound for one figure; ``limit`` is shown only if the figure misses it."""
 
     name: str
     what: str

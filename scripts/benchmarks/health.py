@@ -1,7 +1,7 @@
-"""Health checks on loopback: their pace, their bound on time, what recording costs, their memory.
+"""Health checks on loopback: rate, bound on time, cost of recording, and memory.
 
-The floor is a bare loop around httpx, the peer is pharox 0.11.0. The proxies are
-a process of their own that does as little as it can.
+The floor is a bare loop around httpx, the peer is pharox 0.11.0. The proxies run in their own
+process, which does as little as possible.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from scripts.benchmarks.parts import Bench, Part
 
 
 def prepare(bench: Bench) -> list[Part]:
-    """Return what measures checks, once the proxies serve."""
+    """Return the parts that measure checks, once the proxies serve."""
     ports = bench.until_the_end.enter_context(serving())
     return [
         health_rates.part(ports),

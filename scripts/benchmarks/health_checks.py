@@ -1,12 +1,11 @@
-"""Check proxies as fast as it goes; runs with whatever pharox its environment has, or none.
+"""Check proxies as fast as possible, with the pharox of this environment, or with none.
 
     health_checks.py kept|fresh|stream <<< '{"target": URL, "proxies": [URL, ...], ...}'
 
 ``kept`` is httpx with a client for each proxy that keeps its connections,
-``fresh`` is httpx with a client for each check, ``stream`` is pharox. A pharox
-that has no bound of its own is given ``at_once`` proxies after the others. All
-stops after ``patience_s``. Prints one JSON object: seconds, and how many checks
-found what.
+``fresh`` is httpx with a client for each check, ``stream`` is pharox. A pharox without a bound gets
+``at_once`` proxies at a time. All stops after ``patience_s``. Prints one JSON object: seconds, and
+the number of checks by result.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A stream of a million checks that do nothing: what it holds on to, and its own pace."""
+"""A stream of a million checks that do nothing: its memory, and its own rate."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LINES = (
 
 
 def part() -> Part:
-    """Return what measures streams of few and of many checks, each in a process of its own."""
+    """Return the part that measures streams of few and of many checks, each in a new process."""
 
     def measure() -> Figures:
         few_mib, _ = in_new_process(_stream, FEW)
@@ -52,7 +52,7 @@ class _Nothing(HealthCheckStrategy):
 
 
 def _stream(checks: int) -> tuple[float, float]:
-    """Return the peak of this process's memory in MiB, and how many seconds the checks took."""
+    """Return this process's peak memory in MiB, and the seconds that the checks took."""
     checker = HealthChecker(strategies={ProxyProtocol.HTTP: _Nothing()})
     began = time.perf_counter()
     seen = asyncio.run(_count(checker, checks))

@@ -1,4 +1,4 @@
-"""Measure in a new process, so that nothing of an earlier measurement is in its memory."""
+"""Measure in a new process, whose memory holds nothing of earlier measurements."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ R = TypeVar("R")
 
 
 def in_new_process(function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
-    """Return what a function of a module returns there."""
+    """Call a function of a module in a new process, and return its result."""
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
         return process.submit(function, *arguments, **named).result()

@@ -1,7 +1,7 @@
-"""Proxies by the thousand: every address of 127.0.0.0/8 leads to one process that answers itself.
+"""Thousands of proxies: one process answers at every address of 127.0.0.0/8.
 
-It answers what is asked of a proxy for plain HTTP, without asking any target, so
-that the client is what is measured. On its other ports it falls silent.
+It answers requests for plain HTTP itself, without a target, so that only the client is measured. On
+its other ports it falls silent.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _ANSWERS = {
     "headers": _ANSWER[:20],
     "body": _ANSWER[:-4],
 }
-"""How much of the answer comes, by the stage at which a proxy falls silent."""
+"""The part of the answer that is sent, by the stage at which a proxy falls silent."""
 SILENT_STAGES = ("connect", "headers", "body")
 
 Ports = dict[str, int]
-"""Where a proxy of each stage listens, on every address of 127.0.0.0/8."""
+"""The port of each stage, on every address of 127.0.0.0/8."""
 
 _PATIENCE_S = 30
 
@@ -52,12 +52,12 @@ def serving() -> Iterator[Ports]:
 
 
 def address(number: int) -> str:
-    """Return the loopback address of a proxy, another one for each number below 62,500."""
+    """Return a loopback address for a proxy, unique for each number below 62,500."""
     return f"127.0.{number // 250}.{number % 250 + 1}"
 
 
 def proxy(number: int, port: int, pool_id: UUID) -> Proxy:
-    """Return the proxy at an address of its own."""
+    """Return a proxy with its own address."""
     return Proxy(
         host=address(number),
         port=port,
@@ -68,7 +68,7 @@ def proxy(number: int, port: int, pool_id: UUID) -> Proxy:
 
 
 def options(timeout_s: float = 5) -> HealthCheckOptions:
-    """Return how these proxies are checked."""
+    """Return the options for checking these proxies."""
     return HealthCheckOptions(target_url=AnyHttpUrl(TARGET), timeout=timeout_s)
 
 

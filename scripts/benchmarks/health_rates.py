@@ -1,4 +1,4 @@
-"""Checks a second: a bare httpx loop, ours, and pharox 0.11.0, each in a process of its own.
+"""Checks a second: a bare httpx loop, ours, and pharox 0.11.0, each in its own process.
 
 With few proxies httpx keeps its connections; ours opens one for each check, as a
 new lease would. With as many proxies as checks neither can keep any.
@@ -43,11 +43,11 @@ UNBOUNDED_LINES = (
 )
 
 Told = dict[str, Any]
-"""What a run tells: seconds, and how many checks found what."""
+"""The result of a run: seconds, and the number of checks by status."""
 
 
 def part(ports: Ports) -> Part:
-    """Return what measures the pace of checks."""
+    """Return the part that measures the rate of checks."""
 
     def measure() -> Figures:
         runs = {
@@ -65,7 +65,7 @@ def part(ports: Ports) -> Part:
 
 
 def unbounded_part(ports: Ports) -> Part:
-    """Return what measures what it comes to that the peer has no bound."""
+    """Return the part that measures the peer's lack of a bound."""
 
     def measure() -> Figures:
         some = _run(PHAROX_0_11, "stream", ports, CHECKS, checks=PEER_CHECKS, at_once=PEER_CHECKS)
@@ -108,5 +108,5 @@ def _rate(told: Told) -> float:
 
 
 def _amiss(told: Told) -> int:
-    """Return how many good proxies were found to be something else."""
+    """Return the number of good proxies that got another status."""
     return int(sum(told["found"].values()) - told["found"].get("active", 0))

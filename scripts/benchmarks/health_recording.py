@@ -1,7 +1,7 @@
 """Checks a second that are recorded: a sweep of a whole pool, in memory and on PostgreSQL.
 
-Each is measured in a new process, and another one is the first in each round: the
-difference that is looked for is smaller than what the order makes.
+Each is measured in a new process, and each round begins with another one: the order has a larger
+effect than the difference to be measured.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LINES = (
 
 
 def part(ports: Ports, server: str) -> Part:
-    """Return what measures sweeps, with a database of its own."""
+    """Return the part that measures sweeps, with its own database."""
     url = new_database(server, "sweeping")
     storage = pharox.connect(url)
     storage.upgrade_schema()

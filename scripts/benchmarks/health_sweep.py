@@ -1,7 +1,7 @@
-"""A sweep with proxies that fall silent: does it end when it should.
+"""The duration of a sweep with proxies that fall silent, compared with the ideal.
 
-The ideal is what as many workers would take that are given the same proxies in
-the same order, if a good one took its median time and a silent one the timeout.
+The ideal is the time of as many workers with the same proxies in the same order, if a good one
+takes its median time and a silent one the timeout.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ LINES = tuple(
 
 
 def part(ports: Ports) -> Part:
-    """Return what measures sweeps of good and silent proxies."""
+    """Return the part that measures sweeps of good and silent proxies."""
     asked = _shuffled(ports)
 
     def measure() -> Figures:
@@ -68,7 +68,7 @@ def part(ports: Ports) -> Part:
 
 
 def _shuffled(ports: Ports) -> list[Proxy]:
-    """Return the proxies, the silent ones among them, each of these at a random stage."""
+    """Return the proxies in random order; each silent one has a random stage."""
     chance = random.Random(1)
     stages = ["good"] * (PROXIES - SILENT) + chance.choices(SILENT_STAGES, k=SILENT)
     chance.shuffle(stages)
@@ -77,7 +77,7 @@ def _shuffled(ports: Ports) -> list[Proxy]:
 
 
 async def _sweep(asked: Sequence[Proxy], at_once: int) -> tuple[list[HealthCheckResult], float]:
-    """Return all results, and how many seconds they took."""
+    """Return all results, and the seconds that they took."""
     began = time.perf_counter()
     found = HealthChecker().stream_health_checks(asked, options(TIMEOUT_S), concurrency=at_once)
     results = [result async for result in found]
@@ -87,7 +87,7 @@ async def _sweep(asked: Sequence[Proxy], at_once: int) -> tuple[list[HealthCheck
 def _ideal_s(
     asked: Sequence[Proxy], results: Sequence[HealthCheckResult], good_port: int, at_once: int
 ) -> tuple[float, float]:
-    """Return the median time of a good check, and when the last of ideal workers is done."""
+    """Return the median time of a good check, and the time that ideal workers need."""
     good_s = median(result.latency_ms for result in results if result.healthy) / 1000
     free_at = [0.0] * at_once
     for one in asked:

@@ -1,8 +1,7 @@
-"""Events made in the database itself: one for each commit, or what a busy month leaves in the log.
+"""Events made in the database itself: one per commit, or the history of a busy month.
 
 Of twenty events of the history nine are leases acquired, eight releases, one an expiry, one a
-health check and one a miss. Only the log is written; read models are whatever a
-rebuild makes of it.
+health check and one a miss. Only the log is written; a rebuild makes the read models.
 """
 
 from __future__ import annotations
@@ -100,7 +99,7 @@ FROM (
 def make_history(engine: Engine, schema: str, pool_id: UUID, events: int) -> None:
     """Append a consistent history of so many events to the log of a pool of exclusive proxies.
 
-    One session tells the story and another one takes it in, both by COPY.
+    One session produces the events and another one stores them, both with COPY.
     """
     url = engine.url.render_as_string(hide_password=False)
     per_batch = 100_000

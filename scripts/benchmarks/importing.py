@@ -1,7 +1,7 @@
-"""Import a list with passwords by the command, import it again, and list the pool.
+"""Import a list with passwords with the command, import it again, and list the pool.
 
-Each measurement is a process of its own, from its start to its end: what a person
-waits for. Every proxy has credentials, which are encrypted and recognised again.
+Each measurement is a whole process, from start to end, as a person waits for it. Every proxy has
+credentials, which are encrypted and later recognised.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ LINES = (
 
 
 class _Ran(NamedTuple):
-    """What a command took."""
+    """The resources that a command took."""
 
     seconds: float
     memory_mb: float
 
 
 def prepare(bench: Bench) -> list[Part]:
-    """Return the one part: a new pool in each round."""
+    """Return the part, which uses a new pool in each round."""
     url = new_database(bench.url, "import")
     storage = PostgresStorage(create_engine(url), secret_keys=[])
     storage.upgrade_schema()
@@ -103,7 +103,7 @@ def _run(environment: dict[str, str], *arguments: str) -> _Ran:
 
 
 def _list(file: Path, number: int) -> Path:
-    """Write a list of so many proxies at addresses of their own."""
+    """Write a list of proxies with different addresses."""
     with file.open("w") as lines:
         for n in range(number):
             host = f"10.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}"

@@ -1,7 +1,7 @@
 """Lease cycles: ours, pharox 0.11.0's and the floor, interleaved on one server.
 
-A cycle is an acquisition and a release, two commits; the floor is what pgbench
-makes of two commits of one single-row INSERT each, with prepared statements.
+A cycle is an acquisition and a release, two commits; the floor is two commits of one single-row
+INSERT each by pgbench, with prepared statements.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ _SIZE_GROWTH = Series(
 
 
 def prepare(bench: Bench) -> list[Part]:
-    """Return what measures clients, sizes of pools, and leasing in memory."""
+    """Return the parts that measure clients, sizes of pools, and leasing in memory."""
     return [_clients_part(bench), _sizes_part(bench), _memory_part(bench)]
 
 
@@ -154,7 +154,7 @@ def _memory_part(bench: Bench) -> Part:
 
 
 def pool_of(size: int) -> str:
-    """Return the name of the pool with so many proxies."""
+    """Return the name of the pool of a size."""
     return f"pool-of-{size}"
 
 
@@ -170,12 +170,12 @@ def _ledger(bench: Bench, name: str, sizes: tuple[int, ...]) -> str:
 
 
 def cycles(python: list[str], url: str, pool: str, clients: int, seconds: float) -> dict[str, Any]:
-    """Return what so many processes did in that time, with somebody's pharox."""
+    """Return the result of processes that lease with the pharox of an environment."""
     return told_by(python, "cycles.py", url, pool, clients, seconds)
 
 
 def _with_server_cpu(url: str, work: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]:
-    """Return what work tells, and the server's processor time in ms for each of its cycles."""
+    """Return the result of some work, and the server's processor time in ms for each cycle."""
     before = processor_s(url)
     told = work()
     return told, 1000 * (processor_s(url) - before) / told["cycles"]
@@ -189,7 +189,7 @@ def _floor(url: str, clients: int, seconds: float) -> dict[str, Any]:
 
 
 def in_memory(size: int, seconds: float) -> float:
-    """Return how many cycles a second a lone caller makes in memory, with so many proxies."""
+    """Return the cycles a second of a lone caller in memory, for a number of proxies."""
     storage = InMemoryStorage()
     fill(storage, "pool", size)
     manager = ProxyManager(storage)

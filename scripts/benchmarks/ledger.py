@@ -1,6 +1,6 @@
-"""The ledger on one server: appending, sealing, rebuilding, telling, and asking for the past.
+"""The ledger on one server: appending, sealing, rebuilding, delivering, and reading the past.
 
-The peer is eventsourcing 9.5.6, the floor is what pgbench gets into a plain table.
+The peer is eventsourcing 9.5.6; the floor is pgbench with a plain table.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scripts.benchmarks.parts import Bench, Part
 
 
 def prepare(bench: Bench) -> list[Part]:
-    """Return what measures the ledger, once a long log is made."""
+    """Return the parts that measure the ledger, after making a long log."""
     print(f"making a log of {bench.events:,} events", file=sys.stderr)
     return [
         ledger_log.part(bench),  # first, as others copy its log

@@ -1,9 +1,8 @@
-"""Appending: one event a commit at four clients, beside a plain table and beside eventsourcing.
+"""Appending: one event per commit by four clients, a plain table, and eventsourcing.
 
 The events go into the log with all its indexes, as bare statements; the plain
-table has the same columns and a key. What a whole command of ours costs, with
-its decision and its read models, is measured beside the append of the peer,
-which has neither.
+table has the same columns and a key. A whole command of ours, with its decision and its read
+models, is compared with an append of the peer, which has neither.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ CREATE TABLE plain (
 
 
 def part(bench: Bench) -> Part:
-    """Return what measures appends, in a database of its own."""
+    """Return the part that measures appends, in its own database."""
     url = new_database(bench.url, "appending")
     storage = pharox.connect(url)
     storage.upgrade_schema()

@@ -1,13 +1,12 @@
-"""Leases with eventsourcing 9.5.6, as its documentation builds such things; in its environment.
+"""Leases with eventsourcing 9.5.6, built as in its documentation; runs in its environment.
 
     ledger_eventsourcing.py append URL CLIENTS SECONDS
     ledger_eventsourcing.py project URL EVENTS
 
-A proxy is an aggregate with an event for each acquisition and release. The
-projection keeps what the two busiest of our read models keep: who can be
-leased, and the pool's counters. Its runner has no batches: an event is a
-transaction, so both tables are written by one prepared statement beside the
-tracking record. Prints one JSON object: events and seconds.
+A proxy is an aggregate with an event for each acquisition and release. The projection has the same
+data as our two busiest read models: the proxies that can be leased, and the pool's counters. Its
+runner has no batches: each event is a transaction, so one prepared statement writes both tables,
+besides the tracking record. Prints one JSON object: events and seconds.
 """
 
 from __future__ import annotations
@@ -47,11 +46,11 @@ class Proxy(Aggregate):
 
 
 class Leases(Application[UUID]):
-    """Keeps proxies."""
+    """The application that stores proxies."""
 
 
 class Availability(PostgresTrackingRecorder):
-    """The read models: what can be leased, and the pool in numbers."""
+    """The read models: available proxies, and the pool's counters."""
 
     def __init__(self, datastore: PostgresDatastore, **kwargs: Any) -> None:
         super().__init__(datastore, **kwargs)
@@ -91,7 +90,7 @@ class Availability(PostgresTrackingRecorder):
 
 
 class KeepAvailability(Projection[Availability]):
-    """Folds what happens to proxies into the read models."""
+    """Folds the events of proxies into the read models."""
 
     name = "availability"
 
@@ -132,7 +131,7 @@ def lease_once(proxy: Proxy) -> None:
 
 
 def project(url: str, events: int) -> dict[str, float]:
-    """Save that many events, a proxy at a time, and let the runner fold them."""
+    """Save a number of events, one proxy at a time, and let the runner fold them."""
     env = environment(url)
     with Leases(env=env) as application:
         for _ in range(PROXIES):
@@ -167,7 +166,7 @@ def append(url: str, clients: int, seconds: float) -> dict[str, float]:
 
 
 def append_one_by_one(url: str, ready: Any, seconds: float) -> int:
-    """Save an event at a time of a proxy of this process alone, and return how many."""
+    """Save events of this process's own proxy one by one, and return their number."""
     with Leases(env={**environment(url), "CREATE_TABLE": "no"}) as application:
         proxy = Proxy()
         application.save(proxy)

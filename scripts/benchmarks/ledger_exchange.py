@@ -1,4 +1,4 @@
-"""Rebuilding while eight processes lease: how long they are held up, and whether anything fails."""
+"""Rebuilds while eight processes lease: how long they wait, and whether anything fails."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LINES = (
 
 
 def part(bench: Bench) -> Part:
-    """Return what measures rebuilds under load, with a long log behind them."""
+    """Return the part that measures rebuilds of a long log under load."""
 
     def measure() -> Figures:
         url = new_database(bench.url, "exchanging", BACKLOG)

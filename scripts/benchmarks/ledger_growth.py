@@ -1,8 +1,7 @@
-"""A ledger with a history: how fast it is sealed, rebuilt, delivered, and then leased from.
+"""A ledger with a history: the rates of sealing, rebuilding, delivering and leasing.
 
-Each length of the log is a database of its own, made by COPY, with read models
-that are the fold of it: a lease finds the tables and indexes that years of leases
-leave behind.
+Each length of the log is a separate database, made with COPY, with read models folded from it: the
+tables and indexes are as large as after years of leases.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ write-ahead log and sorting beside them."""
 
 
 def parts(bench: Bench) -> list[Part]:
-    """Return what makes logs of several lengths, and then what leases with them behind it."""
+    """Return the part that makes logs of several lengths, and the part that leases with each."""
     lengths = [length for length in LENGTHS if _fits(bench, length)]
     grown = tuple(length for length in lengths if length)
 
@@ -79,7 +78,7 @@ def parts(bench: Bench) -> list[Part]:
 
 
 def _fits(bench: Bench, length: int) -> bool:
-    """Whether there is room and time for a log of this length; if not, it is noted as left out."""
+    """Whether there is space and time for a log of this length; if not, it is noted as left out."""
     if length > bench.history:
         bench.left_out.append(f"a history of {length:,} events: longer than was asked for")
         return False
@@ -101,7 +100,7 @@ def _name(length: int) -> str:
 
 
 def _grow(bench: Bench, length: int) -> Figures:
-    """Make a log of this length; return how many events a second each step of it took."""
+    """Make a log of this length; return the events a second of each step."""
     print(f"a history of {length:,} events", file=sys.stderr)
     url = make_backlog(bench, _name(length), length)
     storage = pharox.connect(url)

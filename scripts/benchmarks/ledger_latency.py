@@ -1,7 +1,7 @@
 """From the commit of an event to the call of a handler in another process, at a steady rate.
 
-Both clocks are the machine's. The writers keep to a schedule, whatever the
-handler does, so that a slow moment is counted for every event that it held up.
+Both clocks are the machine's. The writers follow a fixed schedule, so that a slow moment is counted
+for every event that it delayed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LINES = tuple(
 
 
 def part(bench: Bench) -> Part:
-    """Return what measures the way of an event, in a database of its own."""
+    """Return the part that measures the latency of an event, in its own database."""
     url = new_database(bench.url, "telling")
     storage = pharox.connect(url)
     storage.upgrade_schema()
@@ -58,7 +58,7 @@ def part(bench: Bench) -> Part:
 
 
 def _tell(url: str, rate: int, seconds: float) -> tuple[dict[int, float], dict[int, float]]:
-    """Return when each event was committed, and when the handler was called with it."""
+    """Return the time of each event's commit, and of its handler's call."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     count = round(rate * seconds)
@@ -82,7 +82,7 @@ def _receive(pipe: Any) -> Any:
 
 
 def _write(url: str, begin: float, rate: int, numbers: range) -> dict[int, float]:
-    """Append events, each at its time, and return when they were committed."""
+    """Append events on schedule, and return the times of their commits."""
     statement = ONE_EVENT.format(table="pharox.events", correlation_id="%s")
     committed = {}
     with connected(url) as connection:
@@ -94,7 +94,7 @@ def _write(url: str, begin: float, rate: int, numbers: range) -> dict[int, float
 
 
 def _listen(url: str, count: int, pipe: Any) -> None:
-    """Follow new events until so many have come, and tell when each did."""
+    """Follow new events until a number has come, and report the time of each."""
     called: dict[int, float] = {}
     complete = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Processes that lease and release as fast as it goes while something else is measured."""
+"""Processes that lease and release as fast as possible while something else is measured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PATIENCE_S = 60
 
 
 class Tally(NamedTuple):
-    """What the processes did together; ``longest_s`` is the longest that one cycle took."""
+    """The joint result of the processes; ``longest_s`` is the time of the longest cycle."""
 
     seconds: float
     cycles: int
@@ -24,7 +24,7 @@ class Tally(NamedTuple):
 
 
 class Leasing:
-    """Leases in other processes for a block; afterwards ``tally`` tells what they did."""
+    """Leases in other processes for a block; afterwards ``tally`` has the result."""
 
     tally: Tally
 

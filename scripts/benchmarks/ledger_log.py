@@ -1,9 +1,8 @@
-"""A long log: sealing it, rebuilding all read models from it, asking for its past, checking it.
+"""A long log: sealing it, rebuilding all read models, reading its past, and verifying it.
 
-Each round has its own copy of the same database, whose events nobody has sealed
-yet. The peer's projection runner folds fewer events, as each is a transaction
-to it and the rate does not depend on how many there are; ours does, so a rebuild
-from as many stands beside it.
+Each round has its own copy of the same database, whose events are not sealed yet. The peer's
+projection runner folds fewer events: each is a transaction, and its rate does not depend on their
+number. Ours does, so a rebuild from as many events is measured too.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ TABLES = {
 
 
 def part(bench: Bench) -> Part:
-    """Return what measures a long log, once that is made."""
+    """Return the part that measures a long log, after making it."""
     make_backlog(bench, BACKLOG, bench.events)
     make_backlog(bench, "few", PEER_EVENTS)
 
@@ -102,14 +101,14 @@ def make_backlog(bench: Bench, name: str, events: int) -> str:
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    """Return what a call returns, and how many seconds it took."""
+    """Return the result of a call, and the seconds that it took."""
     began = time.monotonic()
     result = call()
     return result, time.monotonic() - began
 
 
 def _ticks_rate(storage: PostgresStorage) -> float:
-    """Return how many small ticks a second are made, without what appends their events."""
+    """Return the number of small ticks a second, without the time of appending their events."""
     statement = ONE_EVENT.format(table="pharox.events", correlation_id="NULL")
     url = storage.engine.url.render_as_string(hide_password=False)
     seconds = 0.0

@@ -1,4 +1,4 @@
-"""The peer, eventsourcing 9.5.6, in an environment of its own: see ``ledger_eventsourcing.py``."""
+"""The peer, eventsourcing 9.5.6, in its own environment: see ``ledger_eventsourcing.py``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from scripts.benchmarks.server import new_database
 
 
 def append_rate(url: str, clients: int, seconds: float) -> float:
-    """Return how many events a second it appends, each with a save and a commit of its own."""
+    """Return the number of events that it appends a second, each with its own save and commit."""
     return _run("append", new_database(url, "peer"), clients, seconds)
 
 
 def projection_rate(url: str, events: int) -> float:
-    """Return how many events a second its projection runner folds into read models."""
+    """Return the number of events that its projection runner folds a second."""
     return _run("project", new_database(url, "peer"), events)
 
 

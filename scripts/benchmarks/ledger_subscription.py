@@ -26,7 +26,7 @@ _COUNTED = "SELECT coalesce(sum(events), 0)::bigint FROM counts"
 
 
 def part(bench: Bench) -> Part:
-    """Return what measures a subscription over a sealed log, to its end or until time is up."""
+    """Return the part that reads a sealed log with a subscription, to its end or a deadline."""
     url = new_database(bench.url, "subscribed", BACKLOG)
     storage = pharox.connect(url)
     last = storage.seal()
@@ -39,7 +39,7 @@ def part(bench: Bench) -> Part:
 
 
 def counting_rate(url: str, last: int, seconds: float) -> float:
-    """Return how many sealed events a second are counted, to the last or until time is up."""
+    """Return the number of sealed events counted a second, to the last or a deadline."""
     storage = pharox.connect(url)
     with connected(url) as connection:
         connection.execute(_COUNTS)

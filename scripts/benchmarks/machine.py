@@ -1,4 +1,4 @@
-"""The machine that figures come from, in terms that name no machine, and how quiet it was."""
+"""Describe the machine that figures come from, without its name, and how busy it was."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SAMPLE_S = 5
 
 
 def describe(url: str) -> dict[str, Any]:
-    """Return what a figure depends on: processor, memory, system and versions."""
+    """Return the processor, memory, system and versions."""
     with connected(url) as connection:
         row = connection.execute("SHOW server_version").fetchone()
     assert row is not None
@@ -51,7 +51,7 @@ def _cpu() -> str:
 
 
 class Watch:
-    """Looks at the machine's load for a block; afterwards ``load`` tells what it saw."""
+    """Watches the machine's load for a block; afterwards ``load`` has the result."""
 
     load: dict[str, float]
 
@@ -95,7 +95,7 @@ def _stolen(before: list[int], after: list[int]) -> float:
 
 
 def noise(load: dict[str, float], told: dict[str, Any]) -> list[str]:
-    """Return why figures are to be taken with care, a sentence each."""
+    """Return reasons to doubt the figures, one sentence each."""
     found = []
     if load["before"] > BUSY_LOAD:
         found.append(f"something else was running before the start (load {load['before']:.1f})")

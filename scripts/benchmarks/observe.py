@@ -1,4 +1,4 @@
-"""What logs and metrics cost a lease: cycles with both and with neither, in turns."""
+"""The cost of logs and metrics: lease cycles with both and with neither, in turns."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCRAPE = (
 
 
 def prepare(bench: Bench) -> list[Part]:
-    """Return what measures cycles with and without logs and metrics."""
+    """Return the parts that measure cycles with and without logs and metrics, and scrapes."""
     url = new_database(bench.url, "observed")
     storage = pharox.connect(url)
     storage.upgrade_schema()

@@ -1,8 +1,8 @@
-"""Acquire and release as fast as it goes, with or without logs and metrics.
+"""Acquire and release as fast as possible, with or without logs and metrics.
 
     observe_cycles.py URL POOL SECONDS on|off
 
-Lines go through the standard library to a file that forgets them. Prints one
+Lines go through the standard library to a file that discards them. Prints one
 JSON object: cycles, and the seconds of processor time that they took.
 """
 

@@ -2,10 +2,9 @@
 
     python -m scripts.benchmarks.page [FOLDER]
 
-With a folder of ``scripts/bench all --out FOLDER`` its figures are taken into
-docs/benchmarks.json first, each in the place of an earlier run of its benchmark;
-docs/benchmarks.md and docs/benchmarks.svg are made of that, and of the goals as they
-stand in ``goals.py``.
+With a folder of ``scripts/bench all --out FOLDER``, its figures first replace those of earlier runs
+in docs/benchmarks.json. That file and the goals in ``goals.py`` become docs/benchmarks.md and
+docs/benchmarks.svg.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from scripts.benchmarks.running import ALL
 
 DOCS = Path(__file__).parents[2] / "docs"
 Told = dict[str, Any]
-"""What the benchmarks found, by name."""
+"""The figures of benchmarks, by name."""
 
 
 def main() -> None:
@@ -41,7 +40,7 @@ def main() -> None:
 
 
 def collected(folder: Path) -> Told:
-    """Return what lies in a folder; benchmarks that were not run are left out."""
+    """Return the figures in a folder; benchmarks that were not run are left out."""
     files = {name: folder / f"{name}.json" for name in ALL}
     return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
 
@@ -130,7 +129,7 @@ def _tables(told: Told) -> Iterator[dict[str, Any]]:
 
 
 def _aimed(table: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the lines of a table that have a goal, each with words that stand by themselves."""
+    """Yield the lines of a table that have a goal, each with a complete description."""
     subject = ""
     for line in table["lines"]:
         label = line["label"]
@@ -142,7 +141,7 @@ def _aimed(table: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _told(goal: Goal, subject: str) -> str:
-    """Return what a goal is about, and of which measurement it is if there are several."""
+    """Return the description of a goal, with its measurement if there are several."""
     return f"{goal.what} ({subject})" if goal in SEVERAL else goal.what
 
 

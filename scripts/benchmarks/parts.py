@@ -1,9 +1,8 @@
-"""The one shape of a benchmark: parts that measure figures, and the tables and series made of them.
+"""The structure of all benchmarks: parts that measure figures, and their tables and series.
 
-Every part is measured once a round, in turn, so that what disturbs the machine
-disturbs them all. A figure is the median over the rounds; a ratio is the median
-of what it was in each round, since its two figures were measured next to each
-other there and not in another round.
+Every part is measured once per round, in turn, so that disturbances affect all of them. A figure is
+the median over the rounds. A ratio is the median of the rounds' ratios, because its two figures are
+measured next to each other within a round.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Figures = dict[str, float]
 
 
 class Bench(NamedTuple):
-    """Where to measure, and how much; ``left_out`` takes what does not fit, in words."""
+    """Where and how much to measure; ``left_out`` lists in words what did not fit."""
 
     url: str
     seconds: float
@@ -38,7 +37,7 @@ class Bench(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A figure, or its ratio to another one, beside what it is meant to be."""
+    """A figure, or its ratio to another one, with its goal."""
 
     label: str
     figure: str
@@ -52,9 +51,9 @@ Tables = dict[str, tuple[Line, ...]]
 
 
 class Series(NamedTuple):
-    """How figures grow with something: for each curve the names of its figures, one for each x.
+    """The growth of figures: for each curve the names of its figures, one for each x.
 
-    A name of None stands where a curve was not measured.
+    The name is None if a curve was not measured there.
     """
 
     title: str
@@ -65,7 +64,7 @@ class Series(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What measures the figures of some tables and series, once for each call."""
+    """A function that measures the figures of some tables and series once per call."""
 
     name: str
     tables: Tables
@@ -75,11 +74,11 @@ class Part(NamedTuple):
 
 
 Rounds = dict[str, list[Figures]]
-"""What each round found, by part."""
+"""The figures of each round, by part."""
 
 
 def measure(parts: Sequence[Part], rounds: int) -> Rounds:
-    """Measure each part once a round, in turn."""
+    """Measure each part once per round, in turn."""
     found: Rounds = {part.name: [] for part in parts}
     for number in range(rounds):
         for part in parts:
@@ -128,7 +127,7 @@ def _series(series: Series, rounds: list[Figures]) -> dict[str, Any]:
 
 
 def show(told: dict[str, Any]) -> None:
-    """Print tables and series as :func:`tabulate` returns them, each goal beside its figure."""
+    """Print the tables and series of :func:`tabulate`, with the goals of the figures."""
     for table in told["tables"]:
         print(f"\n{table['title']:58}{'measured':>12}  {'unit':8}{'goal':>11}")
         for line in table["lines"]:

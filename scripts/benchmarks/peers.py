@@ -1,4 +1,4 @@
-"""Where the peers' environments are, and how a script runs in one and tells what it found."""
+"""Find the peers' environments, and run scripts in them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EVENTSOURCING = [str(_ROOT / ".venv-eventsourcing" / "bin" / "python"), "-I"]
 def told_by(
     python: list[str], script: str, *arguments: object, given: str | None = None
 ) -> dict[str, Any]:
-    """Run a script of this folder with somebody's Python; return the JSON object it prints."""
+    """Run a script of this folder with another Python; return the JSON object that it prints."""
     done = subprocess.run(
         [*python, str(HERE / script), *map(str, arguments)],
         input=given,

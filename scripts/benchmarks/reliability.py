@@ -1,11 +1,10 @@
-"""Break the system on purpose, and write the page that says what came of it.
+"""Break the system on purpose, and write a page with the results.
 
     python -m scripts.benchmarks.reliability [--times N] [--reports FOLDER] [--page FILE]
 
-The faults are the tests in tests/faults. Each leaves a report, and the page is
-made of these; a test that failed or was skipped is on it as well, and with a
-failed one the exit status is 1. A soak leaves a report too, where PHAROX_REPORTS
-names the folder; it counts in its own way, and has a section of its own.
+The faults are the tests in tests/faults. Each writes a report, and the page is made from these. It
+includes tests that failed or were skipped; if one failed, the exit status is 1. A soak writes a
+report to the folder PHAROX_REPORTS too; it counts differently, and has its own section.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ def page(reports: Sequence[dict[str, Any]], where: str) -> str:
 
 
 def _soak(report: dict[str, Any]) -> list[str]:
-    """Return what came of a soak: its accounts were settled every minute, its levels at the end."""
+    """Return the result of a soak: the accounts of every minute, and the levels at the end."""
     tried = ", ".join(f"{times:,} times `{what}`" for what, times in report["tried"].items())
     lines = [
         f"## {report['area']}",
@@ -130,7 +129,7 @@ def _where(reports: Sequence[dict[str, Any]]) -> str:
 
 
 def run(folder: Path, times: int) -> int:
-    """Run the faults, leave their reports in a folder, and return pytest's exit status."""
+    """Run the faults, write their reports to a folder, and return pytest's exit status."""
     environment = {**os.environ, "PHAROX_REPORTS": str(folder), "PHAROX_FAULTS": str(times)}
     command = [sys.executable, "-m", "pytest", "tests/faults", "-q"]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode

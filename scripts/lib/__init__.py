@@ -1,1 +1,1 @@
-"""The parts of scripts/check and scripts/demo that are written in Python."""
+"""The Python code of scripts/check, scripts/demo and scripts/gunicorn_demo."""

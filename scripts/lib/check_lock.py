@@ -1,9 +1,8 @@
-"""Tell whether requirements.lock satisfies pyproject.toml, without asking a registry.
+"""Check that requirements.lock satisfies pyproject.toml, without asking a registry.
 
-Every requirement of the project, of all its extras and of the dev group must
-be pinned, at a version it allows, with hashes. That the pins agree among each
-other was seen to when the lock was made. The lock names no registry and no
-file: where packages come from is the business of whoever installs them.
+Every requirement of the project, all its extras and the dev group must be pinned with hashes, at an
+allowed version. The tool that made the lock has checked that the pins fit together. The lock names
+no registry and no file: the person who installs decides where packages come from.
 """
 
 import re
@@ -22,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def wanted(pyproject: dict[str, Any]) -> Iterator[Requirement]:
-    """Yield what pyproject.toml asks for, but for itself."""
+    """Yield the requirements in pyproject.toml, except pharox itself."""
     project = pyproject["project"]
     texts = chain(
         project["dependencies"],
@@ -36,7 +35,7 @@ def wanted(pyproject: dict[str, Any]) -> Iterator[Requirement]:
 
 
 def complaints(lock: str, pyproject: dict[str, Any]) -> Iterator[str]:
-    """Yield a sentence for everything that is wrong."""
+    """Yield a sentence for each problem."""
     entries = re.split(r"\n(?=\S)", re.sub(r"(?m)^\s*#.*\n", "", lock).rstrip())
     pinned = {}
     for entry in entries:
@@ -52,11 +51,11 @@ def complaints(lock: str, pyproject: dict[str, Any]) -> Iterator[str]:
             yield f"{requirement} is pinned at {version}"
     for line in lock.splitlines():
         if line.startswith("-") or ("/" in line and not line.startswith("#")):
-            yield f"it should not say where packages come from: {line.strip()}"
+            yield f"it must not name a source of packages: {line.strip()}"
 
 
 def main() -> None:
-    """Print what is wrong; exit 1 if anything is."""
+    """Print the problems; exit with 1 if there are any."""
     lock = (ROOT / "requirements.lock").read_text()
     found = list(complaints(lock, tomllib.loads((ROOT / "pyproject.toml").read_text())))
     for complaint in found:

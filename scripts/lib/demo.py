@@ -1,8 +1,7 @@
-"""The main job from end to end, told step by step; exits 0 only if everything held.
+"""Run the main use case step by step, and exit with 0 only if all expectations held.
 
-Each step does what it says with the library or the ``pharox`` command, and
-then :class:`Story` notes what must hold. A step that cannot go on raises, and
-the last line says why.
+Each step uses the library or the ``pharox`` command, and then :class:`Story` checks an expectation.
+A step that cannot continue raises an error, and the last line shows it.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ WIDTH = 100
 
 
 class Story:
-    """What is told, and what of it did not hold."""
+    """Prints the steps, and collects the expectations that did not hold."""
 
     def __init__(self) -> None:
         width = None if sys.stdout.isatty() else WIDTH
@@ -77,11 +76,11 @@ class Story:
         self.console.rule(Text(f"{self._steps}. {title}", "bold"), align="left", style="dim")
 
     def say(self, sentence: object) -> None:
-        """Tell something, or show a table."""
+        """Print a sentence or a table."""
         self.console.print(sentence)
 
     def held(self, what: str, *, when: bool) -> None:
-        """Note whether what must hold did."""
+        """Print whether an expectation held, and remember it if it did not."""
         mark, style = ("ok", "green") if when else ("NO", "bold red")
         self.console.print(Text.assemble((f"{mark:>4}  ", style), what))
         if not when:
@@ -101,7 +100,7 @@ class Demo:
         self.pharox("db", "upgrade")
 
     def import_list(self, proxies: Sequence[RealProxy], folder: Path) -> None:
-        self.story.step("Import a list of real proxies, twice")
+        self.story.step("Import a list of real proxies twice")
         for proxy in proxies:
             login = f", asks for {proxy.kind.user}'s password" if proxy.kind.user else ""
             what = f"{proxy.kind.program}, {proxy.kind.protocol}{login}"
@@ -116,7 +115,7 @@ class Demo:
         self.story.held("the second one changed nothing", when=" 0 new" in second)
 
     def check(self, page_url: str) -> None:
-        self.story.step("Check each proxy, and record what was found")
+        self.story.step("Check each proxy, and record the results")
         self.pharox("sweep", POOL, "--target", page_url)
         for proxy in self.storage.load_proxies_for_healthchecks(POOL):
             found = self.storage.get_last_health_result(proxy.id)
@@ -163,10 +162,10 @@ class Demo:
         ended = self.manager.cleanup_expired_leases()
         self.story.held("a lease of one second has expired after it", when=ended == 1)
         ids = [payload.lease.id for payload in told]
-        self.story.held("the callback was told of it", when=ids == [lease.id])
+        self.story.held("the callback was notified", when=ids == [lease.id])
 
     def miss_and_release(self) -> None:
-        self.story.step("Lease all there is, miss, and release")
+        self.story.step("Lease every proxy, miss, and release")
         reasons: list[MissReason | None] = []
         self.manager.register_acquire_callback(lambda payload: reasons.append(payload.miss_reason))
         leases: list[Lease] = []
@@ -175,9 +174,9 @@ class Demo:
         pool = self.storage.get_pool_by_name(POOL)
         assert pool is not None
         capacity = MAX_CONCURRENCY * len(self.storage.list_proxies(str(pool.id)))
-        self.story.held(f"{len(leases)} leases were to be had", when=len(leases) == capacity)
+        self.story.held(f"{len(leases)} leases were granted", when=len(leases) == capacity)
         self.story.held(
-            "then none was, for the reason that all proxies are at capacity",
+            "the next one was a miss, because all proxies are at capacity",
             when=reasons[-1] is MissReason.AT_CAPACITY,
         )
         for lease in leases:
@@ -216,14 +215,14 @@ class Demo:
     def explain(self) -> None:
         self.story.step("Why did the hoarder get nothing in the end?")
         told = self.pharox("audit", "consumer", "hoarder")
-        self.story.held("the log says why", when="capacity" in told)
+        self.story.held("the log has the reason", when="capacity" in told)
 
     def statistics(self) -> None:
         self.story.step("The pool in numbers")
         self.pharox("stats")
 
     def fold_again(self) -> None:
-        self.story.step("Fold the log again, beside the live read models")
+        self.story.step("Fold the log again, and compare it with the live read models")
         folded = projections.fold(self.storage.events(), projections.ALL)
         live = self.storage.live_states()
         findings = Counter(finding.check for finding in self.storage.verify())
@@ -233,11 +232,11 @@ class Demo:
         for name, rows in folded.items():
             table.add_row(name, str(len(live[name])), str(len(rows)), str(findings[name]))
         self.story.say(table)
-        self.story.held("the read models are the fold of the log", when=live == folded)
+        self.story.held("the read models match the fold of the log", when=live == folded)
         self.story.held("no event was changed since it was sealed", when=not findings)
 
     def pharox(self, *arguments: str) -> str:
-        """Run the command as a person would, show it, and return what it printed."""
+        """Print and run a command, and return its output."""
         if self.storage.schema != "pharox":
             arguments = ("--schema", self.storage.schema, *arguments)
         self.story.say(Text(f"$ pharox {shlex.join(arguments)}", "cyan"))
@@ -255,7 +254,7 @@ class Demo:
 
 
 def trail(events: Sequence[Event]) -> Table:
-    """Return the log as a table, one event a line."""
+    """Return the log as a table, one event per line."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("#", justify="right")
     for column in ("at", "event", "consumer", "proxy", ""):
@@ -271,7 +270,7 @@ def trail(events: Sequence[Event]) -> Table:
 
 
 def note(event: Event) -> str:
-    """Return what else one wants to know of an event."""
+    """Return the details of an event."""
     match event:
         case PoolRegistered():
             told = f"pool {event.name}"
@@ -301,10 +300,10 @@ def own_ledger(folder: Path) -> Iterator[PostgresStorage]:
 
 @contextmanager
 def given_ledger() -> Iterator[PostgresStorage]:
-    """Open a ledger in a schema of its own of PHAROX_DATABASE_URL, and drop that afterwards."""
+    """Open a ledger in a new schema of PHAROX_DATABASE_URL, and drop it afterwards."""
     os.environ.setdefault("PHAROX_SECRET_KEY", Fernet.generate_key().decode())
     with closing(connect(schema=f"pharox_demo_{uuid4().hex[:8]}")) as storage:
-        storage.schema_version()  # so that a server that is not there is told of, in our words
+        storage.schema_version()  # so that an unreachable server raises our error
         try:
             yield storage
         finally:
@@ -314,12 +313,12 @@ def given_ledger() -> Iterator[PostgresStorage]:
 
 @contextmanager
 def open_ledger(story: Story, folder: Path) -> Iterator[PostgresStorage]:
-    """Open an empty ledger, of which nothing will be left."""
+    """Open an empty ledger, and remove it afterwards."""
     given = bool(os.environ.get("PHAROX_DATABASE_URL"))
     story.step(
         "A ledger in the database of PHAROX_DATABASE_URL"
         if given
-        else "A ledger in a PostgreSQL of our own, out of a wheel"
+        else "A ledger in an embedded PostgreSQL"
     )
     with given_ledger() if given else own_ledger(folder / "data") as storage:
         with storage.engine.connect() as connection:
@@ -329,7 +328,7 @@ def open_ledger(story: Story, folder: Path) -> Iterator[PostgresStorage]:
 
 
 def tell(story: Story) -> None:
-    """Do everything, in order."""
+    """Run all steps in order."""
     with (
         tempfile.TemporaryDirectory(prefix="pharox-demo-", ignore_cleanup_errors=True) as scratch,
         open_ledger(story, Path(scratch)) as storage,
@@ -350,7 +349,7 @@ def tell(story: Story) -> None:
 
 
 def main() -> int:
-    """Return 0 if everything held, else say what did not and return 1."""
+    """Return 0 if everything held; else print what did not, and return 1."""
     story = Story()
     began = time.monotonic()
     try:
@@ -361,7 +360,7 @@ def main() -> int:
     except Exception as error:
         if not isinstance(error, PharoxError):  # ours say it all in their sentence
             traceback.print_exc()
-        story.failures.append(f"the demo could not go on: {error}")
+        story.failures.append(f"the demo could not continue: {error}")
     took = f"{time.monotonic() - began:.1f} s"
     story.say("")
     if story.failures:

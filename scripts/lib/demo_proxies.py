@@ -1,7 +1,7 @@
-"""Real proxies on loopback, each a process of its own, and a site that knows which one calls.
+"""Real proxies on loopback, each in its own process, and a site that names the calling one.
 
-As a program this module is one of the proxies: it prints its port and serves
-until its standard input ends, so no proxy outlives the demo, however that ends.
+Run as a program, this module is one of the proxies: it prints its port and serves until its
+standard input ends, so no proxy outlives the demo.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Kind:
-    """A program that is a proxy, and what it asks of its clients."""
+    """A kind of proxy program, and the credentials that it requires."""
 
     program: str
     protocol: str
@@ -43,7 +43,7 @@ KINDS = (
 
 @dataclass(frozen=True)
 class RealProxy:
-    """A proxy that runs."""
+    """A running proxy."""
 
     kind: Kind
     port: int
@@ -51,13 +51,13 @@ class RealProxy:
 
     @property
     def url(self) -> str:
-        """The URL as a list of proxies has it."""
+        """The URL as in a list of proxies."""
         kind = self.kind
         login = f"{kind.user}:{quote(kind.password, safe='')}@" if kind.user else ""
         return f"{kind.protocol}://{login}{HOST}:{self.port}"
 
     def owns(self, port: int) -> bool:
-        """Tell whether a connection from this local port is the proxy's."""
+        """Return whether a connection from this local port belongs to the proxy."""
         main = psutil.Process(self.process.pid)
         return any(
             connection.laddr.port == port
@@ -149,7 +149,7 @@ class _Page(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing: the demo tells what was fetched."""
+        """Log nothing: the demo prints the fetched pages."""
 
 
 @contextmanager

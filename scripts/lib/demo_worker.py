@@ -1,7 +1,7 @@
-"""A worker as anybody would write one: lease a proxy, fetch a page through it, give it back.
+"""A typical worker: lease a proxy, fetch a page through it, give it back.
 
-Run as ``python -m scripts.lib.demo_worker NAME POOL SCHEMA PAGE_URL``; does so
-once with each selector and prints one JSON object a lease.
+Run as ``python -m scripts.lib.demo_worker NAME POOL SCHEMA PAGE_URL``; does so once with each
+selector and prints one JSON object per lease.
 """
 
 import json
@@ -17,7 +17,7 @@ LEASE_S = 30
 
 
 def fetch(proxy_url: str, page_url: str) -> str:
-    """Return a page as it looks through a proxy."""
+    """Return a page, fetched through a proxy."""
     if proxy_url.startswith("socks"):  # httpx knows SOCKS by way of httpx-socks
         transport = httpx_socks.SyncProxyTransport.from_url(proxy_url)
         client = httpx.Client(transport=transport, trust_env=False, timeout=10)

@@ -1,4 +1,4 @@
-"""gunicorn with a web application that leases, and what one scrape says of its workers."""
+"""Run gunicorn with a web application that leases, and show one scrape of its workers."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def prepare(url: str) -> None:
 
 
 def ledger_count(url: str) -> int:
-    """Return how many leases the log says there were."""
+    """Return the number of leases in the log."""
     with closing(pharox.connect(url)) as storage:
         return sum(isinstance(event, LeaseAcquired) for event in storage.events())
 
@@ -134,7 +134,7 @@ def free_port() -> int:
 
 
 def get(port: int, path: str = "/") -> str:
-    """Return what is answered."""
+    """Return the answer of a URL."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
         return str(answer.read().decode())
 
@@ -160,7 +160,7 @@ def ask_for(what: Callable[[], str]) -> str:
 
 
 def excerpt(text: str) -> str:
-    """Return the series that tell of leases and workers, but no histograms."""
+    """Return the series about leases and workers, without histograms."""
     lines = (line for line in text.splitlines() if line.startswith(SHOWN))
     return "\n".join(line for line in lines if "_bucket{" not in line)
 

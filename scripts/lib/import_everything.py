@@ -1,4 +1,4 @@
-"""Import every module of the installed packages, and see to it that they are the installed ones."""
+"""Import every module of the installed packages, and check that it is the installed one."""
 
 import pkgutil
 import sys
@@ -10,7 +10,7 @@ NOT_TO_BE_IMPORTED = ("pharox.storage.postgres.migrations.env",)  # alembic runs
 
 
 def main() -> None:
-    """Exit with a message if a module cannot be imported, or comes from elsewhere."""
+    """Exit with a message if a module cannot be imported, or is from elsewhere."""
     count = 0
     for package in map(import_module, PACKAGES):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):

@@ -35,7 +35,7 @@ class Kept:
 
 
 async def _connections_are_as_they_were(engine: AsyncEngine) -> bool:
-    """Tell whether none is lent, and the next ones wait as psycopg does."""
+    """Return whether no connection is lent, and new ones wait as psycopg does."""
     pool = engine.sync_engine.pool
     assert isinstance(pool, QueuePool)
     assert pool.checkedout() == 0

@@ -292,7 +292,7 @@ def test_a_release_that_waits_for_a_connection_goes_on_waiting(in_postgres: Kept
 
 
 def test_callbacks_are_told_of_a_release_that_was_cancelled(in_postgres: Kept) -> None:
-    """Wherever a release is cancelled, each of its callbacks that do not wait is told once."""
+    """Wherever a release is cancelled, each callback that does not wait is called once."""
     kept = in_postgres
     fill(kept.blocking)
     manager = AsyncProxyManager(kept.storage)

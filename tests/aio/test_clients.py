@@ -340,6 +340,6 @@ def test_clients_share_a_tls_context(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_there_is_no_such_pool() -> None:
-    """A misspelled pool is told as such."""
+    """The error for a misspelled pool says that there is no such pool."""
     with pytest.raises(ProxyUnavailableError, match="There is no pool 'nowhere'"):
         ProxyManager(InMemoryStorage()).client("nowhere")

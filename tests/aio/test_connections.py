@@ -1,4 +1,4 @@
-"""What happens to connections is told in our words, and the next task goes on."""
+"""Errors of connections are ours, and the next task continues."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_broken_connection_is_told_and_replaced(in_postgres: Kept) -> None:
 
 
 def test_an_exhausted_pool_is_told(url: str) -> None:
-    """A task that gets no connection of the engine's pool in time is told so."""
+    """A task that gets no connection from the engine's pool in time gets an error that says so."""
     with Awaited(open_storage(url, pool_size=1, pool_timeout=0.05)) as storage:
 
         async def main() -> None:
@@ -286,7 +286,7 @@ def test_a_server_that_says_nothing_is_given_up(
 
 
 def test_bad_input_is_refused_before_anything_is_asked() -> None:
-    """What makes no sense is told without a database."""
+    """Invalid arguments are refused without a database."""
     nowhere = open_storage("postgresql+psycopg://nobody@127.0.0.1:1/none")
     with Awaited(nowhere) as storage:
         with pytest.raises(InvalidLeaseError):

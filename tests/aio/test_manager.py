@@ -84,7 +84,7 @@ def test_a_block_leases_and_releases(kept: Kept) -> None:
 
 
 def test_callbacks_of_both_kinds_are_told_in_order(kept: Kept) -> None:
-    """A coroutine function is awaited before the next callback is told."""
+    """A coroutine function is awaited before the next callback is called."""
     clock = clock_of(kept.blocking)
     _, (proxy,) = fill(kept.blocking)
     manager = AsyncProxyManager(kept.storage)
@@ -124,7 +124,7 @@ def test_callbacks_of_both_kinds_are_told_in_order(kept: Kept) -> None:
 
 @pytest.mark.parametrize("is_async", [False, True])
 def test_a_failing_callback_costs_the_lease(kept: Kept, *, is_async: bool) -> None:
-    """The others are told, the lease is given back, and the exception reaches the caller."""
+    """The others are called, the lease is given back, and the exception reaches the caller."""
     fill(kept.blocking)
     manager = AsyncProxyManager(kept.storage)
     told: list[Any] = []

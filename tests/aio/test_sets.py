@@ -64,7 +64,7 @@ def test_a_set_is_told_of_and_given_back(kept: Kept) -> None:
 
 
 def test_a_set_whose_callback_is_cancelled_is_given_back(kept: Kept) -> None:
-    """A task cancelled while an acquire callback waits has no lease; all are told of."""
+    """A task cancelled while an acquire callback waits has no lease; callbacks get all of them."""
     fill(kept.blocking, 2)
     manager = AsyncProxyManager(kept.storage)
     told = telling(manager)

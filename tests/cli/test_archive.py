@@ -24,7 +24,7 @@ def archived(pharox: Pharox, postgres: PostgresStorage, tmp_path: Path) -> Path:
 
 
 class TestArchive:
-    """Parts leave, and it is told which, and why the next one stays."""
+    """The output lists the parts that leave, and why the next one stays."""
 
     def test_it_tells_what_left_and_what_stays(
         self, pharox: Pharox, postgres: PostgresStorage, tmp_path: Path
@@ -39,7 +39,7 @@ class TestArchive:
             "events 39 to 57",
         ]
         assert all(Path(line.partition(" -> ")[2]).is_file() for line in left)
-        assert stays == "the part from position 60 on stays: it is not full yet"
+        assert stays == "the part from position 60 on stays in the log: it is not full yet"
         again = pharox("archive", "--before", moment, "--to", tmp_path / "a", "--drop")
         assert again.out == stays + "\n"
         assert tables_of(postgres) == {"events_60", "seals_60"}
@@ -64,9 +64,9 @@ class TestArchive:
         full_parts(postgres)
         (tmp_path / "file").write_text("")
         for before, to, status, told in (
-            ("2031-01-01T00:00Z", tmp_path / "a", 2, "lies in the future"),
+            ("2031-01-01T00:00Z", tmp_path / "a", 2, "is in the future"),
             ("2026-01-01", tmp_path / "a", 2, "no time zone"),
-            ("yesterday", tmp_path / "a", 2, "is no moment"),
+            ("yesterday", tmp_path / "a", 2, "is not a moment"),
             ("2026-01-01T00:30Z", tmp_path / "file" / "a", 1, "Not a directory"),
             ("2026-01-01T00:30Z", tmp_path / "file", 2, "is a file"),
         ):
@@ -99,13 +99,13 @@ class TestCheck:
         monkeypatch.setenv("PHAROX_DATABASE_URL", "postgresql://nowhere.invalid/x")
         outcome = pharox("archive", "check", archived)
         assert outcome.status == 0
-        assert "events in 7 ticks are as they were sealed" in outcome.out
+        assert "events in 7 ticks match their seals" in outcome.out
         (facts,) = pharox("archive", "check", archived, "--json").objects
         assert facts["root"] in outcome.out
         assert facts["differences"] == []
 
     def test_a_broken_archive(self, pharox: Pharox, archived: Path) -> None:
-        """The differences are told, and the status is 1."""
+        """The differences are printed, and the status is 1."""
         path = next((archived / "events").iterdir())
         path.write_bytes(path.read_bytes()[:-9])
         outcome = pharox("archive", "check", archived)
@@ -114,7 +114,7 @@ class TestCheck:
         assert pharox("archive", "check", archived, "--json").objects[0]["differences"]
 
     def test_no_archive(self, pharox: Pharox, tmp_path: Path) -> None:
-        """A folder that holds none is told."""
+        """A folder without an archive is an error."""
         outcome = pharox("archive", "check", tmp_path)
         assert (outcome.status, outcome.out) == (1, "")
         assert "cannot be read" in outcome.err
@@ -130,7 +130,7 @@ class TestReadingAlong:
         return next(event for event in events if isinstance(event, LeaseAcquired))
 
     def test_audit(self, pharox: Pharox, postgres: PostgresStorage, archived: Path) -> None:
-        """A lease of long ago is told with the archive; without, where it is."""
+        """An old lease is shown with the archive; without it, the error says where the lease is."""
         lease = self.first_lease(postgres, archived)
         without = pharox("audit", "lease", lease.lease_id)
         assert without.status == 1
@@ -143,7 +143,7 @@ class TestReadingAlong:
             assert pharox("audit", kind, name, "--archive", archived).status == 0
 
     def test_audit_of_what_came_later(self, pharox: Pharox, archived: Path) -> None:
-        """What the archive is not needed for is told without it."""
+        """Recent events are shown without the archive."""
         acquired = pharox("acquire", "pool", "--consumer", "late", "--json").objects[0]
         outcome = pharox("audit", "lease", acquired["id"])
         assert outcome.status == 0
@@ -157,7 +157,7 @@ class TestReadingAlong:
     def test_a_folder_that_is_not_there(
         self, pharox: Pharox, archived: Path, question: tuple[str, ...]
     ) -> None:
-        """A misspelt folder is told, also where the archive would not have been needed."""
+        """A misspelt folder is an error, even if the archive is not needed."""
         missing = archived / "typo"
         outcome = pharox(*question, "--archive", archived, "--archive", missing)
         assert outcome == (1, "", f"pharox: there is no folder {missing}\n")

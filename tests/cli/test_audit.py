@@ -88,9 +88,9 @@ class TestStory:
     def test_a_miss_is_told_in_words(self, pharox: Pharox, incident: Incident) -> None:
         """Why a consumer got nothing, and what the pool had then."""
         out = pharox("audit", "consumer", "late").out
-        assert "late got nothing from pool 'a pool': every proxy that would do was leased" in out
+        assert "late got nothing from pool 'a pool': every matching proxy was leased" in out
         assert "the pool had 1 proxy: 1 active, 0 available, 1 leased (1 lease)" in out
-        assert out.endswith("0 leases begun; 0 given back; 0 ran out; 1 miss (1 at_capacity)\n")
+        assert out.endswith("0 leases acquired; 0 given back; 0 ran out; 1 miss (1 at_capacity)\n")
 
     def test_a_proxy_has_its_holders(self, pharox: Pharox, incident: Incident) -> None:
         """What it was, and who had it."""
@@ -98,7 +98,9 @@ class TestStory:
         assert out.startswith(f"proxy http://10.0.0.0:8000 ({incident.proxy.id})\n")
         assert "joined pool 'a pool': active, up to 1 lease at once" in out
         assert "country AR\n" in out
-        assert out.endswith("1 lease begun; 0 given back; 1 ran out; held for 1 d 0 h altogether\n")
+        assert out.endswith(
+            "1 lease acquired; 0 given back; 1 ran out; held for 1 d 0 h altogether\n"
+        )
 
     @pytest.mark.parametrize(
         "address", ["10.0.0.0:8000", "http://10.0.0.0:8000", "HTTP://user:pw@10.0.0.0:8000/"]
@@ -113,7 +115,7 @@ class TestStory:
         assert pharox("audit", "proxy", address).status == 0
 
     def test_proxies_of_one_address_are_listed(self, pharox: Pharox, incident: Incident) -> None:
-        """Which of them is meant, is to be said by an id."""
+        """If several match, the error asks for an id."""
         _, (other,) = fill(incident.storage, 1, name="other")
         outcome = pharox("audit", "proxy", "10.0.0.0:8000")
         assert (outcome.status, outcome.out) == (1, "")
@@ -161,7 +163,7 @@ class TestStory:
     def test_what_is_as_before_is_not_said_again(
         self, pharox: Pharox, storage: PostgresStorage
     ) -> None:
-        """What was asked for, and who asked, stand only where they change."""
+        """The request and the actor are printed only where they change."""
         fill(storage, 1, name="p")
         manager = px.ProxyManager(storage)
         least_used, round_robin = px.SelectorStrategy.LEAST_USED, px.SelectorStrategy.ROUND_ROBIN
@@ -193,7 +195,7 @@ class TestStory:
     def test_a_window_has_its_beginning_and_its_end(
         self, pharox: Pharox, incident: Incident, window: tuple[str, ...]
     ) -> None:
-        """--from and --to take times and seqs; what is outside is not told."""
+        """--from and --to take times and seqs; events outside are not shown."""
         objects = pharox("audit", "pool", "a pool", *window, "--json").objects
         assert [found["type"] for found in objects] == ["AcquireMissed", "HealthChecked"]
 
@@ -208,7 +210,10 @@ class TestStory:
     def test_a_window_may_be_empty(self, pharox: Pharox, incident: Incident) -> None:
         """Then it says so."""
         outcome = pharox("audit", "consumer", "late", "--to", "1999-01-01T00:00Z")
-        assert (outcome.status, outcome.out.splitlines()[-1]) == (0, "nothing happened then")
+        assert (outcome.status, outcome.out.splitlines()[-1]) == (
+            0,
+            "nothing happened in this time",
+        )
 
 
 class TestJson:
@@ -244,7 +249,7 @@ class TestErrors:
         assert pharox("audit", kind, name) == (1, "", expected)
 
     def test_a_pool_that_was_only_asked_for(self, pharox: Pharox, incident: Incident) -> None:
-        """A misspelt name is told with those who misspelt it, each once."""
+        """The error for a misspelt name lists the consumers that asked for it, each once."""
         manager = px.ProxyManager(incident.storage)
         for name in ("lost", "lost", "late"):
             manager.acquire_proxy("typo", consumer_name=name)
@@ -259,7 +264,7 @@ class TestErrors:
         """Nothing is not taken for an answer about the future."""
         outcome = pharox("audit", "pool", "a pool", "--from", begin)
         assert (outcome.status, outcome.out) == (2, "")
-        assert ("lies in the future" in outcome.err) or ("it ends with 8" in outcome.err)
+        assert ("is in the future" in outcome.err) or ("it ends at 8" in outcome.err)
 
     def test_of_namesakes_the_last_is_told_and_the_others_are_named(
         self, pharox: Pharox, incident: Incident
@@ -304,7 +309,7 @@ class TestWords:
         ],
     )
     def test_a_span_is_told_in_its_largest_units(self, seconds: float, words: str) -> None:
-        """No second is told of a day."""
+        """A length of days is shown without seconds."""
         assert lasting(seconds) == words
 
     @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ class TestBan:
         assert str(proxy.id) in pharox("audit", "proxy", typed).out
 
     def test_a_lease_goes_on(self, pharox: Pharox, storage: PostgresStorage) -> None:
-        """Who holds the proxy is told that there is a lease, and keeps it."""
+        """The output says that the proxy is leased, and the lease continues."""
         _, (proxy,) = fill(storage, max_concurrency=2)
         manager = ProxyManager(storage)
         leases = [manager.acquire_proxy("pool") for _ in "12"]
@@ -67,7 +67,7 @@ class TestBan:
         assert storage.get_proxy(str(proxy.id)).current_leases == 2
 
     def test_several_are_banned_at_once(self, pharox: Pharox, storage: PostgresStorage) -> None:
-        """Each is told once, however often it is named."""
+        """Each is printed once, however often it is named."""
         _, proxies = fill(storage, 3)
         outcome = pharox("ban", proxies[0].id, "10.0.0.1:8000", "10.0.0.0:8000")
         assert (outcome.status, outcome.out.count("\n")) == (0, 2)
@@ -79,7 +79,7 @@ class TestBan:
         pharox("ban", proxy.id)
         before = types_of(storage)
         outcome = pharox("ban", proxy.id)
-        assert (outcome.status, outcome.out.endswith("was banned already\n")) == (0, True)
+        assert (outcome.status, outcome.out.endswith("was already banned\n")) == (0, True)
         assert types_of(storage) == before
 
     def test_json_has_the_proxies(self, pharox: Pharox, storage: PostgresStorage) -> None:
@@ -105,7 +105,7 @@ class TestBan:
     def test_an_address_of_several_is_refused(
         self, pharox: Pharox, storage: PostgresStorage
     ) -> None:
-        """Which one is meant, is to be said by an id."""
+        """If several match, the error asks for an id."""
         _, (mine,) = fill(storage)
         _, (other,) = fill(storage, name="other")
         outcome = pharox("ban", "10.0.0.0:8000")
@@ -164,11 +164,11 @@ class TestBan:
 
 class TestUnban:
     def test_it_waits_for_a_check(self, pharox: Pharox, storage: PostgresStorage) -> None:
-        """Who was banned is not trusted at once."""
+        """A proxy that was banned is not leased at once."""
         _, (proxy,) = fill(storage, status=ProxyStatus.BANNED)
         outcome = pharox("unban", proxy.id, "--reason", "appealed")
         assert outcome.status == 0
-        assert outcome.out.endswith("is inactive until a check finds it well\n")
+        assert outcome.out.endswith("is inactive until a check succeeds\n")
         *_, event = storage.events()
         assert isinstance(event, ProxyChanged)
         assert (event.after.status, event.reason) == (ProxyStatus.INACTIVE, "appealed")

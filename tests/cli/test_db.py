@@ -21,7 +21,7 @@ def role(database_url: str) -> Iterator[str]:
 
 
 def may_read(storage: PostgresStorage, role: str) -> bool:
-    """Tell whether a role can read the log."""
+    """Return whether a role can read the log."""
     query = f"SELECT has_table_privilege('{role}', 'pharox.events', 'SELECT')"
     return run_sql(storage.engine, query) == [(True,)]
 
@@ -49,7 +49,7 @@ class TestGrant:
     @pytest.mark.parametrize(
         ("arguments", "status", "why"),
         [
-            ((), 2, "name a role"),
+            ((), 2, "give at least one role"),
             (("--app", "nobody here"), 1, 'CREATE ROLE "nobody here" LOGIN'),
             (("--app", ""), 2, "cannot be empty"),
             (("--app", "\x1b[2J"), 1, "\\+00001B"),

@@ -47,7 +47,7 @@ class TestUsage:
     def test_a_wrong_call_is_one_sentence(
         self, capsys: pytest.CaptureFixture[str], arguments: list[str]
     ) -> None:
-        """What cannot be meant is told in one line on standard error, with exit status 2."""
+        """Invalid arguments are one line on standard error, with exit status 2."""
         outcome = run(capsys, *arguments)
         assert (outcome.status, outcome.out) == (2, "")
         assert outcome.err.startswith("pharox: ")
@@ -74,7 +74,7 @@ class TestUsage:
 
 class TestTheDatabase:
     def test_no_server_is_one_sentence(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """A server that does not answer is told without the URL's password."""
+        """The error for a server that does not answer hides the URL's password."""
         outcome = run(capsys, "--url", "postgresql://ann:s3cret@127.0.0.1:1/d", "stats")
         assert (outcome.status, outcome.out, outcome.err.count("\n")) == (1, "", 1)
         assert "s3cret" not in outcome.err
@@ -94,7 +94,7 @@ class TestTheDatabase:
     def test_what_the_server_refuses_is_one_sentence(
         self, pharox: Pharox, storage: PostgresStorage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """An error of the driver that nobody foresaw is told without a traceback."""
+        """An unexpected error of the driver is printed without a traceback."""
 
         def refused(_: object) -> None:
             raise psycopg.errors.DiskFull("no space\nleft")
@@ -105,7 +105,7 @@ class TestTheDatabase:
     def test_a_bug_shows_its_traceback(
         self, pharox: Pharox, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What no one can have caused from outside is not made to look like their fault."""
+        """A bug of ours is not shown as an error of the user."""
 
         def broken(_: object) -> None:
             raise ZeroDivisionError

@@ -1,4 +1,4 @@
-"""What somebody types, or has named, neither breaks a command nor moves a terminal."""
+"""No argument or stored name breaks a command or controls the terminal."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def text(storage: PostgresStorage) -> str:
 
 
 def is_inert(text: str) -> bool:
-    """Tell whether a terminal shows a text as it is, line by line."""
+    """Return whether a terminal shows a text unchanged, line by line."""
     return all(c.isprintable() or c == "\n" for c in text)
 
 

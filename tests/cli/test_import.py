@@ -261,7 +261,7 @@ class TestSync:
         others = "\n".join(line for line in self.LIST.split() if line != leased.url)
         outcome = self.call(pharox, others, "--sync")
         assert outcome.out.splitlines()[1] == "1 gone: 0 removed, 1 leased"
-        assert f"proxy {leased.id} is leased and goes the next time" in outcome.err
+        assert f"proxy {leased.id} is leased; the next --sync removes it" in outcome.err
 
     def test_too_many_are_told_and_kept(self, pharox: Pharox, storage: PostgresStorage) -> None:
         """A list that has lost more than half removes nothing unless it is told to."""
@@ -269,7 +269,9 @@ class TestSync:
         short = "http://192.0.2.1:80"
         outcome = self.call(pharox, short, "--sync")
         assert outcome.status == 1
-        assert "3 of its 4 proxies no more, and --max-removed is 50%" in outcome.err
+        assert (
+            "the source no longer lists 3 of its 4 proxies, and --max-removed is 50%" in outcome.err
+        )
         assert len(listed(storage, "p")) == 4
         assert self.call(pharox, short, "--sync", "--max-removed", "3").status == 0
         assert len(listed(storage, "p")) == 1
@@ -277,17 +279,17 @@ class TestSync:
     def test_a_list_with_bad_lines_removes_nothing(
         self, pharox: Pharox, storage: PostgresStorage
     ) -> None:
-        """What could not be read may be what seems to be gone."""
+        """Nothing is removed if part of the source could not be read."""
         self.call(pharox, self.LIST)
         outcome = self.call(pharox, self.LIST.replace("192.0.2.4:80", "192.0.2.4:eighty"), "--sync")
         assert outcome.status == 1
-        assert "nothing was removed, as not all of the source could be read" in outcome.err
+        assert "nothing was removed, because not all of the source could be read" in outcome.err
         assert len(listed(storage, "p")) == 4
 
     @pytest.mark.parametrize(
         ("options", "told"),
         [
-            (("--max-removed", "3"), "--max-removed belongs to --sync"),
+            (("--max-removed", "3"), "--max-removed needs --sync"),
             (("--sync", "--max-removed", "half"), "a number or a share such as 50%"),
             (("--sync", "--max-removed", "200%"), "from 0 to 100 %"),
         ],
@@ -357,7 +359,7 @@ class TestLimit:
 
 class TestBadEntries:
     def test_they_are_listed_and_the_good_ones_kept(self, pharox: Pharox) -> None:
-        """A bad entry is told by line and reason, and the exit status is 1."""
+        """A bad entry is listed with line and reason, and the exit status is 1."""
         outcome = pharox(
             "import", "-", "--pool", "p", stdin="http://192.0.2.1:80\nnonsense\nhttp://192.0.2.2:80"
         )
@@ -368,7 +370,7 @@ class TestBadEntries:
         )
 
     def test_the_listing_is_bounded(self, pharox: Pharox) -> None:
-        """After fifty bad entries only their number is told."""
+        """After fifty bad entries only their number is shown."""
         outcome = pharox("import", "-", "--pool", "p", stdin="nonsense\n" * 60)
         lines = outcome.err.splitlines()
         assert (len(lines), lines[-1]) == (51, "... and 10 more")
@@ -410,7 +412,7 @@ class TestBadEntries:
     def test_a_source_that_cannot_be_read_is_one_sentence(
         self, pharox: Pharox, source: str, storage: PostgresStorage
     ) -> None:
-        """An unreadable source is told in one line, and nothing is written."""
+        """An unreadable source is an error of one line, and nothing is written."""
         outcome = pharox("import", source, "--pool", "p")
         assert (outcome.status, outcome.out) == (1, "")
         assert outcome.err.startswith(f"pharox: '{source}' cannot be read: ")
@@ -443,15 +445,15 @@ class TestWriting:
         assert (proxy.max_concurrency, proxy.source) == (3, "mine")
 
     def test_the_format_can_be_named(self, pharox: Pharox) -> None:
-        """With --format the content is read as what it is said to be."""
+        """With --format the content is read in that format."""
         outcome = pharox("import", "-", "--pool", "p", "--format", "csv", stdin="192.0.2.1:80")
-        reason = "the first line of the CSV names no columns host and port"
+        reason = "the first line of the CSV does not name the columns host and port"
         assert outcome == (1, "", f"pharox: {reason}\n")
 
     def test_the_order_of_a_line_can_be_named(
         self, pharox: Pharox, storage: PostgresStorage
     ) -> None:
-        """What is ambiguous is refused, with no trace of it, and read with --line."""
+        """Ambiguous lines are refused without showing them, and read with --line."""
         line = "ann:12345:squid:3128"
         refused = pharox("import", "-", "--pool", "p", "--protocol", "http", stdin=line)
         assert refused.status == 1
@@ -464,7 +466,7 @@ class TestWriting:
         assert "12345" not in pharox("log", "--json").out
 
     def test_an_order_that_says_nothing_is_misuse(self, pharox: Pharox) -> None:
-        """A layout without host or port is told in one sentence."""
+        """A layout without host or port is an error of one sentence."""
         outcome = pharox("import", "-", "--pool", "p", "--line", "user:pass", stdin="x")
         assert (outcome.status, outcome.out) == (2, "")
         assert "names no host" in outcome.err
@@ -472,10 +474,10 @@ class TestWriting:
     def test_an_unknown_shape_is_one_sentence(
         self, pharox: Pharox, storage: PostgresStorage
     ) -> None:
-        """A file of thousands of lines that nobody knows is not told line by line."""
+        """A file of thousands of unknown lines is not listed line by line."""
         content = json.dumps([{"Adresse": "192.0.2.1", "Puerto": 80}] * 1000, indent=2)
         outcome = pharox("import", "-", "--pool", "p", stdin=content)
-        reason = "the entries say no host and no address of a proxy, but Adresse, Puerto"
+        reason = "the entries have neither a host nor an address, but Adresse, Puerto"
         assert outcome == (1, "", f"pharox: {reason}\n")
         assert list(storage.events()) == []
 

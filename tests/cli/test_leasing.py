@@ -97,8 +97,8 @@ class TestAcquire:
             (["nowhere"], "no pool is named 'nowhere'"),
             (["empty"], "pool 'empty' has no proxies"),
             (["p", "--country", "AR"], "no proxy of pool 'p' matches the filters"),
-            (["sick"], "no proxy of pool 'sick' that would do is healthy"),
-            (["taken"], "every proxy of pool 'taken' that would do is leased to its limit"),
+            (["sick"], "no matching proxy of pool 'sick' is healthy"),
+            (["taken"], "every matching proxy of pool 'taken' is leased to its limit"),
         ],
     )
     def test_a_miss_is_a_sentence_that_says_why(
@@ -157,7 +157,7 @@ class TestAcquire:
     def test_what_makes_no_sense_is_refused(
         self, pharox: Pharox, storage: PostgresStorage, options: list[str]
     ) -> None:
-        """An impossible option is told in one line with exit status 2, and nothing is recorded."""
+        """An invalid option is an error of one line with exit status 2, and nothing is recorded."""
         fill(storage, name="p")
         before = types_of(storage)
         outcome = pharox("acquire", "p", *options)
@@ -234,27 +234,27 @@ class TestRelease:
         assert lease["released_at"] is not None
 
     def test_a_second_release_fails(self, pharox: Pharox, storage: PostgresStorage) -> None:
-        """A lease that was released already is told so, and nothing is appended."""
+        """A released lease cannot be released again, and nothing is appended."""
         fill(storage, name="p")
         lease_id = pharox("acquire", "p").out.split()[0]
         pharox("release", lease_id)
         before = types_of(storage)
         outcome = pharox("release", lease_id)
         assert (outcome.status, outcome.out) == (1, "")
-        assert outcome.err.startswith(f"pharox: lease {lease_id} had been released already, at 2")
+        assert outcome.err.startswith(f"pharox: lease {lease_id} had already been released, at 2")
         assert outcome.err.count("\n") == 1
         assert types_of(storage) == before
 
     def test_a_late_release_fails(self, pharox: Pharox, storage: PostgresStorage) -> None:
-        """A lease that ran out is told so."""
+        """The error says that the lease has run out."""
         fill(storage, name="p")
         lease_id = pharox("acquire", "p", "--duration", "0.001").out.split()[0]
         outcome = pharox("release", lease_id)
         assert outcome.status == 1
-        assert f"lease {lease_id} had run out already, at 2" in outcome.err
+        assert f"lease {lease_id} had already run out, at 2" in outcome.err
 
     def test_an_unknown_lease_fails(self, pharox: Pharox) -> None:
-        """An id that no lease has is told so; what is no id is a wrong use of the command."""
+        """An unknown id is an error; a text that is not an id is a usage error."""
         lease_id = uuid4()
         outcome = pharox("release", lease_id)
         assert outcome == (1, "", f"pharox: no lease has the id {lease_id}\n")

@@ -90,7 +90,7 @@ class TestLog:
     def test_a_line_has_the_facts_that_matter(
         self, pharox: Pharox, storage: PostgresStorage, type_: str, facts: str
     ) -> None:
-        """What an event changed and why stands in its line."""
+        """An event's line has the change and its reason."""
         lead_a_life(storage, pharox)
         assert facts in pharox("log", "--type", type_).out
 
@@ -132,7 +132,7 @@ class TestLog:
     def test_a_pool_may_be_gone_but_not_unknown(
         self, pharox: Pharox, storage: PostgresStorage
     ) -> None:
-        """The log of a removed pool is shown, by name and id; a name that never was is told."""
+        """The log of a removed pool is shown, by name and id; an unknown name is an error."""
         pool, _ = fill(storage, 1, name="one")
         storage.delete_pool(str(pool.id))
         by_name = pharox("log", "--pool", "one")
@@ -143,7 +143,7 @@ class TestLog:
         assert pharox("log", "--pool", "nope", "--follow") == expected
 
     def test_an_unknown_type_is_refused(self, pharox: Pharox) -> None:
-        """A type that no event has is told with those that there are."""
+        """The error for an unknown type lists the known ones."""
         outcome = pharox("log", "--type", "LeaseLost")
         assert outcome.status == 2
         assert "LeaseReleased" in outcome.err
@@ -180,7 +180,7 @@ class TestPrune:
     def test_it_forgets_ended_leases_and_keeps_the_log(
         self, pharox: Pharox, storage: PostgresStorage
     ) -> None:
-        """What ended before the moment leaves the read model, and a LeasesPruned joins the log."""
+        """Leases that ended before the moment leave the read model; the log has LeasesPruned."""
         clock = clock_of(storage)
         fill(storage, 1, name="p")
         ended = []
@@ -217,7 +217,7 @@ class TestPrune:
     )
     def test_what_is_neither_is_refused(self, text: str) -> None:
         """Anything else is no moment."""
-        with pytest.raises(InvalidInputError, match="is no moment"):
+        with pytest.raises(InvalidInputError, match="is not a moment"):
             moment_before(text, NOW)
 
     @pytest.mark.parametrize("text", ["2026-01-31", "2026-01-31T12:00"])

@@ -74,7 +74,7 @@ class TestProxies:
         assert "\x1b" not in out
 
     def test_an_unknown_pool_fails(self, pharox: Pharox) -> None:
-        """A pool that is not there is told so."""
+        """An unknown pool is an error."""
         assert pharox("proxies", "p") == (1, "", "pharox: no pool is named 'p'\n")
 
 

@@ -90,7 +90,7 @@ class TestSet:
         ("options", "told"),
         [
             ((), "say what to change"),
-            (("--reason", "why"), "--reason belongs to --status"),
+            (("--reason", "why"), "--reason needs --status"),
             (("--password-file", "-"), "--password-file needs --user"),
             (("--user", "x", "--password-file", "/nowhere"), "cannot be read from /nowhere"),
             (("--max-concurrency", "0"), "a number from 1"),
@@ -113,7 +113,7 @@ class TestSet:
     def test_an_unknown_one_keeps_all_as_they_are(
         self, pharox: Pharox, storage: PostgresStorage, proxy: Proxy
     ) -> None:
-        """All are found before any is changed, and a URL is told without its password."""
+        """All are found before any is changed, and a URL is shown without its password."""
         nobody = "http://ann:t0psecret@192.0.2.77:80"
         outcome = pharox("proxies", "set", proxy.id, nobody, "--country", "DE")
         assert outcome.status == 1

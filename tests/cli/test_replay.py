@@ -58,7 +58,7 @@ class TestAt:
         assert lines[:3] == [
             f"pool a pool ({moment.pool.id}) after event 5, recorded at 2026-01-01T00:00:10.000Z",
             "the pool had 2 proxies: 2 active, 1 available, 1 leased (1 lease)",
-            f"round_robin: the last turn was that of {held.address}",
+            f"round_robin: the last turn went to {held.address}",
         ]
         (row,) = (line for line in lines if str(held.proxy.id) in line)
         assert row.endswith("crawler 7 until 2026-01-01T00:01:10.000Z")
@@ -97,7 +97,7 @@ class TestAt:
         assert story[-1]["seq"] == int(seq)
 
     def test_json_is_the_whole_moment(self, pharox: Pharox, lived: PostgresStorage) -> None:
-        """One object with everything that the library tells."""
+        """One object has all data of the library."""
         (found,) = pharox("replay", "--pool", "a pool", "--at", "5", "--json").objects
         moment = pool_at(lived, "a pool", 5)
         assert (found["seq"], found["pool"]["name"]) == (5, "a pool")
@@ -113,16 +113,16 @@ class TestAt:
         [
             ("0", 1, "it was registered later, by event 1"),
             ("1999-01-01T00:00Z", 1, "it was registered later, by event 1"),
-            ("7", 2, "the log has no event 7 yet: it ends with 6"),
+            ("7", 2, "the log has no event 7 yet: it ends at 6"),
             (
                 "99999999999999999999999",
                 2,
-                "is no moment: give a time with its zone such as 2026-01-31T12:00Z, "
+                "is not a moment: give a time with its zone such as 2026-01-31T12:00Z, "
                 "a span before now such as 30m, now, or a seq",
             ),
-            ("2999-01-01T00:00Z", 2, "lies in the future"),
+            ("2999-01-01T00:00Z", 2, "is in the future"),
             ("2026-01-01", 2, "has no time zone"),
-            ("-1", 2, "is no moment"),
+            ("-1", 2, "is not a moment"),
         ],
     )
     def test_a_moment_that_cannot_be_shown_is_told(
@@ -165,7 +165,7 @@ class TestPlay:
     def test_each_change_is_a_line_with_statistics(
         self, pharox: Pharox, lived: PostgresStorage
     ) -> None:
-        """What happened after the first moment, up to the second, and the pool after it."""
+        """The changes between the two moments, and the pool after them, are printed."""
         joined, leased, _ = (step.address for step in changes(lived, "a pool", 2, 6))
         assert pharox("replay", "--pool", "a pool", "--from", "2").out.splitlines() == [
             "  time              seq    available  leases  what happened",
@@ -179,12 +179,12 @@ class TestPlay:
         ]
 
     def test_it_can_end_earlier(self, pharox: Pharox, lived: PostgresStorage) -> None:
-        """--to is the last moment; where nothing happened, that is said."""
+        """--to is the last moment; the output says so if nothing happened."""
         window = ("--from", "2026-01-01T00:00:00Z", "--to", "2026-01-01T00:00:10Z")
         objects = pharox("replay", "--pool", "a pool", *window, "--json").objects
         assert [(o["seq"], o["pool_has"]["total_leases"]) for o in objects] == [(5, 1)]
         outcome = pharox("replay", "--pool", "a pool", "--from", "3", "--to", "4")
-        assert outcome.out.splitlines()[-1] == "nothing happened then"
+        assert outcome.out.splitlines()[-1] == "nothing happened in this time"
 
     def test_the_end_cannot_lie_before_the_beginning(
         self, pharox: Pharox, lived: PostgresStorage
@@ -274,7 +274,7 @@ class TestDiff:
     def test_nothing_is_said_to_be_nothing(self, pharox: Pharox, lived: PostgresStorage) -> None:
         """The same moment twice."""
         outcome = pharox("replay", "--pool", "a pool", "--diff", "5", "5")
-        assert outcome.out.splitlines()[-1] == "nothing is different"
+        assert outcome.out.splitlines()[-1] == "there is no difference"
 
     def test_json_has_both_values_of_each_change(
         self, pharox: Pharox, lived: PostgresStorage
@@ -308,7 +308,7 @@ class TestUse:
         assert outcome.err.count("\n") == 1
 
     def test_a_span_counts_from_now(self, pharox: Pharox, storage: PostgresStorage) -> None:
-        """A time may be told as so long ago."""
+        """A time may be given as a span before now."""
         fill(storage, 1)
         assert pharox("replay", "--pool", "pool", "--at", "0s").status == 0
         assert pharox("replay", "--pool", "pool", "--at", "1h").status == 1

@@ -128,9 +128,9 @@ def test_a_reset_moves_the_checkpoint(
 ) -> None:
     """To the beginning, the end, or so that an event is the next; parked ones are forgotten."""
     outcome = pharox("subscriptions", "reset", "mail", "--to", to)
-    goes_on = f"mail goes on with event {checkpoint + 1}"
+    goes_on = f"mail continues with event {checkpoint + 1}"
     assert outcome.status == 0
-    assert outcome.out == f"{goes_on}; 1 parked event forgotten; no reader is running\n"
+    assert outcome.out == f"{goes_on}; 1 parked event dropped; no reader is running\n"
     (status,) = subscriptions(stuck)
     assert (status.checkpoint, status.parked) == (checkpoint, 0)
     assert pharox("subscriptions", "retry", "mail").out == "nothing is parked for mail\n"
@@ -139,7 +139,7 @@ def test_a_reset_moves_the_checkpoint(
 
 
 def test_a_running_reader_is_told_of(stuck: PostgresStorage, pharox: Pharox) -> None:
-    """Where there is a reader, what was asked for is left to it."""
+    """If there is a reader, it carries out the request."""
 
     def fail(_: Delivery) -> None:
         raise Broken
@@ -149,7 +149,7 @@ def test_a_running_reader_is_told_of(stuck: PostgresStorage, pharox: Pharox) -> 
         outcome = pharox("subscriptions", "retry", "mail", "--seq", "5")
         assert outcome.out == "1 parked event of mail marked; its reader tries them first\n"
         outcome = pharox("subscriptions", "reset", "mail", "--to", "now")
-        assert outcome.out == "mail goes on with event 6; 2 parked events forgotten\n"
+        assert outcome.out == "mail continues with event 6; 2 parked events dropped\n"
 
 
 def test_a_subscription_is_removed(stuck: PostgresStorage, pharox: Pharox) -> None:
@@ -158,7 +158,7 @@ def test_a_subscription_is_removed(stuck: PostgresStorage, pharox: Pharox) -> No
         until(lambda: is_level(stuck, "mail"))
         outcome = pharox("subscriptions", "remove", "mail")
         assert (outcome.status, outcome.out) == (1, "")
-        assert "has a reader" in outcome.err
+        assert "has a running reader" in outcome.err
     assert pharox("subscriptions", "remove", "mail").status == 0
     assert subscriptions(stuck) == []
 
@@ -176,10 +176,10 @@ def test_an_unknown_name_is_a_failure(pharox: Pharox, words: list[str]) -> None:
     ("words", "sentence"),
     [
         (["reset", "mail"], "--to"),
-        (["reset", "mail", "--to", "yesterday"], "no place in the log"),
-        (["reset", "mail", "--to", "0"], "no place in the log"),
-        (["reset", "mail", "--to", "9" * 30], "no place in the log"),
-        (["reset", "mail", "--to", "7"], "the log has no event 7 yet: it ends with 5"),
+        (["reset", "mail", "--to", "yesterday"], "is not a start"),
+        (["reset", "mail", "--to", "0"], "is not a start"),
+        (["reset", "mail", "--to", "9" * 30], "is not a start"),
+        (["reset", "mail", "--to", "7"], "the log has no event 7 yet: it ends at 5"),
         (["retry", "mail", "--key", "k", "--seq", "1"], "not both"),
         (["retry", "mail", "--seq", "9" * 30], "--seq"),
     ],

@@ -153,7 +153,9 @@ class TestWhatIsFound:
         keep(CLOSING, CLOSING)
         outcome = pharox("sweep", "pool", *target)
         assert outcome.status == 0
-        assert outcome.err == "pharox: no check went well: is the target itself to be reached?\n"
+        assert (
+            outcome.err == "pharox: no check succeeded: is the target reachable without a proxy?\n"
+        )
 
     def test_leases_on_what_dropped_out_are_told(
         self, pharox: Pharox, storage: PostgresStorage, keep: Keep, target: Target
@@ -353,7 +355,7 @@ class TestOptions:
         (tmp_path / "ca.pem").write_text("no certificate")
         outcome = pharox("sweep", *target, "--ca", tmp_path / "ca.pem")
         assert (outcome.status, outcome.out) == (2, "")
-        assert "ca.pem has no certificates that can be read\n" in outcome.err
+        assert "ca.pem has no readable certificates\n" in outcome.err
 
     @pytest.mark.parametrize(
         "options",
@@ -400,7 +402,7 @@ class TestOptions:
     def test_without_a_target_nothing_is_asked(
         self, pharox: Pharox, monkeypatch: pytest.MonkeyPatch, url: str | None
     ) -> None:
-        """No public site is told of the proxies: the error names both ways to give a page."""
+        """No public site is fetched by default: the error names both ways to give a page."""
         if url is not None:
             monkeypatch.setenv("PHAROX_CHECK_URL", url)
         outcome = pharox("sweep")
@@ -420,7 +422,7 @@ class TestOptions:
         assert found["statuses"]["active"] == 1
 
     def test_the_defaults_are_those_of_the_library(self) -> None:
-        """What the help says is what a program gets."""
+        """The defaults in the help are those of the library."""
         assert signature(sweep).parameters["concurrency"].default == CONCURRENCY
 
     @pytest.mark.parametrize(("limits", "status"), [((256, 4096), 0), ((256, 256), 2)])
@@ -538,7 +540,7 @@ class TestAgainAndAgain:
     def test_a_database_that_is_away_is_asked_again(
         self, keep: Keep, target: Target, database_url: str
     ) -> None:
-        """Each sweep that fails so is told, and the next one is tried."""
+        """Each failed sweep is printed, and the next one is tried."""
         keep(GOOD)
         with (
             running(database_url, "sweep", *target, "--every", "1s", "--json") as process,

@@ -1,4 +1,4 @@
-"""What happens to connections is told in our words, and the next call goes on."""
+"""Errors of connections are ours, and the next call works."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_broken_connection_is_told_and_replaced(
 
 
 def test_an_exhausted_pool_is_told(database_url: str, postgres: PostgresStorage) -> None:
-    """A thread that gets no connection of the engine's pool in time is told so."""
+    """A thread that gets no connection from the engine's pool in time gets an error."""
     engine = create_engine(database_url, pool_size=1, max_overflow=0, pool_timeout=0.05)
     storage = PostgresStorage(engine)
     assert storage.list_pools() == []

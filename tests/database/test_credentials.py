@@ -125,7 +125,7 @@ def test_keys_rotate(database_url: str) -> None:
 
 
 def test_the_environment_names_the_keys(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PHAROX_SECRET_KEY may hold several keys; one that is none is told without showing it."""
+    """PHAROX_SECRET_KEY may hold several keys; the error for an invalid one hides it."""
     engine = open_engine(database_url)
     new = Fernet.generate_key().decode()
     proxy = proxy_with_password(PostgresStorage(engine, secret_keys=[SECRET_KEY]))

@@ -167,7 +167,7 @@ def test_what_needs_a_session_refuses_a_pooler_of_transactions(pooled_url: str) 
     """A rebuild would share its session with others, and leave its lock there."""
     with closing(connect(pooled_url)) as storage:
         fill(storage, 1)
-        with pytest.raises(DatabaseError, match="needs a session of its own"):
+        with pytest.raises(DatabaseError, match="needs its own session"):
             rebuild(storage)
         assert storage.verify() == []
 

@@ -397,7 +397,7 @@ class TestGranting:
     def test_whoever_does_not_own_the_ledger_is_told(
         self, parties: Parties, app: PostgresStorage
     ) -> None:
-        """An app cannot grant itself more, and is told whom to ask."""
+        """An app cannot grant itself more rights, and the error says who can."""
         with unchanged(parties.url), pytest.raises(DatabaseError, match="belongs to") as caught:
             grant(app, Roles(app=parties.roles.reader))
         assert caught.value.owner == parties.roles.owner  # type: ignore[attr-defined]
@@ -444,7 +444,7 @@ def test_a_role_may_have_any_name(database_url: str, name: str) -> None:
     """A name is quoted, whatever is in it, and prints without effect on a terminal."""
     roles = Roles(app=[name])
     with connected(database_url) as server, ledger(database_url) as storage:
-        with pytest.raises(DatabaseError, match="make it with") as caught:
+        with pytest.raises(DatabaseError, match="create it with") as caught:
             statements(storage, roles)
         create = str(caught.value).partition("`")[2].rstrip("`")
         assert create.isprintable()
@@ -480,7 +480,7 @@ def test_roles_that_make_no_sense_are_refused(roles: dict[str, Any]) -> None:
 
 
 def test_an_upgrade_without_rights_is_our_error(parties: Parties, owner: PostgresStorage) -> None:
-    """A role that may not make the schema is told so, and none is half made."""
+    """A role without the right to create the schema gets an error, and nothing is created."""
     with ledger(parties.app) as app:
         elsewhere = PostgresStorage(app.engine, schema="elsewhere")
         with pytest.raises(DatabaseError, match=r"refused the upgrade.*permission denied"):

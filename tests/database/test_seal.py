@@ -290,7 +290,7 @@ def test_a_sealing_that_is_rolled_back_never_was(sealer: Connection, writer: Con
 
 
 def lock_is_awaited(connection: Connection) -> bool:
-    """Tell whether somebody waits for an advisory lock in this database."""
+    """Return whether a session waits for an advisory lock in this database."""
     query = (
         "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = "
         "(SELECT oid FROM pg_database WHERE datname = current_database())"
@@ -418,7 +418,7 @@ def heard(listener: Connection, channel: str) -> list[str]:
 
 
 def test_a_sealing_is_told_once(sealer: Connection, database_url: str) -> None:
-    """Each sealing is told once, with the last seq; one that finds nothing new leaves no trace."""
+    """Each sealing is notified once, with the last seq; one that finds nothing new is not."""
     with connected(database_url) as listener:
         listener.execute('LISTEN "pharox.pharox"')
         append(sealer, "one", "two")

@@ -1,4 +1,4 @@
-"""When a connection breaks or says nothing, the caller is told what is known, and what is not."""
+"""When a connection breaks or hangs, the error says what is known and what is not."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_a_statement_that_waits_for_too_long_is_cancelled(
 def test_an_attempt_under_an_id_is_in_doubt_as_any_other(
     caller: Caller, relay: Relay, postgres: PostgresStorage, fault: Fault
 ) -> None:
-    """Wherever it breaks or freezes, the next one is told of the one lease of that id."""
+    """Wherever it breaks or freezes, the next attempt returns the one lease of that id."""
     caller.warm_up()
     mine = new_lease_id()
     relay.arm(fault)

@@ -120,7 +120,7 @@ def test_a_filled_ledger_is_upgraded_from_0001(
 
 
 class Work:
-    """What a worker of a process does, over and over, until it is told to stop."""
+    """The work of a process, repeated until it is stopped."""
 
     def __init__(self, url: str, number: int, done: Any, is_over: threading.Event) -> None:
         self._url, self._number, self._done, self._is_over = url, number, done, is_over
@@ -295,7 +295,7 @@ def test_a_newer_schema_serves_who_leases_and_nobody_who_alters_or_judges_it(
 def test_a_breaking_version_says_so(
     postgres: PostgresStorage, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a later version takes away is told at first use, not by what is missing."""
+    """A too new schema is an error at first use, not an error about a missing object."""
     fill(postgres, 1)
     upgrade_to_next(postgres, monkeypatch)
     run_sql(
@@ -316,7 +316,7 @@ def test_an_upgrade_waits_for_no_lock_while_others_wait_for_it(
     monkeypatch.setattr(schema, "PATIENCE_S", 1.0)
     with ledger(database_url) as newer, postgres.session() as held:
         held.connection.execute("SELECT FROM pharox.leases")
-        with pytest.raises(DatabaseError, match="did not get its locks"):
+        with pytest.raises(DatabaseError, match="could not acquire its locks"):
             newer.upgrade_schema()
         assert newer.schema_version() == "0002"
     with ledger(database_url) as newer:

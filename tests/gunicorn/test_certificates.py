@@ -114,8 +114,17 @@ class TestReloading:
         damage(tmp_path / "second.pem", how)
         (tmp_path / "path").write_text(str(tmp_path / "second.pem"))
         web.signal(signal.SIGHUP)
-        until(lambda: "metrics are served as before: the certificates cannot be used" in web.log)
-        (line,) = [one for one in web.log.splitlines() if "metrics are served as before" in one]
+        until(
+            lambda: (
+                "metrics are still served with the former settings: the certificates cannot be used"
+                in web.log
+            )
+        )
+        (line,) = [
+            one
+            for one in web.log.splitlines()
+            if "metrics are still served with the former settings" in one
+        ]
         assert "[ERROR]" in line
         assert issuer.shown(web.metrics_port) == first
         web.get("/lease")
@@ -129,7 +138,7 @@ class TestReloading:
         damage(tmp_path / "second.pem", "garbage")
         (tmp_path / "path").write_text(str(tmp_path / "second.pem"))
         web.signal(signal.SIGHUP)
-        until(lambda: "metrics are served as before" in web.log)
+        until(lambda: "metrics are still served with the former settings" in web.log)
         issuer.issue("second.pem")
         until(lambda: issuer.shown(web.metrics_port) not in (first, None), "the second one")
         web.get("/lease")
@@ -156,7 +165,7 @@ class TestRenewal:
         first = issuer.shown(web.metrics_port)
         damage(tmp_path / "first.pem", how)
         web.signal(signal.SIGHUP)
-        complaint = "metrics are served with the former certificate"
+        complaint = "metrics are still served with the former certificate"
         until(lambda: complaint in web.log)
         for _ in range(5):
             assert issuer.shown(web.metrics_port) == first
@@ -209,7 +218,7 @@ class TestClients:
             client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
             client.settimeout(10)
             client.recv(100)
-        until(lambda: "a client of the metrics was not answered: SSLError" in web.log)
+        until(lambda: "a scrape was not answered: SSLError" in web.log)
         assert web.log.count("\n") == before + 1
         assert web.is_scraped()
 
@@ -268,7 +277,7 @@ class TestListening:
             address = f"http://127.0.0.1:{server.port}/metrics"
             with urllib.request.urlopen(address, timeout=10) as answer:
                 assert answer.status == 200
-            assert "serving metrics is begun again: RuntimeError" in caplog.text
+            assert "the metrics server restarts: RuntimeError" in caplog.text
         finally:
             server.close()
 

@@ -194,7 +194,7 @@ def test_consumers_are_bounded_over_all_workers(newest: str, tmp_path: Path) -> 
 
 
 def test_workers_do_not_hold_the_socket_of_the_metrics(version: str, tmp_path: Path) -> None:
-    """Nor does the master: the process that serves does, and holds none of the application's."""
+    """The master does not hold it either; the process that serves holds no other socket."""
     with running(version, tmp_path) as web:
         ports = {
             pid: {c.laddr.port for c in psutil.Process(pid).net_connections() if not c.raddr}

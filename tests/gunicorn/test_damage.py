@@ -72,7 +72,7 @@ def test_a_worker_that_ends_without_room(newest: str, tmp_path: Path) -> None:
             web.end(web.workers()[0], signal.SIGTERM)
             for _ in range(20):
                 assert web.get("/lease") is not None
-            assert "pharox: there is no room for" in web.log
+            assert "pharox: no room to write" in web.log
             filling.unlink()
             until(
                 lambda: (

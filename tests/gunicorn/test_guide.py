@@ -233,6 +233,6 @@ class TestWorkerClasses:
         try:
             assert web.process.wait(30) != 0
             assert "PrometheusEventletWorker cannot be used" in web.log
-            assert "It needs eventlet, and a gunicorn that works with it" in web.log
+            assert "It needs eventlet, and a gunicorn version that supports it" in web.log
         finally:
             web.clear()

@@ -92,7 +92,7 @@ class TestReloading:
             web.wait()
             (tmp_path / "port").write_text("none-of-your-business")
             web.signal(signal.SIGHUP)
-            until(lambda: "PROMETHEUS_METRICS_PORT has to be a number" in web.log)
+            until(lambda: "PROMETHEUS_METRICS_PORT must be a number" in web.log)
             assert web.is_scraped()
             assert "none-of-your-business" not in web.log
         finally:
@@ -150,7 +150,7 @@ def test_nothing_holds_the_port_after_the_master(version: str, number: int, tmp_
 
 
 def _is_free(port: int) -> bool:
-    """Tell whether a port can be listened at; somebody's connection may have it for a moment."""
+    """Return whether a port is free; another connection may hold it for a moment."""
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError:

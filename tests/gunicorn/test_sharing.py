@@ -167,7 +167,7 @@ class TestInstances:
             running(newest, tmp_path / "two", config=SHARED, **options) as two,
         ):
             one.get("/lease")
-            until(lambda: "another server is called twin too: set PROMETHEUS_INSTANCE" in one.log)
+            until(lambda: "another server is also named twin: set PROMETHEUS_INSTANCE" in one.log)
             for web in (one, two):
                 until(lambda: len(by_instance(web.scrape(), "gunicorn_workers")) == 2)  # noqa: B023
                 assert "twin" in by_instance(web.scrape(), "gunicorn_workers")
@@ -237,7 +237,7 @@ class TestWithoutRedis:
         shared.client.set("shop:third:1", b"\xff\x00")
         shared.client.sadd("shop:instances", "shop:other:1", "shop:third:1")
         with running(newest, tmp_path, config=SHARED, **shared.environment) as web:
-            until(lambda: web.log.count("makes no sense") == 2)
+            until(lambda: web.log.count("metrics cannot be read") == 2)
             assert web.scrape()["pharox_redis_up"] == 1
 
 

@@ -33,7 +33,7 @@ class TestTooLate:
         """In the configuration file, below the import."""
         late = 'import os\nos.environ["PROMETHEUS_MULTIPROC_DIR"] = "elsewhere"\n'
         log = refused(Web(version, tmp_path, config=f"{HOOKS}\n{late}"))
-        assert "PROMETHEUS_MULTIPROC_DIR was set after pharox.gunicorn had been imported" in log
+        assert "PROMETHEUS_MULTIPROC_DIR was set after pharox.gunicorn was imported" in log
 
     def test_the_folder_is_set_by_gunicorn_itself(self, version: str, tmp_path: Path) -> None:
         """Which sets the environment of raw_env after it has read the configuration."""
@@ -58,7 +58,7 @@ def test_settings_that_make_no_sense_end_the_start(
     web = Web(newest, tmp_path, workers=1, **{name: value})
     log = refused(web)
     assert "InvalidInputError" in log
-    assert name in log or "HTTPS takes both" in log
+    assert name in log or "HTTPS needs both" in log
     assert "s3cret" not in log
 
 
@@ -66,7 +66,7 @@ def test_a_folder_that_cannot_be_made_ends_the_start(newest: str, tmp_path: Path
     """There is a file in its place."""
     (tmp_path / "file").touch()
     web = Web(newest, tmp_path, PROMETHEUS_MULTIPROC_DIR=str(tmp_path / "file"))
-    assert "PROMETHEUS_MULTIPROC_DIR: no folder for metrics can be made" in refused(web)
+    assert "PROMETHEUS_MULTIPROC_DIR: the folder for metrics cannot be created" in refused(web)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

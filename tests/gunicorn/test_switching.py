@@ -157,7 +157,7 @@ class TestBuckets:
     def test_those_that_make_no_sense(self, text: str) -> None:
         """They are refused by the variable's name, without its value."""
         environment = {"PROMETHEUS_DURATION_BUCKETS": text}
-        with pytest.raises(InvalidInputError, match="PROMETHEUS_DURATION_BUCKETS has to be"):
+        with pytest.raises(InvalidInputError, match="PROMETHEUS_DURATION_BUCKETS must be"):
             EnvironmentManager(environment=environment).settings()
 
     @given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=50, unique=True).map(sorted))
@@ -178,7 +178,10 @@ class TestBuckets:
             web.signal(signal.SIGHUP)
             until(lambda: not former & set(web.workers()) and len(web.workers()) == 2)
             until(lambda: web.get("/lease") is not None)
-            assert "requests are counted as at the start: PROMETHEUS_DURATION_BUCKETS" in web.log
+            assert (
+                "the former settings of request metrics stay in use: PROMETHEUS_DURATION_BUCKETS"
+                in web.log
+            )
             assert "nonsense" not in web.log
             assert web.scrape()["gunicorn_requests_total{method=GET}"] == web.seen().total()
 
@@ -224,7 +227,7 @@ class TestLegacyNames:
         assert_bounded(legacy)
 
     def test_they_are_not_there_unless_asked_for(self, newest: str, tmp_path: Path) -> None:
-        """Nor does anything else go by one of them."""
+        """Nothing else depends on one of them either."""
         added = {"gunicorn_worker_memory_bytes", "gunicorn_worker_uptime_seconds"}
         with running(newest, tmp_path) as web:
             web.get("/error")

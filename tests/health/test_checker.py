@@ -257,7 +257,7 @@ def open_files() -> int:
 
 
 async def is_as_before(files: int) -> bool:
-    """Tell whether no task and no file is left, once the loop has closed what it was told to."""
+    """Return whether no task and no file is left, once the loop has closed them."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         if asyncio.all_tasks() == {asyncio.current_task()} and open_files() == files:

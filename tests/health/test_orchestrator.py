@@ -1,4 +1,4 @@
-"""Sweeps keep what they find: in batches, before it is told, beside leasing."""
+"""Sweeps record their results in batches, before they return them, while leasing goes on."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_what_comes_fast_is_recorded_in_batches(
 
 
 def test_a_sweep_takes_back_what_ran_out_first(any_storage: AnyStorage) -> None:
-    """And the manager's expire callbacks are told."""
+    """The manager's expire callbacks are called too."""
     fill(any_storage, 1)
     manager = ProxyManager(any_storage)
     told: list[ExpireEventPayload] = []

@@ -274,7 +274,7 @@ def test_a_health_callback_that_raises_keeps_nothing_from_being_recorded(
 
 
 def test_unknown_proxies_are_an_outcome(any_storage: AnyStorage) -> None:
-    """They keep nothing else of the batch from being recorded, and nobody is told of them."""
+    """The rest of the batch is recorded, and no callback gets them."""
     _, (proxy,) = fill(any_storage)
     stray = checked(proxy.model_copy(update={"id": uuid4()}))
     manager = ProxyManager(any_storage)

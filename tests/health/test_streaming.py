@@ -63,7 +63,7 @@ async def collected(
 
 
 async def nothing_left() -> bool:
-    """Tell whether this task is the only one, once the loop has closed what it was told to."""
+    """Return whether this task is the only one, once the loop has closed others."""
     for _ in range(1000):
         if asyncio.all_tasks() == {asyncio.current_task()}:
             return True

@@ -198,11 +198,11 @@ def test_a_bomb_within_the_limit_of_the_wire_is_given_up(monkeypatch: pytest.Mon
     ("encoding", "content", "why"),
     [
         ("gzip", b"192.0.2.1:80\n", "cannot be decompressed"),
-        ("gzip", zipped(LINE * 1000)[:-20], "ends in the middle"),
-        ("deflate", zlib.compress(LINE), "was not asked for"),
-        ("zstd", b"(\xb5/\xfd", "was not asked for"),
-        ("br", b"x", "was not asked for"),
-        ("gzip, gzip", zipped(zipped(LINE)), "was not asked for"),
+        ("gzip", zipped(LINE * 1000)[:-20], "is cut off"),
+        ("deflate", zlib.compress(LINE), "was not requested"),
+        ("zstd", b"(\xb5/\xfd", "was not requested"),
+        ("br", b"x", "was not requested"),
+        ("gzip, gzip", zipped(zipped(LINE)), "was not requested"),
     ],
 )
 def test_what_cannot_be_decompressed_is_one_error(encoding: str, content: bytes, why: str) -> None:

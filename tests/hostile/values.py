@@ -57,7 +57,7 @@ def outcome(call: Callable[[], Any]) -> Outcome:
 
 
 def is_refused(ended: Outcome) -> bool:
-    """Tell whether a call was refused for its input, in so many words as a person reads."""
+    """Return whether a call was refused for its input, with a message of readable length."""
     name, message = ended
     return name in ("InvalidInputError", "InvalidLeaseError", "ValidationError") and (
         0 < len(message) < 3000

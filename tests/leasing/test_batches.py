@@ -133,7 +133,7 @@ def test_a_release_tells_of_an_expired_lease_before_an_acquisition(
 
 
 def test_an_error_does_not_swallow_an_expired_lease(storage: InMemoryStorage) -> None:
-    """What ran out in the pool of a command that fails is told of by the next one."""
+    """Leases that ran out in the pool of a failed command are reported by the next command."""
     fill(storage, 1)
     clock = clock_of(storage)
     storage.acquire_lease(AcquireRequest("pool", "late", 5))

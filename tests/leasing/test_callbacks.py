@@ -1,4 +1,4 @@
-"""Callbacks are told of what was recorded, and one that raises does no harm."""
+"""Callbacks get what was recorded, and one that raises does no harm."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_an_acquisition_is_told_with_the_statistics_after_it(any_storage: AnySto
 def test_a_miss_says_why(
     any_storage: AnyStorage, facts: dict[str, object], filters: ProxyFilters, reason: MissReason
 ) -> None:
-    """A miss is told and recorded with its reason: empty, nothing matched, none healthy."""
+    """A miss is recorded with its reason, which callbacks get: empty, no match, none healthy."""
     fill(any_storage, **facts)  # type: ignore[arg-type]
     manager, told = ProxyManager(any_storage), list[AcquireEventPayload]()
     manager.register_acquire_callback(told.append)
@@ -119,7 +119,7 @@ def test_a_release_is_told_as_recorded(any_storage: AnyStorage) -> None:
 
 @pytest.mark.parametrize("how", ["clean up", "acquire", "late release"])
 def test_an_expiry_is_told_to_who_found_it(any_storage: AnyStorage, how: str) -> None:
-    """Whoever takes an expired lease back is told of it once, as EXPIRED, and it is logged."""
+    """The callbacks of the process that takes an expired lease back get it once, as EXPIRED."""
     fill(any_storage)
     clock = clock_of(any_storage)
     manager, told = ProxyManager(any_storage), list[ExpireEventPayload]()

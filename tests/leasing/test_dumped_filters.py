@@ -88,7 +88,7 @@ def test_so_are_predicates_inside() -> None:
 
 
 def test_payloads_can_be_dumped(caplog: pytest.LogCaptureFixture) -> None:
-    """What a callback is told goes into a log as JSON, and our own lines name the predicate."""
+    """A callback's payload can be logged as JSON, and our own lines name the predicate."""
     told: list[AcquireEventPayload] = []
     manager = ProxyManager(InMemoryStorage())
     manager.register_acquire_callback(told.append)

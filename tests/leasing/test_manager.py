@@ -198,7 +198,7 @@ def test_an_adapter_of_0_11_0_works_unchanged() -> None:
 
 
 def test_a_late_release_among_very_many_that_are_due_is_late(any_storage: AnyStorage) -> None:
-    """All that is due is taken back on the way to it, and each is told of once."""
+    """All due leases are taken back first, and callbacks get each once."""
     clock = clock_of(any_storage)
     fill(any_storage, 1, max_concurrency=5000)
     manager = ProxyManager(any_storage)

@@ -134,7 +134,7 @@ def test_only_a_uuid_is_an_id(any_storage: AnyStorage) -> None:
 
 
 def test_attempts_at_once_get_one_lease(postgres: PostgresStorage) -> None:
-    """Of eight threads with one id each is told of the same lease, whoever was first."""
+    """Eight threads with one id get the same lease, whichever was first."""
     fill(postgres, 8)
     manager = ProxyManager(postgres)
     for mine in (new_lease_id() for _ in range(10)):
@@ -264,7 +264,7 @@ def waits_for_a_lock(storage: PostgresStorage) -> bool:
 
 
 def test_an_id_that_nobody_chose_is_used_up_as_well(any_storage: AnyStorage) -> None:
-    """Who asks under the id of an unclear outcome is told that it has ended, also when pruned."""
+    """An attempt under the id of an ended lease says that it has ended, even if it was pruned."""
     fill(any_storage, 1)
     clock, manager = clock_of(any_storage), ProxyManager(any_storage)
     with manager.with_lease("pool") as lease:
@@ -327,7 +327,7 @@ def test_an_adapter_without_the_method_refuses_an_id() -> None:
     storage = InMemoryStorage()
     fill(storage)
     request = AcquireRequest("pool", "w", lease_id=new_lease_id())
-    with pytest.raises(InvalidInputError, match="grants no lease under an id"):
+    with pytest.raises(InvalidInputError, match="cannot grant a lease under"):
         IStorage.acquire_lease(storage, request)
     assert storage.acquire_lease(request).lease is not None
 

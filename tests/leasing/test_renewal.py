@@ -85,7 +85,7 @@ def test_the_duration_may_be_chosen(any_storage: AnyStorage) -> None:
 
 
 def test_what_has_ended_is_not_renewed(any_storage: AnyStorage) -> None:
-    """The error says how and when, and the caller's lease is told; nothing is recorded."""
+    """The error says how and when, the caller's lease is updated, and nothing is recorded."""
     clock, manager = clock_of(any_storage), ProxyManager(any_storage)
     lease = held(any_storage)
     stale = lease.model_copy()

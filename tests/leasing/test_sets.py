@@ -114,7 +114,7 @@ def test_a_set_must_make_sense(any_storage: AnyStorage, wrong: dict[str, Any]) -
     assert types_of(any_storage) == before
 
 
-# Who is told
+# Callbacks
 
 
 def test_each_lease_is_told_of(any_storage: AnyStorage) -> None:

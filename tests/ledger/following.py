@@ -30,7 +30,7 @@ def status_of(storage: PostgresStorage, name: str) -> SubscriptionStatus:
 
 
 def is_level(storage: PostgresStorage, name: str) -> bool:
-    """Tell whether a subscription is there and has nothing behind its checkpoint."""
+    """Return whether a subscription exists and has no event after its checkpoint."""
     lags = {status.name: status.lag_events for status in subscriptions(storage)}
     return lags.get(name) == 0
 

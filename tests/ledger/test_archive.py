@@ -197,7 +197,7 @@ class TestWhatStays:
         outcome = archive(postgres, moment, tmp_path)
         assert [part.end_position for part in outcome.archived] == [20]
         assert outcome.kept is not None
-        assert "it has events of" in outcome.kept.reason
+        assert "its last event is of" in outcome.kept.reason
         assert len(archive(postgres, moment + timedelta(seconds=1), tmp_path).archived) == 1
 
     def test_the_last_minute(self, postgres: PostgresStorage, tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ class TestWhatStays:
             outcome = archive(postgres, clock.now, tmp_path)
             assert [part.end_position for part in outcome.archived] == [end]
             assert outcome.kept is not None
-            assert outcome.kept.reason == "subscription 'mail' has still to read it"
+            assert outcome.kept.reason == "subscription 'mail' has not read it yet"
             run_sql(postgres.engine, change)
         assert len(archive(postgres, clock.now, tmp_path).archived) == 1
 
@@ -320,7 +320,7 @@ class TestStragglers:
         archive(overlapping, after_the_late_one(before), one)
         archive(overlapping, before[-1].recorded_at, two)
         assert check(one, two).differences == []
-        assert any("has no tick here" in sentence for sentence in check(two).differences)
+        assert any("is in no tick" in sentence for sentence in check(two).differences)
         joined = WithArchive(overlapping, one, two).events()
         assert [event for event in joined if event.seq <= len(before)] == before
 
@@ -441,13 +441,13 @@ class TestRefusals:
         archive_files.write(files.ticks, archive_files.TICKS, [])
         archive_files.write(files.events, archive_files.EVENTS, [])
         bytes_before = files.events.read_bytes()
-        with pytest.raises(ArchiveFileError, match="is there already"):
+        with pytest.raises(ArchiveFileError, match="exists and does not"):
             archive(postgres, clock.now, tmp_path)
         assert files.events.read_bytes() == bytes_before
         assert "events_0" in attached_to(postgres)
 
     def test_something_else_in_the_way(self, postgres: PostgresStorage, tmp_path: Path) -> None:
-        """A file that is no Parquet is told as such."""
+        """A file that is not Parquet is an error."""
         clock = full_parts(postgres)
         path = archive_files.files_in(tmp_path, 0, 20).events
         path.parent.mkdir()
@@ -459,7 +459,7 @@ class TestRefusals:
     def test_a_folder_that_cannot_be_written(
         self, postgres: PostgresStorage, tmp_path: Path
     ) -> None:
-        """The system's reason is told."""
+        """The error has the system's reason."""
         clock = full_parts(postgres)
         (tmp_path / "file").write_text("")
         with pytest.raises(ArchiveFileError, match="Not a directory"):
@@ -474,7 +474,7 @@ class TestRefusals:
             "UPDATE pharox.events_20 SET consumer = 'somebody else' WHERE position = 25",
         ):
             run_sql(postgres.engine, statement)
-        with pytest.raises(ArchiveFileError, match="not the one that was sealed"):
+        with pytest.raises(ArchiveFileError, match="differs from its seal"):
             archive(postgres, clock.now, tmp_path)
         assert "events_0" in attached_to(postgres)
 
@@ -488,7 +488,7 @@ class TestRefusals:
         assert "events_0" in tables_of(postgres)
 
     def test_two_at_once(self, postgres: PostgresStorage, tmp_path: Path) -> None:
-        """Whoever comes second is told so."""
+        """The second process gets an error."""
         clock = full_parts(postgres)
         with connected(postgres) as other:
             other.execute("SELECT pg_advisory_lock(1885890929, hashtext('pharox'))")
@@ -498,7 +498,7 @@ class TestRefusals:
     def test_without_the_extra(
         self, postgres: PostgresStorage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Whoever lacks pyarrow or DuckDB is told what to install."""
+        """Without pyarrow or DuckDB, the error says what to install."""
         for library, module in (("pyarrow", "files"), ("duckdb", "reading")):
             with monkeypatch.context() as patch:
                 patch.setitem(sys.modules, library, None)
@@ -514,7 +514,7 @@ def test_a_part_that_somebody_reads_leaves_with_the_next_run(
     clock = full_parts(postgres)
     with postgres.engine.connect().execution_options(isolation_level="READ COMMITTED") as reader:
         reader.exec_driver_sql("SELECT count(*) FROM pharox.events")
-        with pytest.raises(ConflictError, match="still reading"):
+        with pytest.raises(ConflictError, match="still reads"):
             archive(postgres, clock.now, tmp_path / "archive", patience_s=0.2)
         assert postgres.verify() == []
     archive(postgres, clock.now, tmp_path / "archive")

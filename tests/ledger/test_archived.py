@@ -133,7 +133,7 @@ class TestWithoutArchive:
     def test_there_is_no_silent_beginning(
         self, postgres: PostgresStorage, last: tuple[int, datetime]
     ) -> None:
-        """Whoever would need an archived event is told where it is."""
+        """A query that needs an archived event gets an error that says where it is."""
         seq, moment = last
         for ask in (
             lambda: list(postgres.events()),

@@ -123,7 +123,7 @@ class TestOfLease:
         assert address in {f"http://10.0.0.{n}:8000" for n in range(2)}
 
     def test_a_lease_that_is_held_has_no_end(self, scene: Scene) -> None:
-        """What becomes of the proxy is told up to now."""
+        """The story of the proxy goes on to now."""
         held = scene.manager.acquire_proxy("a pool", consumer_name="late")
         assert held is not None
         scene.storage.save_proxy(
@@ -196,7 +196,7 @@ class TestOfProxy:
 
 class TestOfConsumer:
     def test_a_miss_says_what_the_pool_had(self, scene: Scene) -> None:
-        """Leases and misses are told, and of a miss how the pool stood in numbers."""
+        """Leases and misses are listed, and a miss has the pool's statistics."""
         entries = list(audit.of_consumer(scene.storage, "crawler").entries)
         assert [entry.event.type for entry in entries] == [
             "ConsumerRegistered",
@@ -406,7 +406,7 @@ def test_past_counts_are_the_same_by_any_way(
 
 
 class TestArchived:
-    """What is told when the beginning of the log has been archived."""
+    """Audits of a log whose beginning was archived."""
 
     @pytest.fixture
     def archived(self, postgres: PostgresStorage, tmp_path: Path) -> datetime:

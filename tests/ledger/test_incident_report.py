@@ -226,7 +226,7 @@ class TestRefused:
     def test_a_window_in_the_future(self, memory: InMemoryStorage, tmp_path: Path) -> None:
         """It has not begun."""
         start = datetime.now(UTC) + timedelta(days=1)
-        with pytest.raises(InvalidInputError, match="has not begun"):
+        with pytest.raises(InvalidInputError, match="is in the future"):
             write_report(memory, start, start + MINUTE, tmp_path / "report")
 
     def test_an_end_in_the_future_is_now(self, tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ class TestRefused:
             used.mkdir()
             kept = used / "timeline.jsonl"
         kept.write_text("mine")
-        with pytest.raises(ReportError, match="is there already and is not an empty folder"):
+        with pytest.raises(ReportError, match="exists and is not an empty folder"):
             write_report(memory, *window, used)
         assert kept.read_text() == "mine"
         assert list(tmp_path.iterdir()) == [used]

@@ -90,12 +90,12 @@ def test_an_archive_is_read_along(
 @pytest.mark.parametrize(
     ("given", "status", "sentence"),
     [
-        ({"--from": "noon"}, 2, "'noon' is no moment"),
+        ({"--from": "noon"}, 2, "'noon' is not a moment"),
         ({"--to": "2026-01-01T00:00"}, 2, "has no time zone"),
         ({"--to": "1h"}, 2, "must begin before it ends"),
         ({"--from": "now"}, 2, "must begin before it ends"),
         ({"--archive": "/nowhere"}, 1, "/nowhere"),
-        ({"--from": "2100-01-01T00Z", "--to": "2100-01-02T00Z"}, 2, "has not begun"),
+        ({"--from": "2100-01-01T00Z", "--to": "2100-01-02T00Z"}, 2, "is in the future"),
         ({"--from": "2000-01-01T00Z", "--to": "2000-01-02T00Z"}, 1, "nothing was recorded"),
         ({"--pool": "asia"}, 1, "no pool was named 'asia'"),
         ({"--output": "/dev/null"}, 1, "is not an empty folder"),

@@ -160,7 +160,7 @@ class TestRebuild:
         """Only what a rebuild made is dropped, whatever its name is."""
         run_sql(postgres.engine, "CREATE SCHEMA pharox_rebuild")
         run_sql(postgres.engine, "CREATE TABLE pharox_rebuild.theirs ()")
-        with pytest.raises(DatabaseError, match="somebody else's"):
+        with pytest.raises(DatabaseError, match="did not create that schema"):
             rebuild(postgres)
         assert run_sql(postgres.engine, "SELECT count(*) FROM pharox_rebuild.theirs") == [(0,)]
 

@@ -244,9 +244,9 @@ class TestPoolAt:
     @pytest.mark.parametrize(
         ("at", "told"),
         [
-            (-1, "no place in the log"),
-            (5, "ends with 3"),
-            (2**80, "ends with 3"),
+            (-1, "is not a seq of the log"),
+            (5, "ends at 3"),
+            (2**80, "ends at 3"),
             (datetime(2999, 1, 1, tzinfo=UTC), "in the future"),
             (datetime(2026, 1, 1), "needs a time zone"),
         ],

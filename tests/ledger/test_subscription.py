@@ -312,9 +312,9 @@ def test_what_the_database_refuses_is_told(storage: PostgresStorage) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"start": 0}, "no place in the log"),
-        ({"start": "yesterday"}, "no place in the log"),
-        ({"start": True}, "no place in the log"),
+        ({"start": 0}, "is not a start"),
+        ({"start": "yesterday"}, "is not a start"),
+        ({"start": True}, "is not a start"),
         ({"types": ["NoSuchEvent"]}, "NoSuchEvent"),
         ({"proxy_id": "192.0.2.1"}, "192.0.2.1"),
         ({"batch_size": 0}, "batch_size"),
@@ -347,7 +347,7 @@ def test_where_it_cannot_run_is_told(storage: PostgresStorage) -> None:
     ("options", "error", "sentence"),
     [
         ({"pool": "nowhere"}, PoolNotFoundError, "nowhere"),
-        ({"start": 5}, InvalidInputError, "no event 5 yet: it ends with 3"),
+        ({"start": 5}, InvalidInputError, "no event 5 yet: it ends at 3"),
     ],
 )
 def test_a_start_that_fails_leaves_nothing_behind(
@@ -372,7 +372,7 @@ def test_nothing_is_reset_to_what_is_not_there_yet(storage: PostgresStorage) -> 
     """A checkpoint behind the log's end would pass over what comes."""
     fill(storage, 2)
     read_to_the_end(Subscription("two", print), storage)
-    with pytest.raises(InvalidInputError, match="no event 99999 yet: it ends with 3"):
+    with pytest.raises(InvalidInputError, match="no event 99999 yet: it ends at 3"):
         reset(storage, "two", 99_999)
     assert status_of(storage, "two").checkpoint == 3
     assert reset(storage, "two", 4) == Reset(next_seq=4, forgotten=0)

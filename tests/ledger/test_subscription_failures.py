@@ -335,7 +335,7 @@ def test_a_subscription_can_be_removed_when_nobody_reads(storage: PostgresStorag
     fill(storage, 2)
     with following(subscription(Handler(1)), storage):
         until(lambda: parked_seqs_or_none(storage) == [1])
-        with pytest.raises(Exception, match="has a reader"):
+        with pytest.raises(Exception, match="has a running reader"):
             remove(storage, "sub")
     remove(storage, "sub")
     assert subscriptions(storage) == []

@@ -196,7 +196,7 @@ def test_a_failing_failure_callback_changes_nothing(caplog: pytest.LogCaptureFix
     manager.register_failure_callback(_fail)
     with pytest.raises(ZeroDivisionError):
         manager.acquire_proxy("pool")
-    assert "told of a failure" in caplog.text
+    assert "notified of a failure" in caplog.text
 
 
 def test_what_the_application_has_bound_costs_no_lease(caplog: pytest.LogCaptureFixture) -> None:

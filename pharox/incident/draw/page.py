@@ -70,8 +70,8 @@ def _draw_header(body: Element, window: Window, events: int) -> None:
 def _notes(selection: Selection) -> Iterator[str]:
     window, resolution = selection.style.window, selection.style.resolution
     yield (
-        "Each bar is a lease on the proxy of its line, from when it was acquired to when it was "
-        "released or taken back. Point at anything for details; click to keep them."
+        "Each bar is a lease on the proxy of its line, from its acquisition to its release or "
+        "expiry. Point at anything for details; click to keep them."
     )
     yield (
         "Available means active and below its capacity. Where this changed more than "
@@ -83,16 +83,16 @@ def _notes(selection: Selection) -> Iterator[str]:
         "pool. Health checks that changed nothing are not drawn."
     )
     yield (
-        "Leases on one proxy at once are drawn above each other, on up to "
-        f"{MOST_LINES} lines; the last has the rest."
+        f"Concurrent leases on one proxy are stacked on up to {MOST_LINES} lines; the last has "
+        "the rest."
     )
     if resolution is not None:
         yield (
-            "There is much to draw: leases and changes that begin in the same "
+            "This window is busy: leases and changes that begin in the same "
             f"{span(window.seconds / resolution)} and are shorter than that share a bar."
         )
     if selection.pools_left_out:
-        yield f"{count(selection.pools_left_out, 'pool')} with less to show are not drawn."
+        yield f"{count(selection.pools_left_out, 'pool')} with less activity are not drawn."
     yield (
         "All times are UTC, by the ledger's clock. timeline.jsonl beside this page has every "
         "event with all its fields."

@@ -95,7 +95,7 @@ def _draw_left_out(section: Element, pool: PoolPicture, lanes: Sequence[Lane]) -
         f"{count(number, 'proxy', 'proxies')} {which}"
         for number, which in (
             (idle, "without a lease or a change"),
-            (cut, "with the least to show"),
+            (cut, "with the least activity"),
         )
         if number
     ]

@@ -68,7 +68,7 @@ def find_window(log: SealedLog, start: datetime, end: datetime, now: datetime) -
         start, end = (check_aware(moment).astimezone(UTC) for moment in (start, end))
         before = start - timedelta(microseconds=1)
     except OverflowError as error:
-        raise InvalidInputError("the window lies outside of the calendar") from error
+        raise InvalidInputError("the window is outside of the calendar") from error
     if start >= end:
         raise InvalidInputError(
             f"the window must begin before it ends, and {full_moment(start)} is not before "
@@ -77,7 +77,7 @@ def find_window(log: SealedLog, start: datetime, end: datetime, now: datetime) -
     after, upto = log.seq_at(before), log.seq_at(end)
     if upto <= after:
         if start >= now:
-            raise InvalidInputError(f"the window has not begun: it is {full_moment(now)}")
+            raise InvalidInputError(f"the window is in the future: it is {full_moment(now)}")
         between = f"{full_moment(start)} and {full_moment(end)}"
         raise ReportError(f"nothing was recorded between {between}; {_extent(log)}")
     if end > now:

@@ -105,7 +105,7 @@ def archive(
     Raises
     ------
     InvalidInputError
-        If the moment has no time zone or lies in the future.
+        If the moment has no time zone or is in the future.
     ArchiveFileError
         If the folder cannot be written, a file of another log is in the way,
         or a file differs from the log when it is read back. No part has left the
@@ -134,7 +134,7 @@ class _Archiving:
         # and it is listed before its tables are detached.
         now = self._parts.clock()
         if before > now + _SKEW:
-            raise InvalidInputError(f"{before.isoformat()} lies in the future", value=before)
+            raise InvalidInputError(f"{before.isoformat()} is in the future", value=before)
         listed = self._parts.listed()
         self._detach([part for part in listed if part.archive], patience_s)
         leaving, kept = self._choose(listed, min(before, now - _SETTLED), patience_s)
@@ -186,7 +186,7 @@ class _Archiving:
             rows = session.rows(archive_statements.slowest_subscription(self._storage.schema))
         if not rows or rows[0]["seq"] >= (contents.last_seq or 0):
             return None
-        return f"subscription {rows[0]['name']!r} has still to read it"
+        return f"subscription {rows[0]['name']!r} has not read it yet"
 
     def _complete_tick(self) -> None:
         """Complete the last tick, so that no archived tick grows later."""
@@ -274,7 +274,7 @@ def _why_recent(contents: Contents, before: datetime) -> str | None:
     if contents.unsealed:
         return f"{contents.unsealed} of its events are not sealed yet"
     if contents.settled_at is not None and contents.settled_at >= before:
-        return f"it has events of {contents.settled_at.astimezone(UTC).isoformat()}"
+        return f"its last event is of {contents.settled_at.astimezone(UTC).isoformat()}"
     return None
 
 
@@ -283,8 +283,8 @@ def _authentic(path: Path) -> Rows:
     for row in archive_files.read(path, EVENTS):
         if digest(row) != row["digest"]:
             raise ArchiveFileError(
-                f"event {row['seq']} in {path} is not the one that was sealed; "
-                "`pharox verify` tells whether the log was changed",
+                f"event {row['seq']} in {path} differs from its seal; `pharox verify` shows "
+                "whether the log was changed",
                 path=str(path),
                 seq=row["seq"],
             )
@@ -296,7 +296,7 @@ def _compare(path: Path, log: Rows, kept: Rows) -> None:
         differs = any(ours != theirs for ours, theirs in zip_longest(log, kept))
     if differs:
         raise ArchiveFileError(
-            f"{path} is there already and does not hold this part of the log; "
-            "give another folder, or move it away",
+            f"{path} exists and does not hold this part of the log; give another folder, or move "
+            "the file",
             path=str(path),
         )

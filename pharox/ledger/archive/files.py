@@ -29,7 +29,7 @@ try:
     import pyarrow.parquet as pq
 except ModuleNotFoundError as missing:
     raise ArchiveFileError(
-        "an archive is made of Parquet files, which are an extra: pip install 'pharox[archive]'"
+        "an archive needs support for Parquet files: pip install 'pharox[archive]'"
     ) from missing
 
 Row = dict[str, Any]
@@ -152,7 +152,9 @@ def read(path: Path, schema: pa.Schema) -> Generator[Row]:
     """
     with _file_errors(path, "read"), pq.ParquetFile(path) as file:
         if not file.schema_arrow.equals(schema):
-            raise ArchiveFileError(f"{path} has other columns than an archive", path=str(path))
+            raise ArchiveFileError(
+                f"{path} does not have the columns of an archive", path=str(path)
+            )
         for batch in file.iter_batches(_PAGE):
             # A broken file may have invalid text, or times that Python cannot represent.
             with _file_errors(path, "read", ValueError, OverflowError):

@@ -114,8 +114,8 @@ class Parts:
             self._detach_tables(part)
         except psycopg.errors.LockNotAvailable as error:
             raise ConflictError(
-                f"somebody is still reading positions from {part.first} on; that part is archived "
-                "and leaves the database with the next run"
+                f"another session still reads positions from {part.first} on; that part is "
+                "archived, and the next run drops it from the database"
             ) from error
         finally:
             if not self._connection.closed:

@@ -31,7 +31,7 @@ try:
     import duckdb
 except ModuleNotFoundError as missing:
     raise ArchiveFileError(
-        "reading an archive takes DuckDB, which is an extra: pip install 'pharox[archive]'"
+        "reading an archive needs DuckDB: pip install 'pharox[archive]'"
     ) from missing
 
 _PAGE = 2000

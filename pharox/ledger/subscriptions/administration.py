@@ -159,7 +159,9 @@ def remove(storage: IStorage, name: str) -> None:
     with checked.session() as session:
         _check_known(session, checked.schema, name)
         if not session.run(statements.remove(checked.schema), name=name):
-            raise ConflictError(f"subscription {name!r} has a reader; stop that first", name=name)
+            raise ConflictError(
+                f"subscription {name!r} has a running reader; stop it first", name=name
+            )
         session.run(statements.forget_parked(checked.schema), name=name)
 
 

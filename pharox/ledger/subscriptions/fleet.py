@@ -100,7 +100,7 @@ def fleet_subscription(
         for type_ in _EVENTS_OF[on]
     }
     if not by_type:
-        raise InvalidInputError(f"give a callback: {', '.join(_EVENTS_OF)}")
+        raise InvalidInputError(f"give at least one callback: {', '.join(_EVENTS_OF)}")
     payloads = Payloads(in_postgres(storage), by_type)
     subscription = Subscription(
         name or f"{UNNAMED}{uuid4()}",
@@ -221,7 +221,7 @@ def payload_of(event: Event, states: dict[str, State]) -> Payload:
             )
         case HealthChecked():
             return _checked(event, stats)
-    raise TypeError(f"no callback is told of {event.type}")
+    raise TypeError(f"no callback receives {event.type}")
 
 
 def _checked(event: HealthChecked, stats: PoolStatsSnapshot | None) -> HealthEventPayload:

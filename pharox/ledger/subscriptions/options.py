@@ -61,9 +61,9 @@ class SubscriptionOptions:
                 raise InvalidInputError(f"{name} must be at least 1")
         check_pause(self.poll_s, "poll_s")
         if unknown := sorted(set(self.types or ()) - _TYPES):
-            raise InvalidInputError(f"no event is of type {unknown[0]!r}", types=unknown)
+            raise InvalidInputError(f"there is no event type {unknown[0]!r}", types=unknown)
         if self.proxy_id is not None and id_from_text(self.proxy_id) is None:
-            raise InvalidInputError(f"{self.proxy_id!r} is no id of a proxy", value=self.proxy_id)
+            raise InvalidInputError(f"{self.proxy_id!r} is not a proxy id", value=self.proxy_id)
 
     @property
     def is_async(self) -> bool:
@@ -76,4 +76,4 @@ def check_start(start: Start) -> None:
     if isinstance(start, int) and not isinstance(start, bool) and 1 <= start < 2**63:
         return
     if start not in ("beginning", "now"):
-        raise InvalidInputError(f"{start!r} is no place in the log: 'beginning', 'now' or a seq")
+        raise InvalidInputError(f"{start!r} is not a start; give 'beginning', 'now' or a seq")

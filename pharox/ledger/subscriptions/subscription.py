@@ -64,7 +64,7 @@ class Subscription(SubscriptionOptions):
     Raises
     ------
     InvalidInputError
-        If these make no sense.
+        If these are not valid.
     """
 
     def run(self, storage: IStorage, stop: threading.Event | None = None) -> None:

@@ -148,7 +148,7 @@ class PostgresStorage(IStorage):
     ) -> None:
         if not isinstance(engine, Engine):
             raise InvalidInputError(
-                "make the engine with create_engine; for an async one there is AsyncPostgresStorage"
+                "make the engine with create_engine; an async engine needs AsyncPostgresStorage"
             )
         if engine.dialect.driver != "psycopg":
             raise ValueError(

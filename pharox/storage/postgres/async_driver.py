@@ -162,8 +162,8 @@ class AsyncDriver:
         self._loop = self._loop or loop
         if loop is not self._loop:
             raise InvalidInputError(
-                "a storage belongs to the event loop in which it was first used; "
-                "make another one, with an engine of its own"
+                "a storage belongs to the event loop that first used it; create another storage, "
+                "with its own engine"
             )
 
     async def _ask(

@@ -172,7 +172,7 @@ def answer_timeout(seconds: float) -> AnswerTimeoutError:
     """Return the error for a statement that was cancelled because it took too long."""
     return AnswerTimeoutError(
         f"no answer came within answer_timeout_s ({seconds:g} s), so the statement was cancelled; "
-        "nothing came of it",
+        "it had no effect",
         answer_timeout_s=seconds,
     )
 

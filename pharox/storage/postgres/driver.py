@@ -200,8 +200,9 @@ def check_own_session(connection: psycopg.Connection[Any]) -> None:
         for _ in range(_PROBES):
             if _pid(other) == pid or _pid(connection) != pid:
                 raise DatabaseError(
-                    "this needs a session of its own, and the pooler lends it to others after "
-                    "each transaction: connect to PostgreSQL itself, or to a pooler in session mode"
+                    "this needs its own session, and the pooler gives sessions to others after "
+                    "each transaction: connect to PostgreSQL directly, or to a pooler in session "
+                    "mode"
                 )
             other.rollback()
 

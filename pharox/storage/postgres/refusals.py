@@ -26,24 +26,24 @@ AnyConnection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 UPGRADE_HINT = "run `pharox db upgrade` or call storage.upgrade_schema()"
 
 PREPARE_HINT = (
-    "a pooler between here and PostgreSQL does not keep prepared statements apart: connect with "
+    "a pooler in front of PostgreSQL does not support prepared statements: connect with "
     "prepare=False, or `?prepare=off` in the URL"
 )
 _POOLER_HINTS = {
     "statement pooling mode": (
-        "the pooler runs each statement in any session, and the ledger needs transactions: set "
-        "its pool_mode to transaction or session"
+        "the pooler may run each statement in another session, and the ledger needs transactions: "
+        "set its pool_mode to transaction or session"
     ),
     "unsupported startup parameter": (
-        "the pooler refuses what the URL, or PGOPTIONS, sets: leave it out, or name it in the "
-        "pooler's ignore_startup_parameters"
+        "the pooler refuses a parameter that the URL or PGOPTIONS sets: remove it, or add it to "
+        "the pooler's ignore_startup_parameters"
     ),
     "query_wait_timeout": (
-        "the pooler had no connection to PostgreSQL free for so long: raise its "
+        "the pooler had no free connection to PostgreSQL in time: raise its "
         "default_pool_size, or use fewer connections"
     ),
     "no more connections allowed": (
-        "the pooler takes no more clients: raise its max_client_conn, or use fewer connections"
+        "the pooler accepts no more clients: raise its max_client_conn, or use fewer connections"
     ),
 }
 """Advice on pooler errors, by a part of their message."""
@@ -66,19 +66,20 @@ def no_connection(error: BaseException) -> DatabaseUnavailableError:
 def pool_exhausted(callers: str) -> DatabaseUnavailableError:
     """Return the error for an engine whose pool had no free connection before the timeout."""
     return DatabaseUnavailableError(
-        f"all connections of the engine's pool are in use; give it as many as {callers} lease"
+        f"all connections of the engine's pool are in use; give it one for each of the {callers} "
+        "that lease"
     )
 
 
 def read_only(is_standby: bool | None) -> ReadOnlyDatabaseError:
     """Return the error for a read-only database; ``is_standby`` is None if unknown."""
     standby = (
-        "this server is a standby, which can be read only: connect to the primary, or name all "
+        "this server is a standby, which is read-only: connect to the primary, or name all "
         "servers, as in postgresql://host1,host2/database?target_session_attrs=read-write"
     )
     setting = "default_transaction_read_only is on for this database or role"
     why = {True: standby, False: setting, None: f"{standby}; or {setting}"}[is_standby]
-    return ReadOnlyDatabaseError(f"nothing can be written here: {why}", is_standby=is_standby)
+    return ReadOnlyDatabaseError(f"the database is read-only: {why}", is_standby=is_standby)
 
 
 def with_advice(error: BaseException) -> str:
@@ -106,8 +107,8 @@ def _refusal(error: psycopg.Error, connection: AnyConnection) -> DatabaseError |
             return SchemaError(f"the pharox schema is outdated: {UPGRADE_HINT}")
         case psycopg.errors.InsufficientPrivilege():
             return DatabaseError(
-                f"the database refused: {error.diag.message_primary}; connect as a role that may, "
-                "`pharox db grant` says what each needs"
+                f"the database refused: {error.diag.message_primary}; connect as a role with the "
+                "rights, which `pharox db grant` lists"
             )
         case psycopg.errors.ReadOnlySqlTransaction():
             # The server reports it to each session; poolers do not pass it on.

@@ -77,7 +77,7 @@ def archived_error(parts: Sequence[Part]) -> ArchivedError:
     moment = max(part["last_recorded_at"] for part in parts).astimezone(UTC)
     return ArchivedError(
         f"events up to seq {last['last_seq']} ({moment:%Y-%m-%dT%H:%M:%S.%fZ}) are archived "
-        f"in {last['archive']}; ask for later ones, or read the archive along",
+        f"in {last['archive']}; ask for later events, or read the archive too",
         last_seq=last["last_seq"],
         last_recorded_at=moment,
         archive=last["archive"],

@@ -59,7 +59,7 @@ def check_schema_name(schema: str) -> str:
     """
     length = len(check_text(schema).encode())
     if not 0 < length <= LONGEST_NAME:
-        raise InvalidInputError(f"a schema's name has from 1 to {LONGEST_NAME} bytes")
+        raise InvalidInputError(f"a schema's name must have from 1 to {LONGEST_NAME} bytes")
     if schema.startswith("pg_") or re.search(r"\$(sql|from)?\$", schema):
         raise InvalidInputError(
             "a schema's name cannot begin with pg_ or contain $$, $sql$ or $from$", name=schema
@@ -85,15 +85,15 @@ def upgrade(engine: Engine, schema: str) -> None:
     while not _upgraded(transactional, schema):
         if time.monotonic() > deadline:
             raise DatabaseError(
-                f"the upgrade did not get its locks in {PATIENCE_S} s; look for transactions that "
-                "are left open, a backup, a rebuild or a verify, and call it again"
+                f"the upgrade could not acquire its locks in {PATIENCE_S} s; look for open "
+                "transactions, a backup, a rebuild or a verify, then run it again"
             )
         time.sleep(random.uniform(0.02, 0.2))  # noqa: S311 - only to let others go first
 
 
 def _upgraded(engine: Engine, schema: str) -> bool:
     """Upgrade once. Return whether the schema is up to date; False if a lock was not available."""
-    what = "the upgrade, and nothing of it is half done"
+    what = "the upgrade, which was rolled back"
     try:
         with engine.begin() as connection:
             keep_names_apart(connection.connection.driver_connection)  # type: ignore[arg-type]
@@ -161,7 +161,7 @@ def oldest_client_statement(schema: str) -> Statement:
 def check_version(version: str | None, schema: str) -> None:
     """Raise :class:`SchemaError` unless this code was written for exactly this ``version``."""
     if version is None:
-        raise SchemaError(f"the database has no schema {schema!r} of pharox: {UPGRADE_HINT}")
+        raise SchemaError(f"the database has no pharox schema {schema!r}: {UPGRADE_HINT}")
     if version < HEAD:
         raise SchemaError(
             f"schema {schema!r} has version {version}, this pharox needs {HEAD}: {UPGRADE_HINT}",

@@ -129,7 +129,7 @@ def _unfit(need: _Need) -> DatabaseError:
     return DatabaseError(
         f"{need.name} is {need.found!r} in the engine's sessions, and the ledger needs "
         f"{need.value.upper()}: make the engine with "
-        f'connect_args={{"options": "-c {need.name}={spelled}"}}, have it set with '
+        f'connect_args={{"options": "-c {need.name}={spelled}"}}, set it with '
         f"`ALTER ROLE ... SET {need.name} = '{need.value}'`, or use pharox.connect(), whose "
         "connections set it",
         setting=need.name,
@@ -139,8 +139,8 @@ def _unfit(need: _Need) -> DatabaseError:
 
 def _unfit_behind_a_pooler(need: _Need) -> DatabaseError:
     return DatabaseError(
-        f"{need.name} is {need.found!r}, the ledger needs {need.value.upper()}, and a pooler is "
-        f"between, whose sessions others use too: have it set with `ALTER ROLE ... SET "
+        f"{need.name} is {need.found!r}, the ledger needs {need.value.upper()}, and a pooler "
+        "shares its sessions with others: set it with `ALTER ROLE ... SET "
         f"{need.name} = '{need.value}'`, or with PgBouncer's connect_query",
         setting=need.name,
         found=need.found,

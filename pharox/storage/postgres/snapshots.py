@@ -131,8 +131,8 @@ def base_of(session: Session, ledger: str, projections: Sequence[Projection]) ->
         for name in _names(projections):
             if name not in stored.get(base, ()):
                 raise ArchivedError(
-                    f"{name} can't be folded from what is left: events up to seq {base} were "
-                    "archived before it was known",
+                    f"{name} cannot be folded from the log: events up to seq {base} were archived "
+                    "before it was installed",
                     last_seq=base,
                 )
     return base

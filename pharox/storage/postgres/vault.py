@@ -70,7 +70,7 @@ class _Key:
     def __init__(self, text: str) -> None:
         key = urlsafe_b64decode(text)
         if len(key) != _KEY_BYTES:
-            raise ValueError("a key has 32 bytes")
+            raise ValueError("a key must have 32 bytes")
         self.cipher = AESGCM(_derived(key, b"pharox credentials"))
         self._fingerprint_key = _derived(key, b"pharox fingerprints")
 
@@ -136,8 +136,8 @@ class Vault:
         raise _unreadable(
             place,
             "none of the keys in PHAROX_SECRET_KEY fits its credentials: add the key that they "
-            "were encrypted with; if there is none, they were changed or are another proxy's, and "
-            "`pharox verify` says more",
+            "were encrypted with; if there is none, they were changed or belong to another proxy, "
+            "see `pharox verify`",
         )
 
     def fingerprints(self, pool_id: UUID, proxy: Proxy) -> Fingerprints:
