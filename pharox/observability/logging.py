@@ -85,15 +85,7 @@ class StructuredLogger:
         A manager that has one with the same logger and options is left as it is:
         otherwise each line would be written twice.
         """
-        register_once(
-            manager,
-            self._identity,
-            acquire=self.handle_acquire,
-            release=self.handle_release,
-            expire=self.handle_expire,
-            health=self.handle_health,
-            failure=self.handle_failure,
-        )
+        register_once(manager, self._identity, self)
         return self
 
     def handle_acquire(self, payload: AcquireEventPayload) -> None:

@@ -131,15 +131,7 @@ class PrometheusMetricsRecorder:
         A manager that has a recorder of these metrics is left as it is: otherwise
         everything would be counted twice.
         """
-        register_once(
-            manager,
-            (type(self), self._metrics),
-            acquire=self.handle_acquire,
-            release=self.handle_release,
-            expire=self.handle_expire,
-            health=self.handle_health,
-            failure=self.handle_failure,
-        )
+        register_once(manager, (type(self), self._metrics), self)
         return self
 
     def handle_acquire(self, payload: AcquireEventPayload) -> None:

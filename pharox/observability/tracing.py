@@ -59,14 +59,7 @@ class TracingRecorder:
         would be two spans of everything.
         """
         if self._tracer is not None:
-            register_once(
-                manager,
-                self._identity,
-                acquire=self.handle_acquire,
-                release=self.handle_release,
-                expire=self.handle_expire,
-                health=self.handle_health,
-            )
+            register_once(manager, self._identity, self)
         return self
 
     def handle_acquire(self, payload: AcquireEventPayload) -> None:
