@@ -22,6 +22,15 @@ Archive = Annotated[
 ]
 """The option ``--archive`` of every command about the past."""
 
+Url = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="The database. Other users can see it here; PHAROX_DATABASE_URL is private.",
+    ),
+]
+Schema = Annotated[str, typer.Option(metavar="NAME", help="Where in the database the ledger is.")]
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
