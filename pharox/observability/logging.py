@@ -16,17 +16,9 @@ from uuid import UUID
 
 import structlog
 
+from .. import models
 from ..events.attribution import current_attribution
 from ..manager.leasing import Leasing
-from ..models import (
-    AcquireEventPayload,
-    CallbackFailurePayload,
-    ExpireEventPayload,
-    HealthEventPayload,
-    MissReason,
-    PoolStatsSnapshot,
-    ReleaseEventPayload,
-)
 from .registering import register_once
 
 _LAZY = type(structlog.get_logger())
@@ -88,10 +80,10 @@ class StructuredLogger:
         register_once(manager, self._identity, self)
         return self
 
-    def handle_acquire(self, payload: AcquireEventPayload) -> None:
+    def handle_acquire(self, payload: models.AcquireEventPayload) -> None:
         """Write a line for an attempt to lease, hit or miss."""
         lease = payload.lease
-        is_misspelled = payload.miss_reason is MissReason.UNKNOWN_POOL
+        is_misspelled = payload.miss_reason is models.MissReason.UNKNOWN_POOL
         if not is_misspelled and not self._is_sampled(lease.id if lease else None):
             return
         filters = payload.filters
@@ -111,15 +103,15 @@ class StructuredLogger:
             stats=payload.pool_stats,
         )
 
-    def handle_release(self, payload: ReleaseEventPayload) -> None:
+    def handle_release(self, payload: models.ReleaseEventPayload) -> None:
         """Write a line for a release."""
         self._write_ending("pharox.release", "released", payload, payload.released_at.isoformat())
 
-    def handle_expire(self, payload: ExpireEventPayload) -> None:
+    def handle_expire(self, payload: models.ExpireEventPayload) -> None:
         """Write a line for a lease that expired."""
         self._write_ending("pharox.expire", "expired", payload, payload.expired_at.isoformat())
 
-    def handle_health(self, payload: HealthEventPayload) -> None:
+    def handle_health(self, payload: models.HealthEventPayload) -> None:
         """Write a line for a health check."""
         if not payload.lease_ids and not self._is_sampled(None):
             return
@@ -142,7 +134,7 @@ class StructuredLogger:
             stats=payload.pool_stats,
         )
 
-    def handle_failure(self, payload: CallbackFailurePayload) -> None:
+    def handle_failure(self, payload: models.CallbackFailurePayload) -> None:
         """Write a line for a callback that raised."""
         self._write(
             "pharox.callback_failed",
@@ -155,7 +147,11 @@ class StructuredLogger:
         )
 
     def _write_ending(
-        self, event: str, status: str, payload: ReleaseEventPayload | ExpireEventPayload, at: str
+        self,
+        event: str,
+        status: str,
+        payload: models.ReleaseEventPayload | models.ExpireEventPayload,
+        at: str,
     ) -> None:
         lease = payload.lease
         if not self._is_sampled(lease.id):
@@ -169,7 +165,7 @@ class StructuredLogger:
             lease_id=str(lease.id),
             proxy_id=str(lease.proxy_id),
             lease_duration_ms=payload.lease_duration_ms,
-            reason=payload.reason if isinstance(payload, ReleaseEventPayload) else None,
+            reason=payload.reason if isinstance(payload, models.ReleaseEventPayload) else None,
             stats=payload.pool_stats,
             **{f"{status}_at": at},
         )
@@ -179,7 +175,7 @@ class StructuredLogger:
         event: str,
         *,
         level: str = "info",
-        stats: PoolStatsSnapshot | None = None,
+        stats: models.PoolStatsSnapshot | None = None,
         **fields: Any,
     ) -> None:
         actor, correlation_id = current_attribution()
