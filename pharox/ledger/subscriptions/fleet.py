@@ -29,7 +29,6 @@ from pharox.log import Extract
 from pharox.models import (
     AcquireEventPayload,
     ExpireEventPayload,
-    HealthCheckResult,
     HealthEventPayload,
     Lease,
     PoolStatsSnapshot,
@@ -38,6 +37,7 @@ from pharox.models import (
     SelectorStrategy,
 )
 from pharox.storage.interface import IStorage
+from pharox.storage.requests import result_of_check
 from projections import LEASES, POOL_STATS, POOLS, LeaseRow, PoolRow, State
 
 from ...history.sealed_log import SealedLog
@@ -218,7 +218,7 @@ def payload_of(event: events.Event, states: dict[str, State]) -> Payload:
 
 def _checked(event: events.HealthChecked, stats: PoolStatsSnapshot | None) -> HealthEventPayload:
     return HealthEventPayload(
-        result=_result(event),
+        result=result_of_check(event),
         pool_name=None if stats is None else stats.pool_name,
         status_before=event.before.status,
         status_after=event.after.status,
@@ -245,17 +245,3 @@ def _stats(event: events.Event, states: dict[str, State]) -> PoolStatsSnapshot |
 def _lease(event: events.Event, states: dict[str, State]) -> Lease:
     row: LeaseRow = states[LEASES.name][event.lease_id, event.pool_id]
     return Lease.model_validate(asdict(row))
-
-
-def _result(event: events.HealthChecked) -> HealthCheckResult:
-    return HealthCheckResult(
-        proxy_id=event.proxy_id,
-        status=event.status,
-        latency_ms=event.latency_ms or 0,
-        protocol=event.protocol,
-        attempts=event.attempts,
-        status_code=event.status_code,
-        checked_at=event.checked_at,
-        error_message=event.error,
-        failure=event.failure,
-    )
