@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from .errors import DatabaseUnavailableError as DatabaseUnavailableError
     from .errors import InvalidInputError as InvalidInputError
     from .errors import InvalidLeaseError as InvalidLeaseError
+    from .errors import LeaseBusyError as LeaseBusyError
     from .errors import LeaseEndedError as LeaseEndedError
+    from .errors import LeaseLostError as LeaseLostError
     from .errors import OutcomeUnknownError as OutcomeUnknownError
     from .errors import OutOfResourcesError as OutOfResourcesError
     from .errors import PharoxError as PharoxError
@@ -55,6 +57,8 @@ if TYPE_CHECKING:
     from .manager import ProxyManager as ProxyManager
     from .manager.clients import AsyncLeasedClient as AsyncLeasedClient
     from .manager.clients import LeasedClient as LeasedClient
+    from .manager.options import LeaseOptions as LeaseOptions
+    from .manager.options import OnLost as OnLost
     from .models import AcquireEventPayload as AcquireEventPayload
     from .models import CallbackFailurePayload as CallbackFailurePayload
     from .models import CheckFailure as CheckFailure
@@ -66,6 +70,7 @@ if TYPE_CHECKING:
     from .models import HealthPolicy as HealthPolicy
     from .models import Lease as Lease
     from .models import LeaseStatus as LeaseStatus
+    from .models import LostEventPayload as LostEventPayload
     from .models import MissReason as MissReason
     from .models import PoolStatsSnapshot as PoolStatsSnapshot
     from .models import Proxy as Proxy
@@ -111,6 +116,7 @@ _HOME = {
         "bootstrap_proxy_async",
     ),
     ".manager.clients": ("AsyncLeasedClient", "LeasedClient"),
+    ".manager.options": ("LeaseOptions", "OnLost"),
     ".connecting": ("connect", "connect_async"),
     ".errors": (
         "AnswerTimeoutError",
@@ -120,7 +126,9 @@ _HOME = {
         "DatabaseUnavailableError",
         "InvalidInputError",
         "InvalidLeaseError",
+        "LeaseBusyError",
         "LeaseEndedError",
+        "LeaseLostError",
         "OutOfResourcesError",
         "OutcomeUnknownError",
         "PharoxError",
@@ -152,6 +160,7 @@ _HOME = {
         "HealthCheckOptions",
         "HealthCheckResult",
         "HealthEventPayload",
+        "LostEventPayload",
         "HealthPolicy",
         "Lease",
         "LeaseStatus",

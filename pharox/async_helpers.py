@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from contextvars import copy_context
 from functools import partial
-from typing import TypeVar
+from typing import TypeVar, Unpack
 from uuid import UUID
 
 from .effects import Calls, call, call_async, is_async, run, run_async
 from .effects.cancelling import CancelledCall, call_in_thread, to_the_end
 from .errors import InvalidInputError
 from .manager import ProxyManager
+from .manager.blocks import held_by_task
 from .manager.leasing import AcquireArguments, releasing_after, retrying
+from .manager.options import LeaseOptions, OnLost, check_on_lost
 from .manager.retrying import checked_config, in_both_orders
 from .models import Lease, ProxyFilters, RetryConfig, SelectorStrategy
 from .storage.requests import Acquisition
@@ -41,6 +43,7 @@ async def acquire_proxy_async(
     selector: SelectorStrategy | None = None,
     *,
     lease_id: UUID | None = None,
+    **options: Unpack[LeaseOptions],
 ) -> Lease | None:
     """Do as :meth:`ProxyManager.acquire_proxy` without blocking the event loop."""
     _check_blocks(manager)
@@ -48,8 +51,8 @@ async def acquire_proxy_async(
     def acquire() -> Acquisition:
         request = (pool_name, consumer_name, duration_seconds, filters, selector)
         if lease_id is None:  # the method, as a subclass may override it
-            return Acquisition(manager.acquire_proxy(*request))
-        return run(manager._acquiring(AcquireArguments(*request, lease_id)), call)
+            return Acquisition(manager.acquire_proxy(*request, **options))
+        return run(manager._acquiring(AcquireArguments(*request, lease_id, **options)), call)
 
     acquisition, cancelled = await _in_a_thread(acquire)
     lease = acquisition.lease
@@ -77,6 +80,7 @@ async def acquire_proxy_with_retry_async(
     max_backoff_seconds: float | None = None,
     *,
     lease_id: UUID | None = None,
+    **options: Unpack[LeaseOptions],
 ) -> Lease | None:
     """Do as :meth:`ProxyManager.acquire_proxy_with_retry` without blocking the event loop."""
     config = checked_config(
@@ -86,7 +90,7 @@ async def acquire_proxy_with_retry_async(
 
     def attempt() -> Calls[Lease | None]:
         answer: Lease | None = yield partial(
-            acquire_proxy_async, manager, *request, lease_id=lease_id
+            acquire_proxy_async, manager, *request, lease_id=lease_id, **options
         )
         return answer
 
@@ -122,13 +126,23 @@ async def with_lease_async(
     selector: SelectorStrategy | None = None,
     *,
     lease_id: UUID | None = None,
+    on_lost: OnLost = "cancel",
+    **options: Unpack[LeaseOptions],
 ) -> AsyncIterator[Lease | None]:
     """Do as :meth:`ProxyManager.with_lease` without blocking the event loop."""
+    check_on_lost(on_lost)
     lease = await acquire_proxy_async(
-        manager, pool_name, consumer_name, duration_seconds, filters, selector, lease_id=lease_id
+        manager,
+        pool_name,
+        consumer_name,
+        duration_seconds,
+        filters,
+        selector,
+        lease_id=lease_id,
+        **options,
     )
-    async with _held(manager, lease) as held:
-        yield held
+    async with _held(manager, lease, on_lost):
+        yield lease
 
 
 @in_both_orders
@@ -148,8 +162,11 @@ async def with_retrying_lease_async(
     max_backoff_seconds: float | None = None,
     *,
     lease_id: UUID | None = None,
+    on_lost: OnLost = "cancel",
+    **options: Unpack[LeaseOptions],
 ) -> AsyncIterator[Lease | None]:
     """Do as :meth:`ProxyManager.with_retrying_lease` without blocking the event loop."""
+    check_on_lost(on_lost)
     lease = await acquire_proxy_with_retry_async(
         manager,
         pool_name,
@@ -164,9 +181,10 @@ async def with_retrying_lease_async(
         backoff_multiplier=backoff_multiplier,
         max_backoff_seconds=max_backoff_seconds,
         lease_id=lease_id,
+        **options,
     )
-    async with _held(manager, lease) as held:
-        yield held
+    async with _held(manager, lease, on_lost):
+        yield lease
 
 
 def _check_blocks(manager: ProxyManager) -> None:
@@ -193,15 +211,19 @@ async def _in_a_thread(
     return await to_the_end(future, begun.cancel)
 
 
-@asynccontextmanager
-async def _held(manager: ProxyManager, lease: Lease | None) -> AsyncIterator[Lease | None]:
-    try:
-        yield lease
-    except BaseException as error:
+def _held(
+    manager: ProxyManager, lease: Lease | None, on_lost: OnLost
+) -> AbstractAsyncContextManager[None]:
+    async def release() -> None:
+        if lease is not None:
+            await release_proxy_async(manager, lease)
+
+    async def release_after(error: BaseException) -> None:
         after = releasing_after(error, manager.release_proxy, lease)
         _, cancelled = await _in_a_thread(lambda: run(after, call), certain=True)
         if cancelled is not None:
             raise cancelled from error
-        raise
-    if lease is not None:
-        await release_proxy_async(manager, lease)
+
+    leases = [] if lease is None else [lease]
+    keeper = manager._keeper()
+    return held_by_task(leases, keeper, on_lost, release=release, release_after=release_after)

@@ -78,6 +78,18 @@ class LeaseEndedError(PharoxError):
     """
 
 
+class LeaseLostError(LeaseEndedError):
+    """The lease could not be kept: it ran out or was taken back while its holder worked.
+
+    What was done since then may overlap with the next holder. Acquire another lease and
+    do it again.
+    """
+
+
+class LeaseBusyError(PharoxError):
+    """Another session is ending or renewing the lease. Renew it again."""
+
+
 class ConsumerNotFoundError(PharoxError):
     """No consumer has this name. Kept for adapters that do not register consumers on first use."""
 

@@ -50,14 +50,14 @@ IN_MEMORY = {
     "get_proxy_by_id": "proxy_id",
 }
 MANAGER = {
-    "acquire_proxy": f"{ASK}, lease_id",
-    "acquire_proxy_with_retry": f"{ASK}, {RETRY}, lease_id",
+    "acquire_proxy": f"{ASK}, lease_id, options",
+    "acquire_proxy_with_retry": f"{ASK}, {RETRY}, lease_id, options",
     "cleanup_expired_leases": "",
     "register_acquire_callback": "callback",
     "register_release_callback": "callback",
     "release_proxy": "lease",
-    "with_lease": f"{ASK}, lease_id",
-    "with_retrying_lease": f"{ASK}, {RETRY}, lease_id",
+    "with_lease": f"{ASK}, lease_id, on_lost='cancel', options",
+    "with_retrying_lease": f"{ASK}, {RETRY}, lease_id, on_lost='cancel', options",
 }
 FUNCTIONS = {
     "bootstrap_pool": "storage, name='default-pool', description, pool_id",
@@ -69,11 +69,11 @@ FUNCTIONS = {
     "max_backoff_seconds",
 }
 HELPERS = {
-    "acquire_proxy_async": f"manager, {ASK}, lease_id",
-    "acquire_proxy_with_retry_async": f"manager, {ASK}, {RETRY}, lease_id",
+    "acquire_proxy_async": f"manager, {ASK}, lease_id, options",
+    "acquire_proxy_with_retry_async": f"manager, {ASK}, {RETRY}, lease_id, options",
     "release_proxy_async": "manager, lease",
-    "with_lease_async": f"manager, {ASK}, lease_id",
-    "with_retrying_lease_async": f"manager, {ASK}, {RETRY}, lease_id",
+    "with_lease_async": f"manager, {ASK}, lease_id, on_lost='cancel', options",
+    "with_retrying_lease_async": f"manager, {ASK}, {RETRY}, lease_id, on_lost='cancel', options",
 }
 PROXIES = "proxies, options, concurrency=100, per_host"
 HEALTH = {

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 from uuid import UUID
 
-from ..effects import call_async, run_async
+from ..effects import Calls, call_async, run_async
 from ..models import (
     AcquireEventPayload,
     ExpireEventPayload,
@@ -30,6 +30,8 @@ from ..models import (
 from ..storage.async_interface import IAsyncStorage
 from ..storage.requests import HealthOutcome
 from ..storage.validation import check_storage
+from .blocks import held_by_task
+from .keeper import AsyncKeeper, Keeping, keeper_of
 from .leasing import (
     AcquireArguments,
     AcquireSetArguments,
@@ -38,6 +40,7 @@ from .leasing import (
     if_given,
     releasing_after,
 )
+from .options import LeaseOptions, OnLost, check_on_lost
 from .retrying import checked_config, in_both_orders
 
 if TYPE_CHECKING:
@@ -65,6 +68,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
     def __init__(self, storage: IAsyncStorage) -> None:
         check_storage(storage, awaited=True)
         super().__init__(storage)
+        self._running: set[asyncio.Task[Any]] = set()
 
     async def acquire_proxy(
         self,
@@ -75,6 +79,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         selector: SelectorStrategy | None = None,
         *,
         lease_id: UUID | None = None,
+        **options: Unpack[LeaseOptions],
     ) -> Lease | None:
         """Lease a proxy of a pool; None if nothing was free.
 
@@ -82,7 +87,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         A task that is cancelled meanwhile has no lease.
         """
         arguments = AcquireArguments(
-            pool_name, consumer_name, duration_seconds, filters, selector, lease_id
+            pool_name, consumer_name, duration_seconds, filters, selector, lease_id, **options
         )
         return (await run_async(self._acquiring(arguments), call_async)).lease
 
@@ -98,6 +103,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         at_least: int | None = None,
         distinct: bool = True,
         lease_ids: Sequence[UUID] | None = None,
+        **options: Unpack[LeaseOptions],
     ) -> list[Lease]:
         """Lease several proxies of a pool at once, or none.
 
@@ -114,6 +120,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
             at_least,
             distinct,
             lease_ids,
+            **options,
         )
         return await run_async(self._acquiring_set(arguments), call_async)
 
@@ -133,6 +140,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         max_backoff_seconds: float | None = None,
         *,
         lease_id: UUID | None = None,
+        **options: Unpack[LeaseOptions],
     ) -> Lease | None:
         """Lease a proxy, asking again after a pause while nothing is free.
 
@@ -144,7 +152,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
             retry_config, max_attempts, backoff_seconds, backoff_multiplier, max_backoff_seconds
         )
         arguments = AcquireArguments(
-            pool_name, consumer_name, duration_seconds, filters, selector, lease_id
+            pool_name, consumer_name, duration_seconds, filters, selector, lease_id, **options
         )
         program = self._acquiring_again(arguments, config, sleep_fn or asyncio.sleep)
         return await run_async(program, call_async)
@@ -200,12 +208,22 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         selector: SelectorStrategy | None = None,
         *,
         lease_id: UUID | None = None,
+        on_lost: OnLost = "cancel",
+        **options: Unpack[LeaseOptions],
     ) -> AsyncIterator[Lease | None]:
         """Lease a proxy for a block; yields None if nothing was free.
 
-        Parameters are those of :meth:`acquire_proxy`. An exception of the
-        block is never replaced by one of a callback.
+        Parameters are those of :meth:`acquire_proxy`, and ``on_lost`` is
+        :data:`pharox.OnLost`. An exception of the block is never replaced by one of a
+        callback.
+
+        Raises
+        ------
+        LeaseLostError
+            If a lease that is kept alive was lost: the task is cancelled where it waits, and
+            the cancellation becomes this error at the end of the block.
         """
+        check_on_lost(on_lost)
         lease = await self.acquire_proxy(
             pool_name,
             consumer_name,
@@ -213,8 +231,9 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
             filters,
             selector,
             **if_given(lease_id=lease_id),
+            **options,
         )
-        async with self._held(lease, self.release_proxy):
+        async with self._held(lease, self.release_proxy, on_lost):
             yield lease
 
     @asynccontextmanager
@@ -230,12 +249,15 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         at_least: int | None = None,
         distinct: bool = True,
         lease_ids: Sequence[UUID] | None = None,
+        on_lost: OnLost = "cancel",
+        **options: Unpack[LeaseOptions],
     ) -> AsyncIterator[list[Lease]]:
         """Lease several proxies for a block; yields an empty list if too few were free.
 
-        Parameters are those of :meth:`acquire_proxies`. All leases are given back in the
-        end. An exception of the block is never replaced by one of a callback.
+        Parameters are those of :meth:`acquire_proxies` and :meth:`with_lease`. All leases
+        are given back in the end. An exception of the block is never replaced by one of a callback.
         """
+        check_on_lost(on_lost)
         leases = await self.acquire_proxies(
             pool_name,
             count,
@@ -246,9 +268,10 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
             at_least=at_least,
             distinct=distinct,
             lease_ids=lease_ids,
+            **options,
         )
         # A copy: the block may change the list that it got.
-        async with self._held([*leases], self.release_proxies):
+        async with self._held([*leases], self.release_proxies, on_lost):
             yield leases
 
     @in_both_orders
@@ -268,8 +291,11 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         max_backoff_seconds: float | None = None,
         *,
         lease_id: UUID | None = None,
+        on_lost: OnLost = "cancel",
+        **options: Unpack[LeaseOptions],
     ) -> AsyncIterator[Lease | None]:
         """Lease a proxy for a block, with the retries of :meth:`acquire_proxy_with_retry`."""
+        check_on_lost(on_lost)
         lease = await self.acquire_proxy_with_retry(
             pool_name,
             consumer_name,
@@ -283,8 +309,9 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
             backoff_multiplier=backoff_multiplier,
             max_backoff_seconds=max_backoff_seconds,
             **if_given(lease_id=lease_id),
+            **options,
         )
-        async with self._held(lease, self.release_proxy):
+        async with self._held(lease, self.release_proxy, on_lost):
             yield lease
 
     def client(
@@ -297,6 +324,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         *,
         retry_config: RetryConfig | None = None,
         client_options: Mapping[str, Any] | None = None,
+        **options: Unpack[LeaseOptions],
     ) -> OpeningClient:
         """Lease a proxy and return an HTTP client that goes through it.
 
@@ -315,7 +343,10 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
             opening_client,
         )
 
-        request = AcquireArguments(pool_name, consumer_name, duration_seconds, filters, selector)
+        options.setdefault("keep_alive", True)
+        request = AcquireArguments(
+            pool_name, consumer_name, duration_seconds, filters, selector, None, **options
+        )
         return OpeningClient(
             opening_client(
                 self, AsyncLeasedClient, request, retry_config, client_options, asyncio.sleep
@@ -351,15 +382,30 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         )
         return bound
 
-    @asynccontextmanager
-    async def _held(
-        self, held: Lease | list[Lease] | None, release: Callable[[Any], Awaitable[None]]
-    ) -> AsyncIterator[None]:
+    def _held(
+        self,
+        held: Lease | list[Lease] | None,
+        release: Callable[[Any], Awaitable[None]],
+        on_lost: OnLost,
+    ) -> AbstractAsyncContextManager[None]:
         """Release what is held when the block ends."""
-        try:
-            yield
-        except BaseException as error:
+
+        async def release_all() -> None:
+            if held:
+                await release(held)
+
+        async def release_after(error: BaseException) -> None:
             await run_async(releasing_after(error, release, held), call_async)
-            raise
-        if held:
-            await release(held)
+
+        leases = [held] if isinstance(held, Lease) else held or []
+        return held_by_task(
+            leases, self._keeper(), on_lost, release=release_all, release_after=release_after
+        )
+
+    def _keeper(self) -> Keeping:
+        return keeper_of(self._storage, AsyncKeeper)
+
+    def _run_later(self, program: Calls[Any]) -> None:
+        task = asyncio.get_running_loop().create_task(run_async(program, call_async))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)

@@ -2,20 +2,21 @@
 
 Every request goes through the leased proxy, with each of the four protocols and
 whatever the environment says about proxies. The proxy resolves the names of targets.
-After the lease has run out somebody else may hold the proxy, so the client then
-sends nothing more.
+The lease is kept alive. If it is lost, somebody else may hold the proxy: the client then
+ends what is in flight and sends nothing more.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
-import time
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from types import TracebackType
 from typing import Any, TypeVar
+from weakref import WeakMethod
 
 import httpx
 import python_socks
@@ -27,6 +28,7 @@ from ..errors import InvalidInputError, LeaseEndedError, ProxyUnavailableError
 from ..models import Lease, LeaseStatus, MissReason, Proxy, ProxyProtocol, RetryConfig
 from ..models.text import url_of
 from ..storage.requests import Acquisition
+from .keeper import is_kept, lost_error
 from .leasing import AcquireArguments, Leasing, releasing_after, retrying
 
 C = TypeVar("C", "LeasedClient", "AsyncLeasedClient")
@@ -54,12 +56,11 @@ def opening_client(
         )
     config = retry_config or RetryConfig(max_attempts=1)
 
-    def attempt() -> Calls[tuple[Acquisition, float]]:
-        begun = time.monotonic()
-        return (yield from leasing._acquiring(request)), begun
+    def attempt() -> Calls[Acquisition]:
+        return (yield from leasing._acquiring(request))
 
-    acquisition, begun = yield from retrying(
-        attempt, config, sleep, is_enough=lambda found: found[0].lease is not None
+    acquisition = yield from retrying(
+        attempt, config, sleep, is_enough=lambda found: found.lease is not None
     )
     lease = acquisition.lease
     if lease is None:
@@ -74,7 +75,9 @@ def opening_client(
         )
     try:
         proxy = yield partial(leasing._storage.get_proxy, str(lease.proxy_id))
-        return kind(leasing, lease, begun, proxy, options)
+        client = kind(leasing, lease, proxy, options)
+        leasing._keeper().notify(lease, WeakCall(client._on_lost))
+        return client
     except GeneratorExit:
         raise
     except asyncio.CancelledError:
@@ -101,15 +104,18 @@ class LeasedClient(httpx.Client):
         self,
         leasing: Leasing[Any],
         lease: Lease,
-        begun: float,
         proxy: Proxy,
         options: dict[str, Any],
     ) -> None:
         self._leasing, self.lease = leasing, lease
         self._is_held = True
         transport = _transport(proxy, options, httpx.HTTPTransport, SyncProxyTransport)
-        leased = _LeasedTransport(_Deadline(lease, begun), transport)
-        super().__init__(transport=leased, **options)
+        self._leased = _LeasedTransport(lease, transport)
+        super().__init__(transport=self._leased, **options)
+
+    def _on_lost(self, *_: object) -> None:
+        """End the requests that are in flight, as somebody else may use the proxy now."""
+        self._leased.end_requests()
 
     def close(self) -> None:
         """Close the connections and give the lease back."""
@@ -149,16 +155,18 @@ class AsyncLeasedClient(httpx.AsyncClient):
         self,
         leasing: Leasing[Any],
         lease: Lease,
-        begun: float,
         proxy: Proxy,
         options: dict[str, Any],
     ) -> None:
         self._leasing, self.lease = leasing, lease
         self._is_held = True
         transport = _transport(proxy, options, httpx.AsyncHTTPTransport, AsyncProxyTransport)
-        super().__init__(
-            transport=_AsyncLeasedTransport(_Deadline(lease, begun), transport), **options
-        )
+        self._leased = _AsyncLeasedTransport(lease, transport)
+        super().__init__(transport=self._leased, **options)
+
+    def _on_lost(self, *_: object) -> None:
+        """End the requests that are in flight, as somebody else may use the proxy now."""
+        self._closing = asyncio.get_running_loop().create_task(self._leased.aclose())
 
     async def aclose(self) -> None:
         """Close the connections and give the lease back."""
@@ -207,31 +215,41 @@ class OpeningClient:
         return run_async(program, call_async)
 
 
-class _Deadline:
-    """When a lease ends, by this process's monotonic clock from the start of the request for it.
+class WeakCall:
+    """A call of a method that does not keep its object alive."""
 
-    It ends earlier when it is released through this same ``Lease`` object.
-    """
+    def __init__(self, method: Callable[..., None]) -> None:
+        self._method = WeakMethod(method)
 
-    def __init__(self, lease: Lease, begun: float) -> None:
-        self._lease = lease
-        self._ends_at = begun + (lease.expires_at - lease.acquired_at).total_seconds()
+    def __call__(self, *arguments: Any) -> None:
+        """Call the method, unless its object is gone."""
+        method = self._method()
+        if method is not None:
+            method(*arguments)
 
-    @contextmanager
-    def request(self, request: httpx.Request) -> Iterator[None]:
-        """Refuse a request after the end; note the proxy on the error of one that fails."""
-        released = self._lease.status is not LeaseStatus.ACTIVE
-        if released or time.monotonic() >= self._ends_at:
-            how = "was released" if released else "has run out"
-            raise LeaseEndedError(
-                f"Lease {self._lease.id} {how}; open another client.", lease_id=self._lease.id
-            )
-        try:
-            with _as_httpx_errors(request):
-                yield
-        except httpx.TransportError as error:
-            error.add_note(f"through proxy {self._lease.proxy_id}, lease {self._lease.id}")
-            raise
+
+@contextmanager
+def _request_within(lease: Lease, request: httpx.Request) -> Iterator[None]:
+    """Refuse a request after the lease's end; note the proxy on the error of one that fails."""
+    _check_held(lease)
+    try:
+        with _as_httpx_errors(request):
+            yield
+    except Exception as error:
+        if lease.is_lost and is_kept(lease):
+            raise lost_error(lease) from error
+        if isinstance(error, httpx.TransportError):
+            error.add_note(f"through proxy {lease.proxy_id}, lease {lease.id}")
+        raise
+
+
+def _check_held(lease: Lease) -> None:
+    """Raise an error if the lease was lost, has run out or was released."""
+    if lease.is_lost and is_kept(lease):
+        raise lost_error(lease)
+    if lease.is_lost or lease.status is not LeaseStatus.ACTIVE:
+        how = "has run out" if lease.is_lost else "was released"
+        raise LeaseEndedError(f"Lease {lease.id} {how}; open another client.", lease_id=lease.id)
 
 
 @contextmanager
@@ -265,12 +283,29 @@ def _check_target(request: httpx.Request) -> None:
 class _LeasedTransport(httpx.BaseTransport):
     """A transport through a leased proxy that refuses requests after the lease."""
 
-    def __init__(self, deadline: _Deadline, transport: httpx.BaseTransport) -> None:
-        self._deadline, self._transport = deadline, transport
+    def __init__(self, lease: Lease, transport: httpx.BaseTransport) -> None:
+        self._lease, self._transport = lease, transport
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        with self._deadline.request(request):
+        asked: Callable[..., Any] | None = request.extensions.get("trace")
+
+        def trace(name: str, info: Mapping[str, Any]) -> None:
+            _check_held(self._lease)
+            if asked is not None:
+                asked(name, info)
+
+        with _request_within(self._lease, request):
+            request.extensions = {**request.extensions, "trace": trace}
             return self._transport.handle_request(request)
+
+    def end_requests(self) -> None:
+        """Shut the connections down: threads that wait for an answer have an error at once.
+
+        Closing would not wake them. What is not sent yet is stopped by the trace.
+        """
+        for stream in _streams_of(self._transport):
+            with suppress(OSError):
+                stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._transport.close()
@@ -279,15 +314,38 @@ class _LeasedTransport(httpx.BaseTransport):
 class _AsyncLeasedTransport(httpx.AsyncBaseTransport):
     """The asyncio form of :class:`_LeasedTransport`."""
 
-    def __init__(self, deadline: _Deadline, transport: httpx.AsyncBaseTransport) -> None:
-        self._deadline, self._transport = deadline, transport
+    def __init__(self, lease: Lease, transport: httpx.AsyncBaseTransport) -> None:
+        self._lease, self._transport = lease, transport
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        with self._deadline.request(request):
+        asked: Callable[..., Any] | None = request.extensions.get("trace")
+
+        async def trace(name: str, info: Mapping[str, Any]) -> None:
+            _check_held(self._lease)
+            if asked is not None:
+                await asked(name, info)
+
+        with _request_within(self._lease, request):
+            request.extensions = {**request.extensions, "trace": trace}
             return await self._transport.handle_async_request(request)
 
     async def aclose(self) -> None:
         await self._transport.aclose()
+
+
+def _streams_of(transport: Any) -> Iterator[Any]:
+    """Yield the network streams of a transport's connections.
+
+    Neither httpx nor httpcore has a public way from a transport to them.
+    """
+    for connection in list(transport._pool.connections):
+        inner = connection
+        while inner is not None:
+            stream = getattr(inner, "_network_stream", None)
+            if stream is not None:
+                yield stream
+                break
+            inner = getattr(inner, "_connection", None)
 
 
 def _giving_back(

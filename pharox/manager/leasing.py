@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from ..errors import (
     ConflictError,
     InvalidInputError,
     LeaseEndedError,
+    LeaseLostError,
     PharoxError,
     raise_together,
 )
@@ -41,6 +43,7 @@ from ..models import (
     HealthEventPayload,
     HealthPolicy,
     Lease,
+    LostEventPayload,
     PoolStatsSnapshot,
     ProxyFilters,
     ReleaseEventPayload,
@@ -62,6 +65,7 @@ from ..storage.requests import (
     given_up,
     new_leases,
 )
+from .keeper import Keeping, can_renew, is_kept, let_go, lost_error
 
 P = TypeVar("P")
 S = TypeVar("S")
@@ -83,6 +87,7 @@ class AcquireArguments(NamedTuple):
     filters: ProxyFilters | None
     selector: SelectorStrategy | None
     lease_id: UUID | None = None
+    keep_alive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,7 @@ class AcquireSetArguments:
     at_least: int | None
     distinct: bool
     lease_ids: Sequence[UUID] | None
+    keep_alive: bool = False
 
 
 def if_given(**arguments: Any) -> dict[str, Any]:
@@ -116,6 +122,7 @@ class Leasing(ABC, Generic[S]):
         self._release_callbacks: list[Callable[[ReleaseEventPayload], Any]] = []
         self._expire_callbacks: list[Callable[[ExpireEventPayload], Any]] = []
         self._health_callbacks: list[Callable[[HealthEventPayload], Any]] = []
+        self._lost_callbacks: list[Callable[[LostEventPayload], Any]] = []
         self._failure_callbacks: list[Callable[[CallbackFailurePayload], Any]] = []
 
     @property
@@ -143,6 +150,14 @@ class Leasing(ABC, Generic[S]):
         """
         self._health_callbacks.append(self._checked(callback))
 
+    def register_lost_callback(self, callback: Callable[[LostEventPayload], Any]) -> None:
+        """Call ``callback`` for every lease of this manager that was kept alive and is lost.
+
+        It is called in a thread of its own, or in the event loop, while the holder may still
+        be working. Its exceptions are logged.
+        """
+        self._lost_callbacks.append(self._checked(callback))
+
     def register_failure_callback(self, callback: Callable[[CallbackFailurePayload], Any]) -> None:
         """Call ``callback`` for every other callback that raised.
 
@@ -157,6 +172,14 @@ class Leasing(ABC, Generic[S]):
     @abstractmethod
     def release_proxy(self, lease: Lease) -> Any:
         """Give a lease back."""
+
+    @abstractmethod
+    def _keeper(self) -> Keeping:
+        """Return what keeps the storage's leases alive."""
+
+    @abstractmethod
+    def _run_later(self, program: Calls[Any]) -> None:
+        """Run a program that nobody waits for."""
 
     def _checked(self, callback: Callable[[P], Any]) -> Callable[[P], Any]:
         """Return the callback if this manager can call it, else raise InvalidInputError."""
@@ -177,7 +200,9 @@ class Leasing(ABC, Generic[S]):
             self._is_listened_to(),
             arguments.lease_id,
         )
+        begun = self._begin(keep_alive=arguments.keep_alive)
         answer: Acquisition = yield from self._leasing("acquire_lease", request)
+        yield from self._hold([answer], request, begun, keep_alive=arguments.keep_alive)
         return answer
 
     def _acquiring_set(self, arguments: AcquireSetArguments) -> Calls[list[Lease]]:
@@ -194,8 +219,49 @@ class Leasing(ABC, Generic[S]):
             arguments.distinct,
             arguments.lease_ids,  # type: ignore[arg-type] # which the request makes a tuple
         )
+        begun = self._begin(keep_alive=arguments.keep_alive)
         found: SetAcquisition = yield from self._leasing("acquire_set", request)
+        yield from self._hold(found.acquisitions, request, begun, keep_alive=arguments.keep_alive)
         return [each.lease for each in found.acquisitions if each.lease is not None]
+
+    def _begin(self, *, keep_alive: bool) -> float:
+        """Return the monotonic time from which a lease counts that is requested now."""
+        if keep_alive and not can_renew(self._storage):
+            raise InvalidInputError(f"{type(self._storage).__name__} cannot keep leases alive")
+        return time.monotonic()
+
+    def _hold(
+        self,
+        acquisitions: Sequence[Acquisition],
+        request: Request,
+        begun: float,
+        *,
+        keep_alive: bool,
+    ) -> Calls[None]:
+        """Let granted leases count from the moment of the request, and keep them alive."""
+        granted = [(each.lease, each.is_new) for each in acquisitions if each.lease is not None]
+        duration = float(request.duration_seconds)
+        for lease, is_new in granted:
+            if is_new:
+                lease.count_down(begun + duration)
+        if not keep_alive or not granted:
+            return
+        if old := [lease for lease, is_new in granted if not is_new]:
+            # An earlier call was granted them, so they end earlier than this request says.
+            begun = time.monotonic()
+            yield from self._renewing(old, duration)
+        for lease, _ in granted:
+            self._keeper().keep(lease, begun, duration)
+            self._keeper().notify(lease, self._on_lost)
+
+    def _on_lost(self, lease: Lease, error: LeaseLostError) -> None:
+        """Notify the callbacks that a lease is lost."""
+        if self._lost_callbacks:
+            payload = LostEventPayload(lease=lease, pool_name=lease.pool_name, reason=str(error))
+            self._run_later(self._notify_lost(payload))
+
+    def _notify_lost(self, payload: LostEventPayload) -> Calls[None]:
+        _log((yield from self._notify("lost", self._lost_callbacks, [payload])))
 
     def _leasing(self, command: str, request: Request) -> Calls[Any]:
         """Have the storage carry out an acquisition, and notify the callbacks of the outcome."""
@@ -247,10 +313,11 @@ class Leasing(ABC, Generic[S]):
         self, arguments: AcquireArguments, config: RetryConfig, sleep: Callable[[float], Any]
     ) -> Calls[Lease | None]:
         """Lease a proxy, asking again after a pause while nothing is free."""
-        positional, own_id = arguments[:-1], if_given(lease_id=arguments.lease_id)
+        positional = arguments[:5]
+        options = if_given(lease_id=arguments.lease_id, keep_alive=arguments.keep_alive or None)
 
         def attempt() -> Calls[Lease | None]:
-            lease: Lease | None = yield partial(self.acquire_proxy, *positional, **own_id)
+            lease: Lease | None = yield partial(self.acquire_proxy, *positional, **options)
             return lease
 
         return (
@@ -275,9 +342,13 @@ class Leasing(ABC, Generic[S]):
     ) -> Calls[list[Lease]]:
         """Extend leases, and raise the errors of those that could not be extended."""
         requests = [RenewRequest(lease, duration_seconds) for lease in leases]
+        begun = time.monotonic()
         outcomes: Sequence[Lease | PharoxError] = yield partial(
             self._storage.renew_leases, requests
         )
+        for request, outcome in zip(requests, outcomes, strict=True):
+            if isinstance(outcome, Lease) and request.duration_seconds is not None:
+                outcome.count_down(begun + request.duration_seconds)
         raise_together([each for each in outcomes if isinstance(each, Exception)])
         return [each for each in outcomes if isinstance(each, Lease)]
 
@@ -306,6 +377,7 @@ class Leasing(ABC, Generic[S]):
 
     def _returning(self, lease: Lease, reason: str | None = None) -> Calls[list[BaseException]]:
         """Give a lease back, notify the callbacks, and return what they raised."""
+        let_go(self._storage, [lease.id])
         started_at = utc_now()
         returned, errors = yield from _to_the_end(
             "return_lease",
@@ -327,6 +399,7 @@ class Leasing(ABC, Generic[S]):
         requests = [ReleaseRequest(lease, reason, wanted) for lease in leases]
         if len(requests) == 1:  # A single release may have a faster path.
             return (yield from self._returning(requests[0].lease, reason))
+        let_go(self._storage, [request.lease.id for request in requests])
         started_at = utc_now()
         outcomes, errors = yield from _to_the_end(
             "run_batch", partial(self._storage.run_batch, requests)
@@ -528,6 +601,26 @@ def releasing_after(
         named = f"lease {', '.join(str(lease.id) for lease in leases)}"
         logger.exception("pharox.release.failed: %s", named)
         error.add_note(f"giving back {named} raised as well: {failure!r}")
+
+
+def lost_of(held: Lease | Sequence[Lease] | None) -> LeaseLostError | None:
+    """Return the error for the first kept lease that is lost. Warn of others that have run out.
+
+    It must be called before they are released.
+    """
+    leases = [held] if isinstance(held, Lease) else held or ()
+    for lease in leases:
+        if not lease.is_lost:
+            continue
+        if is_kept(lease):
+            return lost_error(lease)
+        logger.warning(
+            "pharox.lease.outlived: lease %s ran out before its block ended; use a longer "
+            "duration_seconds, or keep_alive=True",
+            lease.id,
+            extra={"lease_id": str(lease.id), "pool": lease.pool_name},
+        )
+    return None
 
 
 def _to_the_end(

@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 from uuid import UUID
 
-from ..effects import call, is_async, run
+from ..effects import Calls, call, is_async, run
 from ..errors import InvalidInputError
 from ..models import (
     AcquireEventPayload,
@@ -29,14 +29,17 @@ from ..models import (
 from ..storage.interface import IStorage
 from ..storage.requests import HealthOutcome
 from ..storage.validation import check_storage
+from .keeper import Keeper, Keeping, keeper_of
 from .leasing import (
     AcquireArguments,
     AcquireSetArguments,
     Leasing,
     fleet_subscriptions,
     if_given,
+    lost_of,
     releasing_after,
 )
+from .options import LeaseOptions, OnLost, check_on_lost
 from .retrying import checked_config, in_both_orders
 
 if TYPE_CHECKING:
@@ -75,6 +78,7 @@ class ProxyManager(Leasing[IStorage]):
         selector: SelectorStrategy | None = None,
         *,
         lease_id: UUID | None = None,
+        **options: Unpack[LeaseOptions],
     ) -> Lease | None:
         """Lease a proxy of a pool.
 
@@ -94,6 +98,9 @@ class ProxyManager(Leasing[IStorage]):
             The lease's id, such as one of :func:`pharox.new_lease_id`; the ledger
             chooses one if None. However often one consumer asks with the same id, at
             most one lease is granted, and each call returns it.
+        options:
+            ``keep_alive=True`` renews the lease until it is released
+            (:class:`pharox.LeaseOptions`).
 
         Returns
         -------
@@ -114,7 +121,7 @@ class ProxyManager(Leasing[IStorage]):
             If the connection to the database broke before the answer.
         """
         arguments = AcquireArguments(
-            pool_name, consumer_name, duration_seconds, filters, selector, lease_id
+            pool_name, consumer_name, duration_seconds, filters, selector, lease_id, **options
         )
         return run(self._acquiring(arguments), call).lease
 
@@ -130,6 +137,7 @@ class ProxyManager(Leasing[IStorage]):
         at_least: int | None = None,
         distinct: bool = True,
         lease_ids: Sequence[UUID] | None = None,
+        **options: Unpack[LeaseOptions],
     ) -> list[Lease]:
         """Lease several proxies of a pool at once, or none.
 
@@ -146,6 +154,8 @@ class ProxyManager(Leasing[IStorage]):
         lease_ids:
             Ids of the leases, ``count`` different ones. However often one consumer asks
             with the same ids, at most one set is granted, and each call returns it.
+        options:
+            As for :meth:`acquire_proxy`.
 
         Returns
         -------
@@ -176,6 +186,7 @@ class ProxyManager(Leasing[IStorage]):
             at_least,
             distinct,
             lease_ids,
+            **options,
         )
         return run(self._acquiring_set(arguments), call)
 
@@ -195,6 +206,7 @@ class ProxyManager(Leasing[IStorage]):
         max_backoff_seconds: float | None = None,
         *,
         lease_id: UUID | None = None,
+        **options: Unpack[LeaseOptions],
     ) -> Lease | None:
         """Lease a proxy, asking again after a pause while nothing is free.
 
@@ -204,7 +216,7 @@ class ProxyManager(Leasing[IStorage]):
 
         Parameters
         ----------
-        pool_name, consumer_name, duration_seconds, filters, selector, lease_id:
+        pool_name, consumer_name, duration_seconds, filters, selector, lease_id, options:
             As for :meth:`acquire_proxy`.
         retry_config:
             How often and how long, instead of the four parameters below.
@@ -228,7 +240,7 @@ class ProxyManager(Leasing[IStorage]):
             retry_config, max_attempts, backoff_seconds, backoff_multiplier, max_backoff_seconds
         )
         arguments = AcquireArguments(
-            pool_name, consumer_name, duration_seconds, filters, selector, lease_id
+            pool_name, consumer_name, duration_seconds, filters, selector, lease_id, **options
         )
         sleep = self._checked(sleep_fn or time.sleep)
         return run(self._acquiring_again(arguments, config, sleep), call)
@@ -353,12 +365,21 @@ class ProxyManager(Leasing[IStorage]):
         selector: SelectorStrategy | None = None,
         *,
         lease_id: UUID | None = None,
+        on_lost: OnLost = "cancel",
+        **options: Unpack[LeaseOptions],
     ) -> Iterator[Lease | None]:
         """Lease a proxy for a block; yields None if nothing was free.
 
-        Parameters are those of :meth:`acquire_proxy`. An exception of the
-        block is never replaced by one of a callback.
+        Parameters are those of :meth:`acquire_proxy`, and ``on_lost`` is
+        :data:`pharox.OnLost`. An exception of the block is never replaced by one
+        of a callback.
+
+        Raises
+        ------
+        LeaseLostError
+            At the end, if a lease that is kept alive was lost and the body did not raise.
         """
+        check_on_lost(on_lost)
         lease = self.acquire_proxy(
             pool_name,
             consumer_name,
@@ -366,8 +387,9 @@ class ProxyManager(Leasing[IStorage]):
             filters,
             selector,
             **if_given(lease_id=lease_id),
+            **options,
         )
-        with self._held(lease, self.release_proxy):
+        with self._held(lease, self.release_proxy, on_lost):
             yield lease
 
     @contextmanager
@@ -383,12 +405,15 @@ class ProxyManager(Leasing[IStorage]):
         at_least: int | None = None,
         distinct: bool = True,
         lease_ids: Sequence[UUID] | None = None,
+        on_lost: OnLost = "cancel",
+        **options: Unpack[LeaseOptions],
     ) -> Iterator[list[Lease]]:
         """Lease several proxies for a block; yields an empty list if too few were free.
 
-        Parameters are those of :meth:`acquire_proxies`. All leases are given back in the
-        end. An exception of the block is never replaced by one of a callback.
+        Parameters are those of :meth:`acquire_proxies` and :meth:`with_lease`. All leases
+        are given back in the end. An exception of the block is never replaced by one of a callback.
         """
+        check_on_lost(on_lost)
         leases = self.acquire_proxies(
             pool_name,
             count,
@@ -399,9 +424,10 @@ class ProxyManager(Leasing[IStorage]):
             at_least=at_least,
             distinct=distinct,
             lease_ids=lease_ids,
+            **options,
         )
         # A copy: the block may change the list that it got.
-        with self._held([*leases], self.release_proxies):
+        with self._held([*leases], self.release_proxies, on_lost):
             yield leases
 
     @in_both_orders
@@ -421,8 +447,11 @@ class ProxyManager(Leasing[IStorage]):
         max_backoff_seconds: float | None = None,
         *,
         lease_id: UUID | None = None,
+        on_lost: OnLost = "cancel",
+        **options: Unpack[LeaseOptions],
     ) -> Iterator[Lease | None]:
         """Lease a proxy for a block, with the retries of :meth:`acquire_proxy_with_retry`."""
+        check_on_lost(on_lost)
         lease = self.acquire_proxy_with_retry(
             pool_name,
             consumer_name,
@@ -436,8 +465,9 @@ class ProxyManager(Leasing[IStorage]):
             backoff_multiplier=backoff_multiplier,
             max_backoff_seconds=max_backoff_seconds,
             **if_given(lease_id=lease_id),
+            **options,
         )
-        with self._held(lease, self.release_proxy):
+        with self._held(lease, self.release_proxy, on_lost):
             yield lease
 
     def client(
@@ -450,6 +480,7 @@ class ProxyManager(Leasing[IStorage]):
         *,
         retry_config: RetryConfig | None = None,
         client_options: Mapping[str, Any] | None = None,
+        **options: Unpack[LeaseOptions],
     ) -> LeasedClient:
         """Lease a proxy and return an HTTP client that goes through it.
 
@@ -461,6 +492,9 @@ class ProxyManager(Leasing[IStorage]):
             How often and how long to ask; once if None.
         client_options:
             Further arguments of ``httpx.Client``, such as ``timeout``.
+        options:
+            As for :meth:`acquire_proxy`, but ``keep_alive`` is True by default. If the
+            lease is lost, requests end with an error and no more are sent.
 
         Returns
         -------
@@ -479,7 +513,10 @@ class ProxyManager(Leasing[IStorage]):
             opening_client,
         )
 
-        request = AcquireArguments(pool_name, consumer_name, duration_seconds, filters, selector)
+        options.setdefault("keep_alive", True)
+        request = AcquireArguments(
+            pool_name, consumer_name, duration_seconds, filters, selector, None, **options
+        )
         program = opening_client(
             self, LeasedClient, request, retry_config, client_options, time.sleep
         )
@@ -538,7 +575,10 @@ class ProxyManager(Leasing[IStorage]):
 
     @contextmanager
     def _held(
-        self, held: Lease | list[Lease] | None, release: Callable[[Any], None]
+        self,
+        held: Lease | list[Lease] | None,
+        release: Callable[[Any], None],
+        on_lost: OnLost,
     ) -> Iterator[None]:
         """Release what is held when the block ends."""
         try:
@@ -546,8 +586,17 @@ class ProxyManager(Leasing[IStorage]):
         except BaseException as error:
             run(releasing_after(error, release, held), call)
             raise
+        lost = lost_of(held)
         if held:
             release(held)
+        if lost is not None and on_lost == "cancel":
+            raise lost
+
+    def _keeper(self) -> Keeping:
+        return keeper_of(self._storage, Keeper)
+
+    def _run_later(self, program: Calls[Any]) -> None:
+        run(program, call)  # in the thread that found a lease lost, which has nothing else to do
 
     def _checked(self, callback: Callable[[P], Any]) -> Callable[[P], Any]:
         if is_async(callback):

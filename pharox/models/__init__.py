@@ -19,6 +19,7 @@ from .payloads import (
     CallbackFailurePayload,
     ExpireEventPayload,
     HealthEventPayload,
+    LostEventPayload,
     PoolStatsSnapshot,
     ReleaseEventPayload,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "Lease",
     "LeaseStatus",
     "Longitude",
+    "LostEventPayload",
     "MaxConcurrency",
     "MissReason",
     "Name",

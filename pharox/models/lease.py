@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -42,6 +43,24 @@ class MissReason(StrEnum):
     TOO_FEW = "too_few"
 
 
+class Countdown:
+    """Until when a holder can count on its lease, by this process's monotonic clock.
+
+    It starts before the lease is requested, so it ends before the lease does, whatever the
+    clocks of this machine and of the storage say.
+    """
+
+    __slots__ = ("is_kept", "lost_because", "until")
+
+    def __init__(self, until: float) -> None:
+        self.until = until
+        self.is_kept = False
+        self.lost_because: str | None = None
+
+
+_COUNTDOWN = "_countdown"
+
+
 class Lease(BaseModel):
     """The right of one consumer to use one proxy until ``expires_at``.
 
@@ -62,6 +81,36 @@ class Lease(BaseModel):
     released_at: UtcDatetime | None = None
     fencing_token: int | None = None
     renewed_at: UtcDatetime | None = None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its holder can no longer count on it: it has run out, or was taken back.
+
+        Only a lease that a manager of this process acquired is known to be lost, and only
+        one that is kept alive is known to have been taken back early. One that was
+        released is not lost.
+        """
+        countdown = self.countdown
+        if countdown is None:
+            return False
+        if countdown.lost_because is not None:
+            return True
+        return self.status is not LeaseStatus.RELEASED and time.monotonic() >= countdown.until
+
+    @property
+    def countdown(self) -> Countdown | None:
+        """Until when the process that acquired the lease can count on it."""
+        known: Countdown | None = self.__dict__.get(_COUNTDOWN)
+        return known
+
+    def count_down(self, until: float) -> Countdown:
+        """Set the monotonic time until which the holder can count on the lease."""
+        countdown = self.countdown
+        if countdown is None:
+            # It is not a field: a lease is equal to the one that the storage returns.
+            countdown = self.__dict__[_COUNTDOWN] = Countdown(until)
+        countdown.until = until
+        return countdown
 
     @property
     def duration_ms(self) -> int | None:

@@ -102,6 +102,19 @@ class HealthEventPayload(BaseModel):
     pool_stats: PoolStatsSnapshot | None = None
 
 
+class LostEventPayload(BaseModel):
+    """The payload of a lost callback, for one lease that was kept alive and could not be kept.
+
+    ``reason`` says why: it was taken back, or could not be renewed in time. ``lost_at`` is by
+    this machine's clock.
+    """
+
+    lease: Lease
+    pool_name: str | None = None
+    lost_at: UtcDatetime = Field(default_factory=utc_now)
+    reason: str
+
+
 class CallbackFailurePayload(BaseModel):
     """The payload of a failure callback, for a callback that raised.
 
@@ -109,7 +122,7 @@ class CallbackFailurePayload(BaseModel):
     included, as its text may contain secrets. The exception itself is raised to the caller.
     """
 
-    told: Literal["acquire", "release", "expire", "health"]
+    told: Literal["acquire", "release", "expire", "health", "lost"]
     callback: str
     error_type: str
     pool_name: str | None = None

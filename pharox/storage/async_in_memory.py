@@ -126,8 +126,10 @@ class AsyncInMemoryStorage(IAsyncStorage):
     ) -> Sequence[ReleaseResult]:
         return self.memory.return_leases(leases, reason=reason, with_stats=with_stats)
 
-    async def renew_leases(self, requests: Sequence[RenewRequest]) -> Sequence[Lease | PharoxError]:
-        return self.memory.renew_leases(requests)
+    async def renew_leases(
+        self, requests: Sequence[RenewRequest], *, wait: bool = True
+    ) -> Sequence[Lease | PharoxError]:
+        return self.memory.renew_leases(requests, wait=wait)
 
     async def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         return self.memory.expire_leases(with_stats=with_stats)

@@ -158,7 +158,9 @@ class IAsyncStorage(ABC):
         """Carry out commands. Return the outcome of each, in the same order."""
         return await self._complete("run_batch", defaults.run_batch(self, commands))
 
-    async def renew_leases(self, requests: Sequence[RenewRequest]) -> Sequence[Lease | PharoxError]:
+    async def renew_leases(
+        self, requests: Sequence[RenewRequest], *, wait: bool = True
+    ) -> Sequence[Lease | PharoxError]:
         """Extend leases. Return each renewed lease, or the error of its request, in order.
 
         Raises

@@ -245,11 +245,21 @@ class IStorage(ABC):
         """
         return run(defaults.run_batch(self, commands), call)
 
-    def renew_leases(self, requests: Sequence[RenewRequest]) -> Sequence[Lease | PharoxError]:
+    def renew_leases(
+        self, requests: Sequence[RenewRequest], *, wait: bool = True
+    ) -> Sequence[Lease | PharoxError]:
         """Extend leases. Return each renewed lease, or the error of its request, in order.
 
         A lease that has ended is not renewed: its outcome is a :class:`LeaseEndedError`. The
         caller's lease gets what is recorded of it, renewed or not.
+
+        Parameters
+        ----------
+        requests:
+            Any number; 500 at a time are renewed in one commit.
+        wait:
+            Whether to wait for a lease that another session is ending or renewing. If not,
+            its outcome is a :class:`LeaseBusyError`.
 
         Raises
         ------

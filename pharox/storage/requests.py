@@ -10,7 +10,13 @@ from datetime import datetime
 from typing import cast
 from uuid import UUID
 
-from ..errors import ConflictError, InvalidInputError, LeaseEndedError, PharoxError
+from ..errors import (
+    ConflictError,
+    InvalidInputError,
+    LeaseBusyError,
+    LeaseEndedError,
+    PharoxError,
+)
 from ..events import EventBase, HealthChecked
 from ..models import (
     HealthCheckResult,
@@ -344,6 +350,13 @@ def ending_of(lease: Lease) -> str:
     if lease.status is LeaseStatus.EXPIRED:
         return f"{name} {ran_out} and was taken back at {ended_at}."
     return f"{name} was released at {ended_at}."
+
+
+def lease_busy(lease: Lease) -> LeaseBusyError:
+    """Return the outcome of a renewal that did not wait for a lock."""
+    return LeaseBusyError(
+        f"Lease {lease.id} is being ended or renewed by another session.", lease_id=lease.id
+    )
 
 
 def log_late_release(lease: Lease, recorded: Lease | None) -> None:

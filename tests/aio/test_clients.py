@@ -170,13 +170,17 @@ def test_a_client_sends_nothing_after_its_lease(zoo: Zoo, *, is_async: bool) -> 
     url = zoo.target("/ok")
 
     async def main() -> None:
-        async with AsyncProxyManager(ours.storage).client("pool", duration_seconds=3) as client:
+        async with AsyncProxyManager(ours.storage).client(
+            "pool", duration_seconds=3, keep_alive=False
+        ) as client:
             assert (await client.get(url)).status_code == 200
             time.sleep(3)
             await client.get(url)
 
     def block() -> None:
-        with ProxyManager(ours.blocking).client("pool", duration_seconds=3) as client:
+        with ProxyManager(ours.blocking).client(
+            "pool", duration_seconds=3, keep_alive=False
+        ) as client:
             assert client.get(url).status_code == 200
             time.sleep(3)
             client.get(url)

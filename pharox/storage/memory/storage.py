@@ -100,7 +100,9 @@ class InMemoryStorage(IStorage):
         returned: ReleaseResult = self._run_alone(ReleaseRequest(lease, reason, with_stats))
         return returned
 
-    def renew_leases(self, requests: Sequence[RenewRequest]) -> Sequence[Lease | PharoxError]:
+    def renew_leases(
+        self, requests: Sequence[RenewRequest], *, wait: bool = True
+    ) -> Sequence[Lease | PharoxError]:
         with self._state.lock:
             now = self._state.clock()
             return [renewal.renew(self._state, request, now) for request in requests]

@@ -210,8 +210,10 @@ class PostgresStorage(IStorage):
     def run_batch(self, commands: Sequence[Request]) -> Outcomes:
         return self._run_in_time(run_batch(self._commands, commands))
 
-    def renew_leases(self, requests: Sequence[RenewRequest]) -> Sequence[Lease | PharoxError]:
-        return self._run_in_time(self._commands.renew(requests))
+    def renew_leases(
+        self, requests: Sequence[RenewRequest], *, wait: bool = True
+    ) -> Sequence[Lease | PharoxError]:
+        return self._run_in_time(self._commands.renew(requests, wait=wait))
 
     def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         expired = self._run_in_time(self._commands.expire(with_stats=with_stats))

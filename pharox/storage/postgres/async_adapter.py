@@ -269,8 +269,10 @@ class AsyncPostgresStorage(IAsyncStorage):
             raise with_outcome(cancelled, "run_batch", outcomes)
         return outcomes
 
-    async def renew_leases(self, requests: Sequence[RenewRequest]) -> Sequence[Lease | PharoxError]:
-        return await self._run_in_time(self._commands.renew(requests))
+    async def renew_leases(
+        self, requests: Sequence[RenewRequest], *, wait: bool = True
+    ) -> Sequence[Lease | PharoxError]:
+        return await self._run_in_time(self._commands.renew(requests, wait=wait))
 
     async def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         program = self._commands.expire(with_stats=with_stats)

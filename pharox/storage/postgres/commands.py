@@ -70,9 +70,11 @@ class Commands(Imports, Health):
 
     # Leasing
 
-    def renew(self, requests: Sequence[RenewRequest]) -> Program[list[Lease | PharoxError]]:
+    def renew(
+        self, requests: Sequence[RenewRequest], *, wait: bool
+    ) -> Program[list[Lease | PharoxError]]:
         """Extend leases that have not ended."""
-        return renewing.renew_leases(self.schema, requests)
+        return renewing.renew_leases(self.schema, requests, wait=wait)
 
     def create_lease(self, proxy: Proxy, consumer: str, duration: float) -> Program[Lease]:
         """Lease exactly this proxy."""

@@ -15,7 +15,7 @@ from projections.leases import leases
 from ...errors import PharoxError
 from ...events.attribution import current_attribution
 from ...models import Lease, LeaseStatus
-from ..requests import RenewRequest
+from ..requests import RenewRequest, lease_busy
 from .driver import Program
 from .registry import batches
 from .sql import Query, Statement, by_schema, call_of, parameter
@@ -60,7 +60,7 @@ class _Answer(NamedTuple):
 
 
 def renew_leases(
-    schema: str, requests: Sequence[RenewRequest]
+    schema: str, requests: Sequence[RenewRequest], *, wait: bool
 ) -> Program[list[Lease | PharoxError]]:
     """Renew leases, in the order of their ids in each commit."""
     outcomes: dict[int, Lease | PharoxError] = {}
@@ -68,6 +68,9 @@ def renew_leases(
     for places in batches(order, MOST):
         asked = {place: requests[place] for place in places}
         locked = yield from _renew(schema, asked, outcomes, wait=False)
+        if not wait:
+            outcomes |= {place: lease_busy(requests[place].lease) for place in locked}
+            continue
         # Whoever has locked a lease is ending or renewing it, and will commit soon.
         while locked:
             asked = {place: requests[place] for place in locked}

@@ -1,0 +1,466 @@
+"""Keep leases alive: renew each at a third of its duration, and notice when one is lost.
+
+    keep ──> schedule ──> due ──> renewed, up to 500 in one statement ──> schedule
+                 └──> no longer to be counted on ──> lost
+
+One keeper per storage renews the leases of all its managers. It starts with the first
+lease that is kept and needs nothing while there is none.
+
+The timer never waits for the database: a renewal runs beside it, in a thread or a
+task of its own. So a lost lease is noticed in time even while a renewal hangs. Times are
+those of the monotonic clock: a lease counts for its duration from the moment before it
+was requested.
+
+A keeper refers to a lease weakly. A lease that nobody refers to is no longer renewed, and
+a forked child renews nothing that its parent holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from inspect import isawaitable
+from itertools import count
+from typing import Any
+from uuid import UUID
+from weakref import WeakKeyDictionary, WeakSet, ref
+
+from sortedcontainers import SortedList
+
+from ..errors import ConflictError, LeaseEndedError, LeaseLostError
+from ..models import Lease
+from ..storage.async_interface import IAsyncStorage
+from ..storage.interface import IStorage
+from ..storage.requests import RenewRequest
+
+MOST = 500
+"""How many leases are renewed in one statement."""
+
+RENEWAL = 1 / 3
+"""The part of a lease's duration after which it is renewed."""
+
+EARLY = 1 / 12
+"""The part of a lease's duration by which it may be renewed early, together with others."""
+
+AGAIN = 1 / 30
+"""The part of a lease's duration after which a failed renewal is repeated."""
+
+LINGER_S = 5.0
+"""How long the thread of a keeper waits for another lease before it ends."""
+
+INFINITY = float("inf")
+
+logger = logging.getLogger("pharox")
+
+OnLost = Callable[[Lease, LeaseLostError], None]
+
+
+class Kept:
+    """A lease that is kept alive, and whom to notify if it is lost."""
+
+    __slots__ = ("_lease", "duration", "is_renewing", "lease_id", "number", "on_lost", "renew_at")
+
+    def __init__(self, lease: Lease, begun: float, duration: float, number: int) -> None:
+        self._lease = ref(lease)
+        self.lease_id = lease.id
+        self.duration = duration
+        self.number = number
+        self.on_lost: list[OnLost] = []
+        self.is_renewing = False
+        self.count_from(begun)
+
+    @property
+    def lease(self) -> Lease | None:
+        """The lease, or None if nobody refers to it any more."""
+        return self._lease()
+
+    @property
+    def counts_until(self) -> float:
+        """The monotonic time until which the holder can count on the lease."""
+        lease = self.lease
+        return 0.0 if lease is None or lease.countdown is None else lease.countdown.until
+
+    def count_from(self, begun: float) -> None:
+        """Let the lease count for its duration from a moment, and be renewed after a third."""
+        lease = self.lease
+        if lease is not None:
+            lease.count_down(begun + self.duration).is_kept = True
+        self.renew_at = begun + self.duration * RENEWAL
+
+
+class Schedule:
+    """The kept leases, by when they are to be renewed and by when they are lost."""
+
+    def __init__(self) -> None:
+        self._kept: dict[UUID, Kept] = {}
+        self._renewals: Any = SortedList()
+        self._ends: Any = SortedList()
+        self._places: dict[int, tuple[Any, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, lease_id: UUID) -> Kept | None:
+        """Return the kept lease with this id."""
+        return self._kept.get(lease_id)
+
+    def put(self, kept: Kept) -> None:
+        """Add a lease, or move it to its new place."""
+        self._remove(kept)
+        self._kept[kept.lease_id] = kept
+        end = (kept.counts_until, kept.number, kept)
+        renewal = None if kept.is_renewing else (kept.renew_at, kept.number, kept)
+        self._places[kept.number] = renewal, end
+        self._ends.add(end)
+        if renewal is not None:
+            self._renewals.add(renewal)
+
+    def drop(self, kept: Kept) -> bool:
+        """Forget a lease. Return whether it was kept."""
+        if self._kept.get(kept.lease_id) is not kept:
+            return False
+        self._remove(kept)
+        del self._kept[kept.lease_id]
+        return True
+
+    def next_at(self, *, is_busy: bool) -> float | None:
+        """Return when there is something to do. While a renewal runs, none is begun."""
+        times = [self._ends[0][0]] if self._ends else []
+        if self._renewals and not is_busy:
+            times.append(self._renewals[0][0])
+        return min(times, default=None)
+
+    def take_lost(self, now: float) -> list[Kept]:
+        """Remove and return the leases that can no longer be counted on."""
+        lost = [kept for _, _, kept in self._ends.irange(None, (now, INFINITY))]
+        for kept in lost:
+            self.drop(kept)
+        return lost
+
+    def take_due(self, now: float) -> list[Kept]:
+        """Return the leases to be renewed now. Their renewal has begun."""
+        if not self._renewals or self._renewals[0][0] > now:
+            return []
+        due = [kept for kept in self._until(now) if kept.renew_at - kept.duration * EARLY <= now]
+        for kept in due:
+            kept.is_renewing = True
+            self.put(kept)
+        return due
+
+    def _until(self, now: float) -> Iterator[Kept]:
+        """Yield the next leases to be renewed, not more than one statement renews."""
+        for _, (_, _, kept) in zip(range(MOST), self._renewals, strict=False):
+            yield kept
+
+    def _remove(self, kept: Kept) -> None:
+        renewal, end = self._places.pop(kept.number, (None, None))
+        if renewal is not None:
+            self._renewals.remove(renewal)
+        if end is not None:
+            self._ends.remove(end)
+
+
+class Keeping(ABC):
+    """What keepers of threads and of tasks have in common."""
+
+    def __init__(self, storage: Any) -> None:
+        self._storage_ref = ref(storage)
+        self._start_empty()
+
+    def _start_empty(self) -> None:
+        self._schedule = Schedule()
+        self._numbers = count()
+        self._is_busy = False
+        # When the timer looks at the schedule next.
+        self._wakes_at = INFINITY
+
+    @abstractmethod
+    def _lock(self) -> AbstractContextManager[Any]:
+        """Return what has to be entered to use the schedule."""
+
+    @abstractmethod
+    def _wake(self) -> None:
+        """Have the timer look at the schedule again. The lock is held."""
+
+    def __len__(self) -> int:
+        with self._lock():
+            return len(self._schedule)
+
+    def keep(self, lease: Lease, begun: float, duration: float) -> None:
+        """Keep a lease alive. It lasts ``duration`` seconds from ``begun``, and again each time."""
+        with self._lock():
+            known = self._schedule.get(lease.id)
+            if known is not None:
+                self._schedule.drop(known)
+            kept = Kept(lease, begun, duration, next(self._numbers))
+            self._schedule.put(kept)
+            if min(kept.renew_at, kept.counts_until) < self._wakes_at:
+                self._wake()
+
+    def notify(self, lease: Lease, on_lost: OnLost) -> None:
+        """Call ``on_lost`` if a kept lease is lost; at once if it is lost already."""
+        with self._lock():
+            kept = self._schedule.get(lease.id)
+            if kept is not None:
+                kept.on_lost.append(on_lost)
+                return
+        if lease.is_lost and is_kept(lease):
+            on_lost(lease, lost_error(lease))
+
+    def let_go(self, lease_ids: Iterable[UUID]) -> None:
+        """Keep leases no longer. Those that have run out by now are lost all the same."""
+        with self._lock():
+            found = [kept for each in lease_ids if (kept := self._schedule.get(each)) is not None]
+            for kept in found:
+                self._schedule.drop(kept)
+        lost = [kept for kept in found if kept.lease is not None and kept.lease.is_lost]
+        self._lose([(kept, lost_error(kept.lease)) for kept in lost])
+
+    def _look(self) -> tuple[list[Kept], list[Kept]]:
+        """Return which leases are lost, and which are to be renewed now. The lock is held."""
+        now = time.monotonic()
+        lost = self._schedule.take_lost(now)
+        due = [] if self._is_busy else self._schedule.take_due(now)
+        self._is_busy = self._is_busy or bool(due)
+        return lost, due
+
+    def _next_at(self) -> float:
+        return self._schedule.next_at(is_busy=self._is_busy) or INFINITY
+
+    def _renewing(self, requests: Sequence[RenewRequest]) -> Any:
+        """Have the storage renew leases; what it returns may have to be awaited."""
+        storage = self._storage_ref()
+        if storage is None or not requests:
+            return ()
+        return storage.renew_leases(requests, wait=False)
+
+    def _requests(self, due: Sequence[Kept]) -> tuple[list[Kept], list[RenewRequest]]:
+        """Return the requests for leases that somebody still refers to."""
+        alive = [(kept, lease) for kept in due if (lease := kept.lease) is not None]
+        requests = [RenewRequest(lease, kept.duration) for kept, lease in alive]
+        return [kept for kept, _ in alive], requests
+
+    def _settle(
+        self, due: Sequence[Kept], asked: Sequence[Kept], outcomes: Sequence[Any], begun: float
+    ) -> list[tuple[Kept, LeaseLostError]]:
+        """Take the outcomes of a renewal into the schedule. Return the leases that are lost."""
+        lost: list[tuple[Kept, LeaseLostError]] = []
+        with self._lock():
+            self._is_busy = False
+            known = dict(zip(asked, outcomes, strict=False))
+            for kept in due:
+                lease = kept.lease
+                kept.is_renewing = False
+                if not self._schedule.drop(kept) or lease is None:
+                    continue  # It was let go, or lost, or nobody refers to it.
+                outcome = known.get(kept)
+                if isinstance(outcome, LeaseEndedError | ConflictError):
+                    lost.append((kept, lost_error(lease, outcome)))
+                    continue
+                if isinstance(outcome, Lease):
+                    kept.count_from(begun)
+                else:
+                    kept.renew_at = time.monotonic() + kept.duration * AGAIN
+                self._schedule.put(kept)
+            self._wake()
+        return lost
+
+    def _lose(self, lost: Iterable[tuple[Kept, LeaseLostError]]) -> None:
+        """Mark leases as lost, and notify those who asked for it."""
+        for kept, error in lost:
+            lease = kept.lease
+            if lease is None:
+                continue
+            if lease.countdown is not None:
+                lease.countdown.lost_because = str(error)
+            logger.warning("pharox.lease.lost: %s", error, extra={"lease_id": str(lease.id)})
+            for on_lost in kept.on_lost:
+                try:
+                    on_lost(lease, error)
+                except Exception:
+                    logger.exception("pharox.callback.failed: after lease %s was lost", lease.id)
+
+    def _log_failure(self, error: Exception, leases: int) -> None:
+        logger.warning(
+            "pharox.renewal.failed: %d leases were not renewed, and will be tried again: %s",
+            leases,
+            error,
+        )
+
+
+class Keeper(Keeping):
+    """Keeps the leases of threads. Its timer is a daemon thread, which ends when it is idle."""
+
+    def __init__(self, storage: Any) -> None:
+        super().__init__(storage)
+        _keepers.add(self)
+
+    def _start_empty(self) -> None:
+        super()._start_empty()
+        self._condition = threading.Condition(threading.Lock())
+        self._thread: threading.Thread | None = None
+
+    def _lock(self) -> AbstractContextManager[Any]:
+        return self._condition
+
+    def _wake(self) -> None:
+        if self._thread is None:
+            self._thread = _start("pharox-keeper", self._run)
+        else:
+            self._condition.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                lost, due = self._look()
+                if not lost and not due and not self._wait():
+                    return
+            # In threads of their own: neither a callback nor the database stops the timer.
+            if lost:
+                _start("pharox-lost", self._lose, [(k, lost_error(k.lease)) for k in lost])
+            if due:
+                _start("pharox-renewal", self._renew, due)
+
+    def _wait(self) -> bool:
+        """Wait until there may be something to do. Return whether the thread goes on."""
+        now = time.monotonic()
+        self._wakes_at = min(self._next_at(), now + LINGER_S)
+        self._condition.wait(max(0.0, self._wakes_at - now))
+        if len(self._schedule):
+            return True
+        self._thread, self._wakes_at = None, INFINITY
+        return False
+
+    def _renew(self, due: Sequence[Kept]) -> None:
+        asked, requests = self._requests(due)
+        outcomes: Sequence[Any] = ()
+        begun = time.monotonic()
+        try:
+            outcomes = self._renewing(requests)
+        except Exception as error:
+            self._log_failure(error, len(requests))
+        self._lose(self._settle(due, asked, outcomes, begun))
+
+    def start_empty(self) -> None:
+        """Drop everything: the threads and leases are those of the parent process."""
+        self._start_empty()
+
+
+class AsyncKeeper(Keeping):
+    """Keeps the leases of tasks of one event loop, with a timer of the loop."""
+
+    def __init__(self, storage: Any) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        super().__init__(storage)
+
+    def keep(self, lease: Lease, begun: float, duration: float) -> None:
+        """Keep a lease alive in the running event loop."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:  # The timer of another loop never rings again.
+            self._start_empty()
+            self._loop = loop
+        super().keep(lease, begun, duration)
+
+    def _start_empty(self) -> None:
+        super()._start_empty()
+        self._timer: asyncio.TimerHandle | None = None
+        self._renewal: asyncio.Task[None] | None = None
+
+    def _lock(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def _wake(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wakes_at = self._next_at()
+        if self._wakes_at < INFINITY:
+            self._timer = loop.call_later(self._wakes_at - time.monotonic(), self._run)
+
+    def _run(self) -> None:
+        self._timer = None
+        lost, due = self._look()
+        self._lose([(kept, lost_error(kept.lease)) for kept in lost])
+        if due:
+            self._renewal = asyncio.get_running_loop().create_task(self._renew(due))
+        self._wake()
+
+    async def _renew(self, due: Sequence[Kept]) -> None:
+        asked, requests = self._requests(due)
+        outcomes: Sequence[Any] = ()
+        begun = time.monotonic()
+        try:
+            renewing = self._renewing(requests)
+            outcomes = await renewing if isawaitable(renewing) else renewing
+        except Exception as error:
+            self._log_failure(error, len(requests))
+        self._lose(self._settle(due, asked, outcomes, begun))
+
+
+_keepers: WeakSet[Keeper] = WeakSet()
+_of_storages: WeakKeyDictionary[Any, Keeping] = WeakKeyDictionary()
+_of_storages_lock = threading.Lock()
+
+
+def keeper_of(storage: Any, kind: Callable[[Any], Keeping]) -> Keeping:
+    """Return the keeper of a storage, made when it is first needed."""
+    keeper = _of_storages.get(storage)
+    if keeper is None:
+        with _of_storages_lock:
+            keeper = _of_storages.get(storage)
+            if keeper is None:
+                keeper = _of_storages[storage] = kind(storage)
+    return keeper
+
+
+def let_go(storage: Any, lease_ids: Iterable[UUID]) -> None:
+    """Keep leases of a storage no longer, if any of its leases are kept."""
+    keeper = _of_storages.get(storage)
+    if keeper is not None:
+        keeper.let_go(lease_ids)
+
+
+def can_renew(storage: Any) -> bool:
+    """Return whether a storage can renew leases; an adapter for 0.11.0 cannot."""
+    plain = (IStorage.renew_leases, IAsyncStorage.renew_leases)
+    return getattr(type(storage), "renew_leases", plain[0]) not in plain
+
+
+def _start(name: str, function: Callable[..., None], *arguments: Any) -> threading.Thread:
+    thread = threading.Thread(target=function, args=arguments, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+def is_kept(lease: Lease) -> bool:
+    """Return whether a lease is, or was, kept alive."""
+    return lease.countdown is not None and lease.countdown.is_kept
+
+
+def lost_error(lease: Lease | None, why: Exception | None = None) -> LeaseLostError:
+    """Return the error for the holder of a lost lease."""
+    if lease is None:
+        return LeaseLostError("A lease that nobody refers to was lost.")
+    known = lease.countdown and lease.countdown.lost_because
+    reason = str(why) if why else f"Lease {lease.id} could not be renewed in time."
+    error = LeaseLostError(
+        known or f"{reason} Somebody else may hold its proxy.",
+        lease_id=lease.id,
+        pool_name=lease.pool_name,
+    )
+    error.__cause__ = why
+    return error
+
+
+def _start_empty_in_child() -> None:
+    for keeper in list(_keepers):
+        keeper.start_empty()
+
+
+os.register_at_fork(after_in_child=_start_empty_in_child)

@@ -1,0 +1,32 @@
+"""The options of everything that leases, beside the parameters of 0.11.0."""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict, get_args
+
+from ..errors import InvalidInputError
+
+OnLost = Literal["cancel", "tell"]
+"""What a block does if a lease that is kept alive is lost before it ends.
+
+With "cancel" a task is cancelled, and the block raises :class:`LeaseLostError`. A thread
+cannot be interrupted: its block raises at its end, unless its body raised. With "tell" only
+``lease.is_lost`` and the lost callbacks tell.
+"""
+
+
+class LeaseOptions(TypedDict, total=False):
+    """Options of everything that leases.
+
+    ``keep_alive`` says whether to renew the lease, at a third of its duration, until it is
+    released. False unless the method says otherwise.
+    """
+
+    keep_alive: bool
+
+
+def check_on_lost(on_lost: OnLost) -> OnLost:
+    """Return it if it is valid, else raise InvalidInputError."""
+    if on_lost not in get_args(OnLost):
+        raise InvalidInputError('on_lost must be "cancel" or "tell"', value=on_lost)
+    return on_lost

@@ -1,0 +1,128 @@
+"""A task keeps its lease, and is cancelled when it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from pharox import (
+    AsyncInMemoryStorage,
+    AsyncProxyManager,
+    Lease,
+    LeaseLostError,
+    LeaseStatus,
+    LostEventPayload,
+)
+from tests.aio.conftest import Kept as Storages
+from tests.conftest import fill
+from tests.leasing.test_keeping import end, renewals
+
+
+def test_a_task_keeps_its_lease(kept: Storages) -> None:
+    """The same in an event loop, which has no thread for it."""
+    fill(kept.blocking, 1)
+    manager = AsyncProxyManager(kept.storage)
+    before = threading.active_count()
+
+    async def work() -> Lease:
+        async with manager.with_lease("pool", "w", 1, keep_alive=True) as lease:
+            assert lease is not None
+            for _ in range(30):
+                await asyncio.sleep(0.1)
+                assert await manager.acquire_proxy("pool", "greedy") is None
+            assert not lease.is_lost
+            return lease
+
+    lease = kept.run(work())
+    assert lease.status is LeaseStatus.RELEASED
+    assert renewals(kept.blocking) >= 5
+    assert threading.active_count() <= before + 1
+    kept.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize("on_lost", ["cancel", "tell"])
+def test_a_task_whose_lease_is_lost_is_cancelled(kept: Storages, on_lost: Any) -> None:
+    """It is cancelled where it waits, and the block raises; other tasks and it go on."""
+    fill(kept.blocking, 1)
+    manager, told = AsyncProxyManager(kept.storage), list[LostEventPayload]()
+
+    async def tell(payload: LostEventPayload) -> None:
+        await asyncio.sleep(0)
+        told.append(payload)
+
+    manager.register_lost_callback(tell)
+
+    async def hold() -> None:
+        async with manager.with_lease("pool", "w", 1, keep_alive=True, on_lost=on_lost) as lease:
+            assert lease is not None
+            end(kept.blocking, lease)
+            await asyncio.sleep(3)
+            assert lease.is_lost
+
+    async def work() -> None:
+        if on_lost == "tell":
+            await hold()
+            return
+        begun, task = time.monotonic(), asyncio.current_task()
+        with pytest.raises(LeaseLostError, match="was released at") as lost:
+            await hold()
+        assert isinstance(lost.value.__cause__, asyncio.CancelledError)
+        assert time.monotonic() - begun < 2.5
+        assert task is not None
+        assert task.cancelling() == 0
+        await asyncio.sleep(0.01)
+
+    kept.run(work())
+    assert len(told) == 1
+    kept.assert_nothing_is_left()
+
+
+def test_a_cancellation_of_somebody_else_stays_one(kept: Storages) -> None:
+    """asyncio.timeout around the block ends it as ever."""
+    fill(kept.blocking, 1)
+    manager = AsyncProxyManager(kept.storage)
+
+    async def work() -> None:
+        async with (
+            asyncio.timeout(0.2),
+            manager.with_lease("pool", "w", 1, keep_alive=True),
+        ):
+            await asyncio.sleep(3)
+
+    with pytest.raises(TimeoutError):
+        kept.run(work())
+    kept.assert_nothing_is_left()
+
+
+def test_a_block_that_never_waits_raises_at_its_end(in_memory: Storages) -> None:
+    """The loop was blocked for longer than the lease: nobody could cancel the task."""
+    fill(in_memory.blocking, 1)
+    manager = AsyncProxyManager(in_memory.storage)
+
+    async def work() -> None:
+        async with manager.with_lease("pool", "w", 1, keep_alive=True):
+            time.sleep(1.1)
+
+    with pytest.raises(LeaseLostError, match="could not be renewed in time"):
+        in_memory.run(work())
+
+
+def test_another_event_loop_keeps_leases_as_well() -> None:
+    """A storage in memory may be used in one loop after the other."""
+    storage = AsyncInMemoryStorage()
+    fill(storage.memory, 1)
+
+    async def work() -> None:
+        manager = AsyncProxyManager(storage)
+        async with manager.with_lease("pool", "w", 1, keep_alive=True) as lease:
+            await asyncio.sleep(1.5)
+            assert lease is not None
+            assert not lease.is_lost
+
+    for _ in range(2):
+        asyncio.run(work())
+    assert renewals(storage.memory) >= 4
