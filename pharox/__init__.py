@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from .models import HealthEventPayload as HealthEventPayload
     from .models import HealthPolicy as HealthPolicy
     from .models import Lease as Lease
+    from .models import LeasedProxy as LeasedProxy
     from .models import LeaseStatus as LeaseStatus
     from .models import LostEventPayload as LostEventPayload
     from .models import MissReason as MissReason
@@ -160,6 +161,7 @@ _HOME = {
         "HealthCheckOptions",
         "HealthCheckResult",
         "HealthEventPayload",
+        "LeasedProxy",
         "LostEventPayload",
         "HealthPolicy",
         "Lease",

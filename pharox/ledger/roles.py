@@ -173,6 +173,7 @@ _APP_FUNCTIONS = (
     "is_made_v1",
     "lease_commands_v1",
     "lease_event_v1",
+    "leased_proxy_v1",
     "matching_v1",
     "miss_reason_v1",
     "next_free_v1",

@@ -25,7 +25,14 @@ from python_socks import ProxyType
 
 from ..effects import Calls, call, call_async, run, run_async
 from ..errors import InvalidInputError, LeaseEndedError, ProxyUnavailableError
-from ..models import Lease, LeaseStatus, MissReason, Proxy, ProxyProtocol, RetryConfig
+from ..models import (
+    Lease,
+    LeasedProxy,
+    LeaseStatus,
+    MissReason,
+    ProxyProtocol,
+    RetryConfig,
+)
 from ..models.text import url_of
 from ..storage.requests import Acquisition
 from .keeper import is_kept, lost_error
@@ -74,8 +81,7 @@ def opening_client(
             miss_reason=why,
         )
     try:
-        proxy = yield partial(leasing._storage.get_proxy, str(lease.proxy_id))
-        client = kind(leasing, lease, proxy, options)
+        client = kind(leasing, lease, options)
         leasing._keeper().notify(lease, WeakCall(client._on_lost))
         return client
     except GeneratorExit:
@@ -104,12 +110,11 @@ class LeasedClient(httpx.Client):
         self,
         leasing: Leasing[Any],
         lease: Lease,
-        proxy: Proxy,
         options: dict[str, Any],
     ) -> None:
         self._leasing, self.lease = leasing, lease
         self._is_held = True
-        transport = _transport(proxy, options, httpx.HTTPTransport, SyncProxyTransport)
+        transport = _transport(lease.proxy, options, httpx.HTTPTransport, SyncProxyTransport)
         self._leased = _LeasedTransport(lease, transport)
         super().__init__(transport=self._leased, **options)
 
@@ -155,12 +160,11 @@ class AsyncLeasedClient(httpx.AsyncClient):
         self,
         leasing: Leasing[Any],
         lease: Lease,
-        proxy: Proxy,
         options: dict[str, Any],
     ) -> None:
         self._leasing, self.lease = leasing, lease
         self._is_held = True
-        transport = _transport(proxy, options, httpx.AsyncHTTPTransport, AsyncProxyTransport)
+        transport = _transport(lease.proxy, options, httpx.AsyncHTTPTransport, AsyncProxyTransport)
         self._leased = _AsyncLeasedTransport(lease, transport)
         super().__init__(transport=self._leased, **options)
 
@@ -364,11 +368,11 @@ def _giving_back(
         client._is_held = client.lease.status is LeaseStatus.ACTIVE
 
 
-def _transport(proxy: Proxy, options: dict[str, Any], http: Any, socks: Any) -> Any:
+def _transport(proxy: LeasedProxy, options: dict[str, Any], http: Any, socks: Any) -> Any:
     """Return a transport through a proxy, and remove its options from ``options``."""
     named = {name: options.pop(name) for name in _OF_TRANSPORTS if name in options}
     context = _ssl_context(options, http2=named.get("http2", False))
-    host, login = str(proxy.host), proxy.credentials
+    host, login = proxy.host, proxy.credentials
     user, password = (login.user, login.password.get_secret_value()) if login else (None, None)
     if (kind := SOCKS.get(proxy.protocol)) is not None:
         return socks(

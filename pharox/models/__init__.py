@@ -26,6 +26,7 @@ from .payloads import (
 from .proxy import (
     LEASABLE,
     PROTOCOL_ALIASES,
+    LeasedProxy,
     Proxy,
     ProxyCredentials,
     ProxyPool,
@@ -73,6 +74,7 @@ __all__ = [
     "Latitude",
     "Lease",
     "LeaseStatus",
+    "LeasedProxy",
     "Longitude",
     "LostEventPayload",
     "MaxConcurrency",

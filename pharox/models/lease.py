@@ -11,7 +11,8 @@ from uuid import UUID, uuid4
 
 from pydantic import BaseModel, Field
 
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, ProxyNotFoundError
+from .proxy import LeasedProxy
 from .validation import Name, UtcDatetime, utc_now
 
 
@@ -59,6 +60,7 @@ class Countdown:
 
 
 _COUNTDOWN = "_countdown"
+_PROXY = "_proxy"
 
 
 class Lease(BaseModel):
@@ -81,6 +83,33 @@ class Lease(BaseModel):
     released_at: UtcDatetime | None = None
     fencing_token: int | None = None
     renewed_at: UtcDatetime | None = None
+
+    @property
+    def proxy(self) -> LeasedProxy:
+        """The proxy, with its credentials: ``lease.proxy.url`` is what an HTTP library takes.
+
+        It comes with the acquisition, and is in no dump, repr or comparison.
+
+        Raises
+        ------
+        ProxyNotFoundError
+            If the lease was read from the ledger, which returns no proxy with it.
+        """
+        known: LeasedProxy | None = self.__dict__.get(_PROXY)
+        if known is None:
+            raise ProxyNotFoundError(
+                f"The proxy of lease {self.id} is known where it was acquired; elsewhere, get it "
+                "with storage.get_proxy(str(lease.proxy_id)).",
+                proxy_id=self.proxy_id,
+            )
+        return known
+
+    def carry(self, proxy: LeasedProxy | None) -> Lease:
+        """Add the proxy to the lease of an acquisition, and return the lease."""
+        if proxy is not None:
+            # It is not a field: see count_down.
+            self.__dict__[_PROXY] = proxy
+        return self
 
     @property
     def is_lost(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import Annotated, Any
@@ -173,12 +174,63 @@ class Proxy(Confidential):
     @property
     def url(self) -> str:
         """The proxy's URL with its credentials, quoted so that a client sends them unchanged."""
-        auth = ""
-        if self.credentials:
-            user = quote(self.credentials.user, safe="")
-            password = quote(self.credentials.password.get_secret_value(), safe="")
-            auth = f"{user}:{password}@"
-        return url_of(self.protocol, self.host, self.port, auth)
+        return _url_with_login(self.protocol, self.host, self.port, self.credentials)
+
+
+class LeasedProxy:
+    """The proxy of a lease: what a client needs to connect through it.
+
+    Its repr has no credentials. They are decrypted when they are first read.
+    """
+
+    __slots__ = ("_credentials", "host", "port", "protocol")
+
+    def __init__(
+        self,
+        protocol: ProxyProtocol,
+        host: str,
+        port: int,
+        credentials: ProxyCredentials | Callable[[], ProxyCredentials] | None,
+    ) -> None:
+        self.protocol = protocol
+        self.host = host
+        self.port = port
+        self._credentials = credentials
+
+    @property
+    def credentials(self) -> ProxyCredentials | None:
+        """What the proxy requires, or None.
+
+        Raises
+        ------
+        SecretKeyError
+            If they cannot be decrypted with the keys of this process.
+        """
+        if callable(self._credentials):
+            self._credentials = self._credentials()
+        return self._credentials
+
+    @property
+    def url(self) -> str:
+        """The proxy's URL with its credentials, quoted so that a client sends them unchanged."""
+        return _url_with_login(self.protocol, self.host, self.port, self.credentials)
+
+    def __repr__(self) -> str:
+        return f"LeasedProxy({url_of(self.protocol, self.host, self.port)!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LeasedProxy, (self.protocol, self.host, self.port, self.credentials)
+
+
+def _url_with_login(
+    protocol: ProxyProtocol, host: object, port: int, credentials: ProxyCredentials | None
+) -> str:
+    auth = ""
+    if credentials:
+        user = quote(credentials.user, safe="")
+        password = quote(credentials.password.get_secret_value(), safe="")
+        auth = f"{user}:{password}@"
+    return url_of(protocol, host, port, auth)
 
 
 class ProxyPool(BaseModel):

@@ -21,6 +21,7 @@ from ..models import (
     HealthCheckResult,
     HealthPolicy,
     Lease,
+    LeasedProxy,
     LeaseStatus,
     MissReason,
     PoolStatsSnapshot,
@@ -65,6 +66,7 @@ def acquire_lease(storage: Any, request: AcquireRequest) -> Calls[Acquisition]:
         return Acquisition(None, stats=(yield from _stats(storage, request)))
     terms = (request.consumer_name, request.duration_seconds)
     lease = yield partial(storage.create_lease, proxy, *terms)
+    lease.carry(LeasedProxy(proxy.protocol, str(proxy.host), proxy.port, proxy.credentials))
     try:
         return Acquisition(lease, stats=(yield from _stats(storage, request)))
     except GeneratorExit:

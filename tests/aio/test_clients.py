@@ -22,7 +22,6 @@ from pharox import (
     LeaseStatus,
     Proxy,
     ProxyManager,
-    ProxyNotFoundError,
     ProxyPool,
     ProxyStatus,
     ProxyUnavailableError,
@@ -246,15 +245,13 @@ def test_the_exception_of_a_block_comes_through(zoo: Zoo, *, is_async: bool) -> 
     assert ours.active == 0
 
 
-def test_a_proxy_that_is_gone_by_then_costs_no_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Removed between being leased and being read, it is an error, and nothing is held."""
+def test_a_client_reads_nothing_after_the_acquisition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy came with the lease."""
     storage = InMemoryStorage()
-    _, (proxy,) = fill(storage)
-    manager = ProxyManager(storage)
-    manager.register_acquire_callback(lambda payload: storage.delete_proxy(str(proxy.id)))
-    with pytest.raises(ProxyNotFoundError):
-        manager.client("pool")
-    assert [lease.status for lease in storage.list_leases()] == [LeaseStatus.RELEASED]
+    fill(storage)
+    monkeypatch.delattr(InMemoryStorage, "get_proxy")
+    with ProxyManager(storage).client("pool") as client:
+        assert client.lease.proxy.host == "10.0.0.0"
 
 
 def test_a_client_is_opened_once() -> None:

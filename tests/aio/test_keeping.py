@@ -20,6 +20,7 @@ from pharox import (
 from tests.aio.conftest import Kept as Storages
 from tests.conftest import fill
 from tests.leasing.test_keeping import end, renewals
+from tests.leasing.test_leased_proxy import LOGIN, filled
 
 
 def test_a_task_keeps_its_lease(kept: Storages) -> None:
@@ -126,3 +127,17 @@ def test_another_event_loop_keeps_leases_as_well() -> None:
     for _ in range(2):
         asyncio.run(work())
     assert renewals(storage.memory) >= 4
+
+
+def test_a_tasks_lease_has_its_proxy(kept: Storages) -> None:
+    """The same from coroutines."""
+    filled(kept.blocking, 3, **LOGIN)
+    manager = AsyncProxyManager(kept.storage)
+
+    async def lease() -> list[Lease]:
+        one = await manager.acquire_proxy("pool")
+        assert one is not None
+        return [one, *await manager.acquire_proxies("pool", 2)]
+
+    for each in kept.run(lease()):
+        assert each.proxy.url == kept.blocking.get_proxy(str(each.proxy_id)).url

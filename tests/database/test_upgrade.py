@@ -33,7 +33,7 @@ from pharox import (
 )
 from pharox.events import LeaseAcquired
 from pharox.ledger.rebuild import rebuild
-from pharox.storage.postgres import PostgresStorage, lookups, migrations, schema
+from pharox.storage.postgres import PostgresStorage, batch, lookups, migrations, schema
 from pharox.testing import checked
 from tests.conftest import SECRET_KEY, fill, ledger, open_engine, run_sql
 from tests.leasing.test_contention import most_holders_at_once
@@ -50,6 +50,10 @@ STEPS = 8
 def version_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have this process be of version 0001, as far as it makes a ledger and leases."""
     monkeypatch.setattr(ScriptDirectory, "get_current_head", lambda *_: "0001")
+    # What it calls by then has another name, or came later.
+    monkeypatch.setattr(batch, "_granting", batch._deciding)
+    for statement in (batch.commands_statement, batch.acquire_statement):
+        statement.cache_clear()
     for module in (schema, lookups):
         monkeypatch.setattr(module, "HEAD", "0001")
 
@@ -92,6 +96,8 @@ def test_a_filled_ledger_is_upgraded_from_0001(
         storage.upgrade_schema()
         assert storage.schema_version() == "0001"
         held = filled_unchecked(storage)
+    batch.commands_statement.cache_clear()
+    batch.acquire_statement.cache_clear()
     with ledger(empty_database_url) as newer:
         with pytest.raises(SchemaError, match="upgrade"):
             newer.get_lease(str(held[0].id))

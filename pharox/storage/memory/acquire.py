@@ -134,7 +134,7 @@ def _checked_lease(
     if lease.status is not LeaseStatus.ACTIVE or lease.expires_at <= now:
         how = LeaseStatus.EXPIRED if lease.status is LeaseStatus.ACTIVE else lease.status
         raise granted_and_ended(lease.id, how.value)
-    return lease
+    return lease.carry(state.leased_proxy(state.pool_of_lease[lease_id], lease.proxy_id))
 
 
 def _choose(
@@ -206,7 +206,8 @@ def _grant(
     )
     state.pool_of_lease[lease_id] = pool_id
     state.pools[pool_id].hold(lease_id, proxy_id, expires_at)
-    return lease_from_row(state.rows["leases"][lease_id, pool_id])
+    lease = lease_from_row(state.rows["leases"][lease_id, pool_id])
+    return lease.carry(state.leased_proxy(pool_id, proxy_id))
 
 
 def _miss(

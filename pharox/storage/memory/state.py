@@ -24,10 +24,12 @@ from ...events import Event, EventBase, ProxyState
 from ...events.attribution import current_attribution
 from ...models import (
     Lease,
+    LeasedProxy,
     LeaseStatus,
     PoolStatsSnapshot,
     Proxy,
     ProxyCredentials,
+    ProxyProtocol,
     ProxyStatus,
 )
 from ...models.building import built
@@ -39,6 +41,7 @@ Fold = Callable[[EventBase], None]
 
 _PROXY_FIELDS = tuple(f.name for f in fields(ProxyRow) if f.name != "credential_id")
 _LEASE_STATUSES = {status.value: status for status in LeaseStatus}
+_PROTOCOLS = {protocol.value: protocol for protocol in ProxyProtocol}
 _PROXY_STATUSES = {status.value: status for status in ProxyStatus}
 
 
@@ -144,6 +147,15 @@ class State:
     def lease(self, lease_id: UUID) -> Lease:
         """Return a lease."""
         return lease_from_row(self.lease_row(lease_id))
+
+    def leased_proxy(self, pool_id: UUID, proxy_id: UUID) -> LeasedProxy | None:
+        """Return what the holder of a proxy needs, or None if the proxy was removed."""
+        row: ProxyRow | None = self.rows["proxies"].get((proxy_id, pool_id))
+        if row is None:
+            return None
+        return LeasedProxy(
+            _PROTOCOLS[row.protocol], row.host, row.port, self.credentials.get(proxy_id)
+        )
 
     def held_rows(self, pool_id: UUID, proxy_id: UUID) -> list[LeaseRow]:
         """Return the active leases of a proxy, oldest first."""

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -20,10 +20,12 @@ from ...errors import PharoxError
 from ...events.attribution import current_attribution
 from ...models import (
     Lease,
+    LeasedProxy,
     LeaseStatus,
     MissReason,
     PoolStatsSnapshot,
     ProxyFilters,
+    ProxyProtocol,
     SelectorStrategy,
 )
 from ...models.building import built
@@ -42,7 +44,8 @@ from ..requests import (
 )
 from ..validation import check_granted, granted_and_ended, too_few_granted
 from .filtering import condition_text, filter_shape_of, values_of
-from .sql import Query, Statement, call_of
+from .sql import Query, Statement, call_of, quoted
+from .vault import Place, Vault
 
 DUE = 1000
 """How many leases one statement expires (``due_leases_v1``). More need several statements."""
@@ -232,6 +235,21 @@ class Answer(NamedTuple):
     available_proxies: int
     leased_proxies: int
     total_leases: int
+    host: str | None = None
+    port: int = 0
+    protocol: str = ""
+    credential_id: UUID | None = None
+    secret: bytes | None = None
+
+    def proxy(self, vault: Vault) -> LeasedProxy | None:
+        """Return the proxy of the granted lease in this row."""
+        if self.host is None:  # It was removed meanwhile.
+            return None
+        credentials = None
+        if self.credential_id is not None:
+            place = Place(self.credential_id, self.pool_id, self.proxy_id)
+            credentials = partial(vault.open, self.secret, place)
+        return LeasedProxy(ProxyProtocol(self.protocol), self.host, self.port, credentials)
 
     def lease(self, status: LeaseStatus) -> Lease:
         """Return the lease in this row. It needs no validation: it was validated when recorded."""
@@ -276,7 +294,7 @@ class Answer(NamedTuple):
 
 def answers_of(rows: Iterable[Sequence[Any]]) -> list[Answer]:
     """Convert the rows of a function's result to answers."""
-    return [Answer._make(row) for row in rows]
+    return [Answer(*row) for row in rows]
 
 
 def unknown_consumers(answers: Iterable[Answer]) -> list[str]:
@@ -288,19 +306,31 @@ def unknown_consumers(answers: Iterable[Answer]) -> list[str]:
 @lru_cache(maxsize=8)
 def commands_statement(schema: str) -> Statement:
     """Return the statement that carries out a batch."""
-    return _deciding(schema, "lease_commands_v1", _PARAMETERS)
+    return _granting(schema, "lease_commands_v1", _PARAMETERS)
 
 
 @lru_cache(maxsize=8)
 def acquire_statement(schema: str) -> Statement:
     """Return the statement that acquires one lease, with the effect of a batch of one."""
-    return _deciding(schema, "acquire_one_v1", _ACQUIRE_ONE)
+    return _granting(schema, "acquire_one_v1", _ACQUIRE_ONE)
 
 
 @lru_cache(maxsize=8)
 def release_statement(schema: str) -> Statement:
     """Return the statement that releases one lease, with the effect of a batch of one."""
     return _deciding(schema, "release_one_v1", _RELEASE_ONE)
+
+
+def _granting(schema: str, function: str, parameters: Mapping[str, str]) -> Statement:
+    """Return the call of a function that grants leases, with the proxy of each."""
+    statement = _deciding(schema, function, parameters)
+    call = statement.text.decode().removeprefix("SELECT * FROM ")
+    text = (
+        f"SELECT answer.*, proxy.* FROM {call} AS answer "  # noqa: S608 - quoted
+        f"LEFT JOIN LATERAL {quoted(schema)}.leased_proxy_v1(answer.pool_id, answer.proxy_id) "
+        "AS proxy ON answer.outcome IN ('LeaseAcquired', 'granted')"
+    )
+    return statement._replace(text=text.encode())
 
 
 def _deciding(schema: str, function: str, parameters: Mapping[str, str]) -> Statement:
@@ -368,8 +398,11 @@ class Batch:
         }
         return Query(commands_statement(schema), values)
 
-    def outcomes(self, given: Iterable[Answer]) -> list[Outcome]:
-        """Return the outcome of each command, in the order of ``commands``."""
+    def outcomes(self, given: Iterable[Answer], vault: Vault) -> list[Outcome]:
+        """Return the outcome of each command, in the order of ``commands``.
+
+        ``vault`` decrypts the credentials of leased proxies when they are read.
+        """
         answers: dict[int, Answer] = {}
         expired: dict[str, list[EndedLease]] = {}
         for answer in given:
@@ -391,7 +424,7 @@ class Batch:
             first, number = number + 1, number + len(command.lease_ids)
             own = [answers[n] for n in range(first, number + 1) if n in answers]
             pools[place] = command.run.pool_name
-            outcomes[place] = _acquire_outcome(command, own)
+            outcomes[place] = _acquire_outcome(command, own, vault)
         for name, ended_leases in expired.items():
             places = [place for place in self._order if pools[place] == name]
             assign_expired(outcomes, places or self._order, ended_leases)
@@ -437,12 +470,13 @@ def _single_query(schema: str, command: Command) -> Query | None:
     return Query(acquire_statement(schema), values)
 
 
-def _acquire_outcome(command: Acquire, answers: Sequence[Answer]) -> Outcome:
+def _acquire_outcome(command: Acquire, answers: Sequence[Answer], vault: Vault) -> Outcome:
     request = command.request
     if any(answer.outcome in ("locked", "again", "none") for answer in answers):
         return Unsettled(answers[0].outcome)
     if answers[0].outcome == "granted" or answers[-1].outcome == "granted":
-        return _granted_before(request, [each for each in answers if each.outcome == "granted"])
+        known = [each for each in answers if each.outcome == "granted"]
+        return _granted_before(request, known, vault)
     if answers[0].outcome == "AcquireMissed":
         reason = MissReason(answers[0].reason or "")
         stats = answers[0].stats() if request.with_stats else None
@@ -451,7 +485,9 @@ def _acquire_outcome(command: Acquire, answers: Sequence[Answer]) -> Outcome:
         return SetAcquisition((), reason, answers[0].free or 0, stats)
     granted = tuple(
         Acquisition(
-            answer.lease(LeaseStatus.ACTIVE), None, answer.stats() if request.with_stats else None
+            answer.lease(LeaseStatus.ACTIVE).carry(answer.proxy(vault)),
+            None,
+            answer.stats() if request.with_stats else None,
         )
         for answer in answers
     )
@@ -459,14 +495,14 @@ def _acquire_outcome(command: Acquire, answers: Sequence[Answer]) -> Outcome:
 
 
 def _granted_before(
-    request: AcquireRequest | AcquireSetRequest, answers: Sequence[Answer]
+    request: AcquireRequest | AcquireSetRequest, answers: Sequence[Answer], vault: Vault
 ) -> Settled:
     """Return the existing leases with the request's ids, or an error if it may not have them."""
     granted = []
     for answer in answers:
         if answer.reason == "pruned":
             return granted_and_ended(answer.lease_id, "pruned")
-        lease = answer.lease(LeaseStatus.ACTIVE)
+        lease = answer.lease(LeaseStatus.ACTIVE).carry(answer.proxy(vault))
         try:
             check_granted(lease, request)
         except PharoxError as error:

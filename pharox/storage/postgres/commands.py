@@ -127,7 +127,7 @@ class Commands(Imports, Health):
             answers = answers_of(rows)
             unknown = unknown_consumers(answers)
             if not unknown:
-                return batch.outcomes(answers)
+                return batch.outcomes(answers, self.vault)
             for name in unknown:
                 yield from self.ensure_consumer(name)
 

@@ -1,4 +1,4 @@
-"""Renew leases: a type of event, a column of the leases, and what decides on renewals."""
+"""Renew leases: a type of event, a column, and what decides. Return the proxy with a lease."""
 
 from pharox.storage.postgres.migrations.running import run_parts
 
@@ -11,5 +11,5 @@ LOCKED = ("leases",)
 
 
 def upgrade() -> None:
-    """Add ``leases.renewed_at``, the fold of LeaseRenewed, and ``renew_leases_v1``."""
-    run_parts(revision, ("read_models", "folding", "renewing"))
+    """Add ``leases.renewed_at``, the fold of LeaseRenewed, and two functions."""
+    run_parts(revision, ("read_models", "folding", "renewing", "leased_proxy"))
