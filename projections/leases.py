@@ -45,7 +45,7 @@ from pharox.events import (
 )
 from pharox.events import LeasesPruned as Pruned
 
-from .base import Events, Fold, Projection, fact, metadata, of_type
+from .base import Events, Fold, Projection, fact, last, metadata, of_type
 
 
 @dataclass(slots=True)
@@ -210,16 +210,23 @@ def _end(events: Events) -> UpdateBase:
 
 def _renew(events: Events) -> UpdateBase:
     """Set the end of each renewed lease to that of its last renewal."""
-    renewed = of_type(events, "LeaseRenewed")
+    c = events.c
+    # One pass over the events: what is appended together is joined without hashing.
+    last_of_each = (
+        select(
+            c.lease_id,
+            c.pool_id,
+            last(events, c.expires_at).label("expires_at"),
+            last(events, c.recorded_at).label("renewed_at"),
+        )
+        .where(of_type(events, "LeaseRenewed"))
+        .group_by(c.lease_id, c.pool_id)
+        .subquery("renewed")
+    )
     return (
         update(leases)
-        .values(expires_at=events.c.expires_at, renewed_at=events.c.recorded_at)
-        .where(
-            leases.c.pool_id == events.c.pool_id,
-            leases.c.id == events.c.lease_id,
-            renewed,
-            events.is_latest(renewed, events.c.lease_id),
-        )
+        .values(expires_at=last_of_each.c.expires_at, renewed_at=last_of_each.c.renewed_at)
+        .where(leases.c.pool_id == last_of_each.c.pool_id, leases.c.id == last_of_each.c.lease_id)
     )
 
 

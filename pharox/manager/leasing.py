@@ -44,6 +44,7 @@ from ..models import (
     HealthPolicy,
     Lease,
     LostEventPayload,
+    MissReason,
     PoolStatsSnapshot,
     ProxyFilters,
     ReleaseEventPayload,
@@ -276,6 +277,8 @@ class Leasing(ABC, Generic[S]):
         except (ConflictError, LeaseEndedError) as refused:
             _log((yield from self._notify_expired(refused.data.get("expired", ()))))
             raise
+        if outcome.miss_reason is MissReason.UNKNOWN_POOL:
+            logger.warning("pharox.acquire.unknown_pool: there is no pool %r", request.pool_name)
         if request.with_stats:
             yield from self._notify_acquired(request, outcome, started_at)
         return outcome

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from sqlalchemy import Select, Uuid, func, select
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -63,52 +64,45 @@ def renew_leases(
     schema: str, requests: Sequence[RenewRequest], *, wait: bool
 ) -> Program[list[Lease | PharoxError]]:
     """Renew leases, in the order of their ids in each commit."""
-    outcomes: dict[int, Lease | PharoxError] = {}
-    order = sorted(range(len(requests)), key=lambda place: requests[place].lease.id)
-    for places in batches(order, MOST):
-        asked = {place: requests[place] for place in places}
-        locked = yield from _renew(schema, asked, outcomes, wait=False)
-        if not wait:
-            outcomes |= {place: lease_busy(requests[place].lease) for place in locked}
-            continue
+    # A lease that is named twice is renewed once, and both requests have the outcome.
+    by_id = {request.lease.id: request for request in reversed(requests)}
+    answers: dict[UUID, _Answer] = {}
+    for ids in batches(sorted(by_id), MOST):
+        locked = yield from _renew(schema, [by_id[each] for each in ids], answers, wait=False)
         # Whoever has locked a lease is ending or renewing it, and will commit soon.
-        while locked:
-            asked = {place: requests[place] for place in locked}
-            locked = yield from _renew(schema, asked, outcomes, wait=True)
-    return [outcomes[place] for place in range(len(requests))]
+        while wait and locked:
+            locked = yield from _renew(schema, [by_id[each] for each in locked], answers, wait=True)
+    return [_outcome(request, answers[request.lease.id]) for request in requests]
+
+
+def _outcome(request: RenewRequest, answer: _Answer) -> Lease | PharoxError:
+    if answer.is_locked:
+        return lease_busy(request.lease)
+    recorded = answer.recorded(request.lease)
+    return request.outcome(recorded, is_renewed=answer.is_renewed)
 
 
 def _renew(
-    schema: str,
-    asked: Mapping[int, RenewRequest],
-    outcomes: dict[int, Lease | PharoxError],
-    *,
-    wait: bool,
-) -> Program[list[int]]:
-    """Renew leases in one commit, set their outcomes, and return which were locked."""
+    schema: str, requests: Sequence[RenewRequest], answers: dict[UUID, _Answer], *, wait: bool
+) -> Program[list[UUID]]:
+    """Renew leases in one commit, add the answers, and return the ids that were locked."""
     actor, correlation_id = current_attribution()
-    ids = [request.lease.id for request in asked.values()]
+    ids = [request.lease.id for request in requests]
     values = {
         "actor": actor,
         "correlation_id": correlation_id,
         "asked_ids": ids,
-        "tokens": [request.lease.fencing_token for request in asked.values()],
-        "durations": [request.duration_seconds for request in asked.values()],
+        "tokens": [request.lease.fencing_token for request in requests],
+        "durations": [request.duration_seconds for request in requests],
     }
     query = Query(_renew_statement(schema), values)
     if wait:
         _, rows = yield [Query(_lock_statement(schema), {"lease_ids": ids}), query]
     else:
         rows = yield query
-    locked: list[int] = []
-    for (place, request), row in zip(asked.items(), rows, strict=True):
-        answer = _Answer._make(row)
-        if answer.is_locked:
-            locked.append(place)
-        else:
-            recorded = answer.recorded(request.lease)
-            outcomes[place] = request.outcome(recorded, is_renewed=bool(answer.is_renewed))
-    return locked
+    found = {each: _Answer._make(row) for each, row in zip(ids, rows, strict=True)}
+    answers.update(found)
+    return [each for each, answer in found.items() if answer.is_locked]
 
 
 @lru_cache(maxsize=8)

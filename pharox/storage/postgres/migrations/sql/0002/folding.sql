@@ -603,23 +603,28 @@ BEGIN
     IF types && ARRAY['LeaseRenewed'] THEN
         UPDATE {schema}.leases
         SET
-            expires_at = event.expires_at,
-            renewed_at = event.recorded_at
-        FROM UNNEST(appended) AS event
+            expires_at = renewed.expires_at,
+            renewed_at = renewed.renewed_at
+        FROM (
+            SELECT
+                event.lease_id AS lease_id,
+                event.pool_id AS pool_id,
+                (
+                    array_agg(event.expires_at ORDER BY event.position DESC)
+                )[1] AS expires_at,
+                (
+                    array_agg(event.recorded_at ORDER BY event.position DESC)
+                )[1] AS renewed_at
+            FROM UNNEST(appended) AS event
+            WHERE
+                event.type = 'LeaseRenewed'
+            GROUP BY
+                event.lease_id,
+                event.pool_id
+        ) AS renewed
         WHERE
-            {schema}.leases.pool_id = event.pool_id
-            AND {schema}.leases.id = event.lease_id
-            AND event.type = 'LeaseRenewed'
-            AND (event.lease_id, event.position) IN (
-                SELECT
-                    event.lease_id,
-                    max(event.position)
-                FROM UNNEST(appended) AS event
-                WHERE
-                    event.type = 'LeaseRenewed'
-                GROUP BY
-                    event.lease_id
-            );
+            {schema}.leases.pool_id = renewed.pool_id
+            AND {schema}.leases.id = renewed.lease_id;
     END IF;
     IF types && ARRAY['LeasesPruned'] THEN
         DELETE FROM {schema}.leases

@@ -1,9 +1,10 @@
 -- Leases are renewed. Whoever ends a lease locks its row too, after its proxy's: so a renewal needs
 -- no other lock, and nobody ends what is being renewed.
 
--- Renew leases: each that is active, has not run out, and has the fencing token that is given, if
--- one is. It then ends so many seconds from now, by default as many as it was last granted. What
--- somebody else has locked is left as it is. The answers are in the order of the ids.
+-- Renew leases, each named once: those that are active, have not run out, and have the fencing token
+-- that is given, if one is. They then end so many seconds from now, by default as many as they were
+-- last granted. What somebody else has locked is left as it is. The answers are in the order of the
+-- ids. What is true of the nth is kept at the nth place: to look 500 up in 500 takes longer.
 CREATE FUNCTION {schema}.renew_leases_v1(
     own_slot smallint,
     actor text,
@@ -30,20 +31,27 @@ AS $$
 #variable_conflict use_column
 DECLARE
     at timestamptz := {schema}.clock();
-    locked uuid[];
-    renewed {schema}.event_v1[];
-    renewed_ids uuid[];
+    ours boolean[] := array_fill(false, ARRAY[cardinality(asked_ids)]);
+    renewed boolean[] := ours;
+    place integer;
+    places integer[];
+    events {schema}.event_v1[];
 BEGIN
     -- The lock comes before the look: only then does the look see what others have done.
-    locked := ARRAY(
-        SELECT lease.id
-        FROM {schema}.leases AS lease
-        WHERE lease.id = ANY (asked_ids) AND lease.status = 'active'
+    FOR place IN
+        SELECT asked.number
+        FROM unnest(asked_ids) WITH ORDINALITY AS asked (id, number)
+        JOIN {schema}.leases AS lease ON lease.id = asked.id
+        WHERE lease.status = 'active'
         ORDER BY lease.id
-        FOR NO KEY UPDATE SKIP LOCKED
-    );
-    SELECT array_agg(
-        {schema}.lease_event_v1(
+        FOR NO KEY UPDATE OF lease SKIP LOCKED
+    LOOP
+        ours[place] := true;
+    END LOOP;
+
+    SELECT
+        array_agg(asked.number::integer ORDER BY asked.number),
+        array_agg({schema}.lease_event_v1(
             asked.number, 'LeaseRenewed', lease.pool_id, lease.pool_name, lease.proxy_id, lease.id,
             lease.consumer_id, lease.consumer_name, NULL, NULL, NULL, NULL,
             at + coalesce(
@@ -51,37 +59,36 @@ BEGIN
                 lease.expires_at - coalesce(lease.renewed_at, lease.acquired_at)
             ),
             lease.acquired_at, NULL, NULL
-        ) ORDER BY asked.number
-    )
-    INTO renewed
-    FROM (
-        SELECT id, min(number)::integer AS number
-        FROM unnest(asked_ids) WITH ORDINALITY AS given (id, number)
-        GROUP BY id
-    ) AS asked
+        ) ORDER BY asked.number)
+    INTO places, events
+    FROM unnest(asked_ids) WITH ORDINALITY AS asked (id, number)
     JOIN {schema}.leases AS lease ON lease.id = asked.id
-    WHERE lease.id = ANY (locked)
+    WHERE ours[asked.number]
       AND lease.status = 'active'
       AND lease.expires_at > at
       AND lease.fencing_token = coalesce(tokens[asked.number], lease.fencing_token);
-    renewed := {schema}.append_v1(
-        coalesce(renewed, '{}'), own_slot, array_fill(1, ARRAY[cardinality(asked_ids)]),
-        ARRAY[actor], ARRAY[correlation_id]
-    );
+    IF places IS NOT NULL THEN
+        PERFORM {schema}.append_v1(
+            events, own_slot, array_fill(1, ARRAY[cardinality(events)]),
+            ARRAY[actor], ARRAY[correlation_id]
+        );
+        FOREACH place IN ARRAY places LOOP
+            renewed[place] := true;
+        END LOOP;
+    END IF;
 
-    renewed_ids := ARRAY(SELECT event.lease_id FROM unnest(renewed) AS event);
     RETURN QUERY
     SELECT
-        lease.id = ANY (renewed_ids),
-        lease.id <> ALL (locked) AND lease.status = 'active' AND lease.expires_at > at,
+        renewed[asked.number],
+        NOT ours[asked.number] AND lease.status = 'active' AND lease.expires_at > at,
         lease.status,
         lease.expires_at,
         lease.renewed_at,
         lease.released_at,
         lease.fencing_token
-    FROM unnest(asked_ids) WITH ORDINALITY AS given (id, number)
-    LEFT JOIN {schema}.leases AS lease ON lease.id = given.id
-    ORDER BY given.number;
+    FROM unnest(asked_ids) WITH ORDINALITY AS asked (id, number)
+    LEFT JOIN {schema}.leases AS lease ON lease.id = asked.id
+    ORDER BY asked.number;
 END
 $$;
 
