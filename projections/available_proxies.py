@@ -17,28 +17,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 from uuid import UUID
 
-from sqlalchemy import (
-    Boolean,
-    CheckConstraint,
-    Column,
-    Computed,
-    DateTime,
-    Index,
-    Integer,
-    PrimaryKeyConstraint,
-    SmallInteger,
-    Table,
-    Text,
-    Uuid,
-    delete,
-    func,
-    insert,
-    literal_column,
-    or_,
-    select,
-    true,
-    update,
-)
+import sqlalchemy as sa
 from sqlalchemy.sql.dml import UpdateBase
 
 from pharox.events import (
@@ -78,28 +57,28 @@ CASE
 END
 """
 
-available_proxies = Table(
+available_proxies = sa.Table(
     "available_proxies",
     metadata,
-    Column("proxy_id", Uuid, nullable=False),
-    Column("pool_id", Uuid, nullable=False),
-    Column("status", Text, nullable=False),
-    Column("checked_at", DateTime(timezone=True), nullable=False),
-    Column("max_concurrency", Integer),
-    Column("current_leases", Integer, nullable=False),
-    Column("latency_ms", Integer),
-    Column("probed_at", DateTime(timezone=True)),
-    Column("streak", Integer, nullable=False),
-    Column("lease_rank", SmallInteger, Computed(RANK.strip(), persisted=True)),
-    PrimaryKeyConstraint("proxy_id", "pool_id"),
-    CheckConstraint("status IN ('active', 'inactive', 'slow', 'banned')", name="status"),
-    CheckConstraint("current_leases >= 0", name="current_leases"),
-    CheckConstraint("max_concurrency > 0", name="max_concurrency"),
+    sa.Column("proxy_id", sa.Uuid, nullable=False),
+    sa.Column("pool_id", sa.Uuid, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("checked_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("max_concurrency", sa.Integer),
+    sa.Column("current_leases", sa.Integer, nullable=False),
+    sa.Column("latency_ms", sa.Integer),
+    sa.Column("probed_at", sa.DateTime(timezone=True)),
+    sa.Column("streak", sa.Integer, nullable=False),
+    sa.Column("lease_rank", sa.SmallInteger, sa.Computed(RANK.strip(), persisted=True)),
+    sa.PrimaryKeyConstraint("proxy_id", "pool_id"),
+    sa.CheckConstraint("status IN ('active', 'inactive', 'slow', 'banned')", name="status"),
+    sa.CheckConstraint("current_leases >= 0", name="current_leases"),
+    sa.CheckConstraint("max_concurrency > 0", name="max_concurrency"),
     postgresql_with={"fillfactor": 70, **HOT},
 )
 
 _RANKED = available_proxies.c.lease_rank.is_not(None)
-Index(
+sa.Index(
     "ix_available_proxies_first_available",
     available_proxies.c.pool_id,
     available_proxies.c.lease_rank,
@@ -107,7 +86,7 @@ Index(
     available_proxies.c.proxy_id,
     postgresql_where=_RANKED,
 )
-Index(
+sa.Index(
     "ix_available_proxies_least_used",
     available_proxies.c.pool_id,
     available_proxies.c.lease_rank,
@@ -116,14 +95,14 @@ Index(
     available_proxies.c.proxy_id,
     postgresql_where=_RANKED,
 )
-Index(
+sa.Index(
     "ix_available_proxies_round_robin",
     available_proxies.c.pool_id,
     available_proxies.c.lease_rank,
     available_proxies.c.proxy_id,
     postgresql_where=_RANKED,
 )
-Index(
+sa.Index(
     "ix_available_proxies_lowest_latency",
     available_proxies.c.pool_id,
     available_proxies.c.lease_rank,
@@ -182,7 +161,7 @@ class AvailableProxies(Projection):
 
 
 def _register(events: Events) -> UpdateBase:
-    return insert(available_proxies).from_select(
+    return sa.insert(available_proxies).from_select(
         [
             "proxy_id",
             "pool_id",
@@ -192,14 +171,14 @@ def _register(events: Events) -> UpdateBase:
             "current_leases",
             "streak",
         ],
-        select(
+        sa.select(
             events.c.proxy_id,
             events.c.pool_id,
             events.c.status_after,
-            fact(events, "checked_at", DateTime(timezone=True)),
+            fact(events, "checked_at", sa.DateTime(timezone=True)),
             events.c.max_concurrency_after,
             events.c.leases_after,
-            literal_column("0", Integer),
+            sa.literal_column("0", sa.Integer),
         ).where(of_type(events, "ProxyRegistered")),
     )
 
@@ -207,7 +186,7 @@ def _register(events: Events) -> UpdateBase:
 def _count_leases(events: Events) -> UpdateBase:
     ours = of_type(events, "LeaseAcquired", "LeaseReleased", "LeaseExpired")
     return (
-        update(available_proxies)
+        sa.update(available_proxies)
         .values(current_leases=events.c.leases_after)
         .where(
             available_proxies.c.pool_id == events.c.pool_id,
@@ -218,14 +197,16 @@ def _count_leases(events: Events) -> UpdateBase:
 
 
 def _change(events: Events) -> UpdateBase:
-    checked_at = fact(events, "checked_at", DateTime(timezone=True))
+    checked_at = fact(events, "checked_at", sa.DateTime(timezone=True))
     checked = of_type(events, "HealthChecked")
-    mean = fact(events, "mean_latency_ms", Integer)
+    mean = fact(events, "mean_latency_ms", sa.Integer)
     decided = events.c.status_before != events.c.status_after
-    streak = func.coalesce(fact(events, "streak", Integer), literal_column("0", Integer))
+    streak = sa.func.coalesce(
+        fact(events, "streak", sa.Integer), sa.literal_column("0", sa.Integer)
+    )
     # A check that came late is not applied: it is in the log only.
     newest = (
-        select(
+        sa.select(
             events.c.pool_id,
             events.c.proxy_id,
             last(events, events.c.status_after).label("status"),
@@ -233,24 +214,24 @@ def _change(events: Events) -> UpdateBase:
             last(events, checked_at).label("checked_at"),
             last(events, checked_at, checked).label("probed_at"),
             last(events, mean, mean.is_not(None)).label("latency_ms"),
-            last(events, streak, or_(checked, decided)).label("streak"),
+            last(events, streak, sa.or_(checked, decided)).label("streak"),
         )
         .where(
             of_type(events, "ProxyChanged", "HealthChecked"),
-            func.coalesce(fact(events, "applied", Boolean), true()),
+            sa.func.coalesce(fact(events, "applied", sa.Boolean), sa.true()),
         )
         .group_by(events.c.pool_id, events.c.proxy_id)
         .subquery("newest")
     )
     return (
-        update(available_proxies)
+        sa.update(available_proxies)
         .values(
             status=newest.c.status,
             max_concurrency=newest.c.max_concurrency,
             checked_at=newest.c.checked_at,
-            latency_ms=func.coalesce(newest.c.latency_ms, available_proxies.c.latency_ms),
-            probed_at=func.coalesce(newest.c.probed_at, available_proxies.c.probed_at),
-            streak=func.coalesce(newest.c.streak, available_proxies.c.streak),
+            latency_ms=sa.func.coalesce(newest.c.latency_ms, available_proxies.c.latency_ms),
+            probed_at=sa.func.coalesce(newest.c.probed_at, available_proxies.c.probed_at),
+            streak=sa.func.coalesce(newest.c.streak, available_proxies.c.streak),
         )
         .where(
             available_proxies.c.pool_id == newest.c.pool_id,
@@ -260,7 +241,7 @@ def _change(events: Events) -> UpdateBase:
 
 
 def _remove(events: Events) -> UpdateBase:
-    return delete(available_proxies).where(
+    return sa.delete(available_proxies).where(
         available_proxies.c.pool_id == events.c.pool_id,
         available_proxies.c.proxy_id == events.c.proxy_id,
         of_type(events, "ProxyRemoved"),

@@ -16,13 +16,14 @@ from sqlalchemy import (
     Table,
     Text,
     cast,
+    delete,
     func,
     literal_column,
     select,
     true,
     tuple_,
 )
-from sqlalchemy.dialects.postgresql import aggregate_order_by
+from sqlalchemy.dialects.postgresql import aggregate_order_by, insert
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.types import TypeEngine
 
@@ -149,6 +150,37 @@ def of_type(events: Events, *types: str) -> ColumnElement[bool]:
     names = [literal_column(f"'{name}'", Text) for name in types]
     matches: ColumnElement[bool] = events.c.type.in_(names)
     return events.c.type == names[0] if len(names) == 1 else matches
+
+
+def keep_last(
+    events: Events, table: Table, facts: Mapping[str, Any], where: ColumnElement[bool]
+) -> UpdateBase:
+    """Return the upsert of each proxy's last event that meets ``where``, as a row of ``table``.
+
+    Parameters
+    ----------
+    table:
+        A table whose primary key is a proxy's id and its pool's, in this order.
+    facts:
+        The other columns with their types, named as in the event's data.
+    """
+    keys = (events.c.proxy_id, events.c.pool_id)
+    values = (fact(events, name, type_) for name, type_ in facts.items())
+    latest = select(*keys, *values).where(events.is_latest(where, *keys))
+    upsert = insert(table).from_select([*table.primary_key.columns.keys(), *facts], latest)
+    return upsert.on_conflict_do_update(
+        constraint=table.primary_key, set_={name: upsert.excluded[name] for name in facts}
+    )
+
+
+def delete_proxies(events: Events, table: Table) -> UpdateBase:
+    """Return the statement that deletes the rows of removed proxies, as for :func:`keep_last`."""
+    proxy_id, pool_id = table.primary_key.columns
+    return delete(table).where(
+        pool_id == events.c.pool_id,
+        proxy_id == events.c.proxy_id,
+        of_type(events, "ProxyRemoved"),
+    )
 
 
 def last(

@@ -11,29 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 from uuid import UUID
 
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    ColumnElement,
-    Integer,
-    PrimaryKeyConstraint,
-    Select,
-    SmallInteger,
-    Table,
-    Text,
-    Uuid,
-    and_,
-    bindparam,
-    case,
-    cast,
-    delete,
-    func,
-    insert,
-    literal_column,
-    or_,
-    select,
-    update,
-)
+import sqlalchemy as sa
 from sqlalchemy.sql.dml import UpdateBase
 
 from pharox.events import EventBase, PoolRegistered, PoolRemoved, ProxyState
@@ -67,13 +45,13 @@ COUNTS = (
     "total_leases",
 )
 
-pool_stats = Table(
+pool_stats = sa.Table(
     "pool_stats",
     metadata,
-    Column("pool_id", Uuid, nullable=False),
-    Column("slot", SmallInteger, nullable=False),
-    *(Column(name, BigInteger, nullable=False) for name in COUNTS),
-    PrimaryKeyConstraint("pool_id", "slot"),
+    sa.Column("pool_id", sa.Uuid, nullable=False),
+    sa.Column("slot", sa.SmallInteger, nullable=False),
+    *(sa.Column(name, sa.BigInteger, nullable=False) for name in COUNTS),
+    sa.PrimaryKeyConstraint("pool_id", "slot"),
     postgresql_with={"fillfactor": 50, **HOT},
 )
 
@@ -124,39 +102,39 @@ class PoolStats(Projection):
             Fold(frozenset({"PoolRemoved"}), _remove),
         )
 
-    def live(self) -> Select[Any]:
-        sums = (func.sum(pool_stats.c[name]).cast(BigInteger).label(name) for name in COUNTS)
-        return select(pool_stats.c.pool_id, *sums).group_by(pool_stats.c.pool_id)
+    def live(self) -> sa.Select[Any]:
+        sums = (sa.func.sum(pool_stats.c[name]).cast(sa.BigInteger).label(name) for name in COUNTS)
+        return sa.select(pool_stats.c.pool_id, *sums).group_by(pool_stats.c.pool_id)
 
 
 def _register(events: Events) -> UpdateBase:
-    slots = func.generate_series(0, SLOTS - 1).table_valued("slot").render_derived()
-    return insert(pool_stats).from_select(
+    slots = sa.func.generate_series(0, SLOTS - 1).table_valued("slot").render_derived()
+    return sa.insert(pool_stats).from_select(
         ["pool_id", "slot", *COUNTS],
-        select(events.c.pool_id, slots.c.slot, *(literal_column("0") for _ in COUNTS)).where(
+        sa.select(events.c.pool_id, slots.c.slot, *(sa.literal_column("0") for _ in COUNTS)).where(
             of_type(events, "PoolRegistered")
         ),
     )
 
 
-def _state_counts(events: Events, side: str) -> dict[str, ColumnElement[int]]:
+def _state_counts(events: Events, side: str) -> dict[str, sa.ColumnElement[int]]:
     """Return :func:`counts_of` in SQL, for the state before or after an event."""
     status = events.c[f"status_{side}"]
     leases = events.c[f"leases_{side}"]
     capacity = events.c[f"max_concurrency_{side}"]
-    one, zero = literal_column("1", Integer), literal_column("0", Integer)
-    active = status == literal_column("'active'", Text)
-    has_capacity = or_(capacity.is_(None), leases < capacity)
+    one, zero = sa.literal_column("1", sa.Integer), sa.literal_column("0", sa.Integer)
+    active = status == sa.literal_column("'active'", sa.Text)
+    has_capacity = sa.or_(capacity.is_(None), leases < capacity)
     return {
-        "total_proxies": case((status.is_not(None), one), else_=zero),
-        "active_proxies": case((active, one), else_=zero),
-        "available_proxies": case((and_(active, has_capacity), one), else_=zero),
-        "leased_proxies": case((leases > zero, one), else_=zero),
-        "total_leases": func.coalesce(leases, zero),
+        "total_proxies": sa.case((status.is_not(None), one), else_=zero),
+        "active_proxies": sa.case((active, one), else_=zero),
+        "available_proxies": sa.case((sa.and_(active, has_capacity), one), else_=zero),
+        "leased_proxies": sa.case((leases > zero, one), else_=zero),
+        "total_leases": sa.func.coalesce(leases, zero),
     }
 
 
-def changes(events: Events) -> dict[str, ColumnElement[int]]:
+def changes(events: Events) -> dict[str, sa.ColumnElement[int]]:
     """Return how much one event changes each of its pool's :data:`COUNTS`, in SQL."""
     after, before = _state_counts(events, "after"), _state_counts(events, "before")
     return {name: after[name] - before[name] for name in COUNTS}
@@ -166,45 +144,45 @@ def _add(events: Events) -> UpdateBase:
     change: Any = changes(events)
     pool_id = events.c.pool_id
     if not events.is_single:
-        sums = (func.sum(value).label(name) for name, value in change.items())
+        sums = (sa.func.sum(value).label(name) for name, value in change.items())
         touching = of_type(events, *sorted(_EVENTS))
-        by_pool = select(pool_id, *sums).where(touching).group_by(pool_id).subquery("change")
+        by_pool = sa.select(pool_id, *sums).where(touching).group_by(pool_id).subquery("change")
         change, pool_id = by_pool.c, by_pool.c.pool_id
     return (
-        update(pool_stats)
+        sa.update(pool_stats)
         .values({name: pool_stats.c[name] + change[name] for name in COUNTS})
         .where(
             pool_stats.c.pool_id == pool_id,
-            pool_stats.c.slot == bindparam("own_slot", type_=SmallInteger),
+            pool_stats.c.slot == sa.bindparam("own_slot", type_=sa.SmallInteger),
         )
     )
 
 
-def counts_after(events: Events) -> Select[Any]:
+def counts_after(events: Events) -> sa.Select[Any]:
     """Return the query for each pool's counts after each of these events.
 
     The events are already folded into the counters. The query reads the counters once and
     subtracts what later events changed.
     """
-    sums = (func.sum(pool_stats.c[name]).label(name) for name in COUNTS)
-    total = select(pool_stats.c.pool_id, *sums).group_by(pool_stats.c.pool_id)
-    pools = select(events.c.pool_id).correlate(None)
+    sums = (sa.func.sum(pool_stats.c[name]).label(name) for name in COUNTS)
+    total = sa.select(pool_stats.c.pool_id, *sums).group_by(pool_stats.c.pool_id)
+    pools = sa.select(events.c.pool_id).correlate(None)
     now = total.where(pool_stats.c.pool_id.in_(pools)).subquery("now")
 
-    def count(name: str, change: ColumnElement[int]) -> ColumnElement[int]:
-        later = func.sum(change).over(
+    def count(name: str, change: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
+        later = sa.func.sum(change).over(
             partition_by=events.c.pool_id, order_by=events.c.position.desc(), rows=(None, -1)
         )
-        zero = literal_column("0", Integer)
-        return cast(now.c[name] - func.coalesce(later, zero), Integer).label(name)
+        zero = sa.literal_column("0", sa.Integer)
+        return sa.cast(now.c[name] - sa.func.coalesce(later, zero), sa.Integer).label(name)
 
-    return select(
+    return sa.select(
         events.c.position, *(count(name, change) for name, change in changes(events).items())
     ).select_from(events.rows.join(now, now.c.pool_id == events.c.pool_id))
 
 
 def _remove(events: Events) -> UpdateBase:
-    return delete(pool_stats).where(
+    return sa.delete(pool_stats).where(
         pool_stats.c.pool_id == events.c.pool_id, of_type(events, "PoolRemoved")
     )
 

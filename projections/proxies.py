@@ -23,15 +23,12 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
-    delete,
-    select,
 )
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.dml import UpdateBase
 
 from pharox.events import EventBase, ProxyDescribed, ProxyRemoved
 
-from .base import Events, Fold, Projection, fact, metadata, of_type
+from .base import Events, Fold, Projection, delete_proxies, keep_last, metadata, of_type
 
 
 @dataclass(slots=True)
@@ -128,24 +125,11 @@ class Proxies(Projection):
 
 def _describe(events: Events) -> UpdateBase:
     ours = of_type(events, "ProxyRegistered", "ProxyChanged")
-    described = select(
-        events.c.proxy_id,
-        events.c.pool_id,
-        *(fact(events, name, type_) for name, type_ in _DESCRIBED.items()),
-    ).where(events.is_latest(ours, events.c.proxy_id, events.c.pool_id))
-    upsert = insert(proxies).from_select(["id", "pool_id", *_DESCRIBED], described)
-    return upsert.on_conflict_do_update(
-        constraint=proxies.primary_key,
-        set_={name: upsert.excluded[name] for name in _DESCRIBED},
-    )
+    return keep_last(events, proxies, _DESCRIBED, ours)
 
 
 def _remove(events: Events) -> UpdateBase:
-    return delete(proxies).where(
-        proxies.c.pool_id == events.c.pool_id,
-        proxies.c.id == events.c.proxy_id,
-        of_type(events, "ProxyRemoved"),
-    )
+    return delete_proxies(events, proxies)
 
 
 PROXIES = Proxies()

@@ -17,15 +17,12 @@ from sqlalchemy import (
     Text,
     Uuid,
     and_,
-    delete,
-    select,
 )
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.dml import UpdateBase
 
 from pharox.events import EventBase, HealthChecked, ProxyRemoved
 
-from .base import Events, Fold, Projection, fact, metadata, of_type
+from .base import Events, Fold, Projection, delete_proxies, fact, keep_last, metadata, of_type
 
 
 @dataclass(slots=True)
@@ -107,24 +104,11 @@ class ProxyHealth(Projection):
 
 def _record(events: Events) -> UpdateBase:
     applied = and_(of_type(events, "HealthChecked"), fact(events, "applied", Boolean))
-    results = select(
-        events.c.proxy_id,
-        events.c.pool_id,
-        *(fact(events, name, type_) for name, type_ in _RESULT.items()),
-    ).where(events.is_latest(applied, events.c.proxy_id, events.c.pool_id))
-    upsert = insert(proxy_health).from_select(["proxy_id", "pool_id", *_RESULT], results)
-    return upsert.on_conflict_do_update(
-        constraint=proxy_health.primary_key,
-        set_={name: upsert.excluded[name] for name in _RESULT},
-    )
+    return keep_last(events, proxy_health, _RESULT, applied)
 
 
 def _remove(events: Events) -> UpdateBase:
-    return delete(proxy_health).where(
-        proxy_health.c.pool_id == events.c.pool_id,
-        proxy_health.c.proxy_id == events.c.proxy_id,
-        of_type(events, "ProxyRemoved"),
-    )
+    return delete_proxies(events, proxy_health)
 
 
 PROXY_HEALTH = ProxyHealth()

@@ -17,7 +17,7 @@ try:
 
     from pharox.cli.checking import moment_before
     from pharox.cli.failing import run
-    from pharox.cli.session import Archive, Target, past
+    from pharox.cli.session import Archive, Schema, Target, Url, past
     from pharox.cli.showing import say
     from pharox.incident import write_report
     from pharox.models import utc_now
@@ -58,16 +58,8 @@ def replay_incident(
         typer.Option(metavar="NAME", help="Only events of this pool; may be repeated."),
     ] = None,
     archive: Archive = None,
-    database_url: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="The database. Other users can see an argument; PHAROX_DATABASE_URL is private.",
-        ),
-    ] = None,
-    schema: Annotated[
-        str, typer.Option(metavar="NAME", help="The ledger's schema in the database.")
-    ] = "pharox",
+    database_url: Url = None,
+    schema: Schema = "pharox",
 ) -> None:
     """Write a report of what happened in a window of time."""
     now = utc_now()

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -293,15 +298,22 @@ def fill(
     *,
     name: str = "pool",
     lease_slow: bool = False,
-    **facts: object,
+    **facts: Any,
 ) -> tuple[ProxyPool, list[Proxy]]:
     """Register a pool with ``count`` proxies: ACTIVE, exclusive, unless ``facts`` say otherwise."""
     pool = ProxyPool(name=name, lease_slow=lease_slow)
     storage.save_pool(pool)
+    proxies = proxies_of(pool, count, **facts)
+    storage.add_proxies_bulk(proxies)
+    return pool, proxies
+
+
+def proxies_of(pool: ProxyPool, count: int, network: str = "10.0", **facts: Any) -> list[Proxy]:
+    """Return new proxies for a pool: ACTIVE, exclusive, unless ``facts`` say otherwise."""
     known = {"status": ProxyStatus.ACTIVE, "max_concurrency": 1, **facts}
-    proxies = [
+    return [
         Proxy(
-            host=f"10.0.{n // 250}.{n % 250}",
+            host=f"{network}.{n // 250}.{n % 250}",
             port=8000,
             protocol=ProxyProtocol.HTTP,
             pool_id=pool.id,
@@ -309,8 +321,43 @@ def fill(
         )
         for n in range(count)
     ]
-    storage.add_proxies_bulk(proxies)
-    return pool, proxies
+
+
+class Broken(Exception):
+    """What the callbacks of tests raise."""
+
+
+def breaks(_: object) -> None:
+    """Fail, as a callback may."""
+    raise Broken
+
+
+def run_python(
+    *arguments: str, timeout_s: float = 60, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run this Python in the project's folder, with more in its environment than we have."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=TESTS.parent,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
+    """Serve on a port of its own, in a thread, and yield the port."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def types_of(storage: AnyStorage) -> list[str]:

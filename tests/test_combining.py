@@ -27,6 +27,7 @@ from pharox.errors import DatabaseError, InvalidInputError, OutcomeUnknownError
 from pharox.storage import combining
 from pharox.storage.combining import AsyncCombiner, Batch, Combiner
 from pharox.testing import Interrupted
+from tests.batches import steps
 
 
 class Refused(Exception):
@@ -39,6 +40,17 @@ def splits(error: Exception) -> bool:
 
 def turned(command: Any) -> str:
     return f"{command} done"
+
+
+def in_three_steps(ran: list[str]) -> Callable[[Batch[str]], Awaitable[list[str]]]:
+    """Return what runs batches, in three steps each, and adds their commands to a list."""
+
+    async def run(batch: Batch[str]) -> list[str]:
+        await steps(batch, 3)
+        ran.extend(batch.commands)
+        return [turned(each) for each in batch.commands]
+
+    return run
 
 
 class Server:
@@ -586,17 +598,7 @@ class TestCancelledTasks:
         self, place: int, at: list[int], certain: bool, *, as_it_wakes: bool
     ) -> None:
         ran: list[str] = []
-
-        async def run(batch: Batch[str]) -> list[str]:
-            for _ in range(3):
-                try:
-                    await asyncio.sleep(0)
-                except asyncio.CancelledError as cancelled:
-                    batch.note(cancelled)
-            ran.extend(batch.commands)
-            return [turned(each) for each in batch.commands]
-
-        combiner = AsyncCombiner(run, max_batch=2)
+        combiner = AsyncCombiner(in_three_steps(ran), max_batch=2)
 
         async def ask(command: str) -> Any:
             submitted = combiner.submit(command, certain=certain)
@@ -624,17 +626,7 @@ class TestCancelledTasks:
         """Each task has its outcome or was cancelled before its command was taken."""
         ran: list[str] = []
         told: list[str] = []
-
-        async def run(batch: Batch[str]) -> list[str]:
-            for _ in range(3):
-                try:
-                    await asyncio.sleep(0)
-                except asyncio.CancelledError as cancelled:
-                    batch.note(cancelled)
-            ran.extend(batch.commands)
-            return [turned(each) for each in batch.commands]
-
-        combiner = AsyncCombiner(run, max_batch=2)
+        combiner = AsyncCombiner(in_three_steps(ran), max_batch=2)
 
         async def ask(command: str, *, certain: bool) -> None:
             outcome, _ = await combiner.submit(command, certain=certain)

@@ -60,6 +60,13 @@ class TestAsyncPostgresStorage(AsyncStorageContract):
         return AsyncPostgresStorage(open_async_engine(database_url), secret_keys=[SECRET_KEY])
 
 
+def _implement(adapter: Any, interface: Any, method: Callable[[str], Any]) -> None:
+    """Give an adapter the abstract methods of its interface, each made of its name."""
+    for name in interface.__abstractmethods__:
+        setattr(adapter, name, method(name))
+    adapter.__abstractmethods__ = frozenset()
+
+
 class Elsewhere(IStorage):
     """An adapter with the methods of 0.11.0 alone; all others are those of the interface."""
 
@@ -74,9 +81,7 @@ def _passed_on(name: str) -> Callable[..., Any]:
     return method
 
 
-for _name in IStorage.__abstractmethods__:
-    setattr(Elsewhere, _name, _passed_on(_name))
-Elsewhere.__abstractmethods__ = frozenset()
+_implement(Elsewhere, IStorage, _passed_on)
 
 
 class TestAdapterOfSomebody(StorageContract):
@@ -112,9 +117,7 @@ def _passed_on_later(name: str) -> Callable[..., Any]:
     return method
 
 
-for _name in IAsyncStorage.__abstractmethods__:
-    setattr(AsyncElsewhere, _name, _passed_on_later(_name))
-AsyncElsewhere.__abstractmethods__ = frozenset()
+_implement(AsyncElsewhere, IAsyncStorage, _passed_on_later)
 
 
 class TestAsyncAdapterOfSomebody(AsyncStorageContract):

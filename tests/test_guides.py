@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -30,7 +28,7 @@ from pharox import (
     ReleaseEventPayload,
 )
 from pharox.storage.postgres import PostgresStorage
-from tests.conftest import SECRET_KEY, fill
+from tests.conftest import SECRET_KEY, fill, run_python
 from tests.health.zoo import Zoo
 
 EXAMPLE = (
@@ -195,14 +193,8 @@ class TestLifecycleHooks:
 
 
 def run(database_url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    known = {"PHAROX_DATABASE_URL": database_url, "PHAROX_SECRET_KEY": SECRET_KEY}
-    return subprocess.run(
-        [sys.executable, str(EXAMPLE), *arguments],
-        env={**os.environ, **known},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
+    return run_python(
+        str(EXAMPLE), *arguments, PHAROX_DATABASE_URL=database_url, PHAROX_SECRET_KEY=SECRET_KEY
     )
 
 

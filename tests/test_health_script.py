@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from uuid import uuid4
 
@@ -12,7 +11,7 @@ import pytest
 
 from pharox import ProxyManager, ProxyStatus
 from pharox.storage.postgres import PostgresStorage
-from tests.conftest import SECRET_KEY, fill
+from tests.conftest import SECRET_KEY, fill, run_python
 from tests.health.zoo import running_zoo
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "health_sweep.py"
@@ -21,18 +20,12 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "health_sweep.py"
 def run(
     database_url: str, *arguments: str, check_url: str = "http://target.example/"
 ) -> subprocess.CompletedProcess[str]:
-    known = {
-        "PHAROX_DATABASE_URL": database_url,
-        "PHAROX_SECRET_KEY": SECRET_KEY,
-        "PHAROX_CHECK_URL": check_url,
-    }
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments],
-        env={**os.environ, **known},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
+    return run_python(
+        str(SCRIPT),
+        *arguments,
+        PHAROX_DATABASE_URL=database_url,
+        PHAROX_SECRET_KEY=SECRET_KEY,
+        PHAROX_CHECK_URL=check_url,
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import make_url
 
 from scripts.lib.check_lock import complaints
+from tests.conftest import run_python
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = {
@@ -54,14 +55,7 @@ def demo(**environment: str) -> subprocess.CompletedProcess[str]:
 
 def test_gunicorn_and_the_ledger_count_the_same() -> None:
     """The demo of a web application: a worker is killed, and no lease is missing in the scrape."""
-    told = subprocess.run(
-        [sys.executable, "-m", "scripts.lib.gunicorn_demo"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    told = run_python("-m", "scripts.lib.gunicorn_demo", timeout_s=300)
     assert told.returncode == 0, told.stdout + told.stderr
     assert "Answered: 30. Leases in the scrape: 30, in the ledger: 30." in told.stdout
     assert 'gunicorn_worker_restarts_total{instance="' in told.stdout

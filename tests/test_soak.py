@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from uuid import uuid4
@@ -16,7 +14,7 @@ from pharox.storage.postgres import PostgresStorage
 from scripts.soaking import contention
 from scripts.soaking.accounts import Accounts
 from scripts.soaking.levels import LEAST_SAMPLES, MEMORY, Levels
-from tests.conftest import fill, run_sql
+from tests.conftest import fill, run_python, run_sql
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,14 +23,7 @@ ROOT = Path(__file__).parents[1]
 def test_a_soak_of_a_minute_holds(tmp_path: Path) -> None:
     """Leases, sweeps, a subscription and rebuilds go on through kills of all three kinds."""
     file = tmp_path / "soak.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "scripts.soaking", "1", "--json", str(file)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    done = run_python("-m", "scripts.soaking", "1", "--json", str(file), timeout_s=280)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(file.read_text())
     assert set(report["tried"]) == {

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from pharox.models import ProxyCredentials
 from pharox.models.ids import NIL
 from pharox.sources import BadEntry, Defaults, Entry, Format, open_source, read_proxies
 from pharox.sources.text import ENTRY_LIMIT
+from tests.conftest import serving
 
 HTTP = Defaults(protocol=ProxyProtocol.HTTP)
 SECRET = "s3cret"
@@ -441,12 +441,8 @@ class _Site(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def site() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Site) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://ann:{SECRET}@127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with serving(_Site) as port:
+        yield f"http://ann:{SECRET}@127.0.0.1:{port}"
 
 
 class TestOpening:

@@ -27,7 +27,7 @@ from . import (
 )
 from .failing import USAGE
 from .once import Commands
-from .session import Target
+from .session import Schema, Target, Url
 
 app = Commands(
     name="pharox",
@@ -54,16 +54,8 @@ def _print_version(wanted: bool) -> None:
 @app.callback(invoke_without_command=True)
 def options(
     context: typer.Context,
-    url: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="The database. Other users can see an argument; PHAROX_DATABASE_URL is private.",
-        ),
-    ] = None,
-    schema: Annotated[
-        str, typer.Option(metavar="NAME", help="The ledger's schema in the database.")
-    ] = "pharox",
+    url: Url = None,
+    schema: Schema = "pharox",
     version: Annotated[
         bool,
         typer.Option(

@@ -12,28 +12,7 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..events import (
-    AcquireMissed,
-    ConsumerRegistered,
-    CursorMoved,
-    Event,
-    HealthChecked,
-    LeaseAcquired,
-    LeaseExpired,
-    LeaseReleased,
-    LeaseRenewed,
-    LeasesPruned,
-    PoolChanged,
-    PoolRegistered,
-    PoolRemoved,
-    ProxiesChecked,
-    ProxyChanged,
-    ProxyDescribed,
-    ProxyRegistered,
-    ProxyRemoved,
-    ProxyState,
-    held,
-)
+from .. import events
 from ..models import MissReason
 from .showing import in_utc
 
@@ -67,7 +46,11 @@ class Described(NamedTuple):
 
 
 def describe(
-    event: Event, *, pool: str | None, address: str | None, pool_had: PoolCounts | None = None
+    event: events.Event,
+    *,
+    pool: str | None,
+    address: str | None,
+    pool_had: PoolCounts | None = None,
 ) -> Described:
     """Return an event as a sentence.
 
@@ -126,50 +109,50 @@ def day_of(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%A %Y-%m-%d} UTC"
 
 
-def _sentence(event: Event, pool: str, proxy: str) -> str:  # noqa: PLR0911, PLR0912 - one a type
+def _sentence(event: events.Event, pool: str, proxy: str) -> str:  # noqa: PLR0911, PLR0912 - one a type
     match event:
-        case PoolRegistered():
+        case events.PoolRegistered():
             return f"pool {pool} was registered{_described(event)}"
-        case PoolChanged():
+        case events.PoolChanged():
             return f"the pool is now named {pool}{_described(event)}"
-        case PoolRemoved():
+        case events.PoolRemoved():
             return f"pool {pool} was removed"
-        case ConsumerRegistered():
+        case events.ConsumerRegistered():
             return f"consumer {_quoted(event.consumer)} was seen for the first time"
-        case ProxyRegistered():
+        case events.ProxyRegistered():
             return f"{proxy} joined pool {pool}: {_state(event.after)}"
-        case ProxyChanged():
+        case events.ProxyChanged():
             what = _moved(event.before, event.after) or "its description"
             return f"{proxy} was changed: {what}{_because(event.reason)}"
-        case ProxyRemoved():
+        case events.ProxyRemoved():
             return f"{proxy} left pool {pool}"
-        case LeaseAcquired():
+        case events.LeaseAcquired():
             length = lasting((event.expires_at - event.recorded_at).total_seconds())
             return f"{_quoted(event.consumer)} got {proxy} of pool {pool} for {length}"
-        case LeaseRenewed():
+        case events.LeaseRenewed():
             length = lasting((event.expires_at - event.recorded_at).total_seconds())
             kept = lasting((event.recorded_at - event.acquired_at).total_seconds())
             return f"{_quoted(event.consumer)} renewed {proxy} for {length}, after {kept}"
-        case LeaseReleased():
+        case events.LeaseReleased():
             back = f"{_quoted(event.consumer)} gave {proxy} back after {_held(event)}"
             return f"{back}{_because(event.reason)}"
-        case LeaseExpired():
+        case events.LeaseExpired():
             late = (event.recorded_at - event.expires_at).total_seconds()
             return (
                 f"the lease of {_quoted(event.consumer)} on {proxy} ran out: taken back after "
                 f"{_held(event)}, {lasting(late)} late"
             )
-        case AcquireMissed():
+        case events.AcquireMissed():
             why = _WHY_MISSED[event.reason]
             return f"{_quoted(event.consumer)} got nothing from pool {pool}: {why}"
-        case HealthChecked():
+        case events.HealthChecked():
             return f"{proxy} was checked: {_checked(event)}"
-        case ProxiesChecked():
+        case events.ProxiesChecked():
             checks = counted(len(event.proxy_ids), "proxy was", "proxies were")
             return f"{checks} checked in pool {pool}, without a change of status: {_found(event)}"
-        case CursorMoved():
+        case events.CursorMoved():
             return f"{proxy} was offered in its turn, but not leased"
-        case LeasesPruned():
+        case events.LeasesPruned():
             return (
                 f"leases of pool {pool} that ended before {in_utc(event.ended_before)} were pruned"
             )
@@ -179,30 +162,30 @@ def _because(reason: str | None) -> str:
     return f": {reason}" if reason else ""
 
 
-def _described(event: PoolRegistered | PoolChanged) -> str:
+def _described(event: events.PoolRegistered | events.PoolChanged) -> str:
     parts = [event.description or "", "leases SLOW proxies too" if event.lease_slow else ""]
     description = ", ".join(filter(None, parts))
     return f": {description}" if description else ""
 
 
-def _state(state: ProxyState) -> str:
+def _state(state: events.ProxyState) -> str:
     limit = "any number of leases"
     if state.max_concurrency is not None:
         limit = f"up to {counted(state.max_concurrency, 'lease', 'leases')} at once"
     return f"{state.status.value}, {limit}"
 
 
-def _moved(before: ProxyState, after: ProxyState) -> str:
+def _moved(before: events.ProxyState, after: events.ProxyState) -> str:
     names = {"max_concurrency": "limit"}
     moves = (
         f"{names.get(part.name, part.name)} {_value(was)} -> {_value(becomes)}"
-        for part in fields(ProxyState)
+        for part in fields(events.ProxyState)
         if (was := getattr(before, part.name)) != (becomes := getattr(after, part.name))
     )
     return ", ".join(moves)
 
 
-def _checked(event: HealthChecked) -> str:
+def _checked(event: events.HealthChecked) -> str:
     found = [event.status.value]
     if event.latency_ms is not None and event.reachable:
         found.append(f"{event.latency_ms} ms")
@@ -224,18 +207,18 @@ def _checked(event: HealthChecked) -> str:
     return ", ".join(found)
 
 
-def _found(event: ProxiesChecked) -> str:
+def _found(event: events.ProxiesChecked) -> str:
     """Return the results of checks with their numbers, the most frequent first."""
     found = Counter(event.groups[number].status.value for number in event.group)
     return ", ".join(f"{number} {status}" for status, number in found.most_common())
 
 
-def _held(event: LeaseReleased | LeaseExpired) -> str:
-    return lasting(held(event).total_seconds())
+def _held(event: events.LeaseReleased | events.LeaseExpired) -> str:
+    return lasting(events.held(event).total_seconds())
 
 
-def _asked(event: Event) -> str:
-    if not isinstance(event, LeaseAcquired | AcquireMissed):
+def _asked(event: events.Event) -> str:
+    if not isinstance(event, events.LeaseAcquired | events.AcquireMissed):
         return ""
     asked = [f"selector {event.selector.value}" if event.selector else "only this proxy"]
     if event.filters:
@@ -245,8 +228,8 @@ def _asked(event: Event) -> str:
     return f"asked for {', '.join(asked)}"
 
 
-def _description(event: Event) -> Iterator[tuple[str, Any]]:
-    if isinstance(event, ProxyDescribed):
+def _description(event: events.Event) -> Iterator[tuple[str, Any]]:
+    if isinstance(event, events.ProxyDescribed):
         for name in _DESCRIPTION:
             value = getattr(event, name)
             yield name, None if value is None else _quoted(str(value))
@@ -275,13 +258,16 @@ def in_words(filters: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _ids(event: Event) -> Iterator[tuple[str, Any]]:
+def _ids(event: events.Event) -> Iterator[tuple[str, Any]]:
     yield "lease", event.lease_id
-    if isinstance(event, LeaseAcquired):
+    if isinstance(event, events.LeaseAcquired):
         yield "until", in_utc(event.expires_at)
-    if isinstance(event, ProxyRegistered | ProxyRemoved | ProxyChanged | LeaseAcquired):
+    if isinstance(
+        event,
+        events.ProxyRegistered | events.ProxyRemoved | events.ProxyChanged | events.LeaseAcquired,
+    ):
         yield "proxy", event.proxy_id
-    if isinstance(event, PoolRegistered | PoolRemoved):
+    if isinstance(event, events.PoolRegistered | events.PoolRemoved):
         yield "pool", event.pool_id
 
 

@@ -24,6 +24,15 @@ Archive = Annotated[
 ]
 """The option ``--archive`` of every command about the past."""
 
+Url = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="The database. Other users can see an argument; PHAROX_DATABASE_URL is private.",
+    ),
+]
+Schema = Annotated[str, typer.Option(metavar="NAME", help="The ledger's schema in the database.")]
+
 
 @dataclass(frozen=True, slots=True)
 class Target:

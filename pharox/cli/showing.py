@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from itertools import chain, islice
 from typing import Annotated, Any
 
@@ -41,6 +43,28 @@ def print_json(attributes: BaseModel | dict[str, Any], *, flush: bool = True) ->
     if isinstance(attributes, BaseModel):
         attributes = attributes.model_dump(mode="json")
     print(json.dumps(attributes), flush=flush)
+
+
+@contextmanager
+def progress_bar(
+    task: str, unit: str, total: int | None = None, *, stays: bool = True
+) -> Iterator[Callable[..., None]]:
+    """Show a progress bar on a terminal only; yield the function that updates it.
+
+    That function takes the arguments of ``rich.progress.Progress.update``, but for the task.
+    """
+    from rich.console import Console  # noqa: PLC0415 - only where there is something to show
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TimeRemainingColumn,
+    )
+
+    columns = (BarColumn(), MofNCompleteColumn(), unit, TimeRemainingColumn())
+    console, is_hidden = Console(stderr=True), not sys.stderr.isatty()
+    with Progress(*columns, console=console, transient=not stays, disable=is_hidden) as bar:
+        yield partial(bar.update, bar.add_task(task, total=total))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -13,7 +13,7 @@ from rich.text import Text
 from ..models import LEASABLE, ProxyStatus
 from ..models.text import escape_unprintable
 from .describing import counted, lasting
-from .showing import in_utc, print_json, print_table, say
+from .showing import in_utc, print_json, print_table, progress_bar, say
 
 if TYPE_CHECKING:
     from ..health import SweepSummary
@@ -50,21 +50,8 @@ def print_swept(swept: Swept, *, dated: bool, as_json: bool) -> None:
 @contextmanager
 def progress(total: int | None) -> Iterator[Callable[[], None]]:
     """Show a progress bar on a terminal only; yield the function that advances it by one."""
-    from rich.console import Console  # noqa: PLC0415 - only where there is something to show
-    from rich.progress import (  # noqa: PLC0415
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TimeRemainingColumn,
-    )
-
-    columns = (BarColumn(), MofNCompleteColumn(), "checked", TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=not sys.stderr.isatty()
-    ) as bar:
-        task = bar.add_task("sweep", total=total)
-        yield lambda: bar.advance(task)
+    with progress_bar("sweep", "checked", total, stays=False) as update:
+        yield partial(update, advance=1)
 
 
 def _sentences(swept: Swept) -> Iterator[str]:

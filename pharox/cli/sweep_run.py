@@ -20,13 +20,12 @@ from contextlib import AbstractContextManager, aclosing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
 
 from ..errors import DatabaseUnavailableError, InvalidInputError
 from ..health import HealthChecker, HealthCheckOrchestrator, SweepSummary
-from ..health.checker import CONCURRENCY, Proxies
 from ..models import (
     HealthCheckOptions,
     HealthCheckResult,
@@ -193,15 +192,9 @@ class _StoppableChecker(HealthChecker):
         self._stop = stop
 
     def stream_chunks(
-        self,
-        proxies: Proxies,
-        options: HealthCheckOptions | None = None,
-        *,
-        concurrency: int = CONCURRENCY,
-        per_host: int | None = None,
+        self, *arguments: Any, **options: Any
     ) -> AsyncGenerator[list[HealthCheckResult], None]:
-        chunks = super().stream_chunks(proxies, options, concurrency=concurrency, per_host=per_host)
-        return self._stop.cutting(chunks)
+        return self._stop.cutting(super().stream_chunks(*arguments, **options))
 
 
 async def _sweep(

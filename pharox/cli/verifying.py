@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +11,7 @@ import typer
 from ..models.text import escape_unprintable
 from .failing import FAILURE
 from .session import ledger
-from .showing import AsJson, print_json, say
+from .showing import AsJson, print_json, progress_bar, say
 
 if TYPE_CHECKING:
     from projections import Finding
@@ -108,20 +107,5 @@ def _print(findings: Sequence[Finding], *, as_json: bool) -> None:
 @contextmanager
 def _bar() -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar on a terminal; yield its update function (seq reached, last seq)."""
-    from rich.console import Console  # noqa: PLC0415 - only where there is something to show
-    from rich.progress import (  # noqa: PLC0415
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TimeRemainingColumn,
-    )
-
-    columns = (BarColumn(), MofNCompleteColumn(), "events", TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("rebuild", total=None)
-
-        def progress(reached: int, last: int) -> None:
-            bar.update(task, completed=reached, total=last)
-
-        yield progress
+    with progress_bar("rebuild", "events") as update:
+        yield lambda reached, last: update(completed=reached, total=last)

@@ -166,17 +166,8 @@ class Leasing(ABC, Generic[S]):
         self._failure_callbacks.append(self._checked(callback))
 
     @abstractmethod
-    def acquire_proxy(
-        self,
-        pool_name: str,
-        consumer_name: str | None = None,
-        duration_seconds: int = 300,
-        filters: ProxyFilters | None = None,
-        selector: SelectorStrategy | None = None,
-        *,
-        lease_id: UUID | None = None,
-    ) -> Any:
-        """Lease a proxy of a pool."""
+    def acquire_proxy(self, *arguments: Any, **options: Any) -> Any:
+        """Lease a proxy of a pool: each kind of manager has its own signature."""
 
     @abstractmethod
     def release_proxy(self, lease: Lease) -> Any:
@@ -322,12 +313,11 @@ class Leasing(ABC, Generic[S]):
         self, arguments: AcquireArguments, config: RetryConfig, sleep: Callable[[float], Any]
     ) -> Calls[Lease | None]:
         """Lease a proxy, asking again after a pause while nothing is free."""
-        acquire_proxy: Callable[..., Any] = self.acquire_proxy
         positional = arguments[:5]
         options = if_given(lease_id=arguments.lease_id, keep_alive=arguments.keep_alive or None)
 
         def attempt() -> Calls[Lease | None]:
-            lease: Lease | None = yield partial(acquire_proxy, *positional, **options)
+            lease: Lease | None = yield partial(self.acquire_proxy, *positional, **options)
             return lease
 
         return (

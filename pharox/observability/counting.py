@@ -19,17 +19,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from projections.leases import leases
 
-from ..events import (
-    AcquireMissed,
-    Event,
-    HealthChecked,
-    LeaseAcquired,
-    LeaseExpired,
-    LeaseReleased,
-    PoolChanged,
-    PoolRegistered,
-    ProxiesChecked,
-)
+from .. import events
 from ..ledger.subscriptions import Delivery, Subscription
 from ..log import fleet_counts
 from ..models import MissReason
@@ -164,33 +154,36 @@ class FleetCounter:
             add_statement(self._storage.schema), subscription=self._name, rows=json.dumps(rows)
         )
 
-    def _add(self, event: Event, added: dict[Count, float]) -> None:
+    def _add(self, event: events.Event, added: dict[Count, float]) -> None:
         added["events", (event.type,)] += 1
         match event:
-            case PoolRegistered() | PoolChanged():
+            case events.PoolRegistered() | events.PoolChanged():
                 self._pools[event.pool_id] = event.name
-            case LeaseAcquired():
+            case events.LeaseAcquired():
                 added["leases_acquired", self._asked(event)] += 1
-            case AcquireMissed():
+            case events.AcquireMissed():
                 added["acquire_misses", (*self._asked(event), event.reason.value)] += 1
-            case LeaseReleased():
+            case events.LeaseReleased():
                 self._add_lease(event, "released", added)
-            case LeaseExpired():
+            case events.LeaseExpired():
                 self._add_lease(event, "expired", added)
-            case HealthChecked():
+            case events.HealthChecked():
                 self._add_check(event, added)
-            case ProxiesChecked():
+            case events.ProxiesChecked():
                 for check in event.checks():
                     self._add_check(check, added)
 
     def _add_lease(
-        self, event: LeaseReleased | LeaseExpired, ended: str, added: dict[Count, float]
+        self,
+        event: events.LeaseReleased | events.LeaseExpired,
+        ended: str,
+        added: dict[Count, float],
     ) -> None:
         seconds = (event.recorded_at - event.acquired_at).total_seconds()
         labels = (self._pool(event.pool_name), ended)
         _add_duration("lease_duration_seconds", labels, seconds, added)
 
-    def _add_check(self, event: HealthChecked, added: dict[Count, float]) -> None:
+    def _add_check(self, event: events.HealthChecked, added: dict[Count, float]) -> None:
         pool = self._pool(self._pools.get(event.pool_id))
         checked = (pool, event.protocol.value, self._source.or_none(event.source))
         failure = event.failure.value if event.failure else ""
@@ -199,9 +192,11 @@ class FleetCounter:
             seconds = event.latency_ms / 1000
             _add_duration("health_check_duration_seconds", checked, seconds, added)
 
-    def _asked(self, event: LeaseAcquired | AcquireMissed) -> tuple[str, str, str]:
+    def _asked(self, event: events.LeaseAcquired | events.AcquireMissed) -> tuple[str, str, str]:
         selector = event.selector.value if event.selector else OTHER
-        is_misspelled = isinstance(event, AcquireMissed) and event.reason is MissReason.UNKNOWN_POOL
+        is_misspelled = (
+            isinstance(event, events.AcquireMissed) and event.reason is MissReason.UNKNOWN_POOL
+        )
         pool = self._pool(None if is_misspelled else event.pool_name)
         return pool, self._consumer(event.consumer), selector
 

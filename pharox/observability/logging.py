@@ -16,18 +16,9 @@ from uuid import UUID
 
 import structlog
 
+from .. import models
 from ..events.attribution import current_attribution
 from ..manager.leasing import Leasing
-from ..models import (
-    AcquireEventPayload,
-    CallbackFailurePayload,
-    ExpireEventPayload,
-    HealthEventPayload,
-    LostEventPayload,
-    MissReason,
-    PoolStatsSnapshot,
-    ReleaseEventPayload,
-)
 from .registering import register_once
 
 _LAZY = type(structlog.get_logger())
@@ -86,22 +77,13 @@ class StructuredLogger:
         A manager that has one with the same logger and options is left as it is:
         otherwise each line would be written twice.
         """
-        register_once(
-            manager,
-            self._identity,
-            acquire=self.handle_acquire,
-            release=self.handle_release,
-            expire=self.handle_expire,
-            health=self.handle_health,
-            lost=self.handle_lost,
-            failure=self.handle_failure,
-        )
+        register_once(manager, self._identity, self)
         return self
 
-    def handle_acquire(self, payload: AcquireEventPayload) -> None:
+    def handle_acquire(self, payload: models.AcquireEventPayload) -> None:
         """Write a line for an attempt to lease, hit or miss."""
         lease = payload.lease
-        is_misspelled = payload.miss_reason is MissReason.UNKNOWN_POOL
+        is_misspelled = payload.miss_reason is models.MissReason.UNKNOWN_POOL
         if not is_misspelled and not self._is_sampled(lease.id if lease else None):
             return
         filters = payload.filters
@@ -121,15 +103,15 @@ class StructuredLogger:
             stats=payload.pool_stats,
         )
 
-    def handle_release(self, payload: ReleaseEventPayload) -> None:
+    def handle_release(self, payload: models.ReleaseEventPayload) -> None:
         """Write a line for a release."""
         self._write_ending("pharox.release", "released", payload, payload.released_at.isoformat())
 
-    def handle_expire(self, payload: ExpireEventPayload) -> None:
+    def handle_expire(self, payload: models.ExpireEventPayload) -> None:
         """Write a line for a lease that expired."""
         self._write_ending("pharox.expire", "expired", payload, payload.expired_at.isoformat())
 
-    def handle_health(self, payload: HealthEventPayload) -> None:
+    def handle_health(self, payload: models.HealthEventPayload) -> None:
         """Write a line for a health check."""
         if not payload.lease_ids and not self._is_sampled(None):
             return
@@ -152,7 +134,7 @@ class StructuredLogger:
             stats=payload.pool_stats,
         )
 
-    def handle_lost(self, payload: LostEventPayload) -> None:
+    def handle_lost(self, payload: models.LostEventPayload) -> None:
         """Write a line for a lease that could not be kept alive."""
         self._write(
             "pharox.lease_lost",
@@ -164,7 +146,7 @@ class StructuredLogger:
             reason=payload.reason,
         )
 
-    def handle_failure(self, payload: CallbackFailurePayload) -> None:
+    def handle_failure(self, payload: models.CallbackFailurePayload) -> None:
         """Write a line for a callback that raised."""
         self._write(
             "pharox.callback_failed",
@@ -177,7 +159,11 @@ class StructuredLogger:
         )
 
     def _write_ending(
-        self, event: str, status: str, payload: ReleaseEventPayload | ExpireEventPayload, at: str
+        self,
+        event: str,
+        status: str,
+        payload: models.ReleaseEventPayload | models.ExpireEventPayload,
+        at: str,
     ) -> None:
         lease = payload.lease
         if not self._is_sampled(lease.id):
@@ -191,7 +177,7 @@ class StructuredLogger:
             lease_id=str(lease.id),
             proxy_id=str(lease.proxy_id),
             lease_duration_ms=payload.lease_duration_ms,
-            reason=payload.reason if isinstance(payload, ReleaseEventPayload) else None,
+            reason=payload.reason if isinstance(payload, models.ReleaseEventPayload) else None,
             stats=payload.pool_stats,
             **{f"{status}_at": at},
         )
@@ -201,7 +187,7 @@ class StructuredLogger:
         event: str,
         *,
         level: str = "info",
-        stats: PoolStatsSnapshot | None = None,
+        stats: models.PoolStatsSnapshot | None = None,
         **fields: Any,
     ) -> None:
         actor, correlation_id = current_attribution()

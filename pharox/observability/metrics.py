@@ -23,18 +23,9 @@ from prometheus_client import (
     values,
 )
 
+from .. import models
 from ..errors import InvalidInputError
 from ..manager.leasing import Leasing
-from ..models import (
-    AcquireEventPayload,
-    CallbackFailurePayload,
-    ExpireEventPayload,
-    HealthEventPayload,
-    LostEventPayload,
-    MissReason,
-    PoolStatsSnapshot,
-    ReleaseEventPayload,
-)
 from ..scraping.bounded_label import OTHER, BoundedLabel
 from .registering import register_once
 
@@ -132,22 +123,13 @@ class PrometheusMetricsRecorder:
         A manager that has a recorder of these metrics is left as it is: otherwise
         everything would be counted twice.
         """
-        register_once(
-            manager,
-            (type(self), self._metrics),
-            acquire=self.handle_acquire,
-            release=self.handle_release,
-            expire=self.handle_expire,
-            health=self.handle_health,
-            lost=self.handle_lost,
-            failure=self.handle_failure,
-        )
+        register_once(manager, (type(self), self._metrics), self)
         return self
 
-    def handle_acquire(self, payload: AcquireEventPayload) -> None:
+    def handle_acquire(self, payload: models.AcquireEventPayload) -> None:
         """Count an attempt to lease, and how long it took."""
         metrics = self._metrics
-        known = payload.miss_reason is not MissReason.UNKNOWN_POOL
+        known = payload.miss_reason is not models.MissReason.UNKNOWN_POOL
         # A misspelled name must not take the place of a pool.
         pool = metrics.pool(payload.pool_name if known else None)
         consumer = metrics.consumer(payload.consumer_name)
@@ -162,19 +144,19 @@ class PrometheusMetricsRecorder:
             metrics.acquire_summary[pool, status].observe(seconds)
         self._set_gauges(payload.pool_stats)
 
-    def handle_release(self, payload: ReleaseEventPayload) -> None:
+    def handle_release(self, payload: models.ReleaseEventPayload) -> None:
         """Count a release, and how long the lease was held."""
         pool = self._metrics.pool(payload.pool_name)
         self._metrics.release_total[pool,].inc()
         self._ended(pool, "released", payload)
 
-    def handle_expire(self, payload: ExpireEventPayload) -> None:
+    def handle_expire(self, payload: models.ExpireEventPayload) -> None:
         """Count a lease that expired, and how long it was held."""
         pool = self._metrics.pool(payload.pool_name)
         self._metrics.expired_total[pool,].inc()
         self._ended(pool, "expired", payload)
 
-    def handle_health(self, payload: HealthEventPayload) -> None:
+    def handle_health(self, payload: models.HealthEventPayload) -> None:
         """Count a health check by its result, and how long it took."""
         pool, result = self._metrics.pool(payload.pool_name), payload.result
         checked = pool, result.protocol.value, self._metrics.source.or_none(payload.source)
@@ -183,16 +165,16 @@ class PrometheusMetricsRecorder:
         self._metrics.health_seconds[checked].observe(result.latency_ms / 1000)
         self._set_gauges(payload.pool_stats)
 
-    def handle_lost(self, payload: LostEventPayload) -> None:
+    def handle_lost(self, payload: models.LostEventPayload) -> None:
         """Count a lease that could not be kept alive."""
         self._metrics.lost_total[self._metrics.pool(payload.pool_name),].inc()
 
-    def handle_failure(self, payload: CallbackFailurePayload) -> None:
+    def handle_failure(self, payload: models.CallbackFailurePayload) -> None:
         """Count a callback that raised."""
         self._metrics.callback_failures[payload.told,].inc()
 
     def _ended(
-        self, pool: str, how: str, payload: ReleaseEventPayload | ExpireEventPayload
+        self, pool: str, how: str, payload: models.ReleaseEventPayload | models.ExpireEventPayload
     ) -> None:
         seconds = max(payload.lease_duration_ms or 0, 0) / 1000
         self._metrics.lease_seconds[pool, how].observe(seconds)
@@ -200,7 +182,7 @@ class PrometheusMetricsRecorder:
             self._metrics.lease_summary[pool,].observe(seconds)
         self._set_gauges(payload.pool_stats)
 
-    def _set_gauges(self, stats: PoolStatsSnapshot | None) -> None:
+    def _set_gauges(self, stats: models.PoolStatsSnapshot | None) -> None:
         if stats is None or (pool := self._metrics.pool(stats.pool_name)) == OTHER:
             return  # Statistics of several pools do not fit into one gauge.
         for name, number in pool_figures(stats).items():
@@ -222,7 +204,7 @@ def register_prometheus_metrics(manager: Leasing[Any], **options: Any) -> Promet
     return PrometheusMetricsRecorder(**options).register(manager)
 
 
-def pool_figures(stats: PoolStatsSnapshot) -> dict[str, int]:
+def pool_figures(stats: models.PoolStatsSnapshot) -> dict[str, int]:
     """Return a pool's statistics by the names of :data:`POOL_GAUGES`."""
     return {name: getattr(stats, count) for name, count in _COUNT_OF_GAUGE.items()}
 

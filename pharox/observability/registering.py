@@ -7,7 +7,7 @@ one logger, or use one tracer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,22 +16,23 @@ from ..manager.leasing import Leasing
 
 _registered: WeakKeyDictionary[Leasing[Any], set[Hashable]] = WeakKeyDictionary()
 _lock = Lock()
+_KINDS = ("acquire", "release", "expire", "health", "lost", "failure")
 
 
-def register_once(
-    manager: Leasing[Any], identity: Hashable, **handlers: Callable[[Any], None]
-) -> None:
+def register_once(manager: Leasing[Any], identity: Hashable, recorder: object) -> None:
     """Register a recorder with a manager, unless the manager has one of the same identity.
 
     Parameters
     ----------
-    handlers:
-        Callbacks by kind: acquire, release, expire, health, lost, failure.
+    recorder:
+        Its callbacks are its methods ``handle_acquire``, ``handle_release``, ``handle_expire``,
+        ``handle_health``, ``handle_lost`` and ``handle_failure``, as far as it has them.
     """
     with _lock:
         known = _registered.setdefault(manager, set())
         if identity in known:
             return
         known.add(identity)
-    for kind, handler in handlers.items():
-        getattr(manager, f"register_{kind}_callback")(handler)
+    for kind in _KINDS:
+        if handler := getattr(recorder, f"handle_{kind}", None):
+            getattr(manager, f"register_{kind}_callback")(handler)

@@ -14,14 +14,8 @@ from threading import Lock
 from typing import Any
 from uuid import UUID
 
+from .. import models
 from ..manager.leasing import Leasing
-from ..models import (
-    AcquireEventPayload,
-    ExpireEventPayload,
-    HealthEventPayload,
-    Lease,
-    ReleaseEventPayload,
-)
 from .registering import register_once
 
 try:
@@ -59,17 +53,10 @@ class TracingRecorder:
         would be two spans of everything.
         """
         if self._tracer is not None:
-            register_once(
-                manager,
-                self._identity,
-                acquire=self.handle_acquire,
-                release=self.handle_release,
-                expire=self.handle_expire,
-                health=self.handle_health,
-            )
+            register_once(manager, self._identity, self)
         return self
 
-    def handle_acquire(self, payload: AcquireEventPayload) -> None:
+    def handle_acquire(self, payload: models.AcquireEventPayload) -> None:
         """Make a span for an attempt to lease, from its beginning to its end."""
         lease = payload.lease
         span = self._span(
@@ -90,7 +77,7 @@ class TracingRecorder:
                 if len(self._acquired) > REMEMBERED:
                     self._acquired.popitem(last=False)
 
-    def handle_release(self, payload: ReleaseEventPayload) -> None:
+    def handle_release(self, payload: models.ReleaseEventPayload) -> None:
         """Make a span for a release, linked to the acquisition."""
         completed_at = payload.completed_at or payload.released_at
         self._span(
@@ -104,7 +91,7 @@ class TracingRecorder:
             **_of_lease(payload.lease),
         )
 
-    def handle_expire(self, payload: ExpireEventPayload) -> None:
+    def handle_expire(self, payload: models.ExpireEventPayload) -> None:
         """Make a span for the time that a lease was overdue, linked to the acquisition."""
         self._span(
             "pharox.expire",
@@ -116,7 +103,7 @@ class TracingRecorder:
             **_of_lease(payload.lease),
         )
 
-    def handle_health(self, payload: HealthEventPayload) -> None:
+    def handle_health(self, payload: models.HealthEventPayload) -> None:
         """Make a span for a health check: as long as its latency, ending when it was made."""
         result = payload.result
         ended = _nanoseconds(result.checked_at)
@@ -134,7 +121,7 @@ class TracingRecorder:
             failure=result.failure and result.failure.value,
         )
 
-    def _links(self, lease: Lease) -> list[Any]:
+    def _links(self, lease: models.Lease) -> list[Any]:
         with self._lock:
             context = self._acquired.pop(lease.id, None)
         return [] if context is None else [trace.Link(context)]
@@ -167,7 +154,7 @@ def register_tracing(manager: Leasing[Any], **options: Any) -> TracingRecorder:
     return TracingRecorder(**options).register(manager)
 
 
-def _of_lease(lease: Lease | None) -> dict[str, Any]:
+def _of_lease(lease: models.Lease | None) -> dict[str, Any]:
     return {} if lease is None else {"lease_id": str(lease.id), "proxy_id": str(lease.proxy_id)}
 
 

@@ -395,16 +395,25 @@ def given_up(lease: Lease) -> Iterator[None]:
 
 def result_of_record(record: ProxyHealthRecord) -> HealthCheckResult:
     """Convert a health record to a health check result."""
+    return _result(record, record.status_after)
+
+
+def result_of_check(check: HealthChecked) -> HealthCheckResult:
+    """Convert a ``HealthChecked`` event to a health check result."""
+    return _result(check, check.status)
+
+
+def _result(check: ProxyHealthRecord | HealthChecked, status: ProxyStatus) -> HealthCheckResult:
     return HealthCheckResult(
-        proxy_id=record.proxy_id,
-        status=record.status_after,
-        latency_ms=record.latency_ms or 0,
-        protocol=record.protocol,
-        checked_at=record.checked_at,
-        error_message=record.error,
-        failure=record.failure,
-        status_code=record.status_code,
-        attempts=record.attempts,
+        proxy_id=check.proxy_id,
+        status=status,
+        latency_ms=check.latency_ms or 0,
+        protocol=check.protocol,
+        checked_at=check.checked_at,
+        error_message=check.error,
+        failure=check.failure,
+        status_code=check.status_code,
+        attempts=check.attempts,
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Generator
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterator
+from functools import partial
 from itertools import count
 from typing import Any, Generic, TypeVar
 
@@ -65,6 +66,21 @@ class Interrupted(Generic[T]):
             asyncio.get_running_loop().call_soon(task.cancel)
 
 
+def each_cancellation(
+    storage: Any, ask: Callable[[], Awaitable[Any]], *, as_it_wakes: bool
+) -> Iterator[None]:
+    """Cancel what is asked at its first step, then at its second, until none is left.
+
+    Yields after each cancellation.
+    """
+    for step in count(1):
+        asked = Interrupted(ask(), [step], as_it_wakes=as_it_wakes)
+        if not storage.is_cancelled(asked):
+            break
+        yield
+    assert asked.steps < step
+
+
 class AsyncStorageContract(StorageContract):
     """What every async storage must do. Give it an ``async_storage`` fixture."""
 
@@ -87,14 +103,9 @@ class AsyncStorageContract(StorageContract):
         pool = make_pool(storage)
         make_proxy(storage, pool)
         request = AcquireRequest(pool.name, "worker")
-        for step in count(1):
-            asked = Interrupted(
-                storage.awaitable.acquire_lease(request), [step], as_it_wakes=as_it_wakes
-            )
-            if not storage.is_cancelled(asked):
-                break
+        ask = partial(storage.awaitable.acquire_lease, request)
+        for _ in each_cancellation(storage, ask, as_it_wakes=as_it_wakes):
             assert counts(storage, pool) == (1, 1, 1, 0, 0)
-        assert asked.steps < step
         assert counts(storage, pool) == (1, 1, 0, 1, 1)
 
     @pytest.mark.parametrize("as_it_wakes", [False, True])
@@ -104,14 +115,9 @@ class AsyncStorageContract(StorageContract):
         for _ in range(2):
             make_proxy(storage, pool)
         request = AcquireSetRequest(pool.name, "worker", 2)
-        for step in count(1):
-            asked = Interrupted(
-                storage.awaitable.acquire_set(request), [step], as_it_wakes=as_it_wakes
-            )
-            if not storage.is_cancelled(asked):
-                break
+        ask = partial(storage.awaitable.acquire_set, request)
+        for _ in each_cancellation(storage, ask, as_it_wakes=as_it_wakes):
             assert counts(storage, pool) == (2, 2, 2, 0, 0)
-        assert asked.steps < step
         assert counts(storage, pool) == (2, 2, 0, 2, 2)
 
     def test_a_cancelled_batch_gives_back_and_leases_nothing(self, storage: Any) -> None:

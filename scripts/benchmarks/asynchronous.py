@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-import pharox
 from scripts.benchmarks import goals
 from scripts.benchmarks.parts import Bench, Figures, Line, Part
 from scripts.benchmarks.peers import OURS, PHAROX_0_11, seed_0_11, told_by
-from scripts.benchmarks.server import fill, new_database, settled
+from scripts.benchmarks.server import new_database, new_ledger, settled
 
 TASKS, CONNECTIONS = 64, 16
 
@@ -28,11 +27,7 @@ LINES = (
 
 def prepare(bench: Bench) -> list[Part]:
     """Return the part that compares tasks with a blocking process and with the peer's tasks."""
-    url = new_database(bench.url, "tasks")
-    storage = pharox.connect(url)
-    storage.upgrade_schema()
-    fill(storage, "hundred", 100)
-    storage.close()
+    url = new_ledger(bench.url, "tasks", {"hundred": 100})
     peer_url = new_database(bench.url, "peer")
     seed_0_11(peer_url, "hundred", 100, *(f"worker-{number}" for number in range(TASKS)))
     settled(url)

@@ -11,17 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pharox
-from pharox import (
-    HealthChecker,
-    HealthCheckOptions,
-    HealthCheckOrchestrator,
-    HealthCheckResult,
-    HealthCheckStrategy,
-    Proxy,
-    ProxyManager,
-    ProxyProtocol,
-    ProxyStatus,
-)
 from pharox.storage.postgres import PostgresStorage
 from scripts.benchmarks import goals
 from scripts.benchmarks.ledger_log import timed
@@ -70,8 +59,8 @@ def part(bench: Bench) -> Part:
     def measure() -> Figures:
         cycles = written(storage, lambda: _lease(storage, CYCLES))
         fill(storage, "swept", CHECKED)
-        checker = HealthChecker(strategies={ProxyProtocol.HTTP: _Active()})
-        orchestrator = HealthCheckOrchestrator(storage, checker)
+        checker = pharox.HealthChecker(strategies={pharox.ProxyProtocol.HTTP: _Active()})
+        orchestrator = pharox.HealthCheckOrchestrator(storage, checker)
         asyncio.run(_sweep(orchestrator))
         took_s = 0.0
 
@@ -134,25 +123,27 @@ def _wal(data_directory: Path, begin: str, end: str) -> tuple[int, int]:
 
 def _lease(storage: PostgresStorage, cycles: int) -> None:
     """Lease and release as a lone caller."""
-    manager = ProxyManager(storage)
+    manager = pharox.ProxyManager(storage)
     for _ in range(cycles):
         lease = manager.acquire_proxy("hundred")
         assert lease is not None
         manager.release_proxy(lease)
 
 
-class _Active(HealthCheckStrategy):
+class _Active(pharox.HealthCheckStrategy):
     """Reports every proxy as active, at once and without a request."""
 
-    async def check(self, proxy: Proxy, options: HealthCheckOptions) -> HealthCheckResult:
-        return HealthCheckResult(
+    async def check(
+        self, proxy: pharox.Proxy, options: pharox.HealthCheckOptions
+    ) -> pharox.HealthCheckResult:
+        return pharox.HealthCheckResult(
             proxy_id=proxy.id,
-            status=ProxyStatus.ACTIVE,
+            status=pharox.ProxyStatus.ACTIVE,
             latency_ms=random.randrange(1_000),
             protocol=proxy.protocol,
         )
 
 
-async def _sweep(orchestrator: HealthCheckOrchestrator) -> None:
+async def _sweep(orchestrator: pharox.HealthCheckOrchestrator) -> None:
     async for _ in orchestrator.sweep(orchestrator.due("swept")):
         pass

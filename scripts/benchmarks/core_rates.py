@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pharox
 from scripts.benchmarks import goals, lease
 from scripts.benchmarks.core_callers import (
     HAS_SETS,
@@ -18,7 +17,7 @@ from scripts.benchmarks.core_callers import (
 from scripts.benchmarks.health_process import in_new_process
 from scripts.benchmarks.parts import Bench, Figures, Line, Part, Series
 from scripts.benchmarks.peers import OURS, PHAROX_0_11, seed_0_11, told_by
-from scripts.benchmarks.server import connected, fill, new_database, pgbench, settled
+from scripts.benchmarks.server import connected, new_database, new_ledger, pgbench, settled
 
 POOL, PROXIES = "hundred", 100
 CALLERS = (8, 16, 32, 64)
@@ -127,11 +126,8 @@ def part(bench: Bench) -> Part:
         bench.left_out.append(
             f"sets of {SET} by acquire_proxies(), which does not exist: they were leased one by one"
         )
-    url, peer_url = new_database(bench.url, "callers"), new_database(bench.url, "peer")
-    storage = pharox.connect(url)
-    storage.upgrade_schema()
-    fill(storage, POOL, PROXIES)
-    storage.close()
+    url = new_ledger(bench.url, "callers", {POOL: PROXIES})
+    peer_url = new_database(bench.url, "peer")
     make_floor(url)
     seed_0_11(peer_url, POOL, PROXIES, *(f"worker-{number}" for number in range(PEER_TASKS)))
     settled(url)

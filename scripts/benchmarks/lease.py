@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import pharox
 from pharox import InMemoryStorage, ProxyManager
 from scripts.benchmarks import goals
 from scripts.benchmarks.parts import Bench, Figures, Line, Part, Series
@@ -21,6 +20,7 @@ from scripts.benchmarks.server import (
     connected,
     fill,
     new_database,
+    new_ledger,
     pgbench,
     processor_s,
     settled,
@@ -159,12 +159,7 @@ def pool_of(size: int) -> str:
 
 
 def _ledger(bench: Bench, name: str, sizes: tuple[int, ...]) -> str:
-    url = new_database(bench.url, name)
-    storage = pharox.connect(url)
-    storage.upgrade_schema()
-    for size in sizes:
-        fill(storage, pool_of(size), size)
-    storage.close()
+    url = new_ledger(bench.url, name, {pool_of(size): size for size in sizes})
     settled(url)
     return url
 

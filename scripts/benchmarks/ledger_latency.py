@@ -18,7 +18,7 @@ from pharox.ledger.subscriptions import Delivery, Subscription
 from scripts.benchmarks import goals
 from scripts.benchmarks.history import ONE_EVENT
 from scripts.benchmarks.parts import Bench, Figures, Line, Part
-from scripts.benchmarks.server import connected, new_database
+from scripts.benchmarks.server import connected, new_ledger
 
 RATES = (100, 1_000)
 WRITERS = 4
@@ -37,10 +37,7 @@ LINES = tuple(
 
 def part(bench: Bench) -> Part:
     """Return the part that measures the latency of an event, in its own database."""
-    url = new_database(bench.url, "telling")
-    storage = pharox.connect(url)
-    storage.upgrade_schema()
-    storage.close()
+    url = new_ledger(bench.url, "telling", {})
 
     def measure() -> Figures:
         figures: Figures = {}

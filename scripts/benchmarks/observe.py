@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pharox
 from scripts.benchmarks import goals
 from scripts.benchmarks.parts import Bench, Figures, Line, Part
 from scripts.benchmarks.peers import OURS, told_by
-from scripts.benchmarks.server import fill, new_database, settled
+from scripts.benchmarks.server import new_ledger, settled
 
 LINES = (
     Line("cycles with neither", "off"),
@@ -24,11 +23,7 @@ SCRAPE = (
 
 def prepare(bench: Bench) -> list[Part]:
     """Return the parts that measure cycles with and without logs and metrics, and scrapes."""
-    url = new_database(bench.url, "observed")
-    storage = pharox.connect(url)
-    storage.upgrade_schema()
-    fill(storage, "hundred", 100)
-    storage.close()
+    url = new_ledger(bench.url, "observed", {"hundred": 100})
     settled(url)
 
     def measure() -> Figures:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,7 @@ from uuid import UUID
 import psycopg
 from sqlalchemy import make_url
 
+import pharox
 from pharox import Proxy, ProxyPool
 from pharox.storage.interface import IStorage
 
@@ -80,6 +81,17 @@ def fill(storage: IStorage, name: str, count: int) -> UUID:
     while batch := list(islice(proxies, 10_000)):
         storage.add_proxies_bulk(batch)
     return pool.id
+
+
+def new_ledger(url: str, name: str, pools: Mapping[str, int]) -> str:
+    """Create a database with a ledger of pools of so many exclusive proxies; return its URL."""
+    ledger_url = new_database(url, name)
+    storage = pharox.connect(ledger_url)
+    storage.upgrade_schema()
+    for pool, count in pools.items():
+        fill(storage, pool, count)
+    storage.close()
+    return ledger_url
 
 
 def _proxies(pool_id: UUID, count: int) -> Iterator[Proxy]:

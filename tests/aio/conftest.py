@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -32,6 +33,21 @@ class Kept:
         assert self.blocking.verify() == []
         if isinstance(self.storage, AsyncPostgresStorage):
             assert self.run(_connections_are_as_they_were(self.storage.engine))
+
+
+class RunsOut:
+    """A time-out that runs out as soon as its callback is called, which waits for longer."""
+
+    async def over(self, awaitable: Awaitable[Any]) -> None:
+        """Await something for as long as there is time."""
+        async with asyncio.timeout(None) as self._time_out:
+            await awaitable
+
+    async def callback(self, _: object) -> None:
+        """Wait until the time is over; once it is, return."""
+        if not self._time_out.expired():
+            self._time_out.reschedule(0)
+            await asyncio.sleep(60)
 
 
 async def _connections_are_as_they_were(engine: AsyncEngine) -> bool:

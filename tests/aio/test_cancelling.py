@@ -30,7 +30,7 @@ from pharox import (
 from pharox.events import LeaseAcquired, LeaseReleased
 from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage
 from pharox.testing import Awaited, Interrupted
-from tests.aio.conftest import Kept
+from tests.aio.conftest import Kept, RunsOut
 from tests.conftest import SECRET_KEY, fill, ledger, types_of
 
 Scenario = Callable[[], Awaitable[Any]]
@@ -313,20 +313,10 @@ def test_a_callback_that_is_cancelled_costs_the_lease(kept: Kept) -> None:
     fill(kept.blocking)
     manager = AsyncProxyManager(kept.storage)
     told = telling(manager)
-    time_outs: list[asyncio.Timeout] = []
-
-    async def main() -> None:
-        async with asyncio.timeout(None) as time_out:
-            time_outs.append(time_out)
-            await manager.acquire_proxy("pool")
-
-    async def stuck(payload: Any) -> None:
-        time_outs[0].reschedule(0)
-        await asyncio.sleep(60)
-
-    manager.register_acquire_callback(stuck)
+    time_out = RunsOut()
+    manager.register_acquire_callback(time_out.callback)
     with pytest.raises(TimeoutError):
-        kept.run(main())
+        kept.run(time_out.over(manager.acquire_proxy("pool")))
     assert told == ["acquired", "later acquired", "later released cancelled", "released"]
     kept.assert_nothing_is_left()
 
@@ -339,28 +329,19 @@ def test_a_listener_to_failures_that_is_cancelled_keeps_nobody_from_being_told(
     fill(kept.blocking)
     manager = AsyncProxyManager(kept.storage)
     told: list[Any] = []
-    time_outs: list[asyncio.Timeout] = []
+    time_out = RunsOut()
 
     def fail(payload: Any) -> None:
         raise ZeroDivisionError
 
-    async def stuck(payload: Any) -> None:
-        time_outs[0].reschedule(0)
-        await asyncio.sleep(60)
-
     manager.register_release_callback(fail)
     manager.register_release_callback(told.append)
-    manager.register_failure_callback(stuck)
+    manager.register_failure_callback(time_out.callback)
 
-    async def main() -> None:
-        lease = await manager.acquire_proxy("pool")
-        assert lease is not None
-        async with asyncio.timeout(None) as time_out:
-            time_outs.append(time_out)
-            await manager.release_proxy(lease)
-
+    lease = kept.run(manager.acquire_proxy("pool"))
+    assert lease is not None
     with pytest.raises(TimeoutError):
-        kept.run(main())
+        kept.run(time_out.over(manager.release_proxy(lease)))
     assert len(told) == 1
 
 

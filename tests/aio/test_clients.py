@@ -30,16 +30,7 @@ from pharox import (
 from pharox.manager import clients
 from pharox.testing import Awaited
 from tests.conftest import fill, types_of
-from tests.health.zoo import USER, Zoo
-
-REAL = [
-    ("pproxy-http", "http", ""),
-    ("pproxy-http-password", "http", USER),
-    ("pproxy-socks4", "socks4", ""),
-    ("pproxy-socks5", "socks5", ""),
-    ("pproxy-socks5-password", "socks5", USER),
-    ("https-proxy", "https", ""),
-]
+from tests.health.zoo import REAL, Zoo
 
 
 class Ours:

@@ -238,13 +238,19 @@ def test_what_came_while_it_was_waited_for_counts(
     kept.assert_nothing_is_left()
 
 
+@pytest.fixture
+def impatient(in_postgres: Kept, monkeypatch: pytest.MonkeyPatch) -> Kept:
+    """A ledger with a proxy, whose cancelled tasks soon give a silent server up."""
+    monkeypatch.setattr(cancellation_guard, "PATIENCE_S", 0.2)
+    fill(in_postgres.blocking)
+    return in_postgres
+
+
 def test_a_release_that_waits_for_too_long_is_left_to_the_server(
-    in_postgres: Kept, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    impatient: Kept, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is never cancelled there: the task goes on, and the lease ends when the lock does."""
-    kept = in_postgres
-    monkeypatch.setattr(cancellation_guard, "PATIENCE_S", 0.2)
-    fill(kept.blocking)
+    kept = impatient
     manager = AsyncProxyManager(kept.storage)
     lease = kept.run(manager.acquire_proxy("pool"))
 
@@ -261,12 +267,10 @@ def test_a_release_that_waits_for_too_long_is_left_to_the_server(
 
 
 def test_a_server_that_says_nothing_is_given_up(
-    in_postgres: Kept, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    impatient: Kept, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A cancelled task does not wait for ever for a server that hangs."""
-    kept = in_postgres
-    monkeypatch.setattr(cancellation_guard, "PATIENCE_S", 0.2)
-    fill(kept.blocking)
+    kept = impatient
     manager = AsyncProxyManager(kept.storage)
     kept.run(manager.cleanup_expired_leases())
     ((pid,),) = run_sql(kept.blocking.engine, f"SELECT pid {OTHERS} AND state = 'idle'")  # type: ignore[union-attr]

@@ -10,7 +10,7 @@ import pytest
 
 from pharox import AsyncProxyManager, LeaseStatus
 from pharox.testing import Interrupted
-from tests.aio.conftest import Kept
+from tests.aio.conftest import Kept, RunsOut
 from tests.aio.test_cancelling import telling
 from tests.conftest import fill, types_of
 
@@ -68,21 +68,10 @@ def test_a_set_whose_callback_is_cancelled_is_given_back(kept: Kept) -> None:
     fill(kept.blocking, 2)
     manager = AsyncProxyManager(kept.storage)
     told = telling(manager)
-    time_outs: list[asyncio.Timeout] = []
-
-    async def main() -> None:
-        async with asyncio.timeout(None) as time_out:
-            time_outs.append(time_out)
-            await manager.acquire_proxies("pool", 2)
-
-    async def stuck(payload: Any) -> None:
-        if not time_outs[0].expired():
-            time_outs[0].reschedule(0)
-            await asyncio.sleep(60)
-
-    manager.register_acquire_callback(stuck)
+    time_out = RunsOut()
+    manager.register_acquire_callback(time_out.callback)
     with pytest.raises(TimeoutError):
-        kept.run(main())
+        kept.run(time_out.over(manager.acquire_proxies("pool", 2)))
     assert told.count("later released cancelled") == told.count("released") == 2
     kept.assert_nothing_is_left()
 

@@ -30,6 +30,16 @@ CHANGES = {
 }
 
 
+def assert_refused(storage: PostgresStorage, role: str, statement: str) -> None:
+    """In a session with this replication role, the database refuses the statement."""
+    with storage.engine.connect() as connection:
+        connection.exec_driver_sql(f"SET session_replication_role = {role}")
+        with pytest.raises(Exception, match="append-only") as refused:
+            connection.exec_driver_sql(statement)
+        connection.exec_driver_sql("RESET session_replication_role")
+    assert isinstance(refused.value.__cause__, psycopg.errors.RestrictViolation)
+
+
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("role", ["origin", "replica"])
@@ -41,12 +51,7 @@ def test_the_log_refuses_every_change(
     before = types_of(postgres)
     key, forged = TABLES[table]
     statement = CHANGES[change].format(table=table, key=key, forged=forged)
-    with postgres.engine.connect() as connection:
-        connection.exec_driver_sql(f"SET session_replication_role = {role}")
-        with pytest.raises(Exception, match="append-only") as refused:
-            connection.exec_driver_sql(statement)
-        connection.exec_driver_sql("RESET session_replication_role")
-    assert isinstance(refused.value.__cause__, psycopg.errors.RestrictViolation)
+    assert_refused(postgres, role, statement)
     assert types_of(postgres) == before
 
 
@@ -75,12 +80,7 @@ def test_the_last_tick_only_grows(postgres: PostgresStorage, change: str, role: 
     """It is neither changed nor taken back, for the owner, and as a replica's session too."""
     fill(postgres, 2)
     last = postgres.seal()
-    with postgres.engine.connect() as connection:
-        connection.exec_driver_sql(f"SET session_replication_role = {role}")
-        with pytest.raises(Exception, match="append-only") as refused:
-            connection.exec_driver_sql(change)
-        connection.exec_driver_sql("RESET session_replication_role")
-    assert isinstance(refused.value.__cause__, psycopg.errors.RestrictViolation)
+    assert_refused(postgres, role, change)
     postgres.ensure_consumer("one more")
     assert postgres.seal() == last + 1
     assert postgres.verify() == []

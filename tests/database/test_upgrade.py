@@ -23,13 +23,10 @@ from alembic.script import ScriptDirectory
 
 from pharox import (
     DatabaseError,
-    HealthCheckResult,
     Lease,
     LeaseStatus,
     ProxyFilters,
     ProxyManager,
-    ProxyProtocol,
-    ProxyStatus,
     SchemaError,
     SelectorStrategy,
     Subscription,
@@ -37,6 +34,7 @@ from pharox import (
 from pharox.events import LeaseAcquired
 from pharox.ledger.rebuild import rebuild
 from pharox.storage.postgres import PostgresStorage, batch, lookups, migrations, schema
+from pharox.testing import checked
 from tests.conftest import SECRET_KEY, fill, ledger, open_engine, run_sql
 from tests.leasing.test_contention import most_holders_at_once
 from tests.ledger.following import following, is_level, until
@@ -176,14 +174,7 @@ def filled_unchecked(storage: PostgresStorage) -> list[Lease]:
     fill(storage, 0, name="empty")
     assert manager.acquire_proxy("empty") is None
     for proxy in proxies[:20]:
-        storage.apply_health_check_result(
-            HealthCheckResult(
-                proxy_id=proxy.id,
-                status=ProxyStatus.ACTIVE,
-                latency_ms=5,
-                protocol=ProxyProtocol.HTTP,
-            )
-        )
+        storage.apply_health_check_result(checked(proxy, latency_ms=5))
     return manager.acquire_proxies("pool", 10, "holder", duration_seconds=3600)
 
 

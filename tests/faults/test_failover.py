@@ -16,7 +16,7 @@ from tests.conftest import fill, ledger
 from tests.faults import cluster as clusters
 from tests.faults.cluster import Cluster
 from tests.faults.conftest import PROXIES, TIMES, Report
-from tests.faults.worker import LEASE_S, POOL, Running
+from tests.faults.worker import POOL, Running, stop_all
 
 WORKERS = 4
 
@@ -55,9 +55,7 @@ def test_a_failover_loses_nothing_that_was_acknowledged(
             standby.promote()
             which = "stalled" if stalls else "following"
             report.made(f"killed the primary, and promoted its {which} standby")
-            for worker in workers:
-                worker.stop()
-            time.sleep(LEASE_S)
+            stop_all(workers)
             with ledger(standby.url) as storage:
                 found = report.close(storage, diaries)
                 with ProxyManager(storage).with_lease(POOL) as lease:

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ledger
 from tests.faults.cluster import Cluster
 from tests.faults.conftest import TIMES, Report
-from tests.faults.worker import LEASE_S, Running
+from tests.faults.worker import Running, stop_all
 
 KILLS = 6 * TIMES
 WORKERS = 4
@@ -34,9 +34,7 @@ def test_a_killed_server_keeps_what_it_acknowledged(
         report.made(f"killed {what}, and started the server again")
         cluster.start()
     time.sleep(0.5)
-    for worker in workers:
-        worker.stop()
-    time.sleep(LEASE_S)
+    stop_all(workers)
     with ledger(cluster.url) as storage:
         found = report.close(storage, diaries)
     assert found.acknowledged > KILLS

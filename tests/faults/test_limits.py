@@ -26,7 +26,7 @@ from tests.faults import cluster as clusters
 from tests.faults.cluster import Cluster
 from tests.faults.conftest import PROXIES, TIMES, Report
 from tests.faults.diary import HELD, RELEASED, Diary
-from tests.faults.worker import LEASE_S, POOL, Running
+from tests.faults.worker import POOL, Running, stop_all
 
 DISK_MB = 80
 
@@ -135,9 +135,7 @@ def test_a_full_disk_loses_nothing_that_was_acknowledged(
         report.made(f"disk filled; then {refused}")
         ballast.unlink()
         _start_again_if_down(server)
-        for worker in workers:
-            worker.stop()
-        time.sleep(LEASE_S)
+        stop_all(workers)
         with ledger(server.url) as storage:
             found = report.close(storage, diaries)
             with ProxyManager(storage).with_lease(POOL) as lease:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -177,3 +177,10 @@ class Running:
         self._stop.set()
         self.process.join(timeout=60)
         assert self.process.exitcode == 0, self.process.exitcode
+
+
+def stop_all(workers: Iterable[Running]) -> None:
+    """Let workers finish, and wait until the leases that they left have run out."""
+    for worker in workers:
+        worker.stop()
+    time.sleep(LEASE_S)

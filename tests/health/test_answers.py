@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from pharox import CheckFailure, HealthCheckOptions, ProxyStatus
 from pharox.health.answers import TextSearch, check_headers
 from pharox.health.failures import CheckFailedError
-from tests.health.test_probing import REAL, check
-from tests.health.zoo import Zoo
+from tests.health.test_probing import check
+from tests.health.zoo import REAL, Zoo
 
 TEXT = "served by the target of Zürich"
 

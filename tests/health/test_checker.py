@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import aclosing
 from typing import Any
 from uuid import uuid4
@@ -298,15 +298,23 @@ def test_a_sweep_with_silent_proxies_ends(zoo: Zoo) -> None:
     assert failures[CheckFailure.TIMEOUT] >= 50
 
 
+async def leaving_nothing(
+    zoo: Zoo, sweep: Callable[[HealthChecker], Coroutine[Any, Any, None]]
+) -> None:
+    """Begin a sweep that ends early. Afterwards no more files are open than before."""
+    checker = await warmed_up(zoo)
+    files = open_files()
+    await sweep(checker)
+    assert await is_as_before(files)
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_leaving_a_sweep_leaves_nothing(zoo: Zoo, seed: int) -> None:
     """After any result, with or without closing the iterator."""
     chance = random.Random(seed)
     proxies = crowd(zoo, 300, 0.5, seed)
 
-    async def run() -> None:
-        checker = await warmed_up(zoo)
-        files = open_files()
+    async def leave(checker: HealthChecker) -> None:
         stream = checker.stream_health_checks(proxies, options_of(zoo, 2.0), concurrency=40)
         left = chance.randrange(1, 40)
         async for _ in stream:
@@ -315,10 +323,8 @@ def test_leaving_a_sweep_leaves_nothing(zoo: Zoo, seed: int) -> None:
                 break
         if seed % 2:
             await stream.aclose()
-        del stream
-        assert await is_as_before(files)
 
-    asyncio.run(run())
+    asyncio.run(leaving_nothing(zoo, leave))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -327,10 +333,7 @@ def test_cancelling_a_sweep_leaves_nothing(zoo: Zoo, seed: int) -> None:
     chance = random.Random(seed)
     proxies = crowd(zoo, 300, 0.7, seed)
 
-    async def run() -> None:
-        checker = await warmed_up(zoo)
-        files = open_files()
-
+    async def cancel(checker: HealthChecker) -> None:
         async def sweep() -> None:
             async for _ in checker.stream_health_checks(
                 proxies, options_of(zoo, chance.uniform(0.02, 1)), concurrency=60
@@ -341,9 +344,8 @@ def test_cancelling_a_sweep_leaves_nothing(zoo: Zoo, seed: int) -> None:
         await asyncio.sleep(chance.uniform(0, 0.3))
         sweeping.cancel()
         await asyncio.wait([sweeping])
-        assert await is_as_before(files)
 
-    asyncio.run(run())
+    asyncio.run(leaving_nothing(zoo, cancel))
 
 
 @pytest.mark.parametrize("protocol", list(ProxyProtocol))

@@ -24,22 +24,13 @@ from tests.health.zoo import (
     ONLY_THE_PROXY_KNOWS,
     PASSWORD,
     POOL_ID,
+    REAL,
     USER,
     Zoo,
 )
 
 PLAIN, TLS = "plain", "tls"
 PATIENT_S, IMPATIENT_S = 10.0, 0.4
-
-REAL = [
-    ("pproxy-http", "http", ""),
-    ("pproxy-http-password", "http", USER),
-    ("pproxy-socks4", "socks4", ""),
-    ("pproxy-socks5", "socks5", ""),
-    ("pproxy-socks5-password", "socks5", USER),
-    ("proxy.py-password", "http", USER),
-    ("https-proxy", "https", ""),
-]
 
 
 def check(zoo: Zoo, proxy: Proxy, target: str, **options: Any) -> HealthCheckResult:

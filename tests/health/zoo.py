@@ -32,6 +32,16 @@ ROOT = Path(__file__).parents[2]
 USER, PASSWORD = "alice", "open sesame: p@ss/w%rd"
 ONLY_THE_PROXY_KNOWS = "only.the.proxy.knows.test"
 POOL_ID = UUID(int=1)
+REAL = [
+    ("pproxy-http", "http", ""),
+    ("pproxy-http-password", "http", USER),
+    ("pproxy-socks4", "socks4", ""),
+    ("pproxy-socks5", "socks5", ""),
+    ("pproxy-socks5-password", "socks5", USER),
+    ("proxy.py-password", "http", USER),
+    ("https-proxy", "https", ""),
+]
+"""The good proxies, each with its protocol and its user."""
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

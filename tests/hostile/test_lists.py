@@ -7,12 +7,11 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from itertools import accumulate, cycle
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +22,7 @@ import pytest
 from pharox.errors import SourceError
 from pharox.sources import BadEntry, open_source, opening, read_proxies
 from pharox.storage.postgres import PostgresStorage
-from tests.conftest import SECRET_KEY, types_of
+from tests.conftest import SECRET_KEY, serving, types_of
 
 MIB = 1 << 20
 ROOM_MIB = 40
@@ -52,14 +51,8 @@ def answering(send: Send, *headers: tuple[str, str]) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/list"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Site) as port:
+        yield f"http://127.0.0.1:{port}/list"
 
 
 def endless(piece: bytes) -> Send:

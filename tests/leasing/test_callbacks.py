@@ -22,15 +22,7 @@ from pharox import (
 from pharox.events import LeaseReleased
 from pharox.manager.leasing import CALLBACK_FAILED
 from pharox.storage.memory.state import State
-from tests.conftest import AnyStorage, clock_of, fill, types_of
-
-
-class Broken(Exception):
-    """What the callbacks of these tests raise."""
-
-
-def breaks(_: object) -> None:
-    raise Broken
+from tests.conftest import AnyStorage, Broken, breaks, clock_of, fill, types_of
 
 
 def test_an_acquisition_is_told_with_the_statistics_after_it(any_storage: AnyStorage) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from pharox import InMemoryStorage, Proxy, ProxyManager, ProxyProtocol, SelectorStrategy
+from pharox import InMemoryStorage, ProxyManager, SelectorStrategy
 from pharox.storage.postgres import PostgresStorage
 from pharox.storage.postgres.batch import Batch, Release, command_of
 from pharox.storage.requests import AcquireRequest, ReleaseRequest
-from tests.conftest import fill, pages_read, run_sql
+from tests.conftest import fill, pages_read, proxies_of, run_sql
 
 
 def cycle(storage: PostgresStorage, selector: SelectorStrategy) -> int:
@@ -30,18 +30,7 @@ def grow(storage: PostgresStorage, proxies: int, leases: int) -> None:
     """Add proxies and ended leases to the pool, and let the planner know."""
     pool = storage.get_pool_by_name("pool")
     assert pool is not None
-    more = [
-        Proxy(
-            host=f"10.1.{n >> 8}.{n & 255}",
-            port=1,
-            protocol=ProxyProtocol.HTTP,
-            pool_id=pool.id,
-            status="active",
-            max_concurrency=1,
-        )
-        for n in range(proxies)
-    ]
-    storage.add_proxies_bulk(more)
+    storage.add_proxies_bulk(proxies_of(pool, proxies, network="10.1"))
     run_sql(
         storage.engine,
         "INSERT INTO pharox.leases SELECT gen_random_uuid(), pool_id, 'pool', proxy_id, "

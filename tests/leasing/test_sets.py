@@ -25,15 +25,7 @@ from pharox import (
 from pharox.events import AcquireMissed, LeaseAcquired, LeaseReleased
 from pharox.manager.leasing import CALLBACK_FAILED
 from pharox.storage.memory.release import release
-from tests.conftest import AnyStorage, clock_of, fill, types_of
-
-
-class Broken(Exception):
-    """What the callbacks of these tests raise."""
-
-
-def breaks(_: object) -> None:
-    raise Broken
+from tests.conftest import AnyStorage, Broken, breaks, clock_of, fill, types_of
 
 
 def nothing_is_leased(storage: AnyStorage) -> bool:

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 
 import pharox
 from pharox import (
-    HealthCheckResult,
     InMemoryStorage,
     InvalidInputError,
     PoolNotFoundError,
@@ -38,6 +37,7 @@ from pharox.incident.gather.window import Window
 from pharox.incident.wording import span
 from pharox.log import Extract
 from pharox.models.ids import NIL
+from pharox.testing import checked
 from projections.pool_stats import COUNTS
 from tests.conftest import AnyStorage, Clock, fill
 from tests.ledger.incident_story import START, Incident
@@ -603,15 +603,7 @@ def test_a_window_of_nothing_but_quiet_checks_still_shows_the_pool(tmp_path: Pat
     storage = InMemoryStorage(clock=clock)
     _, (proxy, *_) = fill(storage, 12)
     clock.advance(60)
-    storage.apply_health_check_result(
-        HealthCheckResult(
-            proxy_id=proxy.id,
-            status=ProxyStatus.ACTIVE,
-            latency_ms=9,
-            protocol=proxy.protocol,
-            checked_at=clock.now,
-        )
-    )
+    storage.apply_health_check_result(checked(proxy, latency_ms=9, checked_at=clock.now))
     page = write_report(storage, clock.now, clock.now + MINUTE, tmp_path / "r").page.read_text()
     assert 'data-pool="pool"' in page
     assert page.count('class="row proxy"') == 0

@@ -60,13 +60,15 @@ class TestWhichAreNeeded:
 
 
 class TestThinning:
-    def test_it_happens_when_one_is_stored(
-        self, postgres: PostgresStorage, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Those that are left give the same states, and verify finds nothing."""
+    @pytest.fixture
+    def last(self, postgres: PostgresStorage, monkeypatch: pytest.MonkeyPatch) -> int:
+        """The last seq of a log of sixty proxies, whose snapshots are thinned out a lot."""
         monkeypatch.setattr(snapshots, "EVENTS_PER_GAP", 2)
         fill(postgres, 60)
-        last = postgres.seal()
+        return postgres.seal()
+
+    def test_it_happens_when_one_is_stored(self, postgres: PostgresStorage, last: int) -> None:
+        """Those that are left give the same states, and verify finds nothing."""
         for seq in range(1, last + 1):
             postgres.take_snapshot(seq)
         left = stored(postgres)
@@ -77,24 +79,14 @@ class TestThinning:
         assert len(postgres.state_at(30)["proxies"]) == 29
         assert postgres.verify() == []
 
-    def test_the_one_that_is_asked_for_stays(
-        self, postgres: PostgresStorage, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_the_one_that_is_asked_for_stays(self, postgres: PostgresStorage, last: int) -> None:
         """A snapshot far back, stored later than the others, is not removed at once."""
-        monkeypatch.setattr(snapshots, "EVENTS_PER_GAP", 2)
-        fill(postgres, 60)
-        last = postgres.seal()
         for seq in (last, 2, 3):
             postgres.take_snapshot(seq)
         assert stored(postgres) == [3, last]
 
-    def test_those_of_other_projections_stay(
-        self, postgres: PostgresStorage, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_those_of_other_projections_stay(self, postgres: PostgresStorage, last: int) -> None:
         """What has not the same read models is no shortcut for these, nor these for it."""
-        monkeypatch.setattr(snapshots, "EVENTS_PER_GAP", 2)
-        fill(postgres, 60)
-        last = postgres.seal()
         run_sql(
             postgres.engine,
             "INSERT INTO pharox.snapshots SELECT seq, now(), ARRAY['pools'] "

@@ -43,6 +43,14 @@ def lines() -> Iterator[list[Any]]:
     structlog.reset_defaults()
 
 
+def noticed(caplog: pytest.LogCaptureFixture) -> ProxyManager:
+    """Return a manager with a proxy to lease, and have caplog keep lines of INFO."""
+    caplog.set_level(logging.INFO)
+    storage = InMemoryStorage()
+    fill(storage)
+    return ProxyManager(storage)
+
+
 def prepared(storage: InMemoryStorage) -> tuple[ProxyManager, Proxy]:
     pool = ProxyPool(name="pool")
     storage.save_pool(pool)
@@ -201,10 +209,7 @@ def test_a_failing_failure_callback_changes_nothing(caplog: pytest.LogCaptureFix
 
 def test_what_the_application_has_bound_costs_no_lease(caplog: pytest.LogCaptureFixture) -> None:
     """A name that a record of the standard library needs for itself is told with a dash behind."""
-    caplog.set_level(logging.INFO)
-    storage = InMemoryStorage()
-    fill(storage)
-    manager = ProxyManager(storage)
+    manager = noticed(caplog)
     register_structured_logging(manager)
     with structlog.contextvars.bound_contextvars(name="alice", args=1, request_id="r-1"):
         assert manager.acquire_proxy("pool") is not None
@@ -215,10 +220,7 @@ def test_what_the_application_has_bound_costs_no_lease(caplog: pytest.LogCapture
 
 def test_an_adapter_keeps_its_own_fields(caplog: pytest.LogCaptureFixture) -> None:
     """A LoggerAdapter of the standard library adds what it adds to all lines."""
-    caplog.set_level(logging.INFO)
-    storage = InMemoryStorage()
-    fill(storage)
-    manager = ProxyManager(storage)
+    manager = noticed(caplog)
     adapter = logging.LoggerAdapter(logging.getLogger("theirs"), {"app": "crawler"})
     StructuredLogger(logger=adapter).register(manager)
     manager.acquire_proxy("pool")
@@ -229,10 +231,7 @@ def test_an_adapter_keeps_its_own_fields(caplog: pytest.LogCaptureFixture) -> No
 
 def test_a_line_says_its_own_fields_whatever_is_bound(caplog: pytest.LogCaptureFixture) -> None:
     """An adapter comes before structlog's context, and the line itself before both."""
-    caplog.set_level(logging.INFO)
-    storage = InMemoryStorage()
-    fill(storage)
-    manager = ProxyManager(storage)
+    manager = noticed(caplog)
     adapter = logging.LoggerAdapter(
         logging.getLogger("theirs"), {"pool": "adapter", "app": "adapter", "module": "adapter"}
     )
@@ -247,10 +246,7 @@ def test_a_line_says_its_own_fields_whatever_is_bound(caplog: pytest.LogCaptureF
 
 def test_a_logger_that_takes_no_such_lines_gets_none(caplog: pytest.LogCaptureFixture) -> None:
     """Its level decides, also if it was set after the manager was registered."""
-    caplog.set_level(logging.INFO)
-    storage = InMemoryStorage()
-    fill(storage)
-    manager = ProxyManager(storage)
+    manager = noticed(caplog)
     register_structured_logging(manager)
     manager.acquire_proxy("pool")
     caplog.set_level(logging.ERROR, logger="pharox")
@@ -265,10 +261,7 @@ def test_a_logger_that_takes_no_such_lines_gets_none(caplog: pytest.LogCaptureFi
 
 def test_structlog_may_be_configured_later(caplog: pytest.LogCaptureFixture) -> None:
     """From then on lines go where the application's others go."""
-    caplog.set_level(logging.INFO)
-    storage = InMemoryStorage()
-    fill(storage)
-    manager = ProxyManager(storage)
+    manager = noticed(caplog)
     register_structured_logging(manager)
     with manager.with_lease("pool"):
         pass

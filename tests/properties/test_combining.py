@@ -18,6 +18,7 @@ from hypothesis.stateful import (
 
 from pharox.errors import DatabaseError, OutcomeUnknownError
 from pharox.storage.combining import AsyncCombiner, Batch
+from tests.batches import steps
 
 
 class Refused(Exception):
@@ -217,11 +218,7 @@ def test_tasks_cancelled_at_any_steps(
     ran: list[int] = []
 
     async def run(batch: Batch[int]) -> list[int]:
-        for _ in range(2):
-            try:
-                await asyncio.sleep(0)
-            except asyncio.CancelledError as cancelled:
-                batch.note(cancelled)
+        await steps(batch, 2)
         if not faulty.isdisjoint(batch.commands):
             raise Refused
         ran.extend(batch.commands)

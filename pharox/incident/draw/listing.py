@@ -8,21 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ...events import (
-    AcquireMissed,
-    Event,
-    HealthChecked,
-    LeaseAcquired,
-    LeaseExpired,
-    LeaseReleased,
-    LeaseRenewed,
-    LeasesPruned,
-    PoolChanged,
-    PoolRegistered,
-    ProxiesChecked,
-    ProxyState,
-    held,
-)
+from ... import events
 from ..gather.running_state import RunningState
 from ..gather.window import Window
 from ..wording import REASONS, asked_for, span
@@ -60,7 +46,7 @@ class Listing:
         self._notable: list[Entry] = []
         self._routine: list[Entry] = []
 
-    def take(self, event: Event, running_state: RunningState) -> None:
+    def take(self, event: events.Event, running_state: RunningState) -> None:
         """Add an event, already folded into the running state, while there is room."""
         self.seen += 1
         kept = self._routine if _is_routine(event) else self._notable
@@ -73,13 +59,13 @@ class Listing:
         return sorted(self._notable + self._routine[: max(0, room)])
 
 
-def _is_routine(event: Event) -> bool:
+def _is_routine(event: events.Event) -> bool:
     return event.type in (*_ROUTINE, "ProxiesChecked") or (
-        isinstance(event, HealthChecked) and event.before == event.after
+        isinstance(event, events.HealthChecked) and event.before == event.after
     )
 
 
-def _entry(event: Event, running_state: RunningState, window: Window) -> Entry:
+def _entry(event: events.Event, running_state: RunningState, window: Window) -> Entry:
     return Entry(
         event.seq,
         window.format_moment(event.recorded_at),
@@ -91,32 +77,32 @@ def _entry(event: Event, running_state: RunningState, window: Window) -> Entry:
     )
 
 
-def _details(event: Event, window: Window) -> list[str]:
+def _details(event: events.Event, window: Window) -> list[str]:
     match event:
-        case LeaseAcquired():
+        case events.LeaseAcquired():
             asked = asked_for(event.selector, event.filters, predicate=event.predicate)
             description = [f"until {window.format_moment(event.expires_at)}", asked]
-        case LeaseRenewed():
+        case events.LeaseRenewed():
             description = [f"until {window.format_moment(event.expires_at)}"]
-        case LeaseReleased():
-            description = [f"after {span(held(event))}", event.reason]
-        case LeaseExpired():
+        case events.LeaseReleased():
+            description = [f"after {span(events.held(event))}", event.reason]
+        case events.LeaseExpired():
             description = [
                 f"ran out at {window.format_moment(event.expires_at)}",
-                f"taken back after {span(held(event))}",
+                f"taken back after {span(events.held(event))}",
             ]
-        case AcquireMissed():
+        case events.AcquireMissed():
             asked = asked_for(event.selector, event.filters, predicate=event.predicate)
             description = [REASONS[event.reason], asked]
-        case HealthChecked():
+        case events.HealthChecked():
             description = [*_change(event.before, event.after), event.error]
             if event.latency_ms is not None and event.reachable:
                 description.append(f"{event.latency_ms} ms")
-        case ProxiesChecked():
+        case events.ProxiesChecked():
             description = [f"{len(event.proxy_ids)} proxies, whose status stays"]
-        case PoolRegistered() | PoolChanged():
+        case events.PoolRegistered() | events.PoolChanged():
             description = [event.name, event.description]
-        case LeasesPruned():
+        case events.LeasesPruned():
             description = [f"ended before {window.format_moment(event.ended_before)}"]
         case _:
             description = _change(getattr(event, "before", None), getattr(event, "after", None))
@@ -124,7 +110,7 @@ def _details(event: Event, window: Window) -> list[str]:
     return [text for text in description if text]
 
 
-def _change(before: ProxyState | None, after: ProxyState | None) -> list[str | None]:
+def _change(before: events.ProxyState | None, after: events.ProxyState | None) -> list[str | None]:
     if before is not None and after is not None and before.status != after.status:
         return [f"{before.status.value} → {after.status.value}"]
     if before is None and after is not None:

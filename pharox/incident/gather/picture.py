@@ -15,26 +15,16 @@ from uuid import UUID
 
 from projections import LeaseRow, PoolCounts, State
 
-from ...events import (
-    AcquireMissed,
-    Event,
-    HealthChecked,
-    LeaseAcquired,
-    LeaseExpired,
-    LeaseReleased,
-    LeaseRenewed,
-    PoolRemoved,
-    ProxyChanged,
-    ProxyRegistered,
-    ProxyRemoved,
-)
+from ... import events
 from ...models import LeaseStatus
 from ..wording import asked_for
 from .running_state import RunningState
 from .shapes import Lane, LeaseBar, Mark, MissSlot, Point, PoolPicture
 from .window import Choice, Window
 
-_StateChange = ProxyRegistered | ProxyChanged | ProxyRemoved | HealthChecked
+_StateChange = (
+    events.ProxyRegistered | events.ProxyChanged | events.ProxyRemoved | events.HealthChecked
+)
 MISS_SLOTS = 120
 """The maximum number of time slots in which a window's misses are counted."""
 
@@ -72,14 +62,14 @@ class Picture:
         self._statuses: dict[Any, str] = {}
         self._begin(state, choice)
 
-    def take(self, event: Event) -> None:
+    def take(self, event: events.Event) -> None:
         """Add the next event, already folded into the running state."""
         if event.pool_id in self._running_state.names:
             self._pool(event).happened = True
         match event:
-            case AcquireMissed():
+            case events.AcquireMissed():
                 self._miss(event)
-            case LeaseAcquired():
+            case events.LeaseAcquired():
                 bar = LeaseBar(
                     event.lease_id,
                     event.consumer,
@@ -91,14 +81,19 @@ class Picture:
                 )
                 self._lane(event.pool_id, event.proxy_id).bars.append(bar)
                 self._open[event.lease_id] = bar
-            case LeaseRenewed():
+            case events.LeaseRenewed():
                 renewed = self._open[event.lease_id]
                 renewed.expires_at, renewed.renewals = event.expires_at, renewed.renewals + 1
-            case LeaseReleased() | LeaseExpired():
+            case events.LeaseReleased() | events.LeaseExpired():
                 self._end(event)
-            case ProxyRegistered() | ProxyChanged() | ProxyRemoved() | HealthChecked():
+            case (
+                events.ProxyRegistered()
+                | events.ProxyChanged()
+                | events.ProxyRemoved()
+                | events.HealthChecked()
+            ):
                 self._mark_change(event)
-            case PoolRemoved():
+            case events.PoolRemoved():
                 self._pool(event).points.append(Point(event.recorded_at, 0, 0, 0, 0))
         self._count(event)
 
@@ -135,7 +130,7 @@ class Picture:
                 self._pools[lease.pool_id].happened = True
                 self._lane(lease.pool_id, lease.proxy_id).bars.append(bar)
 
-    def _miss(self, event: AcquireMissed) -> None:
+    def _miss(self, event: events.AcquireMissed) -> None:
         pool = self._pool(event)
         pool.happened = True
         seconds = (event.recorded_at - self.window.start).total_seconds()
@@ -148,22 +143,22 @@ class Picture:
         pool.first_miss = pool.first_miss or event.recorded_at
         pool.last_miss = event.recorded_at
 
-    def _end(self, event: LeaseReleased | LeaseExpired) -> None:
+    def _end(self, event: events.LeaseReleased | events.LeaseExpired) -> None:
         bar = self._open.pop(event.lease_id)
         bar.ended = event.recorded_at
         bar.ending = LeaseStatus.EXPIRED
-        if isinstance(event, LeaseReleased):
+        if isinstance(event, events.LeaseReleased):
             bar.ending, bar.reason = LeaseStatus.RELEASED, event.reason
 
     def _mark_change(self, event: _StateChange) -> None:
         pool = self._pool(event)
-        if isinstance(event, ProxyRegistered) and event.proxy_id not in pool.lanes:
+        if isinstance(event, events.ProxyRegistered) and event.proxy_id not in pool.lanes:
             pool.known_proxies += 1
         if event.before != event.after:
             mark = Mark(event.recorded_at, event.before, event.after, _why(event))
             self._lane(event.pool_id, event.proxy_id).marks.append(mark)
 
-    def _count(self, event: Event) -> None:
+    def _count(self, event: events.Event) -> None:
         counts = self._running_state.counts_of(event.pool_id)
         if counts is None or event.pool_id not in self._pools:
             return
@@ -173,7 +168,7 @@ class Picture:
         if not points or points[-1][1:] != point[1:]:
             points.append(point)
 
-    def _pool(self, event: Event) -> PoolPicture:
+    def _pool(self, event: events.Event) -> PoolPicture:
         name = self._running_state.pool_of(event) or ""
         exists = event.pool_id in self._running_state.names
         key: UUID | str = event.pool_id if exists else name
@@ -212,7 +207,7 @@ def _slot_length(seconds: float) -> float:
 
 
 def _why(event: _StateChange) -> str:
-    if not isinstance(event, HealthChecked):
+    if not isinstance(event, events.HealthChecked):
         words = {"ProxyRegistered": "registered", "ProxyRemoved": "removed"}
         return words.get(event.type, "changed by hand")
     details = ["health check"]

@@ -13,19 +13,7 @@ from uuid import UUID
 
 from projections import POOL_STATS, PoolCounts, State
 
-from ...events import (
-    AcquireMissed,
-    Event,
-    LeaseAcquired,
-    LeaseExpired,
-    LeaseReleased,
-    LeaseRenewed,
-    PoolChanged,
-    PoolRegistered,
-    ProxyChanged,
-    ProxyRegistered,
-    held,
-)
+from ... import events
 from ...history.addresses import address_of
 
 _POOL_STATS_TYPES = POOL_STATS.types()
@@ -45,16 +33,16 @@ class RunningState:
         self._addresses = {row.id: address_of(row) for row in state["proxies"].values()}
         self._counts: State = {key: replace(row) for key, row in state["pool_stats"].items()}
 
-    def take(self, event: Event) -> None:
+    def take(self, event: events.Event) -> None:
         """Fold the next event."""
-        if isinstance(event, PoolRegistered | PoolChanged):
+        if isinstance(event, events.PoolRegistered | events.PoolChanged):
             self.names[event.pool_id] = event.name
-        elif isinstance(event, ProxyRegistered | ProxyChanged):
+        elif isinstance(event, events.ProxyRegistered | events.ProxyChanged):
             self._addresses[event.proxy_id] = address_of(event)
         if event.type in _POOL_STATS_TYPES:
             POOL_STATS.apply(self._counts, event)
 
-    def pool_of(self, event: Event) -> str | None:
+    def pool_of(self, event: events.Event) -> str | None:
         """Return the name of an event's pool, or the requested name if the pool is unknown."""
         known = self.names.get(event.pool_id)
         return getattr(event, "pool_name", None) if known is None else known
@@ -68,7 +56,7 @@ class RunningState:
         counts: PoolCounts | None = self._counts.get((pool_id,))
         return counts
 
-    def line_of(self, event: Event) -> dict[str, Any]:
+    def line_of(self, event: events.Event) -> dict[str, Any]:
         """Return the timeline entry of an event that was already folded.
 
         It has all fields of the event, and data derived from it and the state:
@@ -86,13 +74,13 @@ class RunningState:
             **self._derived(event),
         }
 
-    def _derived(self, event: Event) -> dict[str, Any]:
+    def _derived(self, event: events.Event) -> dict[str, Any]:
         derived: dict[str, Any] = {}
-        if isinstance(event, LeaseReleased | LeaseExpired):
-            derived["held_seconds"] = held(event).total_seconds()
-        if isinstance(event, LeaseAcquired | LeaseRenewed):
+        if isinstance(event, events.LeaseReleased | events.LeaseExpired):
+            derived["held_seconds"] = events.held(event).total_seconds()
+        if isinstance(event, events.LeaseAcquired | events.LeaseRenewed):
             derived["granted_seconds"] = (event.expires_at - event.recorded_at).total_seconds()
         counts = self.counts_of(event.pool_id)
-        if counts is not None and (event.touches_proxy or isinstance(event, AcquireMissed)):
+        if counts is not None and (event.touches_proxy or isinstance(event, events.AcquireMissed)):
             derived["pool_stats"] = counts.figures()
         return derived

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -78,10 +80,8 @@ def parked(storage: IStorage, name: str) -> list[ParkedEvent]:
     SubscriptionNotFoundError
         If there is no such subscription.
     """
-    checked = in_postgres(storage)
-    with checked.session() as session:
-        _check_known(session, checked.schema, name)
-        rows = session.rows(statements.parked(checked.schema), name=name)
+    with _session(storage, name) as (session, schema):
+        rows = session.rows(statements.parked(schema), name=name)
         return [ParkedEvent(**row) for row in rows]
 
 
@@ -104,14 +104,12 @@ def retry(storage: IStorage, name: str, *, key: str | None = None, seq: int | No
     SubscriptionNotFoundError
         If there is no such subscription.
     """
-    checked = in_postgres(storage)
-    with checked.session() as session:
-        _check_known(session, checked.schema, name)
+    with _session(storage, name) as (session, schema):
         if key is not None:
             check_text(key)
         if seq is not None:
             seq = min(max(check_whole(seq, "seq"), 0), BIGGEST)
-        return session.run(statements.mark(checked.schema), name=name, key=key, seq=seq)
+        return session.run(statements.mark(schema), name=name, key=key, seq=seq)
 
 
 def reset(storage: IStorage, name: str, to: Start) -> Reset:
@@ -138,10 +136,9 @@ def reset(storage: IStorage, name: str, to: Start) -> Reset:
     checked = in_postgres(storage)
     check_start(to)
     checkpoint = checkpoint_before(to, checked)
-    with checked.session() as session:
-        _check_known(session, checked.schema, name)
-        session.run(statements.move(checked.schema), name=name, checkpoint=checkpoint)
-        forgotten = session.run(statements.forget_parked(checked.schema), name=name)
+    with _session(checked, name) as (session, schema):
+        session.run(statements.move(schema), name=name, checkpoint=checkpoint)
+        forgotten = session.run(statements.forget_parked(schema), name=name)
     return Reset(checkpoint + 1, forgotten)
 
 
@@ -155,17 +152,20 @@ def remove(storage: IStorage, name: str) -> None:
     ConflictError
         If it has a reader, which must be stopped first.
     """
-    checked = in_postgres(storage)
-    with checked.session() as session:
-        _check_known(session, checked.schema, name)
-        if not session.run(statements.remove(checked.schema), name=name):
+    with _session(storage, name) as (session, schema):
+        if not session.run(statements.remove(schema), name=name):
             raise ConflictError(
                 f"subscription {name!r} has a running reader; stop it first", name=name
             )
-        session.run(statements.forget_parked(checked.schema), name=name)
+        session.run(statements.forget_parked(schema), name=name)
 
 
-def _check_known(session: Session, schema: str, name: str) -> None:
-    check_name(name, "subscription")
-    if not session.rows(statements.find(schema), name=name):
-        raise SubscriptionNotFoundError(f"Subscription {name!r} not found.", name=name)
+@contextmanager
+def _session(storage: IStorage, name: str) -> Iterator[tuple[Session, str]]:
+    """Open a session in which the subscription was found; yield it with the schema's name."""
+    checked = in_postgres(storage)
+    with checked.session() as session:
+        check_name(name, "subscription")
+        if not session.rows(statements.find(checked.schema), name=name):
+            raise SubscriptionNotFoundError(f"Subscription {name!r} not found.", name=name)
+        yield session, checked.schema

@@ -23,21 +23,12 @@ from dataclasses import asdict
 from typing import Any, cast
 from uuid import UUID, uuid4
 
+from pharox import events
 from pharox.errors import InvalidInputError
-from pharox.events import (
-    AcquireMissed,
-    Event,
-    HealthChecked,
-    LeaseAcquired,
-    LeaseExpired,
-    LeaseReleased,
-    ProxiesChecked,
-)
 from pharox.log import Extract
 from pharox.models import (
     AcquireEventPayload,
     ExpireEventPayload,
-    HealthCheckResult,
     HealthEventPayload,
     Lease,
     PoolStatsSnapshot,
@@ -46,6 +37,7 @@ from pharox.models import (
     SelectorStrategy,
 )
 from pharox.storage.interface import IStorage
+from pharox.storage.requests import result_of_check
 from projections import LEASES, POOL_STATS, POOLS, LeaseRow, PoolRow, State
 
 from ...history.sealed_log import SealedLog
@@ -124,7 +116,7 @@ class Payloads:
         self._known: dict[int, Payload] = {}
         self._order: deque[int] = deque()
 
-    def of(self, event: Event) -> Iterator[Payload]:
+    def of(self, event: events.Event) -> Iterator[Payload]:
         """Yield an event's payload, or one for each check that the event combines."""
         if self._states is None:
             self._begin(event.seq - 1)
@@ -135,9 +127,9 @@ class Payloads:
         yield first
         # Only the first is kept: the other checks have the same pool statistics.
         for check in event.parts()[1:]:
-            yield _checked(cast("HealthChecked", check), first.pool_stats)
+            yield _checked(cast("events.HealthChecked", check), first.pool_stats)
 
-    def _anew(self, event: Event) -> Payload:
+    def _anew(self, event: events.Event) -> Payload:
         alone = Payloads(self._log, self._types)
         alone._begin(event.seq - 1)
         alone._fold_to(event.seq)
@@ -153,17 +145,17 @@ class Payloads:
             self._fold(event)
             self._seq = event.seq
 
-    def _fold(self, event: Event) -> None:
+    def _fold(self, event: events.Event) -> None:
         states = self._states or {}
         for projection in _PROJECTIONS:
             projection.apply(states[projection.name], event)
         if event.type in self._types:
-            first = event.checks()[0] if isinstance(event, ProxiesChecked) else event
+            first = event.checks()[0] if isinstance(event, events.ProxiesChecked) else event
             self._known[event.seq] = payload_of(first, states)
             self._order.append(event.seq)
             if len(self._order) > KEPT:
                 del self._known[self._order.popleft()]
-        if isinstance(event, LeaseReleased | LeaseExpired):
+        if isinstance(event, events.LeaseReleased | events.LeaseExpired):
             del states[LEASES.name][event.lease_id, event.pool_id]
 
 
@@ -183,13 +175,13 @@ def _notifier(payloads: Payloads, callbacks: Mapping[str, Callback]) -> Callback
     return notify_async if is_async else notify
 
 
-def payload_of(event: Event, states: dict[str, State]) -> Payload:
+def payload_of(event: events.Event, states: dict[str, State]) -> Payload:
     """Return the payload of the event that was folded into the states last."""
     stats = _stats(event, states)
     match event:
-        case LeaseAcquired() | AcquireMissed():
+        case events.LeaseAcquired() | events.AcquireMissed():
             return AcquireEventPayload(
-                lease=_lease(event, states) if isinstance(event, LeaseAcquired) else None,
+                lease=_lease(event, states) if isinstance(event, events.LeaseAcquired) else None,
                 pool_name=event.pool_name,
                 consumer_name=event.consumer,
                 filters=None if event.filters is None else ProxyFilters(**event.filters),
@@ -198,9 +190,9 @@ def payload_of(event: Event, states: dict[str, State]) -> Payload:
                 completed_at=event.recorded_at,
                 duration_ms=0,
                 pool_stats=stats,
-                miss_reason=event.reason if isinstance(event, AcquireMissed) else None,
+                miss_reason=event.reason if isinstance(event, events.AcquireMissed) else None,
             )
-        case LeaseReleased():
+        case events.LeaseReleased():
             lease = _lease(event, states)
             return ReleaseEventPayload(
                 lease=lease,
@@ -210,7 +202,7 @@ def payload_of(event: Event, states: dict[str, State]) -> Payload:
                 pool_stats=stats,
                 reason=event.reason,
             )
-        case LeaseExpired():
+        case events.LeaseExpired():
             lease = _lease(event, states)
             return ExpireEventPayload(
                 lease=lease,
@@ -219,14 +211,14 @@ def payload_of(event: Event, states: dict[str, State]) -> Payload:
                 lease_duration_ms=lease.duration_ms,
                 pool_stats=stats,
             )
-        case HealthChecked():
+        case events.HealthChecked():
             return _checked(event, stats)
     raise TypeError(f"no callback receives {event.type}")
 
 
-def _checked(event: HealthChecked, stats: PoolStatsSnapshot | None) -> HealthEventPayload:
+def _checked(event: events.HealthChecked, stats: PoolStatsSnapshot | None) -> HealthEventPayload:
     return HealthEventPayload(
-        result=_result(event),
+        result=result_of_check(event),
         pool_name=None if stats is None else stats.pool_name,
         status_before=event.before.status,
         status_after=event.after.status,
@@ -238,7 +230,7 @@ def _checked(event: HealthChecked, stats: PoolStatsSnapshot | None) -> HealthEve
     )
 
 
-def _stats(event: Event, states: dict[str, State]) -> PoolStatsSnapshot | None:
+def _stats(event: events.Event, states: dict[str, State]) -> PoolStatsSnapshot | None:
     pool: PoolRow | None = states[POOLS.name].get((event.pool_id,))
     if pool is None:
         return None
@@ -250,20 +242,6 @@ def _stats(event: Event, states: dict[str, State]) -> PoolStatsSnapshot | None:
     )
 
 
-def _lease(event: Event, states: dict[str, State]) -> Lease:
+def _lease(event: events.Event, states: dict[str, State]) -> Lease:
     row: LeaseRow = states[LEASES.name][event.lease_id, event.pool_id]
     return Lease.model_validate(asdict(row))
-
-
-def _result(event: HealthChecked) -> HealthCheckResult:
-    return HealthCheckResult(
-        proxy_id=event.proxy_id,
-        status=event.status,
-        latency_ms=event.latency_ms or 0,
-        protocol=event.protocol,
-        attempts=event.attempts,
-        status_code=event.status_code,
-        checked_at=event.checked_at,
-        error_message=event.error,
-        failure=event.failure,
-    )

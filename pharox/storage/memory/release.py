@@ -72,18 +72,25 @@ def end(
         kind,
         now,
         is_valid=True,
-        pool_id=row.pool_id,
-        proxy_id=row.proxy_id,
-        lease_id=row.id,
-        consumer=row.consumer_name,
-        consumer_id=row.consumer_id,
-        pool_name=row.pool_name,
-        acquired_at=row.acquired_at,
+        **lease_fields(row),
         before=before,
         after=before.with_leases(before.leases - 1),
         **why,
     )
     state.pools[row.pool_id].let_go(row.id, row.proxy_id, row.expires_at)
+
+
+def lease_fields(row: LeaseRow) -> dict[str, Any]:
+    """Return the fields of an event that say which lease it is about."""
+    return {
+        "pool_id": row.pool_id,
+        "proxy_id": row.proxy_id,
+        "lease_id": row.id,
+        "consumer": row.consumer_name,
+        "consumer_id": row.consumer_id,
+        "pool_name": row.pool_name,
+        "acquired_at": row.acquired_at,
+    }
 
 
 def _expire(state: State, pool_id: UUID, now: datetime, with_stats: bool) -> list[EndedLease]:

@@ -11,7 +11,7 @@ from ...errors import PharoxError
 from ...events import LeaseRenewed
 from ...models import Lease
 from ..requests import RenewRequest, renewal_rounds
-from .release import active_row
+from .release import active_row, lease_fields
 from .state import State
 
 
@@ -47,13 +47,7 @@ def _extend(state: State, row: LeaseRow, duration_seconds: float | None, now: da
         LeaseRenewed,
         now,
         is_valid=True,
-        pool_id=row.pool_id,
-        proxy_id=row.proxy_id,
-        lease_id=row.id,
-        consumer=row.consumer_name,
-        consumer_id=row.consumer_id,
-        pool_name=row.pool_name,
-        acquired_at=row.acquired_at,
+        **lease_fields(row),
         expires_at=now + duration,
     )
     pool.extend(row.id, before, row.expires_at)

@@ -7,25 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    ColumnElement,
-    DateTime,
-    Integer,
-    Interval,
-    Select,
-    Text,
-    Uuid,
-    and_,
-    cast,
-    func,
-    literal_column,
-    null,
-    or_,
-    select,
-    true,
-    union_all,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by, array
 
 from pharox.log import events
@@ -55,9 +37,9 @@ availability = available_proxies.alias("availability")
 description = proxies.alias("description")
 _c = proxy_credentials.alias("c")
 
-_FROM_ID = parameter("from_id", Uuid)
+_FROM_ID = parameter("from_id", sa.Uuid)
 
-_IN_USE = and_(
+_IN_USE = sa.and_(
     _c.c.proxy_id == description.c.id,
     _c.c.id == description.c.credential_id,
     _c.c.pool_id == description.c.pool_id,
@@ -87,24 +69,24 @@ _COLUMNS = (
 
 
 def proxy_rows(
-    *, with_credentials: bool = True, from_id: ColumnElement[Any] | None = None
-) -> Select[Any]:
+    *, with_credentials: bool = True, from_id: sa.ColumnElement[Any] | None = None
+) -> sa.Select[Any]:
     """Return the query for proxies; without credentials it needs no right to read them.
 
     With ``from_id`` credentials are read from this id on only.
     """
     joined = description.join(
         availability,
-        and_(
+        sa.and_(
             availability.c.proxy_id == description.c.id,
             availability.c.pool_id == description.c.pool_id,
         ),
     )
     if not with_credentials:
-        return select(*_COLUMNS).select_from(joined)
-    in_use = _IN_USE if from_id is None else and_(_IN_USE, _c.c.proxy_id >= from_id)
+        return sa.select(*_COLUMNS).select_from(joined)
+    in_use = _IN_USE if from_id is None else sa.and_(_IN_USE, _c.c.proxy_id >= from_id)
     with_secrets = joined.outerjoin(_c, in_use)
-    return select(*_COLUMNS, description.c.credential_id, _c.c.secret).select_from(with_secrets)
+    return sa.select(*_COLUMNS, description.c.credential_id, _c.c.secret).select_from(with_secrets)
 
 
 def proxy_from_row(row: Mapping[str, Any], vault: Vault | None) -> Proxy:
@@ -153,50 +135,50 @@ def health_from_row(row: Mapping[str, Any]) -> HealthCheckResult:
 
 
 @by_schema
-def pools_statement() -> Select[Any]:
+def pools_statement() -> sa.Select[Any]:
     """Query all pools, ordered by name."""
-    return select(pools).order_by(pools.c.name.collate("C"))
+    return sa.select(pools).order_by(pools.c.name.collate("C"))
 
 
 @by_schema
-def pool_statement() -> Select[Any]:
+def pool_statement() -> sa.Select[Any]:
     """Query one pool by id."""
-    return select(pools).where(pools.c.id == POOL_ID)
+    return sa.select(pools).where(pools.c.id == POOL_ID)
 
 
 @by_schema
-def pool_by_name_statement() -> Select[Any]:
+def pool_by_name_statement() -> sa.Select[Any]:
     """Query one pool by name."""
-    return select(pools).where(pools.c.name == parameter("name"))
+    return sa.select(pools).where(pools.c.name == parameter("name"))
 
 
 @by_schema
-def pool_size_statement() -> Select[Any]:
+def pool_size_statement() -> sa.Select[Any]:
     """Query whether a pool has a proxy: one row, or none."""
     return (
-        select(availability.c.proxy_id)
+        sa.select(availability.c.proxy_id)
         .where(availability.c.pool_id == POOL_ID)
-        .limit(literal_column("1"))
+        .limit(sa.literal_column("1"))
     )
 
 
 @by_schema
-def due_pools_statement() -> Select[Any]:
+def due_pools_statement() -> sa.Select[Any]:
     """Query the pools in which a lease is due to expire."""
-    due: Select[Any] = select(literal_column("1")).where(
+    due: sa.Select[Any] = sa.select(sa.literal_column("1")).where(
         leases.c.pool_id == pools.c.id,
         leases.c.status == text_literal("active"),
         leases.c.expires_at <= now,
     )
-    return select(pools.c.id).where(due.exists()).order_by(pools.c.id)
+    return sa.select(pools.c.id).where(due.exists()).order_by(pools.c.id)
 
 
 @by_schema
-def pools_with_ended_statement() -> Select[Any]:
+def pools_with_ended_statement() -> sa.Select[Any]:
     """Query the ids of pools, also removed ones, with a lease that ended before a given time."""
-    before = parameter("ended_before", DateTime(timezone=True))
+    before = parameter("ended_before", sa.DateTime(timezone=True))
     return (
-        select(leases.c.pool_id)
+        sa.select(leases.c.pool_id)
         .distinct()
         .where(leases.c.status != text_literal("active"), leases.c.released_at < before)
         .order_by(leases.c.pool_id)
@@ -204,61 +186,61 @@ def pools_with_ended_statement() -> Select[Any]:
 
 
 @by_schema
-def stats_statement() -> Select[Any]:
+def stats_statement() -> sa.Select[Any]:
     """Query the statistics of all pools, or of the named one, with the database's time."""
     name = parameter("name")
-    sums = (func.sum(pool_stats.c[count]).cast(BigInteger).label(count) for count in COUNTS)
+    sums = (sa.func.sum(pool_stats.c[count]).cast(sa.BigInteger).label(count) for count in COUNTS)
     return (
-        select(pools.c.name, *sums, now.label("collected_at"))
+        sa.select(pools.c.name, *sums, now.label("collected_at"))
         .select_from(pools.join(pool_stats, pool_stats.c.pool_id == pools.c.id))
-        .where(or_(name.is_(None), pools.c.name == name))
+        .where(sa.or_(name.is_(None), pools.c.name == name))
         .group_by(pools.c.id, pools.c.name)
         .order_by(pools.c.name.collate("C"))
     )
 
 
 @by_schema
-def proxy_statement() -> Select[Any]:
+def proxy_statement() -> sa.Select[Any]:
     """Query one proxy by id."""
     return proxy_rows().where(description.c.id == PROXY_ID)
 
 
 @by_schema
-def proxies_statement() -> Select[Any]:
+def proxies_statement() -> sa.Select[Any]:
     """Query a page of a pool's proxies, ordered by id."""
     return _page_by_id(proxy_rows())
 
 
 @by_schema
-def bare_proxies_statement() -> Select[Any]:
+def bare_proxies_statement() -> sa.Select[Any]:
     """Query a page of a pool's proxies without their credentials, ordered by id."""
     return _page_by_id(proxy_rows(with_credentials=False))
 
 
-def _page_by_id(proxies_of_all: Select[Any]) -> Select[Any]:
+def _page_by_id(proxies_of_all: sa.Select[Any]) -> sa.Select[Any]:
     """Select the ids of a page first, then look up their proxies.
 
     Without statistics of the pool the planner would join and sort all the rest of it.
     """
     of_page = proxies.alias("of_page")
     ids = (
-        select(of_page.c.id)
+        sa.select(of_page.c.id)
         .where(of_page.c.pool_id == POOL_ID, of_page.c.id >= _FROM_ID)
         .order_by(of_page.c.id)
-        .limit(parameter("limit", Integer))
+        .limit(parameter("limit", sa.Integer))
     )
     page = proxies_of_all.where(
         description.c.pool_id == POOL_ID,
-        description.c.id == func.any(func.array(ids.scalar_subquery())),
+        description.c.id == sa.func.any(sa.func.array(ids.scalar_subquery())),
     )
     return page.order_by(description.c.id)
 
 
 @by_schema
-def due_proxies_statement() -> Select[Any]:
+def due_proxies_statement() -> sa.Select[Any]:
     """Query a page of a pool's proxies that are due for a check, ordered by id."""
-    age, statuses = parameter("age", Interval), parameter("statuses", ARRAY(Text))
-    is_stale = or_(
+    age, statuses = parameter("age", sa.Interval), parameter("statuses", ARRAY(sa.Text))
+    is_stale = sa.or_(
         age.is_(None), availability.c.probed_at.is_(None), availability.c.probed_at <= now - age
     )
     # The joined tables start at this id too; the planner would start at the first id.
@@ -268,29 +250,29 @@ def due_proxies_statement() -> Select[Any]:
         availability.c.proxy_id >= _FROM_ID,
     )
     due = proxy_rows(from_id=_FROM_ID).where(
-        *follows, availability.c.status == func.any(statuses), is_stale
+        *follows, availability.c.status == sa.func.any(statuses), is_stale
     )
-    return due.order_by(description.c.id).limit(parameter("limit", Integer))
+    return due.order_by(description.c.id).limit(parameter("limit", sa.Integer))
 
 
 @by_schema
-def several_proxies_statement() -> Select[Any]:
+def several_proxies_statement() -> sa.Select[Any]:
     """Query proxies by their ids, without their credentials."""
-    ids = parameter("ids", ARRAY(Uuid))
-    return proxy_rows(with_credentials=False).where(description.c.id == func.any(ids))
+    ids = parameter("ids", ARRAY(sa.Uuid))
+    return proxy_rows(with_credentials=False).where(description.c.id == sa.func.any(ids))
 
 
 @by_schema
-def secrets_page_statement() -> Select[Any]:
+def secrets_page_statement() -> sa.Select[Any]:
     """Query a page of the credentials in use, each with its proxy's address."""
     in_use = proxy_rows().where(_c.c.id.is_not(None), description.c.id >= _FROM_ID)
-    return in_use.order_by(description.c.id).limit(parameter("limit", Integer))
+    return in_use.order_by(description.c.id).limit(parameter("limit", sa.Integer))
 
 
 @by_schema
-def known_proxies_statement() -> Select[Any]:
+def known_proxies_statement() -> sa.Select[Any]:
     """Query the pools and credentials of proxies."""
-    ids = parameter("ids", ARRAY(Uuid))
+    ids = parameter("ids", ARRAY(sa.Uuid))
     joined = description.outerjoin(_c, _IN_USE)
     columns = (
         description.c.id,
@@ -299,17 +281,17 @@ def known_proxies_statement() -> Select[Any]:
         _c.c.secret,
         _c.c.identity,
     )
-    return select(*columns).select_from(joined).where(description.c.id == func.any(ids))
+    return sa.select(*columns).select_from(joined).where(description.c.id == sa.func.any(ids))
 
 
 @by_schema
-def proxy_state_statement() -> Select[Any]:
+def proxy_state_statement() -> sa.Select[Any]:
     """Query the pool, status and holders of a proxy."""
     consumer = leases.c.consumer_name
-    holders = select(
-        func.coalesce(
-            func.array_agg(aggregate_order_by(consumer, consumer.collate("C"))),
-            literal_column("'{}'::text[]"),
+    holders = sa.select(
+        sa.func.coalesce(
+            sa.func.array_agg(aggregate_order_by(consumer, consumer.collate("C"))),
+            sa.literal_column("'{}'::text[]"),
         )
     ).where(
         leases.c.pool_id == availability.c.pool_id,
@@ -317,7 +299,7 @@ def proxy_state_statement() -> Select[Any]:
         leases.c.status == text_literal("active"),
     )
     return (
-        select(
+        sa.select(
             availability.c.pool_id,
             pools.c.name.label("pool_name"),
             availability.c.status,
@@ -329,45 +311,45 @@ def proxy_state_statement() -> Select[Any]:
 
 
 @by_schema
-def lease_statement() -> Select[Any]:
+def lease_statement() -> sa.Select[Any]:
     """Query one lease by id."""
-    return select(leases).where(leases.c.id == parameter("lease_id", Uuid))
+    return sa.select(leases).where(leases.c.id == parameter("lease_id", sa.Uuid))
 
 
 @by_schema
-def leases_statement() -> Select[Any]:
+def leases_statement() -> sa.Select[Any]:
     """Query the leases of one consumer, or all, oldest first."""
-    consumer_id = parameter("consumer_id", Uuid)
+    consumer_id = parameter("consumer_id", sa.Uuid)
     return (
-        select(leases)
-        .where(or_(consumer_id.is_(None), leases.c.consumer_id == consumer_id))
+        sa.select(leases)
+        .where(sa.or_(consumer_id.is_(None), leases.c.consumer_id == consumer_id))
         .order_by(leases.c.fencing_token)
     )
 
 
 @by_schema
-def last_health_statement() -> Select[Any]:
+def last_health_statement() -> sa.Select[Any]:
     """Query a proxy's newest health check."""
-    return select(proxy_health).where(proxy_health.c.proxy_id == PROXY_ID)
+    return sa.select(proxy_health).where(proxy_health.c.proxy_id == PROXY_ID)
 
 
 @by_schema
-def health_records_statement() -> Select[Any]:
+def health_records_statement() -> sa.Select[Any]:
     """Query a proxy's health checks, newest first, from the log."""
-    alone = select(events).where(
+    alone = sa.select(events).where(
         events.c.proxy_id == PROXY_ID, events.c.type == text_literal(CHECKED)
     )
     checked = checks_of(events, PROXY_ID)
-    columns = {**events.c, **check_columns(checked), "proxy_ids": null()}
+    columns = {**events.c, **check_columns(checked), "proxy_ids": sa.null()}
     together = (
-        select(*(columns[own.name].label(own.name) for own in events.c))
-        .select_from(events.join(checked, true()))
+        sa.select(*(columns[own.name].label(own.name) for own in events.c))
+        .select_from(events.join(checked, sa.true()))
         .where(events.c.proxy_ids.contains(array([PROXY_ID])))
     )
-    checks = union_all(alone, together).subquery("checks")
-    checked_at = cast(checks.c.data["checked_at"].astext, DateTime(timezone=True))
+    checks = sa.union_all(alone, together).subquery("checks")
+    checked_at = sa.cast(checks.c.data["checked_at"].astext, sa.DateTime(timezone=True))
     return (
-        select(checks)
+        sa.select(checks)
         .order_by(checked_at.desc(), checks.c.position.desc())
-        .limit(parameter("limit", Integer))
+        .limit(parameter("limit", sa.Integer))
     )

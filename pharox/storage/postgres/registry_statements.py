@@ -9,29 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import (
-    CTE,
-    Boolean,
-    ColumnElement,
-    DateTime,
-    Integer,
-    LargeBinary,
-    Select,
-    Text,
-    Uuid,
-    and_,
-    case,
-    cast,
-    column,
-    func,
-    insert,
-    literal_column,
-    null,
-    or_,
-    select,
-    true,
-    update,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, distinct_on
 
 from projections.consumers import consumers
@@ -55,24 +33,31 @@ from .sql import (
 )
 from .tables import proxy_credentials
 
-_PROXIES = parameter("proxies", ARRAY(Uuid))
-_NIL = literal_column(f"'{NIL}'::uuid", Uuid)
+_PROXIES = parameter("proxies", ARRAY(sa.Uuid))
+_NIL = sa.literal_column(f"'{NIL}'::uuid", sa.Uuid)
 
 _OF_CREDENTIALS = ("secret", "account", "identity")
 """The columns of credentials: the encrypted secret, and its fingerprints."""
 
 _DESCRIBED = tuple(own for own in description.c if own.name not in ("id", "pool_id"))
+_PROXY = availability.join(
+    description,
+    sa.and_(
+        description.c.id == availability.c.proxy_id,
+        description.c.pool_id == availability.c.pool_id,
+    ),
+)
 
 
 @lru_cache(maxsize=8)
 def register_consumer_statement(schema: str) -> Statement:
     """Return the statement that registers a consumer and returns its id."""
-    name, new_id = parameter("consumer"), parameter("consumer_id", Uuid)
-    known = select(consumers.c.id).where(consumers.c.name == name)
+    name, new_id = parameter("consumer"), parameter("consumer_id", sa.Uuid)
+    known = sa.select(consumers.c.id).where(consumers.c.name == name)
     row = event_row("ConsumerRegistered", pool_id=_NIL, consumer=name, consumer_id=new_id)
-    appended = append(select(row).where(~known.exists()))
-    registered = select(appended.c.consumer_id).scalar_subquery()
-    result = select(func.coalesce(registered, known.scalar_subquery()).label("id"))
+    appended = append(sa.select(row).where(~known.exists()))
+    registered = sa.select(appended.c.consumer_id).scalar_subquery()
+    result = sa.select(sa.func.coalesce(registered, known.scalar_subquery()).label("id"))
     return compiled(result, schema)
 
 
@@ -82,18 +67,18 @@ def save_pool_statement(schema: str) -> Statement:
     wanted = {
         "name": parameter("name"),
         "description": parameter("description"),
-        "lease_slow": parameter("lease_slow", Boolean),
+        "lease_slow": parameter("lease_slow", sa.Boolean),
     }
-    known = select(pools).where(pools.c.id == POOL_ID).with_for_update().cte("known")
-    one = select(ONE.label("one")).subquery("one")
+    known = sa.select(pools).where(pools.c.id == POOL_ID).with_for_update().cte("known")
+    one = sa.select(ONE.label("one")).subquery("one")
     is_new = known.c.id.is_(None)
-    differs = or_(*(known.c[name].is_distinct_from(value) for name, value in wanted.items()))
-    type_ = case((is_new, text_literal("PoolRegistered")), else_=text_literal("PoolChanged"))
+    differs = sa.or_(*(known.c[name].is_distinct_from(value) for name, value in wanted.items()))
+    type_ = sa.case((is_new, text_literal("PoolRegistered")), else_=text_literal("PoolChanged"))
     row = event_row(type_, data=json_object(**wanted))
     appended = append(
-        select(row).select_from(one.outerjoin(known, true())).where(or_(is_new, differs))
+        sa.select(row).select_from(one.outerjoin(known, sa.true())).where(sa.or_(is_new, differs))
     )
-    return compiled(select(appended.c.type), schema)
+    return compiled(sa.select(appended.c.type), schema)
 
 
 @lru_cache(maxsize=8)
@@ -109,63 +94,69 @@ def save_proxies_statement(schema: str, *, change: bool) -> Statement:
     """
     # A shared lock keeps the pool from being removed; several callers may hold it.
     pool = (
-        select(pools.c.id).where(pools.c.id == POOL_ID).with_for_update(key_share=True, read=True)
+        sa.select(pools.c.id)
+        .where(pools.c.id == POOL_ID)
+        .with_for_update(key_share=True, read=True)
     )
     pool_row = pool.cte("pool")
     given = _given(pool_row)
     known = _known(given, lock=change)
     is_new = known.c.proxy_id.is_(None)
-    zero = literal_column("0", Integer)
-    held = func.coalesce(known.c.current_leases, zero)
-    data: ColumnElement[Any] = given.c.data
+    zero = sa.literal_column("0", sa.Integer)
+    held = sa.func.coalesce(known.c.current_leases, zero)
+    data: sa.ColumnElement[Any] = given.c.data
     if change:
-        kept = case((is_new, null()), else_=json_object(checked_at=known.c.checked_at))
-        data = func.coalesce(kept.concat(data), data, type_=JSONB)
-    type_ = case((is_new, text_literal("ProxyRegistered")), else_=text_literal("ProxyChanged"))
+        kept = sa.case((is_new, sa.null()), else_=json_object(checked_at=known.c.checked_at))
+        data = sa.func.coalesce(kept.concat(data), data, type_=JSONB)
+    type_ = sa.case((is_new, text_literal("ProxyRegistered")), else_=text_literal("ProxyChanged"))
     row = event_row(
         type_,
         before=State(known.c.status, known.c.current_leases, known.c.max_concurrency),
-        after=State(func.coalesce(given.c.status, known.c.status), held, given.c.max_concurrency),
+        after=State(
+            sa.func.coalesce(given.c.status, known.c.status), held, given.c.max_concurrency
+        ),
         proxy_id=given.c.id,
         data=data,
     )
-    is_whole = and_(is_new, given.c.status.is_not(None))
-    wanted = or_(is_whole, _differs(given, known)) if change else is_whole
+    is_whole = sa.and_(is_new, given.c.status.is_not(None))
+    wanted = sa.or_(is_whole, _differs(given, known)) if change else is_whole
     appended = append(
-        select(row)
+        sa.select(row)
         .select_from(given.outerjoin(known, known.c.proxy_id == given.c.id))
         .where(wanted)
         .order_by(given.c.place)
     )
     counts = (
-        select(func.count()).select_from(appended).where(appended.c.type == text_literal(type_))
+        sa.select(sa.func.count())
+        .select_from(appended)
+        .where(appended.c.type == text_literal(type_))
         for type_ in ("ProxyRegistered", "ProxyChanged")
     )
     new, changed = (count.scalar_subquery() for count in counts)
-    result = select(new.label("new"), changed.label("changed")).select_from(pool_row)
+    result = sa.select(new.label("new"), changed.label("changed")).select_from(pool_row)
     return compiled(result.add_cte(_keep_secrets(given, appended)), schema)
 
 
-def _given(pool: CTE) -> CTE:
+def _given(pool: sa.CTE) -> sa.CTE:
     """Return the parameter ``rows`` as rows. If an id is given twice, the last row is used."""
     given = (
-        func.jsonb_to_recordset(parameter("rows", JSONB))
+        sa.func.jsonb_to_recordset(parameter("rows", JSONB))
         .table_valued(
-            column("place", Integer),
-            column("id", Uuid),
-            column("secret", Text),
-            column("account", Text),
-            column("identity", Text),
-            column("status", Text),
-            column("max_concurrency", Integer),
-            column("data", JSONB),
+            sa.column("place", sa.Integer),
+            sa.column("id", sa.Uuid),
+            sa.column("secret", sa.Text),
+            sa.column("account", sa.Text),
+            sa.column("identity", sa.Text),
+            sa.column("status", sa.Text),
+            sa.column("max_concurrency", sa.Integer),
+            sa.column("data", JSONB),
             name="g",
         )
         .render_derived(with_types=True)
     )
     return (
-        select(*given.c)
-        .select_from(given.join(pool, true()))
+        sa.select(*given.c)
+        .select_from(given.join(pool, sa.true()))
         .ext(distinct_on(given.c.id))
         .order_by(given.c.id, given.c.place.desc())
         .cte("given")
@@ -173,7 +164,7 @@ def _given(pool: CTE) -> CTE:
     )
 
 
-def _known(given: CTE, *, lock: bool) -> CTE:
+def _known(given: sa.CTE, *, lock: bool) -> sa.CTE:
     """Find the proxies that are registered already; with ``lock``, lock them in the order of ids.
 
     Without ``lock`` each is looked up by its key: otherwise the planner would read the whole
@@ -186,50 +177,44 @@ def _known(given: CTE, *, lock: bool) -> CTE:
         availability.c.max_concurrency,
     )
     if not lock:
-        one = select(*state).where(
+        one = sa.select(*state).where(
             availability.c.pool_id == POOL_ID, availability.c.proxy_id == given.c.id
         )
         found = one.limit(ONE).lateral("found")
-        return select(*found.c).select_from(given.join(found, true())).cte("known")
+        return sa.select(*found.c).select_from(given.join(found, sa.true())).cte("known")
     members = (
-        select(*state, availability.c.checked_at, *_DESCRIBED)
-        .select_from(
-            availability.join(
-                description,
-                and_(
-                    description.c.id == availability.c.proxy_id,
-                    description.c.pool_id == availability.c.pool_id,
-                ),
-            )
+        sa.select(*state, availability.c.checked_at, *_DESCRIBED)
+        .select_from(_PROXY)
+        .where(
+            availability.c.pool_id == POOL_ID, availability.c.proxy_id.in_(sa.select(given.c.id))
         )
-        .where(availability.c.pool_id == POOL_ID, availability.c.proxy_id.in_(select(given.c.id)))
         .order_by(availability.c.proxy_id)
     )
     return members.with_for_update(of=(availability, description)).cte("known")
 
 
-def _differs(given: CTE, known: CTE) -> ColumnElement[bool]:
+def _differs(given: sa.CTE, known: sa.CTE) -> sa.ColumnElement[bool]:
     data = given.c.data
-    checked_at = cast(data["checked_at"].astext, DateTime(timezone=True))
-    return or_(
+    checked_at = sa.cast(data["checked_at"].astext, sa.DateTime(timezone=True))
+    return sa.or_(
         known.c.status != given.c.status,
         known.c.max_concurrency.is_distinct_from(given.c.max_concurrency),
         known.c.checked_at != checked_at,
         *(
-            known.c[own.name].is_distinct_from(cast(data[own.name].astext, own.type))
+            known.c[own.name].is_distinct_from(sa.cast(data[own.name].astext, own.type))
             for own in _DESCRIBED
         ),
     )
 
 
-def _keep_secrets(given: CTE, appended: CTE) -> CTE:
+def _keep_secrets(given: sa.CTE, appended: sa.CTE) -> sa.CTE:
     rows = (
-        select(
-            cast(appended.c.data["credential_id"].astext, Uuid),
+        sa.select(
+            sa.cast(appended.c.data["credential_id"].astext, sa.Uuid),
             appended.c.pool_id,
             appended.c.proxy_id,
             *(
-                func.decode(given.c[name], text_literal("hex"), type_=LargeBinary)
+                sa.func.decode(given.c[name], text_literal("hex"), type_=sa.LargeBinary)
                 for name in _OF_CREDENTIALS
             ),
         )
@@ -237,17 +222,17 @@ def _keep_secrets(given: CTE, appended: CTE) -> CTE:
         .where(given.c.secret.is_not(None))
     )
     return (
-        insert(proxy_credentials)
+        sa.insert(proxy_credentials)
         .from_select(["id", "pool_id", "proxy_id", *_OF_CREDENTIALS], rows)
         .cte("kept_secrets")
     )
 
 
 @by_schema
-def forget_credentials_statement() -> Select[Any]:
+def forget_credentials_statement() -> sa.Select[Any]:
     """Call the function that deletes unused credentials of proxies, or of a whole pool."""
-    proxies = parameter("proxies", ARRAY(Uuid))
-    return select(schema_function("forget_credentials", POOL_ID, proxies, type_=Text))
+    proxies = parameter("proxies", ARRAY(sa.Uuid))
+    return sa.select(schema_function("forget_credentials", POOL_ID, proxies, type_=sa.Text))
 
 
 @lru_cache(maxsize=8)
@@ -266,38 +251,30 @@ def set_status_statement(schema: str) -> Statement:
         ),
     )
     appended = append(
-        select(row)
-        .select_from(
-            availability.join(
-                description,
-                and_(
-                    description.c.id == availability.c.proxy_id,
-                    description.c.pool_id == availability.c.pool_id,
-                ),
-            )
-        )
+        sa.select(row)
+        .select_from(_PROXY)
         .where(
             availability.c.pool_id == POOL_ID,
-            availability.c.proxy_id == parameter("proxy_id", Uuid),
+            availability.c.proxy_id == parameter("proxy_id", sa.Uuid),
             availability.c.status != wanted,
         )
     )
-    return compiled(select(appended.c.position), schema)
+    return compiled(sa.select(appended.c.position), schema)
 
 
 @lru_cache(maxsize=8)
 def rotate_secrets_statement(schema: str) -> Statement:
     """Return the statement that replaces encrypted secrets and their fingerprints."""
     given = (
-        func.unnest(
-            *(parameter(name, ARRAY(Uuid)) for name in ("ids", "pool_ids", "proxy_ids")),
-            *(parameter(name, ARRAY(LargeBinary)) for name in _OF_CREDENTIALS),
+        sa.func.unnest(
+            *(parameter(name, ARRAY(sa.Uuid)) for name in ("ids", "pool_ids", "proxy_ids")),
+            *(parameter(name, ARRAY(sa.LargeBinary)) for name in _OF_CREDENTIALS),
         )
         .table_valued("id", "pool_id", "proxy_id", *_OF_CREDENTIALS)
         .render_derived()
     )
     secrets = (
-        update(proxy_credentials)
+        sa.update(proxy_credentials)
         .values({name: given.c[name] for name in _OF_CREDENTIALS})
         .where(
             proxy_credentials.c.proxy_id == given.c.proxy_id,
@@ -314,15 +291,15 @@ def removal_locks(schema: str, *, whole_pool: bool) -> tuple[Statement, ...]:
 
     After them nobody can lease the proxies, so a later statement sees all of their leases.
     """
-    pool = select(pools.c.id).where(pools.c.id == POOL_ID).with_for_update()
-    turns = select(selector_cursors.c.pool_id).where(selector_cursors.c.pool_id == POOL_ID)
+    pool = sa.select(pools.c.id).where(pools.c.id == POOL_ID).with_for_update()
+    turns = sa.select(selector_cursors.c.pool_id).where(selector_cursors.c.pool_id == POOL_ID)
     members = (
-        select(availability.c.proxy_id)
+        sa.select(availability.c.proxy_id)
         .where(availability.c.pool_id == POOL_ID)
         .order_by(availability.c.proxy_id)
     )
     if not whole_pool:
-        members = members.where(availability.c.proxy_id == func.any(_PROXIES))
+        members = members.where(availability.c.proxy_id == sa.func.any(_PROXIES))
         return tuple(compiled(lock, schema) for lock in (pool, members.with_for_update()))
     locks = (pool, turns.with_for_update(), members.with_for_update())
     return tuple(compiled(lock, schema) for lock in locks)
@@ -339,44 +316,46 @@ def remove_proxies_statement(
     """
     # Locked in the order of ids, like every lock on several proxies.
     locked = (
-        select(availability)
+        sa.select(availability)
         .where(availability.c.pool_id == POOL_ID)
         .order_by(availability.c.proxy_id)
         .with_for_update()
     )
     if idle_only:
-        locked = locked.where(availability.c.current_leases == literal_column("0"))
+        locked = locked.where(availability.c.current_leases == sa.literal_column("0"))
     if not whole_pool:
-        locked = locked.where(availability.c.proxy_id == func.any(_PROXIES))
+        locked = locked.where(availability.c.proxy_id == sa.func.any(_PROXIES))
     gone = locked.cte("gone")
     row = event_row(
         "ProxyRemoved",
         before=State(gone.c.status, gone.c.current_leases, gone.c.max_concurrency),
         proxy_id=gone.c.proxy_id,
     )
-    appended = append(select(row).select_from(gone).order_by(gone.c.proxy_id))
-    removed = func.coalesce(func.array_agg(appended.c.proxy_id), literal_column("'{}'::uuid[]"))
-    result = select(removed.label("removed")).select_from(appended)
+    appended = append(sa.select(row).select_from(gone).order_by(gone.c.proxy_id))
+    removed = sa.func.coalesce(
+        sa.func.array_agg(appended.c.proxy_id), sa.literal_column("'{}'::uuid[]")
+    )
+    result = sa.select(removed.label("removed")).select_from(appended)
     return compiled(result, schema)
 
 
 @lru_cache(maxsize=8)
 def remove_pool_statement(schema: str) -> Statement:
     """Return the statement that removes a pool without proxies."""
-    gone = select(pools.c.name).where(pools.c.id == POOL_ID).cte("gone")
+    gone = sa.select(pools.c.name).where(pools.c.id == POOL_ID).cte("gone")
     row = event_row("PoolRemoved", data=json_object(name=gone.c.name))
-    appended = append(select(row).select_from(gone))
-    return compiled(select(func.count().label("removed")).select_from(appended), schema)
+    appended = append(sa.select(row).select_from(gone))
+    return compiled(sa.select(sa.func.count().label("removed")).select_from(appended), schema)
 
 
 @lru_cache(maxsize=8)
 def prune_statement(schema: str) -> Statement:
     """Return the statement that deletes a pool's leases that ended before a given time."""
-    before = parameter("ended_before", DateTime(timezone=True))
+    before = parameter("ended_before", sa.DateTime(timezone=True))
     # The end of a lease that commits now may be dated up to a minute ago.
-    settled = func.least(before, now - literal_column("interval '1 minute'"))
+    settled = sa.func.least(before, now - sa.literal_column("interval '1 minute'"))
     ended = (
-        select(func.count().label("n"))
+        sa.select(sa.func.count().label("n"))
         .select_from(leases)
         .where(
             leases.c.pool_id == POOL_ID,
@@ -386,7 +365,7 @@ def prune_statement(schema: str) -> Statement:
         .cte("ended")
     )
     row = event_row("LeasesPruned", data=json_object(ended_before=settled))
-    appended = append(select(row).select_from(ended).where(ended.c.n > 0))
+    appended = append(sa.select(row).select_from(ended).where(ended.c.n > 0))
     # The join to the appended event makes PostgreSQL execute the append.
-    result = select(ended.c.n.label("pruned")).select_from(ended.outerjoin(appended, true()))
+    result = sa.select(ended.c.n.label("pruned")).select_from(ended.outerjoin(appended, sa.true()))
     return compiled(result, schema)
