@@ -105,7 +105,10 @@ class Lease(BaseModel):
         return known
 
     def carry(self, proxy: LeasedProxy | None) -> Lease:
-        """Add the proxy to the lease of an acquisition, and return the lease."""
+        """Add the proxy to the lease of an acquisition, and return the lease.
+
+        :meta private:
+        """
         if proxy is not None:
             # It is not a field: see count_down.
             self.__dict__[_PROXY] = proxy
@@ -128,12 +131,18 @@ class Lease(BaseModel):
 
     @property
     def countdown(self) -> Countdown | None:
-        """Until when the process that acquired the lease can count on it."""
+        """Until when the process that acquired the lease can count on it.
+
+        :meta private:
+        """
         known: Countdown | None = self.__dict__.get(_COUNTDOWN)
         return known
 
     def count_down(self, until: float) -> Countdown:
-        """Set the monotonic time until which the holder can count on the lease."""
+        """Set the monotonic time until which the holder can count on the lease.
+
+        :meta private:
+        """
         countdown = self.countdown
         if countdown is None:
             # It is not a field: a lease is equal to the one that the storage returns.

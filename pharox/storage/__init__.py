@@ -11,6 +11,7 @@ from .requests import (
     EndedLease,
     ReleaseRequest,
     ReleaseResult,
+    RenewRequest,
     SetAcquisition,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
     "InMemoryStorage",
     "ReleaseRequest",
     "ReleaseResult",
+    "RenewRequest",
     "SetAcquisition",
 ]
