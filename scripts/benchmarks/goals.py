@@ -131,6 +131,19 @@ CORE_SEAL = Goal(
     limit="A tick is one statement on one core: it sorts, hashes and inserts each event's seal.",
 )
 
+KEEP_WORKER = Goal(
+    "keep-worker",
+    "% of a core that keeping 10,000 leases of 60 s takes in the worker",
+    at_most=5,
+    limit="Each renewal is a request, an answer and a place in the schedule, all in Python.",
+)
+KEEP_SERVER = Goal(
+    "keep-server",
+    "% of a core that keeping 10,000 leases of 60 s takes in the server",
+    at_most=5,
+    limit="Each renewal is an event with its indexes, and a new version of the lease's row.",
+)
+
 LEASE_FLOOR_1 = Goal(
     "lease-floor-1",
     "lease cycles, 1 client: of the floor of two commits",

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pharox.connecting import embedded
-from scripts.benchmarks import asynchronous, core, health, importing, lease, ledger, observe
+from scripts.benchmarks import (
+    asynchronous,
+    core,
+    health,
+    importing,
+    keep,
+    lease,
+    ledger,
+    observe,
+)
 from scripts.benchmarks.machine import Watch, describe, noise
 from scripts.benchmarks.parts import Bench, Part, measure, tabulate
 
@@ -25,6 +34,7 @@ class Benchmark(NamedTuple):
 ALL = {
     "core": Benchmark(core.prepare, "The command core", core.__doc__ or ""),
     "lease": Benchmark(lease.prepare, "Leasing", lease.__doc__ or ""),
+    "keep": Benchmark(keep.prepare, "Leases that are kept", keep.__doc__ or ""),
     "async": Benchmark(asynchronous.prepare, "Leasing from asyncio", asynchronous.__doc__ or ""),
     "ledger": Benchmark(ledger.prepare, "The ledger", ledger.__doc__ or ""),
     "health": Benchmark(health.prepare, "Health checks", health.__doc__ or ""),

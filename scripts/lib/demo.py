@@ -36,6 +36,7 @@ from pharox import (
     PharoxError,
     ProxyManager,
     ProxyStatus,
+    ProxyUnavailableError,
     SelectorStrategy,
     connect,
 )
@@ -47,6 +48,7 @@ from pharox.events import (
     LeaseAcquired,
     LeaseExpired,
     LeaseReleased,
+    LeaseRenewed,
     PoolRegistered,
     ProxyRegistered,
     held,
@@ -152,6 +154,22 @@ class Demo:
             when=through == expected,
         )
 
+    def keep(self) -> None:
+        self.story.step("Keep a lease for a job three times as long")
+        with self.manager.with_lease(POOL, "long-job", 1, keep_alive=True) as lease:
+            assert lease is not None
+            self.story.say(f"      {lease.proxy!r} for 1 s, and a job of 3 s")
+            proxy = self.storage.get_proxy(str(lease.proxy_id))
+            begun, refused = time.monotonic(), 0
+            while time.monotonic() < begun + 3:
+                try:
+                    self.storage.create_lease(proxy, "greedy", 1)
+                except ProxyUnavailableError:
+                    refused += 1
+                time.sleep(0.1)
+        self.story.held(f"a greedy neighbour was refused {refused} times", when=refused > 0)
+        self.story.held("the job kept its proxy to the end", when=not lease.is_lost)
+
     def expire(self) -> None:
         self.story.step("Let a lease run out")
         told: list[ExpireEventPayload] = []
@@ -196,13 +214,16 @@ class Demo:
         expected = {
             "ProxyRegistered": len(proxies),
             "HealthChecked": len(proxies),
-            "LeaseAcquired": leased + hoarded + 1,
-            "LeaseReleased": leased + hoarded,
+            "LeaseAcquired": leased + hoarded + 2,
+            "LeaseReleased": leased + hoarded + 1,
             "LeaseExpired": 1,
             "AcquireMissed": 1,
         }
         for name, count in expected.items():
             self.story.held(f"{types[name]} {name}", when=types[name] == count)
+        self.story.held(
+            f"{types['LeaseRenewed']} renewals of the long job", when=types["LeaseRenewed"] >= 5
+        )
         most = max(event.after.leases for event in events if isinstance(event, LeaseAcquired))
         self.story.held(
             f"no proxy ever had more than {most} lease of {MAX_CONCURRENCY} allowed",
@@ -280,6 +301,8 @@ def note(event: Event) -> str:
             told = f"{event.status.value}, {event.latency_ms} ms"
         case LeaseAcquired():
             told = f"{event.before.leases} -> {event.after.leases}, {event.selector}"
+        case LeaseRenewed():
+            told = f"until {event.expires_at:%H:%M:%S.%f}"[:-3]
         case LeaseReleased() | LeaseExpired():
             held_s = held(event).total_seconds()
             told = f"{event.before.leases} -> {event.after.leases}, held {held_s:.2f} s"
@@ -340,6 +363,7 @@ def tell(story: Story) -> None:
         demo.import_list(proxies, Path(scratch))
         demo.check(page_url)
         demo.work(page_url)
+        demo.keep()
         demo.expire()
         demo.miss_and_release()
         demo.audit(proxies)
