@@ -48,6 +48,12 @@ def grant(
         list[str] | None,
         typer.Option("--reader", metavar="ROLE", help="A role that only reads; may be repeated."),
     ] = None,
+    fences: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fence", metavar="ROLE", help="A role that only requires leases; may be repeated."
+        ),
+    ] = None,
     owner: Annotated[
         str | None, typer.Option(metavar="ROLE", help="The role that becomes the ledger's owner.")
     ] = None,
@@ -61,7 +67,7 @@ def grant(
     """Print the SQL that gives roles the rights they need and takes all others away."""
     from ..ledger import roles  # noqa: PLC0415 - SQLAlchemy takes a while to import
 
-    wanted = roles.Roles(apps or (), readers or (), owner)
+    wanted = roles.Roles(apps or (), readers or (), owner, fences or ())
     with ledger(context) as storage:
         if not apply:
             statements = roles.statements(storage, wanted)
@@ -76,5 +82,7 @@ def grant(
         )
     for name in wanted.reader:
         print(escape_unprintable(f"{name} may read everything but credentials"))
+    for name in wanted.fence:
+        print(escape_unprintable(f"{name} may require leases in its own transactions"))
     if owner is not None:
         print(escape_unprintable(f"{owner} owns the ledger"))

@@ -1,8 +1,9 @@
-"""Grant database roles their rights on a ledger: as its owner, an app or a reader.
+"""Grant database roles their rights on a ledger: as its owner, an app, a reader or a fence.
 
     owner    everything: upgrades, rebuilds, archives, rotates keys, grants
     app      appends to the log, keeps the read models, reads proxies' credentials
     reader   reads the log and the read models, never credentials
+    fence    may call require_lease in transactions of its own, and nothing else
 
 All rights in the schema are first revoked from a role and then granted as needed, so
 granting is idempotent. Afterwards the database is asked what each role can do,
@@ -47,11 +48,12 @@ class Roles:
     app: Sequence[str] = ()
     reader: Sequence[str] = ()
     owner: str | None = None
+    fence: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         names = self.names()
         if not names:
-            raise InvalidInputError("give at least one role: an app, a reader or an owner")
+            raise InvalidInputError("give at least one role: an app, a reader, a fence or an owner")
         for name in names:
             if not check_text(name):
                 raise InvalidInputError("a role's name cannot be empty")
@@ -64,7 +66,7 @@ class Roles:
 
     def restrained(self) -> list[str]:
         """Return the names of all but the owner."""
-        return [*self.app, *self.reader]
+        return [*self.app, *self.reader, *self.fence]
 
 
 class Right(NamedTuple):
@@ -181,6 +183,7 @@ _APP_FUNCTIONS = (
     "places_v1",
     "release_one_v1",
     "renew_leases_v1",
+    "require_lease",
     "returned_leases_v1",
     "try_turn_v1",
     "wait_for_turn_v1",
@@ -198,6 +201,11 @@ def _reader_rights() -> Iterator[Right]:
         yield Right("table", table, None, "SELECT")
     for function in _READ_FUNCTIONS:
         yield Right("function", function, None, "EXECUTE")
+
+
+def _fence_rights() -> Iterator[Right]:
+    yield Right("schema", "", None, "USAGE")
+    yield Right("function", "require_lease", None, "EXECUTE")
 
 
 def _app_rights() -> Iterator[Right]:
@@ -334,6 +342,7 @@ class _Granting:
             *self._revocations(),
             *self._grants(self._roles.reader, frozenset(_reader_rights())),
             *self._grants(self._roles.app, frozenset(_app_rights())),
+            *self._grants(self._roles.fence, frozenset(_fence_rights())),
         ]
         return [statement.as_string(self._connection) for statement in composed]
 
@@ -342,6 +351,7 @@ class _Granting:
         for names, wanted in (
             (self._roles.app, self._there(_app_rights())),
             (self._roles.reader, self._there(_reader_rights())),
+            (self._roles.fence, self._there(_fence_rights())),
         ):
             for name in names:
                 held = {Right(*row[1:]) for row in self._rows(_HELD, roles=self._reach([name]))}

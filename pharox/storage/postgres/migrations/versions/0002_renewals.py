@@ -11,5 +11,5 @@ LOCKED = ("leases",)
 
 
 def upgrade() -> None:
-    """Add ``leases.renewed_at``, the fold of LeaseRenewed, and two functions."""
-    run_parts(revision, ("read_models", "folding", "renewing", "leased_proxy"))
+    """Add ``leases.renewed_at``, the fold of LeaseRenewed, and three functions."""
+    run_parts(revision, ("read_models", "folding", "renewing", "leased_proxy", "fencing"))
