@@ -20,6 +20,7 @@ from . import (
     proxies,
     pruning,
     replay,
+    running,
     stats,
     subscriptions,
     sweeping,
@@ -73,6 +74,7 @@ def options(
 app.command("import")(importing.import_source)
 app.command("acquire")(leasing.acquire)
 app.command("renew")(leasing.renew)
+app.command("run")(running.run_command)
 app.command("release")(leasing.release)
 app.command("sweep")(sweeping.sweep)
 app.command("ban")(banning.ban)

@@ -30,40 +30,46 @@ _MISSES = {
 }
 
 
-_Pool = Annotated[str, typer.Argument(metavar="POOL", help="The pool's name.")]
-_Consumer = Annotated[str, typer.Option(metavar="NAME", help="The name of the consumer.")]
+Pool = Annotated[str, typer.Argument(metavar="POOL", help="The pool's name.")]
+Consumer = Annotated[str, typer.Option(metavar="NAME", help="The name of the consumer.")]
 _Duration = Annotated[
     float, typer.Option(metavar="SECONDS", help="How long the lease lasts unless it is released.")
 ]
-_Selector = Annotated[SelectorStrategy, typer.Option(help="How to choose among the free proxies.")]
-_Country = Annotated[
+Selector = Annotated[SelectorStrategy, typer.Option(help="How to choose among the free proxies.")]
+Country = Annotated[
     list[str] | None,
     typer.Option(metavar="TEXT", help="Only proxies in this country; may be repeated."),
 ]
-_City = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Only proxies in this city.")]
-_Source = Annotated[
+City = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Only proxies in this city.")]
+Source = Annotated[
     list[str] | None, typer.Option(metavar="TEXT", help="Only proxies from this source.")
 ]
-_Isp = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Only proxies of this ISP.")]
-_Asn = Annotated[list[int] | None, typer.Option(metavar="N", help="Only proxies in this network.")]
+Isp = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Only proxies of this ISP.")]
+Asn = Annotated[list[int] | None, typer.Option(metavar="N", help="Only proxies in this network.")]
 _LeaseId = Annotated[
     UUID | None,
     typer.Option(metavar="UUID", help="The lease's id; the same id again returns the same lease."),
 ]
 
 
+def missed(pool: str, reason: MissReason | None) -> PharoxError:
+    """Return the error for an acquisition that found nothing."""
+    description = _MISSES.get(reason or MissReason.NO_MATCH, "no proxy was free")
+    return PharoxError(description.format(pool=pool), miss_reason=reason)
+
+
 def acquire(
     context: typer.Context,
-    pool: _Pool,
+    pool: Pool,
     *,
-    consumer: _Consumer = "default",
+    consumer: Consumer = "default",
     duration: _Duration = 300,
-    selector: _Selector = SelectorStrategy.FIRST_AVAILABLE,
-    country: _Country = None,
-    city: _City = None,
-    source: _Source = None,
-    isp: _Isp = None,
-    asn: _Asn = None,
+    selector: Selector = SelectorStrategy.FIRST_AVAILABLE,
+    country: Country = None,
+    city: City = None,
+    source: Source = None,
+    isp: Isp = None,
+    asn: Asn = None,
     lease_id: _LeaseId = None,
     as_json: AsJson = False,
 ) -> None:
@@ -78,10 +84,7 @@ def acquire(
     with ledger(context) as storage:
         acquisition = storage.acquire_lease(request)
         if acquisition.lease is None:
-            description = _MISSES.get(
-                acquisition.miss_reason or MissReason.NO_MATCH, "no proxy was free"
-            )
-            raise PharoxError(description.format(pool=pool), miss_reason=acquisition.miss_reason)
+            raise missed(pool, acquisition.miss_reason)
         try:
             _hand_over(acquisition.lease, as_json)
         except BaseException:
