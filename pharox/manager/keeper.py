@@ -23,10 +23,10 @@ import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from inspect import isawaitable
-from itertools import count
+from itertools import count, islice
 from typing import Any
 from uuid import UUID
 from weakref import WeakKeyDictionary, WeakSet, ref
@@ -138,25 +138,25 @@ class Schedule:
 
     def take_lost(self, now: float) -> list[Kept]:
         """Remove and return the leases that can no longer be counted on."""
-        lost = [kept for _, _, kept in self._ends.irange(None, (now, INFINITY))]
-        for kept in lost:
-            self.drop(kept)
-        return lost
+        ended = [kept for _, _, kept in self._ends.irange(None, (now, INFINITY))]
+        for kept in ended:
+            if kept.counts_until > now:  # It was renewed by hand.
+                self.put(kept)
+            else:
+                self.drop(kept)
+        return [kept for kept in ended if kept.lease_id not in self._kept]
 
     def take_due(self, now: float) -> list[Kept]:
         """Return the leases to be renewed now. Their renewal has begun."""
         if not self._renewals or self._renewals[0][0] > now:
             return []
-        due = [kept for kept in self._until(now) if kept.renew_at - kept.duration * EARLY <= now]
+        # Not more than one statement renews, and with them what is due soon.
+        first = [kept for _, _, kept in islice(self._renewals, MOST)]
+        due = [kept for kept in first if kept.renew_at - kept.duration * EARLY <= now]
         for kept in due:
             kept.is_renewing = True
             self.put(kept)
         return due
-
-    def _until(self, now: float) -> Iterator[Kept]:
-        """Yield the next leases to be renewed, not more than one statement renews."""
-        for _, (_, _, kept) in zip(range(MOST), self._renewals, strict=False):
-            yield kept
 
     def _remove(self, kept: Kept) -> None:
         renewal, end = self._places.pop(kept.number, (None, None))
@@ -268,7 +268,8 @@ class Keeping(ABC):
                 else:
                     kept.renew_at = time.monotonic() + kept.duration * AGAIN
                 self._schedule.put(kept)
-            self._wake()
+            if len(self._schedule):
+                self._wake()
         return lost
 
     def _lose(self, lost: Iterable[tuple[Kept, LeaseLostError]]) -> None:
@@ -288,7 +289,7 @@ class Keeping(ABC):
 
     def _log_failure(self, error: Exception, leases: int) -> None:
         logger.warning(
-            "pharox.renewal.failed: %d leases were not renewed, and will be tried again: %s",
+            "pharox.renewal.failed: renewing %d leases failed and will be tried again: %s",
             leases,
             error,
         )
@@ -459,6 +460,8 @@ def lost_error(lease: Lease | None, why: Exception | None = None) -> LeaseLostEr
 
 
 def _start_empty_in_child() -> None:
+    global _of_storages_lock  # noqa: PLW0603 - a thread that is not here may hold it
+    _of_storages_lock = threading.Lock()
     for keeper in list(_keepers):
         keeper.start_empty()
 

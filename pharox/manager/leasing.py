@@ -346,9 +346,10 @@ class Leasing(ABC, Generic[S]):
         outcomes: Sequence[Lease | PharoxError] = yield partial(
             self._storage.renew_leases, requests
         )
-        for request, outcome in zip(requests, outcomes, strict=True):
-            if isinstance(outcome, Lease) and request.duration_seconds is not None:
-                outcome.count_down(begun + request.duration_seconds)
+        for outcome in outcomes:
+            if isinstance(outcome, Lease) and outcome.renewed_at is not None:
+                lasts = outcome.expires_at - outcome.renewed_at
+                outcome.count_down(begun + lasts.total_seconds())
         raise_together([each for each in outcomes if isinstance(each, Exception)])
         return [each for each in outcomes if isinstance(each, Lease)]
 

@@ -125,6 +125,29 @@ def test_leases_of_many_are_renewed_in_one_statement(
     assert kept_by(any_storage) == 0
 
 
+def test_a_renewal_by_hand_counts_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kept lease that the keeper cannot renew is not lost if its holder renewed it."""
+    storage = InMemoryStorage()
+    fill(storage, 1)
+    manager, original = ProxyManager(storage), storage.renew_leases
+    lease = manager.acquire_proxy("pool", "w", 1, keep_alive=True)
+    assert lease is not None
+
+    def only_by_hand(requests: Sequence[Any], *, wait: bool = True) -> Any:
+        if not wait:
+            raise DatabaseUnavailableError("down")
+        return original(requests, wait=wait)
+
+    monkeypatch.setattr(storage, "renew_leases", only_by_hand)
+    manager.renew_lease(lease, 60)
+    time.sleep(1.3)
+    assert not lease.is_lost
+    assert kept_by(storage) == 1
+    manager.renew_lease(lease, 0.2)
+    until(lambda: lease.is_lost, 5)
+    manager.release_proxy(lease)
+
+
 def test_what_is_released_is_not_renewed(any_storage: AnyStorage) -> None:
     """Nor is what nobody refers to any more: it expires."""
     fill(any_storage, 2)
