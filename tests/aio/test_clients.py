@@ -263,9 +263,9 @@ def test_a_client_is_opened_once() -> None:
         opening = AsyncProxyManager(storage).client("pool")
         async with opening as client:
             assert client.lease.status is LeaseStatus.ACTIVE
-            with pytest.raises(InvalidInputError, match="opened before"):
+            with pytest.raises(InvalidInputError, match="opened only once"):
                 await opening
-        with pytest.raises(InvalidInputError, match="opened before"):
+        with pytest.raises(InvalidInputError, match="opened only once"):
             await opening
 
     asyncio.run(main())

@@ -161,7 +161,7 @@ class TestWhenReadyAlone:
         """By name, and no figure is shown that would be wrong."""
         with running(version, tmp_path, config=config) as web:
             web.get("/lease")
-            (line,) = [one for one in web.log.splitlines() if "not counted" in one]
+            (line,) = [one for one in web.log.splitlines() if "is not shown" in one]
             assert "[WARNING]" in line
             for name in ("on_starting", "post_fork", "worker_int", "on_exit"):
                 assert f"default_{name} as {name}" in line

@@ -234,7 +234,7 @@ class TestRebuild:
         before = run_sql(postgres.engine, "SELECT 'pharox.leases'::regclass::oid")
         with postgres.engine.connect().execution_options(isolation_level="READ COMMITTED") as idle:
             idle.exec_driver_sql("SELECT count(*) FROM pharox.leases")
-            with pytest.raises(DatabaseError, match="left open"):
+            with pytest.raises(DatabaseError, match="open transactions"):
                 rebuild(postgres)
         assert run_sql(postgres.engine, "SELECT 'pharox.leases'::regclass::oid") == before
         assert ProxyManager(postgres).acquire_proxy("pool") is not None
