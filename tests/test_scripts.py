@@ -98,7 +98,11 @@ class TestLock:
             ("typer==0.29.2", "typer==0.19", "Typer>=0.20 is pinned at 0.19"),
             ("proxy-py==", "other==", "proxy.py>=2 is not pinned"),
             ("    --hash=sha256:00\n", "", "hatchling==1.30 has no hash"),
-            ("# Written", "--index-url https://example.org/simple\n# Written", "a source of packages"),
+            (
+                "# Written",
+                "--index-url https://example.org/simple\n# Written",
+                "a source of packages",
+            ),
             ("# via pharox (", "# via /home/me/(", "a source of packages"),
         ],
     )

@@ -59,7 +59,7 @@ def test_an_exhausted_pool_is_told(url: str) -> None:
             async with storage.engine.connect():
                 await storage.awaitable.list_pools()
 
-        with pytest.raises(DatabaseUnavailableError, match="as many as tasks"):
+        with pytest.raises(DatabaseUnavailableError, match="one for each of the tasks"):
             storage.run(main())
 
 

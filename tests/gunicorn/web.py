@@ -135,7 +135,7 @@ class Web:
         """Whether metrics are served."""
         try:
             self.scrape()
-        except OSError:
+        except (OSError, ValueError):  # ValueError: the port is still another test's
             return False
         return True
 
