@@ -225,5 +225,6 @@ def _held(
             raise cancelled from error
 
     leases = [] if lease is None else [lease]
-    keeper = manager._keeper()
-    return held_by_task(leases, keeper, on_lost, release=release, release_after=release_after)
+    return held_by_task(
+        manager.storage, leases, on_lost, release=release, release_after=release_after
+    )

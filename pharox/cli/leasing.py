@@ -10,7 +10,7 @@ of the caller's it is kept, and the next attempt prints it.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 import typer
@@ -20,6 +20,9 @@ from ..models import Lease, LeaseStatus, MissReason, SelectorStrategy
 from .checking import checked_filters
 from .session import ledger
 from .showing import AsJson, in_utc, print_json
+
+if TYPE_CHECKING:
+    from ..storage.postgres import PostgresStorage
 
 _MISSES = {
     MissReason.UNKNOWN_POOL: "no pool is named {pool!r}",
@@ -106,9 +109,7 @@ def renew(
     from ..storage.requests import RenewRequest  # noqa: PLC0415 - SQLAlchemy takes a while to import
 
     with ledger(context) as storage:
-        lease = storage.get_lease(str(lease_id))
-        if lease is None:
-            raise PharoxError(f"no lease has the id {lease_id}", lease_id=lease_id)
+        lease = _known(storage, lease_id)
         (outcome,) = storage.renew_leases([RenewRequest(lease, duration)])
         if isinstance(outcome, PharoxError):
             raise outcome
@@ -128,9 +129,7 @@ def release(
 ) -> None:
     """Give a lease back; fail if it has already ended."""
     with ledger(context) as storage:
-        lease = storage.get_lease(str(lease_id))
-        if lease is None:
-            raise PharoxError(f"no lease has the id {lease_id}", lease_id=lease_id)
+        lease = _known(storage, lease_id)
         if storage.return_lease(lease, reason=reason).ending is None:
             how = "run out" if lease.status is LeaseStatus.EXPIRED else "been released"
             at = in_utc(lease.released_at) if lease.released_at else "an unknown time"
@@ -139,6 +138,13 @@ def release(
         print_json(lease)
     else:
         print(f"{lease.id} released after {(lease.duration_ms or 0) / 1000:.3f} s")
+
+
+def _known(storage: PostgresStorage, lease_id: UUID) -> Lease:
+    lease = storage.get_lease(str(lease_id))
+    if lease is None:
+        raise PharoxError(f"no lease has the id {lease_id}", lease_id=lease_id)
+    return lease
 
 
 def _hand_over(lease: Lease, as_json: bool) -> None:

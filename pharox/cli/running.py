@@ -81,8 +81,7 @@ def run_command(
         raise InvalidInputError("a lease for a command lasts at least 1 second", value=duration)
     with ledger(context) as storage:
         manager = ProxyManager(storage)
-        lost = threading.Event()
-        child = _Child(lost)
+        child = _Child()
         manager.register_lost_callback(child.end_on_loss)
         arguments = AcquireArguments(
             pool,
@@ -99,7 +98,7 @@ def run_command(
             status = child.run(command, {**os.environ, **_environment(acquisition.lease)})
         finally:
             manager.release_proxy(acquisition.lease)
-    if lost.is_set():
+    if child.is_lost:
         print(f"pharox: {lost_error(acquisition.lease)}", file=sys.stderr)
         status = LOST
     raise typer.Exit(status)
@@ -118,8 +117,8 @@ def _environment(lease: Lease) -> Mapping[str, str]:
 class _Child:
     """A command that runs while its lease is held."""
 
-    def __init__(self, lost: threading.Event) -> None:
-        self._lost = lost
+    def __init__(self) -> None:
+        self.is_lost = False
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
@@ -127,7 +126,7 @@ class _Child:
         """Run the command to its end, and return its exit status as a shell tells it."""
         with _forwarding(self):
             with self._lock:
-                if self._lost.is_set():
+                if self.is_lost:
                     return LOST
                 try:
                     self._process = subprocess.Popen(  # noqa: S603 - the user's own command
@@ -149,7 +148,7 @@ class _Child:
     def end_on_loss(self, _: LostEventPayload) -> None:
         """End the command, as somebody else may use its proxy now."""
         with self._lock:
-            self._lost.set()
+            self.is_lost = True
             process = self._process
         if process is None:
             return

@@ -399,7 +399,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
 
         leases = [held] if isinstance(held, Lease) else held or []
         return held_by_task(
-            leases, self._keeper(), on_lost, release=release_all, release_after=release_after
+            self._storage, leases, on_lost, release=release_all, release_after=release_after
         )
 
     def _keeper(self) -> Keeping:

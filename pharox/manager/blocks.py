@@ -6,18 +6,19 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from ..errors import LeaseLostError
 from ..models import Lease
-from .keeper import Keeping
+from .keeper import notify
 from .leasing import lost_of
 from .options import OnLost
 
 
 @asynccontextmanager
 async def held_by_task(
+    storage: Any,
     leases: Sequence[Lease],
-    keeper: Keeping,
     on_lost: OnLost,
     *,
     release: Callable[[], Awaitable[None]],
@@ -27,10 +28,10 @@ async def held_by_task(
 
     Parameters
     ----------
+    storage:
+        Where the leases are from: its keeper knows if one is lost.
     leases:
         What the block holds.
-    keeper:
-        Who knows if they are lost.
     on_lost:
         Whether the task is then cancelled.
     release, release_after:
@@ -44,7 +45,7 @@ async def held_by_task(
     block = _Block()
     if on_lost == "cancel":
         for lease in leases:
-            keeper.notify(lease, block.lose)
+            notify(storage, lease, block.lose)
     try:
         yield
     except BaseException as error:

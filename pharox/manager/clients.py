@@ -35,7 +35,7 @@ from ..models import (
 )
 from ..models.text import url_of
 from ..storage.requests import Acquisition
-from .keeper import is_kept, lost_error
+from .keeper import is_kept, lost_error, notify
 from .leasing import AcquireArguments, Leasing, releasing_after, retrying
 
 C = TypeVar("C", "LeasedClient", "AsyncLeasedClient")
@@ -82,7 +82,7 @@ def opening_client(
         )
     try:
         client = kind(leasing, lease, options)
-        leasing._keeper().notify(lease, WeakCall(client._on_lost))
+        notify(leasing.storage, lease, WeakCall(client._on_lost))
         return client
     except GeneratorExit:
         raise

@@ -23,16 +23,17 @@ import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from inspect import isawaitable
+from functools import partial
 from itertools import count, islice
 from typing import Any
 from uuid import UUID
-from weakref import WeakKeyDictionary, WeakSet, ref
+from weakref import WeakKeyDictionary, ref
 
 from sortedcontainers import SortedList
 
+from ..effects import Calls, call, call_async, run, run_async
 from ..errors import ConflictError, LeaseEndedError, LeaseLostError
 from ..models import Lease
 from ..storage.async_interface import IAsyncStorage
@@ -92,6 +93,10 @@ class Kept:
         if lease is not None:
             lease.count_down(begun + self.duration).is_kept = True
         self.renew_at = begun + self.duration * RENEWAL
+
+
+Lost = tuple[Kept, Exception | None]
+"""A lost lease, and why it could not be renewed; None if its time ran out."""
 
 
 class Schedule:
@@ -171,9 +176,10 @@ class Keeping(ABC):
 
     def __init__(self, storage: Any) -> None:
         self._storage_ref = ref(storage)
-        self._start_empty()
+        self.start_empty()
 
-    def _start_empty(self) -> None:
+    def start_empty(self) -> None:
+        """Keep nothing. In a forked child, leases, threads and timers are those of its parent."""
         self._schedule = Schedule()
         self._numbers = count()
         self._is_busy = False
@@ -192,13 +198,17 @@ class Keeping(ABC):
         with self._lock():
             return len(self._schedule)
 
-    def keep(self, lease: Lease, begun: float, duration: float) -> None:
-        """Keep a lease alive. It lasts ``duration`` seconds from ``begun``, and again each time."""
+    def keep(self, lease: Lease, begun: float, duration: float, on_lost: OnLost) -> None:
+        """Keep a lease alive, and call ``on_lost`` if it is lost.
+
+        It lasts ``duration`` seconds from ``begun``, and as long from each renewal.
+        """
         with self._lock():
             known = self._schedule.get(lease.id)
             if known is not None:
                 self._schedule.drop(known)
             kept = Kept(lease, begun, duration, next(self._numbers))
+            kept.on_lost.append(on_lost)
             self._schedule.put(kept)
             if min(kept.renew_at, kept.counts_until) < self._wakes_at:
                 self._wake()
@@ -219,13 +229,14 @@ class Keeping(ABC):
             found = [kept for each in lease_ids if (kept := self._schedule.get(each)) is not None]
             for kept in found:
                 self._schedule.drop(kept)
-        lost = [kept for kept in found if kept.lease is not None and kept.lease.is_lost]
-        self._lose([(kept, lost_error(kept.lease)) for kept in lost])
+        self._lose(
+            [(kept, None) for kept in found if kept.lease is not None and kept.lease.is_lost]
+        )
 
-    def _look(self) -> tuple[list[Kept], list[Kept]]:
+    def _look(self) -> tuple[list[Lost], list[Kept]]:
         """Return which leases are lost, and which are to be renewed now. The lock is held."""
         now = time.monotonic()
-        lost = self._schedule.take_lost(now)
+        lost: list[Lost] = [(kept, None) for kept in self._schedule.take_lost(now)]
         due = [] if self._is_busy else self._schedule.take_due(now)
         self._is_busy = self._is_busy or bool(due)
         return lost, due
@@ -233,27 +244,29 @@ class Keeping(ABC):
     def _next_at(self) -> float:
         return self._schedule.next_at(is_busy=self._is_busy) or INFINITY
 
-    def _renewing(self, requests: Sequence[RenewRequest]) -> Any:
-        """Have the storage renew leases; what it returns may have to be awaited."""
+    def _renewing(self, due: Sequence[Kept]) -> Calls[None]:
+        """Renew leases, those that somebody still refers to, and lose those that have ended."""
         storage = self._storage_ref()
-        if storage is None or not requests:
-            return ()
-        return storage.renew_leases(requests, wait=False)
+        asked = {kept: lease for kept in due if (lease := kept.lease) is not None}
+        requests = [RenewRequest(lease, kept.duration) for kept, lease in asked.items()]
+        outcomes: Sequence[Any] = ()
+        begun = time.monotonic()
+        try:
+            if storage is not None and requests:
+                outcomes = yield partial(storage.renew_leases, requests, wait=False)
+        except Exception as error:
+            logger.warning(
+                "pharox.renewal.failed: renewing %d leases failed and will be tried again: %s",
+                len(requests),
+                error,
+            )
+        self._lose(self._settle(due, dict(zip(asked, outcomes, strict=False)), begun))
 
-    def _requests(self, due: Sequence[Kept]) -> tuple[list[Kept], list[RenewRequest]]:
-        """Return the requests for leases that somebody still refers to."""
-        alive = [(kept, lease) for kept in due if (lease := kept.lease) is not None]
-        requests = [RenewRequest(lease, kept.duration) for kept, lease in alive]
-        return [kept for kept, _ in alive], requests
-
-    def _settle(
-        self, due: Sequence[Kept], asked: Sequence[Kept], outcomes: Sequence[Any], begun: float
-    ) -> list[tuple[Kept, LeaseLostError]]:
+    def _settle(self, due: Sequence[Kept], known: Mapping[Kept, Any], begun: float) -> list[Lost]:
         """Take the outcomes of a renewal into the schedule. Return the leases that are lost."""
-        lost: list[tuple[Kept, LeaseLostError]] = []
+        lost: list[Lost] = []
         with self._lock():
             self._is_busy = False
-            known = dict(zip(asked, outcomes, strict=False))
             for kept in due:
                 lease = kept.lease
                 kept.is_renewing = False
@@ -261,7 +274,7 @@ class Keeping(ABC):
                     continue  # It was let go, or lost, or nobody refers to it.
                 outcome = known.get(kept)
                 if isinstance(outcome, LeaseEndedError | ConflictError):
-                    lost.append((kept, lost_error(lease, outcome)))
+                    lost.append((kept, outcome))
                     continue
                 if isinstance(outcome, Lease):
                     kept.count_from(begun)
@@ -272,12 +285,13 @@ class Keeping(ABC):
                 self._wake()
         return lost
 
-    def _lose(self, lost: Iterable[tuple[Kept, LeaseLostError]]) -> None:
+    def _lose(self, lost: Iterable[Lost]) -> None:
         """Mark leases as lost, and notify those who asked for it."""
-        for kept, error in lost:
+        for kept, why in lost:
             lease = kept.lease
             if lease is None:
                 continue
+            error = lost_error(lease, why)
             if lease.countdown is not None:
                 lease.countdown.lost_because = str(error)
             logger.warning("pharox.lease.lost: %s", error, extra={"lease_id": str(lease.id)})
@@ -287,23 +301,13 @@ class Keeping(ABC):
                 except Exception:
                     logger.exception("pharox.callback.failed: after lease %s was lost", lease.id)
 
-    def _log_failure(self, error: Exception, leases: int) -> None:
-        logger.warning(
-            "pharox.renewal.failed: renewing %d leases failed and will be tried again: %s",
-            leases,
-            error,
-        )
-
 
 class Keeper(Keeping):
     """Keeps the leases of threads. Its timer is a daemon thread, which ends when it is idle."""
 
-    def __init__(self, storage: Any) -> None:
-        super().__init__(storage)
-        _keepers.add(self)
-
-    def _start_empty(self) -> None:
-        super()._start_empty()
+    def start_empty(self) -> None:
+        """Keep nothing, with a timer of its own to come."""
+        super().start_empty()
         self._condition = threading.Condition(threading.Lock())
         self._thread: threading.Thread | None = None
 
@@ -324,9 +328,9 @@ class Keeper(Keeping):
                     return
             # In threads of their own: neither a callback nor the database stops the timer.
             if lost:
-                _start("pharox-lost", self._lose, [(k, lost_error(k.lease)) for k in lost])
+                _start("pharox-lost", self._lose, lost)
             if due:
-                _start("pharox-renewal", self._renew, due)
+                _start("pharox-renewal", run, self._renewing(due), call)
 
     def _wait(self) -> bool:
         """Wait until there may be something to do. Return whether the thread goes on."""
@@ -338,20 +342,6 @@ class Keeper(Keeping):
         self._thread, self._wakes_at = None, INFINITY
         return False
 
-    def _renew(self, due: Sequence[Kept]) -> None:
-        asked, requests = self._requests(due)
-        outcomes: Sequence[Any] = ()
-        begun = time.monotonic()
-        try:
-            outcomes = self._renewing(requests)
-        except Exception as error:
-            self._log_failure(error, len(requests))
-        self._lose(self._settle(due, asked, outcomes, begun))
-
-    def start_empty(self) -> None:
-        """Drop everything: the threads and leases are those of the parent process."""
-        self._start_empty()
-
 
 class AsyncKeeper(Keeping):
     """Keeps the leases of tasks of one event loop, with a timer of the loop."""
@@ -360,16 +350,17 @@ class AsyncKeeper(Keeping):
         self._loop: asyncio.AbstractEventLoop | None = None
         super().__init__(storage)
 
-    def keep(self, lease: Lease, begun: float, duration: float) -> None:
+    def keep(self, lease: Lease, begun: float, duration: float, on_lost: OnLost) -> None:
         """Keep a lease alive in the running event loop."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # The timer of another loop never rings again.
-            self._start_empty()
+            self.start_empty()
             self._loop = loop
-        super().keep(lease, begun, duration)
+        super().keep(lease, begun, duration, on_lost)
 
-    def _start_empty(self) -> None:
-        super()._start_empty()
+    def start_empty(self) -> None:
+        """Keep nothing, with no timer."""
+        super().start_empty()
         self._timer: asyncio.TimerHandle | None = None
         self._renewal: asyncio.Task[None] | None = None
 
@@ -387,24 +378,14 @@ class AsyncKeeper(Keeping):
     def _run(self) -> None:
         self._timer = None
         lost, due = self._look()
-        self._lose([(kept, lost_error(kept.lease)) for kept in lost])
+        self._lose(lost)
         if due:
-            self._renewal = asyncio.get_running_loop().create_task(self._renew(due))
+            self._renewal = asyncio.get_running_loop().create_task(
+                run_async(self._renewing(due), call_async)
+            )
         self._wake()
 
-    async def _renew(self, due: Sequence[Kept]) -> None:
-        asked, requests = self._requests(due)
-        outcomes: Sequence[Any] = ()
-        begun = time.monotonic()
-        try:
-            renewing = self._renewing(requests)
-            outcomes = await renewing if isawaitable(renewing) else renewing
-        except Exception as error:
-            self._log_failure(error, len(requests))
-        self._lose(self._settle(due, asked, outcomes, begun))
 
-
-_keepers: WeakSet[Keeper] = WeakSet()
 _of_storages: WeakKeyDictionary[Any, Keeping] = WeakKeyDictionary()
 _of_storages_lock = threading.Lock()
 
@@ -427,6 +408,13 @@ def let_go(storage: Any, lease_ids: Iterable[UUID]) -> None:
         keeper.let_go(lease_ids)
 
 
+def notify(storage: Any, lease: Lease, on_lost: OnLost) -> None:
+    """Call ``on_lost`` if a lease that is kept alive is lost; at once if it is lost already."""
+    keeper = _of_storages.get(storage)
+    if keeper is not None:
+        keeper.notify(lease, on_lost)
+
+
 def can_renew(storage: Any) -> bool:
     """Return whether a storage can renew leases; an adapter for 0.11.0 cannot."""
     plain = (IStorage.renew_leases, IAsyncStorage.renew_leases)
@@ -444,10 +432,8 @@ def is_kept(lease: Lease) -> bool:
     return lease.countdown is not None and lease.countdown.is_kept
 
 
-def lost_error(lease: Lease | None, why: Exception | None = None) -> LeaseLostError:
+def lost_error(lease: Lease, why: Exception | None = None) -> LeaseLostError:
     """Return the error for the holder of a lost lease."""
-    if lease is None:
-        return LeaseLostError("A lease that nobody refers to was lost.")
     known = lease.countdown and lease.countdown.lost_because
     reason = str(why) if why else f"Lease {lease.id} could not be renewed in time."
     error = LeaseLostError(
@@ -462,7 +448,7 @@ def lost_error(lease: Lease | None, why: Exception | None = None) -> LeaseLostEr
 def _start_empty_in_child() -> None:
     global _of_storages_lock  # noqa: PLW0603 - a thread that is not here may hold it
     _of_storages_lock = threading.Lock()
-    for keeper in list(_keepers):
+    for keeper in list(_of_storages.values()):
         keeper.start_empty()
 
 

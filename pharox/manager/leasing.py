@@ -251,8 +251,7 @@ class Leasing(ABC, Generic[S]):
             begun = time.monotonic()
             yield from self._renewing(old, duration)
         for lease, _ in granted:
-            self._keeper().keep(lease, begun, duration)
-            self._keeper().notify(lease, self._on_lost)
+            self._keeper().keep(lease, begun, duration, self._on_lost)
 
     def _on_lost(self, lease: Lease, error: LeaseLostError) -> None:
         """Notify the callbacks that a lease is lost."""

@@ -25,8 +25,7 @@ class LeaseOptions(TypedDict, total=False):
     keep_alive: bool
 
 
-def check_on_lost(on_lost: OnLost) -> OnLost:
-    """Return it if it is valid, else raise InvalidInputError."""
+def check_on_lost(on_lost: OnLost) -> None:
+    """Raise InvalidInputError unless it is valid."""
     if on_lost not in get_args(OnLost):
         raise InvalidInputError('on_lost must be "cancel" or "tell"', value=on_lost)
-    return on_lost

@@ -26,15 +26,13 @@ def renew_leases(state: State, requests: Sequence[RenewRequest]) -> list[Lease |
 def _renew(state: State, request: RenewRequest, now: datetime) -> Lease | PharoxError:
     """Extend a lease that is active, has not run out and has the request's fencing token."""
     lease, row = request.lease, active_row(state, request.lease.id)
-    may = (
-        row is not None
-        and row.expires_at > now
-        and lease.fencing_token in (None, row.fencing_token)
-    )
-    if may and row is not None:
-        _extend(state, row, request.duration_seconds, now)
+    is_renewed = False
+    if row is not None and row.expires_at > now:
+        is_renewed = lease.fencing_token in (None, row.fencing_token)
+        if is_renewed:
+            _extend(state, row, request.duration_seconds, now)
     recorded = state.lease(lease.id) if lease.id in state.pool_of_lease else None
-    return request.outcome(recorded, is_renewed=may)
+    return request.outcome(recorded, is_renewed=is_renewed)
 
 
 def _extend(state: State, row: LeaseRow, duration_seconds: float | None, now: datetime) -> None:
