@@ -39,7 +39,7 @@ def test_an_exhausted_pool_is_told(database_url: str, postgres: PostgresStorage)
     assert storage.list_pools() == []
     with (
         engine.connect(),
-        pytest.raises(DatabaseUnavailableError, match="as many as threads"),
+        pytest.raises(DatabaseUnavailableError, match="one for each of the threads"),
     ):
         storage.list_pools()
     engine.dispose()
