@@ -107,7 +107,7 @@ def test_a_task_whose_lease_is_lost_is_cancelled(kept: Kept) -> None:
 
 
 def test_a_task_cancelled_anywhere_leaves_nothing(kept: Kept) -> None:
-    """Cancelled after any number of its steps, a task has no lease, nor a miss without end."""
+    """Cancelled after any number of its steps, a task has no lease."""
     fill(kept.blocking, 1)
     pool = AsyncProxyManager(kept.storage).pool("pool")
 
@@ -127,7 +127,8 @@ def test_a_task_cancelled_anywhere_leaves_nothing(kept: Kept) -> None:
         await asyncio.wait([task])
         return task.cancelled()
 
-    assert any([kept.run(after(steps)) for steps in range(25)])
+    cancelled = [kept.run(after(steps)) for steps in range(25)]
+    assert any(cancelled)
     kept.assert_nothing_is_left()
 
 
