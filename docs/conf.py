@@ -56,6 +56,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(?!pharox\b|projections\b).*"),
     # What nobody imports, though the signature of something public names it.
     ("py:.*", r"pharox\.(events\.types|manager\.leasing|ledger\.subscriptions\.reader)\..*"),
+    ("py:.*", r"pharox\.manager\.pool_handle\.M"),
     ("py:.*", r"pharox\.storage\.postgres\.\w+\..*"),
 ]
 

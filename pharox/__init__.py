@@ -59,6 +59,9 @@ if TYPE_CHECKING:
     from .manager.clients import LeasedClient as LeasedClient
     from .manager.options import LeaseOptions as LeaseOptions
     from .manager.options import OnLost as OnLost
+    from .manager.options import PoolOptions as PoolOptions
+    from .manager.pool_handle import AsyncPoolHandle as AsyncPoolHandle
+    from .manager.pool_handle import PoolHandle as PoolHandle
     from .models import AcquireEventPayload as AcquireEventPayload
     from .models import CallbackFailurePayload as CallbackFailurePayload
     from .models import CheckFailure as CheckFailure
@@ -117,7 +120,8 @@ _HOME = {
         "bootstrap_proxy_async",
     ),
     ".manager.clients": ("AsyncLeasedClient", "LeasedClient"),
-    ".manager.options": ("LeaseOptions", "OnLost"),
+    ".manager.options": ("LeaseOptions", "OnLost", "PoolOptions"),
+    ".manager.pool_handle": ("AsyncPoolHandle", "PoolHandle"),
     ".connecting": ("connect", "connect_async"),
     ".errors": (
         "AnswerTimeoutError",

@@ -56,7 +56,38 @@ class ProxyNotFoundError(PharoxError):
 
 
 class ProxyUnavailableError(PharoxError):
-    """The proxy cannot be leased now: at capacity, or not healthy. Ask the manager for another."""
+    """Nothing can be leased now: no proxy of a pool is free, or the requested one is not.
+
+    Attributes
+    ----------
+    reason:
+        Why a pool had none, a :class:`pharox.MissReason`. None if a certain proxy was
+        requested: then ask the manager for another.
+    retry_after_seconds:
+        In how many seconds the pool's next lease runs out. It may be released or renewed
+        before. None if nobody knows, or if waiting for a lease does not help.
+    """
+
+    reason: str | None = None
+    retry_after_seconds: float | None = None
+
+    @classmethod
+    def of_pool(
+        cls, pool_name: str, reason: str | None, retry_after_seconds: float | None, *, free: int
+    ) -> ProxyUnavailableError:
+        """Return the error for a miss, of which ``free`` proxies were too few."""
+        why = f": {reason}" if reason else ""
+        message = f"Pool {pool_name!r} has {f'only {free} free' if free else 'no free proxy'}{why}."
+        if reason == "unknown_pool":
+            message = f"There is no pool {pool_name!r}."
+        return cls(
+            message,
+            pool_name=pool_name,
+            reason=reason,
+            miss_reason=reason,
+            free=free,
+            retry_after_seconds=retry_after_seconds,
+        )
 
     @classmethod
     def because(cls, proxy_id: UUID, status: str, holders: Sequence[str]) -> ProxyUnavailableError:

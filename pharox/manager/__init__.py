@@ -1,8 +1,9 @@
 """Lease and release proxies: the manager, in a blocking and an asyncio form.
 
 ``leasing`` has the logic of both. ``proxy_manager`` runs it in the calling thread,
-``async_proxy_manager`` awaits it. ``clients`` has HTTP clients that go through leased
-proxies, ``retrying`` the arguments of the retries.
+``async_proxy_manager`` awaits it. ``pool_handle`` has handles with a worker's defaults,
+``clients`` has HTTP clients that go through leased proxies, ``retrying`` the arguments of the
+retries.
 """
 
 from __future__ import annotations

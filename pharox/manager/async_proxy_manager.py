@@ -40,7 +40,8 @@ from .leasing import (
     if_given,
     releasing_after,
 )
-from .options import LeaseOptions, OnLost, check_on_lost
+from .options import LeaseOptions, OnLost, PoolOptions, check_on_lost
+from .pool_handle import AsyncPoolHandle
 from .retrying import checked_config, in_both_orders
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
             lease_ids,
             **options,
         )
-        return await run_async(self._acquiring_set(arguments), call_async)
+        return (await run_async(self._acquiring_set(arguments), call_async)).leases
 
     @in_both_orders
     async def acquire_proxy_with_retry(
@@ -352,6 +353,19 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
                 self, AsyncLeasedClient, request, retry_config, client_options, asyncio.sleep
             )
         )
+
+    def pool(
+        self,
+        pool_name: str,
+        *,
+        on_lost: OnLost = "cancel",
+        **options: Unpack[PoolOptions],
+    ) -> AsyncPoolHandle:
+        """Return a handle of a pool, which holds a worker's defaults.
+
+        As :meth:`pharox.ProxyManager.pool`; its blocks are ``async with``.
+        """
+        return AsyncPoolHandle(self, pool_name, on_lost, options)
 
     async def subscribe(
         self,

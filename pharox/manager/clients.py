@@ -24,12 +24,11 @@ from httpx_socks import AsyncProxyTransport, SyncProxyTransport
 from python_socks import ProxyType
 
 from ..effects import Calls, call, call_async, run, run_async
-from ..errors import InvalidInputError, LeaseEndedError, ProxyUnavailableError
+from ..errors import InvalidInputError, LeaseEndedError
 from ..models import (
     Lease,
     LeasedProxy,
     LeaseStatus,
-    MissReason,
     ProxyProtocol,
     RetryConfig,
 )
@@ -71,15 +70,7 @@ def opening_client(
     )
     lease = acquisition.lease
     if lease is None:
-        why = acquisition.miss_reason
-        message = f"Pool {request.pool_name!r} has no free proxy{f': {why.value}' if why else ''}."
-        if why is MissReason.UNKNOWN_POOL:
-            message = f"There is no pool {request.pool_name!r}."
-        raise ProxyUnavailableError(
-            message,
-            pool_name=request.pool_name,
-            miss_reason=why,
-        )
+        raise (yield from leasing._unavailable(request.pool_name, acquisition))
     try:
         client = kind(leasing, lease, options)
         notify(leasing.storage, lease, WeakCall(client._on_lost))

@@ -18,6 +18,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -29,10 +30,12 @@ from ..effects import Calls
 from ..effects.cancelling import CANCELLED, outcome_of
 from ..errors import (
     ConflictError,
+    DatabaseError,
     InvalidInputError,
     LeaseEndedError,
     LeaseLostError,
     PharoxError,
+    ProxyUnavailableError,
     raise_together,
 )
 from ..models import (
@@ -44,6 +47,7 @@ from ..models import (
     HealthPolicy,
     Lease,
     LostEventPayload,
+    MissReason,
     PoolStatsSnapshot,
     ProxyFilters,
     ReleaseEventPayload,
@@ -74,6 +78,9 @@ logger = logging.getLogger("pharox")
 CALLBACK_FAILED = "callback failed"
 """The reason recorded for a release caused by a failing callback."""
 
+
+_ENDS_WITH_A_LEASE = (MissReason.AT_CAPACITY, MissReason.TOO_FEW)
+"""The reasons for a miss that the end of a lease can remove."""
 
 Request = AcquireRequest | AcquireSetRequest
 
@@ -205,7 +212,7 @@ class Leasing(ABC, Generic[S]):
         yield from self._hold([answer], request, begun, keep_alive=arguments.keep_alive)
         return answer
 
-    def _acquiring_set(self, arguments: AcquireSetArguments) -> Calls[list[Lease]]:
+    def _acquiring_set(self, arguments: AcquireSetArguments) -> Calls[SetAcquisition]:
         """Lease several proxies and notify the callbacks of each."""
         request = AcquireSetRequest(
             arguments.pool_name,
@@ -222,7 +229,18 @@ class Leasing(ABC, Generic[S]):
         begun = self._begin(keep_alive=arguments.keep_alive)
         found: SetAcquisition = yield from self._leasing("acquire_set", request)
         yield from self._hold(found.acquisitions, request, begun, keep_alive=arguments.keep_alive)
-        return [each.lease for each in found.acquisitions if each.lease is not None]
+        return found
+
+    def _unavailable(
+        self, pool_name: str, missed: Acquisition | SetAcquisition
+    ) -> Calls[ProxyUnavailableError]:
+        """Return the error for a miss, with the time until waiting may help."""
+        reason, seconds = missed.miss_reason, None
+        if reason in _ENDS_WITH_A_LEASE:
+            with suppress(DatabaseError):  # The miss is known; only its hint is not.
+                seconds = yield partial(self._storage.seconds_to_next_expiry, pool_name)
+        free = missed.free if isinstance(missed, SetAcquisition) else 0
+        return ProxyUnavailableError.of_pool(pool_name, reason, seconds, free=free)
 
     def _begin(self, *, keep_alive: bool) -> float:
         """Return the monotonic time from which a lease counts that is requested now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, TypedDict, get_args
 
 from ..errors import InvalidInputError
+from ..models import ProxyFilters, SelectorStrategy
 
 OnLost = Literal["cancel", "tell"]
 """What a block does if a lease that is kept alive is lost before it ends.
@@ -23,6 +24,22 @@ class LeaseOptions(TypedDict, total=False):
     """
 
     keep_alive: bool
+
+
+class PoolOptions(LeaseOptions, total=False):
+    """Options of a pool's handle, for all of its leases or for one call.
+
+    ``consumer`` is who leases, registered on first use; "default" if None. A lease lasts
+    ``duration_seconds``, 60 by default. The proxy must match the ``filters``, and ``selector``
+    says which of several is taken; FIRST_AVAILABLE if None. ``keep_alive`` is True by default.
+    ``wait_seconds`` is how long to wait for a free proxy; None does not wait.
+    """
+
+    consumer: str | None
+    duration_seconds: int
+    filters: ProxyFilters | None
+    selector: SelectorStrategy | None
+    wait_seconds: float | None
 
 
 def check_on_lost(on_lost: OnLost) -> None:

@@ -39,7 +39,8 @@ from .leasing import (
     lost_of,
     releasing_after,
 )
-from .options import LeaseOptions, OnLost, check_on_lost
+from .options import LeaseOptions, OnLost, PoolOptions, check_on_lost
+from .pool_handle import PoolHandle
 from .retrying import checked_config, in_both_orders
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ class ProxyManager(Leasing[IStorage]):
             lease_ids,
             **options,
         )
-        return run(self._acquiring_set(arguments), call)
+        return run(self._acquiring_set(arguments), call).leases
 
     @in_both_orders
     def acquire_proxy_with_retry(
@@ -504,7 +505,7 @@ class ProxyManager(Leasing[IStorage]):
         Raises
         ------
         ProxyUnavailableError
-            If nothing was free; ``miss_reason`` says why.
+            If nothing was free; ``reason`` says why.
         InvalidInputError
             If ``client_options`` choose a proxy or transport.
         """
@@ -521,6 +522,44 @@ class ProxyManager(Leasing[IStorage]):
             self, LeasedClient, request, retry_config, client_options, time.sleep
         )
         return run(program, call)
+
+    def pool(
+        self,
+        pool_name: str,
+        *,
+        on_lost: OnLost = "cancel",
+        **options: Unpack[PoolOptions],
+    ) -> PoolHandle:
+        """Return a handle of a pool, which holds a worker's defaults.
+
+        Nothing is queried: the pool may not exist yet.
+
+        Parameters
+        ----------
+        pool_name:
+            The pool.
+        on_lost:
+            What a block does if its lease is lost.
+        options:
+            Who leases, how long, and what (:class:`pharox.PoolOptions`). By default a
+            lease lasts 60 seconds and is kept alive.
+
+        Returns
+        -------
+        PoolHandle
+            ``pool.lease()``, ``pool.leases(count)`` and ``pool.client()``. Each may be given
+            other options.
+
+        Raises
+        ------
+        InvalidLeaseError
+            If the duration is not valid.
+        InvalidInputError
+            If another value is not valid.
+        TypeError
+            If there is no option of this name.
+        """
+        return PoolHandle(self, pool_name, on_lost, options)
 
     def subscribe(
         self,

@@ -131,6 +131,9 @@ class AsyncInMemoryStorage(IAsyncStorage):
     ) -> Sequence[Lease | PharoxError]:
         return self.memory.renew_leases(requests, wait=wait)
 
+    async def seconds_to_next_expiry(self, pool_name: str) -> float | None:
+        return self.memory.seconds_to_next_expiry(pool_name)
+
     async def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         return self.memory.expire_leases(with_stats=with_stats)
 

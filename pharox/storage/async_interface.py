@@ -170,6 +170,13 @@ class IAsyncStorage(ABC):
         """
         raise InvalidInputError(defaults.CANNOT_RENEW.format(type(self).__name__))
 
+    async def seconds_to_next_expiry(self, pool_name: str) -> float | None:
+        """Return the seconds until the next active lease of a pool runs out, or None.
+
+        This default cannot tell, and returns None.
+        """
+        return None
+
     async def return_leases(
         self, leases: Sequence[Lease], *, reason: str | None = None, with_stats: bool = False
     ) -> Sequence[ReleaseResult]:

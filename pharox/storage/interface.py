@@ -268,6 +268,14 @@ class IStorage(ABC):
         """
         raise InvalidInputError(defaults.CANNOT_RENEW.format(type(self).__name__))
 
+    def seconds_to_next_expiry(self, pool_name: str) -> float | None:
+        """Return the seconds until the next active lease of a pool runs out, at least 0.
+
+        The manager asks after a miss. None if the pool has no active lease or does not
+        exist, or if this storage cannot tell. This default cannot.
+        """
+        return None
+
     def return_leases(
         self, leases: Sequence[Lease], *, reason: str | None = None, with_stats: bool = False
     ) -> Sequence[ReleaseResult]:

@@ -247,6 +247,11 @@ class SetAcquisition:
     stats: PoolStatsSnapshot | None = None
     expired: Sequence[EndedLease] = field(default=())
 
+    @property
+    def leases(self) -> list[Lease]:
+        """The granted leases, in order."""
+        return [each.lease for each in self.acquisitions if each.lease is not None]
+
 
 Outcome = Acquisition | SetAcquisition | ReleaseResult
 """The outcome of a command."""

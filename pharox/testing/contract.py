@@ -614,6 +614,26 @@ class StorageContract:
         assert isinstance(refused, LeaseEndedError)
         assert before.status is LeaseStatus.RELEASED
 
+    def test_the_next_expiry_is_known(self, storage: IStorage, pass_time: PassTime) -> None:
+        """The earliest of the pool's active leases counts; or the storage cannot tell."""
+        pool = make_pool(storage)
+        for _ in range(2):
+            make_proxy(storage, pool)
+        assert storage.seconds_to_next_expiry("nowhere") is None
+        assert storage.seconds_to_next_expiry(pool.name) is None
+        lease_from(storage, pool, duration_seconds=1000)
+        first = lease_from(storage, pool, duration_seconds=1)
+        seconds = storage.seconds_to_next_expiry(pool.name)
+        if seconds is None:
+            return  # It cannot tell.
+        assert 0 <= seconds <= 1
+        pass_time(1.1)
+        assert storage.seconds_to_next_expiry(pool.name) == 0
+        storage.release_lease(first)
+        seconds = storage.seconds_to_next_expiry(pool.name)
+        assert seconds is not None
+        assert 1 < seconds <= 1000
+
     def test_an_acquisition_returns_the_proxy(self, storage: IStorage) -> None:
         """The URL that a client needs comes with the lease."""
         pool = make_pool(storage)

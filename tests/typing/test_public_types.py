@@ -17,16 +17,19 @@ import pharox
 from pharox import (
     AsyncInMemoryStorage,
     AsyncLeasedClient,
+    AsyncPoolHandle,
     AsyncProxyManager,
     InMemoryStorage,
     Lease,
     LeasedClient,
+    PoolHandle,
     PoolStatsSnapshot,
     Proxy,
     ProxyManager,
     ProxyPool,
     ProxyProtocol,
     ProxyStatus,
+    ProxyUnavailableError,
 )
 
 
@@ -63,6 +66,17 @@ def test_a_manager_that_blocks() -> None:
         assert_type(client, LeasedClient)
         assert_type(client.lease, Lease)
         assert isinstance(client, httpx.Client)
+    handle = manager.pool("pool", consumer="w", duration_seconds=30, on_lost="tell")
+    assert_type(handle, PoolHandle)
+    with handle.lease(keep_alive=False) as always:
+        assert_type(always, Lease)
+    with handle.leases(2, at_least=1) as several:
+        assert_type(several, list[Lease])
+    with handle.client() as through:
+        assert_type(through, LeasedClient)
+    error = ProxyUnavailableError()
+    assert_type(error.reason, str | None)
+    assert_type(error.retry_after_seconds, float | None)
 
 
 def test_a_manager_that_awaits() -> None:
@@ -85,6 +99,14 @@ async def _awaited() -> None:
         assert_type(held, Lease | None)
     async with manager.client("pool") as client:
         assert_type(client, AsyncLeasedClient)
+    handle = manager.pool("pool", consumer="w")
+    assert_type(handle, AsyncPoolHandle)
+    async with handle.lease() as always:
+        assert_type(always, Lease)
+    async with handle.leases(1) as several:
+        assert_type(several, list[Lease])
+    async with handle.client() as through:
+        assert_type(through, AsyncLeasedClient)
 
 
 def test_storages_and_helpers() -> None:

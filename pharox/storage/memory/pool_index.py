@@ -171,6 +171,10 @@ class PoolIndex:
         """Return the active leases of a proxy."""
         return frozenset(self._held.get(proxy_id, ()))
 
+    def next_expiry(self) -> datetime | None:
+        """Return when the next active lease runs out, or None if there is none."""
+        return self._expiries[0][0] if self._expiries else None
+
     def has_due(self, now: datetime) -> bool:
         """Return whether any lease is due to expire."""
         return bool(self._expiries) and self._expiries[0][0] <= now

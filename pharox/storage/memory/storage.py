@@ -106,6 +106,14 @@ class InMemoryStorage(IStorage):
         with self._state.lock:
             return renewal.renew_leases(self._state, requests)
 
+    def seconds_to_next_expiry(self, pool_name: str) -> float | None:
+        check_name(pool_name, "pool")
+        with self._state.lock:
+            pool_id = self._state.pool_ids.get(pool_name)
+            expiry = None if pool_id is None else self._state.pools[pool_id].next_expiry()
+            now = self._state.clock()
+        return None if expiry is None else max(0.0, (expiry - now).total_seconds())
+
     def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         with self._state.lock:
             pool_ids, now = sorted(self._state.pools), self._state.clock()

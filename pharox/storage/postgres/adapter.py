@@ -215,6 +215,9 @@ class PostgresStorage(IStorage):
     ) -> Sequence[Lease | PharoxError]:
         return self._run_in_time(self._commands.renew(requests, wait=wait))
 
+    def seconds_to_next_expiry(self, pool_name: str) -> float | None:
+        return self._run_in_time(self._commands.next_expiry(pool_name))
+
     def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         expired = self._run_in_time(self._commands.expire(with_stats=with_stats))
         return len(expired), expired

@@ -274,6 +274,9 @@ class AsyncPostgresStorage(IAsyncStorage):
     ) -> Sequence[Lease | PharoxError]:
         return await self._run_in_time(self._commands.renew(requests, wait=wait))
 
+    async def seconds_to_next_expiry(self, pool_name: str) -> float | None:
+        return await self._run_in_time(self._commands.next_expiry(pool_name))
+
     async def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         program = self._commands.expire(with_stats=with_stats)
         expired, cancelled = await self._ended_in_time(program, stops="before the first step")

@@ -174,6 +174,19 @@ def due_pools_statement() -> sa.Select[Any]:
 
 
 @by_schema
+def next_expiry_statement() -> sa.Select[Any]:
+    """Query the seconds until the next active lease of a pool runs out: one row, or none."""
+    pool_id = sa.select(pools.c.id).where(pools.c.name == parameter("name")).scalar_subquery()
+    # Ordered instead of min(): one entry of ix_leases_due is read.
+    return (
+        sa.select(sa.extract("epoch", leases.c.expires_at - now).cast(sa.Double).label("seconds"))
+        .where(leases.c.pool_id == pool_id, leases.c.status == text_literal("active"))
+        .order_by(leases.c.expires_at)
+        .limit(sa.literal_column("1"))
+    )
+
+
+@by_schema
 def pools_with_ended_statement() -> sa.Select[Any]:
     """Query the ids of pools, also removed ones, with a lease that ended before a given time."""
     before = parameter("ended_before", sa.DateTime(timezone=True))
