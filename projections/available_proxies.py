@@ -21,11 +21,13 @@ import sqlalchemy as sa
 from sqlalchemy.sql.dml import UpdateBase
 
 from pharox.events import (
+    ENDED_STATUS,
     EventBase,
     HealthChecked,
     LeaseAcquired,
     LeaseExpired,
     LeaseReleased,
+    LeaseRevoked,
     ProxyChanged,
     ProxyRegistered,
     ProxyRemoved,
@@ -122,7 +124,7 @@ class AvailableProxies(Projection):
 
     def apply(self, state: dict[Any, Availability], event: EventBase) -> None:
         match event:
-            case LeaseAcquired() | LeaseReleased() | LeaseExpired():
+            case LeaseAcquired() | LeaseReleased() | LeaseExpired() | LeaseRevoked():
                 state[event.proxy_id, event.pool_id].current_leases = event.after.leases
             case ProxyRegistered():
                 state[event.proxy_id, event.pool_id] = Availability(
@@ -154,7 +156,7 @@ class AvailableProxies(Projection):
     def folds(self) -> tuple[Fold, ...]:
         return (
             Fold(frozenset({"ProxyRegistered"}), _register),
-            Fold(frozenset({"LeaseAcquired", "LeaseReleased", "LeaseExpired"}), _count_leases),
+            Fold(frozenset({"LeaseAcquired", *ENDED_STATUS}), _count_leases),
             Fold(frozenset({"ProxyChanged", "HealthChecked"}), _change),
             Fold(frozenset({"ProxyRemoved"}), _remove),
         )
@@ -184,7 +186,7 @@ def _register(events: Events) -> UpdateBase:
 
 
 def _count_leases(events: Events) -> UpdateBase:
-    ours = of_type(events, "LeaseAcquired", "LeaseReleased", "LeaseExpired")
+    ours = of_type(events, "LeaseAcquired", *ENDED_STATUS)
     return (
         sa.update(available_proxies)
         .values(current_leases=events.c.leases_after)

@@ -142,6 +142,11 @@ def _sentence(event: events.Event, pool: str, proxy: str) -> str:  # noqa: PLR09
                 f"the lease of {_quoted(event.consumer)} on {proxy} ran out: taken back after "
                 f"{_held(event)}, {lasting(late)} late"
             )
+        case events.LeaseRevoked():
+            return (
+                f"the lease of {_quoted(event.consumer)} on {proxy} was revoked after "
+                f"{_held(event)}{_because(event.reason)}"
+            )
         case events.AcquireMissed():
             why = _WHY_MISSED[event.reason]
             return f"{_quoted(event.consumer)} got nothing from pool {pool}: {why}"
@@ -213,7 +218,7 @@ def _found(event: events.ProxiesChecked) -> str:
     return ", ".join(f"{number} {status}" for status, number in found.most_common())
 
 
-def _held(event: events.LeaseReleased | events.LeaseExpired) -> str:
+def _held(event: events.LeaseEnd) -> str:
     return lasting(events.held(event).total_seconds())
 
 

@@ -16,8 +16,7 @@ from typing import Any
 from ..events import (
     Event,
     HealthChecked,
-    LeaseExpired,
-    LeaseReleased,
+    LeaseEnd,
     ProxiesChecked,
     ProxyChanged,
     ProxyRegistered,
@@ -39,6 +38,7 @@ _ATTRIBUTES = {
     "LeaseAcquired": ("expires_at", *_ASKED),
     "LeaseRenewed": ("expires_at",),
     "LeaseReleased": ("reason",),
+    "LeaseRevoked": ("reason",),
     "LeasesPruned": ("ended_before",),
     "AcquireMissed": ("reason", *_ASKED),
     "CursorMoved": ("selector",),
@@ -90,7 +90,7 @@ def _attributes(event: Event) -> Iterator[tuple[str, Any]]:
             was, becomes = getattr(before, field.name), getattr(after, field.name)
             if was != becomes:
                 yield field.name, f"{_word(was)}->{_word(becomes)}"
-    if isinstance(event, LeaseReleased | LeaseExpired):
+    if isinstance(event, LeaseEnd):
         yield "held", f"{held(event).total_seconds():.3f}s"
     for name in _ATTRIBUTES.get(event.type, ()):
         yield name, getattr(event, name)

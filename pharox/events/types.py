@@ -235,6 +235,18 @@ class LeaseExpired(_LeaseEvent):
     expires_at: UtcDatetime
 
 
+class LeaseRevoked(_LeaseEvent):
+    """Somebody else than its holder ended a lease; ``reason`` says why."""
+
+    type: Literal["LeaseRevoked"] = "LeaseRevoked"
+    acquired_at: UtcDatetime
+    reason: str
+
+
+LeaseEnd = LeaseReleased | LeaseExpired | LeaseRevoked
+"""An event that ends a lease."""
+
+
 class LeasesPruned(EventBase):
     """Leases of a pool that ended before a given time were deleted from the read model."""
 
@@ -430,6 +442,7 @@ Event = Annotated[
     | LeaseRenewed
     | LeaseReleased
     | LeaseExpired
+    | LeaseRevoked
     | LeasesPruned
     | AcquireMissed
     | CursorMoved
@@ -448,7 +461,11 @@ VERSIONS: dict[str, int] = {
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
 _UPCASTER = Upcaster(VERSIONS)
 
-ENDED_STATUS = {"LeaseReleased": LeaseStatus.RELEASED, "LeaseExpired": LeaseStatus.EXPIRED}
+ENDED_STATUS = {
+    "LeaseReleased": LeaseStatus.RELEASED,
+    "LeaseExpired": LeaseStatus.EXPIRED,
+    "LeaseRevoked": LeaseStatus.REVOKED,
+}
 """The status of a lease after the event that ends it."""
 
 
@@ -458,7 +475,7 @@ def recorded_types(types: Collection[str]) -> frozenset[str]:
     return frozenset(types) | together
 
 
-def held(event: LeaseReleased | LeaseExpired) -> timedelta:
+def held(event: LeaseEnd) -> timedelta:
     """Return how long the lease that an event ended was held."""
     return event.recorded_at - event.acquired_at
 

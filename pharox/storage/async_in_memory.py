@@ -43,6 +43,7 @@ from .requests import (
     Outcome,
     ReleaseResult,
     RenewRequest,
+    RevokeRequest,
     SetAcquisition,
 )
 
@@ -130,6 +131,9 @@ class AsyncInMemoryStorage(IAsyncStorage):
         self, requests: Sequence[RenewRequest], *, wait: bool = True
     ) -> Sequence[Lease | PharoxError]:
         return self.memory.renew_leases(requests, wait=wait)
+
+    async def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
+        return self.memory.revoke_leases(request)
 
     async def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         return self.memory.expire_leases(with_stats=with_stats)

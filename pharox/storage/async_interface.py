@@ -43,6 +43,7 @@ from .requests import (
     Outcome,
     ReleaseResult,
     RenewRequest,
+    RevokeRequest,
     SetAcquisition,
     given_up,
     new_leases,
@@ -169,6 +170,16 @@ class IAsyncStorage(ABC):
             If this storage cannot renew leases. This default cannot.
         """
         raise InvalidInputError(defaults.CANNOT_RENEW.format(type(self).__name__))
+
+    async def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
+        """Revoke leases. Return the end of each, or why it was not revoked, in order.
+
+        Raises
+        ------
+        InvalidInputError
+            If this storage cannot revoke leases. This default cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_REVOKE.format(type(self).__name__))
 
     async def return_leases(
         self, leases: Sequence[Lease], *, reason: str | None = None, with_stats: bool = False

@@ -39,6 +39,7 @@ from .requests import (
     Outcome,
     ReleaseResult,
     RenewRequest,
+    RevokeRequest,
     SetAcquisition,
 )
 from .validation import check_age, check_statuses, pool_named
@@ -267,6 +268,25 @@ class IStorage(ABC):
             If this storage cannot renew leases. This default cannot.
         """
         raise InvalidInputError(defaults.CANNOT_RENEW.format(type(self).__name__))
+
+    def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
+        """Revoke leases. Return the end of each, or why it was not revoked, in order.
+
+        The outcome of a lease that has ended or run out, or of an id that was given before, is a
+        :class:`LeaseEndedError`, which says how and when; then nothing is recorded. What others
+        have locked is waited for, each lease in a commit of its own.
+
+        Parameters
+        ----------
+        request:
+            The ids of any number of leases, of which 500 are revoked in one commit, and the reason.
+
+        Raises
+        ------
+        InvalidInputError
+            If this storage cannot revoke leases. This default cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_REVOKE.format(type(self).__name__))
 
     def return_leases(
         self, leases: Sequence[Lease], *, reason: str | None = None, with_stats: bool = False

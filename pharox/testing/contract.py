@@ -16,6 +16,7 @@ from ..errors import (
     InvalidInputError,
     InvalidLeaseError,
     LeaseEndedError,
+    PharoxError,
     PoolNotFoundError,
     ProxyNotFoundError,
     ProxyUnavailableError,
@@ -42,6 +43,7 @@ from ..storage.requests import (
     ReleaseRequest,
     ReleaseResult,
     RenewRequest,
+    RevokeRequest,
 )
 
 PassTime = Callable[[float], None]
@@ -613,6 +615,23 @@ class StorageContract:
         (refused,) = storage.renew_leases([RenewRequest(before)])
         assert isinstance(refused, LeaseEndedError)
         assert before.status is LeaseStatus.RELEASED
+
+    def test_a_lease_is_revoked(self, storage: IStorage) -> None:
+        """It ends once, for a reason, and its proxy is free; or the storage says that it cannot."""
+        pool = make_pool(storage)
+        make_proxy(storage, pool)
+        lease = lease_from(storage, pool)
+        try:
+            ended, again = storage.revoke_leases(RevokeRequest((lease.id, lease.id), "banned"))
+        except InvalidInputError:
+            return  # It says that it cannot revoke leases.
+        assert not isinstance(ended, PharoxError)
+        assert (ended.lease.status, ended.reason) == (LeaseStatus.REVOKED, "banned")
+        assert isinstance(again, LeaseEndedError)
+        assert storage.get_lease(str(lease.id)) == ended.lease
+        assert storage.return_lease(lease).ending is None
+        assert (lease.status, lease.revoke_reason) == (LeaseStatus.REVOKED, "banned")
+        lease_from(storage, pool)
 
     def test_an_acquisition_returns_the_proxy(self, storage: IStorage) -> None:
         """The URL that a client needs comes with the lease."""

@@ -152,6 +152,13 @@ class PlainModel:
         expires_at = self.now + timedelta(seconds=seconds)
         self.leases.append(PlainLease(proxy.id, proxy.pool_id, consumer, expires_at, seconds))
 
+    def revoke(self, lease: PlainLease) -> bool:
+        """End a lease, unless it has ended or run out."""
+        may = lease.is_held and lease.expires_at > self.now
+        if may:
+            lease.status, lease.ended_at = "revoked", self.now
+        return may
+
     def end_held(self, proxy_id: UUID) -> None:
         for lease in self.leases:
             if lease.proxy_id == proxy_id and lease.status == "active":

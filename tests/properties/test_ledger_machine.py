@@ -26,6 +26,7 @@ from pharox import (
     HealthPolicy,
     InMemoryStorage,
     Lease,
+    LeaseEndedError,
     MissReason,
     Proxy,
     ProxyFilters,
@@ -44,9 +45,11 @@ from pharox.storage.requests import (
     AcquireSetRequest,
     Acquisition,
     Command,
+    EndedLease,
     ReleaseRequest,
     ReleaseResult,
     RenewRequest,
+    RevokeRequest,
     SetAcquisition,
 )
 from tests.conftest import (
@@ -318,6 +321,29 @@ class LedgerMachine(RuleBasedStateMachine):
             if isinstance(ours, Lease) and isinstance(theirs, Lease):
                 assert ours.expires_at == theirs.expires_at == plain.expires_at
                 assert ours.renewed_at == theirs.renewed_at == self.model.now
+
+    @precondition(lambda self: self.held)
+    @rule(picks=st.lists(PICK, min_size=1, max_size=4), with_stats=st.booleans())
+    def revoke(self, picks: list[int], with_stats: bool) -> None:
+        """Those that have not ended do, one after the other, each once."""
+        numbers = [pick % len(self.held) for pick in picks]
+        answers = [
+            storage.revoke_leases(
+                RevokeRequest(tuple(self.held[n][side].id for n in numbers), "why", with_stats)
+            )
+            for side, storage in enumerate(self.both)
+        ]
+        for number, ours, theirs in zip(numbers, *answers, strict=True):
+            plain = self.model.leases[number]
+            if not self.model.revoke(plain):
+                assert isinstance(ours, LeaseEndedError)
+                assert isinstance(theirs, LeaseEndedError)
+                continue
+            assert isinstance(ours, EndedLease)
+            assert isinstance(theirs, EndedLease)
+            assert _story([ours.lease]) == _story([theirs.lease])
+            stats = self.model.stats(self.model.pools[plain.pool_id]) if with_stats else None
+            assert ours.stats == theirs.stats == stats
 
     @rule(seconds=st.sampled_from([0.5, 10, 45, 100]))
     def time_passes(self, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""End leases: release them, or expire those that are due."""
+"""End leases: release or revoke them, or expire those that are due."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ from uuid import UUID
 
 from projections import LeaseRow
 
-from ...events import LeaseExpired, LeaseReleased
+from ...errors import PharoxError
+from ...events import LeaseEnd, LeaseExpired, LeaseReleased, LeaseRevoked
 from ...models import LeaseStatus
-from ..requests import EndedLease, ReleaseRequest, ReleaseResult, copy_ending, log_late_release
+from ..requests import (
+    EndedLease,
+    ReleaseRequest,
+    ReleaseResult,
+    RevokeRequest,
+    copy_ending,
+    log_late_release,
+)
 from .state import State, lease_from_row
 
 ACTIVE = LeaseStatus.ACTIVE.value
@@ -30,6 +38,21 @@ def release(state: State, request: ReleaseRequest, now: datetime) -> ReleaseResu
     lease.status, lease.released_at = LeaseStatus.RELEASED, now
     stats = state.stats(row.pool_id, now) if request.with_stats else None
     return ReleaseResult(EndedLease(lease, stats, request.reason))
+
+
+def revoke(state: State, request: RevokeRequest) -> list[EndedLease | PharoxError]:
+    """Revoke leases that have not ended or run out, and return each or why it was not revoked."""
+    now = state.clock()
+    ended: dict[UUID, EndedLease] = {}
+    for lease_id in request.lease_ids:
+        row = active_row(state, lease_id)
+        if row is None or row.expires_at <= now:
+            continue
+        end(state, LeaseRevoked, row, now, reason=request.reason)
+        stats = state.stats(row.pool_id, now) if request.with_stats else None
+        ended[lease_id] = EndedLease(lease_from_row(row), stats, request.reason)
+    known = (each for each in request.lease_ids if each in state.pool_of_lease)
+    return request.outcomes(ended, {each: state.lease(each) for each in known})
 
 
 def expire(
@@ -61,7 +84,7 @@ def active_row(state: State, lease_id: UUID) -> LeaseRow | None:
 
 def end(
     state: State,
-    kind: type[LeaseReleased] | type[LeaseExpired],
+    kind: type[LeaseEnd],
     row: LeaseRow,
     now: datetime,
     **why: Any,

@@ -196,6 +196,7 @@ def lease_from_row(row: LeaseRow) -> Lease:
             "released_at": row.released_at,
             "fencing_token": row.fencing_token,
             "renewed_at": row.renewed_at,
+            "revoke_reason": row.revoke_reason,
         },
     )
 

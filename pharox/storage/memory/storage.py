@@ -56,6 +56,7 @@ from ..requests import (
     ReleaseRequest,
     ReleaseResult,
     RenewRequest,
+    RevokeRequest,
     SetAcquisition,
 )
 from ..validation import checked_model, id_from_text
@@ -105,6 +106,10 @@ class InMemoryStorage(IStorage):
     ) -> Sequence[Lease | PharoxError]:
         with self._state.lock:
             return renewal.renew_leases(self._state, requests)
+
+    def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
+        with self._state.lock:
+            return release.revoke(self._state, request)
 
     def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         with self._state.lock:

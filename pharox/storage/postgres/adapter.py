@@ -67,6 +67,7 @@ from ..requests import (
     ReleaseRequest,
     ReleaseResult,
     RenewRequest,
+    RevokeRequest,
     SetAcquisition,
 )
 from ..requests import Command as Request
@@ -214,6 +215,9 @@ class PostgresStorage(IStorage):
         self, requests: Sequence[RenewRequest], *, wait: bool = True
     ) -> Sequence[Lease | PharoxError]:
         return self._run_in_time(self._commands.renew(requests, wait=wait))
+
+    def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
+        return self._run_in_time(self._commands.revoke(request))
 
     def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         expired = self._run_in_time(self._commands.expire(with_stats=with_stats))

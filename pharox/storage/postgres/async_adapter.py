@@ -62,6 +62,7 @@ from ..requests import (
     ReleaseRequest,
     ReleaseResult,
     RenewRequest,
+    RevokeRequest,
     SetAcquisition,
     new_leases,
 )
@@ -273,6 +274,13 @@ class AsyncPostgresStorage(IAsyncStorage):
         self, requests: Sequence[RenewRequest], *, wait: bool = True
     ) -> Sequence[Lease | PharoxError]:
         return await self._run_in_time(self._commands.renew(requests, wait=wait))
+
+    async def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
+        program = self._commands.revoke(request)
+        outcomes, cancelled = await self._ended_in_time(program, stops="before the first step")
+        if cancelled is not None:
+            raise with_outcome(cancelled, "revoke_leases", outcomes)
+        return outcomes
 
     async def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         program = self._commands.expire(with_stats=with_stats)

@@ -34,9 +34,10 @@ from ..requests import (
     EndedLease,
     ReleaseResult,
     RenewRequest,
+    RevokeRequest,
     SetAcquisition,
 )
-from . import filtering, finding, reading, renewing
+from . import filtering, finding, reading, renewing, revoking
 from .appending import origin
 from .batch import (
     DUE,
@@ -75,6 +76,10 @@ class Commands(Imports, Health):
     ) -> Program[list[Lease | PharoxError]]:
         """Extend leases that have not ended."""
         return renewing.renew_leases(self.schema, requests, wait=wait)
+
+    def revoke(self, request: RevokeRequest) -> Program[list[EndedLease | PharoxError]]:
+        """End leases that have not ended, for a reason."""
+        return revoking.revoke_leases(self.schema, request)
 
     def create_lease(self, proxy: Proxy, consumer: str, duration: float) -> Program[Lease]:
         """Lease exactly this proxy."""
@@ -127,6 +132,7 @@ class Commands(Imports, Health):
             answers = answers_of(rows)
             unknown = unknown_consumers(answers)
             if not unknown:
+                answers = yield from revoking.with_reasons(self.schema, answers)
                 return batch.outcomes(answers, self.vault)
             for name in unknown:
                 yield from self.ensure_consumer(name)

@@ -1,0 +1,7 @@
+-- Why a lease was revoked. The constraint is checked while the table is locked: it has the leases
+-- that were not pruned.
+ALTER TABLE {schema}.leases
+    ADD COLUMN revoke_reason text,
+    DROP CONSTRAINT ck_leases_status,
+    ADD CONSTRAINT ck_leases_status
+        CHECK (status IN ('active', 'released', 'expired', 'revoked'));
