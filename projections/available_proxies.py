@@ -49,6 +49,7 @@ class Availability:
     latency_ms: int | None
     probed_at: datetime | None
     streak: int
+    rests_until: datetime | None
 
 
 RANK = """
@@ -71,6 +72,7 @@ available_proxies = sa.Table(
     sa.Column("latency_ms", sa.Integer),
     sa.Column("probed_at", sa.DateTime(timezone=True)),
     sa.Column("streak", sa.Integer, nullable=False),
+    sa.Column("rests_until", sa.DateTime(timezone=True)),
     sa.Column("lease_rank", sa.SmallInteger, sa.Computed(RANK.strip(), persisted=True)),
     sa.PrimaryKeyConstraint("proxy_id", "pool_id"),
     sa.CheckConstraint("status IN ('active', 'inactive', 'slow', 'banned')", name="status"),
@@ -125,7 +127,9 @@ class AvailableProxies(Projection):
     def apply(self, state: dict[Any, Availability], event: EventBase) -> None:
         match event:
             case LeaseAcquired() | LeaseReleased() | LeaseExpired() | LeaseRevoked():
-                state[event.proxy_id, event.pool_id].current_leases = event.after.leases
+                row = state[event.proxy_id, event.pool_id]
+                row.current_leases = event.after.leases
+                row.rests_until = None if isinstance(event, LeaseAcquired) else event.rests_until
             case ProxyRegistered():
                 state[event.proxy_id, event.pool_id] = Availability(
                     event.proxy_id,
@@ -137,6 +141,7 @@ class AvailableProxies(Projection):
                     None,
                     None,
                     0,
+                    None,
                 )
             case ProxyChanged() | HealthChecked(applied=True):
                 row = state[event.proxy_id, event.pool_id]
@@ -189,7 +194,10 @@ def _count_leases(events: Events) -> UpdateBase:
     ours = of_type(events, "LeaseAcquired", *ENDED_STATUS)
     return (
         sa.update(available_proxies)
-        .values(current_leases=events.c.leases_after)
+        .values(
+            current_leases=events.c.leases_after,
+            rests_until=fact(events, "rests_until", sa.DateTime(timezone=True)),
+        )
         .where(
             available_proxies.c.pool_id == events.c.pool_id,
             available_proxies.c.proxy_id == events.c.proxy_id,

@@ -25,6 +25,7 @@ _WHY_MISSED = {
     MissReason.NO_MATCH: "no proxy matched the filters",
     MissReason.NONE_HEALTHY: "no matching proxy was healthy",
     MissReason.AT_CAPACITY: "every matching proxy was leased to its limit",
+    MissReason.RESTING: "a matching proxy rested after its last lease",
 }
 _GROUPS = {"all_of": "all of", "any_of": "any of", "none_of": "none of"}
 _PLACE = ("latitude", "longitude", "radius_km")
@@ -168,7 +169,18 @@ def _because(reason: str | None) -> str:
 
 
 def _described(event: events.PoolRegistered | events.PoolChanged) -> str:
-    parts = [event.description or "", "leases SLOW proxies too" if event.lease_slow else ""]
+    parts = [
+        event.description or "",
+        "leases SLOW proxies too" if event.lease_slow else "",
+        *(
+            f"a proxy rests for {lasting(seconds)} after {what}"
+            for seconds, what in (
+                (event.rest_after_release_seconds, "a release"),
+                (event.rest_after_expiry_seconds, "an expiry"),
+            )
+            if seconds
+        ),
+    ]
     description = ", ".join(filter(None, parts))
     return f": {description}" if description else ""
 

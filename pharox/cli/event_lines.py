@@ -29,16 +29,23 @@ from ..models.text import escape_unprintable, url_of
 from .showing import in_utc
 
 _ASKED = ("selector", "filters", "predicate")
+_POOL = (
+    "description",
+    "lease_slow",
+    "rest_after_release_seconds",
+    "rest_after_expiry_seconds",
+)
 _ATTRIBUTES = {
-    "PoolRegistered": ("description", "lease_slow"),
-    "PoolChanged": ("description", "lease_slow"),
+    "PoolRegistered": _POOL,
+    "PoolChanged": _POOL,
     "ConsumerRegistered": ("consumer_id",),
     "ProxyRegistered": ("country", "city", "isp", "source"),
     "ProxyChanged": ("country", "city", "isp", "source", "reason"),
     "LeaseAcquired": ("expires_at", *_ASKED),
     "LeaseRenewed": ("expires_at",),
-    "LeaseReleased": ("reason",),
-    "LeaseRevoked": ("reason",),
+    "LeaseReleased": ("reason", "rests_until"),
+    "LeaseExpired": ("rests_until",),
+    "LeaseRevoked": ("reason", "rests_until"),
     "LeasesPruned": ("ended_before",),
     "AcquireMissed": ("reason", *_ASKED),
     "CursorMoved": ("selector",),

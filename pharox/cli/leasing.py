@@ -30,6 +30,7 @@ _MISSES = {
     MissReason.NO_MATCH: "no proxy of pool {pool!r} matches the filters",
     MissReason.NONE_HEALTHY: "no matching proxy of pool {pool!r} is healthy",
     MissReason.AT_CAPACITY: "every matching proxy of pool {pool!r} is leased to its limit",
+    MissReason.RESTING: "a matching proxy of pool {pool!r} rests after its last lease",
 }
 
 _ENDINGS = {

@@ -110,6 +110,8 @@ class _PoolEvent(EventBase):
     name: str
     description: str | None = None
     lease_slow: bool = False
+    rest_after_release_seconds: float | None = None
+    rest_after_expiry_seconds: float | None = None
 
 
 class PoolRegistered(_PoolEvent):
@@ -219,27 +221,31 @@ class LeaseRenewed(EventBase):
     expires_at: UtcDatetime
 
 
-class LeaseReleased(_LeaseEvent):
+class _LeaseEnd(_LeaseEvent):
+    """The end of a lease. Its proxy is not leased before ``rests_until``, if that is given."""
+
+    acquired_at: UtcDatetime
+    rests_until: UtcDatetime | None = None
+
+
+class LeaseReleased(_LeaseEnd):
     """A lease was released. ``reason`` says why, unless its holder was simply done."""
 
     type: Literal["LeaseReleased"] = "LeaseReleased"
-    acquired_at: UtcDatetime
     reason: str | None = None
 
 
-class LeaseExpired(_LeaseEvent):
+class LeaseExpired(_LeaseEnd):
     """A lease expired, which freed its proxy."""
 
     type: Literal["LeaseExpired"] = "LeaseExpired"
-    acquired_at: UtcDatetime
     expires_at: UtcDatetime
 
 
-class LeaseRevoked(_LeaseEvent):
+class LeaseRevoked(_LeaseEnd):
     """Somebody else than its holder ended a lease; ``reason`` says why."""
 
     type: Literal["LeaseRevoked"] = "LeaseRevoked"
-    acquired_at: UtcDatetime
     reason: str
 
 

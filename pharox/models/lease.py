@@ -35,7 +35,11 @@ class SelectorStrategy(StrEnum):
 
 
 class MissReason(StrEnum):
-    """Why an acquisition granted nothing. TOO_FEW: a set was requested and only some were free."""
+    """Why an acquisition granted nothing.
+
+    TOO_FEW: a set was requested and only some were free. RESTING: a proxy that fits has room, but
+    rests after its last lease.
+    """
 
     UNKNOWN_POOL = "unknown_pool"
     EMPTY_POOL = "empty_pool"
@@ -43,6 +47,7 @@ class MissReason(StrEnum):
     NONE_HEALTHY = "none_healthy"
     AT_CAPACITY = "at_capacity"
     TOO_FEW = "too_few"
+    RESTING = "resting"
 
 
 class Countdown:

@@ -189,7 +189,7 @@ def test_a_callback_that_raises_is_called_again(storage: PostgresStorage) -> Non
 
 def test_what_cannot_be_subscribed_is_refused(storage: PostgresStorage) -> None:
     """Not without a callback, and not where there is no database."""
-    with pytest.raises(InvalidInputError, match="on_acquire, on_release, on_expire, on_health"):
+    with pytest.raises(InvalidInputError, match="on_expire, on_revoke, on_health"):
         ProxyManager(storage).subscribe()
     with pytest.raises(InvalidInputError, match="PostgreSQL"):
         ProxyManager(InMemoryStorage()).subscribe(on_acquire=print)

@@ -51,6 +51,7 @@ class PlainModel:
     turns: dict[UUID, UUID] = field(default_factory=dict)
     probed: dict[UUID, datetime] = field(default_factory=dict)
     latency: dict[UUID, int] = field(default_factory=dict)
+    rests: dict[UUID, datetime] = field(default_factory=dict)
     since_decided: dict[UUID, list[bool]] = field(default_factory=dict)
 
     def held(self, proxy_id: UUID) -> int:
@@ -58,6 +59,19 @@ class PlainModel:
 
     def has_room(self, proxy: Proxy) -> bool:
         return proxy.max_concurrency is None or self.held(proxy.id) < proxy.max_concurrency
+
+    def is_resting(self, proxy: Proxy) -> bool:
+        return proxy.id in self.rests and self.rests[proxy.id] > self.now
+
+    def end(self, lease: PlainLease, status: str) -> None:
+        """End a lease; its proxy rests as its pool says, and no shorter than before."""
+        lease.status, lease.ended_at = status, self.now
+        pool = self.pools[lease.pool_id]
+        seconds = pool.rest_after_expiry_seconds
+        if status == "released":
+            seconds = pool.rest_after_release_seconds
+        until = self.now + timedelta(seconds=seconds or 0)
+        self.rests[lease.proxy_id] = max(until, self.rests.get(lease.proxy_id, until))
 
     def healthy(self, pool: ProxyPool, proxy: Proxy) -> bool:
         return proxy.status is ProxyStatus.ACTIVE or (
@@ -79,6 +93,7 @@ class PlainModel:
             for p in self.members(pool)
             if self.healthy(pool, p)
             and self.has_room(p)
+            and not self.is_resting(p)
             and p.id not in taken
             and (filters is None or filters.matches(p))
         ]
@@ -132,7 +147,10 @@ class PlainModel:
         matching = [p for p in members if filters is None or filters.matches(p)]
         if not matching:
             return MissReason.NO_MATCH
-        if not any(self.healthy(pool, p) for p in matching):
+        healthy = [p for p in matching if self.healthy(pool, p)]
+        if any(self.has_room(p) and self.is_resting(p) for p in healthy):
+            return MissReason.RESTING
+        if not healthy:
             return MissReason.NONE_HEALTHY
         return MissReason.AT_CAPACITY
 
@@ -145,7 +163,7 @@ class PlainModel:
             and (pool_id is None or x.pool_id == pool_id)
         ]
         for lease in due:
-            lease.status, lease.ended_at = "expired", self.now
+            self.end(lease, "expired")
         return len(due)
 
     def grant(self, proxy: Proxy, consumer: str, seconds: float) -> None:
@@ -156,7 +174,7 @@ class PlainModel:
         """End a lease, unless it has ended or run out."""
         may = lease.is_held and lease.expires_at > self.now
         if may:
-            lease.status, lease.ended_at = "revoked", self.now
+            self.end(lease, "revoked")
         return may
 
     def end_held(self, proxy_id: UUID) -> None:
@@ -198,7 +216,8 @@ class PlainModel:
         self.proxies[proxy.id] = proxy
 
     def forget(self, proxy_id: UUID) -> None:
-        for facts in (self.proxies, self.probed, self.latency, self.since_decided):
+        known = (self.proxies, self.rests, self.probed, self.latency, self.since_decided)
+        for facts in known:
             facts.pop(proxy_id, None)
 
     def stats(self, pool: ProxyPool) -> PoolStatsSnapshot:

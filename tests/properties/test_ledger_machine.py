@@ -262,7 +262,8 @@ class LedgerMachine(RuleBasedStateMachine):
             with suppress(ProxyUnavailableError):
                 granted.append(storage.create_lease(proxy, "direct", seconds))
         pool = self.model.pools[proxy.pool_id]
-        if self.model.healthy(pool, proxy) and self.model.has_room(proxy):
+        is_free = self.model.has_room(proxy) and not self.model.is_resting(proxy)
+        if self.model.healthy(pool, proxy) and is_free:
             self.held.append((granted[0], granted[1]))
             self.model.grant(proxy, "direct", seconds)
         else:
@@ -282,7 +283,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert (ours.ending is not None) == (theirs.ending is not None) == was_held
         assert len(ours.expired) == len(theirs.expired)
         if was_held:
-            plain.status, plain.ended_at = "released", self.model.now
+            self.model.end(plain, "released")
             assert ours.ending is not None
             assert theirs.ending is not None
             assert ours.ending.stats == theirs.ending.stats
@@ -344,6 +345,20 @@ class LedgerMachine(RuleBasedStateMachine):
             assert _story([ours.lease]) == _story([theirs.lease])
             stats = self.model.stats(self.model.pools[plain.pool_id]) if with_stats else None
             assert ours.stats == theirs.stats == stats
+
+    @rule(
+        pool=st.integers(0, 1),
+        release=st.sampled_from([None, None, 0.0, 5.0, 50.0]),
+        expiry=st.sampled_from([None, 0.0, 10.0, 99.5]),
+    )
+    def set_rests(self, pool: int, release: float | None, expiry: float | None) -> None:
+        """Rests that have begun go on as they are."""
+        rests = {"rest_after_release_seconds": release, "rest_after_expiry_seconds": expiry}
+        changed = list(self.model.pools.values())[pool].model_copy(update=rests)
+        self.model.pools[changed.id] = changed
+        for storage in self.both:
+            storage.save_pool(changed)
+            assert storage.get_pool(str(changed.id)) == changed
 
     @rule(seconds=st.sampled_from([0.5, 10, 45, 100]))
     def time_passes(self, seconds: float) -> None:
@@ -540,7 +555,7 @@ class LedgerMachine(RuleBasedStateMachine):
         plain = self.model.leases[pick]
         assert (one.ending is not None) == (other.ending is not None) == plain.is_held
         if plain.is_held:
-            plain.status, plain.ended_at = "released", self.model.now
+            self.model.end(plain, "released")
             assert one.ending is not None
             assert other.ending is not None
             stats = self.model.stats(self.model.pools[plain.pool_id])

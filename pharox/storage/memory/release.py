@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from projections import LeaseRow
+from projections import LeaseRow, PoolRow
 
 from ...errors import PharoxError
 from ...events import LeaseEnd, LeaseExpired, LeaseReleased, LeaseRevoked
@@ -70,7 +70,7 @@ def release_held(state: State, pool_id: UUID, proxy_id: UUID, reason: str) -> No
     """Release all leases of a proxy."""
     now = state.clock()
     for row in state.held_rows(pool_id, proxy_id):
-        end(state, LeaseReleased, row, now, reason=reason)
+        end(state, LeaseReleased, row, now, is_removed=True, reason=reason)
 
 
 def active_row(state: State, lease_id: UUID) -> LeaseRow | None:
@@ -87,10 +87,13 @@ def end(
     kind: type[LeaseEnd],
     row: LeaseRow,
     now: datetime,
+    *,
+    is_removed: bool = False,
     **why: Any,
 ) -> None:
-    """Append the event that ends a lease."""
+    """Append the event that ends a lease. A proxy that is being removed does not rest."""
     before = state.current_state(row.pool_id, row.proxy_id)
+    rests_until = None if is_removed else _rests_until(state, kind, row, now)
     state.append(
         kind,
         now,
@@ -98,9 +101,24 @@ def end(
         **lease_fields(row),
         before=before,
         after=before.with_leases(before.leases - 1),
+        rests_until=rests_until,
         **why,
     )
     state.pools[row.pool_id].let_go(row.id, row.proxy_id, row.expires_at)
+
+
+def _rests_until(
+    state: State, kind: type[LeaseEnd], row: LeaseRow, now: datetime
+) -> datetime | None:
+    """Return until when the proxy of a lease that ends now rests: no shorter than before."""
+    pool: PoolRow = state.rows["pools"][(row.pool_id,)]
+    is_orderly = kind is LeaseReleased
+    seconds = pool.rest_after_release_seconds if is_orderly else pool.rest_after_expiry_seconds
+    known = state.pools[row.pool_id].rests_until(row.proxy_id, now)
+    rests = [known] if known else []
+    if seconds:
+        rests.append(now + timedelta(seconds=seconds))
+    return max(rests, default=None)
 
 
 def lease_fields(row: LeaseRow) -> dict[str, Any]:

@@ -207,7 +207,9 @@ class Commands(Imports, Health):
                 return outcome.lease
             row = yield from self.current(proxy_id)
             if isinstance(outcome, Unsettled):
-                raise ProxyUnavailableError.because(proxy_id, row["status"], row["holders"])
+                raise ProxyUnavailableError.because(
+                    proxy_id, row["status"], row["holders"], row["rests_until"]
+                )
 
     def _find(
         self, pool_name: str, selector: SelectorStrategy, filters: ProxyFilters | None

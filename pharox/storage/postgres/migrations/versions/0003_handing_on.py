@@ -1,4 +1,4 @@
-"""Revoke leases: a type of event, a status with its reason, and what decides."""
+"""Revoke leases, and let proxies rest: a type of event, columns, and what decides."""
 
 from pharox.storage.postgres.migrations.running import run_parts
 
@@ -7,9 +7,9 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
-LOCKED = ("leases",)
+LOCKED = ("pools", "available_proxies", "leases")
 
 
 def upgrade() -> None:
-    """Add ``leases.revoke_reason``, the fold of LeaseRevoked, and what revokes leases."""
-    run_parts(revision, ("read_models", "folding", "revoking", "fencing"))
+    """Add the reason of a revocation and the rests, their folds, and what decides by them."""
+    run_parts(revision, ("read_models", "folding", "resting", "revoking", "fencing"))

@@ -9,7 +9,8 @@ AS $$
 BEGIN
     UPDATE {schema}.available_proxies
     SET
-        current_leases = event.leases_after
+        current_leases = event.leases_after,
+        rests_until = CAST(event.data #>> '{rests_until}' AS TIMESTAMPTZ)
     FROM UNNEST(appended) AS event
     WHERE
         {schema}.available_proxies.pool_id = event.pool_id
@@ -192,7 +193,8 @@ BEGIN
     IF event.type IN ('LeaseAcquired', 'LeaseExpired', 'LeaseReleased', 'LeaseRevoked') THEN
         UPDATE {schema}.available_proxies
         SET
-            current_leases = event.leases_after
+            current_leases = event.leases_after,
+            rests_until = CAST(event.data #>> '{rests_until}' AS TIMESTAMPTZ)
         WHERE
             {schema}.available_proxies.pool_id = event.pool_id
             AND {schema}.available_proxies.proxy_id = event.proxy_id
@@ -313,13 +315,17 @@ BEGIN
             id,
             name,
             description,
-            lease_slow
+            lease_slow,
+            rest_after_release_seconds,
+            rest_after_expiry_seconds
         )
         SELECT
             event.pool_id,
             CAST(event.data #>> '{name}' AS TEXT),
             CAST(event.data #>> '{description}' AS TEXT),
-            CAST(event.data #>> '{lease_slow}' AS BOOLEAN)
+            CAST(event.data #>> '{lease_slow}' AS BOOLEAN),
+            CAST(event.data #>> '{rest_after_release_seconds}' AS DOUBLE PRECISION),
+            CAST(event.data #>> '{rest_after_expiry_seconds}' AS DOUBLE PRECISION)
         FROM UNNEST(appended) AS event
         WHERE
             event.type = 'PoolRegistered';
@@ -329,7 +335,9 @@ BEGIN
         SET
             name = CAST(event.data #>> '{name}' AS TEXT),
             description = CAST(event.data #>> '{description}' AS TEXT),
-            lease_slow = CAST(event.data #>> '{lease_slow}' AS BOOLEAN)
+            lease_slow = CAST(event.data #>> '{lease_slow}' AS BOOLEAN),
+            rest_after_release_seconds = CAST(event.data #>> '{rest_after_release_seconds}' AS DOUBLE PRECISION),
+            rest_after_expiry_seconds = CAST(event.data #>> '{rest_after_expiry_seconds}' AS DOUBLE PRECISION)
         FROM UNNEST(appended) AS event
         WHERE
             {schema}.pools.id = event.pool_id
@@ -453,7 +461,8 @@ BEGIN
     IF NOT decided AND types && ARRAY['LeaseAcquired', 'LeaseExpired', 'LeaseReleased', 'LeaseRevoked'] THEN
         UPDATE {schema}.available_proxies
         SET
-            current_leases = event.leases_after
+            current_leases = event.leases_after,
+            rests_until = CAST(event.data #>> '{rests_until}' AS TIMESTAMPTZ)
         FROM UNNEST(appended) AS event
         WHERE
             {schema}.available_proxies.pool_id = event.pool_id

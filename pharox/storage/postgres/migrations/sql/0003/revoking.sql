@@ -26,12 +26,19 @@ DECLARE
     stats {schema}.pool_counts[] := '{}';
 BEGIN
     FOR ending IN
-        SELECT returned.event
+        SELECT
+            returned.event,
+            {schema}.rest_v1(pool.rest_after_expiry_seconds, availability.rests_until, at) AS rest
         FROM {schema}.returned_leases_v1(revoked_ids, reasons, at) AS returned
+        JOIN {schema}.pools AS pool ON pool.id = (returned.event).pool_id
+        JOIN {schema}.available_proxies AS availability
+          ON availability.pool_id = (returned.event).pool_id
+         AND availability.proxy_id = (returned.event).proxy_id
         ORDER BY returned.number
     LOOP
         event := ending.event;
         event.type := 'LeaseRevoked';
+        event.data := {schema}.with_reason_v1(ending.rest, revoke_leases_v1.reason);
         events := events || event;
     END LOOP;
     IF events <> '{}' THEN
