@@ -17,7 +17,7 @@ from .validation import UtcDatetime, utc_now
 class PoolStatsSnapshot(BaseModel):
     """The counts of a pool at one moment.
 
-    ``available_proxies`` are ACTIVE and below their capacity. ``leased_proxies``
+    ``available_proxies`` are ACTIVE and below their capacity, also those that rest. ``leased_proxies``
     have at least one active lease. ``total_leases`` counts the active leases.
     """
 
