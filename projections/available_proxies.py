@@ -50,6 +50,7 @@ class Availability:
     probed_at: datetime | None
     streak: int
     rests_until: datetime | None
+    drains: bool | None
 
 
 RANK = """
@@ -73,6 +74,7 @@ available_proxies = sa.Table(
     sa.Column("probed_at", sa.DateTime(timezone=True)),
     sa.Column("streak", sa.Integer, nullable=False),
     sa.Column("rests_until", sa.DateTime(timezone=True)),
+    sa.Column("drains", sa.Boolean),
     sa.Column("lease_rank", sa.SmallInteger, sa.Computed(RANK.strip(), persisted=True)),
     sa.PrimaryKeyConstraint("proxy_id", "pool_id"),
     sa.CheckConstraint("status IN ('active', 'inactive', 'slow', 'banned')", name="status"),
@@ -142,6 +144,7 @@ class AvailableProxies(Projection):
                     None,
                     0,
                     None,
+                    None,
                 )
             case ProxyChanged() | HealthChecked(applied=True):
                 row = state[event.proxy_id, event.pool_id]
@@ -153,8 +156,10 @@ class AvailableProxies(Projection):
                     row.streak = event.streak
                     if event.mean_latency_ms is not None:
                         row.latency_ms = event.mean_latency_ms
-                elif event.before.status is not event.after.status:
-                    row.streak = 0
+                else:
+                    row.drains = event.drains or None
+                    if event.before.status is not event.after.status:
+                        row.streak = 0
             case ProxyRemoved():
                 del state[event.proxy_id, event.pool_id]
 
@@ -209,6 +214,7 @@ def _count_leases(events: Events) -> UpdateBase:
 def _change(events: Events) -> UpdateBase:
     checked_at = fact(events, "checked_at", sa.DateTime(timezone=True))
     checked = of_type(events, "HealthChecked")
+    changed = of_type(events, "ProxyChanged")
     mean = fact(events, "mean_latency_ms", sa.Integer)
     decided = events.c.status_before != events.c.status_after
     streak = sa.func.coalesce(
@@ -225,6 +231,8 @@ def _change(events: Events) -> UpdateBase:
             last(events, checked_at, checked).label("probed_at"),
             last(events, mean, mean.is_not(None)).label("latency_ms"),
             last(events, streak, sa.or_(checked, decided)).label("streak"),
+            sa.func.bool_or(changed).label("is_changed"),
+            last(events, fact(events, "drains", sa.Boolean), changed).label("drains"),
         )
         .where(
             of_type(events, "ProxyChanged", "HealthChecked"),
@@ -242,6 +250,9 @@ def _change(events: Events) -> UpdateBase:
             latency_ms=sa.func.coalesce(newest.c.latency_ms, available_proxies.c.latency_ms),
             probed_at=sa.func.coalesce(newest.c.probed_at, available_proxies.c.probed_at),
             streak=sa.func.coalesce(newest.c.streak, available_proxies.c.streak),
+            drains=sa.case(
+                (newest.c.is_changed, newest.c.drains), else_=available_proxies.c.drains
+            ),
         )
         .where(
             available_proxies.c.pool_id == newest.c.pool_id,

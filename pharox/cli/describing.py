@@ -124,6 +124,8 @@ def _sentence(event: events.Event, pool: str, proxy: str) -> str:  # noqa: PLR09
             return f"{proxy} joined pool {pool}: {_state(event.after)}"
         case events.ProxyChanged():
             what = _moved(event.before, event.after) or "its description"
+            if event.drains:
+                return f"{proxy} drains: it leaves with its last lease{_because(event.reason)}"
             return f"{proxy} was changed: {what}{_because(event.reason)}"
         case events.ProxyRemoved():
             return f"{proxy} left pool {pool}"

@@ -40,7 +40,7 @@ _ATTRIBUTES = {
     "PoolChanged": _POOL,
     "ConsumerRegistered": ("consumer_id",),
     "ProxyRegistered": ("country", "city", "isp", "source"),
-    "ProxyChanged": ("country", "city", "isp", "source", "reason"),
+    "ProxyChanged": ("country", "city", "isp", "source", "reason", "drains"),
     "LeaseAcquired": ("expires_at", *_ASKED),
     "LeaseRenewed": ("expires_at",),
     "LeaseReleased": ("reason", "rests_until"),

@@ -174,11 +174,16 @@ class ProxyRegistered(ProxyDescribed):
 
 
 class ProxyChanged(ProxyDescribed):
-    """A person changed a proxy's description, capacity or status; ``reason`` may say why."""
+    """A person changed a proxy's description, capacity or status; ``reason`` may say why.
+
+    With ``drains`` the proxy is BANNED, and is removed when its last lease ends, unless a later
+    change comes first.
+    """
 
     type: Literal["ProxyChanged"] = "ProxyChanged"
     before: ProxyState
     reason: str | None = None
+    drains: bool = False
 
 
 class ProxyRemoved(_ProxyEvent):

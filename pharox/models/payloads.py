@@ -17,8 +17,8 @@ from .validation import UtcDatetime, utc_now
 class PoolStatsSnapshot(BaseModel):
     """The counts of a pool at one moment.
 
-    ``available_proxies`` are ACTIVE and below their capacity, also those that rest. ``leased_proxies``
-    have at least one active lease. ``total_leases`` counts the active leases.
+    ``available_proxies`` are ACTIVE and below their capacity, also those that rest.
+    ``leased_proxies`` have at least one active lease. ``total_leases`` counts the active leases.
     """
 
     pool_name: str

@@ -250,6 +250,9 @@ class AsyncInMemoryStorage(IAsyncStorage):
     ) -> Proxy:
         return self.memory.set_status(proxy_id, status, reason=reason)
 
+    async def drain_proxy(self, proxy_id: UUID, *, reason: str | None = None) -> Proxy | None:
+        return self.memory.drain_proxy(proxy_id, reason=reason)
+
     async def load_proxies_for_healthchecks(
         self,
         pool_name: str | None = None,

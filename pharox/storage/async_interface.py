@@ -194,6 +194,16 @@ class IAsyncStorage(ABC):
         """Record health checks. Return the outcome of each, in the same order."""
         return await run_async(defaults.record_health_checks(self, results, policy), call_async)
 
+    async def drain_proxy(self, proxy_id: UUID, *, reason: str | None = None) -> Proxy | None:
+        """Lease a proxy no more, and remove it when its last lease ends.
+
+        Raises
+        ------
+        InvalidInputError
+            If this storage cannot drain proxies. This default cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_DRAIN.format(type(self).__name__))
+
     async def set_status(
         self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
     ) -> Proxy:

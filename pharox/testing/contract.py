@@ -633,6 +633,34 @@ class StorageContract:
         assert (lease.status, lease.revoke_reason) == (LeaseStatus.REVOKED, "banned")
         lease_from(storage, pool)
 
+    def test_a_drained_proxy_leaves_with_its_last_lease(self, storage: IStorage) -> None:
+        """Its lease goes on, and nobody gets it; or the storage says that it cannot drain."""
+        pool = make_pool(storage)
+        proxy = make_proxy(storage, pool)
+        lease = lease_from(storage, pool)
+        try:
+            drained = storage.drain_proxy(proxy.id)
+        except InvalidInputError:
+            return  # It says that it cannot drain proxies.
+        assert drained is not None
+        assert drained.current_leases == 1
+        storage.release_lease(lease)
+        assert storage.list_proxies(str(pool.id)) == []
+
+    def test_a_proxy_rests_if_its_pool_says_so(
+        self, storage: IStorage, pass_time: PassTime
+    ) -> None:
+        """It is not granted before its rest is over; or the storage does not know of rests."""
+        pool = make_pool(storage, rest_after_release_seconds=2)
+        make_proxy(storage, pool)
+        storage.release_lease(lease_from(storage, pool, duration_seconds=60))
+        missed = storage.acquire_lease(AcquireRequest(pool.name, "w", 60))
+        if missed.lease is not None:
+            return  # An adapter that was written for 0.11.0 knows of no rests.
+        assert missed.miss_reason is MissReason.RESTING
+        pass_time(2.1)
+        lease_from(storage, pool)
+
     def test_an_acquisition_returns_the_proxy(self, storage: IStorage) -> None:
         """The URL that a client needs comes with the lease."""
         pool = make_pool(storage)

@@ -45,7 +45,7 @@ SQL = files(migrations) / "sql"
 DIGESTS = {
     "0001": "395a2dfc05ecf778e709f0ff2c68f277bdc79670df56c124613c3b27d162de1d",
     "0002": "a4dc6aa9ce5f5b4b3f795b93315df55460cb6b82d790192cee4b8bb3b8467abe",
-    "0003": "1692c98456ba41a82932148f7927866f01f4da3fe27e66bef05124a07d2f41eb",
+    "0003": "4a0023b9d4f58c8e7323a6e060427acd145b2d2ea0e13946557acf9454c8b25d",
 }
 WORKERS = 8
 STEPS = 8

@@ -51,6 +51,7 @@ class PlainModel:
     turns: dict[UUID, UUID] = field(default_factory=dict)
     probed: dict[UUID, datetime] = field(default_factory=dict)
     latency: dict[UUID, int] = field(default_factory=dict)
+    draining: set[UUID] = field(default_factory=set)
     rests: dict[UUID, datetime] = field(default_factory=dict)
     since_decided: dict[UUID, list[bool]] = field(default_factory=dict)
 
@@ -209,13 +210,27 @@ class PlainModel:
             return [x.consumer for x in self.leases if x.proxy_id == proxy.id and x.is_held]
         return []
 
+    def drain(self, proxy: Proxy) -> None:
+        if proxy.id not in self.draining:
+            self.decide(proxy.model_copy(update={"status": ProxyStatus.BANNED}))
+            self.draining.add(proxy.id)
+
+    def remove_drained(self) -> None:
+        """Remove what drains and is not leased."""
+        for proxy_id in list(self.draining):
+            if not self.held(proxy_id):
+                self.forget(proxy_id)
+
     def decide(self, proxy: Proxy) -> None:
         """Take in what a person says of a proxy."""
+        if self.proxies.get(proxy.id) != proxy:
+            self.draining.discard(proxy.id)
         if (known := self.proxies.get(proxy.id)) and known.status != proxy.status:
             self.since_decided.pop(proxy.id, None)
         self.proxies[proxy.id] = proxy
 
     def forget(self, proxy_id: UUID) -> None:
+        self.draining.discard(proxy_id)
         known = (self.proxies, self.rests, self.probed, self.latency, self.since_decided)
         for facts in known:
             facts.pop(proxy_id, None)

@@ -30,6 +30,7 @@ from pharox import (
     MissReason,
     Proxy,
     ProxyFilters,
+    ProxyNotFoundError,
     ProxyPool,
     ProxyProtocol,
     ProxyStatus,
@@ -159,6 +160,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         wanted = self._pool(name)
         assert self.model.expire(wanted.id) == len(ours.expired)
+        self._begin_search(filters)
         chosen = self.model.offer(wanted, selector, filters)
         if chosen is None:
             assert (ours.lease, theirs.lease) == (None, None)
@@ -197,6 +199,7 @@ class LedgerMachine(RuleBasedStateMachine):
         )
         ours, theirs = (storage.acquire_set(request) for storage in self.both)
         assert self.model.expire(wanted.id) == len(ours.expired) == len(theirs.expired)
+        self._begin_search(filters)
         self._check_set(request, ours, theirs)
 
     @precondition(lambda self: self.model.proxies)
@@ -236,11 +239,14 @@ class LedgerMachine(RuleBasedStateMachine):
             assert len(one.expired) == len(other.expired)
             expired += len(one.expired)
         assert self.model.expire() == expired
+        for _, _, filters in asked:
+            self._begin_search(filters)
         for pick, one, other in zip(picks, ours, theirs, strict=False):
             self._check_release(pick, one, other)
         for i, ((pool, selector, filters), one, other) in enumerate(
             zip(asked, ours[len(picks) :], theirs[len(picks) :], strict=True)
         ):
+            self._begin_search(filters)
             self._check_acquisition(pool, selector, filters, f"batch-{i % 2}", one, other)
 
     @rule(pool=st.sampled_from(POOLS), selector=SELECTORS, filters=FILTERS)
@@ -259,7 +265,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.model.expire(proxy.pool_id)
         granted: list[Lease] = []
         for storage in self.both:
-            with suppress(ProxyUnavailableError):
+            with suppress(ProxyUnavailableError, ProxyNotFoundError):
                 granted.append(storage.create_lease(proxy, "direct", seconds))
         pool = self.model.pools[proxy.pool_id]
         is_free = self.model.has_room(proxy) and not self.model.is_resting(proxy)
@@ -499,8 +505,20 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # What holds after every step
 
+    @precondition(lambda self: self.model.proxies)
+    @rule(pick=PICK)
+    def drain(self, pick: int) -> None:
+        """It is banned, and removed with its last lease: at once if it has none."""
+        proxy = self._proxy(pick)
+        self.model.drain(proxy)
+        self.model.remove_drained()
+        ours, theirs = (storage.drain_proxy(proxy.id, reason="why") for storage in self.both)
+        assert ours == theirs
+        assert (ours is None) == (proxy.id not in self.model.proxies)
+
     @invariant()
     def statistics_agree(self) -> None:
+        self.model.remove_drained()
         for pool in self.model.pools.values():
             expected = self.model.stats(pool)
             for storage in self.both:
@@ -508,6 +526,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def read_models_agree(self) -> None:
+        self.model.remove_drained()
         for pool in self.model.pools.values():
             ours, theirs = (storage.list_proxies(str(pool.id)) for storage in self.both)
             assert ours == theirs
@@ -531,6 +550,11 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.postgres.live_states() == folded
 
     # Parts
+
+    def _begin_search(self, filters: ProxyFilters | None) -> None:
+        """Let a search with a predicate begin, which has a commit of its own."""
+        if filters is not None and filters.requires_python():
+            self.model.remove_drained()
 
     def _check_set(
         self, request: AcquireSetRequest, ours: SetAcquisition, theirs: SetAcquisition

@@ -69,6 +69,8 @@ def create_lease(state: State, proxy: Proxy, consumer: str, duration_seconds: fl
     now = state.clock()
     consumer_id(state, consumer, now=now)
     expire(state, [pool_id], now, with_stats=False)
+    if proxy.id in state.drained:
+        raise ProxyNotFoundError(f"Proxy {proxy.id} not found.", proxy_id=proxy.id)
     pool = state.pools[pool_id]
     if not pool.is_leasable(proxy.id) or pool.rests_until(proxy.id, now):
         raise _unavailable(state, pool_id, proxy.id, now)

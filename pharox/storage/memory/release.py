@@ -105,6 +105,9 @@ def end(
         **why,
     )
     state.pools[row.pool_id].let_go(row.id, row.proxy_id, row.expires_at)
+    is_last = before.leases == 1 and not is_removed
+    if is_last and state.availability(row.pool_id, row.proxy_id).drains:
+        state.drained.append(row.proxy_id)
 
 
 def _rests_until(

@@ -69,6 +69,7 @@ class State:
         self.accounts: dict[tuple[UUID, Account], dict[str, set[UUID]]] = {}
         self.fingerprint_key = os.urandom(32)
         self.checks: dict[UUID, list[int]] = {}
+        self.drained: list[UUID] = []
         self._folds = _folds_of(self.rows)
 
     def append(

@@ -424,6 +424,9 @@ class PostgresStorage(IStorage):
     ) -> Proxy:
         return self._run(self._commands.set_status(proxy_id, status, reason))
 
+    def drain_proxy(self, proxy_id: UUID, *, reason: str | None = None) -> Proxy | None:
+        return self._run(self._commands.drain_proxy(proxy_id, reason))
+
     def load_proxies_for_healthchecks(
         self,
         pool_name: str | None = None,

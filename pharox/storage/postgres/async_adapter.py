@@ -433,6 +433,10 @@ class AsyncPostgresStorage(IAsyncStorage):
         program = self._commands.set_status(proxy_id, status, reason)
         return _unless_cancelled(*await self._ended(program, stops="before the first step"))
 
+    async def drain_proxy(self, proxy_id: UUID, *, reason: str | None = None) -> Proxy | None:
+        program = self._commands.drain_proxy(proxy_id, reason)
+        return _unless_cancelled(*await self._ended(program, stops="before the first step"))
+
     async def load_proxies_for_healthchecks(
         self,
         pool_name: str | None = None,

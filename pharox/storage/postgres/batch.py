@@ -421,7 +421,7 @@ class Batch:
         for answer in given:
             if answer.outcome == "LeaseExpired":
                 expired.setdefault(answer.pool_name, []).append(answer.ended_lease())
-            else:
+            elif answer.outcome != "ProxyRemoved":  # which was drained
                 answers[answer.number] = answer
         outcomes: list[Any] = [None] * len(self.commands)
         pools: list[str | None] = [None] * len(self.commands)

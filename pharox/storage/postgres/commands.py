@@ -109,7 +109,8 @@ class Commands(Imports, Health):
         while True:
             batch = Batch((), due_pools=[pool_id], with_stats=with_stats)
             answers = answers_of((yield batch.query(self.schema)))
-            ended = [answer.ended_lease() for answer in answers]
+            # A proxy that was drained is removed with its last lease.
+            ended = [each.ended_lease() for each in answers if each.outcome == "LeaseExpired"]
             expired += ended
             if len(ended) < DUE:
                 return expired

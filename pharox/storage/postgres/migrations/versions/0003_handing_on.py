@@ -1,4 +1,4 @@
-"""Revoke leases, and let proxies rest: a type of event, columns, and what decides."""
+"""Revoke leases, let proxies rest, and drain them: a type of event, columns, and what decides."""
 
 from pharox.storage.postgres.migrations.running import run_parts
 
@@ -11,5 +11,5 @@ LOCKED = ("pools", "available_proxies", "leases")
 
 
 def upgrade() -> None:
-    """Add the reason of a revocation and the rests, their folds, and what decides by them."""
-    run_parts(revision, ("read_models", "folding", "resting", "revoking", "fencing"))
+    """Add what is known of revocations, rests and drained proxies, and what decides by it."""
+    run_parts(revision, ("read_models", "folding", "draining", "resting", "revoking", "fencing"))

@@ -488,7 +488,12 @@ BEGIN
             max_concurrency = newest.max_concurrency,
             latency_ms = coalesce(newest.latency_ms, {schema}.available_proxies.latency_ms),
             probed_at = coalesce(newest.probed_at, {schema}.available_proxies.probed_at),
-            streak = coalesce(newest.streak, {schema}.available_proxies.streak)
+            streak = coalesce(newest.streak, {schema}.available_proxies.streak),
+            drains = CASE
+                WHEN newest.is_changed
+                THEN newest.drains
+                ELSE {schema}.available_proxies.drains
+            END
         FROM (
             SELECT
                 event.pool_id AS pool_id,
@@ -522,7 +527,14 @@ BEGIN
                     ) FILTER(WHERE
                         event.type = 'HealthChecked'
                         OR event.status_before <> event.status_after)
-                )[1] AS streak
+                )[1] AS streak,
+                bool_or(event.type = 'ProxyChanged') AS is_changed,
+                (
+                    array_agg(
+                        CAST(event.data #>> '{drains}' AS BOOLEAN) ORDER BY event.position DESC
+                    ) FILTER(WHERE
+                        event.type = 'ProxyChanged')
+                )[1] AS drains
             FROM UNNEST(appended) AS event
             WHERE
                 event.type IN ('ProxyChanged', 'HealthChecked')

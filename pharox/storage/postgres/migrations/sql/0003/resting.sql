@@ -173,6 +173,8 @@ BEGIN
         JOIN {schema}.pools AS pool ON pool.id = lease.pool_id
         WHERE lease.id = released_id AND lease.proxy_id = place.proxy_id
           AND lease.status = 'active' AND lease.expires_at > at
+          -- It may be drained: append_v1 removes it then.
+          AND NOT (place.status = 'banned' AND place.current_leases = 1)
     ) AS held;
     IF event.lease_id IS NULL THEN
         RETURN QUERY
