@@ -122,7 +122,6 @@ def test_each_thing_is_a_line(lines: list[Any]) -> None:
     assert "alice" not in json.dumps(lines)
 
 
-@pytest.mark.parametrize("given", [None, logging.getLogger("their.own")])
 def test_a_revocation_is_a_line(lines: list[Any]) -> None:
     """It says whose lease it was, when and why."""
     manager, _ = prepared(InMemoryStorage())
@@ -137,6 +136,7 @@ def test_a_revocation_is_a_line(lines: list[Any]) -> None:
     assert "revoked_at" in line
 
 
+@pytest.mark.parametrize("given", [None, logging.getLogger("their.own")])
 def test_the_standard_library_gets_records(
     given: logging.Logger | None, caplog: pytest.LogCaptureFixture
 ) -> None:
