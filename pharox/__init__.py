@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from .models import ProxyStatus as ProxyStatus
     from .models import ReleaseEventPayload as ReleaseEventPayload
     from .models import RetryConfig as RetryConfig
+    from .models import RevokeEventPayload as RevokeEventPayload
     from .models import SelectorStrategy as SelectorStrategy
     from .models.ids import new_lease_id as new_lease_id
     from .observability import DEFAULT_LATENCY_BUCKETS as DEFAULT_LATENCY_BUCKETS
@@ -181,6 +182,7 @@ _HOME = {
         "ProxyStatus",
         "ReleaseEventPayload",
         "RetryConfig",
+        "RevokeEventPayload",
         "SelectorStrategy",
     ),
     ".observability": (

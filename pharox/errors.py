@@ -8,6 +8,7 @@ is chained. The docstring of each class says what to do next.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -90,9 +91,17 @@ class ProxyUnavailableError(PharoxError):
         )
 
     @classmethod
-    def because(cls, proxy_id: UUID, status: str, holders: Sequence[str]) -> ProxyUnavailableError:
-        """Return the error that says why: who holds the proxy, or its status."""
+    def because(
+        cls,
+        proxy_id: UUID,
+        status: str,
+        holders: Sequence[str],
+        rests_until: datetime | None = None,
+    ) -> ProxyUnavailableError:
+        """Return the error that says why: it rests, who holds the proxy, or its status."""
         why = f"held by {', '.join(holders)}" if holders else f"its status is {status}"
+        if rests_until is not None:
+            why = f"it rests until {rests_until.astimezone(UTC).isoformat()}"
         return cls(
             f"Proxy {proxy_id} is not available: {why}.",
             proxy_id=proxy_id,

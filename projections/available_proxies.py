@@ -21,11 +21,13 @@ import sqlalchemy as sa
 from sqlalchemy.sql.dml import UpdateBase
 
 from pharox.events import (
+    ENDED_STATUS,
     EventBase,
     HealthChecked,
     LeaseAcquired,
     LeaseExpired,
     LeaseReleased,
+    LeaseRevoked,
     ProxyChanged,
     ProxyRegistered,
     ProxyRemoved,
@@ -47,6 +49,8 @@ class Availability:
     latency_ms: int | None
     probed_at: datetime | None
     streak: int
+    rests_until: datetime | None
+    drains: bool | None
 
 
 RANK = """
@@ -69,6 +73,8 @@ available_proxies = sa.Table(
     sa.Column("latency_ms", sa.Integer),
     sa.Column("probed_at", sa.DateTime(timezone=True)),
     sa.Column("streak", sa.Integer, nullable=False),
+    sa.Column("rests_until", sa.DateTime(timezone=True)),
+    sa.Column("drains", sa.Boolean),
     sa.Column("lease_rank", sa.SmallInteger, sa.Computed(RANK.strip(), persisted=True)),
     sa.PrimaryKeyConstraint("proxy_id", "pool_id"),
     sa.CheckConstraint("status IN ('active', 'inactive', 'slow', 'banned')", name="status"),
@@ -122,8 +128,10 @@ class AvailableProxies(Projection):
 
     def apply(self, state: dict[Any, Availability], event: EventBase) -> None:
         match event:
-            case LeaseAcquired() | LeaseReleased() | LeaseExpired():
-                state[event.proxy_id, event.pool_id].current_leases = event.after.leases
+            case LeaseAcquired() | LeaseReleased() | LeaseExpired() | LeaseRevoked():
+                row = state[event.proxy_id, event.pool_id]
+                row.current_leases = event.after.leases
+                row.rests_until = None if isinstance(event, LeaseAcquired) else event.rests_until
             case ProxyRegistered():
                 state[event.proxy_id, event.pool_id] = Availability(
                     event.proxy_id,
@@ -135,6 +143,8 @@ class AvailableProxies(Projection):
                     None,
                     None,
                     0,
+                    None,
+                    None,
                 )
             case ProxyChanged() | HealthChecked(applied=True):
                 row = state[event.proxy_id, event.pool_id]
@@ -146,15 +156,17 @@ class AvailableProxies(Projection):
                     row.streak = event.streak
                     if event.mean_latency_ms is not None:
                         row.latency_ms = event.mean_latency_ms
-                elif event.before.status is not event.after.status:
-                    row.streak = 0
+                else:
+                    row.drains = event.drains or None
+                    if event.before.status is not event.after.status:
+                        row.streak = 0
             case ProxyRemoved():
                 del state[event.proxy_id, event.pool_id]
 
     def folds(self) -> tuple[Fold, ...]:
         return (
             Fold(frozenset({"ProxyRegistered"}), _register),
-            Fold(frozenset({"LeaseAcquired", "LeaseReleased", "LeaseExpired"}), _count_leases),
+            Fold(frozenset({"LeaseAcquired", *ENDED_STATUS}), _count_leases),
             Fold(frozenset({"ProxyChanged", "HealthChecked"}), _change),
             Fold(frozenset({"ProxyRemoved"}), _remove),
         )
@@ -184,10 +196,13 @@ def _register(events: Events) -> UpdateBase:
 
 
 def _count_leases(events: Events) -> UpdateBase:
-    ours = of_type(events, "LeaseAcquired", "LeaseReleased", "LeaseExpired")
+    ours = of_type(events, "LeaseAcquired", *ENDED_STATUS)
     return (
         sa.update(available_proxies)
-        .values(current_leases=events.c.leases_after)
+        .values(
+            current_leases=events.c.leases_after,
+            rests_until=fact(events, "rests_until", sa.DateTime(timezone=True)),
+        )
         .where(
             available_proxies.c.pool_id == events.c.pool_id,
             available_proxies.c.proxy_id == events.c.proxy_id,
@@ -199,6 +214,7 @@ def _count_leases(events: Events) -> UpdateBase:
 def _change(events: Events) -> UpdateBase:
     checked_at = fact(events, "checked_at", sa.DateTime(timezone=True))
     checked = of_type(events, "HealthChecked")
+    changed = of_type(events, "ProxyChanged")
     mean = fact(events, "mean_latency_ms", sa.Integer)
     decided = events.c.status_before != events.c.status_after
     streak = sa.func.coalesce(
@@ -215,6 +231,8 @@ def _change(events: Events) -> UpdateBase:
             last(events, checked_at, checked).label("probed_at"),
             last(events, mean, mean.is_not(None)).label("latency_ms"),
             last(events, streak, sa.or_(checked, decided)).label("streak"),
+            sa.func.bool_or(changed).label("is_changed"),
+            last(events, fact(events, "drains", sa.Boolean), changed).label("drains"),
         )
         .where(
             of_type(events, "ProxyChanged", "HealthChecked"),
@@ -232,6 +250,9 @@ def _change(events: Events) -> UpdateBase:
             latency_ms=sa.func.coalesce(newest.c.latency_ms, available_proxies.c.latency_ms),
             probed_at=sa.func.coalesce(newest.c.probed_at, available_proxies.c.probed_at),
             streak=sa.func.coalesce(newest.c.streak, available_proxies.c.streak),
+            drains=sa.case(
+                (newest.c.is_changed, newest.c.drains), else_=available_proxies.c.drains
+            ),
         )
         .where(
             available_proxies.c.pool_id == newest.c.pool_id,

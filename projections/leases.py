@@ -42,6 +42,7 @@ from pharox.events import (
     LeaseExpired,
     LeaseReleased,
     LeaseRenewed,
+    LeaseRevoked,
 )
 from pharox.events import LeasesPruned as Pruned
 
@@ -64,6 +65,7 @@ class LeaseRow:
     released_at: datetime | None
     fencing_token: int
     renewed_at: datetime | None
+    revoke_reason: str | None
 
 
 leases = Table(
@@ -81,8 +83,9 @@ leases = Table(
     Column("released_at", DateTime(timezone=True)),
     Column("fencing_token", BigInteger, nullable=False),
     Column("renewed_at", DateTime(timezone=True)),
+    Column("revoke_reason", Text),
     PrimaryKeyConstraint("id", "pool_id"),
-    CheckConstraint("status IN ('active', 'released', 'expired')", name="status"),
+    CheckConstraint("status IN ('active', 'released', 'expired', 'revoked')", name="status"),
     CheckConstraint("(status = 'active') = (released_at IS NULL)", name="released_at"),
     postgresql_with={"fillfactor": 70},
 )
@@ -125,14 +128,17 @@ class Leases(Projection):
                     None,
                     event.position,
                     None,
+                    None,
                 )
             case LeaseRenewed():
                 row = state[event.lease_id, event.pool_id]
                 row.expires_at, row.renewed_at = event.expires_at, event.recorded_at
-            case LeaseReleased() | LeaseExpired():
+            case LeaseReleased() | LeaseExpired() | LeaseRevoked():
                 row = state[event.lease_id, event.pool_id]
                 row.status = ENDED_STATUS[event.type].value
                 row.released_at = event.recorded_at
+                if isinstance(event, LeaseRevoked):
+                    row.revoke_reason = event.reason
             case Pruned():
                 ended = [
                     key
@@ -153,7 +159,7 @@ class Leases(Projection):
     def folds(self) -> tuple[Fold, ...]:
         return (
             Fold(frozenset({"LeaseAcquired"}), _acquire),
-            Fold(frozenset({"LeaseReleased", "LeaseExpired"}), _end),
+            Fold(frozenset(ENDED_STATUS), _end),
             Fold(frozenset({"LeaseRenewed"}), _renew),
             Fold(frozenset({"LeasesPruned"}), _prune),
         )
@@ -179,6 +185,7 @@ def _acquire(events: Events) -> UpdateBase:
     ended = and_(ends.c.lease_id == events.c.lease_id, of_type(Events(ends), *ENDED_STATUS))
     columns["status"] = func.coalesce(_status(Events(ends)), columns["status"])
     columns["released_at"] = ends.c.recorded_at
+    columns["revoke_reason"] = _revoke_reason(Events(ends))
     acquired = (
         select(*columns.values())
         .select_from(events.rows.outerjoin(ends, ended))
@@ -192,7 +199,11 @@ def _end(events: Events) -> UpdateBase:
     """Update leases that these events end and that were inserted before them."""
     ended = (
         update(leases)
-        .values(status=_status(events), released_at=events.c.recorded_at)
+        .values(
+            status=_status(events),
+            released_at=events.c.recorded_at,
+            revoke_reason=_revoke_reason(events),
+        )
         .where(
             leases.c.pool_id == events.c.pool_id,
             leases.c.id == events.c.lease_id,
@@ -237,6 +248,10 @@ def _status(events: Events) -> ColumnElement[str]:
             for type_, status in ENDED_STATUS.items()
         )
     )
+
+
+def _revoke_reason(events: Events) -> ColumnElement[str]:
+    return case((of_type(events, "LeaseRevoked"), fact(events, "reason", Text)))
 
 
 def _prune(events: Events) -> UpdateBase:

@@ -14,7 +14,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.sql.dml import UpdateBase
 
-from pharox.events import EventBase, PoolRegistered, PoolRemoved, ProxyState
+from pharox.events import ENDED_STATUS, EventBase, PoolRegistered, PoolRemoved, ProxyState
 
 from .base import HOT, Events, Fold, Projection, metadata, of_type
 
@@ -55,7 +55,7 @@ pool_stats = sa.Table(
     postgresql_with={"fillfactor": 50, **HOT},
 )
 
-_LEASE_EVENTS = frozenset({"LeaseAcquired", "LeaseReleased", "LeaseExpired"})
+_LEASE_EVENTS = frozenset({"LeaseAcquired", *ENDED_STATUS})
 _EVENTS = _LEASE_EVENTS | {"ProxyRegistered", "ProxyChanged", "ProxyRemoved", "HealthChecked"}
 
 

@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import (
     Boolean,
     Column,
+    Double,
     PrimaryKeyConstraint,
     Table,
     Text,
@@ -34,6 +35,8 @@ class PoolRow:
     name: str
     description: str | None
     lease_slow: bool
+    rest_after_release_seconds: float | None
+    rest_after_expiry_seconds: float | None
 
 
 pools = Table(
@@ -43,9 +46,20 @@ pools = Table(
     Column("name", Text, nullable=False),
     Column("description", Text),
     Column("lease_slow", Boolean, nullable=False),
+    Column("rest_after_release_seconds", Double),
+    Column("rest_after_expiry_seconds", Double),
     PrimaryKeyConstraint("id"),
     UniqueConstraint("name"),
 )
+
+_FACTS = {
+    "name": Text,
+    "description": Text,
+    "lease_slow": Boolean,
+    "rest_after_release_seconds": Double,
+    "rest_after_expiry_seconds": Double,
+}
+"""What each event of a pool has of it."""
 
 
 class Pools(Projection):
@@ -60,7 +74,12 @@ class Pools(Projection):
         match event:
             case PoolRegistered() | PoolChanged():
                 state[(event.pool_id,)] = PoolRow(
-                    event.pool_id, event.name, event.description, event.lease_slow
+                    event.pool_id,
+                    event.name,
+                    event.description,
+                    event.lease_slow,
+                    event.rest_after_release_seconds,
+                    event.rest_after_expiry_seconds,
                 )
             case PoolRemoved():
                 del state[(event.pool_id,)]
@@ -75,12 +94,9 @@ class Pools(Projection):
 
 def _register(events: Events) -> UpdateBase:
     return insert(pools).from_select(
-        ["id", "name", "description", "lease_slow"],
+        ["id", *_FACTS],
         select(
-            events.c.pool_id,
-            fact(events, "name", Text),
-            fact(events, "description", Text),
-            fact(events, "lease_slow", Boolean),
+            events.c.pool_id, *(fact(events, name, type_) for name, type_ in _FACTS.items())
         ).where(of_type(events, "PoolRegistered")),
     )
 
@@ -88,11 +104,7 @@ def _register(events: Events) -> UpdateBase:
 def _change(events: Events) -> UpdateBase:
     return (
         update(pools)
-        .values(
-            name=fact(events, "name", Text),
-            description=fact(events, "description", Text),
-            lease_slow=fact(events, "lease_slow", Boolean),
-        )
+        .values({name: fact(events, name, type_) for name, type_ in _FACTS.items()})
         .where(
             pools.c.id == events.c.pool_id,
             events.is_latest(of_type(events, "PoolChanged"), events.c.pool_id),

@@ -183,15 +183,16 @@ def _below(description: Described, asked: str, by: str) -> Iterator[str]:
 
 def _adds_up(story: Story, totals: Totals) -> str:
     if story.kind == "lease":
-        ended = totals.released or totals.expired
+        ended = totals.released or totals.expired or totals.revoked
         return f"held for {lasting(totals.held_s)}" if ended else "no end of it is recorded"
     parts = [
         f"{counted(totals.acquired, 'lease', 'leases')} acquired",
         *([f"{totals.renewed} renewals"] if totals.renewed else []),
         f"{totals.released} given back",
         f"{totals.expired} ran out",
+        *([f"{totals.revoked} revoked"] if totals.revoked else []),
     ]
-    if totals.released or totals.expired:
+    if totals.released or totals.expired or totals.revoked:
         parts.append(f"held for {lasting(totals.held_s)} altogether")
     misses = ", ".join(f"{number} {reason}" for reason, number in totals.missed.most_common())
     if misses:

@@ -25,6 +25,7 @@ _WHY_MISSED = {
     MissReason.NO_MATCH: "no proxy matched the filters",
     MissReason.NONE_HEALTHY: "no matching proxy was healthy",
     MissReason.AT_CAPACITY: "every matching proxy was leased to its limit",
+    MissReason.RESTING: "a matching proxy rested after its last lease",
 }
 _GROUPS = {"all_of": "all of", "any_of": "any of", "none_of": "none of"}
 _PLACE = ("latitude", "longitude", "radius_km")
@@ -123,6 +124,8 @@ def _sentence(event: events.Event, pool: str, proxy: str) -> str:  # noqa: PLR09
             return f"{proxy} joined pool {pool}: {_state(event.after)}"
         case events.ProxyChanged():
             what = _moved(event.before, event.after) or "its description"
+            if event.drains:
+                return f"{proxy} drains: it leaves with its last lease{_because(event.reason)}"
             return f"{proxy} was changed: {what}{_because(event.reason)}"
         case events.ProxyRemoved():
             return f"{proxy} left pool {pool}"
@@ -141,6 +144,11 @@ def _sentence(event: events.Event, pool: str, proxy: str) -> str:  # noqa: PLR09
             return (
                 f"the lease of {_quoted(event.consumer)} on {proxy} ran out: taken back after "
                 f"{_held(event)}, {lasting(late)} late"
+            )
+        case events.LeaseRevoked():
+            return (
+                f"the lease of {_quoted(event.consumer)} on {proxy} was revoked after "
+                f"{_held(event)}{_because(event.reason)}"
             )
         case events.AcquireMissed():
             why = _WHY_MISSED[event.reason]
@@ -163,7 +171,18 @@ def _because(reason: str | None) -> str:
 
 
 def _described(event: events.PoolRegistered | events.PoolChanged) -> str:
-    parts = [event.description or "", "leases SLOW proxies too" if event.lease_slow else ""]
+    parts = [
+        event.description or "",
+        "leases SLOW proxies too" if event.lease_slow else "",
+        *(
+            f"a proxy rests for {lasting(seconds)} after {what}"
+            for seconds, what in (
+                (event.rest_after_release_seconds, "a release"),
+                (event.rest_after_expiry_seconds, "an expiry"),
+            )
+            if seconds
+        ),
+    ]
     description = ", ".join(filter(None, parts))
     return f": {description}" if description else ""
 
@@ -213,7 +232,7 @@ def _found(event: events.ProxiesChecked) -> str:
     return ", ".join(f"{number} {status}" for status, number in found.most_common())
 
 
-def _held(event: events.LeaseReleased | events.LeaseExpired) -> str:
+def _held(event: events.LeaseEnd) -> str:
     return lasting(events.held(event).total_seconds())
 
 

@@ -16,8 +16,7 @@ from typing import Any
 from ..events import (
     Event,
     HealthChecked,
-    LeaseExpired,
-    LeaseReleased,
+    LeaseEnd,
     ProxiesChecked,
     ProxyChanged,
     ProxyRegistered,
@@ -30,15 +29,23 @@ from ..models.text import escape_unprintable, url_of
 from .showing import in_utc
 
 _ASKED = ("selector", "filters", "predicate")
+_POOL = (
+    "description",
+    "lease_slow",
+    "rest_after_release_seconds",
+    "rest_after_expiry_seconds",
+)
 _ATTRIBUTES = {
-    "PoolRegistered": ("description", "lease_slow"),
-    "PoolChanged": ("description", "lease_slow"),
+    "PoolRegistered": _POOL,
+    "PoolChanged": _POOL,
     "ConsumerRegistered": ("consumer_id",),
     "ProxyRegistered": ("country", "city", "isp", "source"),
-    "ProxyChanged": ("country", "city", "isp", "source", "reason"),
+    "ProxyChanged": ("country", "city", "isp", "source", "reason", "drains"),
     "LeaseAcquired": ("expires_at", *_ASKED),
     "LeaseRenewed": ("expires_at",),
-    "LeaseReleased": ("reason",),
+    "LeaseReleased": ("reason", "rests_until"),
+    "LeaseExpired": ("rests_until",),
+    "LeaseRevoked": ("reason", "rests_until"),
     "LeasesPruned": ("ended_before",),
     "AcquireMissed": ("reason", *_ASKED),
     "CursorMoved": ("selector",),
@@ -90,7 +97,7 @@ def _attributes(event: Event) -> Iterator[tuple[str, Any]]:
             was, becomes = getattr(before, field.name), getattr(after, field.name)
             if was != becomes:
                 yield field.name, f"{_word(was)}->{_word(becomes)}"
-    if isinstance(event, LeaseReleased | LeaseExpired):
+    if isinstance(event, LeaseEnd):
         yield "held", f"{held(event).total_seconds():.3f}s"
     for name in _ATTRIBUTES.get(event.type, ()):
         yield name, getattr(event, name)

@@ -1,4 +1,4 @@
-"""``pharox acquire``, ``renew`` and ``release``: lease proxies from a shell script.
+"""``pharox acquire``, ``renew``, ``release`` and ``revoke``: lease proxies from a shell script.
 
     read -r lease url < <(pharox acquire public)
     curl --proxy "$url" https://example.org/
@@ -30,6 +30,13 @@ _MISSES = {
     MissReason.NO_MATCH: "no proxy of pool {pool!r} matches the filters",
     MissReason.NONE_HEALTHY: "no matching proxy of pool {pool!r} is healthy",
     MissReason.AT_CAPACITY: "every matching proxy of pool {pool!r} is leased to its limit",
+    MissReason.RESTING: "a matching proxy of pool {pool!r} rests after its last lease",
+}
+
+_ENDINGS = {
+    LeaseStatus.RELEASED: "been released",
+    LeaseStatus.EXPIRED: "run out",
+    LeaseStatus.REVOKED: "been revoked",
 }
 
 
@@ -131,13 +138,39 @@ def release(
     with ledger(context) as storage:
         lease = _known(storage, lease_id)
         if storage.return_lease(lease, reason=reason).ending is None:
-            how = "run out" if lease.status is LeaseStatus.EXPIRED else "been released"
+            how = _ENDINGS[lease.status]
             at = in_utc(lease.released_at) if lease.released_at else "an unknown time"
-            raise PharoxError(f"lease {lease_id} had already {how}, at {at}", lease_id=lease_id)
+            why = f": {lease.revoke_reason}" if lease.revoke_reason else ""
+            raise PharoxError(
+                f"lease {lease_id} had already {how}, at {at}{why}", lease_id=lease_id
+            )
     if as_json:
         print_json(lease)
     else:
         print(f"{lease.id} released after {(lease.duration_ms or 0) / 1000:.3f} s")
+
+
+def revoke(
+    context: typer.Context,
+    lease_id: Annotated[UUID, typer.Argument(metavar="LEASE_ID")],
+    *,
+    reason: Annotated[
+        str, typer.Option(metavar="TEXT", help="The reason, for the log and the holder.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """End the lease of somebody else, whose proxy is then free; fail if it has already ended."""
+    from ..storage.requests import RevokeRequest  # noqa: PLC0415 - SQLAlchemy takes a while to import
+
+    with ledger(context) as storage:
+        (outcome,) = storage.revoke_leases(RevokeRequest((lease_id,), reason))
+    if isinstance(outcome, PharoxError):
+        raise outcome
+    lease = outcome.lease
+    if as_json:
+        print_json(lease)
+    else:
+        print(f"{lease.id} revoked after {(lease.duration_ms or 0) / 1000:.3f} s")
 
 
 def _known(storage: PostgresStorage, lease_id: UUID) -> Lease:

@@ -19,6 +19,23 @@ if TYPE_CHECKING:
 
 NO_POOLS = "there are no pools yet; `pharox import SOURCE --pool NAME` creates one"
 
+_AfterRelease = Annotated[
+    float | None,
+    typer.Option(
+        "--rest-after-release",
+        metavar="SECONDS",
+        help="How long a proxy is not leased after a lease on it was released; 0 for no rest.",
+    ),
+]
+_AfterExpiry = Annotated[
+    float | None,
+    typer.Option(
+        "--rest-after-expiry",
+        metavar="SECONDS",
+        help="The same after a lease ran out or was revoked.",
+    ),
+]
+
 app = Commands(help="List the pools; register, change or remove one.", invoke_without_command=True)
 
 
@@ -33,8 +50,10 @@ def pools(context: typer.Context, as_json: AsJson = False) -> None:
         for pool in known:
             print_json(pool)
     elif known:
-        rows = ((p.name, p.id, "yes" if p.lease_slow else "no", p.description) for p in known)
-        print_table(("pool", "id", "leases slow", "description"), rows)
+        rows = (
+            (p.name, p.id, "yes" if p.lease_slow else "no", _rests(p), p.description) for p in known
+        )
+        print_table(("pool", "id", "leases slow", "rests", "description"), rows)
     else:
         say(NO_POOLS)
 
@@ -49,9 +68,17 @@ def add(
     lease_slow: Annotated[
         bool, typer.Option("--lease-slow", help="Lease SLOW proxies too, after all others.")
     ] = False,
+    rest_after_release: _AfterRelease = None,
+    rest_after_expiry: _AfterExpiry = None,
 ) -> None:
     """Register a pool and print its id."""
-    pool = checked_pool(name=name, description=description, lease_slow=lease_slow)
+    pool = checked_pool(
+        name=name,
+        description=description,
+        lease_slow=lease_slow,
+        rest_after_release_seconds=rest_after_release or None,
+        rest_after_expiry_seconds=rest_after_expiry or None,
+    )
     with ledger(context) as storage:
         storage.save_pool(pool)
     print(pool.id)
@@ -75,10 +102,15 @@ def set_pool(
             help="Whether SLOW proxies are leased, after all others.",
         ),
     ] = None,
+    rest_after_release: _AfterRelease = None,
+    rest_after_expiry: _AfterExpiry = None,
 ) -> None:
-    """Change a pool's name, description, or whether its SLOW proxies are leased."""
+    """Change a pool's name, description, rests, or whether its SLOW proxies are leased."""
     given = {"name": new_name, "lease_slow": lease_slow}
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    for which, seconds in (("release", rest_after_release), ("expiry", rest_after_expiry)):
+        if seconds is not None:
+            changes[f"rest_after_{which}_seconds"] = seconds or None
     if description is not None:
         changes["description"] = description or None
     if not changes:
@@ -112,6 +144,12 @@ def remove_pool(
             )
         storage.delete_pool(str(pool.id))
     print(pool.id)
+
+
+def _rests(pool: ProxyPool) -> str:
+    """Return how long the proxies of a pool rest after a release and after an expiry."""
+    release, expiry = pool.rest_after_release_seconds, pool.rest_after_expiry_seconds
+    return f"{release or 0:g} s, {expiry or 0:g} s" if release or expiry else "no"
 
 
 def _named(storage: PostgresStorage, name: str) -> ProxyPool:

@@ -1,4 +1,4 @@
-"""``pharox proxies``: list a pool's proxies, change some, or remove them.
+"""``pharox proxies``: list a pool's proxies, change some, drain or remove them.
 
 All named proxies are looked up before any is changed.
 """
@@ -44,7 +44,7 @@ class _ListByDefault(OnceGroup):
 
 app = Commands(
     cls=_ListByDefault,
-    help="List a pool's proxies, change some, or remove them.",
+    help="List a pool's proxies, change some, drain or remove them.",
     no_args_is_help=True,
 )
 
@@ -155,6 +155,22 @@ def remove_proxies(
             elif not storage.remove_idle(proxy.pool_id, [proxy.id]):  # It was leased in between.
                 _check_idle([proxy], "it was not removed")
             print_proxy(proxy, "is removed", as_json)
+
+
+@app.command("drain")
+def drain_proxies(
+    context: typer.Context, names: Names, *, reason: Reason = None, as_json: AsJson = False
+) -> None:
+    """Lease proxies no more, and remove each when its last lease ends; undo it with `unban`."""
+    with ledger(context) as storage:
+        storage.cleanup_expired_leases()
+        for found in proxies_named(storage, names):
+            proxy = storage.drain_proxy(found.id, reason=reason)
+            if proxy is None:
+                print_proxy(found, "is removed", as_json)
+                continue
+            leases = counted(proxy.current_leases, "lease ends", "leases end")
+            print_proxy(proxy, f"is removed when {leases}", as_json)
 
 
 def _check_idle(held: Sequence[Proxy], outcome: str) -> None:

@@ -110,6 +110,8 @@ class _PoolEvent(EventBase):
     name: str
     description: str | None = None
     lease_slow: bool = False
+    rest_after_release_seconds: float | None = None
+    rest_after_expiry_seconds: float | None = None
 
 
 class PoolRegistered(_PoolEvent):
@@ -172,11 +174,16 @@ class ProxyRegistered(ProxyDescribed):
 
 
 class ProxyChanged(ProxyDescribed):
-    """A person changed a proxy's description, capacity or status; ``reason`` may say why."""
+    """A person changed a proxy's description, capacity or status; ``reason`` may say why.
+
+    With ``drains`` the proxy is BANNED, and is removed when its last lease ends, unless a later
+    change comes first.
+    """
 
     type: Literal["ProxyChanged"] = "ProxyChanged"
     before: ProxyState
     reason: str | None = None
+    drains: bool = False
 
 
 class ProxyRemoved(_ProxyEvent):
@@ -219,20 +226,36 @@ class LeaseRenewed(EventBase):
     expires_at: UtcDatetime
 
 
-class LeaseReleased(_LeaseEvent):
+class _LeaseEnd(_LeaseEvent):
+    """The end of a lease. Its proxy is not leased before ``rests_until``, if that is given."""
+
+    acquired_at: UtcDatetime
+    rests_until: UtcDatetime | None = None
+
+
+class LeaseReleased(_LeaseEnd):
     """A lease was released. ``reason`` says why, unless its holder was simply done."""
 
     type: Literal["LeaseReleased"] = "LeaseReleased"
-    acquired_at: UtcDatetime
     reason: str | None = None
 
 
-class LeaseExpired(_LeaseEvent):
+class LeaseExpired(_LeaseEnd):
     """A lease expired, which freed its proxy."""
 
     type: Literal["LeaseExpired"] = "LeaseExpired"
-    acquired_at: UtcDatetime
     expires_at: UtcDatetime
+
+
+class LeaseRevoked(_LeaseEnd):
+    """Somebody else than its holder ended a lease; ``reason`` says why."""
+
+    type: Literal["LeaseRevoked"] = "LeaseRevoked"
+    reason: str
+
+
+LeaseEnd = LeaseReleased | LeaseExpired | LeaseRevoked
+"""An event that ends a lease."""
 
 
 class LeasesPruned(EventBase):
@@ -430,6 +453,7 @@ Event = Annotated[
     | LeaseRenewed
     | LeaseReleased
     | LeaseExpired
+    | LeaseRevoked
     | LeasesPruned
     | AcquireMissed
     | CursorMoved
@@ -448,7 +472,11 @@ VERSIONS: dict[str, int] = {
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
 _UPCASTER = Upcaster(VERSIONS)
 
-ENDED_STATUS = {"LeaseReleased": LeaseStatus.RELEASED, "LeaseExpired": LeaseStatus.EXPIRED}
+ENDED_STATUS = {
+    "LeaseReleased": LeaseStatus.RELEASED,
+    "LeaseExpired": LeaseStatus.EXPIRED,
+    "LeaseRevoked": LeaseStatus.REVOKED,
+}
 """The status of a lease after the event that ends it."""
 
 
@@ -458,7 +486,7 @@ def recorded_types(types: Collection[str]) -> frozenset[str]:
     return frozenset(types) | together
 
 
-def held(event: LeaseReleased | LeaseExpired) -> timedelta:
+def held(event: LeaseEnd) -> timedelta:
     """Return how long the lease that an event ended was held."""
     return event.recorded_at - event.acquired_at
 

@@ -25,9 +25,11 @@ from ..events import (
     AcquireMissed,
     Event,
     LeaseAcquired,
+    LeaseEnd,
     LeaseExpired,
     LeaseReleased,
     LeaseRenewed,
+    LeaseRevoked,
     held,
     named_pool,
 )
@@ -86,6 +88,7 @@ class Totals:
     held_s: float = 0
     missed: Counter[str] = field(default_factory=Counter)
     renewed: int = 0
+    revoked: int = 0
 
     def add(self, entry: Entry) -> None:
         """Count one entry."""
@@ -98,6 +101,8 @@ class Totals:
                 self.released += 1
             case LeaseExpired():
                 self.expired += 1
+            case LeaseRevoked():
+                self.revoked += 1
             case AcquireMissed(reason=reason):
                 self.missed[reason.value] += 1
         self.held_s += entry.held_s or 0
@@ -135,7 +140,7 @@ def of_lease(
     acquired = next((event for event in known if isinstance(event, LeaseAcquired)), None)
     if uuid is None or acquired is None:
         raise PharoxError(f"there never was a lease {str(lease_id)!r}", lease_id=lease_id)
-    ended = next((e for e in known if isinstance(e, LeaseReleased | LeaseExpired)), None)
+    ended = next((e for e in known if isinstance(e, LeaseEnd)), None)
     meanwhile = Extract(
         after=acquired.seq,
         upto=BIGGEST if ended is None else ended.seq,
@@ -288,7 +293,7 @@ def _entries(
     for event in events:
         held_s = pool_had = None
         match event:
-            case LeaseReleased() | LeaseExpired():
+            case LeaseReleased() | LeaseExpired() | LeaseRevoked():
                 held_s = held(event).total_seconds()
             case AcquireMissed() if counts is not None and event.pool_id != NIL:
                 pool_had = counts.of(event.pool_id, event.seq)

@@ -11,6 +11,7 @@ from ..models import MissReason
 
 REASONS = {
     MissReason.AT_CAPACITY: "every proxy that fits was at capacity",
+    MissReason.RESTING: "a proxy that fits was resting after its last lease",
     MissReason.NONE_HEALTHY: "no proxy that fits was healthy",
     MissReason.NO_MATCH: "no proxy fits the filters",
     MissReason.EMPTY_POOL: "the pool had no proxy",

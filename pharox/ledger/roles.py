@@ -185,9 +185,12 @@ _APP_FUNCTIONS = (
     "renew_leases_v1",
     "require_lease",
     "returned_leases_v1",
+    "rest_v1",
+    "revoke_leases_v1",
     "try_turn_v1",
     "wait_for_turn_v1",
     "wait_v1",
+    "with_reason_v1",
 )
 
 

@@ -25,6 +25,7 @@ from ..models import (
     ProxyFilters,
     ReleaseEventPayload,
     RetryConfig,
+    RevokeEventPayload,
     SelectorStrategy,
 )
 from ..storage.async_interface import IAsyncStorage
@@ -185,6 +186,18 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         As :meth:`pharox.ProxyManager.release_proxies`.
         """
         await run_async(self._releasing_all(leases), call_async)
+
+    async def revoke_lease(self, lease_id: UUID, reason: str) -> Lease:
+        """End a lease of somebody else, whose proxy can then be leased.
+
+        As :meth:`ProxyManager.revoke_lease`.
+        """
+        (revoked,) = await run_async(self._revoking([lease_id], reason), call_async)
+        return revoked
+
+    async def revoke_leases(self, lease_ids: Iterable[UUID], reason: str) -> list[Lease]:
+        """End leases of others, each as :meth:`revoke_lease` does: up to 500 in one commit."""
+        return await run_async(self._revoking(lease_ids, reason), call_async)
 
     async def cleanup_expired_leases(self) -> int:
         """Expire all leases that have run out, and return how many there were."""
@@ -374,6 +387,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         on_acquire: Callable[[AcquireEventPayload], Any] | None = None,
         on_release: Callable[[ReleaseEventPayload], Any] | None = None,
         on_expire: Callable[[ExpireEventPayload], Any] | None = None,
+        on_revoke: Callable[[RevokeEventPayload], Any] | None = None,
         on_health: Callable[[HealthEventPayload], Any] | None = None,
         start: Literal["beginning", "now"] | int = "now",
         pool: str | UUID | None = None,
@@ -387,6 +401,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
             "on_acquire": on_acquire,
             "on_release": on_release,
             "on_expire": on_expire,
+            "on_revoke": on_revoke,
             "on_health": on_health,
         }
         fleet = fleet_subscriptions()

@@ -38,7 +38,7 @@ from ..errors import ConflictError, LeaseEndedError, LeaseLostError
 from ..models import Lease
 from ..storage.async_interface import IAsyncStorage
 from ..storage.interface import IStorage
-from ..storage.requests import RenewRequest
+from ..storage.requests import RenewRequest, ending_of
 
 MOST = 500
 """How many leases are renewed in one statement."""
@@ -233,6 +233,18 @@ class Keeping(ABC):
             [(kept, None) for kept in found if kept.lease is not None and kept.lease.is_lost]
         )
 
+    def lose(self, leases: Iterable[Lease]) -> None:
+        """Notify the holders of leases that were revoked by this process."""
+        with self._lock():
+            found = [
+                (kept, LeaseEndedError(ending_of(lease), lease_id=lease.id))
+                for lease in leases
+                if (kept := self._schedule.get(lease.id)) is not None
+            ]
+            for kept, _ in found:
+                self._schedule.drop(kept)
+        self._lose(found)
+
     def _look(self) -> tuple[list[Lost], list[Kept]]:
         """Return which leases are lost, and which are to be renewed now. The lock is held."""
         now = time.monotonic()
@@ -406,6 +418,13 @@ def let_go(storage: Any, lease_ids: Iterable[UUID]) -> None:
     keeper = _of_storages.get(storage)
     if keeper is not None:
         keeper.let_go(lease_ids)
+
+
+def lose(storage: Any, leases: Iterable[Lease]) -> None:
+    """Notify the holders of revoked leases, as far as a keeper of this storage knows them."""
+    keeper = _of_storages.get(storage)
+    if keeper is not None:
+        keeper.lose(leases)
 
 
 def notify(storage: Any, lease: Lease, on_lost: OnLost) -> None:

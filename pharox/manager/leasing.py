@@ -52,6 +52,7 @@ from ..models import (
     ProxyFilters,
     ReleaseEventPayload,
     RetryConfig,
+    RevokeEventPayload,
     SelectorStrategy,
     utc_now,
 )
@@ -65,11 +66,12 @@ from ..storage.requests import (
     ReleaseRequest,
     ReleaseResult,
     RenewRequest,
+    RevokeRequest,
     SetAcquisition,
     given_up,
     new_leases,
 )
-from .keeper import Keeping, can_renew, is_kept, let_go, lost_error
+from .keeper import Keeping, can_renew, is_kept, let_go, lose, lost_error
 
 P = TypeVar("P")
 S = TypeVar("S")
@@ -128,6 +130,7 @@ class Leasing(ABC, Generic[S]):
         self._acquire_callbacks: list[Callable[[AcquireEventPayload], Any]] = []
         self._release_callbacks: list[Callable[[ReleaseEventPayload], Any]] = []
         self._expire_callbacks: list[Callable[[ExpireEventPayload], Any]] = []
+        self._revoke_callbacks: list[Callable[[RevokeEventPayload], Any]] = []
         self._health_callbacks: list[Callable[[HealthEventPayload], Any]] = []
         self._lost_callbacks: list[Callable[[LostEventPayload], Any]] = []
         self._failure_callbacks: list[Callable[[CallbackFailurePayload], Any]] = []
@@ -149,6 +152,10 @@ class Leasing(ABC, Generic[S]):
     def register_expire_callback(self, callback: Callable[[ExpireEventPayload], Any]) -> None:
         """Call ``callback`` for every lease that this manager expires."""
         self._expire_callbacks.append(self._checked(callback))
+
+    def register_revoke_callback(self, callback: Callable[[RevokeEventPayload], Any]) -> None:
+        """Call ``callback`` for every lease that this manager revokes."""
+        self._revoke_callbacks.append(self._checked(callback))
 
     def register_health_callback(self, callback: Callable[[HealthEventPayload], Any]) -> None:
         """Call ``callback`` for every health check that this manager records.
@@ -370,6 +377,20 @@ class Leasing(ABC, Generic[S]):
         raise_together([each for each in outcomes if isinstance(each, Exception)])
         return [each for each in outcomes if isinstance(each, Lease)]
 
+    def _revoking(self, lease_ids: Iterable[UUID], reason: str) -> Calls[list[Lease]]:
+        """Revoke leases, notify their holders in this process and the callbacks."""
+        request = RevokeRequest(tuple(lease_ids), reason, bool(self._revoke_callbacks))
+        outcomes: Sequence[EndedLease | PharoxError]
+        outcomes, errors = yield from _to_the_end(
+            "revoke_leases", partial(self._storage.revoke_leases, request)
+        )
+        ended = [outcome for outcome in outcomes if isinstance(outcome, EndedLease)]
+        lose(self._storage, [ending.lease for ending in ended])
+        errors += [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        errors += yield from self._notify("revoke", self._revoke_callbacks, map(_revoked, ended))
+        _raise(errors)
+        return [ending.lease for ending in ended]
+
     def _cleaning_up(self) -> Calls[int]:
         """Expire leases that have run out, notify the callbacks, and return the number."""
         wanted = bool(self._expire_callbacks)
@@ -585,6 +606,18 @@ def _release_payload(ending: EndedLease, started_at: datetime) -> ReleaseEventPa
             "started_at": started_at,
             "completed_at": now,
         },
+    )
+
+
+def _revoked(ending: EndedLease) -> RevokeEventPayload:
+    lease = ending.lease
+    return RevokeEventPayload(
+        lease=lease,
+        pool_name=lease.pool_name,
+        revoked_at=lease.released_at or utc_now(),
+        lease_duration_ms=lease.duration_ms,
+        pool_stats=ending.stats,
+        reason=ending.reason or "",
     )
 
 

@@ -24,6 +24,7 @@ from ..models import (
     ProxyFilters,
     ReleaseEventPayload,
     RetryConfig,
+    RevokeEventPayload,
     SelectorStrategy,
 )
 from ..storage.interface import IStorage
@@ -327,6 +328,47 @@ class ProxyManager(Leasing[IStorage]):
         """
         run(self._releasing_all(leases), call)
 
+    def revoke_lease(self, lease_id: UUID, reason: str) -> Lease:
+        """End a lease of somebody else, whose proxy can then be leased.
+
+        Its holder is not asked. A kept lease is lost to its holder with its next renewal, at
+        once if this process holds it; :meth:`renew_lease` raises, and a release is ignored. If
+        the lease has ended, or run out, nothing is recorded.
+
+        Parameters
+        ----------
+        lease_id:
+            The id of a lease.
+        reason:
+            Why, for the log and for the holder.
+
+        Returns
+        -------
+        Lease
+            The lease as it is recorded now.
+
+        Raises
+        ------
+        LeaseEndedError
+            If there is no such lease, or it was released, revoked, taken back or has run out. The
+            message says when.
+        InvalidInputError
+            If there is no reason, or the storage cannot revoke leases.
+        OutcomeUnknownError
+            If the connection to the database broke before the answer. Revoke it again: an error
+            that says that it was revoked is then an answer, too.
+        """
+        (revoked,) = run(self._revoking([lease_id], reason), call)
+        return revoked
+
+    def revoke_leases(self, lease_ids: Iterable[UUID], reason: str) -> list[Lease]:
+        """End leases of others, each as :meth:`revoke_lease` does: up to 500 in one commit.
+
+        All of them are tried. Errors are raised afterwards, several as an
+        ``ExceptionGroup``.
+        """
+        return run(self._revoking(lease_ids, reason), call)
+
     def cleanup_expired_leases(self) -> int:
         """Expire all leases that have run out.
 
@@ -568,6 +610,7 @@ class ProxyManager(Leasing[IStorage]):
         on_acquire: Callable[[AcquireEventPayload], Any] | None = None,
         on_release: Callable[[ReleaseEventPayload], Any] | None = None,
         on_expire: Callable[[ExpireEventPayload], Any] | None = None,
+        on_revoke: Callable[[RevokeEventPayload], Any] | None = None,
         on_health: Callable[[HealthEventPayload], Any] | None = None,
         start: Literal["beginning", "now"] | int = "now",
         pool: str | UUID | None = None,
@@ -583,7 +626,7 @@ class ProxyManager(Leasing[IStorage]):
         name:
             Name of the subscription; another process with this name continues where
             this one ended. If None, the subscription is forgotten when it ends.
-        on_acquire, on_release, on_expire, on_health:
+        on_acquire, on_release, on_expire, on_revoke, on_health:
             What to call; coroutine functions need ``run_async``.
         start:
             Where a new subscription begins: "beginning", "now", or the seq of an event.
@@ -604,6 +647,7 @@ class ProxyManager(Leasing[IStorage]):
             "on_acquire": on_acquire,
             "on_release": on_release,
             "on_expire": on_expire,
+            "on_revoke": on_revoke,
             "on_health": on_health,
         }
         fleet = fleet_subscriptions()

@@ -22,6 +22,7 @@ from .payloads import (
     LostEventPayload,
     PoolStatsSnapshot,
     ReleaseEventPayload,
+    RevokeEventPayload,
 )
 from .proxy import (
     LEASABLE,
@@ -90,6 +91,7 @@ __all__ = [
     "ProxyStatus",
     "ReleaseEventPayload",
     "RetryConfig",
+    "RevokeEventPayload",
     "SelectorStrategy",
     "Text",
     "UtcDatetime",

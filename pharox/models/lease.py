@@ -17,11 +17,12 @@ from .validation import Name, UtcDatetime, utc_now
 
 
 class LeaseStatus(StrEnum):
-    """Whether a lease is held, released or expired."""
+    """Whether a lease is held, released, expired or revoked."""
 
     ACTIVE = "active"
     RELEASED = "released"
     EXPIRED = "expired"
+    REVOKED = "revoked"
 
 
 class SelectorStrategy(StrEnum):
@@ -34,7 +35,11 @@ class SelectorStrategy(StrEnum):
 
 
 class MissReason(StrEnum):
-    """Why an acquisition granted nothing. TOO_FEW: a set was requested and only some were free."""
+    """Why an acquisition granted nothing.
+
+    TOO_FEW: a set was requested and only some were free. RESTING: a proxy that fits has room, but
+    rests after its last lease.
+    """
 
     UNKNOWN_POOL = "unknown_pool"
     EMPTY_POOL = "empty_pool"
@@ -42,6 +47,7 @@ class MissReason(StrEnum):
     NONE_HEALTHY = "none_healthy"
     AT_CAPACITY = "at_capacity"
     TOO_FEW = "too_few"
+    RESTING = "resting"
 
 
 class Countdown:
@@ -68,7 +74,7 @@ class Lease(BaseModel):
 
     ``renewed_at`` is when it was last renewed, None if it never was. ``fencing_token`` is
     the log position of the event that granted the lease. Of two leases on one proxy the
-    later one has the greater token.
+    later one has the greater token. ``revoke_reason`` says why it was revoked, if it was.
     """
 
     id: UUID = Field(default_factory=uuid4)
@@ -83,6 +89,7 @@ class Lease(BaseModel):
     released_at: UtcDatetime | None = None
     fencing_token: int | None = None
     renewed_at: UtcDatetime | None = None
+    revoke_reason: str | None = None
 
     @property
     def proxy(self) -> LeasedProxy:
@@ -125,7 +132,7 @@ class Lease(BaseModel):
         countdown = self.countdown
         if countdown is None:
             return False
-        if countdown.lost_because is not None:
+        if countdown.lost_because is not None or self.status is LeaseStatus.REVOKED:
             return True
         return self.status is not LeaseStatus.RELEASED and time.monotonic() >= countdown.until
 
@@ -152,7 +159,7 @@ class Lease(BaseModel):
 
     @property
     def duration_ms(self) -> int | None:
-        """Milliseconds from acquisition to release or expiry; None while the lease is held."""
+        """Milliseconds from acquisition to its end; None while the lease is held."""
         if self.released_at is None:
             return None
         return max(0, int((self.released_at - self.acquired_at).total_seconds() * 1000))

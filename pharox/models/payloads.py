@@ -17,8 +17,8 @@ from .validation import UtcDatetime, utc_now
 class PoolStatsSnapshot(BaseModel):
     """The counts of a pool at one moment.
 
-    ``available_proxies`` are ACTIVE and below their capacity. ``leased_proxies``
-    have at least one active lease. ``total_leases`` counts the active leases.
+    ``available_proxies`` are ACTIVE and below their capacity, also those that rest.
+    ``leased_proxies`` have at least one active lease. ``total_leases`` counts the active leases.
     """
 
     pool_name: str
@@ -83,6 +83,17 @@ class ExpireEventPayload(BaseModel):
     pool_stats: PoolStatsSnapshot | None = None
 
 
+class RevokeEventPayload(BaseModel):
+    """The payload of a revoke callback, for one revoked lease. ``reason`` says why."""
+
+    lease: Lease
+    pool_name: str | None = None
+    revoked_at: UtcDatetime
+    lease_duration_ms: int | None = Field(default=None, ge=0)
+    pool_stats: PoolStatsSnapshot | None = None
+    reason: str
+
+
 class HealthEventPayload(BaseModel):
     """The payload of a health callback, for one check as the ledger recorded it.
 
@@ -122,7 +133,7 @@ class CallbackFailurePayload(BaseModel):
     included, as its text may contain secrets. The exception itself is raised to the caller.
     """
 
-    told: Literal["acquire", "release", "expire", "health", "lost"]
+    told: Literal["acquire", "release", "expire", "revoke", "health", "lost"]
     callback: str
     error_type: str
     pool_name: str | None = None

@@ -23,6 +23,7 @@ from pydantic import (
 
 from .text import normal_host, url_of
 from .validation import (
+    MAX_DURATION_S,
     MAX_NAME_LENGTH,
     Asn,
     Confidential,
@@ -233,13 +234,20 @@ def _url_with_login(
     return url_of(protocol, host, port, auth)
 
 
+RestSeconds = Annotated[float, Field(ge=0, le=MAX_DURATION_S, allow_inf_nan=False)]
+
+
 class ProxyPool(BaseModel):
     """A named set of proxies.
 
-    With ``lease_slow`` its SLOW proxies may be leased too, after all ACTIVE ones.
+    With ``lease_slow`` its SLOW proxies may be leased too, after all ACTIVE ones. After a lease
+    on one of its proxies was released, or ran out or was revoked, the proxy rests for so many
+    seconds: it is not leased again. None is no rest.
     """
 
     id: UUID = Field(default_factory=uuid4)
     name: Name
     description: Text | None = None
     lease_slow: bool = False
+    rest_after_release_seconds: RestSeconds | None = None
+    rest_after_expiry_seconds: RestSeconds | None = None

@@ -167,6 +167,8 @@ class FleetCounter:
                 self._add_lease(event, "released", added)
             case events.LeaseExpired():
                 self._add_lease(event, "expired", added)
+            case events.LeaseRevoked():
+                self._add_lease(event, "revoked", added)
             case events.HealthChecked():
                 self._add_check(event, added)
             case events.ProxiesChecked():
@@ -175,7 +177,7 @@ class FleetCounter:
 
     def _add_lease(
         self,
-        event: events.LeaseReleased | events.LeaseExpired,
+        event: events.LeaseEnd,
         ended: str,
         added: dict[Count, float],
     ) -> None:

@@ -111,6 +111,10 @@ class StructuredLogger:
         """Write a line for a lease that expired."""
         self._write_ending("pharox.expire", "expired", payload, payload.expired_at.isoformat())
 
+    def handle_revoke(self, payload: models.RevokeEventPayload) -> None:
+        """Write a line for a lease that was revoked."""
+        self._write_ending("pharox.revoke", "revoked", payload, payload.revoked_at.isoformat())
+
     def handle_health(self, payload: models.HealthEventPayload) -> None:
         """Write a line for a health check."""
         if not payload.lease_ids and not self._is_sampled(None):
@@ -162,7 +166,7 @@ class StructuredLogger:
         self,
         event: str,
         status: str,
-        payload: models.ReleaseEventPayload | models.ExpireEventPayload,
+        payload: models.ReleaseEventPayload | models.ExpireEventPayload | models.RevokeEventPayload,
         at: str,
     ) -> None:
         lease = payload.lease
@@ -177,7 +181,7 @@ class StructuredLogger:
             lease_id=str(lease.id),
             proxy_id=str(lease.proxy_id),
             lease_duration_ms=payload.lease_duration_ms,
-            reason=payload.reason if isinstance(payload, models.ReleaseEventPayload) else None,
+            reason=None if isinstance(payload, models.ExpireEventPayload) else payload.reason,
             stats=payload.pool_stats,
             **{f"{status}_at": at},
         )

@@ -156,6 +156,12 @@ class PrometheusMetricsRecorder:
         self._metrics.expired_total[pool,].inc()
         self._ended(pool, "expired", payload)
 
+    def handle_revoke(self, payload: models.RevokeEventPayload) -> None:
+        """Count a lease that was revoked, and how long it was held."""
+        pool = self._metrics.pool(payload.pool_name)
+        self._metrics.revoked_total[pool,].inc()
+        self._ended(pool, "revoked", payload)
+
     def handle_health(self, payload: models.HealthEventPayload) -> None:
         """Count a health check by its result, and how long it took."""
         pool, result = self._metrics.pool(payload.pool_name), payload.result
@@ -174,7 +180,10 @@ class PrometheusMetricsRecorder:
         self._metrics.callback_failures[payload.told,].inc()
 
     def _ended(
-        self, pool: str, how: str, payload: models.ReleaseEventPayload | models.ExpireEventPayload
+        self,
+        pool: str,
+        how: str,
+        payload: models.ReleaseEventPayload | models.ExpireEventPayload | models.RevokeEventPayload,
     ) -> None:
         seconds = max(payload.lease_duration_ms or 0, 0) / 1000
         self._metrics.lease_seconds[pool, how].observe(seconds)
@@ -273,6 +282,9 @@ class _Metrics:
         self.expired_total = _Series(
             Counter, "expired_total", "Leases that ran out.", ("pool",), **own
         )
+        self.revoked_total = _Series(
+            Counter, "revoked_total", "Leases that were revoked.", ("pool",), **own
+        )
         self.lost_total = _Series(
             Counter, "lost_total", "Kept leases that were lost.", ("pool",), **own
         )
@@ -302,7 +314,7 @@ class _Metrics:
         self.callback_failures = _Series(
             Counter, "callback_failures_total", "Callbacks that raised.", ("told",), **own
         )
-        for kind in ("acquire", "release", "expire", "health", "lost"):
+        for kind in ("acquire", "release", "expire", "revoke", "health", "lost"):
             self.callback_failures[kind,]  # start at 0, so that the first one is an increase
         self.gauges = {
             name: _Series(

@@ -16,7 +16,7 @@ from ..manager.leasing import Leasing
 
 _registered: WeakKeyDictionary[Leasing[Any], set[Hashable]] = WeakKeyDictionary()
 _lock = Lock()
-_KINDS = ("acquire", "release", "expire", "health", "lost", "failure")
+_KINDS = ("acquire", "release", "expire", "revoke", "health", "lost", "failure")
 
 
 def register_once(manager: Leasing[Any], identity: Hashable, recorder: object) -> None:
@@ -26,7 +26,8 @@ def register_once(manager: Leasing[Any], identity: Hashable, recorder: object) -
     ----------
     recorder:
         Its callbacks are its methods ``handle_acquire``, ``handle_release``, ``handle_expire``,
-        ``handle_health``, ``handle_lost`` and ``handle_failure``, as far as it has them.
+        ``handle_revoke``, ``handle_health``, ``handle_lost`` and ``handle_failure``, as far as it
+        has them.
     """
     with _lock:
         known = _registered.setdefault(manager, set())

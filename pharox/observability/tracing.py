@@ -103,6 +103,19 @@ class TracingRecorder:
             **_of_lease(payload.lease),
         )
 
+    def handle_revoke(self, payload: models.RevokeEventPayload) -> None:
+        """Make a span for a revocation, linked to the acquisition."""
+        self._span(
+            "pharox.revoke",
+            payload.revoked_at,
+            payload.revoked_at,
+            links=self._links(payload.lease),
+            pool=payload.pool_name,
+            lease_duration_ms=payload.lease_duration_ms,
+            reason=payload.reason,
+            **_of_lease(payload.lease),
+        )
+
     def handle_health(self, payload: models.HealthEventPayload) -> None:
         """Make a span for a health check: as long as its latency, ending when it was made."""
         result = payload.result

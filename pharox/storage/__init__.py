@@ -12,6 +12,7 @@ from .requests import (
     ReleaseRequest,
     ReleaseResult,
     RenewRequest,
+    RevokeRequest,
     SetAcquisition,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "ReleaseRequest",
     "ReleaseResult",
     "RenewRequest",
+    "RevokeRequest",
     "SetAcquisition",
 ]

@@ -43,6 +43,7 @@ from .requests import (
     Outcome,
     ReleaseResult,
     RenewRequest,
+    RevokeRequest,
     SetAcquisition,
 )
 
@@ -248,6 +249,9 @@ class AsyncInMemoryStorage(IAsyncStorage):
         self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
     ) -> Proxy:
         return self.memory.set_status(proxy_id, status, reason=reason)
+
+    async def drain_proxy(self, proxy_id: UUID, *, reason: str | None = None) -> Proxy | None:
+        return self.memory.drain_proxy(proxy_id, reason=reason)
 
     async def load_proxies_for_healthchecks(
         self,

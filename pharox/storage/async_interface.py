@@ -43,6 +43,7 @@ from .requests import (
     Outcome,
     ReleaseResult,
     RenewRequest,
+    RevokeRequest,
     SetAcquisition,
     given_up,
     new_leases,
@@ -189,6 +190,16 @@ class IAsyncStorage(ABC):
     ) -> Sequence[HealthOutcome]:
         """Record health checks. Return the outcome of each, in the same order."""
         return await run_async(defaults.record_health_checks(self, results, policy), call_async)
+
+    async def drain_proxy(self, proxy_id: UUID, *, reason: str | None = None) -> Proxy | None:
+        """Lease a proxy no more, and remove it when its last lease ends.
+
+        Raises
+        ------
+        InvalidInputError
+            If this storage cannot drain proxies. This default cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_DRAIN.format(type(self).__name__))
 
     async def set_status(
         self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None

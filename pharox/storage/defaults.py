@@ -50,6 +50,8 @@ from .requests import (
 from .validation import check_commands, check_reason, check_status
 
 CANNOT_RENEW = "{} cannot renew leases: it does not override renew_leases"
+CANNOT_DRAIN = "{} cannot drain proxies: it does not override drain_proxy"
+CANNOT_REVOKE = "{} cannot revoke leases: it does not override revoke_leases"
 
 
 def acquire_lease(storage: Any, request: AcquireRequest) -> Calls[Acquisition]:

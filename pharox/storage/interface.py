@@ -39,6 +39,7 @@ from .requests import (
     Outcome,
     ReleaseResult,
     RenewRequest,
+    RevokeRequest,
     SetAcquisition,
 )
 from .validation import check_age, check_statuses, pool_named
@@ -322,6 +323,26 @@ class IStorage(ABC):
             If there is no such proxy.
         """
         return run(defaults.set_status(self, proxy_id, status, reason), call)
+
+    def drain_proxy(self, proxy_id: UUID, *, reason: str | None = None) -> Proxy | None:
+        """Lease a proxy no more, and remove it when its last lease ends; at once if it has none.
+
+        Until then it is BANNED, and its leases go on. Any change of the proxy undoes it, such as
+        lifting the ban with :meth:`set_status`.
+
+        Returns
+        -------
+        Proxy or None
+            The proxy with its leases, or None if it is removed.
+
+        Raises
+        ------
+        ProxyNotFoundError
+            If there is no such proxy.
+        InvalidInputError
+            If this storage cannot drain proxies. This default cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_DRAIN.format(type(self).__name__))
 
     def load_proxies_for_healthchecks(
         self,

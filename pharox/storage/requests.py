@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -154,10 +154,7 @@ class RenewRequest:
         """Return the caller's lease, updated from the recorded one, or the reason it failed."""
         lease = self.lease
         if recorded is None:
-            return LeaseEndedError(
-                f"There is no lease {lease.id}; it may have ended and been pruned.",
-                lease_id=lease.id,
-            )
+            return _no_lease(lease.id)
         if lease.fencing_token not in (None, recorded.fencing_token):
             return ConflictError(
                 f"Lease {lease.id} has the fencing token {recorded.fencing_token}, "
@@ -167,6 +164,56 @@ class RenewRequest:
         lease.expires_at, lease.renewed_at = recorded.expires_at, recorded.renewed_at
         copy_ending(recorded, lease)
         return lease if is_renewed else LeaseEndedError(ending_of(recorded), lease_id=lease.id)
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeRequest:
+    """A request to end leases of others, each found by its id, for a reason.
+
+    Raises
+    ------
+    InvalidInputError
+        If an id is not a UUID, or the reason is empty or cannot be stored.
+    """
+
+    lease_ids: tuple[UUID, ...]
+    reason: str
+    with_stats: bool = False
+
+    def __post_init__(self) -> None:
+        ids = tuple(self.lease_ids)
+        if not all(isinstance(each, UUID) for each in ids):
+            raise InvalidInputError("lease ids must be UUIDs", value=ids)
+        object.__setattr__(self, "lease_ids", ids)
+        if not check_text(self.reason).strip():
+            raise InvalidInputError("a lease is revoked for a reason", value=self.reason)
+
+    def outcomes(
+        self, ended: Mapping[UUID, EndedLease], recorded: Mapping[UUID, Lease]
+    ) -> list[EndedLease | PharoxError]:
+        """Return what this request ended, or for each other id why it did not, in order.
+
+        Parameters
+        ----------
+        ended:
+            The leases that this request revoked.
+        recorded:
+            The others, as far as there are any.
+        """
+        outcomes: list[EndedLease | PharoxError] = []
+        left = dict(ended)
+        for lease_id in self.lease_ids:
+            done = left.pop(lease_id, None)
+            outcomes.append(done or self._refusal(lease_id, ended, recorded))
+        return outcomes
+
+    def _refusal(
+        self, lease_id: UUID, ended: Mapping[UUID, EndedLease], recorded: Mapping[UUID, Lease]
+    ) -> LeaseEndedError:
+        lease = ended[lease_id].lease if lease_id in ended else recorded.get(lease_id)
+        if lease is None:
+            return _no_lease(lease_id)
+        return LeaseEndedError(ending_of(lease), lease_id=lease_id)
 
 
 Command = AcquireRequest | AcquireSetRequest | ReleaseRequest
@@ -344,17 +391,30 @@ def copy_ending(recorded: Lease | None, lease: Lease) -> None:
     if recorded is not None:
         lease.status = recorded.status
         lease.released_at = recorded.released_at
+        lease.revoke_reason = recorded.revoke_reason
 
 
 def ending_of(lease: Lease) -> str:
     """Return a sentence that says how and when a lease ended. One still active has run out."""
-    name, ran_out = f"Lease {lease.id}", f"ran out at {lease.expires_at.isoformat()}"
+    return f"Lease {lease.id} {_how_it_ended(lease)}."
+
+
+def _how_it_ended(lease: Lease) -> str:
+    ran_out = f"ran out at {lease.expires_at.isoformat()}"
     if lease.released_at is None:
-        return f"{name} {ran_out}."
+        return ran_out
     ended_at = lease.released_at.isoformat()
+    if lease.status is LeaseStatus.REVOKED:
+        return f"was revoked at {ended_at}: {lease.revoke_reason}"
     if lease.status is LeaseStatus.EXPIRED:
-        return f"{name} {ran_out} and was taken back at {ended_at}."
-    return f"{name} was released at {ended_at}."
+        return f"{ran_out} and was taken back at {ended_at}"
+    return f"was released at {ended_at}"
+
+
+def _no_lease(lease_id: UUID) -> LeaseEndedError:
+    return LeaseEndedError(
+        f"There is no lease {lease_id}; it may have ended and been pruned.", lease_id=lease_id
+    )
 
 
 def renewal_rounds(requests: Sequence[RenewRequest]) -> list[list[int]]:
@@ -380,7 +440,12 @@ def lease_busy(lease: Lease) -> LeaseBusyError:
 
 def log_late_release(lease: Lease, recorded: Lease | None) -> None:
     """Warn that a release came after the end of its lease."""
-    why = "is unknown" if recorded is None else f"has ended already ({recorded.status.value})"
+    if recorded is None:
+        why = "is unknown"
+    elif recorded.status is LeaseStatus.REVOKED:
+        why = _how_it_ended(recorded)
+    else:
+        why = f"has ended already ({recorded.status.value})"
     logger.warning(
         "pharox.release.ignored: lease %s %s",
         lease.id,

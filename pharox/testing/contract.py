@@ -16,6 +16,7 @@ from ..errors import (
     InvalidInputError,
     InvalidLeaseError,
     LeaseEndedError,
+    PharoxError,
     PoolNotFoundError,
     ProxyNotFoundError,
     ProxyUnavailableError,
@@ -42,6 +43,7 @@ from ..storage.requests import (
     ReleaseRequest,
     ReleaseResult,
     RenewRequest,
+    RevokeRequest,
 )
 
 PassTime = Callable[[float], None]

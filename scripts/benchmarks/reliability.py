@@ -42,6 +42,27 @@ before it goes on. When the fault is over, these files are held against the ledg
 - *held twice*: leases of a proxy that somebody else held at that moment.
 - *findings*: what `storage.verify()` found wrong, of seals, chain and read models.
 """
+CLOCKS = """\
+## The clock of the database jumps
+
+Leases are judged by the clock of the database alone. What is promised when it jumps, and tested
+in `tests/leasing/test_clock_jumps.py`:
+
+- *Forward, by an hour.* Leases of less than an hour have run out at once, and the next
+  acquisition gives their proxies to others. A keeper finds out with its next renewal, within a
+  third of the lease's duration, and its holder is told that the lease is lost. Until then two may
+  use one proxy; `require_lease` refuses the first of them.
+- *Back, by an hour.* No lease ends early. One that is kept ends its duration after its last
+  renewal by the new clock: the next renewal moves its end back. One that is not renewed lasts
+  until its end comes by the new clock, up to an hour longer than it was granted for; its holder
+  may release it, and an operator may [revoke](keeping.md#revoking) it. `Lease.is_lost` goes by
+  the monotonic clock of the holder's machine, which does not jump: it counts on the lease for its
+  duration, no longer.
+
+The log keeps what the clock said: the order of events is their position, not their time, and a
+lease that ended before it began by the clock was held for 0 ms. Let the clock slew (`chrony`,
+`ntpd -x`) rather than step.
+"""
 HEADER = (
     "| what was done | times | acknowledged | in doubt | lost | doubled | held twice | findings |"
 )
@@ -60,7 +81,7 @@ def page(reports: Sequence[dict[str, Any]], where: str) -> str:
     for report in reports:
         if "levels" in report:
             parts += _soak(report)
-    return "\n".join(parts).rstrip() + "\n"
+    return "\n".join([*parts, CLOCKS])
 
 
 def _soak(report: dict[str, Any]) -> list[str]:

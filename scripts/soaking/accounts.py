@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from uuid import UUID
 
-from pharox.events import LeaseAcquired, LeaseExpired, LeaseReleased
+from pharox.events import LeaseAcquired, LeaseEnd
 from pharox.storage.postgres import PostgresStorage
 
 _TOLD = 5
@@ -63,7 +63,7 @@ class Accounts:
             self._seq = event.seq
             if isinstance(event, LeaseAcquired):
                 self._began(event)
-            elif isinstance(event, LeaseReleased | LeaseExpired):
+            elif isinstance(event, LeaseEnd):
                 self._ended(event)
         for line in self._told:
             self._compare(*line.split(" ", 1))
@@ -82,7 +82,7 @@ class Accounts:
         self._holders[event.proxy_id] = event.lease_id
         self._untold["A"].add(str(event.lease_id))
 
-    def _ended(self, event: LeaseReleased | LeaseExpired) -> None:
+    def _ended(self, event: LeaseEnd) -> None:
         if self._holders.get(event.proxy_id) == event.lease_id:
             del self._holders[event.proxy_id]
         else:

@@ -51,6 +51,39 @@ class TestRenew:
         assert pharox("renew", lease_id, "--duration", "-1").status != 0
 
 
+class TestRevoke:
+    def test_it_ends_the_lease_of_somebody_else(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """The reason is in the log, in the lease's story and in what its holder is told."""
+        fill(storage, name="p")
+        lease_id = pharox("acquire", "p", "--consumer", "crawler").out.split()[0]
+        outcome = pharox("revoke", lease_id, "--reason", "subnet banned")
+        assert outcome.status == 0
+        assert outcome.out.startswith(f"{lease_id} revoked after ")
+        assert 'reason="subnet banned"' in pharox("log", "--type", "LeaseRevoked").out
+        story = pharox("audit", "lease", lease_id).out
+        assert "the lease of crawler on http://10.0.0.0:8000 was revoked after " in story
+        assert ": subnet banned" in story
+        assert "1 revoked" in pharox("audit", "pool", "p").out
+        for command in ("renew", "release"):
+            told = pharox(command, lease_id).err
+            assert "revoked" in told
+            assert ": subnet banned" in told
+
+    def test_what_has_ended_is_told(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """Revoking twice fails and says when it was; a reason is needed; --json has the lease."""
+        fill(storage, name="p")
+        lease_id = pharox("acquire", "p").out.split()[0]
+        assert pharox("revoke", lease_id).status == 2
+        (found,) = pharox("revoke", lease_id, "--reason", "why", "--json").objects
+        assert (found["status"], found["revoke_reason"]) == ("revoked", "why")
+        again = pharox("revoke", lease_id, "--reason", "again")
+        assert again.status == 1
+        assert "was revoked at" in again.err
+        assert "There is no lease" in pharox("revoke", str(uuid4()), "--reason", "why").err
+
+
 class TestAcquire:
     def test_it_prints_the_lease_and_the_url(
         self, pharox: Pharox, storage: PostgresStorage

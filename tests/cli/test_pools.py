@@ -23,7 +23,7 @@ class TestPools:
         header, *rows = pharox("pools").out.splitlines()
         assert header.split()[:2] == ["pool", "id"]
         assert [row.split() for row in rows] == [
-            [pool.name, str(pool.id), "no", pool.description] for pool in reversed(pools)
+            [pool.name, str(pool.id), "no", "no", pool.description] for pool in reversed(pools)
         ]
         assert [p["id"] for p in pharox("pools", "--json").objects] == [
             str(pool.id) for pool in reversed(pools)
@@ -36,6 +36,32 @@ class TestPools:
         assert (pool.name, pool.lease_slow, pool.description) == ("p", True, "for tests")
         again = pharox("pools", "add", "p")
         assert again == (1, "", "pharox: another pool is named 'p'\n")
+
+    def test_its_proxies_may_rest(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """``add`` and ``set`` take both rests; 0 is none, and what is not said stays."""
+        name = "--rest-after-release"
+        pool_id = pharox("pools", "add", "p", name, "2.5").out.strip()
+        pharox("pools", "set", "p", "--rest-after-expiry", "60")
+        pool = storage.get_pool(pool_id)
+        assert (pool.rest_after_release_seconds, pool.rest_after_expiry_seconds) == (2.5, 60)
+        assert "2.5 s, 60 s" in pharox("pools").out
+        assert "a proxy rests for 1 min 0 s after an expiry" in pharox("audit", "pool", "p").out
+        pharox("pools", "set", "p", name, "0")
+        assert storage.get_pool(pool_id).rest_after_release_seconds is None
+        assert pharox("pools", "set", "p", name, "-1").status != 0
+
+    def test_a_miss_says_that_they_rest(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """The reason is told, and is in the log beside the moment until when they rest."""
+        fill(storage, 1, name="p")
+        pharox("pools", "set", "p", "--rest-after-expiry", "600")
+        lease_id = pharox("acquire", "p").out.split()[0]
+        pharox("revoke", lease_id, "--reason", "why")
+        missed = pharox("acquire", "p")
+        assert (missed.status, missed.out) == (1, "")
+        assert "rests after its last lease" in missed.err
+        log = pharox("log").out
+        assert "reason=resting" in log
+        assert "rests_until=" in log
 
     @pytest.mark.parametrize("command", ["pools", "stats"])
     def test_none_is_no_failure(self, pharox: Pharox, command: str) -> None:

@@ -190,3 +190,27 @@ class TestPools:
         more = ["--description", "d"] if command == "set" else []
         outcome = pharox("pools", command, "nope", *more)
         assert outcome == (1, "", "pharox: no pool is named 'nope'\n")
+
+
+class TestDrain:
+    def test_it_leaves_with_its_last_lease(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """An idle one is removed at once; what becomes of the other is told, and is in the log."""
+        _, (idle, leased) = fill(storage, 2, name="p")
+        lease = storage.create_lease(leased, "w", 600)
+        outcome = pharox("proxies", "drain", str(idle.id), str(leased.id), "--reason", "old")
+        gone, stays = outcome.out.splitlines()
+        assert gone.endswith("is removed")
+        assert stays.endswith("is removed when 1 lease ends")
+        assert "drains: it leaves with its last lease: old" in pharox("audit", "pool", "p").out
+        assert "drains=yes" in pharox("log", "--type", "ProxyChanged").out
+        pharox("release", str(lease.id))
+        assert storage.get_bare_proxy(leased.id) is None
+
+    def test_unban_undoes_it(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """The proxy stays, and may be leased again."""
+        _, (proxy,) = fill(storage, 1, name="p")
+        lease = storage.create_lease(proxy, "w", 600)
+        pharox("proxies", "drain", str(proxy.id))
+        pharox("unban", str(proxy.id), "--active")
+        pharox("release", str(lease.id))
+        assert pharox("acquire", "p").status == 0

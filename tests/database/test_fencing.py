@@ -65,6 +65,10 @@ def test_it_fails_without_the_lease(postgres: PostgresStorage, database_url: str
     refused(uuid4(), token, "there is no lease")
     manager.release_proxy(lease)
     refused(lease.id, token, "it was released at")
+    revoked = manager.acquire_proxy("pool", "w")
+    assert revoked is not None
+    manager.revoke_lease(revoked.id, "its subnet is banned")
+    refused(revoked.id, revoked.fencing_token, "it was revoked at .*: its subnet is banned")
     late = manager.acquire_proxy("pool", "w", 10)
     assert late is not None
     clock.advance(11)

@@ -45,27 +45,29 @@ SQL = files(migrations) / "sql"
 DIGESTS = {
     "0001": "395a2dfc05ecf778e709f0ff2c68f277bdc79670df56c124613c3b27d162de1d",
     "0002": "a4dc6aa9ce5f5b4b3f795b93315df55460cb6b82d790192cee4b8bb3b8467abe",
+    "0003": "4a0023b9d4f58c8e7323a6e060427acd145b2d2ea0e13946557acf9454c8b25d",
 }
 WORKERS = 8
 STEPS = 8
 
 
-def version_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have this process be of version 0001, as far as it makes a ledger and leases."""
-    monkeypatch.setattr(ScriptDirectory, "get_current_head", lambda *_: "0001")
-    # What it calls by then has another name, or came later.
-    monkeypatch.setattr(batch, "_granting", batch._deciding)
-    for statement in (batch.commands_statement, batch.acquire_statement):
-        statement.cache_clear()
+def version_before(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    """Have this process be of an earlier version, as far as it makes a ledger and leases."""
+    monkeypatch.setattr(ScriptDirectory, "get_current_head", lambda *_: version)
+    if version == "0001":
+        # What it calls by then has another name, or came later.
+        monkeypatch.setattr(batch, "_granting", batch._deciding)
+        for statement in (batch.commands_statement, batch.acquire_statement):
+            statement.cache_clear()
     for module in (schema, lookups):
-        monkeypatch.setattr(module, "HEAD", "0001")
+        monkeypatch.setattr(module, "HEAD", version)
 
 
 def next_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have this process be of the next version; those that it starts are not."""
     monkeypatch.setattr(schema, "VERSIONS", [*schema.VERSIONS, str(NEXT)])
     for module in (schema, lookups):
-        monkeypatch.setattr(module, "HEAD", "0003")
+        monkeypatch.setattr(module, "HEAD", "0004")
 
 
 def upgrade_to_next(storage: PostgresStorage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,16 +92,36 @@ def test_a_migration_stays_as_it_is(revision: str) -> None:
     assert sha256(content).hexdigest() == DIGESTS[revision]
 
 
-def test_a_filled_ledger_is_upgraded_from_0001(
-    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+LATER = {
+    "pools": {"rest_after_release_seconds": "float8", "rest_after_expiry_seconds": "float8"},
+    "available_proxies": {"rests_until": "timestamptz", "drains": "boolean"},
+    "leases": {"revoke_reason": "text"},
+}
+"""Columns that came later, which this version reads when it fills a ledger of an earlier one."""
+
+
+def _alter(storage: PostgresStorage, how: str) -> None:
+    for table, columns in LATER.items():
+        for name, type_ in columns.items():
+            run_sql(
+                storage.engine,
+                f"ALTER TABLE pharox.{table} {how} {name} {type_ * (how == 'ADD COLUMN')}",
+            )
+
+
+@pytest.mark.parametrize("version", ["0001", "0002"])
+def test_a_filled_ledger_is_upgraded(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
-    """Its leases go on, can be renewed, and are what the log says."""
+    """Its leases go on, can be renewed and revoked, and are what the log says."""
     storage = PostgresStorage(open_engine(empty_database_url), secret_keys=[SECRET_KEY])
     with monkeypatch.context() as before:
-        version_before(before)
+        version_before(before, version)
         storage.upgrade_schema()
-        assert storage.schema_version() == "0001"
+        assert storage.schema_version() == version
+        _alter(storage, "ADD COLUMN")
         held = filled_unchecked(storage)
+        _alter(storage, "DROP COLUMN")
     batch.commands_statement.cache_clear()
     batch.acquire_statement.cache_clear()
     with ledger(empty_database_url) as newer:
@@ -115,6 +137,8 @@ def test_a_filled_ledger_is_upgraded_from_0001(
             assert found.renewed_at is not None
             assert found.expires_at == lease.expires_at
             assert found.expires_at - found.renewed_at == timedelta(seconds=3600)
+        (revoked,) = manager.revoke_leases([held[9].id], "why")
+        assert newer.get_lease(str(held[9].id)) == revoked
         assert newer.verify() == []
         rebuild(newer)
         assert newer.verify() == []
@@ -273,7 +297,7 @@ def test_a_newer_schema_serves_who_leases_and_nobody_who_alters_or_judges_it(
     upgrade_to_next(postgres, monkeypatch)
     with ledger(database_url) as older:
         older.upgrade_schema()
-        assert older.schema_version() == "0003"
+        assert older.schema_version() == "0004"
         lease = ProxyManager(older).acquire_proxy("pool")
         assert lease is not None
         assert older.verify_log() == []
@@ -296,7 +320,7 @@ def test_a_breaking_version_says_so(
     run_sql(
         postgres.engine,
         "CREATE OR REPLACE FUNCTION pharox.oldest_client() RETURNS text LANGUAGE sql STABLE "
-        "AS 'SELECT ''0003'''",
+        "AS 'SELECT ''0004'''",
     )
     with ledger(database_url) as older, pytest.raises(SchemaError, match="upgrade pharox"):
         ProxyManager(older).acquire_proxy("pool")
@@ -313,10 +337,10 @@ def test_an_upgrade_waits_for_no_lock_while_others_wait_for_it(
         held.connection.execute("SELECT FROM pharox.leases")
         with pytest.raises(DatabaseError, match="could not acquire its locks"):
             newer.upgrade_schema()
-        assert newer.schema_version() == "0002"
+        assert newer.schema_version() == "0003"
     with ledger(database_url) as newer:
         newer.upgrade_schema()
-        assert newer.schema_version() == "0003"
+        assert newer.schema_version() == "0004"
         assert newer.verify() == []
 
 

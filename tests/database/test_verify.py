@@ -46,7 +46,7 @@ OTHER = {
     "int4": "coalesce({}, 0) + 100",
     "int8": "coalesce({}, 0) + 1000000",
     "float8": "coalesce({}, 0) + 0.5",
-    "bool": "NOT {}",
+    "bool": "coalesce(NOT {}, true)",
     "timestamptz": "coalesce({}, now()) + interval '1 microsecond'",
     "bytea": "set_byte({0}, 3, (get_byte({0}, 3) + 1) % 256)",
     "jsonb": "jsonb_set(coalesce({}, '{{}}'), '{{added}}', 'true')",

@@ -236,7 +236,7 @@ def test_an_attempt_that_commits_meanwhile_counts(
         manager.release_proxy(other)
         lease = asked.result()
     assert lease is not None
-    assert (lease.id, lease.proxy_id) == (mine, Answer._make(granted).proxy_id)
+    assert (lease.id, lease.proxy_id) == (mine, Answer(*granted).proxy_id)
     assert types_of(postgres).count("LeaseAcquired") == 2
     assert postgres.verify() == []
 

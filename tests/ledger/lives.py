@@ -19,7 +19,7 @@ from pharox import (
     ProxyUnavailableError,
     SelectorStrategy,
 )
-from pharox.storage.requests import AcquireRequest
+from pharox.storage.requests import AcquireRequest, RevokeRequest
 from tests.conftest import AnyStorage, Clock
 
 Command = tuple[str, int]
@@ -37,6 +37,8 @@ WEIGHTS = {
     "find": 1,
     "prune": 1,
     "rename": 1,
+    "revoke": 1,
+    "rest": 1,
     "renew": 1,
 }
 COMMANDS = st.lists(
@@ -148,6 +150,18 @@ class Life:
     def rename(self, pick: int) -> None:
         renamed = {"name": f"pool {uuid4().hex[:8]}"}
         self.pools[pick % 2] = self.pools[pick % 2].model_copy(update=renamed)
+        self.storage.save_pool(self.pools[pick % 2])
+
+    def revoke(self, pick: int) -> None:
+        lease = self.leases.pop(pick % (len(self.leases) or 1))
+        self.storage.revoke_leases(RevokeRequest((lease.id,), "why"))
+
+    def rest(self, pick: int) -> None:
+        rests = {
+            "rest_after_release_seconds": (None, 5)[pick % 2],
+            "rest_after_expiry_seconds": (None, 0, 30.5)[pick % 3],
+        }
+        self.pools[pick % 2] = self.pools[pick % 2].model_copy(update=rests)
         self.storage.save_pool(self.pools[pick % 2])
 
     def renew(self, pick: int) -> None:

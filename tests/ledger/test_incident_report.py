@@ -650,3 +650,22 @@ def test_the_storages_tell_the_same(any_storage: AnyStorage, tmp_path: Path) -> 
         report = write_report(storage, START, START + 4 * MINUTE, tmp_path / name)
         told.append([{k: line.get(k) for k in SAME} for line in timeline(report.folder)])
     assert told[0] == told[1]
+
+
+def test_a_revoked_lease_is_told_from_others(
+    memory: InMemoryStorage, clock: Clock, tmp_path: Path
+) -> None:
+    """Its bar, its row in the list and the summary say that it was revoked, and why."""
+    manager = ProxyManager(memory)
+    lease = manager.acquire_proxy("eu", "revoked one", 600)
+    assert lease is not None
+    clock.advance(30)
+    manager.revoke_lease(lease.id, "its subnet is banned")
+    start = clock.now - MINUTE
+    write_report(memory, start, clock.now + MINUTE, tmp_path / "report")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert 'data-ending="revoked"' in page
+    assert "1 lease was revoked." in page
+    assert "after 30 s; its subnet is banned" in page
+    entry = next(each for each in timeline(tmp_path / "report") if each["type"] == "LeaseRevoked")
+    assert (entry["reason"], entry["held_seconds"]) == ("its subnet is banned", 30)

@@ -24,6 +24,7 @@ from pharox import (
     ProxyProtocol,
     ProxyStatus,
     ReleaseEventPayload,
+    RevokeEventPayload,
     SelectorStrategy,
 )
 from pharox.events import Event
@@ -63,8 +64,12 @@ def test_payloads_are_those_of_the_callbacks(storage: PostgresStorage, database_
         manager.register_acquire_callback(told.append)
         manager.register_release_callback(told.append)
         manager.register_expire_callback(told.append)
+        manager.register_revoke_callback(told.append)
         whole_fleet = ProxyManager(storage).subscribe(
-            on_acquire=heard.append, on_release=heard.append, on_expire=heard.append
+            on_acquire=heard.append,
+            on_release=heard.append,
+            on_expire=heard.append,
+            on_revoke=heard.append,
         )
         with whole_fleet.running():
             filters = ProxyFilters(country="AR", any_of=[ProxyFilters(city="x"), ProxyFilters()])
@@ -74,13 +79,15 @@ def test_payloads_are_those_of_the_callbacks(storage: PostgresStorage, database_
             clock.advance(5)
             manager.release_proxy(lease)
             manager.acquire_proxy("pool", "worker", 60)
-            manager.acquire_proxy("pool", "other", 600)
+            other_lease = manager.acquire_proxy("pool", "other", 600)
+            assert other_lease is not None
             assert manager.acquire_proxy("pool", "third") is None
             assert manager.acquire_proxy("nowhere", "third") is None
             clock.advance(61)
             assert manager.cleanup_expired_leases() == 1
-            until(lambda: len(heard) == 7)
-    assert len(told) == 7
+            manager.revoke_lease(other_lease.id, "why")
+            until(lambda: len(heard) == 8)
+    assert len(told) == 8
     for one, another in zip(told, heard, strict=True):
         assert type(one) is type(another)
         assert plain(one) == plain(another)
@@ -88,6 +95,7 @@ def test_payloads_are_those_of_the_callbacks(storage: PostgresStorage, database_
         AcquireEventPayload,
         ReleaseEventPayload,
         ExpireEventPayload,
+        RevokeEventPayload,
     }
 
 
@@ -189,7 +197,7 @@ def test_a_callback_that_raises_is_called_again(storage: PostgresStorage) -> Non
 
 def test_what_cannot_be_subscribed_is_refused(storage: PostgresStorage) -> None:
     """Not without a callback, and not where there is no database."""
-    with pytest.raises(InvalidInputError, match="on_acquire, on_release, on_expire, on_health"):
+    with pytest.raises(InvalidInputError, match="on_expire, on_revoke, on_health"):
         ProxyManager(storage).subscribe()
     with pytest.raises(InvalidInputError, match="PostgreSQL"):
         ProxyManager(InMemoryStorage()).subscribe(on_acquire=print)

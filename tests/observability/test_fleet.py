@@ -91,6 +91,9 @@ def test_everything_that_happened_is_counted(storage: PostgresStorage) -> None:
         held = manager.acquire_proxy("pool", "crawler", duration_seconds=60)
         assert held is not None
         manager.acquire_proxy("nowhere", "crawler")
+        revoked = manager.acquire_proxy("pool", "revoked", duration_seconds=60)
+        assert revoked is not None
+        manager.revoke_lease(revoked.id, "why")
         clock.advance(90)
         storage.record_health_checks(
             [checked(proxies[1], status=ProxyStatus.INACTIVE, checked_at=clock.now)]
@@ -106,6 +109,7 @@ def test_everything_that_happened_is_counted(storage: PostgresStorage) -> None:
     assert found["lease_duration_seconds_bucket", ("released", "1.0", "pool")] == 0
     assert found["lease_duration_seconds_bucket", ("released", "5.0", "pool")] == 1
     assert found["lease_duration_seconds_count", ("expired", "pool")] == 1
+    assert found["lease_duration_seconds_count", ("revoked", "pool")] == 1
     assert found["health_checks_total", ("", "pool", "http", "", "inactive")] == 1
     assert found["pool_total_proxies", ("pool",)] == 2
     assert found["pool_active_proxies", ("pool",)] == 1

@@ -122,6 +122,20 @@ def test_each_thing_is_a_line(lines: list[Any]) -> None:
     assert "alice" not in json.dumps(lines)
 
 
+def test_a_revocation_is_a_line(lines: list[Any]) -> None:
+    """It says whose lease it was, when and why."""
+    manager, _ = prepared(InMemoryStorage())
+    register_structured_logging(manager)
+    lease = manager.acquire_proxy("pool", "crawler")
+    assert lease is not None
+    manager.revoke_lease(lease.id, "its subnet is banned")
+    line = lines[-1]
+    assert line["event"] == "pharox.revoke"
+    assert (line["consumer"], line["reason"]) == ("crawler", "its subnet is banned")
+    assert (line["status"], line["lease_id"]) == ("revoked", str(lease.id))
+    assert "revoked_at" in line
+
+
 @pytest.mark.parametrize("given", [None, logging.getLogger("their.own")])
 def test_the_standard_library_gets_records(
     given: logging.Logger | None, caplog: pytest.LogCaptureFixture

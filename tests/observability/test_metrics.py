@@ -61,6 +61,10 @@ def test_everything_is_counted() -> None:
     clock.advance(7)
     manager.cleanup_expired_leases()
     manager.release_proxy(lease)
+    revoked = manager.acquire_proxy("pool", "revoked")
+    assert revoked is not None
+    clock.advance(3)
+    manager.revoke_lease(revoked.id, "why")
     slow = checked(proxies[0], status=ProxyStatus.SLOW, latency_ms=1500, checked_at=clock.now)
     manager.record_health_checks([slow])
     manager.register_acquire_callback(_fail)
@@ -78,6 +82,8 @@ def test_everything_is_counted() -> None:
     assert found["pharox_acquire_misses_total", misspelled] == 1
     assert found["pharox_release_total", ("pool",)] == 2
     assert found["pharox_expired_total", ("pool",)] == 1
+    assert found["pharox_revoked_total", ("pool",)] == 1
+    assert found["pharox_lease_duration_seconds_sum", ("revoked", "pool")] == 3
     assert found["pharox_lease_duration_seconds_sum", ("expired", "pool")] == 7
     assert found["pharox_lease_duration_seconds_bucket", ("released", "10.0", "pool")] == 2
     assert found["pharox_health_checks_total", ("", "pool", "http", "", "slow")] == 1

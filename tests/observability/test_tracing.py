@@ -66,9 +66,14 @@ def test_misses_expiries_and_checks_are_spans_too(spans: InMemorySpanExporter, t
     manager.acquire_proxy("pool")
     clock.advance(8)
     manager.cleanup_expired_leases()
+    revoked = manager.acquire_proxy("pool")
+    assert revoked is not None
+    manager.revoke_lease(revoked.id, "why")
     manager.record_health_checks([checked(proxy, checked_at=clock.now, latency_ms=250)])
     found = by_name(spans)
-    hit, miss = (s for s in spans.get_finished_spans() if s.name == "pharox.acquire")
+    assert dict(found["pharox.revoke"].attributes or {})["pharox.reason"] == "why"
+    assert len(found["pharox.revoke"].links) == 1
+    hit, miss, _ = (s for s in spans.get_finished_spans() if s.name == "pharox.acquire")
     assert dict(miss.attributes or {})["pharox.miss_reason"] == "at_capacity"
     expired, check = found["pharox.expire"], found["pharox.health_check"]
     assert [link.context for link in expired.links] == [hit.get_span_context()]

@@ -51,6 +51,8 @@ class PlainModel:
     turns: dict[UUID, UUID] = field(default_factory=dict)
     probed: dict[UUID, datetime] = field(default_factory=dict)
     latency: dict[UUID, int] = field(default_factory=dict)
+    draining: set[UUID] = field(default_factory=set)
+    rests: dict[UUID, datetime] = field(default_factory=dict)
     since_decided: dict[UUID, list[bool]] = field(default_factory=dict)
 
     def held(self, proxy_id: UUID) -> int:
@@ -58,6 +60,19 @@ class PlainModel:
 
     def has_room(self, proxy: Proxy) -> bool:
         return proxy.max_concurrency is None or self.held(proxy.id) < proxy.max_concurrency
+
+    def is_resting(self, proxy: Proxy) -> bool:
+        return proxy.id in self.rests and self.rests[proxy.id] > self.now
+
+    def end(self, lease: PlainLease, status: str) -> None:
+        """End a lease; its proxy rests as its pool says, and no shorter than before."""
+        lease.status, lease.ended_at = status, self.now
+        pool = self.pools[lease.pool_id]
+        seconds = pool.rest_after_expiry_seconds
+        if status == "released":
+            seconds = pool.rest_after_release_seconds
+        until = self.now + timedelta(seconds=seconds or 0)
+        self.rests[lease.proxy_id] = max(until, self.rests.get(lease.proxy_id, until))
 
     def healthy(self, pool: ProxyPool, proxy: Proxy) -> bool:
         return proxy.status is ProxyStatus.ACTIVE or (
@@ -79,6 +94,7 @@ class PlainModel:
             for p in self.members(pool)
             if self.healthy(pool, p)
             and self.has_room(p)
+            and not self.is_resting(p)
             and p.id not in taken
             and (filters is None or filters.matches(p))
         ]
@@ -132,7 +148,10 @@ class PlainModel:
         matching = [p for p in members if filters is None or filters.matches(p)]
         if not matching:
             return MissReason.NO_MATCH
-        if not any(self.healthy(pool, p) for p in matching):
+        healthy = [p for p in matching if self.healthy(pool, p)]
+        if any(self.has_room(p) and self.is_resting(p) for p in healthy):
+            return MissReason.RESTING
+        if not healthy:
             return MissReason.NONE_HEALTHY
         return MissReason.AT_CAPACITY
 
@@ -145,12 +164,19 @@ class PlainModel:
             and (pool_id is None or x.pool_id == pool_id)
         ]
         for lease in due:
-            lease.status, lease.ended_at = "expired", self.now
+            self.end(lease, "expired")
         return len(due)
 
     def grant(self, proxy: Proxy, consumer: str, seconds: float) -> None:
         expires_at = self.now + timedelta(seconds=seconds)
         self.leases.append(PlainLease(proxy.id, proxy.pool_id, consumer, expires_at, seconds))
+
+    def revoke(self, lease: PlainLease) -> bool:
+        """End a lease, unless it has ended or run out."""
+        may = lease.is_held and lease.expires_at > self.now
+        if may:
+            self.end(lease, "revoked")
+        return may
 
     def end_held(self, proxy_id: UUID) -> None:
         for lease in self.leases:
@@ -184,14 +210,29 @@ class PlainModel:
             return [x.consumer for x in self.leases if x.proxy_id == proxy.id and x.is_held]
         return []
 
+    def drain(self, proxy: Proxy) -> None:
+        if proxy.id not in self.draining:
+            self.decide(proxy.model_copy(update={"status": ProxyStatus.BANNED}))
+            self.draining.add(proxy.id)
+
+    def remove_drained(self) -> None:
+        """Remove what drains and is not leased."""
+        for proxy_id in list(self.draining):
+            if not self.held(proxy_id):
+                self.forget(proxy_id)
+
     def decide(self, proxy: Proxy) -> None:
         """Take in what a person says of a proxy."""
+        if self.proxies.get(proxy.id) != proxy:
+            self.draining.discard(proxy.id)
         if (known := self.proxies.get(proxy.id)) and known.status != proxy.status:
             self.since_decided.pop(proxy.id, None)
         self.proxies[proxy.id] = proxy
 
     def forget(self, proxy_id: UUID) -> None:
-        for facts in (self.proxies, self.probed, self.latency, self.since_decided):
+        self.draining.discard(proxy_id)
+        known = (self.proxies, self.rests, self.probed, self.latency, self.since_decided)
+        for facts in known:
             facts.pop(proxy_id, None)
 
     def stats(self, pool: ProxyPool) -> PoolStatsSnapshot:

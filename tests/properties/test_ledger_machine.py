@@ -26,9 +26,11 @@ from pharox import (
     HealthPolicy,
     InMemoryStorage,
     Lease,
+    LeaseEndedError,
     MissReason,
     Proxy,
     ProxyFilters,
+    ProxyNotFoundError,
     ProxyPool,
     ProxyProtocol,
     ProxyStatus,
@@ -44,9 +46,11 @@ from pharox.storage.requests import (
     AcquireSetRequest,
     Acquisition,
     Command,
+    EndedLease,
     ReleaseRequest,
     ReleaseResult,
     RenewRequest,
+    RevokeRequest,
     SetAcquisition,
 )
 from tests.conftest import (
@@ -156,6 +160,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         wanted = self._pool(name)
         assert self.model.expire(wanted.id) == len(ours.expired)
+        self._begin_search(filters)
         chosen = self.model.offer(wanted, selector, filters)
         if chosen is None:
             assert (ours.lease, theirs.lease) == (None, None)
@@ -194,6 +199,7 @@ class LedgerMachine(RuleBasedStateMachine):
         )
         ours, theirs = (storage.acquire_set(request) for storage in self.both)
         assert self.model.expire(wanted.id) == len(ours.expired) == len(theirs.expired)
+        self._begin_search(filters)
         self._check_set(request, ours, theirs)
 
     @precondition(lambda self: self.model.proxies)
@@ -233,11 +239,14 @@ class LedgerMachine(RuleBasedStateMachine):
             assert len(one.expired) == len(other.expired)
             expired += len(one.expired)
         assert self.model.expire() == expired
+        for _, _, filters in asked:
+            self._begin_search(filters)
         for pick, one, other in zip(picks, ours, theirs, strict=False):
             self._check_release(pick, one, other)
         for i, ((pool, selector, filters), one, other) in enumerate(
             zip(asked, ours[len(picks) :], theirs[len(picks) :], strict=True)
         ):
+            self._begin_search(filters)
             self._check_acquisition(pool, selector, filters, f"batch-{i % 2}", one, other)
 
     @rule(pool=st.sampled_from(POOLS), selector=SELECTORS, filters=FILTERS)
@@ -256,10 +265,11 @@ class LedgerMachine(RuleBasedStateMachine):
         self.model.expire(proxy.pool_id)
         granted: list[Lease] = []
         for storage in self.both:
-            with suppress(ProxyUnavailableError):
+            with suppress(ProxyUnavailableError, ProxyNotFoundError):
                 granted.append(storage.create_lease(proxy, "direct", seconds))
         pool = self.model.pools[proxy.pool_id]
-        if self.model.healthy(pool, proxy) and self.model.has_room(proxy):
+        is_free = self.model.has_room(proxy) and not self.model.is_resting(proxy)
+        if self.model.healthy(pool, proxy) and is_free:
             self.held.append((granted[0], granted[1]))
             self.model.grant(proxy, "direct", seconds)
         else:
@@ -279,7 +289,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert (ours.ending is not None) == (theirs.ending is not None) == was_held
         assert len(ours.expired) == len(theirs.expired)
         if was_held:
-            plain.status, plain.ended_at = "released", self.model.now
+            self.model.end(plain, "released")
             assert ours.ending is not None
             assert theirs.ending is not None
             assert ours.ending.stats == theirs.ending.stats
@@ -318,6 +328,43 @@ class LedgerMachine(RuleBasedStateMachine):
             if isinstance(ours, Lease) and isinstance(theirs, Lease):
                 assert ours.expires_at == theirs.expires_at == plain.expires_at
                 assert ours.renewed_at == theirs.renewed_at == self.model.now
+
+    @precondition(lambda self: self.held)
+    @rule(picks=st.lists(PICK, min_size=1, max_size=4), with_stats=st.booleans())
+    def revoke(self, picks: list[int], with_stats: bool) -> None:
+        """Those that have not ended do, one after the other, each once."""
+        numbers = [pick % len(self.held) for pick in picks]
+        answers = [
+            storage.revoke_leases(
+                RevokeRequest(tuple(self.held[n][side].id for n in numbers), "why", with_stats)
+            )
+            for side, storage in enumerate(self.both)
+        ]
+        for number, ours, theirs in zip(numbers, *answers, strict=True):
+            plain = self.model.leases[number]
+            if not self.model.revoke(plain):
+                assert isinstance(ours, LeaseEndedError)
+                assert isinstance(theirs, LeaseEndedError)
+                continue
+            assert isinstance(ours, EndedLease)
+            assert isinstance(theirs, EndedLease)
+            assert _story([ours.lease]) == _story([theirs.lease])
+            stats = self.model.stats(self.model.pools[plain.pool_id]) if with_stats else None
+            assert ours.stats == theirs.stats == stats
+
+    @rule(
+        pool=st.integers(0, 1),
+        release=st.sampled_from([None, None, 0.0, 5.0, 50.0]),
+        expiry=st.sampled_from([None, 0.0, 10.0, 99.5]),
+    )
+    def set_rests(self, pool: int, release: float | None, expiry: float | None) -> None:
+        """Rests that have begun go on as they are."""
+        rests = {"rest_after_release_seconds": release, "rest_after_expiry_seconds": expiry}
+        changed = list(self.model.pools.values())[pool].model_copy(update=rests)
+        self.model.pools[changed.id] = changed
+        for storage in self.both:
+            storage.save_pool(changed)
+            assert storage.get_pool(str(changed.id)) == changed
 
     @rule(seconds=st.sampled_from([0.5, 10, 45, 100]))
     def time_passes(self, seconds: float) -> None:
@@ -458,8 +505,20 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # What holds after every step
 
+    @precondition(lambda self: self.model.proxies)
+    @rule(pick=PICK)
+    def drain(self, pick: int) -> None:
+        """It is banned, and removed with its last lease: at once if it has none."""
+        proxy = self._proxy(pick)
+        self.model.drain(proxy)
+        self.model.remove_drained()
+        ours, theirs = (storage.drain_proxy(proxy.id, reason="why") for storage in self.both)
+        assert ours == theirs
+        assert (ours is None) == (proxy.id not in self.model.proxies)
+
     @invariant()
     def statistics_agree(self) -> None:
+        self.model.remove_drained()
         for pool in self.model.pools.values():
             expected = self.model.stats(pool)
             for storage in self.both:
@@ -467,6 +526,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def read_models_agree(self) -> None:
+        self.model.remove_drained()
         for pool in self.model.pools.values():
             ours, theirs = (storage.list_proxies(str(pool.id)) for storage in self.both)
             assert ours == theirs
@@ -491,6 +551,11 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # Parts
 
+    def _begin_search(self, filters: ProxyFilters | None) -> None:
+        """Let a search with a predicate begin, which has a commit of its own."""
+        if filters is not None and filters.requires_python():
+            self.model.remove_drained()
+
     def _check_set(
         self, request: AcquireSetRequest, ours: SetAcquisition, theirs: SetAcquisition
     ) -> None:
@@ -514,7 +579,7 @@ class LedgerMachine(RuleBasedStateMachine):
         plain = self.model.leases[pick]
         assert (one.ending is not None) == (other.ending is not None) == plain.is_held
         if plain.is_held:
-            plain.status, plain.ended_at = "released", self.model.now
+            self.model.end(plain, "released")
             assert one.ending is not None
             assert other.ending is not None
             stats = self.model.stats(self.model.pools[plain.pool_id])

@@ -17,6 +17,7 @@ from .markup import Tip, add, percent, tip
 ENDINGS = {
     LeaseStatus.RELEASED: "released",
     LeaseStatus.EXPIRED: "expired",
+    LeaseStatus.REVOKED: "revoked",
     LeaseStatus.ACTIVE: "held",
 }
 MARKS = {
@@ -231,7 +232,7 @@ def _describe(lane: Lane, bar: LeaseBar, window: Window) -> Tip:
         began += f", {span(window.start - bar.began)} before the window"
     ended = f"still held when the window ends, after {span(until - bar.began)}"
     if bar.ended is not None:
-        verb = "ran out" if bar.ending is LeaseStatus.EXPIRED else "released"
+        verb = "ran out" if bar.ending is LeaseStatus.EXPIRED else ENDINGS[bar.ending]
         ended = f"{verb} at {window.format_moment(bar.ended)}" + (
             f": {bar.reason}" if bar.reason else ""
         )

@@ -84,7 +84,7 @@ def _details(event: events.Event, window: Window) -> list[str]:
             description = [f"until {window.format_moment(event.expires_at)}", asked]
         case events.LeaseRenewed():
             description = [f"until {window.format_moment(event.expires_at)}"]
-        case events.LeaseReleased():
+        case events.LeaseReleased() | events.LeaseRevoked():
             description = [f"after {span(events.held(event))}", event.reason]
         case events.LeaseExpired():
             description = [

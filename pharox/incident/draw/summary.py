@@ -98,6 +98,8 @@ def _endings(pool: PoolPicture, window: Window) -> Iterator[str]:
         share = "all" if most == expired.total() else f"{most:,} of them"
         whose = f", {share} held by {consumer}" if 2 * most >= expired.total() else ""
         yield f"{count(expired.total(), 'lease')} ran out instead of being released{whose}."
+    if revoked := sum(bar.ending is LeaseStatus.REVOKED for bar in bars):
+        yield f"{count(revoked, 'lease')} {'was' if revoked == 1 else 'were'} revoked."
 
 
 def _changes(pool: PoolPicture) -> Iterator[str]:

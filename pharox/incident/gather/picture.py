@@ -16,7 +16,6 @@ from uuid import UUID
 from projections import LeaseRow, PoolCounts, State
 
 from ... import events
-from ...models import LeaseStatus
 from ..wording import asked_for
 from .running_state import RunningState
 from .shapes import Lane, LeaseBar, Mark, MissSlot, Point, PoolPicture
@@ -84,7 +83,7 @@ class Picture:
             case events.LeaseRenewed():
                 renewed = self._open[event.lease_id]
                 renewed.expires_at, renewed.renewals = event.expires_at, renewed.renewals + 1
-            case events.LeaseReleased() | events.LeaseExpired():
+            case events.LeaseReleased() | events.LeaseExpired() | events.LeaseRevoked():
                 self._end(event)
             case (
                 events.ProxyRegistered()
@@ -143,12 +142,12 @@ class Picture:
         pool.first_miss = pool.first_miss or event.recorded_at
         pool.last_miss = event.recorded_at
 
-    def _end(self, event: events.LeaseReleased | events.LeaseExpired) -> None:
+    def _end(self, event: events.LeaseEnd) -> None:
         bar = self._open.pop(event.lease_id)
         bar.ended = event.recorded_at
-        bar.ending = LeaseStatus.EXPIRED
-        if isinstance(event, events.LeaseReleased):
-            bar.ending, bar.reason = LeaseStatus.RELEASED, event.reason
+        bar.ending = events.ENDED_STATUS[event.type]
+        if not isinstance(event, events.LeaseExpired):
+            bar.reason = event.reason
 
     def _mark_change(self, event: _StateChange) -> None:
         pool = self._pool(event)

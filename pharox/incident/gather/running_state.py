@@ -76,7 +76,7 @@ class RunningState:
 
     def _derived(self, event: events.Event) -> dict[str, Any]:
         derived: dict[str, Any] = {}
-        if isinstance(event, events.LeaseReleased | events.LeaseExpired):
+        if isinstance(event, events.LeaseEnd):
             derived["held_seconds"] = events.held(event).total_seconds()
         if isinstance(event, events.LeaseAcquired | events.LeaseRenewed):
             derived["granted_seconds"] = (event.expires_at - event.recorded_at).total_seconds()

@@ -34,6 +34,7 @@ from pharox.models import (
     PoolStatsSnapshot,
     ProxyFilters,
     ReleaseEventPayload,
+    RevokeEventPayload,
     SelectorStrategy,
 )
 from pharox.storage.interface import IStorage
@@ -47,7 +48,13 @@ from .subscription import BoundSubscription, Subscription, for_threads, in_postg
 
 __all__ = ["Payloads", "fleet_subscription", "for_threads", "payload_of"]
 
-Payload = AcquireEventPayload | ReleaseEventPayload | ExpireEventPayload | HealthEventPayload
+Payload = (
+    AcquireEventPayload
+    | ReleaseEventPayload
+    | ExpireEventPayload
+    | RevokeEventPayload
+    | HealthEventPayload
+)
 Callback = Callable[[Any], Any]
 
 UNNAMED = "callbacks-"
@@ -66,6 +73,7 @@ _EVENTS_OF = {
     "on_acquire": ("LeaseAcquired", "AcquireMissed"),
     "on_release": ("LeaseReleased",),
     "on_expire": ("LeaseExpired",),
+    "on_revoke": ("LeaseRevoked",),
     "on_health": ("HealthChecked", "ProxiesChecked"),
 }
 
@@ -155,7 +163,7 @@ class Payloads:
             self._order.append(event.seq)
             if len(self._order) > KEPT:
                 del self._known[self._order.popleft()]
-        if isinstance(event, events.LeaseReleased | events.LeaseExpired):
+        if isinstance(event, events.LeaseEnd):
             del states[LEASES.name][event.lease_id, event.pool_id]
 
 
@@ -210,6 +218,16 @@ def payload_of(event: events.Event, states: dict[str, State]) -> Payload:
                 expired_at=event.recorded_at,
                 lease_duration_ms=lease.duration_ms,
                 pool_stats=stats,
+            )
+        case events.LeaseRevoked():
+            lease = _lease(event, states)
+            return RevokeEventPayload(
+                lease=lease,
+                pool_name=event.pool_name,
+                revoked_at=event.recorded_at,
+                lease_duration_ms=lease.duration_ms,
+                pool_stats=stats,
+                reason=event.reason,
             )
         case events.HealthChecked():
             return _checked(event, stats)

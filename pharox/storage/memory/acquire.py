@@ -69,8 +69,11 @@ def create_lease(state: State, proxy: Proxy, consumer: str, duration_seconds: fl
     now = state.clock()
     consumer_id(state, consumer, now=now)
     expire(state, [pool_id], now, with_stats=False)
-    if not state.pools[pool_id].is_leasable(proxy.id):
-        raise _unavailable(state, pool_id, proxy.id)
+    if proxy.id in state.drained:
+        raise ProxyNotFoundError(f"Proxy {proxy.id} not found.", proxy_id=proxy.id)
+    pool = state.pools[pool_id]
+    if not pool.is_leasable(proxy.id) or pool.rests_until(proxy.id, now):
+        raise _unavailable(state, pool_id, proxy.id, now)
     return _grant(state, pool_id, proxy.id, consumer, now, duration_seconds, made_lease_id(), {})
 
 
@@ -220,7 +223,7 @@ def _miss(
 ) -> tuple[MissReason, PoolStatsSnapshot | None]:
     """Append ``AcquireMissed``. Return its reason, and the statistics after it."""
     pool_id = state.pool_ids.get(request.pool_name)
-    reason = _reason(state, pool_id, request.filters) if not free else MissReason.TOO_FEW
+    reason = _reason(state, pool_id, request.filters, now) if not free else MissReason.TOO_FEW
     state.append(
         AcquireMissed,
         now,
@@ -237,21 +240,29 @@ def _miss(
     return reason, state.stats(pool_id, now) if wanted else None  # type: ignore[arg-type]
 
 
-def _reason(state: State, pool_id: UUID | None, filters: ProxyFilters | None) -> MissReason:
+def _reason(
+    state: State, pool_id: UUID | None, filters: ProxyFilters | None, now: datetime
+) -> MissReason:
     if pool_id is None:
         return MissReason.UNKNOWN_POOL
     pool = state.pools[pool_id]
     if not pool.members:
         return MissReason.EMPTY_POOL
     if filters is None:
+        if pool.has_resting(now):
+            return MissReason.RESTING
         return MissReason.AT_CAPACITY if pool.has_healthy() else MissReason.NONE_HEALTHY
-    return _reason_of_filters(state, pool, filters)
+    return _reason_of_filters(state, pool, filters, now)
 
 
-def _reason_of_filters(state: State, pool: PoolIndex, filters: ProxyFilters) -> MissReason:
+def _reason_of_filters(
+    state: State, pool: PoolIndex, filters: ProxyFilters, now: datetime
+) -> MissReason:
     matching = [i for i in pool.members if filters.matches(state.proxy(i))]
     if not matching:
         return MissReason.NO_MATCH
+    if any(pool.is_leasable(each) and pool.rests_until(each, now) for each in matching):
+        return MissReason.RESTING
     healthy = any(pool.is_healthy(proxy_id) for proxy_id in matching)
     return MissReason.AT_CAPACITY if healthy else MissReason.NONE_HEALTHY
 
@@ -266,7 +277,10 @@ def _request_fields(request: AcquireRequest | AcquireSetRequest) -> dict[str, An
     }
 
 
-def _unavailable(state: State, pool_id: UUID, proxy_id: UUID) -> ProxyUnavailableError:
+def _unavailable(
+    state: State, pool_id: UUID, proxy_id: UUID, now: datetime
+) -> ProxyUnavailableError:
     holders = sorted(row.consumer_name for row in state.held_rows(pool_id, proxy_id))
     status = state.current_state(pool_id, proxy_id).status
-    return ProxyUnavailableError.because(proxy_id, status, holders)
+    rests_until = state.pools[pool_id].rests_until(proxy_id, now)
+    return ProxyUnavailableError.because(proxy_id, status, holders, rests_until)

@@ -28,7 +28,7 @@ from ..requests import (
 )
 from ..validation import check_commands
 from .acquire import acquire, acquire_set, ids_of, is_granted
-from .registry import consumer_id
+from .registry import consumer_id, remove_drained
 from .release import active_row, expire, release
 from .state import State
 
@@ -40,8 +40,13 @@ def run_batch(state: State, commands: Sequence[Command]) -> Outcomes:
     expired = _take_back(state, commands, now)
     outcomes: list[Any] = [None] * len(commands)
     order = batch_order(commands)
+    if any(map(_has_predicate, commands)):
+        remove_drained(state)
     for place in order:
+        if _has_predicate(commands[place]):
+            remove_drained(state)
         outcomes[place] = _carry_out(state, commands[place], now)
+    remove_drained(state)
     for pool_id, ended in expired.items():
         places = [place for place in order if _pool_of(state, commands[place]) == pool_id]
         assign_expired(outcomes, places, ended)
@@ -81,6 +86,13 @@ def _carry_out(state: State, command: Command, now: datetime) -> Outcome | Excep
         return acquire_set(state, command, now)
     except Exception as error:
         return error
+
+
+def _has_predicate(command: Command) -> bool:
+    """Return whether PostgreSQL expires leases in a commit before that of this command."""
+    if isinstance(command, ReleaseRequest) or command.filters is None:
+        return False
+    return command.filters.requires_python()
 
 
 def _pool_of(state: State, command: Command) -> UUID | None:

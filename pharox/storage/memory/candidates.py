@@ -39,11 +39,11 @@ def candidates(
         Yield each proxy once, else once for each lease it has capacity for: endlessly
         if its capacity is unlimited.
     """
-    matches = _matching(state, filters)
+    matches = _matching(state, pool, filters)
     if selector is SelectorStrategy.ROUND_ROBIN:
         turn = state.rows["selector_cursors"][pool.pool_id, selector.value].proxy_id
         return _in_turns(state, pool, turn, matches, distinct=distinct)
-    offered = pool.offered(selector) if filters is None else filter(matches, pool.offered(selector))
+    offered = filter(matches, pool.offered(selector))
     if distinct:
         return offered
     if selector is SelectorStrategy.LEAST_USED:
@@ -51,10 +51,15 @@ def candidates(
     return (proxy_id for each in offered for proxy_id in _drained(state, pool, each))
 
 
-def _matching(state: State, filters: ProxyFilters | None) -> Matches:
-    if filters is None:
-        return lambda _: True
-    return lambda proxy_id: filters.matches(state.proxy(proxy_id))
+def _matching(state: State, pool: PoolIndex, filters: ProxyFilters | None) -> Matches | None:
+    """Return what a proxy must meet beside being leasable: the filters, and not to rest."""
+    if not pool.may_rest:
+        return None if filters is None else lambda proxy_id: filters.matches(state.proxy(proxy_id))
+    now = state.clock()
+    return lambda proxy_id: (
+        pool.rests_until(proxy_id, now) is None
+        and (filters is None or filters.matches(state.proxy(proxy_id)))
+    )
 
 
 def _room(state: State, pool: PoolIndex, proxy_id: UUID) -> float:
@@ -87,13 +92,13 @@ def _by_use(state: State, pool: PoolIndex, offered: Iterator[UUID]) -> Iterator[
 
 
 def _in_turns(
-    state: State, pool: PoolIndex, turn: UUID | None, matches: Matches, *, distinct: bool
+    state: State, pool: PoolIndex, turn: UUID | None, matches: Matches | None, *, distinct: bool
 ) -> Iterator[UUID]:
     """Cycle through each rank, starting after the last turn, until all its proxies are full."""
     for rank in pool.ranks():
         left: dict[UUID, float] = {}
         for proxy_id in pool.from_turn(rank, turn):
-            if matches(proxy_id):
+            if matches is None or matches(proxy_id):
                 left[proxy_id] = 1 if distinct else _room(state, pool, proxy_id)
                 turn = proxy_id
                 yield proxy_id

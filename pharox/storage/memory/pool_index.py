@@ -96,6 +96,7 @@ class PoolIndex:
         self.members: dict[UUID, str] = {}
         self._statuses: Counter[str] = Counter()
         self._leasable: dict[UUID, Availability] = {}
+        self._rests: dict[UUID, datetime] = {}
         self._orders: dict[SelectorStrategy, _Order] = {}
         self._expiries: Any = SortedList()
         self._held: dict[UUID, set[UUID]] = {}
@@ -103,6 +104,9 @@ class PoolIndex:
     def place(self, proxy_id: UUID, row: Availability | None) -> None:
         """Move a proxy to its current place in all orders, or remove it if ``row`` is None."""
         self._count(proxy_id, None if row is None else row.status)
+        self._rests.pop(proxy_id, None)
+        if row is not None and row.rests_until is not None:
+            self._rests[proxy_id] = row.rests_until
         rank = None if row is None else _rank(row)
         if row is None or rank is None:
             self._leasable.pop(proxy_id, None)
@@ -137,9 +141,23 @@ class PoolIndex:
         return rank, leases, checked, number
 
     def is_leasable(self, proxy_id: UUID) -> bool:
-        """Return whether a proxy may be leased now."""
+        """Return whether a proxy may be leased, unless it rests."""
         row = self._leasable.get(proxy_id)
         return row is not None and _rank(row) in self.ranks()
+
+    @property
+    def may_rest(self) -> bool:
+        """Whether any proxy rests, or has rested and was not leased since."""
+        return bool(self._rests)
+
+    def rests_until(self, proxy_id: UUID, now: datetime) -> datetime | None:
+        """Return until when a proxy rests, or None if it does not."""
+        until = self._rests.get(proxy_id)
+        return until if until is not None and until > now else None
+
+    def has_resting(self, now: datetime) -> bool:
+        """Return whether any proxy that could be leased rests."""
+        return any(self.rests_until(each, now) and self.is_leasable(each) for each in self._rests)
 
     def is_healthy(self, proxy_id: UUID) -> bool:
         """Return whether a proxy could be leased if it had free capacity."""

@@ -145,6 +145,26 @@ def set_status(
     return state.proxy(proxy.id)
 
 
+def drain(state: State, proxy_id: UUID, reason: str | None) -> Proxy | None:
+    """Ban a proxy, and remove it when its last lease ends; return it unless it is removed."""
+    check_reason(reason)
+    proxy = proxy_of_id(state, proxy_id)
+    if not state.availability(proxy.pool_id, proxy.id).drains:
+        wanted = proxy.model_copy(update={"status": ProxyStatus.BANNED})
+        _save_proxy(state, wanted, change=True, reason=reason, drains=True)
+    if not proxy.current_leases:
+        remove(state, proxy.pool_id, proxy.id)
+        return None
+    return state.proxy(proxy.id)
+
+
+def remove_drained(state: State) -> None:
+    """Remove the drained proxies whose last leases have ended."""
+    for proxy_id in state.drained:
+        remove(state, state.pool_of_proxy[proxy_id], proxy_id)
+    state.drained.clear()
+
+
 def proxy_if_known(state: State, proxy_id: str | UUID) -> Proxy | None:
     """Return a proxy, or None."""
     uuid = id_from_text(proxy_id)
@@ -194,12 +214,17 @@ def _check_pool(state: State, proxy: Proxy) -> None:
         )
 
 
-def _save_proxy(state: State, proxy: Proxy, *, change: bool, reason: str | None = None) -> bool:
+def _save_proxy(
+    state: State, proxy: Proxy, *, change: bool, reason: str | None = None, drains: bool = False
+) -> bool:
     """Register or change one proxy; return whether it is new."""
     earlier = proxy_if_known(state, proxy.id)
-    if earlier is not None and (not change or _is_same(proxy, earlier)):
+    is_same = earlier is not None and _is_same(proxy, earlier) and not drains
+    if earlier is not None and (not change or is_same):
         return False
     fields = _described(proxy)
+    if drains:
+        fields["drains"] = True
     if reason is not None:
         fields["reason"] = reason
     if proxy.credentials is not None:

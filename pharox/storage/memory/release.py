@@ -1,17 +1,25 @@
-"""End leases: release them, or expire those that are due."""
+"""End leases: release or revoke them, or expire those that are due."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from projections import LeaseRow
+from projections import LeaseRow, PoolRow
 
-from ...events import LeaseExpired, LeaseReleased
+from ...errors import PharoxError
+from ...events import LeaseEnd, LeaseExpired, LeaseReleased, LeaseRevoked
 from ...models import LeaseStatus
-from ..requests import EndedLease, ReleaseRequest, ReleaseResult, copy_ending, log_late_release
+from ..requests import (
+    EndedLease,
+    ReleaseRequest,
+    ReleaseResult,
+    RevokeRequest,
+    copy_ending,
+    log_late_release,
+)
 from .state import State, lease_from_row
 
 ACTIVE = LeaseStatus.ACTIVE.value
@@ -32,6 +40,21 @@ def release(state: State, request: ReleaseRequest, now: datetime) -> ReleaseResu
     return ReleaseResult(EndedLease(lease, stats, request.reason))
 
 
+def revoke(state: State, request: RevokeRequest) -> list[EndedLease | PharoxError]:
+    """Revoke leases that have not ended or run out, and return each or why it was not revoked."""
+    now = state.clock()
+    ended: dict[UUID, EndedLease] = {}
+    for lease_id in request.lease_ids:
+        row = active_row(state, lease_id)
+        if row is None or row.expires_at <= now:
+            continue
+        end(state, LeaseRevoked, row, now, reason=request.reason)
+        stats = state.stats(row.pool_id, now) if request.with_stats else None
+        ended[lease_id] = EndedLease(lease_from_row(row), stats, request.reason)
+    known = (each for each in request.lease_ids if each in state.pool_of_lease)
+    return request.outcomes(ended, {each: state.lease(each) for each in known})
+
+
 def expire(
     state: State, pool_ids: Iterable[UUID], now: datetime, *, with_stats: bool
 ) -> dict[UUID, Sequence[EndedLease]]:
@@ -47,7 +70,7 @@ def release_held(state: State, pool_id: UUID, proxy_id: UUID, reason: str) -> No
     """Release all leases of a proxy."""
     now = state.clock()
     for row in state.held_rows(pool_id, proxy_id):
-        end(state, LeaseReleased, row, now, reason=reason)
+        end(state, LeaseReleased, row, now, is_removed=True, reason=reason)
 
 
 def active_row(state: State, lease_id: UUID) -> LeaseRow | None:
@@ -61,13 +84,16 @@ def active_row(state: State, lease_id: UUID) -> LeaseRow | None:
 
 def end(
     state: State,
-    kind: type[LeaseReleased] | type[LeaseExpired],
+    kind: type[LeaseEnd],
     row: LeaseRow,
     now: datetime,
+    *,
+    is_removed: bool = False,
     **why: Any,
 ) -> None:
-    """Append the event that ends a lease."""
+    """Append the event that ends a lease. A proxy that is being removed does not rest."""
     before = state.current_state(row.pool_id, row.proxy_id)
+    rests_until = None if is_removed else _rests_until(state, kind, row, now)
     state.append(
         kind,
         now,
@@ -75,9 +101,27 @@ def end(
         **lease_fields(row),
         before=before,
         after=before.with_leases(before.leases - 1),
+        rests_until=rests_until,
         **why,
     )
     state.pools[row.pool_id].let_go(row.id, row.proxy_id, row.expires_at)
+    is_last = before.leases == 1 and not is_removed
+    if is_last and state.availability(row.pool_id, row.proxy_id).drains:
+        state.drained.append(row.proxy_id)
+
+
+def _rests_until(
+    state: State, kind: type[LeaseEnd], row: LeaseRow, now: datetime
+) -> datetime | None:
+    """Return until when the proxy of a lease that ends now rests: no shorter than before."""
+    pool: PoolRow = state.rows["pools"][(row.pool_id,)]
+    is_orderly = kind is LeaseReleased
+    seconds = pool.rest_after_release_seconds if is_orderly else pool.rest_after_expiry_seconds
+    known = state.pools[row.pool_id].rests_until(row.proxy_id, now)
+    rests = [known] if known else []
+    if seconds:
+        rests.append(now + timedelta(seconds=seconds))
+    return max(rests, default=None)
 
 
 def lease_fields(row: LeaseRow) -> dict[str, Any]:

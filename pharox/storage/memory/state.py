@@ -69,6 +69,7 @@ class State:
         self.accounts: dict[tuple[UUID, Account], dict[str, set[UUID]]] = {}
         self.fingerprint_key = os.urandom(32)
         self.checks: dict[UUID, list[int]] = {}
+        self.drained: list[UUID] = []
         self._folds = _folds_of(self.rows)
 
     def append(
@@ -196,6 +197,7 @@ def lease_from_row(row: LeaseRow) -> Lease:
             "released_at": row.released_at,
             "fencing_token": row.fencing_token,
             "renewed_at": row.renewed_at,
+            "revoke_reason": row.revoke_reason,
         },
     )
 

@@ -56,6 +56,7 @@ from ..requests import (
     ReleaseRequest,
     ReleaseResult,
     RenewRequest,
+    RevokeRequest,
     SetAcquisition,
 )
 from ..validation import checked_model, id_from_text
@@ -117,13 +118,19 @@ class InMemoryStorage(IStorage):
     def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         with self._state.lock:
             pool_ids, now = sorted(self._state.pools), self._state.clock()
-            by_pool = release.expire(self._state, pool_ids, now, with_stats=with_stats)
-        expired = [ended for each in by_pool.values() for ended in each]
+            expired: list[EndedLease] = []
+            for pool_id in pool_ids:
+                by_pool = release.expire(self._state, [pool_id], now, with_stats=with_stats)
+                expired += by_pool.get(pool_id, ())
+                registry.remove_drained(self._state)
         return len(expired), expired
 
     def create_lease(self, proxy: Proxy, consumer_name: str, duration_seconds: int) -> Lease:
         with self._state.lock:
-            return acquire.create_lease(self._state, proxy, consumer_name, duration_seconds)
+            try:
+                return acquire.create_lease(self._state, proxy, consumer_name, duration_seconds)
+            finally:
+                registry.remove_drained(self._state)
 
     def find_available_proxy(
         self,
@@ -330,6 +337,10 @@ class InMemoryStorage(IStorage):
         """Set a proxy's status, as a person does. This can also set or lift a ban."""
         with self._state.lock:
             return registry.set_status(self._state, proxy_id, status, reason)
+
+    def drain_proxy(self, proxy_id: UUID, *, reason: str | None = None) -> Proxy | None:
+        with self._state.lock:
+            return registry.drain(self._state, proxy_id, reason)
 
     def load_proxies_for_healthchecks(
         self,

@@ -67,6 +67,7 @@ from ..requests import (
     ReleaseRequest,
     ReleaseResult,
     RenewRequest,
+    RevokeRequest,
     SetAcquisition,
 )
 from ..requests import Command as Request
@@ -422,6 +423,9 @@ class PostgresStorage(IStorage):
         self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
     ) -> Proxy:
         return self._run(self._commands.set_status(proxy_id, status, reason))
+
+    def drain_proxy(self, proxy_id: UUID, *, reason: str | None = None) -> Proxy | None:
+        return self._run(self._commands.drain_proxy(proxy_id, reason))
 
     def load_proxies_for_healthchecks(
         self,

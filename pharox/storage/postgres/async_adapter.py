@@ -62,6 +62,7 @@ from ..requests import (
     ReleaseRequest,
     ReleaseResult,
     RenewRequest,
+    RevokeRequest,
     SetAcquisition,
     new_leases,
 )
@@ -426,6 +427,10 @@ class AsyncPostgresStorage(IAsyncStorage):
         self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
     ) -> Proxy:
         program = self._commands.set_status(proxy_id, status, reason)
+        return _unless_cancelled(*await self._ended(program, stops="before the first step"))
+
+    async def drain_proxy(self, proxy_id: UUID, *, reason: str | None = None) -> Proxy | None:
+        program = self._commands.drain_proxy(proxy_id, reason)
         return _unless_cancelled(*await self._ended(program, stops="before the first step"))
 
     async def load_proxies_for_healthchecks(

@@ -104,6 +104,7 @@ class Returned:
     ended_at: datetime | None
     is_released: bool
     stats: PoolStatsSnapshot | None
+    revoke_reason: str | None = None
     expired: Sequence[EndedLease] = ()
 
 
@@ -240,6 +241,7 @@ class Answer(NamedTuple):
     protocol: str = ""
     credential_id: UUID | None = None
     secret: bytes | None = None
+    revoke_reason: str | None = None
 
     def proxy(self, vault: Vault) -> LeasedProxy | None:
         """Return the proxy of the granted lease in this row."""
@@ -290,6 +292,17 @@ class Answer(NamedTuple):
     def ended_lease(self) -> EndedLease:
         """Return the expired lease in this row."""
         return EndedLease(self.lease(LeaseStatus.EXPIRED), self.stats())
+
+    def revoked_lease(self) -> EndedLease:
+        """Return the lease in this row, which was revoked for the row's reason."""
+        lease = self.lease(LeaseStatus.REVOKED)
+        lease.revoke_reason = self.reason
+        return EndedLease(lease, self.stats(), self.reason)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether this is the answer to the release of a lease that was revoked."""
+        return self.outcome == "ended" and self.reason == LeaseStatus.REVOKED
 
 
 def answers_of(rows: Iterable[Sequence[Any]]) -> list[Answer]:
@@ -408,7 +421,7 @@ class Batch:
         for answer in given:
             if answer.outcome == "LeaseExpired":
                 expired.setdefault(answer.pool_name, []).append(answer.ended_lease())
-            else:
+            elif answer.outcome != "ProxyRemoved":  # which was drained
                 answers[answer.number] = answer
         outcomes: list[Any] = [None] * len(self.commands)
         pools: list[str | None] = [None] * len(self.commands)
@@ -524,7 +537,8 @@ def _release_outcome(request: ReleaseRequest, answer: Answer) -> Returned | Unse
             stats = answer.stats() if request.with_stats else None
             return Returned(LeaseStatus.RELEASED, ended_at, True, stats)
         case "ended":
-            return Returned(LeaseStatus(answer.reason or ""), ended_at, False, None)
+            status = LeaseStatus(answer.reason or "")
+            return Returned(status, ended_at, False, None, answer.revoke_reason)
         case "unknown":
             return Returned(None, None, False, None)
         case _:
@@ -553,6 +567,7 @@ def result_of(request: ReleaseRequest, returned: Returned) -> ReleaseResult:
     lease = request.lease
     if returned.status is not None:
         lease.status, lease.released_at = returned.status, returned.ended_at
+        lease.revoke_reason = returned.revoke_reason
     if not returned.is_released:
         log_late_release(lease, None if returned.status is None else lease)
         return ReleaseResult(None, returned.expired)
@@ -576,17 +591,22 @@ def wait_statement(schema: str) -> Statement:
 
 def wait_query(schema: str, command: Command) -> Query:
     """Return the query that waits for all locks that a command needs, in locking order."""
-    values: dict[str, Any] = dict.fromkeys(wait_statement(schema).names)
     if isinstance(command, Release):
-        values |= {"chosen_ids": [], "released_id": command.lease_id}
-    else:
-        run = command.run
-        values |= {
-            "chosen_ids": list(command.lease_ids) if command.has_own_ids else [],
-            "pool_name": run.pool_name,
-            "selector": run.selector,
-            "condition": run.condition,
-            "arguments": run.arguments,
-            "wanted": max(run.needs, 1),
-        }
+        return wait_for_release(schema, command.lease_id)
+    values: dict[str, Any] = dict.fromkeys(wait_statement(schema).names)
+    run = command.run
+    values |= {
+        "chosen_ids": list(command.lease_ids) if command.has_own_ids else [],
+        "pool_name": run.pool_name,
+        "selector": run.selector,
+        "condition": run.condition,
+        "arguments": run.arguments,
+        "wanted": max(run.needs, 1),
+    }
     return Query(wait_statement(schema), values)
+
+
+def wait_for_release(schema: str, lease_id: UUID) -> Query:
+    """Return the query that waits for all locks that are needed to end a lease."""
+    values: dict[str, Any] = dict.fromkeys(wait_statement(schema).names)
+    return Query(wait_statement(schema), values | {"chosen_ids": [], "released_id": lease_id})

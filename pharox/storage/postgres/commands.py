@@ -34,9 +34,10 @@ from ..requests import (
     EndedLease,
     ReleaseResult,
     RenewRequest,
+    RevokeRequest,
     SetAcquisition,
 )
-from . import filtering, finding, reading, renewing
+from . import filtering, finding, reading, renewing, revoking
 from .appending import origin
 from .batch import (
     DUE,
@@ -76,6 +77,10 @@ class Commands(Imports, Health):
         """Extend leases that have not ended."""
         return renewing.renew_leases(self.schema, requests, wait=wait)
 
+    def revoke(self, request: RevokeRequest) -> Program[list[EndedLease | PharoxError]]:
+        """End leases that have not ended, for a reason."""
+        return revoking.revoke_leases(self.schema, request)
+
     def create_lease(self, proxy: Proxy, consumer: str, duration: float) -> Program[Lease]:
         """Lease exactly this proxy."""
         check_duration(duration)
@@ -104,7 +109,8 @@ class Commands(Imports, Health):
         while True:
             batch = Batch((), due_pools=[pool_id], with_stats=with_stats)
             answers = answers_of((yield batch.query(self.schema)))
-            ended = [answer.ended_lease() for answer in answers]
+            # A proxy that was drained is removed with its last lease.
+            ended = [each.ended_lease() for each in answers if each.outcome == "LeaseExpired"]
             expired += ended
             if len(ended) < DUE:
                 return expired
@@ -127,6 +133,7 @@ class Commands(Imports, Health):
             answers = answers_of(rows)
             unknown = unknown_consumers(answers)
             if not unknown:
+                answers = yield from revoking.with_reasons(self.schema, answers)
                 return batch.outcomes(answers, self.vault)
             for name in unknown:
                 yield from self.ensure_consumer(name)
@@ -201,7 +208,9 @@ class Commands(Imports, Health):
                 return outcome.lease
             row = yield from self.current(proxy_id)
             if isinstance(outcome, Unsettled):
-                raise ProxyUnavailableError.because(proxy_id, row["status"], row["holders"])
+                raise ProxyUnavailableError.because(
+                    proxy_id, row["status"], row["holders"], row["rests_until"]
+                )
 
     def _find(
         self, pool_name: str, selector: SelectorStrategy, filters: ProxyFilters | None

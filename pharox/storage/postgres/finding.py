@@ -16,6 +16,7 @@ from sqlalchemy import (
     cast,
     func,
     literal_column,
+    not_,
     or_,
     select,
     union_all,
@@ -29,7 +30,7 @@ from ...models import SelectorStrategy
 from .appending import append, event_row
 from .filtering import FilterShape, condition
 from .reading import availability, description, proxy_rows
-from .sql import ONE, POOL_ID, Statement, by_schema, compiled, parameter, text_literal
+from .sql import ONE, POOL_ID, Statement, by_schema, compiled, now, parameter, text_literal
 
 FIRST_PAGE, LARGEST_PAGE = 500, 8000
 """The size of the first page of candidates, and the largest size."""
@@ -60,9 +61,14 @@ _CHOICE = (
 )
 
 
+RESTED = or_(availability.c.rests_until.is_(None), availability.c.rests_until <= now)
+"""The condition that a proxy does not rest."""
+
+
 def leasable(filter_shape: FilterShape | None, highest_rank: ColumnElement[Any]) -> Select[Any]:
     """Return the query for the pool's free proxies that match filters of this shape."""
-    return matching(filter_shape, _CHOICE).where(availability.c.lease_rank <= highest_rank)
+    is_free = availability.c.lease_rank <= highest_rank
+    return matching(filter_shape, _CHOICE).where(is_free, RESTED)
 
 
 def matching(filter_shape: FilterShape | None, columns: tuple[Any, ...]) -> Select[Any]:
@@ -166,10 +172,14 @@ def page_statement(
         availability.c.status == text_literal("active"),
         and_(availability.c.status == text_literal("slow"), highest == literal_column("1")),
     )
-    leasable_now = func.coalesce(availability.c.lease_rank <= highest, False)
+    has_room = func.coalesce(availability.c.lease_rank <= highest, False)
     page = (
         proxy_rows()
-        .add_columns(leasable_now.label("leasable"), healthy.label("healthy"))
+        .add_columns(
+            and_(has_room, RESTED).label("leasable"),
+            and_(has_room, not_(RESTED)).label("resting"),
+            healthy.label("healthy"),
+        )
         .where(availability.c.pool_id == POOL_ID, condition(filter_shape, description))
     )
     page = page.limit(parameter("page_size", Integer))
@@ -178,7 +188,8 @@ def page_statement(
             availability.c.proxy_id
         )
     else:
-        page = page.where(availability.c.lease_rank <= highest).order_by(*_order(selector))
+        page = page.where(availability.c.lease_rank <= highest, RESTED)
+        page = page.order_by(*_order(selector))
         page = page.offset(parameter("offset", Integer))
     return compiled(page, schema)
 
@@ -206,6 +217,7 @@ def find_statement(
         found = proxy_rows().where(
             availability.c.pool_id == POOL_ID,
             availability.c.lease_rank <= highest,
+            RESTED,
             condition(filter_shape, description),
         )
         return compiled(found.order_by(*ORDERS[selector]).limit(ONE), schema)

@@ -17,6 +17,7 @@ from sqlalchemy import ColumnClause, literal_column
 from sqlalchemy.sql.selectable import FromClause
 
 import projections
+from pharox.events import ENDED_STATUS
 from pharox.log import events as log
 from projections import AVAILABLE_PROXIES, LEASE_IDS, SELECTOR_CURSORS, Events, Fold, Projection
 from projections.pool_stats import counts_after
@@ -27,7 +28,7 @@ from .sql import template
 DECISIVE: tuple[Projection, ...] = (AVAILABLE_PROXIES, SELECTOR_CURSORS, LEASE_IDS)
 """The read models on which leases are decided. A command may fold its events into them itself."""
 
-LEASE_EVENTS = frozenset({"LeaseAcquired", "LeaseReleased", "LeaseExpired"})
+LEASE_EVENTS = frozenset({"LeaseAcquired", *ENDED_STATUS})
 
 _HEAD = """\
 -- {about}

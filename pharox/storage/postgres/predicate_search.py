@@ -35,6 +35,7 @@ class Seen:
     any_row: bool = False
     matched: bool = False
     healthy: bool = False
+    resting: bool = False
     free: int = 0
 
     def judge(self, rows: Rows, filters: ProxyFilters, vault: Vault) -> list[UUID]:
@@ -47,6 +48,7 @@ class Seen:
                 row = by_id[proxy.id]
                 self.matched = True
                 self.healthy |= row["healthy"]
+                self.resting |= row["resting"]
                 if row["leasable"]:
                     free.append(proxy.id)
                     self.free += self._room(proxy)
@@ -65,6 +67,8 @@ class Seen:
         """Return the reason for a miss, if nothing was free."""
         if not self.matched:
             return MissReason.NO_MATCH
+        if self.resting:
+            return MissReason.RESTING
         return MissReason.AT_CAPACITY if self.healthy else MissReason.NONE_HEALTHY
 
 

@@ -317,6 +317,9 @@ def proxy_state_statement() -> sa.Select[Any]:
             pools.c.name.label("pool_name"),
             availability.c.status,
             holders.scalar_subquery().label("holders"),
+            sa.case((availability.c.rests_until > now, availability.c.rests_until)).label(
+                "rests_until"
+            ),
         )
         .select_from(availability.join(pools, pools.c.id == availability.c.pool_id))
         .where(availability.c.proxy_id == PROXY_ID)

@@ -20,8 +20,8 @@ from ...models import (
     check_name,
 )
 from ...models.ids import NIL, following
-from ..validation import check_one_pool_each, checked_model, id_from_text
-from . import ending, reading, registry_statements
+from ..validation import check_one_pool_each, check_reason, checked_model, id_from_text
+from . import ending, health_statements, reading, registry_statements
 from .appending import origin
 from .driver import Program, Rows, Step
 from .lookups import PAGE, Lookups
@@ -146,6 +146,37 @@ class Registry(Lookups):
         ]
         if not answers[-2][0]["removed"]:
             raise ProxyNotFoundError(f"Proxy {proxy_id} not found.", proxy_id=proxy_id)
+
+    def drain_proxy(self, proxy_id: UUID, reason: str | None) -> Program[Proxy | None]:
+        """Ban a proxy, and remove it when its last lease ends: at once if it has none."""
+        check_reason(reason)
+        return self._drain_proxy(id_from_text(proxy_id) or NIL, reason)
+
+    def _drain_proxy(self, proxy_id: UUID, reason: str | None) -> Program[Proxy | None]:
+        row = yield from self.current(proxy_id)
+        values = {
+            **origin(),
+            "pool_id": row["pool_id"],
+            "proxy_id": proxy_id,
+            "ids": [proxy_id],
+            "proxies": [proxy_id],
+            "reason": reason,
+        }
+        # The change must see the latest state, so the proxy is locked in a statement before it.
+        locked, *_ = yield [
+            Query(health_statements.lock_statement(self.schema), values),
+            Query(registry_statements.drain_statement(self.schema), values),
+            Query(
+                registry_statements.remove_proxies_statement(
+                    self.schema, whole_pool=False, idle_only=True
+                ),
+                values,
+            ),
+            Query(registry_statements.forget_credentials_statement(self.schema), values),
+        ]
+        if not locked:
+            raise ProxyNotFoundError(f"Proxy {proxy_id} not found.", proxy_id=proxy_id)
+        return (yield from self.updated_proxy(proxy_id))
 
     def delete_pool(self, pool_id: str) -> Program[None]:
         """Release a pool's leases, remove its proxies and then the pool."""

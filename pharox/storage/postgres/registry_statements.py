@@ -68,6 +68,8 @@ def save_pool_statement(schema: str) -> Statement:
         "name": parameter("name"),
         "description": parameter("description"),
         "lease_slow": parameter("lease_slow", sa.Boolean),
+        "rest_after_release_seconds": parameter("rest_after_release_seconds", sa.Double),
+        "rest_after_expiry_seconds": parameter("rest_after_expiry_seconds", sa.Double),
     }
     known = sa.select(pools).where(pools.c.id == POOL_ID).with_for_update().cte("known")
     one = sa.select(ONE.label("one")).subquery("one")
@@ -238,7 +240,18 @@ def forget_credentials_statement() -> sa.Select[Any]:
 @lru_cache(maxsize=8)
 def set_status_statement(schema: str) -> Statement:
     """Return the statement that sets the status of a proxy, which must be locked."""
-    wanted = parameter("status")
+    return _status_statement(schema, parameter("status"))
+
+
+@lru_cache(maxsize=8)
+def drain_statement(schema: str) -> Statement:
+    """Return the statement that drains a proxy, which must be locked and not be draining."""
+    return _status_statement(schema, text_literal("banned"), drains=True)
+
+
+def _status_statement(
+    schema: str, wanted: sa.ColumnElement[str], *, drains: bool = False
+) -> Statement:
     described = {own.name: description.c[own.name] for own in _DESCRIBED}
     load = (availability.c.current_leases, availability.c.max_concurrency)
     row = event_row(
@@ -247,7 +260,10 @@ def set_status_statement(schema: str) -> Statement:
         after=State(wanted, *load),
         proxy_id=availability.c.proxy_id,
         data=json_object(
-            **described, checked_at=availability.c.checked_at, reason=parameter("reason")
+            **described,
+            checked_at=availability.c.checked_at,
+            reason=parameter("reason"),
+            **({"drains": sa.true()} if drains else {}),
         ),
     )
     appended = append(
@@ -256,7 +272,7 @@ def set_status_statement(schema: str) -> Statement:
         .where(
             availability.c.pool_id == POOL_ID,
             availability.c.proxy_id == parameter("proxy_id", sa.Uuid),
-            availability.c.status != wanted,
+            availability.c.drains.is_(None) if drains else availability.c.status != wanted,
         )
     )
     return compiled(sa.select(appended.c.position), schema)

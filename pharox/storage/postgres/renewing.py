@@ -18,6 +18,7 @@ from ...models import Lease, LeaseStatus
 from ..requests import RenewRequest, lease_busy, renewal_rounds
 from .driver import Program
 from .registry import batches
+from .revoking import revoke_reasons
 from .sql import Query, Statement, by_schema, call_of, parameter
 
 MOST = 500
@@ -44,7 +45,7 @@ class _Answer(NamedTuple):
     ended_at: datetime | None
     fencing_token: int
 
-    def recorded(self, lease: Lease) -> Lease | None:
+    def recorded(self, lease: Lease, revoke_reason: str | None) -> Lease | None:
         """Return the lease as it is recorded."""
         if self.status is None:
             return None
@@ -55,6 +56,7 @@ class _Answer(NamedTuple):
                 "renewed_at": self.renewed_at and self.renewed_at.astimezone(UTC),
                 "released_at": self.ended_at and self.ended_at.astimezone(UTC),
                 "fencing_token": self.fencing_token,
+                "revoke_reason": revoke_reason,
             }
         )
 
@@ -96,14 +98,20 @@ def _renew(
         _, rows = yield [Query(_lock_statement(schema), {"lease_ids": ids}), query]
     else:
         rows = yield query
+    answers = list(map(_Answer._make, rows))
+    ids_of_revoked = [
+        lease_id
+        for lease_id, answer in zip(ids, answers, strict=True)
+        if answer.status == LeaseStatus.REVOKED
+    ]
+    reasons = yield from revoke_reasons(schema, ids_of_revoked)
     locked: dict[int, RenewRequest] = {}
-    for (place, request), row in zip(asked.items(), rows, strict=True):
-        answer = _Answer._make(row)
+    for (place, request), answer in zip(asked.items(), answers, strict=True):
         if answer.is_locked:
             locked[place] = request
             outcomes[place] = lease_busy(request.lease)
         else:
-            recorded = answer.recorded(request.lease)
+            recorded = answer.recorded(request.lease, reasons.get(request.lease.id))
             outcomes[place] = request.outcome(recorded, is_renewed=bool(answer.is_renewed))
     return locked
 
