@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .errors import PoolNotFoundError as PoolNotFoundError
     from .errors import ProxyNotFoundError as ProxyNotFoundError
     from .errors import ProxyUnavailableError as ProxyUnavailableError
+    from .errors import QueueFullError as QueueFullError
     from .errors import ReadOnlyDatabaseError as ReadOnlyDatabaseError
     from .errors import SchemaError as SchemaError
     from .errors import SecretKeyError as SecretKeyError
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     from .models import ProxyPool as ProxyPool
     from .models import ProxyProtocol as ProxyProtocol
     from .models import ProxyStatus as ProxyStatus
+    from .models import QueueStats as QueueStats
     from .models import ReleaseEventPayload as ReleaseEventPayload
     from .models import RetryConfig as RetryConfig
     from .models import RevokeEventPayload as RevokeEventPayload
@@ -141,6 +143,7 @@ _HOME = {
         "PoolNotFoundError",
         "ProxyNotFoundError",
         "ProxyUnavailableError",
+        "QueueFullError",
         "ReadOnlyDatabaseError",
         "SchemaError",
         "SecretKeyError",
@@ -180,6 +183,7 @@ _HOME = {
         "ProxyPool",
         "ProxyProtocol",
         "ProxyStatus",
+        "QueueStats",
         "ReleaseEventPayload",
         "RetryConfig",
         "RevokeEventPayload",

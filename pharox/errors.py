@@ -110,6 +110,10 @@ class ProxyUnavailableError(PharoxError):
         )
 
 
+class QueueFullError(PharoxError):
+    """Too many requests wait for a proxy of the pool already. Ask again later."""
+
+
 class LeaseEndedError(PharoxError):
     """The lease has ended, and somebody else may hold its proxy.
 

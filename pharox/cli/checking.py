@@ -100,6 +100,11 @@ def length_of(text: str) -> timedelta:
     return length
 
 
+def seconds_to_wait(text: str) -> float:
+    """Parse how long to wait, as :func:`length_of` does; ``0`` is not at all."""
+    return 0.0 if text.strip() == "0" else length_of(text).total_seconds()
+
+
 def moment_before(text: str, now: datetime) -> datetime:
     """Parse a moment.
 

@@ -25,6 +25,7 @@ _WHY_MISSED = {
     MissReason.NO_MATCH: "no proxy matched the filters",
     MissReason.NONE_HEALTHY: "no matching proxy was healthy",
     MissReason.AT_CAPACITY: "every matching proxy was leased to its limit",
+    MissReason.TOO_FEW: "fewer proxies were free than a set needed",
     MissReason.RESTING: "a matching proxy rested after its last lease",
 }
 _GROUPS = {"all_of": "all of", "any_of": "any of", "none_of": "none of"}
@@ -131,7 +132,8 @@ def _sentence(event: events.Event, pool: str, proxy: str) -> str:  # noqa: PLR09
             return f"{proxy} left pool {pool}"
         case events.LeaseAcquired():
             length = lasting((event.expires_at - event.recorded_at).total_seconds())
-            return f"{_quoted(event.consumer)} got {proxy} of pool {pool} for {length}"
+            got = f"{_quoted(event.consumer)} got {proxy} of pool {pool} for {length}"
+            return f"{got}{_waited(event)}"
         case events.LeaseRenewed():
             length = lasting((event.expires_at - event.recorded_at).total_seconds())
             kept = lasting((event.recorded_at - event.acquired_at).total_seconds())
@@ -152,7 +154,7 @@ def _sentence(event: events.Event, pool: str, proxy: str) -> str:  # noqa: PLR09
             )
         case events.AcquireMissed():
             why = _WHY_MISSED[event.reason]
-            return f"{_quoted(event.consumer)} got nothing from pool {pool}: {why}"
+            return f"{_quoted(event.consumer)} got nothing from pool {pool}{_waited(event)}: {why}"
         case events.HealthChecked():
             return f"{proxy} was checked: {_checked(event)}"
         case events.ProxiesChecked():
@@ -164,6 +166,12 @@ def _sentence(event: events.Event, pool: str, proxy: str) -> str:  # noqa: PLR09
             return (
                 f"leases of pool {pool} that ended before {in_utc(event.ended_before)} were pruned"
             )
+
+
+def _waited(event: events.LeaseAcquired | events.AcquireMissed) -> str:
+    if event.waited_ms is None:
+        return ""
+    return f", having waited {lasting(event.waited_ms / 1000)}"
 
 
 def _because(reason: str | None) -> str:

@@ -14,8 +14,10 @@ from datetime import datetime
 from typing import Any
 
 from ..events import (
+    AcquireMissed,
     Event,
     HealthChecked,
+    LeaseAcquired,
     LeaseEnd,
     ProxiesChecked,
     ProxyChanged,
@@ -97,6 +99,8 @@ def _attributes(event: Event) -> Iterator[tuple[str, Any]]:
             was, becomes = getattr(before, field.name), getattr(after, field.name)
             if was != becomes:
                 yield field.name, f"{_word(was)}->{_word(becomes)}"
+    if isinstance(event, LeaseAcquired | AcquireMissed) and event.waited_ms is not None:
+        yield "waited", f"{event.waited_ms / 1000:.3f}s"
     if isinstance(event, LeaseEnd):
         yield "held", f"{held(event).total_seconds():.3f}s"
     for name in _ATTRIBUTES.get(event.type, ()):

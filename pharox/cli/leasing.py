@@ -17,12 +17,13 @@ import typer
 
 from ..errors import PharoxError
 from ..models import Lease, LeaseStatus, MissReason, SelectorStrategy
-from .checking import checked_filters
+from .checking import checked_filters, seconds_to_wait
 from .session import ledger
 from .showing import AsJson, in_utc, print_json
 
 if TYPE_CHECKING:
     from ..storage.postgres import PostgresStorage
+    from ..storage.requests import Acquisition
 
 _MISSES = {
     MissReason.UNKNOWN_POOL: "no pool is named {pool!r}",
@@ -62,10 +63,22 @@ _LeaseId = Annotated[
 ]
 
 
-def missed(pool: str, reason: MissReason | None) -> PharoxError:
+Wait = Annotated[
+    str,
+    typer.Option(
+        metavar="TIME",
+        help="How long to wait in turn if nothing is free, such as 30s; 0: not at all.",
+    ),
+]
+
+
+def missed(pool: str, acquisition: Acquisition) -> PharoxError:
     """Return the error for an acquisition that found nothing."""
-    description = _MISSES.get(reason or MissReason.NO_MATCH, "no proxy was free")
-    return PharoxError(description.format(pool=pool), miss_reason=reason)
+    reason, waited_ms = acquisition.miss_reason, acquisition.waited_ms
+    description = _MISSES.get(reason or MissReason.NO_MATCH, "no proxy was free").format(pool=pool)
+    if waited_ms is not None:
+        description += f", also after {waited_ms / 1000:.1f} s of waiting"
+    return PharoxError(description, miss_reason=reason)
 
 
 def acquire(
@@ -81,20 +94,30 @@ def acquire(
     isp: Isp = None,
     asn: Asn = None,
     lease_id: _LeaseId = None,
+    wait: Wait = "0",
     as_json: AsJson = False,
 ) -> None:
     """Lease a proxy; print the lease's id and the proxy's URL.
 
-    The URL includes the proxy's credentials, for curl and other programs.
+    The URL includes the proxy's credentials, for curl and other programs. With --wait it takes its
+    turn in the pool's queue if nothing is free.
     """
     from ..storage.requests import AcquireRequest  # noqa: PLC0415 - SQLAlchemy takes a while to import
 
     filters = checked_filters(country=country, city=city, source=source, isp=isp, asn=asn)
-    request = AcquireRequest(pool, consumer, duration, filters, selector, lease_id=lease_id)
+    request = AcquireRequest(
+        pool,
+        consumer,
+        duration,
+        filters,
+        selector,
+        lease_id=lease_id,
+        wait_seconds=seconds_to_wait(wait),
+    )
     with ledger(context) as storage:
         acquisition = storage.acquire_lease(request)
         if acquisition.lease is None:
-            raise missed(pool, acquisition.miss_reason)
+            raise missed(pool, acquisition)
         try:
             _hand_over(acquisition.lease, as_json)
         except BaseException:

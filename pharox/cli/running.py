@@ -22,7 +22,7 @@ import typer
 from ..effects import call, run
 from ..errors import InvalidInputError
 from ..models import Lease, LostEventPayload, SelectorStrategy
-from .checking import checked_filters
+from .checking import checked_filters, seconds_to_wait
 from .leasing import (
     Asn,
     City,
@@ -32,6 +32,7 @@ from .leasing import (
     Pool,
     Selector,
     Source,
+    Wait,
     missed,
 )
 from .session import ledger
@@ -65,6 +66,7 @@ def run_command(
     source: Source = None,
     isp: Isp = None,
     asn: Asn = None,
+    wait: Wait = "30s",
 ) -> None:
     """Lease a proxy for a command, keep the lease while it runs, and release it.
 
@@ -90,10 +92,11 @@ def run_command(
             filters,
             selector,
             keep_alive=True,
+            wait_seconds=seconds_to_wait(wait),
         )
         acquisition = run(manager._acquiring(arguments), call)
         if acquisition.lease is None:
-            raise missed(pool, acquisition.miss_reason)
+            raise missed(pool, acquisition)
         try:
             status = child.run(command, {**os.environ, **_environment(acquisition.lease)})
         finally:

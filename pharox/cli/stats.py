@@ -1,20 +1,25 @@
-"""``pharox stats``: print the statistics of every pool, once or repeatedly."""
+"""``pharox stats``: print the statistics and the queue of every pool, once or repeatedly."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..models import PoolStatsSnapshot, check_pause
+from ..models import PoolStatsSnapshot, QueueStats, check_pause
 from .pools import NO_POOLS
 from .session import ledger
 from .showing import AsJson, print_json, print_table, say, table_lines
 
-_COLUMNS = ("pool", "proxies", "active", "available", "leased", "leases")
+if TYPE_CHECKING:
+    from ..storage.postgres import PostgresStorage
+
+_Pool = tuple[PoolStatsSnapshot, QueueStats]
+
+_COLUMNS = ("pool", "proxies", "active", "available", "leased", "leases", "waiting", "longest wait")
 
 
 def stats(
@@ -34,34 +39,43 @@ def stats(
 
             with Live(auto_refresh=False) as screen:
                 while True:
-                    lines = table_lines(_COLUMNS, _rows(storage.list_pool_stats()))
+                    lines = table_lines(_COLUMNS, map(_row, _pools_of(storage)))
                     screen.update(Text("\n".join(lines), no_wrap=True), refresh=True)
                     time.sleep(every)
-        _print(storage.list_pool_stats(), as_json)
+        _print(_pools_of(storage), as_json)
         while watch:
             time.sleep(every)
-            _print(storage.list_pool_stats(), as_json)
+            _print(_pools_of(storage), as_json)
 
 
-def _print(snapshots: Sequence[PoolStatsSnapshot], as_json: bool) -> None:
+def _pools_of(storage: PostgresStorage) -> list[_Pool]:
+    """Return the statistics of every pool, and its queue."""
+    queues = {queue.pool_name: queue for queue in storage.queue_stats()}
+    return [
+        (stats, queues.get(stats.pool_name, QueueStats(pool_name=stats.pool_name)))
+        for stats in storage.list_pool_stats()
+    ]
+
+
+def _print(pools: Sequence[_Pool], as_json: bool) -> None:
     if as_json:
-        for snapshot in snapshots:
-            print_json(snapshot)
-    elif snapshots:
-        print_table(_COLUMNS, _rows(snapshots))
+        for stats, queue in pools:
+            print_json({**stats.model_dump(mode="json"), **queue.model_dump(mode="json")})
+    elif pools:
+        print_table(_COLUMNS, map(_row, pools))
     else:
         say(NO_POOLS)
 
 
-def _rows(snapshots: Sequence[PoolStatsSnapshot]) -> list[tuple[object, ...]]:
-    return [
-        (
-            snapshot.pool_name,
-            snapshot.total_proxies,
-            snapshot.active_proxies,
-            snapshot.available_proxies,
-            snapshot.leased_proxies,
-            snapshot.total_leases,
-        )
-        for snapshot in snapshots
-    ]
+def _row(pool: _Pool) -> tuple[object, ...]:
+    stats, queue = pool
+    return (
+        stats.pool_name,
+        stats.total_proxies,
+        stats.active_proxies,
+        stats.available_proxies,
+        stats.leased_proxies,
+        stats.total_leases,
+        queue.waiting,
+        f"{queue.longest_wait_seconds:.1f} s" if queue.waiting else None,
+    )

@@ -65,3 +65,13 @@ def attributed(*, actor: str | None = None, correlation_id: str | None = None) -
         yield
     finally:
         _current.reset(token)
+
+
+@contextmanager
+def attributed_to(attribution: tuple[str, str | None]) -> Iterator[None]:
+    """Attribute the events of a ``with`` block as those of another context were."""
+    token = _current.set(attribution)
+    try:
+        yield
+    finally:
+        _current.reset(token)

@@ -203,7 +203,10 @@ class _LeaseEvent(_ProxyEvent):
 
 
 class LeaseAcquired(_LeaseEvent):
-    """A consumer got a proxy until ``expires_at``. With ``own_id`` it chose the lease id."""
+    """A consumer got a proxy until ``expires_at``. With ``own_id`` it chose the lease id.
+
+    ``waited_ms`` is how long it waited in the pool's queue, in milliseconds; None if it did not.
+    """
 
     type: Literal["LeaseAcquired"] = "LeaseAcquired"
     expires_at: UtcDatetime
@@ -211,6 +214,7 @@ class LeaseAcquired(_LeaseEvent):
     filters: dict[str, Any] | None = None
     predicate: bool = False
     own_id: bool = False
+    waited_ms: int | None = None
 
 
 class LeaseRenewed(EventBase):
@@ -269,7 +273,8 @@ class AcquireMissed(EventBase):
     """A consumer requested leases and got none.
 
     ``count`` is how many leases were requested at once, ``free`` how many of them
-    could have been granted.
+    could have been granted. ``waited_ms`` is how long it waited in the pool's queue, in
+    milliseconds; None if it did not.
     """
 
     type: Literal["AcquireMissed"] = "AcquireMissed"
@@ -281,6 +286,7 @@ class AcquireMissed(EventBase):
     predicate: bool = False
     count: int = 1
     free: int = 0
+    waited_ms: int | None = None
 
 
 class CursorMoved(EventBase):

@@ -58,6 +58,11 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
+def waited(milliseconds: int | None) -> str | None:
+    """Return how long an acquisition waited, or None if it did not."""
+    return None if milliseconds is None else f"waited {span(milliseconds / 1000)}"
+
+
 def asked_for(
     selector: str | None, filters: Mapping[str, Any] | None, *, predicate: bool
 ) -> str | None:

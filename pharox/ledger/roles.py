@@ -146,6 +146,7 @@ _READ = (
     ),
 )
 _KEPT_BY_APPS = tuple(t.name for t in (log.subscriptions, log.parked_events, log.fleet_counts))
+_QUEUES = ("waiting_processes", "waiting_tickets")
 _CREDENTIALS = proxy_credentials.name
 _READ_FUNCTIONS = (
     "are_checks_v1",
@@ -157,40 +158,56 @@ _READ_FUNCTIONS = (
     "root",
     "seal",
     "seq_at_v1",
+    "silence_v1",
 )
 _APP_FUNCTIONS = (
     "acquire_one_v1",
+    "acquire_one_v2",
     "add_partition",
     "answer_one_v1",
     "append_one_v1",
     "append_v1",
+    "beat_v1",
     "counts_after_v1",
     "due_leases_v1",
     "fold_available_proxies_v1",
     "fold_lease_ids_v1",
     "fold_selector_cursors_v1",
     "forget_credentials",
+    "forget_silent_v1",
     "free_proxies_v1",
     "granted_before_v1",
+    "has_room_v1",
     "is_made_v1",
     "lease_commands_v1",
+    "lease_commands_v2",
     "lease_event_v1",
     "leased_proxy_v1",
+    "leave_queue_v1",
     "matching_v1",
     "miss_reason_v1",
+    "missed_v1",
     "next_free_v1",
     "next_turns_v1",
     "places_v1",
+    "queue_v1",
+    "reason_v1",
     "release_one_v1",
+    "release_one_v2",
     "renew_leases_v1",
     "require_lease",
-    "returned_leases_v1",
     "rest_v1",
+    "returned_leases_v1",
     "revoke_leases_v1",
+    "serve_v1",
+    "try_request_v1",
     "try_turn_v1",
+    "unreserved_v1",
     "wait_for_turn_v1",
     "wait_v1",
+    "waited_ms_v1",
     "with_reason_v1",
+    "without_reserved_v1",
 )
 
 
@@ -200,7 +217,7 @@ def _read_models() -> tuple[str, ...]:
 
 def _reader_rights() -> Iterator[Right]:
     yield Right("schema", "", None, "USAGE")
-    for table in (*_READ, *_read_models()):
+    for table in (*_READ, *_QUEUES, *_read_models()):
         yield Right("table", table, None, "SELECT")
     for function in _READ_FUNCTIONS:
         yield Right("function", function, None, "EXECUTE")
@@ -213,7 +230,7 @@ def _fence_rights() -> Iterator[Right]:
 
 def _app_rights() -> Iterator[Right]:
     yield from _reader_rights()
-    for table in (*_KEPT_BY_APPS, *_read_models()):
+    for table in (*_KEPT_BY_APPS, *_QUEUES, *_read_models()):
         for privilege in ("INSERT", "UPDATE", "DELETE"):
             yield Right("table", table, None, privilege)
     for privilege in ("SELECT", "INSERT"):

@@ -357,7 +357,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
             opening_client,
         )
 
-        options.setdefault("keep_alive", True)
+        options = self._client_options(options, retry_config)
         request = AcquireArguments(
             pool_name, consumer_name, duration_seconds, filters, selector, None, **options
         )

@@ -72,6 +72,7 @@ from ..storage.requests import (
     new_leases,
 )
 from .keeper import Keeping, can_renew, is_kept, let_go, lose, lost_error
+from .options import WAIT_S, LeaseOptions
 
 P = TypeVar("P")
 S = TypeVar("S")
@@ -97,6 +98,7 @@ class AcquireArguments(NamedTuple):
     selector: SelectorStrategy | None
     lease_id: UUID | None = None
     keep_alive: bool = False
+    wait_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,7 @@ class AcquireSetArguments:
     distinct: bool
     lease_ids: Sequence[UUID] | None
     keep_alive: bool = False
+    wait_seconds: float | None = None
 
 
 def if_given(**arguments: Any) -> dict[str, Any]:
@@ -213,7 +216,9 @@ class Leasing(ABC, Generic[S]):
             arguments.selector or SelectorStrategy.FIRST_AVAILABLE,
             self._is_listened_to(),
             arguments.lease_id,
+            arguments.wait_seconds,
         )
+        self._check_wait(request)
         begun = self._begin(keep_alive=arguments.keep_alive)
         answer: Acquisition = yield from self._leasing("acquire_lease", request)
         yield from self._hold([answer], request, begun, keep_alive=arguments.keep_alive)
@@ -232,7 +237,9 @@ class Leasing(ABC, Generic[S]):
             arguments.at_least,
             arguments.distinct,
             arguments.lease_ids,  # type: ignore[arg-type] # which the request makes a tuple
+            arguments.wait_seconds,
         )
+        self._check_wait(request)
         begun = self._begin(keep_alive=arguments.keep_alive)
         found: SetAcquisition = yield from self._leasing("acquire_set", request)
         yield from self._hold(found.acquisitions, request, begun, keep_alive=arguments.keep_alive)
@@ -255,6 +262,18 @@ class Leasing(ABC, Generic[S]):
             raise InvalidInputError(f"{type(self._storage).__name__} cannot keep leases alive")
         return time.monotonic()
 
+    def _client_options(
+        self, options: LeaseOptions, retry_config: RetryConfig | None
+    ) -> LeaseOptions:
+        """Return the options of a client's lease: it is kept alive, and waited for."""
+        waits = self._storage.can_wait and retry_config is None
+        defaults: LeaseOptions = {"keep_alive": True, "wait_seconds": WAIT_S if waits else None}
+        return {**defaults, **options}
+
+    def _check_wait(self, request: Request) -> None:
+        if request.wait_seconds and not self._storage.can_wait:
+            raise InvalidInputError(f"{type(self._storage).__name__} cannot wait for a proxy")
+
     def _hold(
         self,
         acquisitions: Sequence[Acquisition],
@@ -266,6 +285,8 @@ class Leasing(ABC, Generic[S]):
         """Let granted leases count from the moment of the request, and keep them alive."""
         granted = [(each.lease, each.is_new) for each in acquisitions if each.lease is not None]
         duration = float(request.duration_seconds)
+        if acquisitions and acquisitions[0].counts_from is not None:  # It waited until then.
+            begun = acquisitions[0].counts_from
         for lease, is_new in granted:
             if is_new:
                 lease.count_down(begun + duration)
@@ -338,7 +359,11 @@ class Leasing(ABC, Generic[S]):
     ) -> Calls[Lease | None]:
         """Lease a proxy, asking again after a pause while nothing is free."""
         positional = arguments[:5]
-        options = if_given(lease_id=arguments.lease_id, keep_alive=arguments.keep_alive or None)
+        options = if_given(
+            lease_id=arguments.lease_id,
+            keep_alive=arguments.keep_alive or None,
+            wait_seconds=arguments.wait_seconds,
+        )
 
         def attempt() -> Calls[Lease | None]:
             lease: Lease | None = yield partial(self.acquire_proxy, *positional, **options)
@@ -580,6 +605,7 @@ def _acquire_payloads(
         "completed_at": completed_at,
         "duration_ms": max(0, int((completed_at - started_at).total_seconds() * 1000)),
         "miss_reason": outcome.miss_reason,
+        "waited_ms": outcome.waited_ms,
     }
     if isinstance(outcome, SetAcquisition):
         hits = [(each.lease, each.stats) for each in outcome.acquisitions]

@@ -21,9 +21,14 @@ class LeaseOptions(TypedDict, total=False):
 
     ``keep_alive`` says whether to renew the lease, at a third of its duration, until it is
     released. False unless the method says otherwise.
+
+    ``wait_seconds`` is how long to wait, in turn with others, if nothing is free; not at all
+    if None. A pool that does not exist or is empty, and filters that nothing matches, are a
+    miss at once.
     """
 
     keep_alive: bool
+    wait_seconds: float | None
 
 
 class PoolOptions(LeaseOptions, total=False):
@@ -31,15 +36,18 @@ class PoolOptions(LeaseOptions, total=False):
 
     ``consumer`` is who leases, registered on first use; "default" if None. A lease lasts
     ``duration_seconds``, 60 by default. The proxy must match the ``filters``, and ``selector``
-    says which of several is taken; FIRST_AVAILABLE if None. ``keep_alive`` is True by default.
-    ``wait_seconds`` is how long to wait for a free proxy; None does not wait.
+    says which of several is taken; FIRST_AVAILABLE if None. ``keep_alive`` is True by default,
+    and ``wait_seconds`` 30; None does not wait.
     """
 
     consumer: str | None
     duration_seconds: int
     filters: ProxyFilters | None
     selector: SelectorStrategy | None
-    wait_seconds: float | None
+
+
+WAIT_S = 30.0
+"""How long a handle of a pool, or a client, waits for a proxy unless it is told otherwise."""
 
 
 def check_on_lost(on_lost: OnLost) -> None:

@@ -18,8 +18,8 @@ from ..effects import Calls, call, call_async, run, run_async
 from ..errors import InvalidInputError
 from ..models import Lease, RetryConfig, SelectorStrategy, check_pause
 from ..storage.requests import AcquireRequest
-from .leasing import AcquireArguments, AcquireSetArguments, Leasing, if_given
-from .options import OnLost, PoolOptions, check_on_lost
+from .leasing import AcquireArguments, AcquireSetArguments, Leasing
+from .options import WAIT_S, OnLost, PoolOptions, check_on_lost
 
 if TYPE_CHECKING:
     from .async_proxy_manager import AsyncProxyManager  # noqa: F401 - a base's parameter
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from .proxy_manager import ProxyManager  # noqa: F401 - a base's parameter
 
 M = TypeVar("M", bound=Leasing[Any])
-
-WAIT_S: float | None = None
-"""How long a handle waits for a free proxy by default."""
 
 _DEFAULTS: PoolOptions = {
     "consumer": None,
@@ -62,7 +59,10 @@ class Handle(Generic[M]):
 
     def __post_init__(self) -> None:
         check_on_lost(self.on_lost)
-        options = {**_DEFAULTS, **_checked(self.options)}
+        defaults = (
+            _DEFAULTS if self._manager.storage.can_wait else _DEFAULTS | {"wait_seconds": None}
+        )
+        options = {**defaults, **_checked(self.options)}
         AcquireRequest(  # It raises the errors of a lease with these options.
             self.pool_name,
             options["consumer"] or self._manager.DEFAULT_CONSUMER_NAME,
@@ -111,7 +111,7 @@ class Handle(Generic[M]):
             "duration_seconds": of_call.pop("duration_seconds"),
             "filters": of_call.pop("filters"),
             "selector": of_call.pop("selector"),
-            **if_given(**of_call),
+            **of_call,
         }
 
     def _on_lost(self, on_lost: OnLost | None) -> OnLost:

@@ -212,6 +212,8 @@ class ProxyManager(Leasing[IStorage]):
     ) -> Lease | None:
         """Lease a proxy, asking again after a pause while nothing is free.
 
+        ``acquire_proxy`` with ``wait_seconds`` is sooner, and fair.
+
         A number in the place of ``retry_config`` is ``max_attempts``; the others then
         follow in the order of 0.11.0's reference: ``backoff_seconds``,
         ``backoff_multiplier``, ``max_backoff_seconds``, ``sleep_fn``.
@@ -536,8 +538,9 @@ class ProxyManager(Leasing[IStorage]):
         client_options:
             Further arguments of ``httpx.Client``, such as ``timeout``.
         options:
-            As for :meth:`acquire_proxy`, but ``keep_alive`` is True by default. If the
-            lease is lost, requests end with an error and no more are sent.
+            As for :meth:`acquire_proxy`, but ``keep_alive`` is True by default, and without
+            a ``retry_config`` ``wait_seconds`` is 30. If the lease is lost, requests end with
+            an error and no more are sent.
 
         Returns
         -------
@@ -556,7 +559,7 @@ class ProxyManager(Leasing[IStorage]):
             opening_client,
         )
 
-        options.setdefault("keep_alive", True)
+        options = self._client_options(options, retry_config)
         request = AcquireArguments(
             pool_name, consumer_name, duration_seconds, filters, selector, None, **options
         )

@@ -21,6 +21,7 @@ from .payloads import (
     HealthEventPayload,
     LostEventPayload,
     PoolStatsSnapshot,
+    QueueStats,
     ReleaseEventPayload,
     RevokeEventPayload,
 )
@@ -89,6 +90,7 @@ __all__ = [
     "ProxyPool",
     "ProxyProtocol",
     "ProxyStatus",
+    "QueueStats",
     "ReleaseEventPayload",
     "RetryConfig",
     "RevokeEventPayload",

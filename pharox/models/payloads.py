@@ -36,12 +36,26 @@ class PoolStatsSnapshot(BaseModel):
         return figures
 
 
+class QueueStats(BaseModel):
+    """Who waits for a proxy of a pool at one moment.
+
+    ``waiting`` counts the requests, ``consumers`` those of each consumer by name. A request for a
+    set is one. ``longest_wait_seconds`` is how long the oldest of them has waited.
+    """
+
+    pool_name: str
+    waiting: int = Field(ge=0, default=0)
+    longest_wait_seconds: float = Field(ge=0, default=0)
+    consumers: dict[str, int] = Field(default_factory=dict)
+
+
 class AcquireEventPayload(BaseModel):
     """The payload of an acquire callback, for one attempt.
 
     On a miss ``lease`` is None and ``miss_reason`` says why. The
     duration covers expiry, search and commit, in milliseconds by this
-    machine's clock.
+    machine's clock. ``waited_ms`` is how long it waited in the pool's queue, in
+    milliseconds; None if it did not.
     """
 
     lease: Lease | None
@@ -54,6 +68,7 @@ class AcquireEventPayload(BaseModel):
     duration_ms: int = Field(ge=0)
     pool_stats: PoolStatsSnapshot | None = None
     miss_reason: MissReason | None = None
+    waited_ms: int | None = Field(default=None, ge=0)
 
 
 class ReleaseEventPayload(BaseModel):

@@ -27,7 +27,13 @@ from ..scraping.bounded_label import OTHER, BoundedLabel
 from ..storage.postgres import PostgresStorage
 from ..storage.postgres.driver import Session
 from ..storage.postgres.sql import by_schema, now, parameter, text_literal
-from .metrics import CHECKED, DEFAULT_LATENCY_BUCKETS, DEFAULT_LEASE_BUCKETS
+from .metrics import (
+    CHECKED,
+    DEFAULT_LATENCY_BUCKETS,
+    DEFAULT_LEASE_BUCKETS,
+    DEFAULT_WAIT_BUCKETS,
+    WAITED,
+)
 
 Count = tuple[str, tuple[str, ...]]
 """A metric's name and the values of its labels."""
@@ -48,6 +54,7 @@ LABELS = {
 HISTOGRAMS: Mapping[str, tuple[tuple[str, ...], Sequence[float]]] = {
     "lease_duration_seconds": (("pool", "ended"), DEFAULT_LEASE_BUCKETS),
     "health_check_duration_seconds": (CHECKED, DEFAULT_LATENCY_BUCKETS),
+    "wait_seconds": (WAITED, DEFAULT_WAIT_BUCKETS),
 }
 """The histograms, their labels and their buckets. A bucket is stored without the counts of
 smaller ones."""
@@ -161,8 +168,10 @@ class FleetCounter:
                 self._pools[event.pool_id] = event.name
             case events.LeaseAcquired():
                 added["leases_acquired", self._asked(event)] += 1
+                self._add_wait(event, "granted", added)
             case events.AcquireMissed():
                 added["acquire_misses", (*self._asked(event), event.reason.value)] += 1
+                self._add_wait(event, "missed", added)
             case events.LeaseReleased():
                 self._add_lease(event, "released", added)
             case events.LeaseExpired():
@@ -174,6 +183,16 @@ class FleetCounter:
             case events.ProxiesChecked():
                 for check in event.checks():
                     self._add_check(check, added)
+
+    def _add_wait(
+        self,
+        event: events.LeaseAcquired | events.AcquireMissed,
+        outcome: str,
+        added: dict[Count, float],
+    ) -> None:
+        if event.waited_ms is not None:
+            labels = (self._pool(event.pool_name), outcome)
+            _add_duration("wait_seconds", labels, event.waited_ms / 1000, added)
 
     def _add_lease(
         self,

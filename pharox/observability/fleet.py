@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 from ..errors import PharoxError
 from ..ledger.subscriptions import Running, subscriptions
 from ..ledger.subscriptions.fleet import UNNAMED
+from ..models import QueueStats
 from ..scraping.server import Certificates, MetricsServer
 from ..storage.postgres import PostgresStorage
 from .counting import (
@@ -48,10 +49,15 @@ COUNTERS = {
 DURATIONS = {
     "lease_duration_seconds": "How long leases were held.",
     "health_check_duration_seconds": "How long health checks took.",
+    "wait_seconds": "How long attempts to lease waited in the pool's queue.",
 }
 GAUGES = {
     "oldest_lease_age_seconds": "How long the oldest active lease has been held.",
     "overdue_leases": "Leases that have run out and were not yet taken back.",
+}
+QUEUE_GAUGES = {
+    "waiting": "Requests that wait for a proxy.",
+    "longest_wait_seconds": "How long the oldest of them has waited.",
 }
 SUBSCRIPTION_GAUGES = {
     "subscription_lag_events": "Events that the subscription has not read yet.",
@@ -95,6 +101,7 @@ class FleetCollector(Collector):
             found = [
                 *_counters(self._counter.counts()),
                 *self._pool_gauges(),
+                *self._queue_gauges(),
                 *self._subscription_gauges(),
             ]
         except PharoxError as error:
@@ -126,6 +133,18 @@ class FleetCollector(Collector):
             oldest.add_metric([row["pool_name"]], max(0.0, row["oldest_s"]))
             overdue.add_metric([row["pool_name"]], row["overdue"])
         yield from (oldest, overdue)
+
+    def _queue_gauges(self) -> Iterator[Metric]:
+        waiting, longest = (
+            GaugeMetricFamily(f"{NAMESPACE}_{name}", text, labels=["pool"])
+            for name, text in QUEUE_GAUGES.items()
+        )
+        queues = {queue.pool_name: queue for queue in self._storage.queue_stats()}
+        for pool in self._storage.list_pools():
+            queue = queues.get(pool.name, QueueStats(pool_name=pool.name))
+            waiting.add_metric([pool.name], queue.waiting)
+            longest.add_metric([pool.name], queue.longest_wait_seconds)
+        yield from (waiting, longest)
 
     def _subscription_gauges(self) -> Iterator[Metric]:
         families = [

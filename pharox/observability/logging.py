@@ -95,6 +95,7 @@ class StructuredLogger:
             status="hit" if lease else "miss",
             miss_reason=payload.miss_reason and payload.miss_reason.value,
             duration_ms=payload.duration_ms,
+            waited_ms=payload.waited_ms,
             lease_id=lease and str(lease.id),
             proxy_id=lease and str(lease.proxy_id),
             started_at=payload.started_at.isoformat(),
@@ -236,6 +237,9 @@ class _Records:
 
     def info(self, event: str, **fields: Any) -> None:
         self._log(logging.INFO, event, fields)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        self._log(logging.WARNING, event, fields)
 
     def error(self, event: str, **fields: Any) -> None:
         self._log(logging.ERROR, event, fields)

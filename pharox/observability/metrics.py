@@ -49,6 +49,12 @@ DEFAULT_LATENCY_BUCKETS: Sequence[float] = (
 DEFAULT_LEASE_BUCKETS: Sequence[float] = (0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 """Upper bounds for the lengths of leases, in seconds."""
 
+DEFAULT_WAIT_BUCKETS: Sequence[float] = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+"""Upper bounds for waits in a queue, in seconds."""
+
+WAITED = ("pool", "outcome")
+"""Labels of a wait; ``outcome`` is "granted" or "missed"."""
+
 DEFAULT_QUANTILES: Sequence[float] = (0.5, 0.95, 0.99)
 """Kept for 0.11.0. The client library computes no quantiles; ``histogram_quantile`` does."""
 
@@ -142,6 +148,9 @@ class PrometheusMetricsRecorder:
             metrics.misses[pool, consumer, selector, reason].inc()
         if metrics.acquire_summary is not None:
             metrics.acquire_summary[pool, status].observe(seconds)
+        if payload.waited_ms is not None:
+            outcome = "granted" if payload.lease else "missed"
+            metrics.wait_seconds[pool, outcome].observe(payload.waited_ms / 1000)
         self._set_gauges(payload.pool_stats)
 
     def handle_release(self, payload: models.ReleaseEventPayload) -> None:
@@ -267,6 +276,14 @@ class _Metrics:
             "How long attempts to lease took.",
             (*asked, "status"),
             buckets=shape.acquire_buckets,
+            **own,
+        )
+        self.wait_seconds = _Series(
+            Histogram,
+            "wait_seconds",
+            "How long attempts to lease waited in the pool's queue.",
+            WAITED,
+            buckets=DEFAULT_WAIT_BUCKETS,
             **own,
         )
         self.misses = _Series(

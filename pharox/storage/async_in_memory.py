@@ -1,19 +1,22 @@
 """AsyncInMemoryStorage: InMemoryStorage for asyncio code.
 
-Its methods never wait, so a command is done before its task could be cancelled,
-and no thread is needed. Methods that 0.11.0 offered without ``await``, to
+Only a request that waits does: any other command is done before its task could be
+cancelled, and no thread is needed. Methods that 0.11.0 offered without ``await``, to
 fill a storage in a test, are still not coroutines.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from concurrent.futures import Future
 from datetime import datetime, timedelta
-from typing import Self
+from typing import Any, Self
 from uuid import UUID
 
 from projections import Finding, State
 
+from ..effects import call_async, run_async
 from ..errors import PharoxError
 from ..events import Event
 from ..models import (
@@ -27,12 +30,13 @@ from ..models import (
     ProxyHealthRecord,
     ProxyPool,
     ProxyStatus,
+    QueueStats,
     SelectorStrategy,
     utc_now,
 )
 from .async_interface import IAsyncStorage
 from .list_import import HALF, ImportReport, ListedIds, MaxRemoved, RemovalReport
-from .memory import InMemoryStorage
+from .memory import InMemoryStorage, in_turn
 from .requests import (
     AcquireRequest,
     AcquireSetRequest,
@@ -56,6 +60,8 @@ class AsyncInMemoryStorage(IAsyncStorage):
     clock:
         Returns the time, with a time zone.
     """
+
+    can_wait = True
 
     def __init__(self, *, clock: Callable[[], datetime] = utc_now) -> None:
         self.memory = InMemoryStorage(clock=clock)
@@ -98,10 +104,18 @@ class AsyncInMemoryStorage(IAsyncStorage):
     # Leasing
 
     async def acquire_lease(self, request: AcquireRequest) -> Acquisition:
-        return self.memory.acquire_lease(request)
+        acquisition: Acquisition = await self._acquire(request)
+        return acquisition
 
     async def acquire_set(self, request: AcquireSetRequest) -> SetAcquisition:
-        return self.memory.acquire_set(request)
+        acquisition: SetAcquisition = await self._acquire(request)
+        return acquisition
+
+    async def _acquire(self, request: AcquireRequest | AcquireSetRequest) -> Any:
+        if request.wait_seconds:
+            steps = in_turn.acquire(self.memory._state, request, _told_within)
+            return await run_async(steps, call_async)
+        return self.memory._run_alone(request)
 
     async def run_batch(self, commands: Sequence[Command]) -> Sequence[Outcome | Exception]:
         return self.memory.run_batch(commands)
@@ -134,6 +148,9 @@ class AsyncInMemoryStorage(IAsyncStorage):
 
     async def seconds_to_next_expiry(self, pool_name: str) -> float | None:
         return self.memory.seconds_to_next_expiry(pool_name)
+
+    async def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
+        return self.memory.revoke_leases(request)
 
     async def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         return self.memory.expire_leases(with_stats=with_stats)
@@ -235,6 +252,9 @@ class AsyncInMemoryStorage(IAsyncStorage):
         """Return the statistics of every pool, ordered by name."""
         return self.memory.list_pool_stats()
 
+    async def queue_stats(self, pool_name: str | None = None) -> list[QueueStats]:
+        return self.memory.queue_stats(pool_name)
+
     # Health
 
     async def apply_health_check_result(self, result: HealthCheckResult) -> Proxy | None:
@@ -290,3 +310,10 @@ class AsyncInMemoryStorage(IAsyncStorage):
     async def verify(self) -> list[Finding]:
         """Fold the whole log again and return every row of a read model that differs."""
         return self.memory.verify()
+
+
+async def _told_within(told: Future[Any], seconds: float) -> Any:
+    """Return what a future was told; None if it is told nothing within so many seconds."""
+    if not told.done():
+        await asyncio.wait({asyncio.wrap_future(told)}, timeout=seconds)
+    return told.result() if told.done() else None

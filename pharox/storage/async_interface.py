@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 from uuid import UUID
 
 from ..effects import Calls, call_async, run_async
@@ -30,6 +30,7 @@ from ..models import (
     ProxyHealthRecord,
     ProxyPool,
     ProxyStatus,
+    QueueStats,
     SelectorStrategy,
 )
 from . import defaults
@@ -55,6 +56,9 @@ T = TypeVar("T")
 
 class IAsyncStorage(ABC):
     """Stores pools, proxies, consumers, leases and health checks, and decides on leases."""
+
+    can_wait: ClassVar[bool] = False
+    """Whether ``acquire_lease`` and ``acquire_set`` obey ``wait_seconds`` of a request."""
 
     @abstractmethod
     async def find_available_proxy(
@@ -92,6 +96,10 @@ class IAsyncStorage(ABC):
     @abstractmethod
     async def get_pool_stats(self, pool_name: str) -> PoolStatsSnapshot | None:
         """Return a pool's statistics, or None if there is no such pool."""
+
+    async def queue_stats(self, pool_name: str | None = None) -> list[QueueStats]:
+        """Return who waits for a proxy, as in ``IStorage``."""
+        return []
 
     @abstractmethod
     async def add_proxies_bulk(self, proxies: Sequence[Proxy]) -> int:
@@ -177,6 +185,16 @@ class IAsyncStorage(ABC):
         This default cannot tell, and returns None.
         """
         return None
+
+    async def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
+        """Revoke leases. Return the end of each, or why it was not revoked, in order.
+
+        Raises
+        ------
+        InvalidInputError
+            If this storage cannot revoke leases. This default cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_REVOKE.format(type(self).__name__))
 
     async def return_leases(
         self, leases: Sequence[Lease], *, reason: str | None = None, with_stats: bool = False

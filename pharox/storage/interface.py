@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from datetime import timedelta
+from typing import ClassVar
 from uuid import UUID
 
 from ..effects import call, run
@@ -26,6 +27,7 @@ from ..models import (
     ProxyHealthRecord,
     ProxyPool,
     ProxyStatus,
+    QueueStats,
     SelectorStrategy,
 )
 from . import defaults
@@ -47,6 +49,9 @@ from .validation import check_age, check_statuses, pool_named
 
 class IStorage(ABC):
     """Stores pools, proxies, consumers, leases and health checks, and decides on leases."""
+
+    can_wait: ClassVar[bool] = False
+    """Whether ``acquire_lease`` and ``acquire_set`` obey ``wait_seconds`` of a request."""
 
     @abstractmethod
     def find_available_proxy(
@@ -119,6 +124,13 @@ class IStorage(ABC):
     @abstractmethod
     def get_pool_stats(self, pool_name: str) -> PoolStatsSnapshot | None:
         """Return a pool's statistics, or None if there is no such pool."""
+
+    def queue_stats(self, pool_name: str | None = None) -> list[QueueStats]:
+        """Return who waits for a proxy, in the named pool or in all, ordered by pool name.
+
+        A pool in which nobody waits is left out. By default nobody does.
+        """
+        return []
 
     @abstractmethod
     def add_proxies_bulk(self, proxies: Sequence[Proxy]) -> int:
@@ -276,6 +288,25 @@ class IStorage(ABC):
         exist, or if this storage cannot tell. This default cannot.
         """
         return None
+
+    def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
+        """Revoke leases. Return the end of each, or why it was not revoked, in order.
+
+        The outcome of a lease that has ended or run out, or of an id that was given before, is a
+        :class:`LeaseEndedError`, which says how and when; then nothing is recorded. What others
+        have locked is waited for, each lease in a commit of its own.
+
+        Parameters
+        ----------
+        request:
+            The ids of any number of leases, of which 500 are revoked in one commit, and the reason.
+
+        Raises
+        ------
+        InvalidInputError
+            If this storage cannot revoke leases. This default cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_REVOKE.format(type(self).__name__))
 
     def return_leases(
         self, leases: Sequence[Lease], *, reason: str | None = None, with_stats: bool = False

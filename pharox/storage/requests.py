@@ -16,6 +16,7 @@ from ..errors import (
     LeaseBusyError,
     LeaseEndedError,
     PharoxError,
+    QueueFullError,
 )
 from ..events import EventBase, HealthChecked
 from ..models import (
@@ -31,6 +32,7 @@ from ..models import (
     check_duration,
     check_filters,
     check_name,
+    check_pause,
     check_text,
     check_whole,
 )
@@ -47,7 +49,8 @@ class AcquireRequest:
     """A validated request for one lease.
 
     ``duration_seconds`` is the lease's length. For a ``lease_id`` that the caller
-    chose, at most one lease is ever granted.
+    chose, at most one lease is ever granted. ``wait_seconds`` is how long to wait in turn
+    if nothing is free.
 
     Raises
     ------
@@ -64,6 +67,7 @@ class AcquireRequest:
     selector: SelectorStrategy = SelectorStrategy.FIRST_AVAILABLE
     with_stats: bool = False
     lease_id: UUID | None = None
+    wait_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if self.lease_id is not None and not isinstance(self.lease_id, UUID):
@@ -78,6 +82,8 @@ class AcquireSetRequest:
     The set is granted if ``at_least`` proxies can be leased (``count`` if None); else
     nothing is. With ``distinct`` no proxy is leased twice. The caller may choose
     ``lease_ids``, one for each lease. A set with these ids is granted only once.
+    ``wait_seconds`` is how long to wait in turn if too few are free; a set that waits keeps what
+    becomes free from those behind it.
 
     Raises
     ------
@@ -97,6 +103,7 @@ class AcquireSetRequest:
     at_least: int | None = None
     distinct: bool = True
     lease_ids: tuple[UUID, ...] | None = None
+    wait_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= check_whole(self.count, "count") <= MAX_SET:
@@ -226,6 +233,8 @@ def _check_asked(request: AcquireRequest | AcquireSetRequest) -> None:
     check_name(request.pool_name, "pool")
     check_name(request.consumer_name, "consumer")
     check_filters(request.filters)
+    if request.wait_seconds is not None:
+        check_pause(request.wait_seconds, "wait_seconds")
     if type(request.selector) is not SelectorStrategy:
         object.__setattr__(request, "selector", SelectorStrategy(request.selector))
 
@@ -269,7 +278,9 @@ class Acquisition:
 
     ``lease`` is None for a miss. ``expired`` are the due leases that this call
     expired. ``is_new`` is False if an earlier call was granted the lease with the same
-    id: then this call must not end it.
+    id: then this call must not end it. ``counts_from`` is a moment of the monotonic clock not
+    after the lease was granted; None if it was granted within the call without waiting.
+    ``waited_ms`` is how long the call waited in turn, in milliseconds; None if it did not.
     """
 
     lease: Lease | None
@@ -277,6 +288,8 @@ class Acquisition:
     stats: PoolStatsSnapshot | None = None
     expired: Sequence[EndedLease] = field(default=())
     is_new: bool = True
+    counts_from: float | None = None
+    waited_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +299,7 @@ class SetAcquisition:
     ``acquisitions`` has the granted leases in order, each with the statistics after
     it. It is empty for a miss; then ``free`` is how many could have been leased, and ``stats``
     are the statistics after the miss. ``expired`` are the due leases that this call expired.
+    ``waited_ms`` is as for :class:`Acquisition`.
     """
 
     acquisitions: tuple[Acquisition, ...] = ()
@@ -293,6 +307,7 @@ class SetAcquisition:
     free: int = 0
     stats: PoolStatsSnapshot | None = None
     expired: Sequence[EndedLease] = field(default=())
+    waited_ms: int | None = None
 
     @property
     def leases(self) -> list[Lease]:
@@ -305,6 +320,18 @@ Outcome = Acquisition | SetAcquisition | ReleaseResult
 
 Outcomes = list[Outcome | Exception]
 """The outcomes of a batch of commands. The outcome of a failed command is its error."""
+
+
+MAX_WAITING = 10_000
+"""The maximum length of a pool's queue."""
+
+
+def queue_full(pool_name: str) -> QueueFullError:
+    """Return the outcome of a request that found a queue of that length."""
+    return QueueFullError(
+        f"{MAX_WAITING} requests wait for a proxy of pool {pool_name!r} already.",
+        pool_name=pool_name,
+    )
 
 
 def batch_order(commands: Sequence[Command]) -> list[int]:

@@ -123,10 +123,12 @@ def check_one_pool_each(proxies: Sequence[Proxy]) -> Sequence[Proxy]:
 
 
 def check_commands(commands: Sequence[Command]) -> None:
-    """Raise :class:`InvalidInputError` unless all of these are commands."""
+    """Raise :class:`InvalidInputError` unless all of these are commands that do not wait."""
     for command in commands:
         if not isinstance(command, _COMMANDS):
             raise InvalidInputError(f"a {type(command).__name__} is not a command of a batch")
+        if getattr(command, "wait_seconds", None):
+            raise InvalidInputError("a command of a batch cannot wait")
 
 
 def check_granted(

@@ -616,6 +616,21 @@ class StorageContract:
         assert isinstance(refused, LeaseEndedError)
         assert before.status is LeaseStatus.RELEASED
 
+    def test_a_wait_ends(self, storage: IStorage) -> None:
+        """With a lease if something is free, with a miss if its time is over or in vain."""
+        if not storage.can_wait:
+            return
+        pool = make_pool(storage)
+        make_proxy(storage, pool, country="AR")
+        lease_from(storage, pool, wait_seconds=60)
+        for filters, seconds, reason in (
+            (None, 0.2, MissReason.AT_CAPACITY),
+            (ProxyFilters(country="CL"), 60, MissReason.NO_MATCH),
+        ):
+            request = AcquireRequest(pool.name, "w", filters=filters, wait_seconds=seconds)
+            assert storage.acquire_lease(request).miss_reason is reason
+        assert storage.queue_stats(pool.name) == []
+
     def test_the_next_expiry_is_known(self, storage: IStorage, pass_time: PassTime) -> None:
         """The earliest of the pool's active leases counts; or the storage cannot tell."""
         pool = make_pool(storage)
@@ -635,6 +650,52 @@ class StorageContract:
         seconds = storage.seconds_to_next_expiry(pool.name)
         assert seconds is not None
         assert 1 < seconds <= 1000
+
+    def test_a_lease_is_revoked(self, storage: IStorage) -> None:
+        """It ends once, for a reason, and its proxy is free; or the storage says that it cannot."""
+        pool = make_pool(storage)
+        make_proxy(storage, pool)
+        lease = lease_from(storage, pool)
+        try:
+            ended, again = storage.revoke_leases(RevokeRequest((lease.id, lease.id), "banned"))
+        except InvalidInputError:
+            return  # It says that it cannot revoke leases.
+        assert not isinstance(ended, PharoxError)
+        assert (ended.lease.status, ended.reason) == (LeaseStatus.REVOKED, "banned")
+        assert isinstance(again, LeaseEndedError)
+        assert storage.get_lease(str(lease.id)) == ended.lease
+        assert storage.return_lease(lease).ending is None
+        assert (lease.status, lease.revoke_reason) == (LeaseStatus.REVOKED, "banned")
+        lease_from(storage, pool)
+
+    def test_a_drained_proxy_leaves_with_its_last_lease(self, storage: IStorage) -> None:
+        """Its lease goes on, and nobody gets it; or the storage says that it cannot drain."""
+        pool = make_pool(storage)
+        proxy = make_proxy(storage, pool)
+        lease = lease_from(storage, pool)
+        try:
+            drained = storage.drain_proxy(proxy.id)
+        except InvalidInputError:
+            return  # It says that it cannot drain proxies.
+        assert drained is not None
+        assert drained.current_leases == 1
+        storage.release_lease(lease)
+        assert storage.list_proxies(str(pool.id)) == []
+
+    def test_a_proxy_rests_if_its_pool_says_so(
+        self, storage: IStorage, pass_time: PassTime
+    ) -> None:
+        """It is not granted before its rest is over; or the storage does not know of rests."""
+        pool = make_pool(storage, rest_after_release_seconds=2)
+        make_proxy(storage, pool)
+        storage.release_lease(lease_from(storage, pool, duration_seconds=60))
+        missed = storage.acquire_lease(AcquireRequest(pool.name, "w", 60))
+        if missed.lease is not None:
+            return  # An adapter that was written for 0.11.0 knows of no rests.
+        # An adapter with the methods of 0.11.0 alone cannot tell why.
+        assert missed.miss_reason in (MissReason.RESTING, None)
+        pass_time(2.1)
+        lease_from(storage, pool)
 
     def test_an_acquisition_returns_the_proxy(self, storage: IStorage) -> None:
         """The URL that a client needs comes with the lease."""

@@ -144,6 +144,25 @@ KEEP_SERVER = Goal(
     limit="Each renewal is an event with its indexes, and a new version of the lease's row.",
 )
 
+WAIT_P95 = Goal("wait-p95", "seconds that 19 of 20 waits last at most", at_most=1.3)
+WAIT_LONGEST = Goal("wait-longest", "seconds of the longest wait", at_most=1.6)
+WAIT_FEWEST = Goal("wait-fewest", "jobs of the worker that had fewest", at_least=12)
+WAIT_MOST = Goal("wait-most", "jobs of the worker that had most", at_most=17)
+WAIT_BUSY = Goal("wait-busy", "of the time that proxies are in use", at_least=0.9)
+WAIT_HAND_OVER_P50 = Goal(
+    "wait-hand-over-p50",
+    "ms from a release to the waiter's return, half of the time",
+    at_most=5,
+    limit="To another process it takes two commits, a notification, and the way from the thread "
+    "that is woken to the caller.",
+)
+WAIT_HAND_OVER_P99 = Goal(
+    "wait-hand-over-p99", "ms from a release to the waiter's return, 99 of 100 times", at_most=25
+)
+WAIT_IDLE = Goal(
+    "wait-idle", "% of a core that 1,000 waiters of one process take in the server", at_most=1
+)
+
 LEASE_FLOOR_1 = Goal(
     "lease-floor-1",
     "lease cycles, 1 client: of the floor of two commits",

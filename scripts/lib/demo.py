@@ -16,6 +16,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import cast
@@ -53,11 +54,13 @@ from pharox.events import (
     ProxyRegistered,
     held,
 )
+from pharox.manager.pool_handle import PoolHandle
 from pharox.storage.postgres import PostgresStorage
 from scripts.lib.demo_proxies import RealProxy, running_proxies, running_site
 
 POOL = "demo"
 WORKERS = 4
+WAITERS, WAITED_S = 8, 0.5
 MAX_CONCURRENCY = 1  # exclusive: as many proxies as workers, so each must always find one
 WIDTH = 100
 
@@ -170,6 +173,26 @@ class Demo:
         self.story.held(f"a greedy neighbour was refused {refused} times", when=refused > 0)
         self.story.held("the job kept its proxy to the end", when=not lease.is_lost)
 
+    def wait(self) -> None:
+        self.story.step(f"{WAITERS} workers wait for the same proxies: a fair queue")
+        names = [f"waiter-{number}" for number in range(1, WAITERS + 1)]
+        until = time.monotonic() + WAITED_S
+        handles = [self.manager.pool(POOL, consumer=name) for name in names]
+
+        def work(handle: PoolHandle) -> int:
+            turns = 0
+            while time.monotonic() < until:
+                with handle.lease():
+                    time.sleep(0.1)
+                turns += 1
+            return turns
+
+        with ThreadPoolExecutor(WAITERS) as threads:
+            turns = list(threads.map(work, handles))
+        self.waited = sum(turns)
+        self.story.say(f"      turns of 0.1 s each had in {WAITED_S:g} s: {turns}")
+        self.story.held("everybody had a fair share", when=max(turns) - min(turns) <= 2)
+
     def expire(self) -> None:
         self.story.step("Let a lease run out")
         told: list[ExpireEventPayload] = []
@@ -214,8 +237,8 @@ class Demo:
         expected = {
             "ProxyRegistered": len(proxies),
             "HealthChecked": len(proxies),
-            "LeaseAcquired": leased + hoarded + 2,
-            "LeaseReleased": leased + hoarded + 1,
+            "LeaseAcquired": leased + hoarded + self.waited + 2,
+            "LeaseReleased": leased + hoarded + self.waited + 1,
             "LeaseExpired": 1,
             "AcquireMissed": 1,
         }
@@ -364,6 +387,7 @@ def tell(story: Story) -> None:
         demo.check(page_url)
         demo.work(page_url)
         demo.keep()
+        demo.wait()
         demo.expire()
         demo.miss_and_release()
         demo.audit(proxies)

@@ -15,6 +15,6 @@ pharox.register_prometheus_metrics(manager)
 
 def application(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
     """Answer with the proxy that was leased and the worker's pid."""
-    with manager.with_lease("demo", "web", duration_seconds=30) as lease:
+    with manager.with_lease("demo", "web", duration_seconds=30, wait_seconds=5) as lease:
         start("200 OK" if lease else "503 Service Unavailable", [("Content-Type", "text/plain")])
         return [f"{lease and lease.proxy_id} {os.getpid()}\n".encode()]

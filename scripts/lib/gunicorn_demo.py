@@ -39,6 +39,7 @@ workers = EnvironmentManager().workers
 SHOWN = (
     "pharox_acquire_total",
     "pharox_release_total",
+    "pharox_wait_seconds",
     "pharox_pool_",
     "gunicorn_",
     "pharox_redis_up",

@@ -52,7 +52,7 @@ def test_a_miss_says_why(kept: Kept) -> None:
 
     async def miss(pool_name: str, **options: Any) -> None:
         with pytest.raises(ProxyUnavailableError) as raised:
-            async with manager.pool(pool_name).lease(**options):
+            async with manager.pool(pool_name, wait_seconds=None).lease(**options):
                 pass
         errors.append(raised.value)
 
@@ -61,12 +61,12 @@ def test_a_miss_says_why(kept: Kept) -> None:
         await miss("empty")
         await miss("banned")
         await miss("pool", filters=ProxyFilters(country="NZ"))
-        async with manager.pool("pool").lease():
+        async with manager.pool("pool", wait_seconds=None).lease():
             with pytest.raises(ProxyUnavailableError) as raised:
-                async with manager.pool("pool").leases(2):
+                async with manager.pool("pool", wait_seconds=None).leases(2):
                     pass
             errors.append(raised.value)
-            async with manager.pool("pool").lease():
+            async with manager.pool("pool", wait_seconds=None).lease():
                 await miss("pool")
 
     kept.run(work())

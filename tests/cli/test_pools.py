@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from pharox import ProxyPool
+from pharox import ProxyPool, QueueStats
 from pharox.models import ProxyCredentials
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import fill
@@ -109,12 +109,14 @@ class TestStats:
         """The numbers are those of the storage."""
         fill(storage, 3, name="p")
         pharox("acquire", "p")
-        assert pharox("stats").out.splitlines()[1].split() == ["p", "3", "3", "2", "1", "1"]
+        assert pharox("stats").out.splitlines()[1].split()[:6] == ["p", "3", "3", "2", "1", "1"]
         (found,) = pharox("stats", "--json").objects
         stats = storage.get_pool_stats("p")
         assert stats is not None
+        queue = QueueStats(pool_name="p")
         assert {**found, "collected_at": None} == {
             **stats.model_dump(mode="json"),
+            **queue.model_dump(mode="json"),
             "collected_at": None,
         }
 

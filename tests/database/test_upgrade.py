@@ -9,9 +9,10 @@ from __future__ import annotations
 import multiprocessing
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from hashlib import sha256
 from importlib.resources import files
 from multiprocessing.managers import SyncManager
@@ -34,6 +35,8 @@ from pharox import (
 from pharox.events import LeaseAcquired
 from pharox.ledger.rebuild import rebuild
 from pharox.storage.postgres import PostgresStorage, batch, lookups, migrations, schema
+from pharox.storage.postgres.commands import Commands
+from pharox.storage.postgres.sql import Statement
 from pharox.testing import checked
 from tests.conftest import SECRET_KEY, fill, ledger, open_engine, run_sql
 from tests.leasing.test_contention import most_holders_at_once
@@ -46,28 +49,44 @@ DIGESTS = {
     "0001": "395a2dfc05ecf778e709f0ff2c68f277bdc79670df56c124613c3b27d162de1d",
     "0002": "a4dc6aa9ce5f5b4b3f795b93315df55460cb6b82d790192cee4b8bb3b8467abe",
     "0003": "4a0023b9d4f58c8e7323a6e060427acd145b2d2ea0e13946557acf9454c8b25d",
+    "0004": "21180375a03207f0dde1fcd6636b11dbe8ff8967d446de04172f9f2e630e375e",
 }
 WORKERS = 8
 STEPS = 8
 
 
-def version_before(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
-    """Have this process be of an earlier version, as far as it makes a ledger and leases."""
-    monkeypatch.setattr(ScriptDirectory, "get_current_head", lambda *_: version)
-    if version == "0001":
-        # What it calls by then has another name, or came later.
-        monkeypatch.setattr(batch, "_granting", batch._deciding)
-        for statement in (batch.commands_statement, batch.acquire_statement):
-            statement.cache_clear()
+def version_before(monkeypatch: pytest.MonkeyPatch, revision: str) -> None:
+    """Have this process be of an older version, as far as it makes a ledger and leases."""
+    monkeypatch.setattr(ScriptDirectory, "get_current_head", lambda *_: revision)
+    # What it calls by then has another name, or came later.
+    granting = batch._deciding if revision == "0001" else batch._granting
+    monkeypatch.setattr(batch, "_granting", partial(_as_before, granting))
+    monkeypatch.setattr(batch, "release_statement", _release_before)
+    monkeypatch.setattr(Commands, "freeing", lambda _, program: program)
+    for statement in (batch.commands_statement, batch.acquire_statement):
+        statement.cache_clear()
     for module in (schema, lookups):
-        monkeypatch.setattr(module, "HEAD", version)
+        monkeypatch.setattr(module, "HEAD", revision)
+
+
+def _as_before(
+    statement_of: Callable[..., Statement], name: str, function: str, parameters: dict[str, str]
+) -> Statement:
+    """Return the call of a function as it was while nobody could wait."""
+    new = ("own_process", "max_waiting")
+    known = {each: type_ for each, type_ in parameters.items() if each not in new}
+    return statement_of(name, function.replace("_v2", "_v1"), known)
+
+
+def _release_before(name: str) -> Statement:
+    return _as_before(batch._deciding, name, "release_one_v1", batch._RELEASE_ONE)
 
 
 def next_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have this process be of the next version; those that it starts are not."""
     monkeypatch.setattr(schema, "VERSIONS", [*schema.VERSIONS, str(NEXT)])
     for module in (schema, lookups):
-        monkeypatch.setattr(module, "HEAD", "0004")
+        monkeypatch.setattr(module, "HEAD", "0005")
 
 
 def upgrade_to_next(storage: PostgresStorage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,19 +128,21 @@ def _alter(storage: PostgresStorage, how: str) -> None:
             )
 
 
-@pytest.mark.parametrize("version", ["0001", "0002"])
+@pytest.mark.parametrize("version", sorted(DIGESTS)[:-1])
 def test_a_filled_ledger_is_upgraded(
     empty_database_url: str, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
-    """Its leases go on, can be renewed and revoked, and are what the log says."""
+    """Its leases go on, can be renewed, revoked and waited for, and are what the log says."""
     storage = PostgresStorage(open_engine(empty_database_url), secret_keys=[SECRET_KEY])
     with monkeypatch.context() as before:
         version_before(before, version)
         storage.upgrade_schema()
         assert storage.schema_version() == version
-        _alter(storage, "ADD COLUMN")
+        if version < "0003":
+            _alter(storage, "ADD COLUMN")
         held = filled_unchecked(storage)
-        _alter(storage, "DROP COLUMN")
+        if version < "0003":
+            _alter(storage, "DROP COLUMN")
     batch.commands_statement.cache_clear()
     batch.acquire_statement.cache_clear()
     with ledger(empty_database_url) as newer:
@@ -137,8 +158,13 @@ def test_a_filled_ledger_is_upgraded(
             assert found.renewed_at is not None
             assert found.expires_at == lease.expires_at
             assert found.expires_at - found.renewed_at == timedelta(seconds=3600)
-        (revoked,) = manager.revoke_leases([held[9].id], "why")
-        assert newer.get_lease(str(held[9].id)) == revoked
+        (revoked,) = manager.revoke_leases([held[8].id], "why")
+        assert newer.get_lease(str(held[8].id)) == revoked
+        manager.acquire_proxies("pool", 96)
+        timer = threading.Timer(0.2, manager.release_proxy, [held[9]])
+        timer.start()
+        assert manager.acquire_proxy("pool", wait_seconds=10) is not None
+        timer.join()
         assert newer.verify() == []
         rebuild(newer)
         assert newer.verify() == []
@@ -297,7 +323,7 @@ def test_a_newer_schema_serves_who_leases_and_nobody_who_alters_or_judges_it(
     upgrade_to_next(postgres, monkeypatch)
     with ledger(database_url) as older:
         older.upgrade_schema()
-        assert older.schema_version() == "0004"
+        assert older.schema_version() == "0005"
         lease = ProxyManager(older).acquire_proxy("pool")
         assert lease is not None
         assert older.verify_log() == []
@@ -320,7 +346,7 @@ def test_a_breaking_version_says_so(
     run_sql(
         postgres.engine,
         "CREATE OR REPLACE FUNCTION pharox.oldest_client() RETURNS text LANGUAGE sql STABLE "
-        "AS 'SELECT ''0004'''",
+        "AS 'SELECT ''0005'''",
     )
     with ledger(database_url) as older, pytest.raises(SchemaError, match="upgrade pharox"):
         ProxyManager(older).acquire_proxy("pool")
@@ -337,10 +363,10 @@ def test_an_upgrade_waits_for_no_lock_while_others_wait_for_it(
         held.connection.execute("SELECT FROM pharox.leases")
         with pytest.raises(DatabaseError, match="could not acquire its locks"):
             newer.upgrade_schema()
-        assert newer.schema_version() == "0003"
+        assert newer.schema_version() == "0004"
     with ledger(database_url) as newer:
         newer.upgrade_schema()
-        assert newer.schema_version() == "0004"
+        assert newer.schema_version() == "0005"
         assert newer.verify() == []
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ledger
+from tests.conftest import fill, ledger
 from tests.faults.cluster import Cluster
 from tests.faults.conftest import TIMES, Report
 from tests.faults.diary import Account
 from tests.faults.relay import CUTS, FREEZES, Fault, Relay, in_front_of
-from tests.faults.worker import LEASE_S, Running
+from tests.faults.worker import LEASE_S, SCARCE, Running
 
 CUT_TIMES = 40 * TIMES
 FREEZE_TIMES = 5 * TIMES
@@ -32,6 +32,19 @@ def test_cut_connections_lose_nothing(cluster: Cluster, diaries: Path, report: R
     found = _leased_under(faults, 3, cluster, diaries, report)
     assert found.acknowledged > 0
     assert found.in_doubt > 0
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("role", ["wait", "keep"])
+def test_cut_connections_lose_no_waiter(
+    role: str, cluster: Cluster, diaries: Path, report: Report
+) -> None:
+    """The same for workers who wait for one of few proxies; each is served or misses in time."""
+    faults = [fault for fault in CUTS for _ in range(CUT_TIMES // 4)]
+    with ledger(cluster.url) as storage:
+        fill(storage, 2, name=SCARCE)
+    found = _leased_under(faults, 5, cluster, diaries, report, role=role)
+    assert found.acknowledged > 0
 
 
 @pytest.mark.stress
@@ -50,13 +63,14 @@ def _leased_under(
     diaries: Path,
     report: Report,
     *,
+    role: str = "lease",
     then: Callable[[Relay], None] = lambda _: None,
 ) -> Account:
     """Have workers lease while all faults are made, in some order; return what came of it."""
     choose = random.Random(seed)
     choose.shuffle(faults)
     with in_front_of(cluster.url) as relay:
-        workers = _workers(relay.url.render_as_string(hide_password=False), diaries)
+        workers = _workers(relay.url.render_as_string(hide_password=False), diaries, role)
         for fault in faults:
             relay.arm(fault, skip=choose.randrange(20))
             _wait_until_made(relay)
@@ -76,11 +90,12 @@ def _thaw(relay: Relay) -> None:
     time.sleep(0.3)
 
 
-def _workers(url: str, diaries: Path) -> list[Running]:
+def _workers(url: str, diaries: Path, role: str) -> list[Running]:
     workers = [
         Running(
             f"{url}?connect_timeout=2",
             diaries,
+            role,
             answer_timeout_s=ANSWER_TIMEOUT_S,
             awaits=bool(number % 2),
         )

@@ -61,6 +61,7 @@ def test_what_reads_works(standby: PostgresStorage) -> None:
     assert len(standby.list_proxies(str(pool.id))) == 2
     assert [lease.status for lease in standby.list_leases()] == ["released"]
     assert standby.get_pool_stats("pool") is not None
+    assert standby.queue_stats() == []
     assert [event.type for event in standby.events()][-1] == "LeaseReleased"
     assert standby.find_available_proxy("pool") is not None
     assert standby.verify_log() == []

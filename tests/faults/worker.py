@@ -43,6 +43,8 @@ from tests.faults.diary import DOUBTED, HELD, RELEASED, Diary
 T = TypeVar("T")
 
 POOL = "pool"
+SCARCE = "scarce"
+WAIT_S = 30
 LEASE_S = 1
 """Long enough to be released in time, and short enough to be waited for."""
 
@@ -68,6 +70,32 @@ class Worker:
         time.sleep(self._choose.choice([0, 0, 0.002]))
         if self._choose.random() < 0.1:  # left to run out
             return
+        self.until_known(lease.id, lambda: self._run(self._manager.release_proxy(lease)))
+        if lease.status is LeaseStatus.RELEASED:
+            self.diary.note(RELEASED, lease.id)
+
+    def wait(self) -> None:
+        """Wait for one of few proxies, and hold it for a moment."""
+        self._wait_and_hold(self._choose.uniform(0, 0.05), keep_alive=False)
+
+    def keep(self) -> None:
+        """Wait for one of few proxies, and keep it, sometimes for longer than it lasts."""
+        self._wait_and_hold(self._choose.choice([0.01, 0.1, 1.5 * LEASE_S]), keep_alive=True)
+
+    def _wait_and_hold(self, seconds: float, *, keep_alive: bool) -> None:
+        lease_id, begun = new_lease_id(), time.monotonic()
+        options = {"lease_id": lease_id, "wait_seconds": WAIT_S, "keep_alive": keep_alive}
+
+        def ask() -> Any:
+            return self._run(self._manager.acquire_proxy(SCARCE, "w", LEASE_S, **options))
+
+        lease = self.until_known(lease_id, ask)
+        if lease is None:
+            waited_s = time.monotonic() - begun
+            assert self._stop.is_set() or waited_s < WAIT_S + 10, f"a miss after {waited_s} s"
+            return
+        self.diary.note(HELD, lease.id)
+        time.sleep(seconds)
         self.until_known(lease.id, lambda: self._run(self._manager.release_proxy(lease)))
         if lease.status is LeaseStatus.RELEASED:
             self.diary.note(RELEASED, lease.id)

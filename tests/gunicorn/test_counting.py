@@ -66,6 +66,15 @@ def test_a_scrape_shows_all_workers(
         assert total(shown, "gunicorn_worker_restarts_total") == 0
 
 
+def test_waits_are_counted(newest: str, tmp_path: Path) -> None:
+    """Those of all workers, by pool and outcome."""
+    with running(newest, tmp_path) as web:
+        for _ in range(6):
+            web.get("/wait")
+        shown = web.scrape()
+        assert shown["pharox_wait_seconds_count{outcome=granted,pool=scarce}"] == 6
+
+
 def test_failures_are_counted_by_their_status(version: str, tmp_path: Path) -> None:
     """An application that raises answers 500, and a method that is none is "other"."""
     with running(version, tmp_path) as web:

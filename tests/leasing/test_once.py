@@ -29,7 +29,7 @@ from pharox.models import utc_now
 from pharox.models.ids import made_lease_id
 from pharox.storage.interface import IStorage
 from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage
-from pharox.storage.postgres.batch import Answer, Batch, command_of
+from pharox.storage.postgres.batch import Batch, answers_of, command_of
 from pharox.storage.requests import AcquireRequest
 from projections.pool_stats import SLOTS
 from tests.conftest import (
@@ -236,7 +236,7 @@ def test_an_attempt_that_commits_meanwhile_counts(
         manager.release_proxy(other)
         lease = asked.result()
     assert lease is not None
-    assert (lease.id, lease.proxy_id) == (mine, Answer(*granted).proxy_id)
+    assert (lease.id, lease.proxy_id) == (mine, answers_of([list(granted)])[0].proxy_id)
     assert types_of(postgres).count("LeaseAcquired") == 2
     assert postgres.verify() == []
 

@@ -50,6 +50,7 @@ def held_for(lease: Lease) -> float:
 
 def missed(storage: AnyStorage, **options: Any) -> ProxyUnavailableError:
     """Return the error of a handle that finds nothing."""
+    options = {"wait_seconds": None, **options}
     pool = ProxyManager(storage).pool(options.pop("pool_name", "pool"))
     with pytest.raises(ProxyUnavailableError) as raised, pool.lease(**options):
         pass
@@ -110,7 +111,9 @@ def test_an_id_is_leased_once(any_storage: AnyStorage) -> None:
 def test_a_client_has_the_defaults(any_storage: AnyStorage) -> None:
     """It leases as the handle does, and its miss is the same error."""
     fill(any_storage, 1)
-    pool = ProxyManager(any_storage).pool("pool", consumer="w", duration_seconds=30)
+    pool = ProxyManager(any_storage).pool(
+        "pool", wait_seconds=None, consumer="w", duration_seconds=30
+    )
     with pool.client(client_options={"timeout": 3}) as client:
         assert (client.lease.consumer_name, held_for(client.lease)) == ("w", 30)
         assert kept_by(any_storage) == 1
@@ -194,14 +197,14 @@ def test_a_miss_says_when_the_next_lease_runs_out(any_storage: AnyStorage) -> No
     assert any_storage.seconds_to_next_expiry("other") == 0
     assert any_storage.seconds_to_next_expiry("nowhere") is None
     clock.advance(31)
-    with manager.pool("pool").lease(keep_alive=False):
+    with manager.pool("pool", wait_seconds=None).lease(keep_alive=False):
         assert missed(any_storage).retry_after_seconds == 49
 
 
 def test_a_set_says_how_many_were_free(any_storage: AnyStorage) -> None:
     """A set that is too great is a miss with the number of free proxies."""
     fill(any_storage, 3)
-    pool = ProxyManager(any_storage).pool("pool", duration_seconds=1000)
+    pool = ProxyManager(any_storage).pool("pool", wait_seconds=None, duration_seconds=1000)
     with pool.lease(), pytest.raises(ProxyUnavailableError) as raised, pool.leases(4, at_least=3):
         pass
     error = raised.value
@@ -230,7 +233,7 @@ def test_a_miss_stays_a_miss_when_the_database_goes_away(monkeypatch: pytest.Mon
         raise DatabaseUnavailableError("gone")
 
     monkeypatch.setattr(storage, "seconds_to_next_expiry", away)
-    with ProxyManager(storage).pool("pool").lease():
+    with ProxyManager(storage).pool("pool", wait_seconds=None).lease():
         error = missed(storage)
     assert (error.reason, error.retry_after_seconds) == (MissReason.AT_CAPACITY, None)
 

@@ -41,6 +41,7 @@ from pharox.testing import checked
 from projections.pool_stats import COUNTS
 from tests.conftest import AnyStorage, Clock, fill
 from tests.ledger.incident_story import START, Incident
+from tests.queueing import live_with_waits
 
 DERIVED = {"pool", "proxy", "held_seconds", "granted_seconds", "pool_stats"}
 SAME = {"seq", "recorded_at", "type", "pool", "proxy", "consumer", "pool_stats", "held_seconds"}
@@ -595,6 +596,24 @@ def test_any_window_of_any_incident_is_told_whole(
     assert page.count("data-lease=") == report.leases == len(held) + types["LeaseAcquired"]
     drawn = sum(map(int, re.findall(r'data-reason="at_capacity" data-count="([0-9]+)"', page)))
     assert drawn == report.misses == types["AcquireMissed"]
+
+
+def test_waits_are_told(memory: InMemoryStorage, clock: Clock, tmp_path: Path) -> None:
+    """Of a lease that was granted in turn, and of a miss: in the picture, the list and the file."""
+    fill(memory)
+    start = clock.now
+    live_with_waits(ProxyManager(memory), clock.advance)
+    report = write_report(memory, start, clock.now, tmp_path / "report", pools=["pool"])
+    page = report.page.read_text()
+    assert len(re.findall("Waited.{1,20}900 ms", page)) == 1
+    assert len(re.findall("; waited 900 ms;", page)) == 1
+    assert len(re.findall("at capacity; waited 0 ms;", page)) == 1
+    waits = {
+        line["consumer"]: line["waited_ms"]
+        for line in timeline(report.folder)
+        if line["type"] in ("LeaseAcquired", "AcquireMissed")
+    }
+    assert waits == {"early": None, "late": 900, "vain": 0}
 
 
 def test_a_window_of_nothing_but_quiet_checks_still_shows_the_pool(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pharox import (
     AsyncInMemoryStorage,
     AsyncProxyManager,
     InMemoryStorage,
+    LostEventPayload,
     Proxy,
     ProxyCredentials,
     ProxyFilters,
@@ -120,6 +121,17 @@ def test_each_thing_is_a_line(lines: list[Any]) -> None:
     assert (failed["told"], failed["error_type"]) == ("release", "ZeroDivisionError")
     assert PASSWORD not in json.dumps(lines)
     assert "alice" not in json.dumps(lines)
+
+
+def test_a_lost_lease_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """Also where structlog is not configured."""
+    manager = noticed(caplog)
+    lease = manager.acquire_proxy("pool", "crawler")
+    assert lease is not None
+    StructuredLogger().handle_lost(LostEventPayload(lease=lease, reason="it could not be renewed"))
+    record: Any = caplog.records[-1]
+    assert (record.getMessage(), record.levelname) == ("pharox.lease_lost", "WARNING")
+    assert (record.lease_id, record.reason) == (str(lease.id), "it could not be renewed")
 
 
 def test_a_revocation_is_a_line(lines: list[Any]) -> None:

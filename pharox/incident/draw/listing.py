@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ... import events
 from ..gather.running_state import RunningState
 from ..gather.window import Window
-from ..wording import REASONS, asked_for, span
+from ..wording import REASONS, asked_for, span, waited
 
 MOST = 2000
 """How many events a page lists at most."""
@@ -81,7 +81,8 @@ def _details(event: events.Event, window: Window) -> list[str]:
     match event:
         case events.LeaseAcquired():
             asked = asked_for(event.selector, event.filters, predicate=event.predicate)
-            description = [f"until {window.format_moment(event.expires_at)}", asked]
+            until = f"until {window.format_moment(event.expires_at)}"
+            description = [until, waited(event.waited_ms), asked]
         case events.LeaseRenewed():
             description = [f"until {window.format_moment(event.expires_at)}"]
         case events.LeaseReleased() | events.LeaseRevoked():
@@ -93,7 +94,7 @@ def _details(event: events.Event, window: Window) -> list[str]:
             ]
         case events.AcquireMissed():
             asked = asked_for(event.selector, event.filters, predicate=event.predicate)
-            description = [REASONS[event.reason], asked]
+            description = [REASONS[event.reason], waited(event.waited_ms), asked]
         case events.HealthChecked():
             description = [*_change(event.before, event.after), event.error]
             if event.latency_ms is not None and event.reachable:

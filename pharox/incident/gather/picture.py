@@ -77,6 +77,7 @@ class Picture:
                     event.position,
                     asked_for(event.selector, event.filters, predicate=event.predicate),
                     event.correlation_id,
+                    waited_ms=event.waited_ms,
                 )
                 self._lane(event.pool_id, event.proxy_id).bars.append(bar)
                 self._open[event.lease_id] = bar

@@ -31,6 +31,7 @@ class LeaseBar:
     ending: LeaseStatus = HELD
     reason: str | None = None
     renewals: int = 0
+    waited_ms: int | None = None
 
 
 class Mark(NamedTuple):

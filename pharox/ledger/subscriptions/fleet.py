@@ -199,6 +199,7 @@ def payload_of(event: events.Event, states: dict[str, State]) -> Payload:
                 duration_ms=0,
                 pool_stats=stats,
                 miss_reason=event.reason if isinstance(event, events.AcquireMissed) else None,
+                waited_ms=event.waited_ms,
             )
         case events.LeaseReleased():
             lease = _lease(event, states)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
@@ -10,6 +12,7 @@ from uuid import UUID
 
 from ...errors import ProxyNotFoundError, ProxyUnavailableError
 from ...events import AcquireMissed, CursorMoved, LeaseAcquired
+from ...events.attribution import attributed_to
 from ...models import (
     Lease,
     LeaseStatus,
@@ -25,38 +28,121 @@ from ...models import (
 from ...models.ids import made_lease_id
 from ..requests import AcquireRequest, AcquireSetRequest, Acquisition, SetAcquisition
 from ..validation import check_granted, granted_and_ended, too_few_granted
-from .candidates import candidates
+from .candidates import candidates, without_kept
 from .pool_index import PoolIndex
 from .registry import consumer_id
 from .release import expire
 from .state import State, lease_from_row
+from .waiting import Ticket, Told
 
 
-def acquire(state: State, request: AcquireRequest, now: datetime) -> Acquisition:
-    """Lease a proxy, or record why none was available. The caller has expired due leases."""
+def acquire(state: State, request: AcquireRequest, now: datetime) -> Acquisition | Ticket:
+    """Lease a proxy, or record why none was available. The caller has expired due leases.
+
+    A request that waits gets a ticket if a proxy may become free.
+    """
     ids = ids_of(request)
     if granted := _granted_before(state, request, ids, now):
         return granted[0]
-    proxy_ids = _choose(state, request, 1, distinct=True)
+    proxy_ids = _choose(state, request, 1, True)
     if not proxy_ids:
+        if request.wait_seconds and _may_wait(state, request, now):
+            return state.queues.take_ticket(request, state.pool_ids[request.pool_name], now)
         reason, stats = _miss(state, request, now)
         return Acquisition(None, reason, stats)
     return _grant_all(state, request, proxy_ids, ids, now)[0]
 
 
-def acquire_set(state: State, request: AcquireSetRequest, now: datetime) -> SetAcquisition:
-    """Lease the proxies of a set, or record how many were free."""
+def acquire_set(state: State, request: AcquireSetRequest, now: datetime) -> SetAcquisition | Ticket:
+    """Lease the proxies of a set, or record how many were free, as :func:`acquire` does."""
     ids = ids_of(request)
     if granted := _granted_before(state, request, ids, now):
         if len(granted) < request.needed:
             raise too_few_granted(request, granted)
         return SetAcquisition(tuple(granted))
-    proxy_ids = _choose(state, request, request.count, distinct=request.distinct)
+    proxy_ids = _choose(state, request, request.count, request.distinct)
     if len(proxy_ids) < request.needed:
+        if request.wait_seconds and _may_wait(state, request, now):
+            return state.queues.take_ticket(request, state.pool_ids[request.pool_name], now)
         free = len(proxy_ids)
         reason, stats = _miss(state, request, now, count=request.count, free=free)
         return SetAcquisition((), reason, free, stats)
     return SetAcquisition(tuple(_grant_all(state, request, proxy_ids, ids, now)))
+
+
+def serve_queue(state: State, pool_id: UUID, now: datetime) -> None:
+    """Grant the tickets of a pool whose turn it is. The caller has expired due leases.
+
+    What a set in front lacks is kept for it from those behind it.
+    """
+    queue = state.queues.of(pool_id)
+    if queue is None:
+        return
+    queue.kept.clear()
+    unfit: list[tuple[Any, ...]] = []
+    for ticket in list(queue.tickets):
+        request = ticket.request
+        wish = request.filters, needed_by(request), getattr(request, "distinct", True)
+        if wish in unfit:
+            continue
+        proxy_ids = _choose(state, request, *_wanted(request))
+        if not proxy_ids:
+            unfit.append(wish)
+        elif len(proxy_ids) < needed_by(request):
+            if _may_wait(state, request, now):
+                queue.kept.update(proxy_ids)
+        else:
+            waited_ms, ids = ticket.waited_ms(now), ids_of(request)
+            with attributed_to(ticket.attribution):
+                granted = _grant_all(state, request, proxy_ids, ids, now, waited_ms)
+            state.queues.leave(ticket)
+            is_one = isinstance(request, AcquireRequest)
+            outcome = granted[0] if is_one else SetAcquisition(tuple(granted))
+            told = Told(replace(outcome, waited_ms=waited_ms), time.monotonic())
+            ticket.told.set_result(told)
+
+
+def end_wait(state: State, ticket: Ticket, now: datetime) -> Told:
+    """End the wait of a caller whose time is over: a miss, unless it was granted."""
+    if not state.queues.leave(ticket):
+        return ticket.told.result()
+    request, waited_ms = ticket.request, ticket.waited_ms(now)
+    if isinstance(request, AcquireRequest):
+        reason, stats = _miss(state, request, now, waited_ms=waited_ms)
+        return Told(Acquisition(None, reason, stats, waited_ms=waited_ms), 0)
+    free = len(_choose(state, request, *_wanted(request)))
+    reason, stats = _miss(state, request, now, count=request.count, free=free, waited_ms=waited_ms)
+    return Told(SetAcquisition((), reason, free, stats, waited_ms=waited_ms), 0)
+
+
+def needed_by(request: AcquireRequest | AcquireSetRequest) -> int:
+    """Return the minimum number of leases that a request needs."""
+    return 1 if isinstance(request, AcquireRequest) else request.needed
+
+
+def _wanted(request: AcquireRequest | AcquireSetRequest) -> tuple[int, bool]:
+    """Return how many leases a request asks for, and whether of different proxies."""
+    if isinstance(request, AcquireRequest):
+        return 1, True
+    return request.count, request.distinct
+
+
+def _may_wait(state: State, request: AcquireRequest | AcquireSetRequest, now: datetime) -> bool:
+    """Return whether what a request needs may become free."""
+    pool_id = state.pool_ids.get(request.pool_name)
+    reason = _reason(state, pool_id, request.filters, now)
+    if reason in (MissReason.UNKNOWN_POOL, MissReason.EMPTY_POOL, MissReason.NO_MATCH):
+        return False
+    needed = needed_by(request)
+    if needed == 1 or pool_id is None:
+        return True
+    members = state.pools[pool_id].members
+    filters = request.filters
+    matching = [i for i in members if filters is None or filters.matches(state.proxy(i))]
+    if _wanted(request)[1]:
+        return len(matching) >= needed
+    capacities = (state.availability(pool_id, each).max_concurrency for each in matching)
+    return sum(needed if each is None else each for each in capacities) >= needed
 
 
 def create_lease(state: State, proxy: Proxy, consumer: str, duration_seconds: float) -> Lease:
@@ -71,8 +157,13 @@ def create_lease(state: State, proxy: Proxy, consumer: str, duration_seconds: fl
     expire(state, [pool_id], now, with_stats=False)
     if proxy.id in state.drained:
         raise ProxyNotFoundError(f"Proxy {proxy.id} not found.", proxy_id=proxy.id)
-    pool = state.pools[pool_id]
-    if not pool.is_leasable(proxy.id) or pool.rests_until(proxy.id, now):
+    serve_queue(state, pool_id, now)
+    pool, queue = state.pools[pool_id], state.queues.of(pool_id)
+    offered = iter([proxy.id])
+    if queue is not None:
+        offered = without_kept(state, pool, offered, queue.kept, distinct=True)
+    is_free = pool.is_leasable(proxy.id) and not pool.rests_until(proxy.id, now)
+    if not is_free or next(offered, None) is None:
         raise _unavailable(state, pool_id, proxy.id, now)
     return _grant(state, pool_id, proxy.id, consumer, now, duration_seconds, made_lease_id(), {})
 
@@ -141,14 +232,22 @@ def _checked_lease(
 
 
 def _choose(
-    state: State, request: AcquireRequest | AcquireSetRequest, count: int, *, distinct: bool
+    state: State,
+    request: AcquireRequest | AcquireSetRequest,
+    count: int,
+    distinct: bool,
+    *,
+    of_all: bool = False,
 ) -> list[UUID]:
-    """Return the proxies to lease, at most ``count``."""
+    """Return the proxies to lease, at most ``count``: those kept for who waits only ``of_all``."""
     pool_id = state.pool_ids.get(request.pool_name)
     if pool_id is None:
         return []
     pool = state.pools[pool_id]
     found = candidates(state, pool, request.selector, request.filters, distinct=distinct)
+    queue = state.queues.of(pool_id)
+    if queue is not None and queue.kept and not of_all:
+        found = without_kept(state, pool, found, queue.kept, distinct=distinct)
     return list(islice(found, count))
 
 
@@ -158,10 +257,11 @@ def _grant_all(
     proxy_ids: Sequence[UUID],
     ids: Sequence[UUID],
     now: datetime,
+    waited_ms: int | None = None,
 ) -> list[Acquisition]:
     """Lease these proxies in order, each with the next of the caller's ids if there are any."""
     pool_id = state.pool_ids[request.pool_name]
-    request_fields = {**_request_fields(request), "own_id": bool(ids)}
+    request_fields = {**_request_fields(request), "own_id": bool(ids), "waited_ms": waited_ms}
     granted = []
     for place, proxy_id in enumerate(proxy_ids):
         lease = _grant(
@@ -220,6 +320,7 @@ def _miss(
     *,
     count: int = 1,
     free: int = 0,
+    waited_ms: int | None = None,
 ) -> tuple[MissReason, PoolStatsSnapshot | None]:
     """Append ``AcquireMissed``. Return its reason, and the statistics after it."""
     pool_id = state.pool_ids.get(request.pool_name)
@@ -234,6 +335,7 @@ def _miss(
         reason=reason,
         count=count,
         free=free,
+        waited_ms=waited_ms,
         **_request_fields(request),
     )
     wanted = request.with_stats and pool_id is not None

@@ -1,12 +1,13 @@
 """Carry out several commands as one.
 
 The effect is that of single commands in this order: consumers are registered, due
-leases expire, leases are released, and proxies are leased in the order of the requests.
+leases expire, leases are released, those who wait in these pools are served, and proxies are
+leased in the order of the requests.
 All events have the same time. A command that fails does not affect the others; its
 error is its outcome.
 
 Due leases expire in the pools from which a proxy is requested, and in the pools of
-leases that are released too late.
+leases that are released too late, or for which somebody waits.
 """
 
 from __future__ import annotations
@@ -27,30 +28,63 @@ from ..requests import (
     batch_order,
 )
 from ..validation import check_commands
-from .acquire import acquire, acquire_set, ids_of, is_granted
+from .acquire import acquire, acquire_set, ids_of, is_granted, serve_queue
 from .registry import consumer_id, remove_drained
 from .release import active_row, expire, release
 from .state import State
+from .waiting import Ticket
 
 
 def run_batch(state: State, commands: Sequence[Command]) -> Outcomes:
     """Carry out commands. Return the outcome of each, in the same order."""
     check_commands(commands)
+    return carry_out(state, commands)
+
+
+def carry_out(state: State, commands: Sequence[Command]) -> list[Any]:
+    """Carry out commands, as ``run_batch`` does. Those that wait may get a ticket instead."""
     now = state.clock()
     expired = _take_back(state, commands, now)
     outcomes: list[Any] = [None] * len(commands)
     order = batch_order(commands)
     if any(map(_has_predicate, commands)):
         remove_drained(state)
-    for place in order:
+    queues = _queues_of(state, commands) if state.queues else []
+    releases = sum(isinstance(command, ReleaseRequest) for command in commands)
+    for number, place in enumerate(order):
+        if number == releases:
+            serve_queues(state, queues, now)
         if _has_predicate(commands[place]):
             remove_drained(state)
         outcomes[place] = _carry_out(state, commands[place], now)
+    if releases == len(commands):
+        serve_queues(state, queues, now)
     remove_drained(state)
     for pool_id, ended in expired.items():
         places = [place for place in order if _pool_of(state, commands[place]) == pool_id]
         assign_expired(outcomes, places, ended)
     return outcomes
+
+
+def serve_all(state: State) -> None:
+    """Expire the due leases of all pools in which somebody waits, and serve them."""
+    if state.queues:
+        now = state.clock()
+        pool_ids = [each for each in state.queues.pools() if each in state.pools]
+        expire(state, pool_ids, now, with_stats=False)
+        serve_queues(state, pool_ids, now)
+
+
+def serve_queues(state: State, pool_ids: Sequence[UUID], now: datetime) -> None:
+    """Grant the tickets of some pools whose turn it is."""
+    for pool_id in pool_ids:
+        serve_queue(state, pool_id, now)
+
+
+def _queues_of(state: State, commands: Sequence[Command]) -> list[UUID]:
+    """Return the pools of commands in which somebody waits."""
+    pool_ids = {_pool_of(state, command) for command in commands}
+    return [each for each in state.queues.pools() if each in pool_ids]
 
 
 def _take_back(
@@ -61,7 +95,10 @@ def _take_back(
     for command in commands:
         if isinstance(command, ReleaseRequest):
             row = active_row(state, command.lease.id)
-            if row is not None and row.expires_at <= now:
+            if row is None:
+                continue
+            is_waited_for = state.queues.of(row.pool_id) is not None
+            if row.expires_at <= now or (is_waited_for and state.pools[row.pool_id].has_due(now)):
                 pool_ids.add(row.pool_id)
             continue
         ids = ids_of(command)
@@ -77,7 +114,7 @@ def _take_back(
     return expire(state, sorted(pool_ids), now, with_stats=with_stats)
 
 
-def _carry_out(state: State, command: Command, now: datetime) -> Outcome | Exception:
+def _carry_out(state: State, command: Command, now: datetime) -> Outcome | Ticket | Exception:
     try:
         if isinstance(command, ReleaseRequest):
             return release(state, command, now)

@@ -8,7 +8,7 @@ found lazily.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from heapq import heappop, heappush
 from itertools import repeat
 from typing import Any
@@ -49,6 +49,26 @@ def candidates(
     if selector is SelectorStrategy.LEAST_USED:
         return _by_use(state, pool, offered)
     return (proxy_id for each in offered for proxy_id in _drained(state, pool, each))
+
+
+def without_kept(
+    state: State,
+    pool: PoolIndex,
+    found: Iterator[UUID],
+    kept: Mapping[UUID, int],
+    *,
+    distinct: bool,
+) -> Iterator[UUID]:
+    """Yield candidates, but for the room that is kept for who waits."""
+    room: dict[UUID, float] = {}
+    for proxy_id in found:
+        if proxy_id not in room:
+            room[proxy_id] = _room(state, pool, proxy_id) - kept.get(proxy_id, 0)
+        room[proxy_id] -= 1
+        if room[proxy_id] >= 0:
+            yield proxy_id
+        elif not distinct and all(left < 0 for left in room.values()):
+            return  # What is left is kept.
 
 
 def _matching(state: State, pool: PoolIndex, filters: ProxyFilters | None) -> Matches | None:

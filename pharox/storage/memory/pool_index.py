@@ -155,6 +155,10 @@ class PoolIndex:
         until = self._rests.get(proxy_id)
         return until if until is not None and until > now else None
 
+    def next_rest_over(self, now: datetime) -> datetime | None:
+        """Return when the next rest is over."""
+        return min((each for each in self._rests.values() if each > now), default=None)
+
     def has_resting(self, now: datetime) -> bool:
         """Return whether any proxy that could be leased rests."""
         return any(self.rests_until(each, now) and self.is_leasable(each) for each in self._rests)

@@ -35,6 +35,7 @@ from ...models import (
 from ...models.building import built
 from ..list_import import Account
 from .pool_index import PoolIndex
+from .waiting import Queues
 
 E = TypeVar("E", bound=EventBase)
 Fold = Callable[[EventBase], None]
@@ -69,6 +70,7 @@ class State:
         self.accounts: dict[tuple[UUID, Account], dict[str, set[UUID]]] = {}
         self.fingerprint_key = os.urandom(32)
         self.checks: dict[UUID, list[int]] = {}
+        self.queues = Queues()
         self.drained: list[UUID] = []
         self._folds = _folds_of(self.rows)
 

@@ -6,6 +6,8 @@ Its methods take the lock and call plain functions on a state. Nothing is persis
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
@@ -29,6 +31,7 @@ from ...models import (
     ProxyHealthRecord,
     ProxyPool,
     ProxyStatus,
+    QueueStats,
     SelectorStrategy,
     check_name,
     utc_now,
@@ -60,7 +63,7 @@ from ..requests import (
     SetAcquisition,
 )
 from ..validation import checked_model, id_from_text
-from . import acquire, batch, health, history, lists, registry, release, renewal
+from . import acquire, batch, health, history, in_turn, lists, registry, release, renewal
 from .state import State
 
 T = TypeVar("T")
@@ -76,6 +79,8 @@ class InMemoryStorage(IStorage):
         without waiting.
     """
 
+    can_wait = True
+
     def __init__(self, *, clock: Callable[[], datetime] = utc_now) -> None:
         self._state = State(clock)
 
@@ -88,11 +93,11 @@ class InMemoryStorage(IStorage):
 
     def acquire_lease(self, request: AcquireRequest) -> Acquisition:
         """Lease a proxy, or record why none was available."""
-        acquisition: Acquisition = self._run_alone(request)
+        acquisition: Acquisition = self._acquire(request)
         return acquisition
 
     def acquire_set(self, request: AcquireSetRequest) -> SetAcquisition:
-        acquisition: SetAcquisition = self._run_alone(request)
+        acquisition: SetAcquisition = self._acquire(request)
         return acquisition
 
     def return_lease(
@@ -107,6 +112,12 @@ class InMemoryStorage(IStorage):
         with self._state.lock:
             return renewal.renew_leases(self._state, requests)
 
+    def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
+        with self._freeing():
+            outcomes = release.revoke(self._state, request)
+            registry.remove_drained(self._state)
+            return outcomes
+
     def seconds_to_next_expiry(self, pool_name: str) -> float | None:
         check_name(pool_name, "pool")
         with self._state.lock:
@@ -116,13 +127,14 @@ class InMemoryStorage(IStorage):
         return None if expiry is None else max(0.0, (expiry - now).total_seconds())
 
     def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
-        with self._state.lock:
+        with self._freeing():
             pool_ids, now = sorted(self._state.pools), self._state.clock()
             expired: list[EndedLease] = []
             for pool_id in pool_ids:
                 by_pool = release.expire(self._state, [pool_id], now, with_stats=with_stats)
                 expired += by_pool.get(pool_id, ())
                 registry.remove_drained(self._state)
+                batch.serve_queues(self._state, [pool_id], now)
         return len(expired), expired
 
     def create_lease(self, proxy: Proxy, consumer_name: str, duration_seconds: int) -> Lease:
@@ -179,7 +191,7 @@ class InMemoryStorage(IStorage):
         return Consumer(id=uuid, name=consumer.name)
 
     def save_pool(self, pool: ProxyPool) -> None:
-        with self._state.lock:
+        with self._freeing():
             registry.save_pool(self._state, pool)
 
     def add_pool(self, pool: ProxyPool) -> None:
@@ -204,12 +216,12 @@ class InMemoryStorage(IStorage):
             registry.delete_pool(self._state, pool_id)
 
     def save_proxy(self, proxy: Proxy) -> None:
-        with self._state.lock:
+        with self._freeing():
             registry.save_proxies(self._state, [proxy], change=True)
 
     def change_proxy(self, proxy: Proxy) -> None:
         """Change a known proxy, except its status, which somebody else may be changing."""
-        with self._state.lock:
+        with self._freeing():
             registry.change_proxy(self._state, proxy)
 
     def add_proxy(self, proxy: Proxy) -> None:
@@ -217,7 +229,7 @@ class InMemoryStorage(IStorage):
         self.save_proxy(proxy)
 
     def add_proxies_bulk(self, proxies: Sequence[Proxy]) -> int:
-        with self._state.lock:
+        with self._freeing():
             return registry.save_proxies(self._state, proxies, change=False)
 
     def get_proxy(self, proxy_id: str) -> Proxy:
@@ -253,6 +265,13 @@ class InMemoryStorage(IStorage):
         with self._state.lock:
             ids = self._state.pool_ids
             return [self._state.stats(ids[name]) for name in sorted(ids)]
+
+    def queue_stats(self, pool_name: str | None = None) -> list[QueueStats]:
+        with self._state.lock:
+            ids, now = self._state.pool_ids, self._state.clock()
+            names = sorted(ids) if pool_name is None else [check_name(pool_name, "pool")]
+            queues = [(name, self._state.queues.of(ids[name])) for name in names if name in ids]
+            return [queue.stats(name, now) for name, queue in queues if queue is not None]
 
     # Lists
 
@@ -298,7 +317,7 @@ class InMemoryStorage(IStorage):
 
     def register_listed(self, pool_id: UUID, proxies: Sequence[Proxy]) -> tuple[list[UUID], int]:
         """Register proxies of a list with derived ids. Return the ids, and how many are new."""
-        with self._state.lock:
+        with self._freeing():
             return lists.register_listed(self._state, pool_id, proxies)
 
     def replace_credentials(self, changes: Sequence[ChangedProxy]) -> int:
@@ -321,21 +340,21 @@ class InMemoryStorage(IStorage):
     # Health
 
     def apply_health_check_result(self, result: HealthCheckResult) -> Proxy | None:
-        with self._state.lock:
+        with self._freeing():
             return health.apply_result(self._state, result)
 
     def record_health_checks(
         self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
     ) -> Sequence[HealthOutcome]:
         """Record health checks. Return the outcome of each, in the same order."""
-        with self._state.lock:
+        with self._freeing():
             return health.record_checks(self._state, results, policy)
 
     def set_status(
         self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
     ) -> Proxy:
         """Set a proxy's status, as a person does. This can also set or lift a ban."""
-        with self._state.lock:
+        with self._freeing():
             return registry.set_status(self._state, proxy_id, status, reason)
 
     def drain_proxy(self, proxy_id: UUID, *, reason: str | None = None) -> Proxy | None:
@@ -406,10 +425,19 @@ class InMemoryStorage(IStorage):
 
     # Internals
 
+    def _acquire(self, request: AcquireRequest | AcquireSetRequest) -> Any:
+        if request.wait_seconds:
+            return run(in_turn.acquire(self._state, request, _told_within), call)
+        return self._run_alone(request)
+
+    def _freeing(self) -> AbstractContextManager[None]:
+        """Hold the lock for a block that may make proxies free, and then serve who waits."""
+        return in_turn.freeing(self._state)
+
     def _run_alone(self, command: Command) -> Any:
         """Carry out one command. Return its outcome or raise its error."""
         with self._state.lock:
-            (outcome,) = batch.run_batch(self._state, [command])
+            (outcome,) = batch.carry_out(self._state, [command])
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -417,3 +445,11 @@ class InMemoryStorage(IStorage):
 
 def _ask(step: Callable[..., T], *arguments: Any) -> T:
     return step(*arguments)
+
+
+def _told_within(told: Future[Any], seconds: float) -> Any:
+    """Return what a future was told; None if it is told nothing within so many seconds."""
+    try:
+        return told.result(seconds)
+    except TimeoutError:
+        return None

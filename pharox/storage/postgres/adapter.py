@@ -38,6 +38,7 @@ from ...models import (
     ProxyHealthRecord,
     ProxyPool,
     ProxyStatus,
+    QueueStats,
     SelectorStrategy,
     check_aware,
     check_pause,
@@ -72,8 +73,9 @@ from ..requests import (
 )
 from ..requests import Command as Request
 from ..validation import check_age, check_statuses, checked_model
-from . import predicate_search, snapshots, verifying
+from . import in_turn, predicate_search, snapshots, verifying
 from . import schema as migrations
+from .attending import ThreadAttendant
 from .batch import (
     Acquire,
     Command,
@@ -137,6 +139,8 @@ class PostgresStorage(IStorage):
     be reached.
     """
 
+    can_wait = True
+
     def __init__(
         self,
         engine: Engine,
@@ -165,6 +169,13 @@ class PostgresStorage(IStorage):
         self._combiner: Combiner[Command, Outcome] = Combiner(
             self._run_combined, lanes=lanes, splits=splits, error_for=error_for
         )
+        self._attendant = ThreadAttendant(
+            self._commands,
+            submit=self._combiner.submit,
+            ask=self._run_in_time,
+            give_back=self.return_lease,
+            listen=self._driver.listen,
+        )
 
     def __repr__(self) -> str:
         return f"PostgresStorage({self.engine.url!r}, schema={self.schema!r})"
@@ -184,7 +195,8 @@ class PostgresStorage(IStorage):
         return self._run(self._commands.rotate_secrets())
 
     def close(self) -> None:
-        """Close the engine's idle connections."""
+        """Close the engine's idle connections, and attend to waiting callers no longer."""
+        self._attendant.stop()
         self.engine.dispose()
 
     # Leasing
@@ -218,6 +230,9 @@ class PostgresStorage(IStorage):
 
     def seconds_to_next_expiry(self, pool_name: str) -> float | None:
         return self._run_in_time(self._commands.next_expiry(pool_name))
+
+    def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
+        return self._run_in_time(self._commands.freeing(self._commands.revoke(request)))
 
     def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         expired = self._run_in_time(self._commands.expire(with_stats=with_stats))
@@ -276,7 +291,7 @@ class PostgresStorage(IStorage):
         return self._run(self._commands.add_consumer(consumer))
 
     def save_pool(self, pool: ProxyPool) -> None:
-        self._run(self._commands.save_pool(pool))
+        self._run_freeing(self._commands.save_pool(pool))
 
     def add_pool(self, pool: ProxyPool) -> None:
         """Register a pool, or change the one with this id."""
@@ -296,7 +311,7 @@ class PostgresStorage(IStorage):
         self._run(self._commands.delete_pool(pool_id))
 
     def save_proxy(self, proxy: Proxy) -> None:
-        self._run(self._commands.save_proxies([proxy], change=True))
+        self._run_freeing(self._commands.save_proxies([proxy], change=True))
 
     def change_proxy(self, proxy: Proxy) -> None:
         """Change a known proxy, except its status, which somebody else may be changing.
@@ -306,14 +321,14 @@ class PostgresStorage(IStorage):
         ProxyNotFoundError
             If there is no such proxy.
         """
-        self._run(self._commands.change_proxy(proxy))
+        self._run_freeing(self._commands.change_proxy(proxy))
 
     def add_proxy(self, proxy: Proxy) -> None:
         """Register a proxy, or change the one with this id."""
         self.save_proxy(proxy)
 
     def add_proxies_bulk(self, proxies: Sequence[Proxy]) -> int:
-        return self._run(self._commands.save_proxies(proxies, change=False))
+        return self._run_freeing(self._commands.save_proxies(proxies, change=False))
 
     def import_proxies(self, pool_id: UUID, proxies: Sequence[Proxy]) -> int:
         """Register the proxies of a list that are new to the pool, and return how many.
@@ -348,9 +363,10 @@ class PostgresStorage(IStorage):
         PoolNotFoundError
             If there is no such pool.
         """
-        return run(
-            import_list(self._commands, self._ask, pool_id, batches, update=update, make=make), call
-        )
+        steps = import_list(self._commands, self._ask, pool_id, batches, update=update, make=make)
+        report = run(steps, call)
+        self._run(self._commands.wake())
+        return report
 
     def remove_unlisted(
         self,
@@ -409,20 +425,23 @@ class PostgresStorage(IStorage):
         """Return the statistics of every pool, ordered by name."""
         return self._run(self._commands.all_stats())
 
+    def queue_stats(self, pool_name: str | None = None) -> list[QueueStats]:
+        return self._run_in_time(self._commands.queue_stats(pool_name))
+
     # Health
 
     def apply_health_check_result(self, result: HealthCheckResult) -> Proxy | None:
-        return self._run(self._commands.apply_health_check(result))
+        return self._run_freeing(self._commands.apply_health_check(result))
 
     def record_health_checks(
         self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
     ) -> Sequence[HealthOutcome]:
-        return self._run(self._commands.record_health_checks(results, policy))
+        return self._run_freeing(self._commands.record_health_checks(results, policy))
 
     def set_status(
         self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
     ) -> Proxy:
-        return self._run(self._commands.set_status(proxy_id, status, reason))
+        return self._run_freeing(self._commands.set_status(proxy_id, status, reason))
 
     def drain_proxy(self, proxy_id: UUID, *, reason: str | None = None) -> Proxy | None:
         return self._run(self._commands.drain_proxy(proxy_id, reason))
@@ -644,13 +663,18 @@ class PostgresStorage(IStorage):
     # Internals
 
     def _acquire(self, request: AcquireRequest | AcquireSetRequest) -> Acquisition | SetAcquisition:
+        if request.wait_seconds:
+            return run(in_turn.acquire(self._attendant, request), call)
         if has_predicate(request):
-            return self._run_in_time(predicate_search.acquire(self._commands, request))
+            return self._found(predicate_search.acquire(self._commands, request))
         command = cast("Acquire", command_of(request))
         outcome = self._combiner.submit(command)
         if isinstance(outcome, Acquisition | SetAcquisition) and not lacks_stats(command, outcome):
             return outcome
-        return self._run_in_time(self._commands.finish_acquisition(command, outcome))
+        return self._found(self._commands.finish_acquisition(command, outcome))
+
+    def _found(self, program: Program[Any]) -> Acquisition | SetAcquisition:
+        return cast("Acquisition | SetAcquisition", self._run_in_time(program))
 
     def _run_combined(self, batch: CombinedBatch[Command]) -> Sequence[Outcome]:
         return self._run_in_time(self._commands.carry_out(batch.commands))
@@ -660,6 +684,10 @@ class PostgresStorage(IStorage):
 
     def _run(self, program: Program[T]) -> T:
         return self._driver.run(self._commands.checked(program))
+
+    def _run_freeing(self, program: Program[T]) -> T:
+        """Run a program that may make proxies free, which somebody may wait for."""
+        return self._run(self._commands.freeing(program))
 
     def _run_in_time(self, program: Program[T]) -> T:
         """Run a short program, with the storage's timeout for each answer."""

@@ -34,6 +34,7 @@ from ...models import (
     ProxyHealthRecord,
     ProxyPool,
     ProxyStatus,
+    QueueStats,
     SelectorStrategy,
     check_pause,
     check_whole,
@@ -68,9 +69,10 @@ from ..requests import (
 )
 from ..requests import Command as Request
 from ..validation import check_age, check_statuses, checked_model
-from . import predicate_search
+from . import in_turn, predicate_search
 from .adapter import PostgresStorage
 from .async_driver import AsyncDriver, Stops
+from .attending import TaskAttendant
 from .batch import (
     Acquire,
     Command,
@@ -137,6 +139,8 @@ class AsyncPostgresStorage(IAsyncStorage):
     few seconds at most. The lease of a cancelled acquisition is released.
     """
 
+    can_wait = True
+
     def __init__(
         self,
         engine: AsyncEngine,
@@ -163,6 +167,13 @@ class AsyncPostgresStorage(IAsyncStorage):
         self._driver = AsyncDriver(engine, schema, prepare=prepare)
         self._combiner: AsyncCombiner[Command, Outcome] = AsyncCombiner(
             self._run_combined, lanes=lanes, splits=splits, error_for=error_for
+        )
+        self._attendant = TaskAttendant(
+            self._commands,
+            submit=self._combiner.submit,
+            ask=self._ended_in_time,
+            give_back=self._give_up,
+            listen=self._driver.listen,
         )
         self._blocking: PostgresStorage | None = None
 
@@ -222,6 +233,7 @@ class AsyncPostgresStorage(IAsyncStorage):
 
     async def close(self) -> None:
         """Close the connections. Tasks that still use the storage would open new ones."""
+        await self._attendant.stop()
         if self._blocking is not None:
             await asyncio.to_thread(self._blocking.close)
         await self.engine.dispose()
@@ -278,6 +290,13 @@ class AsyncPostgresStorage(IAsyncStorage):
     async def seconds_to_next_expiry(self, pool_name: str) -> float | None:
         return await self._run_in_time(self._commands.next_expiry(pool_name))
 
+    async def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
+        program = self._commands.freeing(self._commands.revoke(request))
+        outcomes, cancelled = await self._ended_in_time(program, stops="before the first step")
+        if cancelled is not None:
+            raise with_outcome(cancelled, "revoke_leases", outcomes)
+        return outcomes
+
     async def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
         program = self._commands.expire(with_stats=with_stats)
         expired, cancelled = await self._ended_in_time(program, stops="before the first step")
@@ -319,7 +338,7 @@ class AsyncPostgresStorage(IAsyncStorage):
         return await self._run(self._commands.add_consumer(consumer))
 
     async def save_pool(self, pool: ProxyPool) -> None:
-        await self._run(self._commands.save_pool(pool))
+        await self._run(self._commands.freeing(self._commands.save_pool(pool)))
 
     async def get_pool(self, pool_id: str) -> ProxyPool:
         return await self._run(self._commands.pool(pool_id))
@@ -335,14 +354,16 @@ class AsyncPostgresStorage(IAsyncStorage):
         await self._run(self._commands.delete_pool(pool_id))
 
     async def save_proxy(self, proxy: Proxy) -> None:
-        await self._run(self._commands.save_proxies([proxy], change=True))
+        await self._run(self._commands.freeing(self._commands.save_proxies([proxy], change=True)))
 
     async def change_proxy(self, proxy: Proxy) -> None:
         """Change a known proxy, except its status, which somebody else may be changing."""
-        await self._run(self._commands.change_proxy(proxy))
+        await self._run(self._commands.freeing(self._commands.change_proxy(proxy)))
 
     async def add_proxies_bulk(self, proxies: Sequence[Proxy]) -> int:
-        return await self._run(self._commands.save_proxies(proxies, change=False))
+        return await self._run(
+            self._commands.freeing(self._commands.save_proxies(proxies, change=False))
+        )
 
     async def import_proxies(self, pool_id: UUID, proxies: Sequence[Proxy]) -> int:
         """Register the proxies of a list that are new to the pool, and return how many."""
@@ -359,7 +380,9 @@ class AsyncPostgresStorage(IAsyncStorage):
     ) -> ImportReport:
         """Import a list of any length, batch by batch, with one transaction per batch."""
         steps = import_list(self._commands, self._ask, pool_id, batches, update=update, make=make)
-        return await run_async(steps, call_async)
+        report = await run_async(steps, call_async)
+        await self._run(self._commands.wake())
+        return report
 
     async def remove_unlisted(
         self,
@@ -408,16 +431,19 @@ class AsyncPostgresStorage(IAsyncStorage):
         """Return the statistics of every pool, ordered by name."""
         return await self._run(self._commands.all_stats())
 
+    async def queue_stats(self, pool_name: str | None = None) -> list[QueueStats]:
+        return await self._run_in_time(self._commands.queue_stats(pool_name))
+
     # Health
 
     async def apply_health_check_result(self, result: HealthCheckResult) -> Proxy | None:
-        program = self._commands.apply_health_check(result)
+        program = self._commands.freeing(self._commands.apply_health_check(result))
         return _unless_cancelled(*await self._ended(program, stops="before the first step"))
 
     async def record_health_checks(
         self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None = None
     ) -> Sequence[HealthOutcome]:
-        program = self._commands.record_health_checks(results, policy)
+        program = self._commands.freeing(self._commands.record_health_checks(results, policy))
         outcomes, cancelled = await self._ended(program, stops="before the first step")
         if cancelled is not None:
             raise with_outcome(cancelled, "record_health_checks", outcomes)
@@ -426,7 +452,7 @@ class AsyncPostgresStorage(IAsyncStorage):
     async def set_status(
         self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
     ) -> Proxy:
-        program = self._commands.set_status(proxy_id, status, reason)
+        program = self._commands.freeing(self._commands.set_status(proxy_id, status, reason))
         return _unless_cancelled(*await self._ended(program, stops="before the first step"))
 
     async def drain_proxy(self, proxy_id: UUID, *, reason: str | None = None) -> Proxy | None:
@@ -522,6 +548,8 @@ class AsyncPostgresStorage(IAsyncStorage):
     async def _acquire(
         self, request: AcquireRequest | AcquireSetRequest, name: str
     ) -> Acquisition | SetAcquisition:
+        if request.wait_seconds:
+            return await run_async(in_turn.acquire(self._attendant, request), call_async)
         outcome, cancelled = await self._acquired(request)
         if cancelled is not None:
             for lease in new_leases(outcome):
@@ -533,8 +561,7 @@ class AsyncPostgresStorage(IAsyncStorage):
         self, request: AcquireRequest | AcquireSetRequest
     ) -> tuple[Acquisition | SetAcquisition, asyncio.CancelledError | None]:
         if has_predicate(request):
-            program = predicate_search.acquire(self._commands, request)
-            return await self._ended_in_time(program, stops="before the first step")
+            return await self._found(predicate_search.acquire(self._commands, request))
         command = cast("Acquire", command_of(request))
         outcome, cancelled = await self._combiner.submit(command)
         if isinstance(outcome, Acquisition | SetAcquisition) and not lacks_stats(command, outcome):
@@ -542,7 +569,11 @@ class AsyncPostgresStorage(IAsyncStorage):
         if cancelled is not None:  # Nothing was leased, but expired leases are still reported.
             kind = Acquisition if isinstance(request, AcquireRequest) else SetAcquisition
             return kind(None, expired=expired_of(outcome)), cancelled  # type: ignore[arg-type]
-        program = self._commands.finish_acquisition(command, outcome)
+        return await self._found(self._commands.finish_acquisition(command, outcome))
+
+    async def _found(
+        self, program: Program[Any]
+    ) -> tuple[Acquisition | SetAcquisition, asyncio.CancelledError | None]:
         return await self._ended_in_time(program, stops="before the first step")
 
     async def _run_combined(self, batch: CombinedBatch[Command]) -> Sequence[Outcome]:

@@ -23,7 +23,7 @@ from sqlalchemy.util import greenlet_spawn
 from projections.pool_stats import SLOTS
 
 from ... import effects
-from ...errors import DatabaseUnavailableError, InvalidInputError
+from ...errors import DatabaseError, DatabaseUnavailableError, InvalidInputError
 from ..combining import Batch
 from .cancellation_guard import CancellationGuard, forget
 from .driver import (
@@ -156,6 +156,28 @@ class AsyncDriver:
         guard.obey()
         return parameters
 
+    async def listen(self, channel: str) -> psycopg.AsyncConnection[Any]:
+        """Open a connection outside of the pool that listens to a channel.
+
+        Raises
+        ------
+        DatabaseError
+            If a pooler lends its session to others.
+        """
+        parameters = await self.connection_parameters()
+        try:
+            connection = await psycopg.AsyncConnection.connect(**parameters)
+        except psycopg.Error as error:
+            raise no_connection(error) from error
+        try:
+            if connection.info.backend_pid != await _pid(connection):
+                raise DatabaseError("a pooler lends the session to others")
+            await connection.execute(f"LISTEN {channel}".encode())
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
     def _check_loop(self) -> None:
         """Raise an error outside of the first call's event loop: connections belong to it."""
         loop = asyncio.get_running_loop()
@@ -240,6 +262,12 @@ async def make_fit_async(
         return await cursor.fetchone() if cursor.description else None
 
     await effects.run_async(fitting(connection, ours=ours, prepare=prepare), first_row)
+
+
+async def _pid(connection: psycopg.AsyncConnection[Any]) -> int | None:
+    cursor = await connection.execute(b"SELECT pg_backend_pid()", prepare=False)
+    row = await cursor.fetchone()
+    return None if row is None else row[0]
 
 
 async def _tidied(

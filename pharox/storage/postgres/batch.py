@@ -31,6 +31,7 @@ from ...models import (
 from ...models.building import built
 from ...models.ids import made_lease_id
 from ..requests import (
+    MAX_WAITING,
     AcquireRequest,
     AcquireSetRequest,
     Acquisition,
@@ -41,6 +42,7 @@ from ..requests import (
     assign_expired,
     batch_order,
     log_late_release,
+    queue_full,
 )
 from ..validation import check_granted, granted_and_ended, too_few_granted
 from .filtering import condition_text, filter_shape_of, values_of
@@ -52,6 +54,9 @@ DUE = 1000
 
 EACH, SET, TRY, ONE = "each", "set", "try", "one"
 """The kinds of runs: single requests, a set, without recording a miss, one given proxy."""
+
+WAIT, WAIT_SET, LOOK = "wait", "wait_set", "look"
+"""The kinds of runs that get a ticket: one request or a set, and what looks for itself."""
 
 
 class Run(NamedTuple):
@@ -81,6 +86,11 @@ class Acquire:
     def lease_id(self) -> UUID:
         """The id of the first lease, which is reported if the outcome is unknown."""
         return self.lease_ids[0]
+
+    @property
+    def name(self) -> str:
+        """The storage's method that takes such a request."""
+        return "acquire_lease" if isinstance(self.request, AcquireRequest) else "acquire_set"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +130,15 @@ class Unsettled:
     expired: Sequence[EndedLease] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """The outcome of an acquisition that has a ticket, with the leases that it expired."""
+
+    expired: Sequence[EndedLease] = ()
+
+
 Command = Acquire | Release
-Settled = Acquisition | SetAcquisition | Returned | PharoxError
+Settled = Acquisition | SetAcquisition | Returned | Queued | PharoxError
 Outcome = Settled | Unsettled
 
 
@@ -174,6 +191,8 @@ def request_details(filters: ProxyFilters | None) -> dict[str, Any]:
 
 
 _PARAMETERS = {
+    "own_process": "uuid",
+    "max_waiting": "integer",
     "own_slot": "smallint",
     "with_stats": "boolean",
     "due_pools": "uuid[]",
@@ -198,6 +217,7 @@ _PARAMETERS = {
 
 
 _ONE = {
+    "own_process": "uuid",
     "own_slot": "smallint",
     "with_stats": "boolean",
     "actor": "text",
@@ -319,19 +339,31 @@ def unknown_consumers(answers: Iterable[Answer]) -> list[str]:
 @lru_cache(maxsize=8)
 def commands_statement(schema: str) -> Statement:
     """Return the statement that carries out a batch."""
-    return _granting(schema, "lease_commands_v1", _PARAMETERS)
+    return _granting(schema, "lease_commands_v2", _PARAMETERS)
 
 
 @lru_cache(maxsize=8)
 def acquire_statement(schema: str) -> Statement:
     """Return the statement that acquires one lease, with the effect of a batch of one."""
-    return _granting(schema, "acquire_one_v1", _ACQUIRE_ONE)
+    return _granting(schema, "acquire_one_v2", _ACQUIRE_ONE)
 
 
 @lru_cache(maxsize=8)
 def release_statement(schema: str) -> Statement:
     """Return the statement that releases one lease, with the effect of a batch of one."""
-    return _deciding(schema, "release_one_v1", _RELEASE_ONE)
+    return _deciding(schema, "release_one_v2", _RELEASE_ONE)
+
+
+@lru_cache(maxsize=8)
+def serve_statement(schema: str) -> Statement:
+    """Return the statement that grants the tickets of this process whose turn it is."""
+    parameters = {
+        "own_process": "uuid",
+        "own_slot": "smallint",
+        "actor": "text",
+        "correlation_id": "text",
+    }
+    return _granting(schema, "serve_v1", parameters)
 
 
 def _granting(schema: str, function: str, parameters: Mapping[str, str]) -> Statement:
@@ -352,16 +384,21 @@ def _deciding(schema: str, function: str, parameters: Mapping[str, str]) -> Stat
 
 
 class Batch:
-    """Several commands as one statement: releases first, then acquisitions in request order."""
+    """Several commands as one statement: releases first, then acquisitions in request order.
+
+    ``process`` is the id under which this process has its tickets, if it has any.
+    """
 
     def __init__(
         self,
         commands: Sequence[Command],
         due_pools: Sequence[UUID] = (),
         *,
+        process: UUID | None = None,
         with_stats: bool = False,
     ) -> None:
         self.commands = commands
+        self._process = process
         self._with_stats = with_stats or any(each.request.with_stats for each in commands)
         self._due_pools = due_pools
         self._order = batch_order([each.request for each in commands])
@@ -371,7 +408,7 @@ class Batch:
     def query(self, schema: str) -> Query:
         """Return the statement and its values, without the slot, which the connection adds."""
         if len(self.commands) == 1 and not self._due_pools:
-            query = _single_query(schema, self.commands[0])
+            query = _single_query(schema, self.commands[0], self._process)
             if query is not None:
                 return query
         acquisitions, releases = self._acquisitions, self._releases
@@ -382,6 +419,8 @@ class Batch:
         by_number = [each for each, n in zip(by_command, sizes, strict=True) for _ in range(n)]
         actors, jobs = zip(*(by_number or [current_attribution()]), strict=True)
         values = {
+            "own_process": self._process,
+            "max_waiting": MAX_WAITING,
             "lease_id": self.commands[0].lease_id if len(self.commands) == 1 else None,
             "with_stats": self._with_stats,
             "due_pools": list(self._due_pools),
@@ -421,7 +460,7 @@ class Batch:
         for answer in given:
             if answer.outcome == "LeaseExpired":
                 expired.setdefault(answer.pool_name, []).append(answer.ended_lease())
-            elif answer.outcome != "ProxyRemoved":  # which was drained
+            elif answer.number and answer.outcome != "ProxyRemoved":  # which was drained
                 answers[answer.number] = answer
         outcomes: list[Any] = [None] * len(self.commands)
         pools: list[str | None] = [None] * len(self.commands)
@@ -437,7 +476,7 @@ class Batch:
             first, number = number + 1, number + len(command.lease_ids)
             own = [answers[n] for n in range(first, number + 1) if n in answers]
             pools[place] = command.run.pool_name
-            outcomes[place] = _acquire_outcome(command, own, vault)
+            outcomes[place] = acquire_outcome(command, own, vault)
         for name, ended_leases in expired.items():
             places = [place for place in self._order if pools[place] == name]
             assign_expired(outcomes, places or self._order, ended_leases)
@@ -458,11 +497,12 @@ class Batch:
         return ends, runs
 
 
-def _single_query(schema: str, command: Command) -> Query | None:
+def _single_query(schema: str, command: Command, process: UUID | None) -> Query | None:
     """Return the faster statement for a command without filters, own ids and round-robin."""
     actor, correlation_id = command.attribution
     request = command.request
     values: dict[str, Any] = {
+        "own_process": process,
         "with_stats": request.with_stats,
         "actor": actor,
         "correlation_id": correlation_id,
@@ -483,8 +523,11 @@ def _single_query(schema: str, command: Command) -> Query | None:
     return Query(acquire_statement(schema), values)
 
 
-def _acquire_outcome(command: Acquire, answers: Sequence[Answer], vault: Vault) -> Outcome:
+def acquire_outcome(command: Acquire, answers: Sequence[Answer], vault: Vault) -> Outcome:
+    """Return the outcome of an acquisition whose leases have these answers."""
     request = command.request
+    if answers[0].outcome in ("queued", "queue_full"):
+        return Queued() if answers[0].outcome == "queued" else queue_full(request.pool_name)
     if any(answer.outcome in ("locked", "again", "none") for answer in answers):
         return Unsettled(answers[0].outcome)
     if answers[0].outcome == "granted" or answers[-1].outcome == "granted":
@@ -548,10 +591,13 @@ def _release_outcome(request: ReleaseRequest, answer: Answer) -> Returned | Unse
 def lacks_stats(command: Acquire, outcome: Acquisition | SetAcquisition) -> bool:
     """Return whether requested statistics need a separate query.
 
-    For a lease that was granted before, the pool's current statistics are returned.
+    For a lease that was granted before, or to a ticket by somebody who did not request them, the
+    pool's current statistics are returned.
     """
     parts = (outcome,) if isinstance(outcome, Acquisition) else outcome.acquisitions
-    return command.request.with_stats and not all(each.is_new for each in parts)
+    return command.request.with_stats and any(
+        not each.is_new or (each.lease is not None and each.stats is None) for each in parts
+    )
 
 
 def expired_of(outcome: Outcome) -> Sequence[EndedLease]:

@@ -7,12 +7,17 @@ This module has the commands of leasing. :mod:`.registry` registers pools and pr
 from __future__ import annotations
 
 import json
+import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any, TypeVar
 from uuid import UUID
 
+import psycopg
+
+from ...effects.cancelling import CANCELLED
 from ...errors import (
     DatabaseError,
     PharoxError,
@@ -20,6 +25,7 @@ from ...errors import (
 )
 from ...models import (
     Lease,
+    LeaseStatus,
     Proxy,
     ProxyFilters,
     SelectorStrategy,
@@ -32,28 +38,33 @@ from ..requests import (
     AcquireRequest,
     Acquisition,
     EndedLease,
+    ReleaseRequest,
     ReleaseResult,
     RenewRequest,
     RevokeRequest,
     SetAcquisition,
 )
-from . import filtering, finding, reading, renewing, revoking
+from . import filtering, finding, reading, renewing, revoking, waiting
 from .appending import origin
 from .batch import (
     DUE,
     ONE,
     Acquire,
+    Answer,
     Batch,
     Command,
     Outcome,
+    Queued,
     Release,
     Returned,
     Run,
     Unsettled,
+    acquire_outcome,
     answers_of,
     expired_of,
     lacks_stats,
     result_of,
+    serve_statement,
     unknown_consumers,
     wait_query,
 )
@@ -64,6 +75,8 @@ from .importing import Imports
 from .sql import Query
 
 T = TypeVar("T")
+
+logger = logging.getLogger("pharox")
 
 
 class Commands(Imports, Health):
@@ -107,8 +120,11 @@ class Commands(Imports, Health):
         """Expire the due leases of a pool, except those that others have locked."""
         expired: list[EndedLease] = []
         while True:
-            batch = Batch((), due_pools=[pool_id], with_stats=with_stats)
+            process = self.room.process
+            batch = Batch((), due_pools=[pool_id], process=process, with_stats=with_stats)
+            begun = time.monotonic()
             answers = answers_of((yield batch.query(self.schema)))
+            yield from self._pass_on(answers, begun)
             # A proxy that was drained is removed with its last lease.
             ended = [each.ended_lease() for each in answers if each.outcome == "LeaseExpired"]
             expired += ended
@@ -123,9 +139,10 @@ class Commands(Imports, Health):
         wait:
             Whether to wait first, in the same transaction, for the locks of the only command.
         """
-        batch = Batch(commands)
         while True:
+            batch = Batch(commands, process=self.room.process)
             query = batch.query(self.schema)
+            begun = time.monotonic()
             if wait:
                 _, rows = yield [wait_query(self.schema, commands[0]), query]
             else:
@@ -134,17 +151,20 @@ class Commands(Imports, Health):
             unknown = unknown_consumers(answers)
             if not unknown:
                 answers = yield from revoking.with_reasons(self.schema, answers)
+                yield from self._pass_on(answers, begun)
                 return batch.outcomes(answers, self.vault)
             for name in unknown:
                 yield from self.ensure_consumer(name)
 
     def finish_acquisition(
         self, command: Acquire, first: Outcome | None = None
-    ) -> Program[Acquisition | SetAcquisition]:
+    ) -> Program[Acquisition | SetAcquisition | Queued]:
         """Carry out an acquisition alone, starting from its outcome in a batch if there is one."""
         outcome, expired = yield from self._clear_obstacle(command, first)
         if isinstance(outcome, PharoxError):
             raise _with_expired(outcome, expired)
+        if isinstance(outcome, Queued):
+            return replace(outcome, expired=expired)
         if not isinstance(outcome, Acquisition | SetAcquisition):
             raise AssertionError(outcome)
         if lacks_stats(command, outcome):
@@ -154,6 +174,81 @@ class Commands(Imports, Health):
             with_stats = tuple(replace(each, stats=stats) for each in outcome.acquisitions)
             outcome = replace(outcome, acquisitions=with_stats)
         return replace(outcome, expired=expired)
+
+    # Waiting
+
+    def serve(self) -> Program[None]:
+        """Say that this process is there, and grant the tickets whose turn it is."""
+        process, waiters = self.room.process, self.room.queued()
+        begun = time.monotonic()
+        if begun >= self.room.beats_at:
+            yield Query(waiting.beat_statement(self.schema), {"own_process": process})
+            self.room.beats_at = begun + waiting.BEAT_S
+            begun = time.monotonic()
+        query = Query(serve_statement(self.schema), {**origin(), "own_process": process})
+        answers = answers_of((yield query))
+        yield from self._pass_on(answers, begun)
+        served = answers[-1]
+        if served.expires_at is not None:
+            seconds = (served.expires_at - served.decided_at).total_seconds()
+            self.room.look_again(time.monotonic() + max(0.0, seconds))
+        waiters = [each for each in waiters if not each.told.done()]
+        known = {each.lease_id for each in waiters}
+        if served.number != len(waiters):
+            begun = time.monotonic()
+            rows: Rows = yield Query(
+                waiting.tickets_statement(self.schema), {"own_process": process}
+            )
+            known = {row["lease_id"] for row in rows}
+        for waiter in waiters:
+            if waiter.lease_id in known:
+                waiter.known_at = begun
+            else:
+                waiter.tell(waiting.LOST)
+
+    def wake(self) -> Program[None]:
+        """Grant or offer what has become free to those who wait, if anybody does."""
+        rows: Rows = yield Query(waiting.waited_for_statement(self.schema), {})
+        for row in rows:
+            yield from self.take_back(row["pool_id"], with_stats=False)
+
+    def freeing(self, program: Program[T]) -> Program[T]:
+        """Return the program, and then offer what it may have made free."""
+        outcome = yield from program
+        yield from _unfailing(self.wake())
+        return outcome
+
+    def _pass_on(self, answers: Sequence[Answer], begun: float) -> Program[None]:
+        """Tell those who wait what was decided for them beside the commands of a statement."""
+        news = waiting.News.of(answers)
+        own = str(self.room.process)
+        gone: list[Release] = []
+        grants: dict[Any, list[Answer]] = {}
+        for lease_id, granted in news.grants.items():
+            waiter = self.room.waiter_of(lease_id)
+            if waiter is None:
+                leases = [each.lease(LeaseStatus.ACTIVE) for each in granted]
+                gone += [Release(ReleaseRequest(lease, CANCELLED)) for lease in leases]
+            else:
+                grants.setdefault(waiter, []).extend(granted)
+        for waiter, granted in grants.items():
+            outcome = acquire_outcome(waiter.command, granted, self.vault)
+            waiter.tell(waiting.Granted(outcome, begun))
+        for lease_id in news.looks:
+            waiter = self.room.waiter_of(lease_id)
+            if waiter is not None:
+                waiter.tell(waiting.LOOKS)
+        if own in news.woken:
+            self.room.look_again()
+        others = [each for each in news.woken if each != own]
+        yield from _unfailing(self._hand_on(gone, others))
+
+    def _hand_on(self, gone: Sequence[Release], others: Sequence[str]) -> Program[None]:
+        """Release what was granted to callers who have gone, and wake other processes."""
+        if gone:
+            yield from self.carry_out(gone)
+        if others:
+            yield waiting.wake_query(others)
 
     def finish_release(
         self, command: Release, first: Outcome | None = None
@@ -237,6 +332,17 @@ class Commands(Imports, Health):
             if len(rows) < size:
                 return None
             offset, size = offset + size, min(2 * size, LARGEST_PAGE)
+
+
+def _unfailing(program: Program[None]) -> Program[None]:
+    """Return the program, with its errors logged: what is before it has been committed.
+
+    Who waits also looks without being woken, and a lease that nobody holds runs out.
+    """
+    try:
+        yield from program
+    except (psycopg.Error, PharoxError) as error:
+        logger.warning("pharox.waiting.failed: others could not be woken: %s", error)
 
 
 def _with_expired(error: PharoxError, expired: Sequence[EndedLease]) -> PharoxError:

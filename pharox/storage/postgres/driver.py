@@ -108,6 +108,28 @@ class Driver:
             make_fit(connection, ours=True, prepare=self._prepare)
             yield Session(connection)
 
+    def listen(self, channel: str) -> psycopg.Connection[Any]:
+        """Open a connection outside of the pool that listens to a channel.
+
+        Raises
+        ------
+        DatabaseError
+            If a pooler lends its session to others.
+        """
+        with self.connection() as lent:
+            parameters = parameters_of(lent)
+        try:
+            connection = psycopg.connect(**parameters)
+        except psycopg.Error as error:
+            raise no_connection(error) from error
+        try:
+            check_own_session(connection)
+            connection.execute(f"LISTEN {channel}".encode())
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
     @contextmanager
     def connection(self, within_s: float | None = None) -> Iterator[psycopg.Connection[Any]]:
         """Lend a psycopg connection in autocommit mode, and translate its errors.

@@ -21,6 +21,7 @@ from ...models import (
     ProxyHealthRecord,
     ProxyPool,
     ProxyStatus,
+    QueueStats,
     check_name,
     check_whole,
 )
@@ -35,6 +36,7 @@ from .refusals import read_only
 from .schema import check_version, oldest_client_statement, version_statement
 from .sql import Query, Statement
 from .vault import Vault
+from .waiting import Room, queue_statement
 
 T = TypeVar("T")
 
@@ -59,6 +61,7 @@ class Lookups:
     def __init__(self, schema: str, vault: Vault) -> None:
         self.schema = schema
         self.vault = vault
+        self.room = Room()
         self.is_checked = False
 
     # The schema
@@ -129,6 +132,15 @@ class Lookups:
         """Return the statistics of every pool, ordered by name."""
         rows = yield from self.rows(reading.stats_statement, name=None)
         return [reading.stats_from_row(row["name"], row, row["collected_at"]) for row in rows]
+
+    def queue_stats(self, pool_name: str | None) -> Program[list[QueueStats]]:
+        """Return who waits, by pool. In a ledger without queues nobody does."""
+        name = None if pool_name is None else check_name(pool_name, "pool")
+        try:
+            rows: list[dict[str, Any]] = yield Query(queue_statement(self.schema), {"name": name})
+        except psycopg.errors.UndefinedTable:
+            return []
+        return [QueueStats.model_validate(row) for row in rows]
 
     # Proxies
 

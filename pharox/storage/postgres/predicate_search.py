@@ -19,7 +19,7 @@ from ...models.ids import NIL, following
 from ..requests import AcquireRequest, AcquireSetRequest, Acquisition, EndedLease, SetAcquisition
 from . import filtering, finding, reading
 from .appending import origin
-from .batch import DUE, TRY, Acquire, Run, Settled, Unsettled, command_of, request_details
+from .batch import DUE, TRY, Acquire, Queued, Run, Settled, Unsettled, command_of
 from .commands import Commands
 from .driver import Program, Rows
 from .finding import FIRST_PAGE, LARGEST_PAGE
@@ -73,10 +73,22 @@ class Seen:
 
 
 def acquire(
-    commands: Commands, request: AcquireRequest | AcquireSetRequest
-) -> Program[Acquisition | SetAcquisition]:
-    """Lease a proxy or a set of them, or record a miss."""
-    command = cast("Acquire", command_of(request))
+    commands: Commands,
+    request: AcquireRequest | AcquireSetRequest,
+    *,
+    command: Acquire | None = None,
+    waits: bool = False,
+) -> Program[Acquisition | SetAcquisition | Queued]:
+    """Lease a proxy or a set of them, or record a miss.
+
+    Parameters
+    ----------
+    command:
+        The request as a command, if it has been converted already.
+    waits:
+        Whether not to record a miss, but return that it waits, if something may become free.
+    """
+    command = command or cast("Acquire", command_of(request))
     needed = max(command.run.needs, 1)
     expired: list[EndedLease] = []
     while True:
@@ -102,7 +114,9 @@ def acquire(
     if not seen.any_row:
         total = yield Query(reading.pool_size_statement(commands.schema), {"pool_id": pool.id})
         reason = MissReason.NO_MATCH if total else MissReason.EMPTY_POOL
-    return (yield from _missed(commands, pool.id, request, reason, seen.free, expired))
+    if waits and reason not in (MissReason.NO_MATCH, MissReason.EMPTY_POOL):
+        return Queued(tuple(expired))
+    return (yield from _missed(commands, pool.id, command, reason, seen.free, expired))
 
 
 def _begin(
@@ -172,12 +186,13 @@ def _with_candidates(command: Acquire, proxy_ids: Sequence[UUID]) -> Acquire:
 def _missed(
     commands: Commands,
     pool_id: UUID,
-    request: AcquireRequest | AcquireSetRequest,
+    command: Acquire,
     reason: MissReason,
     free: int,
     expired: Sequence[EndedLease],
 ) -> Program[Acquisition | SetAcquisition]:
-    details = {**request_details(request.filters), "reason": reason.value}
+    request = command.request
+    details = {**json.loads(command.run.details or "{}"), "reason": reason.value}
     if isinstance(request, AcquireSetRequest):
         details |= {"count": request.count, "free": free}
     values = {

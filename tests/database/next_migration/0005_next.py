@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from alembic import op
 
-revision = "0004"
-down_revision = "0003"
+revision = "0005"
+down_revision = "0004"
 branch_labels = None
 depends_on = None
 
@@ -45,7 +45,7 @@ def upgrade() -> None:
     _execute("REVOKE ALL ON FUNCTION pharox.append_v2 FROM PUBLIC")
     _renew(
         "lease_commands_v1",
-        ("lease_commands_v1", "lease_commands_v2"),
+        ("lease_commands_v1", "lease_commands_v3"),
         ("pharox.append_v1(", "pharox.append_v2("),
     )
     _renew(

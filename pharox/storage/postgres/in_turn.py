@@ -1,0 +1,226 @@
+"""Acquire in turn: what a caller does who waits for a proxy.
+
+    ask ──> granted, or a miss that waiting would not help
+     └───> a ticket ──> granted, by whichever transaction of this process decides next
+                   └──> its time is over: a miss
+
+A waiting caller holds no connection. One with a predicate takes its ticket only to be woken, and
+looks for itself.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from asyncio import CancelledError
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol, cast
+
+from ...effects import Calls
+from ...effects.cancelling import outcome_of
+from ...errors import DatabaseUnavailableError, OutcomeUnknownError
+from ...models import Lease
+from ..requests import (
+    AcquireRequest,
+    AcquireSetRequest,
+    Acquisition,
+    SetAcquisition,
+    new_leases,
+)
+from . import predicate_search, waiting
+from .batch import (
+    LOOK,
+    SET,
+    WAIT,
+    WAIT_SET,
+    Acquire,
+    Outcome,
+    Queued,
+    acquire_outcome,
+    answers_of,
+    command_of,
+    has_predicate,
+    run_of,
+)
+from .commands import Commands
+from .driver import Program
+from .sql import Query
+from .waiting import Granted, Room, Waiter
+
+Found = Acquisition | SetAcquisition
+
+
+class Steps(Protocol):
+    """What a storage does for a waiting caller, in its own way. Coroutines are awaited."""
+
+    room: Room
+
+    def ask_in_turn(self, command: Acquire) -> Any:
+        """Carry out a command. Return its outcome, or that it has a ticket."""
+
+    def look_in_turn(self, command: Acquire) -> Any:
+        """Carry out a command with a predicate, as ``ask_in_turn`` does."""
+
+    def attend(self) -> None:
+        """Have somebody attend to the waiting callers from now on."""
+
+    def wait_for_turn(self, waiter: Waiter, seconds: float) -> Any:
+        """Return what the caller is told; None if it is told nothing in time."""
+
+    def end_wait(self, command: Acquire) -> Any:
+        """Return the outcome of a command whose time is over."""
+
+    def completed(self, command: Acquire, outcome: Found) -> Any:
+        """Return an outcome with the statistics that were requested."""
+
+    def give_up_place(self, command: Acquire, *, holds: bool) -> Any:
+        """Give up the place of a caller who has gone, and what it was granted if it holds that."""
+
+
+def acquire(steps: Steps, request: AcquireRequest | AcquireSetRequest) -> Calls[Found]:
+    """Lease a proxy or a set, waiting for it in turn."""
+    until = time.monotonic() + float(request.wait_seconds or 0)
+    command = waiting_command(request)
+    waiter = steps.room.enter(command)
+    asking = steps.look_in_turn if command.run.kind == LOOK else steps.ask_in_turn
+    ask, again = partial(asking, command), partial(asking, asked_again(command))
+    begun = time.monotonic()
+    try:
+        outcome: Any = yield ask
+        while isinstance(outcome, Queued):
+            waiter.queued_at = waiter.queued_at or time.monotonic()
+            waiter.known_at = begun
+            steps.attend()
+            told = yield partial(steps.wait_for_turn, waiter, until - time.monotonic())
+            begun = time.monotonic()
+            if told is None:
+                outcome = yield partial(steps.end_wait, command)
+            elif isinstance(told, Granted):
+                outcome, begun = told.outcome, told.begun
+            else:
+                waiter.listen_again()
+                try:
+                    outcome = yield ask if told == waiting.LOOKS else again
+                except (DatabaseUnavailableError, OutcomeUnknownError):
+                    # The wait goes on. Once there is a connection, it is told what to do again.
+                    begun, ask = waiter.known_at, again
+        if isinstance(outcome, Exception):
+            raise outcome
+        found: Found = yield partial(steps.completed, command, outcome)
+        if waiter.queued_at is None:
+            return replace(found, waited_ms=waiter.waited_ms())
+        counted = _counted(found, begun, waiter.known_at)
+        return replace(counted, waited_ms=waiter.waited_ms())
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        holds = waiter.queued_at is not None or _is_new(command, error)
+        yield partial(steps.give_up_place, command, holds=holds)
+        raise
+    finally:
+        steps.room.leave(waiter)
+
+
+def waiting_command(request: AcquireRequest | AcquireSetRequest) -> Acquire:
+    """Convert a request that waits to a command."""
+    command = command_of(request)
+    assert isinstance(command, Acquire)  # noqa: S101 - it is an acquisition
+    kind = WAIT_SET if command.run.kind == SET else WAIT
+    return replace(command, run=command.run._replace(kind=LOOK if has_predicate(request) else kind))
+
+
+def asked_again(command: Acquire) -> Acquire:
+    """Return a command that is told what was granted under its ids, if anything was."""
+    return replace(command, has_own_ids=True)
+
+
+def not_waiting(command: Acquire) -> Acquire:
+    """Return a command that does not wait."""
+    request = replace(command.request, wait_seconds=None)
+    return replace(command, request=request, run=run_of(request))
+
+
+def _having_waited(commands: Commands, command: Acquire) -> Acquire:
+    """Return a command that does not wait, and whose event says how long it has waited."""
+    plain = not_waiting(command)
+    waiter = commands.room.waiter_of(command.lease_id)
+    waited_ms = None if waiter is None else waiter.waited_ms()
+    if waited_ms is None:
+        return plain
+    details = {**json.loads(plain.run.details or "{}"), "waited_ms": waited_ms}
+    return replace(plain, run=plain.run._replace(details=json.dumps(details)))
+
+
+def look(commands: Commands, command: Acquire) -> Program[Outcome]:
+    """Search for a proxy that a predicate accepts, and take a ticket if there may be one later."""
+    plain = _having_waited(commands, command)
+    outcome: Outcome = yield from predicate_search.acquire(
+        commands, plain.request, command=plain, waits=True
+    )
+    if isinstance(outcome, Queued):
+        outcomes: list[Outcome] = yield from commands.carry_out((command,))
+        return outcomes[0]
+    yield from _leave(commands, command, is_miss=False)
+    return outcome
+
+
+def end_wait(commands: Commands, command: Acquire) -> Program[Outcome]:
+    """End the wait of a caller whose time is over. Record a miss, unless it was granted."""
+    if command.run.kind == LOOK:
+        yield from _leave(commands, command, is_miss=False)
+        plain = _having_waited(commands, command)
+        return (yield from predicate_search.acquire(commands, plain.request, command=plain))
+    outcome = yield from _leave(commands, command, is_miss=True)
+    if outcome is not None:
+        return outcome
+    return (yield from commands.finish_acquisition(asked_again(not_waiting(command))))
+
+
+def give_up_place(commands: Commands, command: Acquire, *, holds: bool) -> Program[list[Lease]]:
+    """Give up the place of a caller who has gone. Return the leases that it still holds."""
+    if (yield from _leave(commands, command, is_miss=False)) is not None or not holds:
+        return []
+    leases = []
+    for lease_id in command.lease_ids:
+        lease = yield from commands.lease(str(lease_id))
+        if lease is not None and lease.released_at is None:
+            leases.append(lease)
+    return leases
+
+
+def _is_new(command: Acquire, error: BaseException) -> bool:
+    """Return whether what a caller without a ticket was granted is its own, not an earlier call's.
+
+    An interrupted caller with an id of its own may not know; it can ask again under that id.
+    """
+    if not command.has_own_ids:
+        return True
+    outcomes = outcome_of(error, command.name) if isinstance(error, CancelledError) else ()
+    return any(map(new_leases, outcomes))
+
+
+def _leave(commands: Commands, command: Acquire, *, is_miss: bool) -> Program[Outcome | None]:
+    """Give up a place. Return the outcome; None if there was none to give up."""
+    values = {
+        "lease_id": command.lease_id,
+        "with_stats": command.request.with_stats,
+        "is_miss": is_miss,
+    }
+    answers = answers_of((yield Query(waiting.leave_statement(commands.schema), values)))
+    if not answers:
+        return None
+    yield from commands.wake()  # What was kept for it may be for the next.
+    return acquire_outcome(command, answers, commands.vault) if is_miss else Queued()
+
+
+def _counted(outcome: Found, begun: float, known_at: float) -> Found:
+    """Return an outcome whose leases count from a moment. They are all new to the caller.
+
+    One that was granted unheard may be as old as the moment when its ticket was last known.
+    """
+    if isinstance(outcome, Acquisition):
+        counts_from = begun if outcome.is_new else known_at
+        return replace(outcome, is_new=True, counts_from=counts_from)
+    parts = tuple(_counted(each, begun, known_at) for each in outcome.acquisitions)
+    return replace(outcome, acquisitions=cast("tuple[Acquisition, ...]", parts))
