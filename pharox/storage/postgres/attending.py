@@ -26,7 +26,7 @@ from . import in_turn
 from .batch import Acquire, Unsettled, lacks_stats
 from .commands import Commands
 from .in_turn import Found
-from .waiting import BEAT_S, Waiter, channel_of
+from .waiting import BEAT_S, LOST, Waiter, channel_of
 
 LINGER_S = 2.0
 """How long an attendant goes on after the last waiting caller."""
@@ -50,6 +50,10 @@ class _Attending:
 
     def _is_idle(self) -> bool:
         return not self.room and time.monotonic() > self.room.emptied_at + LINGER_S
+
+    def _have_ask_again(self) -> None:
+        for waiter in self.room.queued():
+            waiter.tell(LOST)
 
     def _channel(self) -> str:
         return channel_of(self.room.process)
@@ -161,11 +165,12 @@ class ThreadAttendant(_Attending):
     # Attending
 
     def stop(self) -> None:
-        """End, and wait for it."""
+        """End, and wait for it. Those who still wait ask again, and have it start anew."""
         thread = self._thread
         self._is_stopped.set()
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout=5)
+        self._have_ask_again()
 
     def _run(self) -> None:
         with self._listening() as listening:
@@ -296,11 +301,12 @@ class TaskAttendant(_Attending):
     # Attending
 
     async def stop(self) -> None:
-        """End, and wait for it."""
+        """End, and wait for it. Those who still wait ask again, and have it start anew."""
         task, self._task = self._task, None
         if task is not None and not task.done() and task is not asyncio.current_task():
             task.cancel()
             await asyncio.wait({task})
+        self._have_ask_again()
 
     async def _run(self) -> None:
         async with self._listening() as listening:
