@@ -205,6 +205,7 @@ _APP_FUNCTIONS = (
     "unreserved_v1",
     "wait_for_turn_v1",
     "wait_v1",
+    "wait_v2",
     "waited_ms_v1",
     "with_reason_v1",
     "without_reserved_v1",

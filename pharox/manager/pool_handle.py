@@ -208,6 +208,8 @@ class PoolHandle(Handle["ProxyManager"]):
         Parameters and errors are those of :meth:`pharox.ProxyManager.client`; options are
         those of :meth:`lease`.
         """
+        if retry_config is not None:
+            options = {"wait_seconds": None, **options}  # It asks again instead.
         return self._manager.client(
             retry_config=retry_config, client_options=client_options, **self._chosen(options)
         )
@@ -273,6 +275,8 @@ class AsyncPoolHandle(Handle["AsyncProxyManager"]):
         Parameters and errors are those of :meth:`pharox.AsyncProxyManager.client`; options
         are those of :meth:`lease`.
         """
+        if retry_config is not None:
+            options = {"wait_seconds": None, **options}  # It asks again instead.
         return self._manager.client(
             retry_config=retry_config, client_options=client_options, **self._chosen(options)
         )

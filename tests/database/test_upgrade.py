@@ -73,7 +73,7 @@ def _as_before(
     statement_of: Callable[..., Statement], name: str, function: str, parameters: dict[str, str]
 ) -> Statement:
     """Return the call of a function as it was while nobody could wait."""
-    new = ("own_process", "max_waiting")
+    new = ("own_process", "max_waiting", "frees", "serves")
     known = {each: type_ for each, type_ in parameters.items() if each not in new}
     return statement_of(name, function.replace("_v2", "_v1"), known)
 

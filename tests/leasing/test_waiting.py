@@ -16,6 +16,7 @@ import pharox.storage.memory.waiting
 import pharox.storage.postgres.batch
 from pharox import (
     AcquireEventPayload,
+    ExpireEventPayload,
     InvalidInputError,
     Lease,
     MissReason,
@@ -29,7 +30,7 @@ from pharox.events import AcquireMissed, LeaseAcquired
 from pharox.models import HealthCheckResult, ProxyPool, utc_now
 from pharox.storage.interface import IStorage
 from pharox.storage.requests import AcquireRequest
-from tests.conftest import AnyStorage, fill, proxies_of
+from tests.conftest import AnyStorage, Broken, fill, proxies_of
 from tests.leasing.test_contention import most_holders_at_once
 from tests.ledger.following import until
 
@@ -349,6 +350,97 @@ def test_a_full_queue_says_so(
         manager.acquire_proxy("pool", wait_seconds=LONG)
     manager.release_proxy(held)
     assert waiter.result(10) is not None
+
+
+def test_a_set_that_takes_back_what_ran_out_waits_for_the_rest(
+    manager: ProxyManager, threads: ThreadPoolExecutor
+) -> None:
+    """What it took back meanwhile is told to its manager's callbacks, once."""
+    fill(manager.storage, 2)
+    overdue = manager.acquire_proxy("pool", "late", 1)
+    held = manager.acquire_proxy("pool", "holder")
+    assert overdue is not None
+    assert held is not None
+    told: list[ExpireEventPayload] = []
+    manager.register_expire_callback(told.append)
+    time.sleep(1.1)
+    pair = threads.submit(manager.acquire_proxies, "pool", 2, "pair", wait_seconds=LONG)
+    until(lambda: waiting(manager.storage) == 1, 10)
+    manager.release_proxy(held)
+    assert len(pair.result(10)) == 2
+    assert [payload.lease.id for payload in told] == [overdue.id]
+    assert manager.storage.verify() == []  # type: ignore[attr-defined]
+
+
+def test_two_who_wait_under_one_id_get_one_lease(
+    manager: ProxyManager, threads: ThreadPoolExecutor
+) -> None:
+    """As two who ask under it do."""
+    held = lease_all(manager, 2)
+    chosen = pharox.new_lease_id()
+    options = {"lease_id": chosen, "wait_seconds": LONG}
+    waiters = [threads.submit(manager.acquire_proxy, "pool", "w", **options) for _ in range(2)]  # type: ignore[arg-type]
+    until(lambda: waiting(manager.storage) > 0, 10)
+    time.sleep(0.2)
+    manager.release_proxies(held)
+    leases = [waiter.result(15) for waiter in waiters]
+    assert [lease and lease.id for lease in leases] == [chosen, chosen]
+    grants = [e for e in manager.storage.events() if isinstance(e, LeaseAcquired)]  # type: ignore[attr-defined]
+    assert len(grants) == 3
+    assert manager.storage.verify() == []  # type: ignore[attr-defined]
+
+
+def test_a_predicate_that_raises_is_told_to_its_caller_alone(
+    manager: ProxyManager, wait: Callable[..., Future[Lease | None]]
+) -> None:
+    """Nobody else's command fails because of it."""
+    held = lease_all(manager, 1)
+    raises = False
+
+    def predicate(_: Proxy) -> bool:
+        if raises:
+            raise Broken
+        return True
+
+    broken = wait("broken", filters=ProxyFilters(predicate=predicate))
+    raises = True
+    other = wait("other")
+    manager.release_proxies(held)
+    with pytest.raises(Broken):
+        broken.result(10)
+    assert other.result(10) is not None
+    assert waiting(manager.storage) == 0
+
+
+def test_a_drained_proxy_leaves_while_somebody_waits(
+    manager: ProxyManager, wait: Callable[..., Future[Lease | None]]
+) -> None:
+    """Whoever takes back its last lease."""
+    lease_all(manager, 2, duration_seconds=1)
+    pool = manager.storage.list_pools()[0]
+    drained, kept = manager.storage.list_proxies(str(pool.id))
+    manager.storage.drain_proxy(drained.id)
+    lease = wait().result(10)
+    assert lease is not None
+    assert lease.proxy_id == kept.id
+    assert [each.id for each in manager.storage.list_proxies(str(pool.id))] == [kept.id]
+    assert manager.storage.verify() == []  # type: ignore[attr-defined]
+
+
+def test_a_set_that_a_ban_keeps_from_enough_keeps_nothing(
+    manager: ProxyManager, threads: ThreadPoolExecutor
+) -> None:
+    """It waits for the end of the ban, and others go on meanwhile."""
+    _, proxies = fill(manager.storage, 3)
+    manager.storage.set_status(proxies[0].id, ProxyStatus.BANNED)
+    three = threads.submit(manager.acquire_proxies, "pool", 3, "three", wait_seconds=LONG)
+    until(lambda: waiting(manager.storage) == 1, 10)
+    lease = manager.acquire_proxy("pool", "quick")
+    assert lease is not None
+    manager.storage.set_status(proxies[0].id, ProxyStatus.ACTIVE)
+    assert manager.acquire_proxy("pool", "quick") is None
+    manager.release_proxy(lease)
+    assert len(three.result(10)) == 3
 
 
 @pytest.mark.parametrize("seconds", [-1, float("nan"), "1", True])

@@ -73,6 +73,11 @@ class PlainQueue:
             and proxy_id not in kept
         ]
 
+    def healthy(self, country: str | None) -> int:
+        """Return how many proxies a set could have if nothing were leased."""
+        fitting = [each for each, of in self.proxies.items() if country in (None, of)]
+        return len(set(fitting) - self.banned)
+
     def serve(self) -> tuple[list[tuple[PlainTicket, list[UUID]]], set[UUID]]:
         """Return who gets what in turn, and what is kept for sets that lack some."""
         granted, kept, taken = [], set[UUID](), set[UUID]()
@@ -82,7 +87,7 @@ class PlainQueue:
                 granted.append((ticket, found))
                 taken |= set(found)
                 self.tickets.remove(ticket)
-            else:
+            elif self.healthy(ticket.country) >= ticket.needed:
                 kept |= set(found)
         return granted, kept
 

@@ -33,7 +33,7 @@ from .pool_index import PoolIndex
 from .registry import consumer_id
 from .release import expire
 from .state import State, lease_from_row
-from .waiting import Ticket, Told
+from .waiting import Queue, Ticket, Told
 
 
 def acquire(state: State, request: AcquireRequest, now: datetime) -> Acquisition | Ticket:
@@ -60,7 +60,7 @@ def acquire_set(state: State, request: AcquireSetRequest, now: datetime) -> SetA
         if len(granted) < request.needed:
             raise too_few_granted(request, granted)
         return SetAcquisition(tuple(granted))
-    proxy_ids = _choose(state, request, request.count, request.distinct)
+    proxy_ids = _choose(state, request, *_wanted(request))
     if len(proxy_ids) < request.needed:
         if request.wait_seconds and _may_wait(state, request, now):
             return state.queues.take_ticket(request, state.pool_ids[request.pool_name], now)
@@ -83,23 +83,49 @@ def serve_queue(state: State, pool_id: UUID, now: datetime) -> None:
     for ticket in list(queue.tickets):
         request = ticket.request
         wish = request.filters, needed_by(request), getattr(request, "distinct", True)
-        if wish in unfit:
+        if wish in unfit and not ids_of(request):
             continue
-        proxy_ids = _choose(state, request, *_wanted(request))
-        if not proxy_ids:
-            unfit.append(wish)
-        elif len(proxy_ids) < needed_by(request):
-            if _may_wait(state, request, now):
-                queue.kept.update(proxy_ids)
+        try:
+            proxy_ids = _serve(state, queue, ticket, now)
+        except Exception as error:  # Its predicate raises, or it may not have its lease.
+            _tell(state, ticket, error)
         else:
-            waited_ms, ids = ticket.waited_ms(now), ids_of(request)
-            with attributed_to(ticket.attribution):
-                granted = _grant_all(state, request, proxy_ids, ids, now, waited_ms)
-            state.queues.leave(ticket)
-            is_one = isinstance(request, AcquireRequest)
-            outcome = granted[0] if is_one else SetAcquisition(tuple(granted))
-            told = Told(replace(outcome, waited_ms=waited_ms), time.monotonic())
-            ticket.told.set_result(told)
+            if not proxy_ids:
+                unfit.append(wish)
+
+
+def _serve(state: State, queue: Queue, ticket: Ticket, now: datetime) -> list[UUID]:
+    """Grant a ticket if it can be. Return the proxies that fit it."""
+    request, ids = ticket.request, ids_of(ticket.request)
+    if granted := _granted_before(state, request, ids, now):
+        _tell(state, ticket, _answer(request, granted))
+        return [each.lease.proxy_id for each in granted if each.lease is not None]
+    proxy_ids = _choose(state, request, *_wanted(request))
+    if 0 < len(proxy_ids) < needed_by(request):
+        if _has_room(state, request, only_healthy=True):
+            queue.kept.update(proxy_ids)
+    elif proxy_ids:
+        waited_ms = ticket.waited_ms(now)
+        with attributed_to(ticket.attribution):
+            granted = _grant_all(state, request, proxy_ids, ids, now, waited_ms)
+        _tell(state, ticket, replace(_answer(request, granted), waited_ms=waited_ms))
+    return proxy_ids
+
+
+def _tell(state: State, ticket: Ticket, outcome: Any) -> None:
+    state.queues.leave(ticket)
+    ticket.told.set_result(Told(outcome, time.monotonic()))
+
+
+def _answer(
+    request: AcquireRequest | AcquireSetRequest, granted: Sequence[Acquisition]
+) -> Acquisition | SetAcquisition:
+    """Return the outcome of a request that was granted these leases."""
+    if isinstance(request, AcquireRequest):
+        return granted[0]
+    if len(granted) < request.needed:
+        raise too_few_granted(request, granted)
+    return SetAcquisition(tuple(granted))
 
 
 def end_wait(state: State, ticket: Ticket, now: datetime) -> Told:
@@ -110,7 +136,7 @@ def end_wait(state: State, ticket: Ticket, now: datetime) -> Told:
     if isinstance(request, AcquireRequest):
         reason, stats = _miss(state, request, now, waited_ms=waited_ms)
         return Told(Acquisition(None, reason, stats, waited_ms=waited_ms), 0)
-    free = len(_choose(state, request, *_wanted(request)))
+    free = len(_choose(state, request, *_wanted(request), of_all=True))
     reason, stats = _miss(state, request, now, count=request.count, free=free, waited_ms=waited_ms)
     return Told(SetAcquisition((), reason, free, stats, waited_ms=waited_ms), 0)
 
@@ -133,12 +159,24 @@ def _may_wait(state: State, request: AcquireRequest | AcquireSetRequest, now: da
     reason = _reason(state, pool_id, request.filters, now)
     if reason in (MissReason.UNKNOWN_POOL, MissReason.EMPTY_POOL, MissReason.NO_MATCH):
         return False
+    return _has_room(state, request, only_healthy=False)
+
+
+def _has_room(
+    state: State, request: AcquireRequest | AcquireSetRequest, *, only_healthy: bool
+) -> bool:
+    """Return whether a pool could grant what a request needs if nothing were leased."""
     needed = needed_by(request)
-    if needed == 1 or pool_id is None:
+    if needed == 1:
         return True
-    members = state.pools[pool_id].members
-    filters = request.filters
-    matching = [i for i in members if filters is None or filters.matches(state.proxy(i))]
+    pool_id = state.pool_ids[request.pool_name]
+    pool, filters = state.pools[pool_id], request.filters
+    matching = [
+        each
+        for each in pool.members
+        if (not only_healthy or pool.is_healthy(each))
+        and (filters is None or filters.matches(state.proxy(each)))
+    ]
     if _wanted(request)[1]:
         return len(matching) >= needed
     capacities = (state.availability(pool_id, each).max_concurrency for each in matching)

@@ -62,17 +62,27 @@ def carry_out(state: State, commands: Sequence[Command]) -> list[Any]:
     remove_drained(state)
     for pool_id, ended in expired.items():
         places = [place for place in order if _pool_of(state, commands[place]) == pool_id]
-        assign_expired(outcomes, places, ended)
+        ticket = next((each for each in outcomes if isinstance(each, Ticket)), None)
+        if ticket is not None:  # It is the only command.
+            ticket.expired += ended
+        else:
+            assign_expired(outcomes, places, ended)
     return outcomes
 
 
-def serve_all(state: State) -> None:
-    """Expire the due leases of all pools in which somebody waits, and serve them."""
-    if state.queues:
-        now = state.clock()
-        pool_ids = [each for each in state.queues.pools() if each in state.pools]
-        expire(state, pool_ids, now, with_stats=False)
-        serve_queues(state, pool_ids, now)
+def serve_all(state: State) -> list[EndedLease]:
+    """Expire the due leases of all pools in which somebody waits, and serve them.
+
+    Return the leases that this expired.
+    """
+    if not state.queues:
+        return []
+    now = state.clock()
+    pool_ids = [each for each in state.queues.pools() if each in state.pools]
+    expired = expire(state, pool_ids, now, with_stats=False)
+    remove_drained(state)
+    serve_queues(state, pool_ids, now)
+    return [ended for each in expired.values() for ended in each]
 
 
 def serve_queues(state: State, pool_ids: Sequence[UUID], now: datetime) -> None:

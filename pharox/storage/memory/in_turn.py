@@ -60,23 +60,24 @@ def acquire(
         (ticket,) = batch.carry_out(state, [request])
     if not isinstance(ticket, Ticket):
         return _found(ticket)
+    told: Told | None = None
     try:
-        told: Told | None = None
         while told is None and (left := until - time.monotonic()) > 0:
             seconds = min(left, LOOK_S, _seconds_to_change(state, ticket))
             told = yield partial(wait, ticket.told, seconds)
-            if told is None:
-                with freeing(state):
-                    pass
+            if told is None and state.queues.is_first(ticket):  # One looks for all.
+                with state.lock:
+                    ticket.expired += batch.serve_all(state)
         if told is None:
-            with state.lock:
+            with freeing(state):
                 told = end_wait(state, ticket, state.clock())
     except GeneratorExit:
         raise
     except BaseException:
         _give_up_place(state, ticket)
         raise
-    return _counted(_found(told.outcome), told.at)
+    found = _counted(_found(told.outcome), told.at)
+    return replace(found, expired=(*ticket.expired, *found.expired))
 
 
 def _found(outcome: Any) -> Found:

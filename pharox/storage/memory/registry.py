@@ -160,9 +160,10 @@ def drain(state: State, proxy_id: UUID, reason: str | None) -> Proxy | None:
 
 def remove_drained(state: State) -> None:
     """Remove the drained proxies whose last leases have ended."""
-    for proxy_id in state.drained:
-        remove(state, state.pool_of_proxy[proxy_id], proxy_id)
-    state.drained.clear()
+    while state.drained:
+        proxy_id = state.drained.pop(0)
+        if proxy_id in state.pool_of_proxy:
+            remove(state, state.pool_of_proxy[proxy_id], proxy_id)
 
 
 def proxy_if_known(state: State, proxy_id: str | UUID) -> Proxy | None:

@@ -21,6 +21,7 @@ from ..requests import (
     MAX_WAITING,
     AcquireRequest,
     AcquireSetRequest,
+    EndedLease,
     queue_full,
 )
 
@@ -45,6 +46,8 @@ class Ticket:
     since: datetime
     attribution: tuple[str, str | None] = field(default_factory=current_attribution)
     told: Future[Told] = field(default_factory=Future)
+    expired: list[EndedLease] = field(default_factory=list)
+    """The leases that were taken back on its behalf."""
 
     def waited_ms(self, now: datetime) -> int:
         """Return how long it has waited, in whole milliseconds."""
@@ -110,6 +113,11 @@ class Queues:
         queue.tickets.append(ticket)
         queue.tickets.sort(key=lambda each: (each.round, each.number))
         return ticket
+
+    def is_first(self, ticket: Ticket) -> bool:
+        """Return whether a ticket is the first in its queue."""
+        queue = self._queues.get(ticket.pool_id)
+        return queue is not None and queue.tickets[0] is ticket
 
     def leave(self, ticket: Ticket) -> bool:
         """Give up a place. Return whether there was one."""

@@ -365,7 +365,7 @@ class PostgresStorage(IStorage):
         """
         steps = import_list(self._commands, self._ask, pool_id, batches, update=update, make=make)
         report = run(steps, call)
-        self._run(self._commands.wake())
+        self._run(self._commands.freeing(self._commands.nothing()))
         return report
 
     def remove_unlisted(

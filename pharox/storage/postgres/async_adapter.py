@@ -381,7 +381,7 @@ class AsyncPostgresStorage(IAsyncStorage):
         """Import a list of any length, batch by batch, with one transaction per batch."""
         steps = import_list(self._commands, self._ask, pool_id, batches, update=update, make=make)
         report = await run_async(steps, call_async)
-        await self._run(self._commands.wake())
+        await self._run(self._commands.freeing(self._commands.nothing()))
         return report
 
     async def remove_unlisted(

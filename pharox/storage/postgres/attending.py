@@ -126,12 +126,11 @@ class ThreadAttendant(_Attending):
         if self._process != self.room.process:  # A forked child has no thread yet.
             self._start_alone()
         with self._lock:
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._is_stopped.clear()
-                self._thread = threading.Thread(
-                    target=self._run, name="pharox-waiting", daemon=True
-                )
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="pharox-waiting", daemon=True)
+                thread.start()
+                self._thread = thread
 
     def wait_for_turn(self, waiter: Waiter, seconds: float) -> Any:
         """Return what the caller is told; None if it is told nothing in time."""

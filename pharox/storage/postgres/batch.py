@@ -193,6 +193,8 @@ def request_details(filters: ProxyFilters | None) -> dict[str, Any]:
 _PARAMETERS = {
     "own_process": "uuid",
     "max_waiting": "integer",
+    "frees": "boolean",
+    "serves": "boolean",
     "own_slot": "smallint",
     "with_stats": "boolean",
     "due_pools": "uuid[]",
@@ -421,6 +423,8 @@ class Batch:
         values = {
             "own_process": self._process,
             "max_waiting": MAX_WAITING,
+            "frees": bool(releases or self._due_pools),
+            "serves": False,
             "lease_id": self.commands[0].lease_id if len(self.commands) == 1 else None,
             "with_stats": self._with_stats,
             "due_pools": list(self._due_pools),
@@ -632,7 +636,7 @@ def wait_statement(schema: str) -> Statement:
         "arguments": "jsonb",
         "wanted": "integer",
     }
-    return call_of(schema, "wait_v1", parameters)._replace(columns=("waited",))
+    return call_of(schema, "wait_v2", parameters)._replace(columns=("waited",))
 
 
 def wait_query(schema: str, command: Command) -> Query:

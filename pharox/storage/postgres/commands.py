@@ -188,6 +188,9 @@ class Commands(Imports, Health):
         query = Query(serve_statement(self.schema), {**origin(), "own_process": process})
         answers = answers_of((yield query))
         yield from self._pass_on(answers, begun)
+        for answer in answers:
+            if answer.outcome == "LeaseExpired":
+                self._tell_expired(answer, waiters)
         served = answers[-1]
         if served.expires_at is not None:
             seconds = (served.expires_at - served.decided_at).total_seconds()
@@ -206,6 +209,13 @@ class Commands(Imports, Health):
             else:
                 waiter.tell(waiting.LOST)
 
+    def _tell_expired(self, answer: Answer, waiters: Sequence[waiting.Waiter]) -> None:
+        """Let a waiting caller report a lease of its pool that was taken back meanwhile."""
+        for waiter in waiters:
+            if waiter.command.request.pool_name == answer.pool_name:
+                waiter.expired.append(answer.ended_lease())
+                return
+
     def wake(self) -> Program[None]:
         """Grant or offer what has become free to those who wait, if anybody does."""
         rows: Rows = yield Query(waiting.waited_for_statement(self.schema), {})
@@ -223,25 +233,26 @@ class Commands(Imports, Health):
         news = waiting.News.of(answers)
         own = str(self.room.process)
         gone: list[Release] = []
-        grants: dict[Any, list[Answer]] = {}
+        grants: dict[waiting.Waiter, list[Answer]] = {}
         for lease_id, granted in news.grants.items():
-            waiter = self.room.waiter_of(lease_id)
-            if waiter is None:
+            first, *others = self.room.waiters_of(lease_id) or (None,)
+            if first is not None:
+                grants.setdefault(first, []).extend(granted)
+                for other in others:
+                    other.tell(waiting.LOST)  # It asks again, under the same id.
+            elif not self.room.was_served(lease_id):  # Else it asked for itself meanwhile.
                 leases = [each.lease(LeaseStatus.ACTIVE) for each in granted]
                 gone += [Release(ReleaseRequest(lease, CANCELLED)) for lease in leases]
-            else:
-                grants.setdefault(waiter, []).extend(granted)
         for waiter, granted in grants.items():
             outcome = acquire_outcome(waiter.command, granted, self.vault)
             waiter.tell(waiting.Granted(outcome, begun))
         for lease_id in news.looks:
-            waiter = self.room.waiter_of(lease_id)
-            if waiter is not None:
+            for waiter in self.room.waiters_of(lease_id):
                 waiter.tell(waiting.LOOKS)
         if own in news.woken:
             self.room.look_again()
-        others = [each for each in news.woken if each != own]
-        yield from _unfailing(self._hand_on(gone, others))
+        elsewhere = [each for each in news.woken if each != own]
+        yield from _unfailing(self._hand_on(gone, elsewhere))
 
     def _hand_on(self, gone: Sequence[Release], others: Sequence[str]) -> Program[None]:
         """Release what was granted to callers who have gone, and wake other processes."""

@@ -25,6 +25,7 @@ from ..requests import (
     AcquireRequest,
     AcquireSetRequest,
     Acquisition,
+    EndedLease,
     SetAcquisition,
     new_leases,
 )
@@ -86,9 +87,11 @@ def acquire(steps: Steps, request: AcquireRequest | AcquireSetRequest) -> Calls[
     asking = steps.look_in_turn if command.run.kind == LOOK else steps.ask_in_turn
     ask, again = partial(asking, command), partial(asking, asked_again(command))
     begun = time.monotonic()
+    is_served, expired = False, list[EndedLease]()
     try:
         outcome: Any = yield ask
         while isinstance(outcome, Queued):
+            expired += outcome.expired
             waiter.queued_at = waiter.queued_at or time.monotonic()
             waiter.known_at = begun
             steps.attend()
@@ -108,10 +111,11 @@ def acquire(steps: Steps, request: AcquireRequest | AcquireSetRequest) -> Calls[
         if isinstance(outcome, Exception):
             raise outcome
         found: Found = yield partial(steps.completed, command, outcome)
-        if waiter.queued_at is None:
-            return replace(found, waited_ms=waiter.waited_ms())
-        counted = _counted(found, begun, waiter.known_at)
-        return replace(counted, waited_ms=waiter.waited_ms())
+        is_served = True
+        if waiter.queued_at is not None:
+            found = _counted(found, begun, waiter.known_at)
+        expired += [*waiter.expired, *found.expired]
+        return replace(found, waited_ms=waiter.waited_ms(), expired=tuple(expired))
     except GeneratorExit:
         raise
     except BaseException as error:
@@ -119,7 +123,7 @@ def acquire(steps: Steps, request: AcquireRequest | AcquireSetRequest) -> Calls[
         yield partial(steps.give_up_place, command, holds=holds)
         raise
     finally:
-        steps.room.leave(waiter)
+        steps.room.leave(waiter, is_served=is_served)
 
 
 def waiting_command(request: AcquireRequest | AcquireSetRequest) -> Acquire:
@@ -144,8 +148,8 @@ def not_waiting(command: Acquire) -> Acquire:
 def _having_waited(commands: Commands, command: Acquire) -> Acquire:
     """Return a command that does not wait, and whose event says how long it has waited."""
     plain = not_waiting(command)
-    waiter = commands.room.waiter_of(command.lease_id)
-    waited_ms = None if waiter is None else waiter.waited_ms()
+    waiters = commands.room.waiters_of(command.lease_id)
+    waited_ms = waiters[0].waited_ms() if waiters else None
     if waited_ms is None:
         return plain
     details = {**json.loads(plain.run.details or "{}"), "waited_ms": waited_ms}
@@ -203,6 +207,7 @@ def _is_new(command: Acquire, error: BaseException) -> bool:
 def _leave(commands: Commands, command: Acquire, *, is_miss: bool) -> Program[Outcome | None]:
     """Give up a place. Return the outcome; None if there was none to give up."""
     values = {
+        "own_process": commands.room.process,
         "lease_id": command.lease_id,
         "with_stats": command.request.with_stats,
         "is_miss": is_miss,

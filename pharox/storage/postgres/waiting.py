@@ -10,18 +10,24 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
+from ..requests import EndedLease
 from .batch import Acquire, Answer, Outcome
 from .sql import Query, Statement, call_of, quoted
 
 BEAT_S = 1.0
 """How often a process with waiting callers says that it is there. Six are missed at most."""
+
+MAX_SERVED = 10_000
+"""How many leases of callers who have left a room remembers."""
 
 LOOKS, LOST = "looks", "lost"
 """What a waiting caller may be told beside an outcome: to look again, or to ask again."""
@@ -35,6 +41,8 @@ class Waiter:
         self.queued_at: float | None = None
         self.known_at = 0.0
         """A moment not after the last one at which its ticket is known to have been there."""
+        self.expired: list[EndedLease] = []
+        """The leases that were taken back on its behalf while it waited."""
         self.told: Future[Any] = Future()
 
     @property
@@ -50,7 +58,7 @@ class Waiter:
 
     def tell(self, what: Any) -> None:
         """Tell the caller, unless it has been told and has not listened yet."""
-        if not self.told.done():
+        with suppress(InvalidStateError):  # Two threads may tell at once.
             self.told.set_result(what)
 
     def listen_again(self) -> None:
@@ -76,7 +84,8 @@ class Room:
     def _start_empty(self) -> None:
         self._pid = os.getpid()
         self._process = uuid4()
-        self._waiters: dict[UUID, Waiter] = {}
+        self._waiters: dict[UUID, list[Waiter]] = {}
+        self._served: OrderedDict[UUID, None] = OrderedDict()
         self.emptied_at = time.monotonic()
         self.looks_at = 0.0
         self.beats_at = 0.0
@@ -101,25 +110,38 @@ class Room:
         self._forget_parent()  # Later would be too late: it would forget this caller.
         with self._lock:
             for lease_id in command.lease_ids:
-                self._waiters[lease_id] = waiter
+                self._waiters.setdefault(lease_id, []).append(waiter)
         return waiter
 
-    def leave(self, waiter: Waiter) -> None:
-        """Remove a caller."""
+    def leave(self, waiter: Waiter, *, is_served: bool) -> None:
+        """Remove a caller, who has what it was granted or has given it up.
+
+        Its own answer may overtake that of the statement that granted its ticket.
+        """
         with self._lock:
             for lease_id in waiter.command.lease_ids:
-                self._waiters.pop(lease_id, None)
+                others = [w for w in self._waiters.pop(lease_id, ()) if w is not waiter]
+                if others:
+                    self._waiters[lease_id] = others
+                if is_served:
+                    self._served[lease_id] = None
+            while len(self._served) > MAX_SERVED:
+                self._served.popitem(last=False)
             self.emptied_at = time.monotonic()
+
+    def was_served(self, lease_id: UUID) -> bool:
+        """Return whether a caller left lately with this lease."""
+        return lease_id in self._served
 
     def queued(self) -> list[Waiter]:
         """Return the callers who have tickets and have not been told anything yet."""
         with self._lock:
-            waiters = {each.lease_id: each for each in self._waiters.values()}
-        return [w for w in waiters.values() if w.queued_at is not None and not w.told.done()]
+            waiters = dict.fromkeys(waiter for own in self._waiters.values() for waiter in own)
+        return [w for w in waiters if w.queued_at is not None and not w.told.done()]
 
-    def waiter_of(self, lease_id: UUID) -> Waiter | None:
-        """Return the caller with a ticket for this lease."""
-        return self._waiters.get(lease_id)
+    def waiters_of(self, lease_id: UUID) -> Sequence[Waiter]:
+        """Return the callers who wait for this lease: several if they chose the same id."""
+        return tuple(self._waiters.get(lease_id, ()))
 
     def look_again(self, at: float | None = None) -> None:
         """Have the attendant serve no later than this monotonic time; None is at once."""
@@ -167,6 +189,7 @@ def beat_statement(schema: str) -> Statement:
 def leave_statement(schema: str) -> Statement:
     """Return the statement that gives up a place in a queue."""
     parameters = {
+        "own_process": "uuid",
         "own_slot": "smallint",
         "with_stats": "boolean",
         "lease_id": "uuid",

@@ -56,7 +56,7 @@ AS $$
 $$;
 
 -- Forget the processes that have not been seen for long, and their tickets.
-CREATE FUNCTION {schema}.forget_silent_v1(at timestamptz)
+CREATE FUNCTION {schema}.forget_silent_v1(own_process uuid, at timestamptz)
 RETURNS void
 LANGUAGE sql
 AS $$
@@ -64,7 +64,9 @@ AS $$
     WHERE silent.id IN (
         SELECT process.id
         FROM {schema}.waiting_processes AS process
-        WHERE process.seen_at < at - 10 * {schema}.silence_v1()
+        WHERE process.seen_at NOT BETWEEN at - 10 * {schema}.silence_v1()
+            AND at + 10 * {schema}.silence_v1() -- A clock may have been put back.
+          AND process.id IS DISTINCT FROM own_process
         FOR UPDATE SKIP LOCKED
     );
 $$;
@@ -80,7 +82,7 @@ BEGIN
     INSERT INTO {schema}.waiting_processes AS known (id, seen_at)
     VALUES (own_process, at)
     ON CONFLICT (id) DO UPDATE SET seen_at = at;
-    PERFORM {schema}.forget_silent_v1(at);
+    PERFORM {schema}.forget_silent_v1(own_process, at);
 END
 $$;
 
@@ -252,11 +254,16 @@ $$;
 -- 'wait_set' gets a ticket if what it needs may become free; one that is 'look' gets one at once,
 -- for a caller who looks for itself when it is woken.
 --
+-- ``frees`` says that something may have become free, so that others are woken to look;
+-- ``serves``, that this process was woken or looks by itself.
+--
 -- Answers beside those of the commands have the number 0: the leases of tickets of this process,
 -- 'look' for the tickets that are to look, and 'wake' for other processes, whose id it has.
 CREATE FUNCTION {schema}.lease_commands_v2(
     own_process uuid,
     max_waiting integer,
+    frees boolean,
+    serves boolean,
     own_slot smallint,
     with_stats boolean,
     due_pools uuid[],
@@ -294,7 +301,7 @@ DECLARE
     all_pools uuid[];
     queues uuid[];
     waits boolean := run_kinds && '{wait,wait_set,look}';
-    is_freed boolean := released > 0 OR due_pools <> '{}';
+    is_freed boolean := frees;
     reserved uuid[] := '{}';
     woken uuid[] := '{}';
     unfit text[];
@@ -337,7 +344,7 @@ BEGIN
     END IF;
 
     IF queues <> '{}' THEN
-        PERFORM {schema}.forget_silent_v1(at); -- If nobody waits any more, nobody else does it.
+        PERFORM {schema}.forget_silent_v1(own_process, at); -- If nobody waits any more, nobody else does it.
     END IF;
 
     FOR answer.number, answer.consumer IN
@@ -352,16 +359,23 @@ BEGIN
         RETURN; -- They are registered first, and then all is asked again.
     END IF;
 
-    PERFORM 1
-    FROM {schema}.selector_cursors AS cursor
-    WHERE cursor.pool_id = ANY (all_pools) AND cursor.selector = 'round_robin'
-    ORDER BY cursor.pool_id
-    FOR UPDATE;
+    IF 'round_robin' = ANY (run_selectors) OR EXISTS (
+        SELECT 1
+        FROM {schema}.waiting_tickets AS t
+        WHERE t.pool_id = ANY (queues) AND t.selector = 'round_robin'
+    ) THEN
+        PERFORM 1
+        FROM {schema}.selector_cursors AS cursor
+        WHERE cursor.pool_id = ANY (all_pools) AND cursor.selector = 'round_robin'
+        ORDER BY cursor.pool_id
+        FOR UPDATE;
+    END IF;
+    -- Not waited for: what is decided afterwards is dated by the time before.
     PERFORM 1
     FROM {schema}.pool_stats AS counters
     WHERE counters.pool_id = ANY (all_pools) AND counters.slot = own_slot
     ORDER BY counters.pool_id
-    FOR UPDATE;
+    FOR UPDATE SKIP LOCKED;
 
     FOR answer IN
         SELECT decided.*
@@ -396,7 +410,7 @@ BEGIN
               AND (t.process_id = own_process OR EXISTS (
                   SELECT 1
                   FROM {schema}.waiting_processes AS process
-                  WHERE process.id = t.process_id AND process.seen_at > at - {schema}.silence_v1()
+                  WHERE process.id = t.process_id AND process.seen_at BETWEEN at - {schema}.silence_v1() AND at + {schema}.silence_v1()
               ))
             ORDER BY t.round, t.number
         LOOP
@@ -414,7 +428,7 @@ BEGIN
                 CONTINUE;
             END IF;
             IF ticket.looks THEN
-                IF ticket.process_id = own_process AND is_freed THEN
+                IF ticket.process_id = own_process AND (is_freed OR serves) THEN
                     answer := NULL;
                     answer.number := 0;
                     answer.outcome := 'look';
@@ -428,7 +442,7 @@ BEGIN
             IF cardinality(fitting) < ticket.needs THEN
                 IF {schema}.has_room_v1(
                     queue.id, queue.rank, ticket.needs, ticket.is_distinct, ticket.condition,
-                    ticket.arguments
+                    ticket.arguments, true
                 ) THEN
                     reserved := reserved || fitting; -- Else a set would never have enough.
                 END IF;
@@ -444,7 +458,16 @@ BEGIN
             WHERE t.pool_id = ticket.pool_id AND t.round = ticket.round AND t.number = ticket.number
             FOR UPDATE SKIP LOCKED;
             IF NOT FOUND THEN
-                reserved := reserved || fitting; -- Another transaction of this process has it.
+                IF EXISTS (
+                    SELECT 1
+                    FROM {schema}.waiting_tickets AS t
+                    WHERE t.pool_id = ticket.pool_id AND t.round = ticket.round
+                      AND t.number = ticket.number
+                ) THEN
+                    -- Another transaction of this process has it.
+                    reserved := reserved || fitting;
+                    woken := woken || own_process;
+                END IF;
                 CONTINUE;
             END IF;
             given := ARRAY(
@@ -584,7 +607,8 @@ CREATE FUNCTION {schema}.has_room_v1(
     needs integer,
     is_distinct boolean,
     condition text,
-    arguments jsonb
+    arguments jsonb,
+    only_healthy boolean
 )
 RETURNS boolean
 LANGUAGE plpgsql
@@ -596,11 +620,13 @@ BEGIN
         $sql$
             SELECT sum(CASE WHEN $4 THEN 1 ELSE least(availability.max_concurrency, $3) END)
             %s
+              AND (NOT $6 OR availability.status = 'active'
+                   OR availability.status = 'slow' AND $2 = 1)
         $sql$,
         {schema}.matching_v1(condition)
     )
     INTO room
-    USING pool, highest_rank, needs, is_distinct, arguments;
+    USING pool, highest_rank, needs, is_distinct, arguments, only_healthy;
     RETURN coalesce(room, 0) >= needs;
 END
 $$;
@@ -640,15 +666,17 @@ BEGIN
     ) AS miss;
     free := 0;
     IF reason IN ('free', 'too_few') THEN
-        free := cardinality({schema}.unreserved_v1(
-            pool, highest_rank, greatest(needs, 1), is_distinct, condition, arguments, reserved
-        ));
+        IF needs > 0 THEN
+            free := cardinality({schema}.unreserved_v1(
+                pool, highest_rank, needs, is_distinct, condition, arguments, reserved
+            ));
+        END IF;
         reason := CASE WHEN free > 0 THEN 'too_few' ELSE 'at_capacity' END;
     END IF;
     may_wait := reason NOT IN ('empty_pool', 'no_match');
     IF may_wait AND needs > 1 THEN
         may_wait := {schema}.has_room_v1(
-            pool, highest_rank, needs, is_distinct, condition, arguments
+            pool, highest_rank, needs, is_distinct, condition, arguments, false
         );
     END IF;
 END
@@ -682,10 +710,20 @@ DECLARE
     own_round bigint := (
         SELECT max(t.round) + 1
         FROM {schema}.waiting_tickets AS t
-        WHERE t.pool_id = pool AND t.consumer = consumer
+        JOIN {schema}.waiting_processes AS process ON process.id = t.process_id
+        WHERE t.pool_id = pool AND t.consumer = consumer AND (
+            process.id = own_process
+            OR process.seen_at BETWEEN at - {schema}.silence_v1() AND at + {schema}.silence_v1()
+        )
     );
     first_round bigint := (
-        SELECT min(t.round) FROM {schema}.waiting_tickets AS t WHERE t.pool_id = pool
+        SELECT min(t.round)
+        FROM {schema}.waiting_tickets AS t
+        JOIN {schema}.waiting_processes AS process ON process.id = t.process_id
+        WHERE t.pool_id = pool AND (
+            process.id = own_process
+            OR process.seen_at BETWEEN at - {schema}.silence_v1() AND at + {schema}.silence_v1()
+        )
     );
 BEGIN
     IF (SELECT count(*) FROM {schema}.waiting_tickets AS t WHERE t.pool_id = pool) >= max_waiting
@@ -693,7 +731,7 @@ BEGIN
             SELECT count(*)
             FROM {schema}.waiting_tickets AS t
             JOIN {schema}.waiting_processes AS process ON process.id = t.process_id
-            WHERE t.pool_id = pool AND process.seen_at > at - {schema}.silence_v1()
+            WHERE t.pool_id = pool AND process.seen_at BETWEEN at - {schema}.silence_v1() AND at + {schema}.silence_v1()
         ) >= max_waiting
     THEN
         RETURN 'queue_full'; -- Those of the silent count no more.
@@ -745,7 +783,7 @@ BEGIN
     RETURN QUERY
     SELECT decided.*
     FROM {schema}.lease_commands_v2(
-        own_process, 0, own_slot, false, pools, ARRAY[actor], ARRAY[correlation_id], '{}', '{}',
+        own_process, 0, false, true, own_slot, false, pools, ARRAY[actor], ARRAY[correlation_id], '{}', '{}',
         '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}'
     ) AS decided;
     answer.outcome := 'served';
@@ -777,6 +815,7 @@ $$;
 -- Give up a place in the queue. Record a miss if it is waited for no longer; who was cancelled
 -- records none. No answer if there is no such ticket: it was granted, or its process forgotten.
 CREATE FUNCTION {schema}.leave_queue_v1(
+    own_process uuid,
     own_slot smallint,
     with_stats boolean,
     asked_id uuid,
@@ -795,7 +834,9 @@ DECLARE
     miss record;
     answer {schema}.lease_answer;
 BEGIN
-    DELETE FROM {schema}.waiting_tickets AS t WHERE t.lease_ids[1] = asked_id RETURNING t.* INTO ticket;
+    DELETE FROM {schema}.waiting_tickets AS t
+    WHERE t.lease_ids[1] = asked_id AND t.process_id = own_process
+    RETURNING t.* INTO ticket;
     IF NOT FOUND THEN
         RETURN;
     END IF;
@@ -818,6 +859,48 @@ BEGIN
         );
     END IF;
     RETURN NEXT answer;
+END
+$$;
+
+-- Wait for locks as wait_v1 does. Where somebody waits for round-robin, its cursor comes before the
+-- proxies, as in lease_commands_v2.
+CREATE FUNCTION {schema}.wait_v2(
+    chosen_ids uuid[],
+    released_id uuid,
+    pool_name text,
+    selector text,
+    condition text,
+    arguments jsonb,
+    wanted integer
+)
+RETURNS void
+LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+#variable_conflict use_variable
+BEGIN
+    PERFORM {schema}.wait_for_turn_v1(chosen.id)
+    FROM (SELECT id FROM unnest(chosen_ids) AS given (id) ORDER BY hashtext(id::text)) AS chosen;
+    PERFORM 1
+    FROM {schema}.selector_cursors AS cursor
+    WHERE cursor.selector = 'round_robin'
+      AND cursor.pool_id IN (
+          SELECT pool.id FROM {schema}.pools AS pool WHERE pool.name = pool_name
+          UNION ALL
+          SELECT lease.pool_id FROM {schema}.leases AS lease WHERE lease.id = released_id
+      )
+      AND EXISTS (
+          SELECT 1
+          FROM {schema}.waiting_tickets AS ticket
+          WHERE ticket.pool_id = cursor.pool_id AND ticket.selector = 'round_robin'
+      )
+    FOR UPDATE OF cursor;
+    PERFORM {schema}.wait_v1(
+        chosen_ids, released_id, pool_name, selector, condition, arguments, wanted
+    );
 END
 $$;
 
@@ -850,7 +933,7 @@ BEGIN
         RETURN QUERY
         SELECT answer.*
         FROM {schema}.lease_commands_v2(
-            own_process, 0, own_slot, with_stats, '{}', ARRAY[actor], ARRAY[correlation_id], '{}',
+            own_process, 0, false, false, own_slot, with_stats, '{}', ARRAY[actor], ARRAY[correlation_id], '{}',
             '{}', ARRAY[1], ARRAY['each'], ARRAY[0], ARRAY[false], ARRAY[pool_name],
             ARRAY[selector], ARRAY[NULL::text], ARRAY[NULL::jsonb], ARRAY[NULL::jsonb],
             ARRAY[asked_id], ARRAY[false], ARRAY[consumer], ARRAY[duration]
@@ -892,7 +975,7 @@ BEGIN
         RETURN QUERY
         SELECT answer.*
         FROM {schema}.lease_commands_v2(
-            own_process, 0, own_slot, with_stats, '{}', ARRAY[actor], ARRAY[correlation_id],
+            own_process, 0, true, false, own_slot, with_stats, '{}', ARRAY[actor], ARRAY[correlation_id],
             ARRAY[released_id], ARRAY[reason], '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}',
             '{}', '{}', '{}', '{}', '{}'
         ) AS answer;
