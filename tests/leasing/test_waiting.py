@@ -85,6 +85,7 @@ def test_a_released_proxy_goes_to_who_waits_longest(
         manager.release_proxy(held)
         lease = waiter.result(10)
         assert lease is not None
+        assert lease.proxy.url.startswith("http://")
         held = lease
     events = list(manager.storage.events())  # type: ignore[attr-defined]
     assert [type(each) for each in events].count(AcquireMissed) == 0

@@ -9,6 +9,7 @@ sessions, it looks more often instead.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import threading
 import time
@@ -16,6 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
+from weakref import ref
 
 import psycopg
 
@@ -100,6 +102,7 @@ class ThreadAttendant(_Attending):
         super().__init__(commands)
         self._submit, self._ask = submit, ask
         self._give_back, self._listen = give_back, listen
+        self._stops_at_exit = False
         self._start_alone()
 
     def _start_alone(self) -> None:
@@ -128,6 +131,10 @@ class ThreadAttendant(_Attending):
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
                 self._is_stopped.clear()
+                if not self._stops_at_exit:
+                    # Before the interpreter, and a server that ends with it.
+                    atexit.register(_stop, ref(self))
+                    self._stops_at_exit = True
                 thread = threading.Thread(target=self._run, name="pharox-waiting", daemon=True)
                 thread.start()
                 self._thread = thread
@@ -357,6 +364,13 @@ class TaskAttendant(_Attending):
                 self._failed("listening", error)
                 await connection.close()
                 return
+
+
+def _stop(attendant: ref[ThreadAttendant]) -> None:
+    """End an attendant, if its storage is still there."""
+    found = attendant()
+    if found is not None:
+        found.stop()
 
 
 async def _until_done(told: Future[Any], seconds: float) -> None:

@@ -353,7 +353,7 @@ def acquire_statement(schema: str) -> Statement:
 @lru_cache(maxsize=8)
 def release_statement(schema: str) -> Statement:
     """Return the statement that releases one lease, with the effect of a batch of one."""
-    return _deciding(schema, "release_one_v2", _RELEASE_ONE)
+    return _granting(schema, "release_one_v2", _RELEASE_ONE)
 
 
 @lru_cache(maxsize=8)
