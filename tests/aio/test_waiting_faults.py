@@ -154,6 +154,10 @@ def test_a_loop_that_is_left_leaves_no_caller(url: str) -> None:
             assert not any(task.done() for task in tasks)
 
         asyncio.run(main())
+        with warnings.catch_warnings():
+            # Nobody closed its engine.
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
         assert tickets(blocking) == 0
         ProxyManager(blocking).release_proxy(lease)
         assert_nothing_is_left(blocking)

@@ -520,7 +520,7 @@ BEGIN
             FROM {schema}.selector_cursors AS last
             WHERE last.pool_id = pool.id AND last.selector = 'round_robin'
             FOR UPDATE;
-            FOR rank IN 0 .. pool.lease_slow::integer LOOP
+            FOR rank IN 0 .. coalesce(pool.lease_slow::integer, -1) LOOP
                 proxies := ARRAY[coalesce(
                     {schema}.next_free_v1(pool.id, rank, turn, NULL, '{}', condition, arguments),
                     {schema}.next_free_v1(pool.id, rank, NULL, turn, '{}', condition, arguments)
