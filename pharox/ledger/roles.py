@@ -179,6 +179,7 @@ _APP_FUNCTIONS = (
     "granted_before_v1",
     "has_room_v1",
     "is_made_v1",
+    "is_seen_v1",
     "lease_commands_v1",
     "lease_commands_v2",
     "lease_event_v1",

@@ -55,6 +55,14 @@ AS $$
     SELECT interval '6 seconds'
 $$;
 
+CREATE FUNCTION {schema}.is_seen_v1(seen_at timestamptz, at timestamptz)
+RETURNS boolean
+LANGUAGE sql
+IMMUTABLE
+AS $$
+    SELECT seen_at BETWEEN at - {schema}.silence_v1() AND at + {schema}.silence_v1()
+$$;
+
 -- Forget the processes that have not been seen for long, and their tickets.
 CREATE FUNCTION {schema}.forget_silent_v1(own_process uuid, at timestamptz)
 RETURNS void
@@ -231,7 +239,9 @@ LANGUAGE plpgsql
 AS $$
 #variable_conflict use_variable
 DECLARE
-    consumer_id uuid := (SELECT known.id FROM {schema}.consumers AS known WHERE known.name = consumer);
+    consumer_id uuid := (
+        SELECT known.id FROM {schema}.consumers AS known WHERE known.name = consumer
+    );
     event {schema}.event_v1;
     answer {schema}.lease_answer;
 BEGIN
@@ -315,7 +325,9 @@ DECLARE
     high integer;
     answer {schema}.lease_answer;
 BEGIN
-    SELECT array_agg(pool.id ORDER BY run.number), array_agg(pool.lease_slow::integer ORDER BY run.number)
+    SELECT
+        array_agg(pool.id ORDER BY run.number),
+        array_agg(pool.lease_slow::integer ORDER BY run.number)
     INTO pool_ids, ranks
     FROM unnest(run_pools) WITH ORDINALITY AS run (name, number)
     LEFT JOIN {schema}.pools AS pool ON pool.name = run.name;
@@ -344,7 +356,8 @@ BEGIN
     END IF;
 
     IF queues <> '{}' THEN
-        PERFORM {schema}.forget_silent_v1(own_process, at); -- If nobody waits any more, nobody else does it.
+        -- If nobody waits any more, nobody else does it.
+        PERFORM {schema}.forget_silent_v1(own_process, at);
     END IF;
 
     FOR answer.number, answer.consumer IN
@@ -410,11 +423,13 @@ BEGIN
               AND (t.process_id = own_process OR EXISTS (
                   SELECT 1
                   FROM {schema}.waiting_processes AS process
-                  WHERE process.id = t.process_id AND process.seen_at BETWEEN at - {schema}.silence_v1() AND at + {schema}.silence_v1()
+                  WHERE process.id = t.process_id AND {schema}.is_seen_v1(process.seen_at, at)
               ))
             ORDER BY t.round, t.number
         LOOP
-            wish := concat_ws('|', ticket.needs, ticket.is_distinct, ticket.condition, ticket.arguments);
+            wish := concat_ws(
+                '|', ticket.needs, ticket.is_distinct, ticket.condition, ticket.arguments
+            );
             CONTINUE WHEN wish = ANY (unfit);
             EXIT WHEN {schema}.unreserved_v1(
                 queue.id, queue.rank, 1, true, NULL, NULL, reserved
@@ -505,7 +520,8 @@ BEGIN
 
     FOR run IN 1 .. cardinality(run_ends) LOOP
         low := coalesce(run_ends[run - 1], 0) + 1;
-        IF pool_ids[run] <> ALL (queues) IS NOT FALSE AND run_kinds[run] NOT IN ('wait', 'wait_set', 'look') THEN
+        IF (pool_ids[run] <> ALL (queues)) IS NOT FALSE
+           AND run_kinds[run] NOT IN ('wait', 'wait_set', 'look') THEN
             high := run_ends[run];
             FOR answer IN
                 SELECT decided.*
@@ -532,7 +548,8 @@ BEGIN
                 given := ARRAY(
                     SELECT decided
                     FROM {schema}.try_request_v1(
-                        own_slot, with_stats, actors[released + low], correlation_ids[released + low],
+                        own_slot, with_stats, actors[released + low],
+                        correlation_ids[released + low],
                         CASE WHEN run_kinds[run] = 'one' THEN 'one' ELSE 'try' END,
                         run_needs[run], run_distinct[run], run_pools[run], run_selectors[run],
                         {schema}.without_reserved_v1(pool_ids[run], run_conditions[run], reserved),
@@ -550,7 +567,8 @@ BEGIN
                     pool_ids[run], ranks[run], run_needs[run], high - low + 1, run_distinct[run],
                     run_conditions[run], run_arguments[run], reserved, at
                 );
-                IF run_kinds[run] = 'look' OR run_kinds[run] IN ('wait', 'wait_set') AND miss.may_wait THEN
+                IF run_kinds[run] = 'look'
+                   OR run_kinds[run] IN ('wait', 'wait_set') AND miss.may_wait THEN
                     answer.outcome := {schema}.queue_v1(
                         own_process, max_waiting, pool_ids[run], at, asked_consumers[low],
                         run_selectors[run], run_conditions[run], run_arguments[run],
@@ -713,7 +731,7 @@ DECLARE
         JOIN {schema}.waiting_processes AS process ON process.id = t.process_id
         WHERE t.pool_id = pool AND t.consumer = consumer AND (
             process.id = own_process
-            OR process.seen_at BETWEEN at - {schema}.silence_v1() AND at + {schema}.silence_v1()
+            OR {schema}.is_seen_v1(process.seen_at, at)
         )
     );
     first_round bigint := (
@@ -722,7 +740,7 @@ DECLARE
         JOIN {schema}.waiting_processes AS process ON process.id = t.process_id
         WHERE t.pool_id = pool AND (
             process.id = own_process
-            OR process.seen_at BETWEEN at - {schema}.silence_v1() AND at + {schema}.silence_v1()
+            OR {schema}.is_seen_v1(process.seen_at, at)
         )
     );
 BEGIN
@@ -731,7 +749,7 @@ BEGIN
             SELECT count(*)
             FROM {schema}.waiting_tickets AS t
             JOIN {schema}.waiting_processes AS process ON process.id = t.process_id
-            WHERE t.pool_id = pool AND process.seen_at BETWEEN at - {schema}.silence_v1() AND at + {schema}.silence_v1()
+            WHERE t.pool_id = pool AND {schema}.is_seen_v1(process.seen_at, at)
         ) >= max_waiting
     THEN
         RETURN 'queue_full'; -- Those of the silent count no more.
@@ -776,14 +794,17 @@ AS $$
 #variable_conflict use_variable
 DECLARE
     pools uuid[] := ARRAY(
-        SELECT DISTINCT t.pool_id FROM {schema}.waiting_tickets AS t WHERE t.process_id = own_process
+        SELECT DISTINCT t.pool_id
+        FROM {schema}.waiting_tickets AS t
+        WHERE t.process_id = own_process
     );
     answer {schema}.lease_answer;
 BEGIN
     RETURN QUERY
     SELECT decided.*
     FROM {schema}.lease_commands_v2(
-        own_process, 0, false, true, own_slot, false, pools, ARRAY[actor], ARRAY[correlation_id], '{}', '{}',
+        own_process, 0, false, true, own_slot, false, pools, ARRAY[actor], ARRAY[correlation_id],
+        '{}', '{}',
         '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}'
     ) AS decided;
     answer.outcome := 'served';
@@ -798,7 +819,9 @@ BEGIN
                 FROM {schema}.leases AS lease
                 WHERE lease.pool_id = pool.id AND lease.status = 'active'
             ),
-            CASE WHEN pool.rest_after_release_seconds > 0 OR pool.rest_after_expiry_seconds > 0 THEN (
+            CASE WHEN greatest(
+                pool.rest_after_release_seconds, pool.rest_after_expiry_seconds
+            ) > 0 THEN (
                 SELECT min(availability.rests_until)
                 FROM {schema}.available_proxies AS availability
                 WHERE availability.pool_id = pool.id
@@ -933,7 +956,8 @@ BEGIN
         RETURN QUERY
         SELECT answer.*
         FROM {schema}.lease_commands_v2(
-            own_process, 0, false, false, own_slot, with_stats, '{}', ARRAY[actor], ARRAY[correlation_id], '{}',
+            own_process, 0, false, false, own_slot, with_stats, '{}', ARRAY[actor],
+            ARRAY[correlation_id], '{}',
             '{}', ARRAY[1], ARRAY['each'], ARRAY[0], ARRAY[false], ARRAY[pool_name],
             ARRAY[selector], ARRAY[NULL::text], ARRAY[NULL::jsonb], ARRAY[NULL::jsonb],
             ARRAY[asked_id], ARRAY[false], ARRAY[consumer], ARRAY[duration]
@@ -975,7 +999,8 @@ BEGIN
         RETURN QUERY
         SELECT answer.*
         FROM {schema}.lease_commands_v2(
-            own_process, 0, true, false, own_slot, with_stats, '{}', ARRAY[actor], ARRAY[correlation_id],
+            own_process, 0, true, false, own_slot, with_stats, '{}', ARRAY[actor],
+            ARRAY[correlation_id],
             ARRAY[released_id], ARRAY[reason], '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}',
             '{}', '{}', '{}', '{}', '{}'
         ) AS answer;
