@@ -11,7 +11,9 @@ The simplest request is a call without arguments: :func:`call` makes it, and
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Generator
+from concurrent.futures import Future
 from inspect import isawaitable, iscoroutinefunction
 from typing import Any, TypeVar
 
@@ -75,3 +77,18 @@ async def call_async(function: Callable[[], Any]) -> Any:
     """Make a call that a program requests, and await its result if that is awaitable."""
     answer = function()
     return await answer if isawaitable(answer) else answer
+
+
+def result_within(future: Future[Any], seconds: float) -> Any:
+    """Return the result of a future; None if there is none within so many seconds."""
+    try:
+        return future.result(max(0.0, seconds))
+    except TimeoutError:
+        return None
+
+
+async def result_within_async(future: Future[Any], seconds: float) -> Any:
+    """Await the result of a future that a thread may set; it is not cancelled with the task."""
+    if not future.done():
+        await asyncio.wait({asyncio.wrap_future(future)}, timeout=max(0.0, seconds))
+    return future.result() if future.done() else None

@@ -7,16 +7,14 @@ fill a storage in a test, are still not coroutines.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
-from concurrent.futures import Future
 from datetime import datetime, timedelta
 from typing import Any, Self
 from uuid import UUID
 
 from projections import Finding, State
 
-from ..effects import call_async, run_async
+from ..effects import call_async, result_within_async, run_async
 from ..errors import PharoxError
 from ..events import Event
 from ..models import (
@@ -113,7 +111,7 @@ class AsyncInMemoryStorage(IAsyncStorage):
 
     async def _acquire(self, request: AcquireRequest | AcquireSetRequest) -> Any:
         if request.wait_seconds:
-            steps = in_turn.acquire(self.memory._state, request, _told_within)
+            steps = in_turn.acquire(self.memory._state, request, result_within_async)
             return await run_async(steps, call_async)
         return self.memory._run_alone(request)
 
@@ -310,10 +308,3 @@ class AsyncInMemoryStorage(IAsyncStorage):
     async def verify(self) -> list[Finding]:
         """Fold the whole log again and return every row of a read model that differs."""
         return self.memory.verify()
-
-
-async def _told_within(told: Future[Any], seconds: float) -> Any:
-    """Return what a future was told; None if it is told nothing within so many seconds."""
-    if not told.done():
-        await asyncio.wait({asyncio.wrap_future(told)}, timeout=seconds)
-    return told.result() if told.done() else None

@@ -36,38 +36,22 @@ from .state import State, lease_from_row
 from .waiting import Queue, Ticket, Told
 
 
-def acquire(state: State, request: AcquireRequest, now: datetime) -> Acquisition | Ticket:
-    """Lease a proxy, or record why none was available. The caller has expired due leases.
+def acquire(
+    state: State, request: AcquireRequest | AcquireSetRequest, now: datetime
+) -> Acquisition | SetAcquisition | Ticket:
+    """Lease a proxy or a set, or record why too few were free. The caller has expired due leases.
 
-    A request that waits gets a ticket if a proxy may become free.
+    A request that waits gets a ticket if what it needs may become free.
     """
     ids = ids_of(request)
     if granted := _granted_before(state, request, ids, now):
-        return granted[0]
-    proxy_ids = _choose(state, request, 1, True)
-    if not proxy_ids:
-        if request.wait_seconds and _may_wait(state, request, now):
-            return state.queues.take_ticket(request, state.pool_ids[request.pool_name], now)
-        reason, stats = _miss(state, request, now)
-        return Acquisition(None, reason, stats)
-    return _grant_all(state, request, proxy_ids, ids, now)[0]
-
-
-def acquire_set(state: State, request: AcquireSetRequest, now: datetime) -> SetAcquisition | Ticket:
-    """Lease the proxies of a set, or record how many were free, as :func:`acquire` does."""
-    ids = ids_of(request)
-    if granted := _granted_before(state, request, ids, now):
-        if len(granted) < request.needed:
-            raise too_few_granted(request, granted)
-        return SetAcquisition(tuple(granted))
+        return _answer(request, granted)
     proxy_ids = _choose(state, request, *_wanted(request))
-    if len(proxy_ids) < request.needed:
-        if request.wait_seconds and _may_wait(state, request, now):
-            return state.queues.take_ticket(request, state.pool_ids[request.pool_name], now)
-        free = len(proxy_ids)
-        reason, stats = _miss(state, request, now, count=request.count, free=free)
-        return SetAcquisition((), reason, free, stats)
-    return SetAcquisition(tuple(_grant_all(state, request, proxy_ids, ids, now)))
+    if len(proxy_ids) >= needed_by(request):
+        return _answer(request, _grant_all(state, request, proxy_ids, ids, now))
+    if request.wait_seconds and _may_wait(state, request, now):
+        return state.queues.take_ticket(request, state.pool_ids[request.pool_name], now)
+    return _missed(state, request, now, len(proxy_ids))
 
 
 def serve_queue(state: State, pool_id: UUID, now: datetime) -> None:
@@ -132,13 +116,25 @@ def end_wait(state: State, ticket: Ticket, now: datetime) -> Told:
     """End the wait of a caller whose time is over: a miss, unless it was granted."""
     if not state.queues.leave(ticket):
         return ticket.told.result()
-    request, waited_ms = ticket.request, ticket.waited_ms(now)
+    request, free = ticket.request, 0
+    if isinstance(request, AcquireSetRequest):
+        free = len(_choose(state, request, *_wanted(request), of_all=True))
+    return Told(_missed(state, request, now, free, ticket.waited_ms(now)), 0)
+
+
+def _missed(
+    state: State,
+    request: AcquireRequest | AcquireSetRequest,
+    now: datetime,
+    free: int,
+    waited_ms: int | None = None,
+) -> Acquisition | SetAcquisition:
+    """Record a miss, and return the outcome that says why."""
+    count, _ = _wanted(request)
+    reason, stats = _miss(state, request, now, count=count, free=free, waited_ms=waited_ms)
     if isinstance(request, AcquireRequest):
-        reason, stats = _miss(state, request, now, waited_ms=waited_ms)
-        return Told(Acquisition(None, reason, stats, waited_ms=waited_ms), 0)
-    free = len(_choose(state, request, *_wanted(request), of_all=True))
-    reason, stats = _miss(state, request, now, count=request.count, free=free, waited_ms=waited_ms)
-    return Told(SetAcquisition((), reason, free, stats, waited_ms=waited_ms), 0)
+        return Acquisition(None, reason, stats, waited_ms=waited_ms)
+    return SetAcquisition((), reason, free, stats, waited_ms=waited_ms)
 
 
 def needed_by(request: AcquireRequest | AcquireSetRequest) -> int:

@@ -18,7 +18,6 @@ from typing import Any
 from uuid import UUID
 
 from ..requests import (
-    AcquireRequest,
     Command,
     EndedLease,
     Outcome,
@@ -28,7 +27,7 @@ from ..requests import (
     batch_order,
 )
 from ..validation import check_commands
-from .acquire import acquire, acquire_set, ids_of, is_granted, serve_queue
+from .acquire import acquire, ids_of, is_granted, serve_queue
 from .registry import consumer_id, remove_drained
 from .release import active_row, expire, release
 from .state import State
@@ -128,9 +127,7 @@ def _carry_out(state: State, command: Command, now: datetime) -> Outcome | Ticke
     try:
         if isinstance(command, ReleaseRequest):
             return release(state, command, now)
-        if isinstance(command, AcquireRequest):
-            return acquire(state, command, now)
-        return acquire_set(state, command, now)
+        return acquire(state, command, now)
     except Exception as error:
         return error
 

@@ -6,7 +6,6 @@ Its methods take the lock and call plain functions on a state. Nothing is persis
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -17,7 +16,7 @@ from pharox.log import Extract
 from projections import Finding
 from projections import State as Rows
 
-from ...effects import call, run
+from ...effects import call, result_within, run
 from ...errors import PharoxError
 from ...events import Event
 from ...models import (
@@ -427,7 +426,7 @@ class InMemoryStorage(IStorage):
 
     def _acquire(self, request: AcquireRequest | AcquireSetRequest) -> Any:
         if request.wait_seconds:
-            return run(in_turn.acquire(self._state, request, _told_within), call)
+            return run(in_turn.acquire(self._state, request, result_within), call)
         return self._run_alone(request)
 
     def _freeing(self) -> AbstractContextManager[None]:
@@ -445,11 +444,3 @@ class InMemoryStorage(IStorage):
 
 def _ask(step: Callable[..., T], *arguments: Any) -> T:
     return step(*arguments)
-
-
-def _told_within(told: Future[Any], seconds: float) -> Any:
-    """Return what a future was told; None if it is told nothing within so many seconds."""
-    try:
-        return told.result(seconds)
-    except TimeoutError:
-        return None

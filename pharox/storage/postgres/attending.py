@@ -14,13 +14,13 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 from weakref import ref
 
 import psycopg
 
+from ...effects import result_within, result_within_async
 from ...effects.cancelling import CANCELLED, with_outcome
 from ...errors import PharoxError
 from ..requests import given_up
@@ -141,10 +141,7 @@ class ThreadAttendant(_Attending):
 
     def wait_for_turn(self, waiter: Waiter, seconds: float) -> Any:
         """Return what the caller is told; None if it is told nothing in time."""
-        try:
-            return waiter.told.result(max(0.0, seconds))
-        except TimeoutError:
-            return None
+        return result_within(waiter.told, seconds)
 
     def end_wait(self, command: Acquire) -> Any:
         """Return the outcome of a command whose time is over."""
@@ -274,10 +271,7 @@ class TaskAttendant(_Attending):
 
     async def wait_for_turn(self, waiter: Waiter, seconds: float) -> Any:
         """Return what the caller is told; None if it is told nothing in time."""
-        told = waiter.told
-        if not told.done():
-            await _until_done(told, seconds)
-        return told.result() if told.done() else None
+        return await result_within_async(waiter.told, seconds)
 
     async def end_wait(self, command: Acquire) -> Any:
         """Return the outcome of a command whose time is over."""
@@ -371,11 +365,6 @@ def _stop(attendant: ref[ThreadAttendant]) -> None:
     found = attendant()
     if found is not None:
         found.stop()
-
-
-async def _until_done(told: Future[Any], seconds: float) -> None:
-    """Wait for something that another thread may tell, without cancelling it."""
-    await asyncio.wait({asyncio.wrap_future(told)}, timeout=max(0.0, seconds))
 
 
 def _unless(cancelled: asyncio.CancelledError | None, command: Acquire, outcome: Any) -> Any:
