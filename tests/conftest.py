@@ -98,9 +98,23 @@ class DatabaseClock(Clock):
         self._run(sql.SQL("CREATE TABLE {}.test_clock (now timestamptz)").format(schema))
         self._run(sql.SQL("INSERT INTO {}.test_clock VALUES ({})").format(schema, self.now))
         self._run(
+            # As the ledger's own, it stands still within a statement.
             sql.SQL(
-                "CREATE OR REPLACE FUNCTION {0}.clock() RETURNS timestamptz LANGUAGE sql STABLE "
-                "AS 'SELECT now FROM {0}.test_clock'"
+                """
+                CREATE OR REPLACE FUNCTION {0}.clock() RETURNS timestamptz LANGUAGE plpgsql STABLE
+                AS $$
+                DECLARE
+                    statement text := statement_timestamp();
+                BEGIN
+                    IF current_setting('test.statement', true) IS DISTINCT FROM statement THEN
+                        PERFORM set_config('test.statement', statement, false),
+                            set_config('test.now', now::text, false)
+                        FROM {0}.test_clock;
+                    END IF;
+                    RETURN current_setting('test.now');
+                END
+                $$
+                """
             ).format(schema)
         )
 

@@ -204,10 +204,12 @@ class TestLegacyNames:
         legacy.get("/error")
         worker = legacy.get("/lease")
         assert worker is not None
+        # The client has its answer before the worker is done with it.
+        until(lambda: responses(legacy.scrape()) == legacy.seen().total(), "the end of requests")
         legacy.end(worker, signal.SIGINT)
         until(lambda: names(legacy.scrape()) >= LEGACY, "all names")
         shown = legacy.scrape()
-        ours = sum(v for s, v in shown.items() if s.startswith("gunicorn_responses_total"))
+        ours = responses(shown)
         for name in ("requests_total", "request_duration_seconds_count"):
             assert sum(seats(shown, f"gunicorn_worker_{name}").values()) == ours
         (failed,) = [s for s in shown if s.startswith("gunicorn_worker_failed_requests_total")]
@@ -232,6 +234,11 @@ class TestLegacyNames:
         with running(newest, tmp_path) as web:
             web.get("/error")
             assert names(web.scrape()) & LEGACY == added
+
+
+def responses(shown: Samples) -> float:
+    """Return how many responses a scrape shows."""
+    return sum(v for s, v in shown.items() if s.startswith("gunicorn_responses_total"))
 
 
 def assert_bounded(web: Web) -> None:
