@@ -37,6 +37,7 @@ class PoolRow:
     lease_slow: bool
     rest_after_release_seconds: float | None
     rest_after_expiry_seconds: float | None
+    max_held_seconds: float | None
 
 
 pools = Table(
@@ -48,6 +49,7 @@ pools = Table(
     Column("lease_slow", Boolean, nullable=False),
     Column("rest_after_release_seconds", Double),
     Column("rest_after_expiry_seconds", Double),
+    Column("max_held_seconds", Double),
     PrimaryKeyConstraint("id"),
     UniqueConstraint("name"),
 )
@@ -58,6 +60,7 @@ _FACTS = {
     "lease_slow": Boolean,
     "rest_after_release_seconds": Double,
     "rest_after_expiry_seconds": Double,
+    "max_held_seconds": Double,
 }
 """What each event of a pool has of it."""
 
@@ -80,6 +83,7 @@ class Pools(Projection):
                     event.lease_slow,
                     event.rest_after_release_seconds,
                     event.rest_after_expiry_seconds,
+                    event.max_held_seconds,
                 )
             case PoolRemoved():
                 del state[(event.pool_id,)]

@@ -190,6 +190,9 @@ def _described(event: events.PoolRegistered | events.PoolChanged) -> str:
             )
             if seconds
         ),
+        f"a lease is held for {lasting(event.max_held_seconds)} at most"
+        if event.max_held_seconds
+        else "",
     ]
     description = ", ".join(filter(None, parts))
     return f": {description}" if description else ""

@@ -36,6 +36,7 @@ _POOL = (
     "lease_slow",
     "rest_after_release_seconds",
     "rest_after_expiry_seconds",
+    "max_held_seconds",
 )
 _ATTRIBUTES = {
     "PoolRegistered": _POOL,

@@ -35,6 +35,14 @@ _AfterExpiry = Annotated[
         help="The same after a lease ran out or was revoked.",
     ),
 ]
+_MaxHeld = Annotated[
+    float | None,
+    typer.Option(
+        "--max-held",
+        metavar="SECONDS",
+        help="How long renewals may keep a lease, from its acquisition; 0 for any time.",
+    ),
+]
 
 app = Commands(help="List the pools; register, change or remove one.", invoke_without_command=True)
 
@@ -51,9 +59,17 @@ def pools(context: typer.Context, as_json: AsJson = False) -> None:
             print_json(pool)
     elif known:
         rows = (
-            (p.name, p.id, "yes" if p.lease_slow else "no", _rests(p), p.description) for p in known
+            (
+                p.name,
+                p.id,
+                "yes" if p.lease_slow else "no",
+                _rests(p),
+                f"{p.max_held_seconds:g} s" if p.max_held_seconds else "any time",
+                p.description,
+            )
+            for p in known
         )
-        print_table(("pool", "id", "leases slow", "rests", "description"), rows)
+        print_table(("pool", "id", "leases slow", "rests", "held for", "description"), rows)
     else:
         say(NO_POOLS)
 
@@ -70,6 +86,7 @@ def add(
     ] = False,
     rest_after_release: _AfterRelease = None,
     rest_after_expiry: _AfterExpiry = None,
+    max_held: _MaxHeld = None,
 ) -> None:
     """Register a pool and print its id."""
     pool = checked_pool(
@@ -78,6 +95,7 @@ def add(
         lease_slow=lease_slow,
         rest_after_release_seconds=rest_after_release or None,
         rest_after_expiry_seconds=rest_after_expiry or None,
+        max_held_seconds=max_held or None,
     )
     with ledger(context) as storage:
         storage.save_pool(pool)
@@ -104,13 +122,19 @@ def set_pool(
     ] = None,
     rest_after_release: _AfterRelease = None,
     rest_after_expiry: _AfterExpiry = None,
+    max_held: _MaxHeld = None,
 ) -> None:
-    """Change a pool's name, description, rests, or whether its SLOW proxies are leased."""
+    """Change a pool: its name, description, rests and bounds, or whether it leases SLOW proxies."""
     given = {"name": new_name, "lease_slow": lease_slow}
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    for which, seconds in (("release", rest_after_release), ("expiry", rest_after_expiry)):
+    durations = {
+        "rest_after_release_seconds": rest_after_release,
+        "rest_after_expiry_seconds": rest_after_expiry,
+        "max_held_seconds": max_held,
+    }
+    for field, seconds in durations.items():
         if seconds is not None:
-            changes[f"rest_after_{which}_seconds"] = seconds or None
+            changes[field] = seconds or None
     if description is not None:
         changes["description"] = description or None
     if not changes:

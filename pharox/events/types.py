@@ -112,6 +112,7 @@ class _PoolEvent(EventBase):
     lease_slow: bool = False
     rest_after_release_seconds: float | None = None
     rest_after_expiry_seconds: float | None = None
+    max_held_seconds: float | None = None
 
 
 class PoolRegistered(_PoolEvent):

@@ -11,6 +11,9 @@ task of its own. So a lost lease is noticed in time even while a renewal hangs. 
 those of the monotonic clock: a lease counts for its duration from the moment before it
 was requested.
 
+It also has leases of others taken back that have run out in the pools where it keeps some: when
+the next is due there. Nobody else may look for long in a quiet pool.
+
 A keeper refers to a lease weakly. A lease that nobody refers to is no longer renewed, and
 a forked child renews nothing that its parent holds.
 """
@@ -27,7 +30,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import count, islice
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 from weakref import WeakKeyDictionary, ref
 
@@ -52,6 +55,12 @@ EARLY = 1 / 12
 AGAIN = 1 / 30
 """The part of a lease's duration after which a failed renewal is repeated."""
 
+ROUNDING_S = 0.001
+"""By how much less a renewed lease may last than was asked for without being bounded."""
+
+FIRST_LOOK_S, LOOK_S, LOOK_AGAIN_S = 1.0, 10.0, 0.1
+"""When a pool is first looked at, and how often at the least and at the most."""
+
 LINGER_S = 5.0
 """How long the thread of a keeper waits for another lease before it ends."""
 
@@ -62,19 +71,43 @@ logger = logging.getLogger("pharox")
 OnLost = Callable[[Lease, LeaseLostError], None]
 
 
+class Owner(NamedTuple):
+    """What the manager whose lease is kept does if it is lost, and if another has run out."""
+
+    on_lost: OnLost
+    take_back: Callable[[], Calls[int]]
+
+
 class Kept:
     """A lease that is kept alive, and whom to notify if it is lost."""
 
-    __slots__ = ("_lease", "duration", "is_renewing", "lease_id", "number", "on_lost", "renew_at")
+    __slots__ = (
+        "_lease",
+        "duration",
+        "is_bounded",
+        "is_renewing",
+        "lease_id",
+        "number",
+        "on_lost",
+        "owner",
+        "pool_name",
+        "renew_at",
+    )
 
-    def __init__(self, lease: Lease, begun: float, duration: float, number: int) -> None:
+    def __init__(
+        self, lease: Lease, begun: float, duration: float, number: int, owner: Owner
+    ) -> None:
         self._lease = ref(lease)
         self.lease_id = lease.id
+        self.pool_name = lease.pool_name
         self.duration = duration
         self.number = number
-        self.on_lost: list[OnLost] = []
+        self.owner = owner
+        self.on_lost = [owner.on_lost]
         self.is_renewing = False
-        self.count_from(begun)
+        # One that an earlier call was granted may last less than this one asks for.
+        known = duration if lease.countdown is None else lease.countdown.until - begun
+        self.count_from(begun, min(duration, known))
 
     @property
     def lease(self) -> Lease | None:
@@ -87,16 +120,37 @@ class Kept:
         lease = self.lease
         return 0.0 if lease is None or lease.countdown is None else lease.countdown.until
 
-    def count_from(self, begun: float) -> None:
-        """Let the lease count for its duration from a moment, and be renewed after a third."""
+    def count_from(self, begun: float, seconds: float) -> None:
+        """Let the lease count for so long from a moment, and be renewed after a third.
+
+        If it is less than was asked for, its pool lets it be held no longer.
+        """
         lease = self.lease
         if lease is not None:
-            lease.count_down(begun + self.duration).is_kept = True
-        self.renew_at = begun + self.duration * RENEWAL
+            lease.count_down(begun + seconds).is_kept = True
+        self.is_bounded = seconds < self.duration - ROUNDING_S
+        self.renew_at = INFINITY if self.is_bounded else begun + self.duration * RENEWAL
+
+    def ended(self) -> Exception | None:
+        """Return why its time ran out; None if it could not be renewed in time."""
+        if not self.is_bounded:
+            return None
+        return LeaseEndedError(
+            f"Lease {self.lease_id} was held for as long as its pool allows.",
+            lease_id=self.lease_id,
+        )
 
 
 Lost = tuple[Kept, Exception | None]
-"""A lost lease, and why it could not be renewed; None if its time ran out."""
+"""A lost lease, and why it was not renewed; None if that could not be done in time."""
+
+
+class Due(NamedTuple):
+    """What a keeper has to do now."""
+
+    lost: list[Lost]
+    renewals: list[Kept]
+    pools: Mapping[str, Owner]
 
 
 class Schedule:
@@ -134,12 +188,17 @@ class Schedule:
         del self._kept[kept.lease_id]
         return True
 
-    def next_at(self, *, is_busy: bool) -> float | None:
+    def next_at(self, *, is_busy: bool) -> float:
         """Return when there is something to do. While a renewal runs, none is begun."""
         times = [self._ends[0][0]] if self._ends else []
         if self._renewals and not is_busy:
             times.append(self._renewals[0][0])
-        return min(times, default=None)
+        return min(times, default=INFINITY)
+
+    def owners(self) -> dict[str, Owner]:
+        """Return the pools that the leases are of, each with a manager of one of them."""
+        kept = [each for each in self._kept.values() if each.lease is not None]
+        return {each.pool_name: each.owner for each in kept if each.pool_name is not None}
 
     def take_lost(self, now: float) -> list[Kept]:
         """Remove and return the leases that can no longer be counted on."""
@@ -171,6 +230,39 @@ class Schedule:
             self._ends.remove(end)
 
 
+class Lookout:
+    """When to look whether leases have run out, for each pool."""
+
+    def __init__(self) -> None:
+        self._looks_at: dict[str, float] = {}
+        self.is_looking = False
+
+    def add(self, pool_name: str | None) -> None:
+        """Look at a pool soon, if it is not looked at already."""
+        if pool_name is not None:
+            self._looks_at.setdefault(pool_name, time.monotonic() + FIRST_LOOK_S)
+
+    def next_at(self) -> float:
+        """Return when to look next. While somebody looks, nobody else does."""
+        return INFINITY if self.is_looking else min(self._looks_at.values(), default=INFINITY)
+
+    def begin(self, owners: Mapping[str, Owner]) -> dict[str, Owner]:
+        """Begin to look. Return the pools to look at now, and forget those that nobody is in."""
+        self._looks_at = {pool: at for pool, at in self._looks_at.items() if pool in owners}
+        now = time.monotonic()
+        due = {pool: owners[pool] for pool, at in self._looks_at.items() if at <= now}
+        self.is_looking = bool(due)
+        return due
+
+    def end(self, seconds: Mapping[str, float | None]) -> None:
+        """Look again at pools once their next leases are due, in so many seconds each."""
+        now = time.monotonic()
+        for pool, left in seconds.items():
+            pause = LOOK_S if left is None else max(LOOK_AGAIN_S, min(left, LOOK_S))
+            self._looks_at[pool] = now + pause
+        self.is_looking = False
+
+
 class Keeping(ABC):
     """What keepers of threads and of tasks have in common."""
 
@@ -181,6 +273,7 @@ class Keeping(ABC):
     def start_empty(self) -> None:
         """Keep nothing. In a forked child, leases, threads and timers are those of its parent."""
         self._schedule = Schedule()
+        self._lookout = Lookout()
         self._numbers = count()
         self._is_busy = False
         # When the timer looks at the schedule next.
@@ -198,8 +291,8 @@ class Keeping(ABC):
         with self._lock():
             return len(self._schedule)
 
-    def keep(self, lease: Lease, begun: float, duration: float, on_lost: OnLost) -> None:
-        """Keep a lease alive, and call ``on_lost`` if it is lost.
+    def keep(self, lease: Lease, begun: float, duration: float, owner: Owner) -> None:
+        """Keep a lease of a manager alive, and notify that if it is lost.
 
         It lasts ``duration`` seconds from ``begun``, and as long from each renewal.
         """
@@ -207,10 +300,10 @@ class Keeping(ABC):
             known = self._schedule.get(lease.id)
             if known is not None:
                 self._schedule.drop(known)
-            kept = Kept(lease, begun, duration, next(self._numbers))
-            kept.on_lost.append(on_lost)
+            kept = Kept(lease, begun, duration, next(self._numbers), owner)
             self._schedule.put(kept)
-            if min(kept.renew_at, kept.counts_until) < self._wakes_at:
+            self._lookout.add(lease.pool_name)
+            if self._next_at() < self._wakes_at:
                 self._wake()
 
     def notify(self, lease: Lease, on_lost: OnLost) -> None:
@@ -245,16 +338,17 @@ class Keeping(ABC):
                 self._schedule.drop(kept)
         self._lose(found)
 
-    def _look(self) -> tuple[list[Lost], list[Kept]]:
-        """Return which leases are lost, and which are to be renewed now. The lock is held."""
+    def _look(self) -> Due:
+        """Return what there is to do now. The lock is held."""
         now = time.monotonic()
-        lost: list[Lost] = [(kept, None) for kept in self._schedule.take_lost(now)]
+        lost: list[Lost] = [(kept, kept.ended()) for kept in self._schedule.take_lost(now)]
         due = [] if self._is_busy else self._schedule.take_due(now)
         self._is_busy = self._is_busy or bool(due)
-        return lost, due
+        is_time = self._lookout.next_at() <= now
+        return Due(lost, due, self._lookout.begin(self._schedule.owners()) if is_time else {})
 
     def _next_at(self) -> float:
-        return self._schedule.next_at(is_busy=self._is_busy) or INFINITY
+        return min(self._schedule.next_at(is_busy=self._is_busy), self._lookout.next_at())
 
     def _renewing(self, due: Sequence[Kept]) -> Calls[None]:
         """Renew leases, those that somebody still refers to, and lose those that have ended."""
@@ -274,6 +368,26 @@ class Keeping(ABC):
             )
         self._lose(self._settle(due, dict(zip(asked, outcomes, strict=False)), begun))
 
+    def _expiring(self, pools: Mapping[str, Owner]) -> Calls[None]:
+        """Have what has run out in pools taken back, and find out when the next lease does."""
+        storage = self._storage_ref()
+        seconds: dict[str, float | None] = dict.fromkeys(pools, LOOK_S)
+        try:
+            for pool, owner in pools.items():
+                if storage is None:
+                    break
+                left = yield partial(storage.seconds_to_next_expiry, pool)
+                if left == 0:
+                    yield from owner.take_back()
+                    left = yield partial(storage.seconds_to_next_expiry, pool)
+                seconds[pool] = left
+        except Exception as error:
+            logger.warning("pharox.expiry.failed: taking leases back failed: %s", error)
+        with self._lock():
+            self._lookout.end(seconds)
+            if len(self._schedule):
+                self._wake()
+
     def _settle(self, due: Sequence[Kept], known: Mapping[Kept, Any], begun: float) -> list[Lost]:
         """Take the outcomes of a renewal into the schedule. Return the leases that are lost."""
         lost: list[Lost] = []
@@ -289,7 +403,7 @@ class Keeping(ABC):
                     lost.append((kept, outcome))
                     continue
                 if isinstance(outcome, Lease):
-                    kept.count_from(begun)
+                    kept.count_from(begun, _lasts_s(outcome, kept.duration))
                 else:
                     kept.renew_at = time.monotonic() + kept.duration * AGAIN
                 self._schedule.put(kept)
@@ -335,14 +449,16 @@ class Keeper(Keeping):
     def _run(self) -> None:
         while True:
             with self._condition:
-                lost, due = self._look()
-                if not lost and not due and not self._wait():
+                work = self._look()
+                if not any(work) and not self._wait():
                     return
             # In threads of their own: neither a callback nor the database stops the timer.
-            if lost:
-                _start("pharox-lost", self._lose, lost)
-            if due:
-                _start("pharox-renewal", run, self._renewing(due), call)
+            if work.lost:
+                _start("pharox-lost", self._lose, work.lost)
+            if work.renewals:
+                _start("pharox-renewal", run, self._renewing(work.renewals), call)
+            if work.pools:
+                _start("pharox-expiry", run, self._expiring(work.pools), call)
 
     def _wait(self) -> bool:
         """Wait until there may be something to do. Return whether the thread goes on."""
@@ -362,19 +478,19 @@ class AsyncKeeper(Keeping):
         self._loop: asyncio.AbstractEventLoop | None = None
         super().__init__(storage)
 
-    def keep(self, lease: Lease, begun: float, duration: float, on_lost: OnLost) -> None:
+    def keep(self, lease: Lease, begun: float, duration: float, owner: Owner) -> None:
         """Keep a lease alive in the running event loop."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # The timer of another loop never rings again.
             self.start_empty()
             self._loop = loop
-        super().keep(lease, begun, duration, on_lost)
+        super().keep(lease, begun, duration, owner)
 
     def start_empty(self) -> None:
         """Keep nothing, with no timer."""
         super().start_empty()
         self._timer: asyncio.TimerHandle | None = None
-        self._renewal: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def _lock(self) -> AbstractContextManager[Any]:
         return nullcontext()
@@ -389,13 +505,18 @@ class AsyncKeeper(Keeping):
 
     def _run(self) -> None:
         self._timer = None
-        lost, due = self._look()
-        self._lose(lost)
-        if due:
-            self._renewal = asyncio.get_running_loop().create_task(
-                run_async(self._renewing(due), call_async)
-            )
+        work = self._look()
+        self._lose(work.lost)
+        if work.renewals:
+            self._start(self._renewing(work.renewals))
+        if work.pools:
+            self._start(self._expiring(work.pools))
         self._wake()
+
+    def _start(self, program: Calls[None]) -> None:
+        task = asyncio.get_running_loop().create_task(run_async(program, call_async))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 _of_storages: WeakKeyDictionary[Any, Keeping] = WeakKeyDictionary()
@@ -444,6 +565,13 @@ def _start(name: str, function: Callable[..., None], *arguments: Any) -> threadi
     thread = threading.Thread(target=function, args=arguments, name=name, daemon=True)
     thread.start()
     return thread
+
+
+def _lasts_s(lease: Lease, duration: float) -> float:
+    """Return how long a renewed lease lasts from its renewal, in seconds."""
+    if lease.renewed_at is None:  # A storage that does not say so grants what is asked for.
+        return duration
+    return (lease.expires_at - lease.renewed_at).total_seconds()
 
 
 def is_kept(lease: Lease) -> bool:

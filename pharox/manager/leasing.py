@@ -71,7 +71,7 @@ from ..storage.requests import (
     given_up,
     new_leases,
 )
-from .keeper import Keeping, can_renew, is_kept, let_go, lose, lost_error
+from .keeper import Keeping, Owner, can_renew, is_kept, let_go, lose, lost_error
 from .options import WAIT_S, LeaseOptions
 
 P = TypeVar("P")
@@ -296,8 +296,9 @@ class Leasing(ABC, Generic[S]):
             # An earlier call was granted them, so they end earlier than this request says.
             begun = time.monotonic()
             yield from self._renewing(old, duration)
+        owner = Owner(self._on_lost, self._cleaning_up)
         for lease, _ in granted:
-            self._keeper().keep(lease, begun, duration, self._on_lost)
+            self._keeper().keep(lease, begun, duration, owner)
 
     def _on_lost(self, lease: Lease, error: LeaseLostError) -> None:
         """Notify the callbacks that a lease is lost."""

@@ -235,6 +235,7 @@ def _url_with_login(
 
 
 RestSeconds = Annotated[float, Field(ge=0, le=MAX_DURATION_S, allow_inf_nan=False)]
+HeldSeconds = Annotated[float, Field(gt=0, le=MAX_DURATION_S, allow_inf_nan=False)]
 
 
 class ProxyPool(BaseModel):
@@ -243,6 +244,9 @@ class ProxyPool(BaseModel):
     With ``lease_slow`` its SLOW proxies may be leased too, after all ACTIVE ones. After a lease
     on one of its proxies was released, or ran out or was revoked, the proxy rests for so many
     seconds: it is not leased again. None is no rest.
+
+    ``max_held_seconds`` bounds renewals: none makes a lease last longer than so many seconds from
+    its acquisition. A lease that was acquired for longer keeps that. None is no bound.
     """
 
     id: UUID = Field(default_factory=uuid4)
@@ -251,3 +255,4 @@ class ProxyPool(BaseModel):
     lease_slow: bool = False
     rest_after_release_seconds: RestSeconds | None = None
     rest_after_expiry_seconds: RestSeconds | None = None
+    max_held_seconds: HeldSeconds | None = None

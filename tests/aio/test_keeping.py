@@ -12,6 +12,7 @@ import pytest
 from pharox import (
     AsyncInMemoryStorage,
     AsyncProxyManager,
+    ExpireEventPayload,
     Lease,
     LeaseLostError,
     LeaseStatus,
@@ -19,7 +20,7 @@ from pharox import (
 )
 from tests.aio.conftest import Kept as Storages
 from tests.conftest import fill
-from tests.leasing.test_keeping import end, renewals
+from tests.leasing.test_keeping import end, late_s, renewals
 from tests.leasing.test_leased_proxy import LOGIN, filled
 
 
@@ -42,6 +43,29 @@ def test_a_task_keeps_its_lease(kept: Storages) -> None:
     assert lease.status is LeaseStatus.RELEASED
     assert renewals(kept.blocking) >= 5
     assert threading.active_count() <= before + 1
+    kept.assert_nothing_is_left()
+
+
+def test_what_others_lost_is_taken_back_when_it_is_due(kept: Storages) -> None:
+    """The loop's keeper looks as well, and awaits callbacks."""
+    fill(kept.blocking, 2)
+    manager, told = AsyncProxyManager(kept.storage), list[ExpireEventPayload]()
+
+    async def tell(payload: ExpireEventPayload) -> None:
+        await asyncio.sleep(0)
+        told.append(payload)
+
+    async def work() -> None:
+        manager.register_expire_callback(tell)
+        async with manager.with_lease("pool", "w", 60, keep_alive=True):
+            dead = await AsyncProxyManager(kept.storage).acquire_proxy("pool", "dead", 1)
+            while not told:
+                await asyncio.sleep(0.05)
+            assert dead is not None
+            assert [payload.lease.id for payload in told] == [dead.id]
+
+    kept.run(asyncio.wait_for(work(), 10))
+    assert late_s(told[0]) < 1
     kept.assert_nothing_is_left()
 
 

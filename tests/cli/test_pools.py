@@ -23,7 +23,8 @@ class TestPools:
         header, *rows = pharox("pools").out.splitlines()
         assert header.split()[:2] == ["pool", "id"]
         assert [row.split() for row in rows] == [
-            [pool.name, str(pool.id), "no", "no", pool.description] for pool in reversed(pools)
+            [pool.name, str(pool.id), "no", "no", "any", "time", pool.description]
+            for pool in reversed(pools)
         ]
         assert [p["id"] for p in pharox("pools", "--json").objects] == [
             str(pool.id) for pool in reversed(pools)
@@ -49,6 +50,16 @@ class TestPools:
         pharox("pools", "set", "p", name, "0")
         assert storage.get_pool(pool_id).rest_after_release_seconds is None
         assert pharox("pools", "set", "p", name, "-1").status != 0
+
+    def test_it_may_bound_renewals(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """``add`` and ``set`` take the bound; 0 is none, and what makes no sense is refused."""
+        pool_id = pharox("pools", "add", "p", "--max-held", "90").out.strip()
+        assert storage.get_pool(pool_id).max_held_seconds == 90
+        assert "90 s" in pharox("pools").out
+        assert "a lease is held for 1 min 30 s at most" in pharox("audit", "pool", "p").out
+        assert pharox("pools", "set", "p", "--max-held", "-1").status != 0
+        pharox("pools", "set", "p", "--max-held", "0")
+        assert storage.get_pool(pool_id).max_held_seconds is None
 
     def test_a_miss_says_that_they_rest(self, pharox: Pharox, storage: PostgresStorage) -> None:
         """The reason is told, and is in the log beside the moment until when they rest."""

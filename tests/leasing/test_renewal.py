@@ -84,6 +84,40 @@ def test_the_duration_may_be_chosen(any_storage: AnyStorage) -> None:
         assert recorded(any_storage, lease).expires_at == lease.expires_at
 
 
+def test_its_pool_bounds_how_long_it_is_held(any_storage: AnyStorage) -> None:
+    """Renewals end there, and take nothing that it had; the bound of the pool now counts."""
+    clock, manager = clock_of(any_storage), ProxyManager(any_storage)
+    (pool, _), begun = fill(any_storage, 3), clock.now
+
+    def bound(seconds: float | None) -> None:
+        any_storage.save_pool(pool.model_copy(update={"max_held_seconds": seconds}))
+
+    def lasts(lease: Lease) -> float:
+        assert recorded(any_storage, lease) == lease
+        return (lease.expires_at - begun).total_seconds()
+
+    bound(100)
+    short, long = (manager.acquire_proxy("pool", "w", seconds) for seconds in (60, 300))
+    assert short is not None
+    assert long is not None
+    assert (lasts(short), lasts(long)) == (60, 300)
+    clock.advance(30)
+    manager.renew_leases([short, long])
+    assert (lasts(short), lasts(long)) == (90, 300)
+    clock.advance(30)
+    manager.renew_lease(short)
+    assert (lasts(short), short.renewed_at) == (100, clock.now)
+    manager.renew_lease(long, 5)
+    assert lasts(long) == 65
+    bound(10)
+    manager.renew_leases([short, long])
+    assert (lasts(short), lasts(long)) == (100, 65)
+    bound(None)
+    manager.renew_lease(short, 1000)
+    assert lasts(short) == 1060
+    assert any_storage.verify() == []
+
+
 def test_what_has_ended_is_not_renewed(any_storage: AnyStorage) -> None:
     """The error says how and when, the caller's lease is updated, and nothing is recorded."""
     clock, manager = clock_of(any_storage), ProxyManager(any_storage)

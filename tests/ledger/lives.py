@@ -160,6 +160,7 @@ class Life:
         rests = {
             "rest_after_release_seconds": (None, 5)[pick % 2],
             "rest_after_expiry_seconds": (None, 0, 30.5)[pick % 3],
+            "max_held_seconds": (None, 45.5)[pick % 2],
         }
         self.pools[pick % 2] = self.pools[pick % 2].model_copy(update=rests)
         self.storage.save_pool(self.pools[pick % 2])

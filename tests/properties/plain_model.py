@@ -30,12 +30,17 @@ class PlainLease:
     consumer: str
     expires_at: datetime
     seconds: float
+    acquired_at: datetime
     status: str = "active"
     ended_at: datetime | None = None
 
-    def renew(self, now: datetime, seconds: float | None) -> None:
-        self.seconds = self.seconds if seconds is None else seconds
-        self.expires_at = now + timedelta(seconds=self.seconds)
+    def renew(self, now: datetime, seconds: float | None, max_held: float | None) -> None:
+        """Extend it, but not beyond what its pool allows, and take nothing that it had."""
+        until = now + timedelta(seconds=self.seconds if seconds is None else seconds)
+        if max_held is not None:
+            last = self.acquired_at + timedelta(seconds=max_held)
+            until = min(until, max(last, self.expires_at))
+        self.expires_at, self.seconds = until, (until - now).total_seconds()
 
     @property
     def is_held(self) -> bool:
@@ -169,7 +174,9 @@ class PlainModel:
 
     def grant(self, proxy: Proxy, consumer: str, seconds: float) -> None:
         expires_at = self.now + timedelta(seconds=seconds)
-        self.leases.append(PlainLease(proxy.id, proxy.pool_id, consumer, expires_at, seconds))
+        self.leases.append(
+            PlainLease(proxy.id, proxy.pool_id, consumer, expires_at, seconds, self.now)
+        )
 
     def revoke(self, lease: PlainLease) -> bool:
         """End a lease, unless it has ended or run out."""

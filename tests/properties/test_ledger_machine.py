@@ -324,7 +324,8 @@ class LedgerMachine(RuleBasedStateMachine):
             may = may and not (forged and place == 0)
             assert isinstance(ours, Lease) == may
             if may:
-                plain.renew(self.model.now, seconds)
+                bound = self.model.pools[plain.pool_id].max_held_seconds
+                plain.renew(self.model.now, seconds, bound)
             if isinstance(ours, Lease) and isinstance(theirs, Lease):
                 assert ours.expires_at == theirs.expires_at == plain.expires_at
                 assert ours.renewed_at == theirs.renewed_at == self.model.now
@@ -356,10 +357,17 @@ class LedgerMachine(RuleBasedStateMachine):
         pool=st.integers(0, 1),
         release=st.sampled_from([None, None, 0.0, 5.0, 50.0]),
         expiry=st.sampled_from([None, 0.0, 10.0, 99.5]),
+        held=st.sampled_from([None, None, 50.0, 120.0]),
     )
-    def set_rests(self, pool: int, release: float | None, expiry: float | None) -> None:
+    def set_rests_and_bound(
+        self, pool: int, release: float | None, expiry: float | None, held: float | None
+    ) -> None:
         """Rests that have begun go on as they are."""
-        rests = {"rest_after_release_seconds": release, "rest_after_expiry_seconds": expiry}
+        rests = {
+            "rest_after_release_seconds": release,
+            "rest_after_expiry_seconds": expiry,
+            "max_held_seconds": held,
+        }
         changed = list(self.model.pools.values())[pool].model_copy(update=rests)
         self.model.pools[changed.id] = changed
         for storage in self.both:

@@ -41,11 +41,17 @@ def _extend(state: State, row: LeaseRow, duration_seconds: float | None, now: da
     else:
         duration = timedelta(seconds=duration_seconds)
     pool, before = state.pools[row.pool_id], row.expires_at
+    max_held_s = state.rows["pools"][(row.pool_id,)].max_held_seconds
+    if max_held_s is None:
+        expires_at = now + duration
+    else:
+        last = max(row.acquired_at + timedelta(seconds=max_held_s), before)
+        expires_at = min(now + duration, last)
     state.append(
         LeaseRenewed,
         now,
         is_valid=True,
         **lease_fields(row),
-        expires_at=now + duration,
+        expires_at=expires_at,
     )
     pool.extend(row.id, before, row.expires_at)

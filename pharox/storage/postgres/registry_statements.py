@@ -70,6 +70,7 @@ def save_pool_statement(schema: str) -> Statement:
         "lease_slow": parameter("lease_slow", sa.Boolean),
         "rest_after_release_seconds": parameter("rest_after_release_seconds", sa.Double),
         "rest_after_expiry_seconds": parameter("rest_after_expiry_seconds", sa.Double),
+        "max_held_seconds": parameter("max_held_seconds", sa.Double),
     }
     known = sa.select(pools).where(pools.c.id == POOL_ID).with_for_update().cte("known")
     one = sa.select(ONE.label("one")).subquery("one")

@@ -1,4 +1,7 @@
-"""Revoke leases, let proxies rest, and drain them: a type of event, columns, and what decides."""
+"""Revoke leases, bound how long they are held, let proxies rest, and drain them.
+
+That is a type of event, columns, and what decides by them.
+"""
 
 from pharox.storage.postgres.migrations.running import run_parts
 
@@ -12,4 +15,5 @@ LOCKED = ("pools", "available_proxies", "leases")
 
 def upgrade() -> None:
     """Add what is known of revocations, rests and drained proxies, and what decides by it."""
-    run_parts(revision, ("read_models", "folding", "draining", "resting", "revoking", "fencing"))
+    parts = ("read_models", "folding", "draining", "resting", "renewing", "revoking", "fencing")
+    run_parts(revision, parts)

@@ -317,7 +317,8 @@ BEGIN
             description,
             lease_slow,
             rest_after_release_seconds,
-            rest_after_expiry_seconds
+            rest_after_expiry_seconds,
+            max_held_seconds
         )
         SELECT
             event.pool_id,
@@ -325,7 +326,8 @@ BEGIN
             CAST(event.data #>> '{description}' AS TEXT),
             CAST(event.data #>> '{lease_slow}' AS BOOLEAN),
             CAST(event.data #>> '{rest_after_release_seconds}' AS DOUBLE PRECISION),
-            CAST(event.data #>> '{rest_after_expiry_seconds}' AS DOUBLE PRECISION)
+            CAST(event.data #>> '{rest_after_expiry_seconds}' AS DOUBLE PRECISION),
+            CAST(event.data #>> '{max_held_seconds}' AS DOUBLE PRECISION)
         FROM UNNEST(appended) AS event
         WHERE
             event.type = 'PoolRegistered';
@@ -337,7 +339,8 @@ BEGIN
             description = CAST(event.data #>> '{description}' AS TEXT),
             lease_slow = CAST(event.data #>> '{lease_slow}' AS BOOLEAN),
             rest_after_release_seconds = CAST(event.data #>> '{rest_after_release_seconds}' AS DOUBLE PRECISION),
-            rest_after_expiry_seconds = CAST(event.data #>> '{rest_after_expiry_seconds}' AS DOUBLE PRECISION)
+            rest_after_expiry_seconds = CAST(event.data #>> '{rest_after_expiry_seconds}' AS DOUBLE PRECISION),
+            max_held_seconds = CAST(event.data #>> '{max_held_seconds}' AS DOUBLE PRECISION)
         FROM UNNEST(appended) AS event
         WHERE
             {schema}.pools.id = event.pool_id

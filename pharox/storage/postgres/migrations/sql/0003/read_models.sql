@@ -1,7 +1,9 @@
--- How long a proxy rests, until when it does, and whether it is removed with its last lease.
+-- How long a proxy rests, until when it does, and whether it is removed with its last lease; and
+-- for how long renewals may keep a lease.
 ALTER TABLE {schema}.pools
     ADD COLUMN rest_after_release_seconds double precision,
-    ADD COLUMN rest_after_expiry_seconds double precision;
+    ADD COLUMN rest_after_expiry_seconds double precision,
+    ADD COLUMN max_held_seconds double precision;
 ALTER TABLE {schema}.available_proxies
     ADD COLUMN rests_until timestamptz,
     ADD COLUMN drains boolean;
