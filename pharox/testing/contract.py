@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from itertools import count
 from typing import Any
@@ -615,6 +616,16 @@ class StorageContract:
         (refused,) = storage.renew_leases([RenewRequest(before)])
         assert isinstance(refused, LeaseEndedError)
         assert before.status is LeaseStatus.RELEASED
+
+    def test_its_pool_bounds_a_renewal(self, storage: IStorage) -> None:
+        """No renewal goes beyond it, or takes time away; or the storage cannot renew."""
+        pool = make_pool(storage, max_held_seconds=100)
+        make_proxy(storage, pool)
+        lease = lease_from(storage, pool, duration_seconds=60)
+        with suppress(InvalidInputError):  # It says that it cannot renew leases.
+            for _ in range(2):
+                assert storage.renew_leases([RenewRequest(lease, 500)]) == [lease]
+                assert (lease.expires_at - lease.acquired_at).total_seconds() == 100
 
     def test_a_wait_ends(self, storage: IStorage) -> None:
         """With a lease if something is free, with a miss if its time is over or in vain."""
