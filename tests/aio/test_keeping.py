@@ -92,6 +92,28 @@ def test_a_loops_keeper_works_for_nobodys_job(kept: Storages) -> None:
     kept.assert_nothing_is_left()
 
 
+def test_no_cancellation_outlives_a_block(kept: Storages) -> None:
+    """A task that revokes its own lease, and ends its block, can wait afterwards."""
+    fill(kept.blocking, 1)
+    manager = AsyncProxyManager(kept.storage)
+
+    async def block(error: Exception | None) -> None:
+        async with manager.with_lease("pool", "w", 60, keep_alive=True) as lease:
+            assert lease is not None
+            await manager.revoke_lease(lease.id, "it hung")
+            if error is not None:
+                raise error
+
+    async def work() -> None:
+        for error, raised in ((None, LeaseLostError), (ValueError(), ValueError)):
+            with pytest.raises(raised):
+                await block(error)
+            await asyncio.sleep(0.01)
+
+    kept.run(work())
+    kept.assert_nothing_is_left()
+
+
 def test_a_cancelled_renewal_is_repeated(in_memory: Storages) -> None:
     """Somebody cancels all other tasks of the loop, the keeper's as well."""
     fill(in_memory.blocking, 1)
