@@ -80,6 +80,9 @@ class _Block:
         """Cancel the task, unless its block has ended. Any thread may call it."""
         if threading.get_ident() != self._thread:
             self._loop.call_soon_threadsafe(self.lose, lease, error)
+        elif self._is_inside and asyncio.current_task() is self._task:
+            # It would be cancelled where it waits next, and that may be after the block.
+            self._loop.call_soon(self.lose, lease, error)
         elif self._is_inside and self._task is not None and self.error is None:
             self.error = error
             self._task.cancel(str(error))

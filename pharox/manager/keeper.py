@@ -28,6 +28,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import Context
 from functools import partial
 from itertools import count, islice
 from typing import Any, NamedTuple
@@ -60,6 +61,9 @@ ROUNDING_S = 0.001
 
 FIRST_LOOK_S, LOOK_S, LOOK_AGAIN_S = 1.0, 10.0, 0.1
 """When a pool is first looked at, and how often at the least and at the most."""
+
+LOOK_EARLY_S = 1.0
+"""How much earlier a pool is looked at to be looked at together with others."""
 
 LINGER_S = 5.0
 """How long the thread of a keeper waits for another lease before it ends."""
@@ -121,15 +125,16 @@ class Kept:
         return 0.0 if lease is None or lease.countdown is None else lease.countdown.until
 
     def count_from(self, begun: float, seconds: float) -> None:
-        """Let the lease count for so long from a moment, and be renewed after a third.
+        """Let the lease count for so long from a moment; renew it after a third of its duration.
 
-        If it is less than was asked for, its pool lets it be held no longer.
+        If it is less than was asked for, its pool lets it be held no longer. A renewal then adds
+        no time, but finds out if somebody ends the lease earlier.
         """
         lease = self.lease
         if lease is not None:
             lease.count_down(begun + seconds).is_kept = True
         self.is_bounded = seconds < self.duration - ROUNDING_S
-        self.renew_at = INFINITY if self.is_bounded else begun + self.duration * RENEWAL
+        self.renew_at = begun + self.duration * RENEWAL
 
     def ended(self) -> Exception | None:
         """Return why its time ran out; None if it could not be renewed in time."""
@@ -247,10 +252,13 @@ class Lookout:
         return INFINITY if self.is_looking else min(self._looks_at.values(), default=INFINITY)
 
     def begin(self, owners: Mapping[str, Owner]) -> dict[str, Owner]:
-        """Begin to look. Return the pools to look at now, and forget those that nobody is in."""
+        """Begin to look. Return the pools to look at now, and forget those that nobody is in.
+
+        Hundreds of pools, each looked at alone, would cost more than all renewals.
+        """
         self._looks_at = {pool: at for pool, at in self._looks_at.items() if pool in owners}
-        now = time.monotonic()
-        due = {pool: owners[pool] for pool, at in self._looks_at.items() if at <= now}
+        soon = time.monotonic() + LOOK_EARLY_S
+        due = {pool: owners[pool] for pool, at in self._looks_at.items() if at <= soon}
         self.is_looking = bool(due)
         return due
 
@@ -366,6 +374,9 @@ class Keeping(ABC):
                 len(requests),
                 error,
             )
+        except asyncio.CancelledError:  # Somebody cancels all tasks of the loop.
+            self._settle(due, {}, begun)
+            raise
         self._lose(self._settle(due, dict(zip(asked, outcomes, strict=False)), begun))
 
     def _expiring(self, pools: Mapping[str, Owner]) -> Calls[None]:
@@ -383,6 +394,12 @@ class Keeping(ABC):
                 seconds[pool] = left
         except Exception as error:
             logger.warning("pharox.expiry.failed: taking leases back failed: %s", error)
+        except asyncio.CancelledError:
+            self._end_look(seconds)
+            raise
+        self._end_look(seconds)
+
+    def _end_look(self, seconds: Mapping[str, float | None]) -> None:
         with self._lock():
             self._lookout.end(seconds)
             if len(self._schedule):
@@ -454,11 +471,11 @@ class Keeper(Keeping):
                     return
             # In threads of their own: neither a callback nor the database stops the timer.
             if work.lost:
-                _start("pharox-lost", self._lose, work.lost)
+                _start_or_call("pharox-lost", self._lose, work.lost)
             if work.renewals:
-                _start("pharox-renewal", run, self._renewing(work.renewals), call)
+                _start_or_call("pharox-renewal", run, self._renewing(work.renewals), call)
             if work.pools:
-                _start("pharox-expiry", run, self._expiring(work.pools), call)
+                _start_or_call("pharox-expiry", run, self._expiring(work.pools), call)
 
     def _wait(self) -> bool:
         """Wait until there may be something to do. Return whether the thread goes on."""
@@ -501,7 +518,9 @@ class AsyncKeeper(Keeping):
             self._timer.cancel()
         self._wakes_at = self._next_at()
         if self._wakes_at < INFINITY:
-            self._timer = loop.call_later(self._wakes_at - time.monotonic(), self._run)
+            # Renewals are attributed to nobody's job: they are of many.
+            delay = self._wakes_at - time.monotonic()
+            self._timer = loop.call_later(delay, self._run, context=Context())
 
     def _run(self) -> None:
         self._timer = None
@@ -565,6 +584,15 @@ def _start(name: str, function: Callable[..., None], *arguments: Any) -> threadi
     thread = threading.Thread(target=function, args=arguments, name=name, daemon=True)
     thread.start()
     return thread
+
+
+def _start_or_call(name: str, function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function in a thread; in this one if the process may have no more."""
+    try:
+        _start(name, function, *arguments)
+    except RuntimeError as error:
+        logger.warning("pharox.keeper.waits: its timer does without a thread: %s", error)
+        function(*arguments)
 
 
 def _lasts_s(lease: Lease, duration: float) -> float:

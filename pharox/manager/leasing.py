@@ -153,7 +153,10 @@ class Leasing(ABC, Generic[S]):
         self._release_callbacks.append(self._checked(callback))
 
     def register_expire_callback(self, callback: Callable[[ExpireEventPayload], Any]) -> None:
-        """Call ``callback`` for every lease that this manager expires."""
+        """Call ``callback`` for every lease that this manager expires.
+
+        While it keeps a lease alive, that may be in a thread of its own, or in the event loop.
+        """
         self._expire_callbacks.append(self._checked(callback))
 
     def register_revoke_callback(self, callback: Callable[[RevokeEventPayload], Any]) -> None:

@@ -17,9 +17,11 @@ from pharox import (
     LeaseLostError,
     LeaseStatus,
     LostEventPayload,
+    attributed,
 )
+from pharox.manager.keeper import AsyncKeeper, keeper_of
 from tests.aio.conftest import Kept as Storages
-from tests.conftest import fill
+from tests.conftest import fill, types_of
 from tests.leasing.test_keeping import end, late_s, renewals
 from tests.leasing.test_leased_proxy import LOGIN, filled
 
@@ -67,6 +69,76 @@ def test_what_others_lost_is_taken_back_when_it_is_due(kept: Storages) -> None:
     kept.run(asyncio.wait_for(work(), 10))
     assert late_s(told[0]) < 1
     kept.assert_nothing_is_left()
+
+
+def test_a_loops_keeper_works_for_nobodys_job(kept: Storages) -> None:
+    """What it records is not attributed to the job whose lease it kept first."""
+    fill(kept.blocking, 2)
+    manager = AsyncProxyManager(kept.storage)
+
+    async def work() -> None:
+        with attributed(actor="nightly-crawl", correlation_id="run-8812"):
+            lease = await manager.acquire_proxy("pool", "w", 1, keep_alive=True)
+        await manager.acquire_proxy("pool", "dead", 1)
+        while not {"LeaseRenewed", "LeaseExpired"} <= {*types_of(kept.blocking)}:
+            await asyncio.sleep(0.05)
+        assert lease is not None
+        await manager.release_proxy(lease)
+
+    kept.run(asyncio.wait_for(work(), 10))
+    found = [e for e in kept.blocking.events() if e.type in ("LeaseRenewed", "LeaseExpired")]
+    assert {each.correlation_id for each in found} == {None}
+    assert "nightly-crawl" not in {each.actor for each in found}
+    kept.assert_nothing_is_left()
+
+
+def test_no_cancellation_outlives_a_block(kept: Storages) -> None:
+    """A task that revokes its own lease, and ends its block, can wait afterwards."""
+    fill(kept.blocking, 1)
+    manager = AsyncProxyManager(kept.storage)
+
+    async def block(error: Exception | None) -> None:
+        async with manager.with_lease("pool", "w", 60, keep_alive=True) as lease:
+            assert lease is not None
+            await manager.revoke_lease(lease.id, "it hung")
+            if error is not None:
+                raise error
+
+    async def work() -> None:
+        for error, raised in ((None, LeaseLostError), (ValueError(), ValueError)):
+            with pytest.raises(raised):
+                await block(error)
+            await asyncio.sleep(0.01)
+
+    kept.run(work())
+    kept.assert_nothing_is_left()
+
+
+def test_a_cancelled_renewal_is_repeated(in_memory: Storages) -> None:
+    """Somebody cancels all other tasks of the loop, the keeper's as well."""
+    fill(in_memory.blocking, 1)
+    storage, original = in_memory.storage, in_memory.storage.renew_leases
+    manager, asked = AsyncProxyManager(storage), asyncio.Event()
+
+    async def hanging(*_: Any, **__: Any) -> Any:
+        asked.set()
+        await asyncio.sleep(60)
+
+    async def work() -> None:
+        async with manager.with_lease("pool", "w", 3, keep_alive=True) as lease:
+            storage.renew_leases = hanging  # type: ignore[method-assign]
+            await asked.wait()
+            keeper = keeper_of(storage, AsyncKeeper)
+            assert isinstance(keeper, AsyncKeeper)
+            for task in keeper._tasks:
+                task.cancel()
+            storage.renew_leases = original  # type: ignore[method-assign]
+            while not renewals(in_memory.blocking):
+                await asyncio.sleep(0.05)
+            assert lease is not None
+            assert not lease.is_lost
+
+    in_memory.run(asyncio.wait_for(work(), 10))
 
 
 @pytest.mark.parametrize("on_lost", ["cancel", "tell"])

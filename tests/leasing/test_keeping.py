@@ -31,6 +31,7 @@ from pharox import (
 )
 from pharox.manager.keeper import Keeper, keeper_of
 from pharox.storage.interface import IStorage
+from pharox.storage.requests import RevokeRequest
 from tests.conftest import AnyStorage, fill, types_of
 from tests.ledger.following import until
 
@@ -200,7 +201,7 @@ def test_a_lost_lease_is_told(any_storage: AnyStorage, on_lost: Any) -> None:
 
 
 def test_a_lease_is_kept_no_longer_than_its_pool_allows(any_storage: AnyStorage) -> None:
-    """Then it is lost, and the reason is told; it is not renewed in vain."""
+    """Then it is lost, and the reason is told."""
     pool, _ = fill(any_storage, 1)
     any_storage.save_pool(pool.model_copy(update={"max_held_seconds": 2}))
     manager, told = ProxyManager(any_storage), list[LostEventPayload]()
@@ -215,6 +216,41 @@ def test_a_lease_is_kept_no_longer_than_its_pool_allows(any_storage: AnyStorage)
     until(lambda: ProxyManager(any_storage).cleanup_expired_leases() == 1, 5)
     again = manager.acquire_proxy("pool", "w", 1, keep_alive=True)
     assert again is not None
+
+
+def test_leases_are_kept_without_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that may have no more threads renews, and tells of loss, by its timer alone."""
+    storage, told = InMemoryStorage(), list[LostEventPayload]()
+    fill(storage, 2)
+    manager, original = ProxyManager(storage), threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name in ("pharox-renewal", "pharox-lost", "pharox-expiry"):
+            raise RuntimeError("can't start new thread")
+        original(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    manager.register_lost_callback(told.append)
+    lease = manager.acquire_proxy("pool", "w", 1, keep_alive=True)
+    assert lease is not None
+    until(lambda: renewals(storage) > 3, 10)
+    assert not lease.is_lost
+    end(storage, lease)
+    until(lambda: bool(told), 10)
+
+
+def test_at_its_bound_a_revocation_is_still_noticed(any_storage: AnyStorage) -> None:
+    """A renewal that adds no time finds out, and the reason is the operator's."""
+    pool, _ = fill(any_storage, 1)
+    any_storage.save_pool(pool.model_copy(update={"max_held_seconds": 1}))
+    manager, told = ProxyManager(any_storage), list[LostEventPayload]()
+    manager.register_lost_callback(told.append)
+    lease = manager.acquire_proxy("pool", "w", 9, keep_alive=True)
+    assert lease is not None
+    until(lambda: renewals(any_storage) == 1, 8)
+    any_storage.revoke_leases(RevokeRequest((lease.id,), "it hung"))
+    until(lambda: bool(told), 8)
+    assert "it hung" in told[0].reason
 
 
 def test_what_others_lost_is_taken_back_when_it_is_due(any_storage: AnyStorage) -> None:

@@ -693,3 +693,65 @@ def test_asking_again_survives_an_outage(
     assert [each.id for each in active(storage)] == [found.id]
     storage.release_lease(found)
     assert_nothing_is_left(storage)
+
+
+def test_an_outage_tells_nothing_twice(
+    storage: PostgresStorage, waiting: Waiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was taken back when somebody began to wait is told once, whatever fails later."""
+    fill(storage, 2)
+    manager = ProxyManager(storage)
+    lease, gone = (manager.acquire_proxy("pool", "gone", seconds) for seconds in (300, 1))
+    assert lease is not None
+    assert gone is not None
+    storage.set_status(gone.proxy_id, ProxyStatus.BANNED)
+    until(lambda: storage.seconds_to_next_expiry("pool") == 0, 10)
+    attendant, asked = storage._attendant, list[bool]()
+    original = attendant.ask_in_turn
+
+    def ask(command: Any) -> Any:
+        asked.append(True)
+        if len(asked) == 2:
+            raise DatabaseUnavailableError("the connection broke")
+        return original(command)
+
+    monkeypatch.setattr(attendant, "ask_in_turn", ask)
+    request = AcquireRequest("pool", "w", 60, wait_seconds=WAIT_S)
+    answer = waiting.submit(storage.acquire_lease, request)
+    until(lambda: tickets(storage) == 1, 10)
+    run_sql(storage.engine, "DELETE FROM pharox.waiting_processes")
+    until(lambda: len(asked) > 2, 10)
+    storage.release_lease(lease)
+    found = answer.result(WAIT_S)
+    assert [ending.lease.id for ending in found.expired] == [gone.id]
+    storage.release_lease(found.lease)
+
+
+def test_a_locked_lease_is_not_looked_at_all_the_time(
+    storage: PostgresStorage, waiting: Waiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has run out, and a transaction requires it: who waits for its proxy looks now and then."""
+    fill(storage, 1)
+    lease = ProxyManager(storage).acquire_proxy("pool", "holder", 1)
+    assert lease is not None
+    served, original = list[bool](), storage._commands.serve
+
+    def serve() -> Any:
+        served.append(True)
+        return original()
+
+    monkeypatch.setattr(storage._commands, "serve", serve)
+    url = make_url(storage.engine.url).set(drivername="postgresql")
+    with psycopg.connect(url.render_as_string(hide_password=False)) as other:
+        required = (lease.id, lease.fencing_token)
+        other.execute("SELECT pharox.require_lease(%s, %s)", required)
+        answer = waiting.start(storage)
+        until(lambda: storage.seconds_to_next_expiry("pool") == 0, 10)
+        before = len(served)
+        with suppress(TimeoutError):
+            answer.result(1.5)
+        assert 0 < len(served) - before < 30
+    found = answer.result(WAIT_S)
+    assert found is not None
+    storage.release_lease(found)
+    assert_nothing_is_left(storage)

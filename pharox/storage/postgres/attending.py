@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import Context
 from typing import Any
 from weakref import ref
 
@@ -267,7 +268,8 @@ class TaskAttendant(_Attending):
         """Attend to the waiting callers from now on."""
         loop = asyncio.get_running_loop()
         if self._task is None or self._task.done() or self._task.get_loop() is not loop:
-            self._task = loop.create_task(self._run(), name="pharox-waiting")
+            # What it takes back is attributed to nobody's job: it does so for all who wait.
+            self._task = loop.create_task(self._run(), name="pharox-waiting", context=Context())
 
     async def wait_for_turn(self, waiter: Waiter, seconds: float) -> Any:
         """Return what the caller is told; None if it is told nothing in time."""

@@ -194,7 +194,8 @@ class Commands(Imports, Health):
         served = answers[-1]
         if served.expires_at is not None:
             seconds = (served.expires_at - served.decided_at).total_seconds()
-            self.room.look_again(time.monotonic() + max(0.0, seconds))
+            pause = seconds if seconds > 0 else waiting.OVERDUE_S
+            self.room.look_again(time.monotonic() + pause)
         waiters = [each for each in waiters if not each.told.done()]
         known = {each.lease_id for each in waiters}
         if served.number != len(waiters):

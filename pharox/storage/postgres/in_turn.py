@@ -107,7 +107,7 @@ def acquire(steps: Steps, request: AcquireRequest | AcquireSetRequest) -> Calls[
                     outcome = yield ask if told == waiting.LOOKS else again
                 except (DatabaseUnavailableError, OutcomeUnknownError):
                     # The wait goes on. Once there is a connection, it is told what to do again.
-                    begun, ask = waiter.known_at, again
+                    begun, ask, outcome = waiter.known_at, again, Queued()
         if isinstance(outcome, Exception):
             raise outcome
         found: Found = yield partial(steps.completed, command, outcome)

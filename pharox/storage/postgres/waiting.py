@@ -26,6 +26,9 @@ from .sql import Query, Statement, call_of, quoted
 BEAT_S = 1.0
 """How often a process with waiting callers says that it is there. Six are missed at most."""
 
+OVERDUE_S = 0.1
+"""How soon to look again at a lease that has run out, but that somebody has locked."""
+
 MAX_SERVED = 10_000
 """How many leases of callers who have left a room remembers."""
 
