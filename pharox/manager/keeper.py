@@ -11,8 +11,8 @@ task of its own. So a lost lease is noticed in time even while a renewal hangs. 
 those of the monotonic clock: a lease counts for its duration from the moment before it
 was requested.
 
-It also has leases of others taken back that have run out in the pools where it keeps some: when
-the next is due there. Nobody else may look for long in a quiet pool.
+It also has leases of others taken back that have run out, when the next is due: in a quiet pool
+nobody else may look for long.
 
 A keeper refers to a lease weakly. A lease that nobody refers to is no longer renewed, and
 a forked child renews nothing that its parent holds.
@@ -59,11 +59,11 @@ AGAIN = 1 / 30
 ROUNDING_S = 0.001
 """By how much less a renewed lease may last than was asked for without being bounded."""
 
-FIRST_LOOK_S, LOOK_S, LOOK_AGAIN_S = 1.0, 10.0, 0.1
-"""When a pool is first looked at, and how often at the least and at the most."""
+LOOK_S = 10.0
+"""How often a keeper looks at least whether leases of others have run out."""
 
-LOOK_EARLY_S = 1.0
-"""How much earlier a pool is looked at to be looked at together with others."""
+PAUSE_S = 1.0
+"""How long it does not look, at least."""
 
 LINGER_S = 5.0
 """How long the thread of a keeper waits for another lease before it ends."""
@@ -79,7 +79,7 @@ class Owner(NamedTuple):
     """What the manager whose lease is kept does if it is lost, and if another has run out."""
 
     on_lost: OnLost
-    take_back: Callable[[], Calls[int]]
+    clean_up: Callable[[], Calls[int]]
 
 
 class Kept:
@@ -94,7 +94,6 @@ class Kept:
         "number",
         "on_lost",
         "owner",
-        "pool_name",
         "renew_at",
     )
 
@@ -103,7 +102,6 @@ class Kept:
     ) -> None:
         self._lease = ref(lease)
         self.lease_id = lease.id
-        self.pool_name = lease.pool_name
         self.duration = duration
         self.number = number
         self.owner = owner
@@ -155,7 +153,7 @@ class Due(NamedTuple):
 
     lost: list[Lost]
     renewals: list[Kept]
-    pools: Mapping[str, Owner]
+    looks_for: Owner | None
 
 
 class Schedule:
@@ -200,10 +198,10 @@ class Schedule:
             times.append(self._renewals[0][0])
         return min(times, default=INFINITY)
 
-    def owners(self) -> dict[str, Owner]:
-        """Return the pools that the leases are of, each with a manager of one of them."""
-        kept = [each for each in self._kept.values() if each.lease is not None]
-        return {each.pool_name: each.owner for each in kept if each.pool_name is not None}
+    def owner(self) -> Owner | None:
+        """Return the owner of a lease that somebody still refers to."""
+        kept = (each.owner for each in self._kept.values() if each.lease is not None)
+        return next(kept, None)
 
     def take_lost(self, now: float) -> list[Kept]:
         """Remove and return the leases that can no longer be counted on."""
@@ -235,42 +233,6 @@ class Schedule:
             self._ends.remove(end)
 
 
-class Lookout:
-    """When to look whether leases have run out, for each pool."""
-
-    def __init__(self) -> None:
-        self._looks_at: dict[str, float] = {}
-        self.is_looking = False
-
-    def add(self, pool_name: str | None) -> None:
-        """Look at a pool soon, if it is not looked at already."""
-        if pool_name is not None:
-            self._looks_at.setdefault(pool_name, time.monotonic() + FIRST_LOOK_S)
-
-    def next_at(self) -> float:
-        """Return when to look next. While somebody looks, nobody else does."""
-        return INFINITY if self.is_looking else min(self._looks_at.values(), default=INFINITY)
-
-    def begin(self, owners: Mapping[str, Owner]) -> dict[str, Owner]:
-        """Begin to look. Return the pools to look at now, and forget those that nobody is in.
-
-        Hundreds of pools, each looked at alone, would cost more than all renewals.
-        """
-        self._looks_at = {pool: at for pool, at in self._looks_at.items() if pool in owners}
-        soon = time.monotonic() + LOOK_EARLY_S
-        due = {pool: owners[pool] for pool, at in self._looks_at.items() if at <= soon}
-        self.is_looking = bool(due)
-        return due
-
-    def end(self, seconds: Mapping[str, float | None]) -> None:
-        """Look again at pools once their next leases are due, in so many seconds each."""
-        now = time.monotonic()
-        for pool, left in seconds.items():
-            pause = LOOK_S if left is None else max(LOOK_AGAIN_S, min(left, LOOK_S))
-            self._looks_at[pool] = now + pause
-        self.is_looking = False
-
-
 class Keeping(ABC):
     """What keepers of threads and of tasks have in common."""
 
@@ -281,9 +243,9 @@ class Keeping(ABC):
     def start_empty(self) -> None:
         """Keep nothing. In a forked child, leases, threads and timers are those of its parent."""
         self._schedule = Schedule()
-        self._lookout = Lookout()
         self._numbers = count()
-        self._is_busy = False
+        self._is_busy = self._is_looking = False
+        self._looks_at = INFINITY
         # When the timer looks at the schedule next.
         self._wakes_at = INFINITY
 
@@ -299,6 +261,11 @@ class Keeping(ABC):
         with self._lock():
             return len(self._schedule)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether no timer will ever ring again."""
+        return False
+
     def keep(self, lease: Lease, begun: float, duration: float, owner: Owner) -> None:
         """Keep a lease of a manager alive, and notify that if it is lost.
 
@@ -310,7 +277,8 @@ class Keeping(ABC):
                 self._schedule.drop(known)
             kept = Kept(lease, begun, duration, next(self._numbers), owner)
             self._schedule.put(kept)
-            self._lookout.add(lease.pool_name)
+            if self._looks_at == INFINITY and not self._is_looking:
+                self._looks_at = time.monotonic() + PAUSE_S
             if self._next_at() < self._wakes_at:
                 self._wake()
 
@@ -352,11 +320,13 @@ class Keeping(ABC):
         lost: list[Lost] = [(kept, kept.ended()) for kept in self._schedule.take_lost(now)]
         due = [] if self._is_busy else self._schedule.take_due(now)
         self._is_busy = self._is_busy or bool(due)
-        is_time = self._lookout.next_at() <= now
-        return Due(lost, due, self._lookout.begin(self._schedule.owners()) if is_time else {})
+        owner = self._schedule.owner() if self._looks_at <= now else None
+        if self._looks_at <= now:
+            self._looks_at, self._is_looking = INFINITY, owner is not None
+        return Due(lost, due, owner)
 
     def _next_at(self) -> float:
-        return min(self._schedule.next_at(is_busy=self._is_busy), self._lookout.next_at())
+        return min(self._schedule.next_at(is_busy=self._is_busy), self._looks_at)
 
     def _renewing(self, due: Sequence[Kept]) -> Calls[None]:
         """Renew leases, those that somebody still refers to, and lose those that have ended."""
@@ -379,29 +349,30 @@ class Keeping(ABC):
             raise
         self._lose(self._settle(due, dict(zip(asked, outcomes, strict=False)), begun))
 
-    def _expiring(self, pools: Mapping[str, Owner]) -> Calls[None]:
-        """Have what has run out in pools taken back, and find out when the next lease does."""
-        storage = self._storage_ref()
-        seconds: dict[str, float | None] = dict.fromkeys(pools, LOOK_S)
+    def _expiring(self, owner: Owner) -> Calls[None]:
+        """Have what has run out taken back, and find out when the next lease does."""
+        storage, left = self._storage_ref(), None
         try:
-            for pool, owner in pools.items():
-                if storage is None:
-                    break
-                left = yield partial(storage.seconds_to_next_expiry, pool)
+            if storage is not None:
+                left = yield partial(storage.seconds_to_next_expiry)
                 if left == 0:
-                    yield from owner.take_back()
-                    left = yield partial(storage.seconds_to_next_expiry, pool)
-                seconds[pool] = left
-        except Exception as error:
-            logger.warning("pharox.expiry.failed: taking leases back failed: %s", error)
+                    yield from owner.clean_up()
+                    left = yield partial(storage.seconds_to_next_expiry)
+        except Exception:
+            logger.warning(
+                "pharox.expiry.failed: taking leases back, or a callback of it, failed",
+                exc_info=True,
+            )
         except asyncio.CancelledError:
-            self._end_look(seconds)
+            self._end_look(None)
             raise
-        self._end_look(seconds)
+        self._end_look(left)
 
-    def _end_look(self, seconds: Mapping[str, float | None]) -> None:
+    def _end_look(self, left: float | None) -> None:
+        """Look again when the next lease runs out, in so many seconds."""
         with self._lock():
-            self._lookout.end(seconds)
+            self._is_looking = False
+            self._looks_at = time.monotonic() + max(PAUSE_S, min(left or LOOK_S, LOOK_S))
             if len(self._schedule):
                 self._wake()
 
@@ -474,8 +445,8 @@ class Keeper(Keeping):
                 _start_or_call("pharox-lost", self._lose, work.lost)
             if work.renewals:
                 _start_or_call("pharox-renewal", run, self._renewing(work.renewals), call)
-            if work.pools:
-                _start_or_call("pharox-expiry", run, self._expiring(work.pools), call)
+            if work.looks_for:
+                _start_or_call("pharox-expiry", run, self._expiring(work.looks_for), call)
 
     def _wait(self) -> bool:
         """Wait until there may be something to do. Return whether the thread goes on."""
@@ -503,6 +474,11 @@ class AsyncKeeper(Keeping):
             self._loop = loop
         super().keep(lease, begun, duration, owner)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the event loop has ended."""
+        return self._loop is not None and self._loop.is_closed()
+
     def start_empty(self) -> None:
         """Keep nothing, with no timer."""
         super().start_empty()
@@ -528,8 +504,8 @@ class AsyncKeeper(Keeping):
         self._lose(work.lost)
         if work.renewals:
             self._start(self._renewing(work.renewals))
-        if work.pools:
-            self._start(self._expiring(work.pools))
+        if work.looks_for:
+            self._start(self._expiring(work.looks_for))
         self._wake()
 
     def _start(self, program: Calls[None]) -> None:
@@ -547,6 +523,9 @@ def keeper_of(storage: Any, kind: Callable[[Any], Keeping]) -> Keeping:
     keeper = _of_storages.get(storage)
     if keeper is None:
         with _of_storages_lock:
+            for other in [*_of_storages.values()]:
+                if other.is_over:  # What it keeps refers to its storage.
+                    other.start_empty()
             keeper = _of_storages.get(storage)
             if keeper is None:
                 keeper = _of_storages[storage] = kind(storage)

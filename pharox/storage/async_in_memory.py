@@ -144,7 +144,7 @@ class AsyncInMemoryStorage(IAsyncStorage):
     ) -> Sequence[Lease | PharoxError]:
         return self.memory.renew_leases(requests, wait=wait)
 
-    async def seconds_to_next_expiry(self, pool_name: str) -> float | None:
+    async def seconds_to_next_expiry(self, pool_name: str | None = None) -> float | None:
         return self.memory.seconds_to_next_expiry(pool_name)
 
     async def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:

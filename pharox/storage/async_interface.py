@@ -179,8 +179,8 @@ class IAsyncStorage(ABC):
         """
         raise InvalidInputError(defaults.CANNOT_RENEW.format(type(self).__name__))
 
-    async def seconds_to_next_expiry(self, pool_name: str) -> float | None:
-        """Return the seconds until the next active lease of a pool runs out, or None.
+    async def seconds_to_next_expiry(self, pool_name: str | None = None) -> float | None:
+        """Return the seconds until the next active lease of a pool, or of all, runs out, or None.
 
         This default cannot tell, and returns None.
         """

@@ -281,11 +281,12 @@ class IStorage(ABC):
         """
         raise InvalidInputError(defaults.CANNOT_RENEW.format(type(self).__name__))
 
-    def seconds_to_next_expiry(self, pool_name: str) -> float | None:
-        """Return the seconds until the next active lease of a pool runs out, at least 0.
+    def seconds_to_next_expiry(self, pool_name: str | None = None) -> float | None:
+        """Return the seconds until the next active lease runs out, at least 0.
 
-        The manager asks after a miss. None if the pool has no active lease or does not
-        exist, or if this storage cannot tell. This default cannot.
+        It is one of the named pool, which the manager asks for after a miss, or of any, which
+        a keeper asks for. None if there is no active lease, or if this storage cannot tell.
+        This default cannot.
         """
         return None
 

@@ -649,6 +649,7 @@ class StorageContract:
             make_proxy(storage, pool)
         assert storage.seconds_to_next_expiry("nowhere") is None
         assert storage.seconds_to_next_expiry(pool.name) is None
+        assert storage.seconds_to_next_expiry() is None
         lease_from(storage, pool, duration_seconds=1000)
         first = lease_from(storage, pool, duration_seconds=1)
         seconds = storage.seconds_to_next_expiry(pool.name)
@@ -656,7 +657,7 @@ class StorageContract:
             return  # It cannot tell.
         assert 0 <= seconds <= 1
         pass_time(1.1)
-        assert storage.seconds_to_next_expiry(pool.name) == 0
+        assert storage.seconds_to_next_expiry(pool.name) == storage.seconds_to_next_expiry() == 0
         storage.release_lease(first)
         seconds = storage.seconds_to_next_expiry(pool.name)
         assert seconds is not None

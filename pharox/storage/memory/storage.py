@@ -117,12 +117,17 @@ class InMemoryStorage(IStorage):
             registry.remove_drained(self._state)
             return outcomes
 
-    def seconds_to_next_expiry(self, pool_name: str) -> float | None:
-        check_name(pool_name, "pool")
+    def seconds_to_next_expiry(self, pool_name: str | None = None) -> float | None:
+        if pool_name is not None:
+            check_name(pool_name, "pool")
         with self._state.lock:
-            pool_id = self._state.pool_ids.get(pool_name)
-            expiry = None if pool_id is None else self._state.pools[pool_id].next_expiry()
+            pools = [
+                self._state.pools[pool_id].next_expiry()
+                for name, pool_id in self._state.pool_ids.items()
+                if pool_name in (None, name)
+            ]
             now = self._state.clock()
+        expiry = min((each for each in pools if each is not None), default=None)
         return None if expiry is None else max(0.0, (expiry - now).total_seconds())
 
     def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:

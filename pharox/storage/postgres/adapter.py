@@ -228,7 +228,7 @@ class PostgresStorage(IStorage):
     ) -> Sequence[Lease | PharoxError]:
         return self._run_in_time(self._commands.renew(requests, wait=wait))
 
-    def seconds_to_next_expiry(self, pool_name: str) -> float | None:
+    def seconds_to_next_expiry(self, pool_name: str | None = None) -> float | None:
         return self._run_in_time(self._commands.next_expiry(pool_name))
 
     def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:

@@ -287,7 +287,7 @@ class AsyncPostgresStorage(IAsyncStorage):
     ) -> Sequence[Lease | PharoxError]:
         return await self._run_in_time(self._commands.renew(requests, wait=wait))
 
-    async def seconds_to_next_expiry(self, pool_name: str) -> float | None:
+    async def seconds_to_next_expiry(self, pool_name: str | None = None) -> float | None:
         return await self._run_in_time(self._commands.next_expiry(pool_name))
 
     async def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:

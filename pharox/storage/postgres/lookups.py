@@ -203,9 +203,9 @@ class Lookups:
         rows = yield from self.rows(reading.leases_statement, consumer_id=uuid)
         return [reading.lease_from_row(row) for row in rows]
 
-    def next_expiry(self, pool_name: str) -> Program[float | None]:
-        """Return the seconds until the next active lease of a pool runs out, or None."""
-        return self._next_expiry(check_name(pool_name, "pool"))
+    def next_expiry(self, pool_name: str | None) -> Program[float | None]:
+        """Return the seconds until the next active lease of a pool or of all runs out, or None."""
+        return self._next_expiry(None if pool_name is None else check_name(pool_name, "pool"))
 
     def last_health(self, proxy_id: UUID) -> Program[HealthCheckResult | None]:
         """Return the newest health check of a proxy, or None if there was none."""
@@ -279,9 +279,10 @@ class Lookups:
         row: Mapping[str, Any] = rows[0]
         return reading.stats_from_row(pool_name, row, row["collected_at"])
 
-    def _next_expiry(self, pool_name: str) -> Program[float | None]:
+    def _next_expiry(self, pool_name: str | None) -> Program[float | None]:
         rows = yield from self.rows(reading.next_expiry_statement, name=pool_name)
-        return max(0.0, rows[0]["seconds"]) if rows else None
+        seconds: float | None = rows[0]["seconds"]
+        return None if seconds is None else max(0.0, seconds)
 
     def _proxy(self, proxy_id: UUID, vault: Vault | None) -> Program[Proxy | None]:
         rows = yield from self.rows(reading.proxy_statement, proxy_id=proxy_id)

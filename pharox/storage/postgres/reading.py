@@ -175,14 +175,21 @@ def due_pools_statement() -> sa.Select[Any]:
 
 @by_schema
 def next_expiry_statement() -> sa.Select[Any]:
-    """Query the seconds until the next active lease of a pool runs out: one row, or none."""
-    pool_id = sa.select(pools.c.id).where(pools.c.name == parameter("name")).scalar_subquery()
-    # Ordered instead of min(): one entry of ix_leases_due is read.
-    return (
-        sa.select(sa.extract("epoch", leases.c.expires_at - now).cast(sa.Double).label("seconds"))
-        .where(leases.c.pool_id == pool_id, leases.c.status == text_literal("active"))
+    """Query the seconds until the next active lease of the named pool, or of all, runs out."""
+    name = parameter("name")
+    # Ordered instead of min(): one entry of ix_leases_due is read for each pool.
+    first = (
+        sa.select(leases.c.expires_at)
+        .where(leases.c.pool_id == pools.c.id, leases.c.status == text_literal("active"))
         .order_by(leases.c.expires_at)
         .limit(sa.literal_column("1"))
+        .lateral("first")
+    )
+    left = sa.extract("epoch", sa.func.min(first.c.expires_at) - now).cast(sa.Double)
+    return (
+        sa.select(left.label("seconds"))
+        .select_from(pools.join(first, sa.true()))
+        .where(sa.or_(name.is_(None), pools.c.name == name))
     )
 
 
