@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 import psycopg
 
 from pharox.connecting import embedded
@@ -26,7 +27,16 @@ ON_EVERY = ("database", "leasing", "ledger", "properties", "test_contract.py")
 """Below ``tests``, what runs on every server, unless it is marked as stress."""
 
 # What the tests need of a server is its behaviour, not that it survives a power cut.
-_SPEED = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+_SPEED = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "synchronous_commit": "off",
+    "max_wal_size": "256MB",
+}
+
+_MEMORY = Path("/dev/shm")
+_ROOM = 6 * 2**30
+"""Of four processes, each with a server of two versions."""
 
 
 def names() -> list[str]:
@@ -37,13 +47,28 @@ def names() -> list[str]:
     return ["embedded", *(f"system-{version}" for version in system if int(version) >= 14)]
 
 
+def new_folder() -> tempfile.TemporaryDirectory[str]:
+    """Make a folder for a server's data, for a block: in memory, if there is room.
+
+    Most tests copy a database of their own. That is some 300 files, which are made and removed
+    twenty times faster in memory than on a disk.
+    """
+    has_room = (
+        os.access(_MEMORY, os.W_OK)
+        and shutil.disk_usage(_MEMORY).free > _ROOM
+        and psutil.virtual_memory().available > _ROOM
+    )
+    place = _MEMORY if has_room else None
+    return tempfile.TemporaryDirectory(prefix="pharox-test-", dir=place, ignore_cleanup_errors=True)
+
+
 @contextmanager
 def running(name: str) -> Iterator[str]:
     """Run a server by one of :func:`names` and yield the URL of its first database."""
     if name == "given":
         yield os.environ["PHAROX_DATABASE_URL"]
         return
-    with tempfile.TemporaryDirectory(prefix="pharox-test-") as folder:
+    with new_folder() as folder:
         if name == "embedded":
             yield from _embedded(Path(folder))
         else:
@@ -57,7 +82,7 @@ def _embedded(folder: Path) -> Iterator[str]:
     try:
         with psycopg.connect(url, autocommit=True) as connection:
             for name, value in _SPEED.items():
-                connection.execute(f"ALTER SYSTEM SET {name} = {value}")
+                connection.execute(f"ALTER SYSTEM SET {name} = '{value}'")
             connection.execute("SELECT pg_reload_conf()")
         yield server.url
     finally:

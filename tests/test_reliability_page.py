@@ -45,8 +45,10 @@ def test_a_soak_counts_in_its_own_way() -> None:
 
 def test_reports_of_one_fact_are_added_up() -> None:
     """A test that ran with several parameters is one row."""
-    text = reliability.page([report("one[0]"), report("one[1]", tried={"killed": 4})], "Here.")
+    reports = [report("one[0]", free_s=2.5), report("one[1]", tried={"killed": 4}, free_s=None)]
+    text = reliability.page(reports, "Here.")
     assert "## Something is killed\n" in text
+    assert "no proxy was free for longer than 2.5 s" in text
     assert "| killed | 7 | 2,000 | 4 | 0 | 0 | 0 | 0 |" in text
 
 

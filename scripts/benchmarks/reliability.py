@@ -40,7 +40,8 @@ before it goes on. When the fault is over, these files are held against the ledg
 - *lost*: acknowledged leases that are not in the log, and acknowledged releases that are not.
 - *doubled*: leases that the log has twice, or that ended twice.
 - *held twice*: leases of a proxy that somebody else held at that moment.
-- *findings*: what `storage.verify()` found wrong, of seals, chain and read models.
+- *findings*: what `storage.verify()` found wrong, of seals, chain and read models, and fencing
+  tokens that are not those of the log.
 """
 CLOCKS = """\
 ## The clock of the database jumps
@@ -116,6 +117,12 @@ def _section(fact: str, reports: Sequence[dict[str, Any]]) -> list[str]:
     lines = [fact, ""]
     if ran:
         lines += [HEADER, "| --- " + "| ---: " * (len(COUNTS) + 1) + "|", _row(ran), ""]
+    if free := [report["free_s"] for report in ran if report.get("free_s") is not None]:
+        lines += [
+            f"While somebody waited, no proxy was free for longer than {max(free):.1f} s. The "
+            "place of a killed caller, and the proxy that is kept for it, count for 6 s.",
+            "",
+        ]
     for report in reports:
         if report["outcome"] == "failed":
             lines += [f"**`{report['test']}` failed.**", ""]

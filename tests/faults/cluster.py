@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +14,7 @@ import psutil  # type: ignore[import-untyped]
 
 from pharox.connecting.embedded import _Cluster as Binaries
 from pharox.storage.postgres import PostgresStorage
+from tests import servers
 from tests.conftest import SECRET_KEY, open_engine
 
 START_S = 20
@@ -112,7 +112,7 @@ class Cluster:
 @contextmanager
 def running(folder: Path | None = None, *initdb: str, **settings: str) -> Iterator[Cluster]:
     """Run a server with an upgraded schema for a block, in a folder of its own if none is given."""
-    with tempfile.TemporaryDirectory(prefix="pharox-fault-", ignore_cleanup_errors=True) as own:
+    with servers.new_folder() as own:
         cluster = Cluster(folder or Path(own), **settings)
         cluster.initialise(*initdb)
         try:

@@ -21,6 +21,9 @@ from tests.faults.diary import Account, account
 TIMES = int(os.environ.get("PHAROX_FAULTS", "1"))
 """How many times as often as in an ordinary run each fault is made."""
 
+REPORTS = os.environ.get("PHAROX_REPORTS")
+"""The folder for reports; None in an ordinary run."""
+
 PROXIES = 16
 
 _outcomes = pytest.StashKey[pytest.TestReport]()
@@ -51,6 +54,8 @@ class Report:
     doubled: int = 0
     held_twice: int = 0
     findings: int = 0
+    free_s: float | None = None
+    """For how long a proxy was free while somebody waited, at most, if that was looked at."""
     seconds: float = 0
     outcome: str = "passed"
 
@@ -88,9 +93,9 @@ def report(request: pytest.FixtureRequest) -> Iterator[Report]:
         report.outcome = ended.outcome
         if ended.skipped and isinstance(ended.longrepr, tuple):
             report.outcome = str(ended.longrepr[2])
-    if folder := os.environ.get("PHAROX_REPORTS"):
+    if REPORTS:
         module = request.module.__name__.rpartition(".")[2]
-        _write(Path(folder) / f"{module}.{report.test}.json", report)
+        _write(Path(REPORTS) / f"{module}.{report.test}.json", report)
 
 
 def _write(path: Path, report: Report) -> None:

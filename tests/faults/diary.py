@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
-from pharox.events import Event, LeaseAcquired, LeaseExpired, LeaseReleased
+from pharox import Lease
+from pharox.events import Event, LeaseAcquired, LeaseEnd, LeaseReleased
 from pharox.storage.postgres import PostgresStorage
 
 HELD, RELEASED, DOUBTED = "held", "released", "doubted"
@@ -28,17 +29,24 @@ class Diary:
 
     def note(self, what: str, lease_id: UUID | None) -> None:
         """Write what the worker was told of a lease."""
-        os.write(self._descriptor, f"{what} {lease_id}\n".encode())
+        self._write(f"{what} {lease_id}")
+
+    def hold(self, lease: Lease) -> None:
+        """Write that the worker holds a lease, and under which fencing token."""
+        self._write(f"{HELD} {lease.id} {lease.fencing_token}")
+
+    def _write(self, line: str) -> None:
+        os.write(self._descriptor, f"{line}\n".encode())
 
 
-def told(folder: Path) -> dict[str, set[UUID]]:
-    """Return the leases of all diaries in a folder, by what was told of them."""
-    leases: dict[str, set[UUID]] = defaultdict(set)
+def told(folder: Path) -> dict[str, dict[UUID, int | None]]:
+    """Return the leases of all diaries in a folder, with their fencing tokens, by what was told."""
+    leases: dict[str, dict[UUID, int | None]] = defaultdict(dict)
     for path in folder.glob("*.diary"):
         for line in path.read_text().splitlines():
-            what, lease_id = line.split()
+            what, lease_id, *token = line.split()
             if lease_id != "None":
-                leases[what].add(UUID(lease_id))
+                leases[what][UUID(lease_id)] = int(token[0]) if token else None
     return leases
 
 
@@ -63,10 +71,11 @@ class Account:
 def account(storage: PostgresStorage, folder: Path) -> Account:
     """Hold the diaries of a folder against the log, and the log against its read models."""
     events, leases = list(storage.events()), told(folder)
+    tokens = {
+        event.lease_id: event.position for event in events if isinstance(event, LeaseAcquired)
+    }
     granted = Counter(event.lease_id for event in events if isinstance(event, LeaseAcquired))
-    ended = Counter(
-        event.lease_id for event in events if isinstance(event, LeaseReleased | LeaseExpired)
-    )
+    ended = Counter(event.lease_id for event in events if isinstance(event, LeaseEnd))
     released = {event.lease_id for event in events if isinstance(event, LeaseReleased)}
     return Account(
         acknowledged=len(leases[HELD]),
@@ -76,7 +85,12 @@ def account(storage: PostgresStorage, folder: Path) -> Account:
         + [each for each, times in granted.items() if times > 1],
         unreleased=[each for each in leases[RELEASED] if each not in released],
         held_twice=_held_twice(events),
-        findings=[str(finding) for finding in storage.verify()],
+        findings=[str(finding) for finding in storage.verify()]
+        + [
+            f"lease {each} was told with the fencing token {token}, not {tokens[each]}"
+            for each, token in leases[HELD].items()
+            if token is not None and token != tokens.get(each, token)
+        ],
     )
 
 
@@ -89,6 +103,6 @@ def _held_twice(events: Iterable[Event]) -> list[UUID]:
             if event.proxy_id in holder:
                 found.append(event.lease_id)
             holder[event.proxy_id] = event.lease_id
-        if isinstance(event, LeaseReleased | LeaseExpired):
+        if isinstance(event, LeaseEnd):
             holder.pop(event.proxy_id, None)
     return found

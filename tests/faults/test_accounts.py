@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pharox import ProxyManager, new_lease_id
+from pharox import InMemoryStorage, ProxyManager, new_lease_id
 from pharox.storage.postgres import PostgresStorage
-from tests.conftest import fill, run_sql
+from tests.conftest import clock_of, fill, run_sql
 from tests.faults.diary import DOUBTED, HELD, RELEASED, Account, Diary, _held_twice, account
+from tests.faults.free import longest_free_s
 
 
 def test_what_was_told_and_is_in_the_log_is_in_order(
@@ -61,3 +62,29 @@ def test_a_proxy_that_two_hold_is_found(postgres: PostgresStorage) -> None:
     assert _held_twice(events) == []
     without_an_end = [event for event in events if event.type != "LeaseReleased"]
     assert len(_held_twice(without_an_end)) == 1
+
+
+def test_a_token_that_is_not_the_logs_is_found(postgres: PostgresStorage, diaries: Path) -> None:
+    """A worker fences with what it was told."""
+    fill(postgres)
+    lease = ProxyManager(postgres).acquire_proxy("pool")
+    assert lease is not None
+    Diary(diaries / "one.diary").hold(lease.model_copy(update={"fencing_token": 1}))
+    with pytest.raises(AssertionError, match="fencing token 1"):
+        account(postgres, diaries).assert_clean()
+
+
+@pytest.mark.parametrize(("waited_s", "free_s"), [(12, 5), (3, 3), (None, 0)])
+def test_how_long_a_proxy_was_free_while_somebody_waited(waited_s: int | None, free_s: int) -> None:
+    """A wait counts only while nobody held the proxy; a lease that ran out held it to its end."""
+    storage = InMemoryStorage()
+    clock = clock_of(storage)
+    pool, _ = fill(storage)
+    manager = ProxyManager(storage)
+    manager.acquire_proxy("pool", duration_seconds=10)
+    clock.advance(15)
+    manager.acquire_proxy("pool")
+    *events, granted = storage.events()
+    waited_ms = None if waited_s is None else waited_s * 1000
+    events.append(granted.model_copy(update={"waited_ms": waited_ms}))
+    assert longest_free_s(events, pool.id) == free_s

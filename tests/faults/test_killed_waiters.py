@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,16 +12,25 @@ import pytest
 
 from pharox import LeaseStatus, ProxyManager
 from pharox.ledger.rebuild import rebuild
+from pharox.storage.postgres import PostgresStorage
 from tests.conftest import fill, ledger, run_sql, threads
 from tests.faults.cluster import Cluster
-from tests.faults.conftest import TIMES, Report
+from tests.faults.conftest import REPORTS, TIMES, Report
+from tests.faults.diary import Diary
+from tests.faults.free import longest_free_s
 from tests.faults.worker import LEASE_S, SCARCE, WAIT_S, Running
 from tests.ledger.following import until
 
-ROLES = ("wait", "keep", "wait")
-KILLS = 36 * TIMES
-AT_ONCE = 2
-PROXIES = 3
+KILLED = {
+    "wait": "killed while it waited, or soon after",
+    "crowd": "killed while several of its threads waited, or soon after",
+    "hold": "killed while it held a lease, or soon after",
+    "keep": "killed while it kept a lease alive, or soon after",
+}
+HOLDERS = ("hold", "keep")
+KILLS = (36 if REPORTS is None else 350) * TIMES
+AT_ONCE = 4
+PROXIES = 6
 SURVIVORS = 3
 
 
@@ -28,39 +38,60 @@ SURVIVORS = 3
 def test_killed_waiters_hold_up_nobody(cluster: Cluster, diaries: Path, report: Report) -> None:
     """Nothing is lost or held twice, and each caller who lives is served, in processes and here."""
     choose = random.Random(6)
-    plans = [(ROLES[n % len(ROLES)], n % 2 == 1, choose.uniform(0.3, 1)) for n in range(KILLS)]
+    roles = tuple(KILLED)
+    plans = [(roles[n % 4], n % 8 < 4, choose.uniform(0.1, 1)) for n in range(KILLS)]
+    choose.shuffle(plans)
+    is_over = threading.Event()
     with ledger(cluster.url) as storage:
-        fill(storage, PROXIES, name=SCARCE)
+        pool, _ = fill(storage, PROXIES, name=SCARCE)
 
         def kill_in_turn(slot: int) -> None:
             for role, awaits, after_s in plans[slot::AT_ONCE]:
-                victim = Running(cluster.url, diaries, role, awaits=awaits)
+                victim = Running(cluster.url, diaries, role, awaits=awaits and role != "crowd")
+                if role in HOLDERS:
+                    victim.wait_until_holding()
                 time.sleep(after_s)
                 victim.kill()
-                report.made(f"killed while it went on to {role}")
+                report.made(KILLED[role])
 
-        workers = [Running(cluster.url, diaries, "wait", awaits=bool(n % 2)) for n in range(4)]
-        with ThreadPoolExecutor(SURVIVORS) as pool:
-            ends = time.monotonic() + KILLS / AT_ONCE * 0.65 + 1
-            served = [pool.submit(_served_until, storage, ends, f"s{n}") for n in range(SURVIVORS)]
-            threads(AT_ONCE, kill_in_turn)
+        workers = [
+            Running(cluster.url, diaries, role, awaits=awaits)
+            for role in ("wait", "keep")
+            for awaits in (False, True)
+        ]
+        with ThreadPoolExecutor(SURVIVORS) as pool_of_threads:
+            served = [
+                pool_of_threads.submit(_served_until, is_over, storage, f"s{n}", diaries)
+                for n in range(SURVIVORS)
+            ]
+            try:
+                threads(AT_ONCE, kill_in_turn)
+                for worker in workers:
+                    worker.wait_until_begun()
+            finally:
+                is_over.set()
             for worker in workers:
-                worker.wait_until_begun()
                 worker.stop()
             assert all(each.result() > 0 for each in served)
         time.sleep(LEASE_S)
         found = report.close(storage, diaries)
         assert all(lease.status is not LeaseStatus.ACTIVE for lease in storage.list_leases())
+        events = list(storage.events())
+        assert not [event for event in events if event.type == "AcquireMissed"]
+        report.free_s = longest_free_s(events, pool.id)
         assert rebuild(storage).findings == ()
     assert found.acknowledged > 0
 
 
-def _served_until(storage: object, ends: float, name: str) -> int:
+def _served_until(
+    is_over: threading.Event, storage: PostgresStorage, name: str, diaries: Path
+) -> int:
     """Wait again and again; return how often one was served. A miss is a failure."""
-    manager, times = ProxyManager(storage), 0  # type: ignore[arg-type]
-    while time.monotonic() < ends:
+    manager, diary, times = ProxyManager(storage), Diary(diaries / f"{name}.diary"), 0
+    while not is_over.is_set():
         lease = manager.acquire_proxy(SCARCE, name, LEASE_S * 20, wait_seconds=WAIT_S)
         assert lease is not None, f"{name} was not served after {times} times"
+        diary.hold(lease)
         time.sleep(0.01)
         manager.release_proxy(lease)
         times += 1
@@ -71,33 +102,41 @@ def _served_until(storage: object, ends: float, name: str) -> int:
 def test_the_places_of_killed_waiters_end(cluster: Cluster, diaries: Path, report: Report) -> None:
     """Those in front are killed: who comes after them is served within seconds."""
     with ledger(cluster.url) as storage:
-        fill(storage, 1, name=SCARCE)
+        fill(storage, 2, name=SCARCE)
         manager = ProxyManager(storage)
-        lease = manager.acquire_proxy(SCARCE, "holder", 300)
-        assert lease is not None
-        victims = [Running(cluster.url, diaries, "wait", awaits=bool(n % 2)) for n in range(4)]
+        held = manager.acquire_proxies(SCARCE, 2, "holder", 300)
+        assert len(held) == 2
+        victims = [
+            Running(cluster.url, diaries, role, awaits=awaits)
+            for role in ("pair", "wait")
+            for awaits in (False, True)
+        ]
         until(lambda: _tickets(storage) == 4, 60)
         with ThreadPoolExecutor(1) as pool:
-            last = pool.submit(manager.acquire_proxy, SCARCE, "last", wait_seconds=9)
+            last = pool.submit(manager.acquire_proxies, SCARCE, 2, "last", wait_seconds=WAIT_S)
             until(lambda: _tickets(storage) == 5, 30)
             for victim in victims:
                 victim.kill()
                 report.made("killed while it waited in front of others")
-            manager.release_proxy(lease)
+            manager.release_proxies(held)
             found = last.result()
-        assert found is not None
-        manager.release_proxy(found)
+        assert len(found) == 2
+        diary = Diary(diaries / "last.diary")
+        for lease in found:
+            diary.hold(lease)
+        manager.release_proxies(found)
         report.close(storage, diaries)
 
 
-def _tickets(storage: object) -> object:
-    return run_sql(storage.engine, "SELECT count(*) FROM pharox.waiting_tickets")[0][0]  # type: ignore[attr-defined]
+def _tickets(storage: PostgresStorage) -> object:
+    return run_sql(storage.engine, "SELECT count(*) FROM pharox.waiting_tickets")[0][0]
 
 
 @pytest.mark.stress
 def test_waits_outlive_a_killed_server(cluster: Cluster, diaries: Path, report: Report) -> None:
     """The server is killed while somebody waits: once it is back, they are served in order."""
     order: list[int] = []
+    diary = Diary(diaries / "threads.diary")
     with ledger(cluster.url) as storage:
         fill(storage, 1, name=SCARCE)
         manager = ProxyManager(storage)
@@ -107,6 +146,7 @@ def test_waits_outlive_a_killed_server(cluster: Cluster, diaries: Path, report: 
         def wait(number: int) -> None:
             found = manager.acquire_proxy(SCARCE, "w", 300, wait_seconds=60)
             assert found is not None
+            diary.hold(found)
             order.append(number)
             manager.release_proxy(found)
 

@@ -6,10 +6,12 @@ there in milliseconds, with the statements it needs compiled.
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -39,11 +41,13 @@ from pharox.storage.postgres import (
 from pharox.testing import Awaited
 from tests.conftest import SECRET_KEY, open_async_engine, open_engine
 from tests.faults.diary import DOUBTED, HELD, RELEASED, Diary
+from tests.ledger.following import until
 
 T = TypeVar("T")
 
 POOL = "pool"
 SCARCE = "scarce"
+CROWD = 4
 WAIT_S = 30
 LEASE_S = 1
 """Long enough to be released in time, and short enough to be waited for."""
@@ -53,10 +57,16 @@ class Worker:
     """One worker: a storage, a diary, and what to do until it is stopped."""
 
     def __init__(
-        self, storage: Any, manager: Any, run: Callable[[Any], Any], path: Path, stop: Event
+        self,
+        storage: Any,
+        manager: Any,
+        run: Callable[[Any], Any],
+        sleep: Callable[[float], None],
+        path: Path,
+        stop: Event,
     ) -> None:
-        self.storage, self._manager, self._run = storage, manager, run
-        self.diary = Diary(path)
+        self.storage, self._manager, self._run, self._sleep = storage, manager, run, sleep
+        self.diary, self._name = Diary(path), path.stem
         self._choose = random.Random(path.name)
         self._stop = stop
 
@@ -66,7 +76,7 @@ class Worker:
         lease = self.until_known(lease_id, lambda: self._acquire(lease_id))
         if lease is None:
             return
-        self.diary.note(HELD, lease.id)
+        self.diary.hold(lease)
         time.sleep(self._choose.choice([0, 0, 0.002]))
         if self._choose.random() < 0.1:  # left to run out
             return
@@ -78,24 +88,45 @@ class Worker:
         """Wait for one of few proxies, and hold it for a moment."""
         self._wait_and_hold(self._choose.uniform(0, 0.05), keep_alive=False)
 
+    def crowd(self) -> None:
+        """Wait in several threads at once, for as many proxies."""
+        with ThreadPoolExecutor(CROWD) as threads:
+            for done in [threads.submit(self.wait) for _ in range(CROWD)]:
+                done.result()
+
+    def pair(self) -> None:
+        """Wait for two of few proxies at once, and hold them for a moment."""
+        leases = self._run(
+            self._manager.acquire_proxies(SCARCE, 2, self._name, LEASE_S, wait_seconds=WAIT_S)
+        )
+        for lease in leases:
+            self.diary.hold(lease)
+        self._run(self._manager.release_proxies(leases))
+
+    def hold(self) -> None:
+        """Wait for one of few proxies, and hold it until it is released or has run out."""
+        self._wait_and_hold(self._choose.uniform(0.2, 1.2) * LEASE_S, keep_alive=False)
+
     def keep(self) -> None:
         """Wait for one of few proxies, and keep it, sometimes for longer than it lasts."""
-        self._wait_and_hold(self._choose.choice([0.01, 0.1, 1.5 * LEASE_S]), keep_alive=True)
+        self._wait_and_hold(
+            self._choose.choice([0.1, 1.5 * LEASE_S, 2.5 * LEASE_S]), keep_alive=True
+        )
 
     def _wait_and_hold(self, seconds: float, *, keep_alive: bool) -> None:
         lease_id, begun = new_lease_id(), time.monotonic()
         options = {"lease_id": lease_id, "wait_seconds": WAIT_S, "keep_alive": keep_alive}
 
         def ask() -> Any:
-            return self._run(self._manager.acquire_proxy(SCARCE, "w", LEASE_S, **options))
+            return self._run(self._manager.acquire_proxy(SCARCE, self._name, LEASE_S, **options))
 
         lease = self.until_known(lease_id, ask)
         if lease is None:
             waited_s = time.monotonic() - begun
             assert self._stop.is_set() or waited_s < WAIT_S + 10, f"a miss after {waited_s} s"
             return
-        self.diary.note(HELD, lease.id)
-        time.sleep(seconds)
+        self.diary.hold(lease)
+        self._sleep(seconds)
         self.until_known(lease.id, lambda: self._run(self._manager.release_proxy(lease)))
         if lease.status is LeaseStatus.RELEASED:
             self.diary.note(RELEASED, lease.id)
@@ -170,10 +201,15 @@ def _working(task: Task, stop: Event) -> Iterator[Worker]:
     if task.awaits:
         awaitable = AsyncPostgresStorage(open_async_engine(task.url), **options)
         with Awaited(awaitable) as awaited:
-            yield Worker(awaited, AsyncProxyManager(awaitable), awaited.run, task.path, stop)
+
+            def sleep(seconds: float) -> None:
+                awaited.run(asyncio.sleep(seconds))  # The loop's keeper goes on meanwhile.
+
+            manager = AsyncProxyManager(awaitable)
+            yield Worker(awaited, manager, awaited.run, sleep, task.path, stop)
     else:
         storage = PostgresStorage(open_engine(task.url), **options)
-        yield Worker(storage, ProxyManager(storage), lambda done: done, task.path, stop)
+        yield Worker(storage, ProxyManager(storage), lambda done: done, time.sleep, task.path, stop)
 
 
 _processes = multiprocessing.get_context("forkserver")
@@ -185,7 +221,8 @@ class Running:
 
     def __init__(self, url: str, folder: Path, role: str = "lease", **how: Any) -> None:
         self._begun, self._stop = _processes.Event(), _processes.Event()
-        task = Task(url, folder / f"{new_lease_id()}.diary", role, **how)
+        self._diary = folder / f"{new_lease_id()}.diary"
+        task = Task(url, self._diary, role, **how)
         self.process: BaseProcess = _processes.Process(
             target=work, args=(task, self._begun, self._stop)
         )
@@ -194,6 +231,10 @@ class Running:
     def wait_until_begun(self, timeout_s: float = 60) -> None:
         """Wait until the worker has done its work once."""
         assert self._begun.wait(timeout_s), "the worker has not begun"
+
+    def wait_until_holding(self) -> None:
+        """Wait until the worker has been told of a lease."""
+        until(lambda: self._diary.exists() and HELD in self._diary.read_text(), 2 * WAIT_S)
 
     def kill(self) -> None:
         """End it with SIGKILL."""
