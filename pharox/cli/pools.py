@@ -8,7 +8,7 @@ import typer
 
 from ..errors import ConflictError, InvalidInputError, PoolNotFoundError
 from ..models import ProxyPool
-from .checking import checked_pool
+from .checking import checked_pool, duration_of
 from .describing import counted
 from .once import Commands
 from .session import ledger
@@ -23,15 +23,17 @@ _AfterRelease = Annotated[
     float | None,
     typer.Option(
         "--rest-after-release",
-        metavar="SECONDS",
-        help="How long a proxy is not leased after a lease on it was released; 0 for no rest.",
+        metavar="TIME",
+        parser=duration_of,
+        help="How long a proxy is not leased after a release of it: 30 (seconds), 5m; 0: none.",
     ),
 ]
 _AfterExpiry = Annotated[
     float | None,
     typer.Option(
         "--rest-after-expiry",
-        metavar="SECONDS",
+        metavar="TIME",
+        parser=duration_of,
         help="The same after a lease ran out or was revoked.",
     ),
 ]
@@ -116,7 +118,7 @@ def set_pool(
     if not changes:
         raise InvalidInputError("say what to change; see `pharox pools set --help`")
     with ledger(context) as storage:
-        pool = _named(storage, name)
+        pool = named(storage, name)
         storage.save_pool(checked_pool(**{**pool.model_dump(), **changes}))
     print(pool.id)
 
@@ -132,7 +134,7 @@ def remove_pool(
 ) -> None:
     """Remove a pool. The log keeps what happened in it."""
     with ledger(context) as storage:
-        pool = _named(storage, name)
+        pool = named(storage, name)
         stats = storage.get_pool_stats(name)
         if stats is not None and stats.total_proxies and not force:
             proxies = counted(stats.total_proxies, "proxy", "proxies")
@@ -152,7 +154,8 @@ def _rests(pool: ProxyPool) -> str:
     return f"{release or 0:g} s, {expiry or 0:g} s" if release or expiry else "no"
 
 
-def _named(storage: PostgresStorage, name: str) -> ProxyPool:
+def named(storage: PostgresStorage, name: str) -> ProxyPool:
+    """Return the pool with this name; raises :class:`PoolNotFoundError`."""
     pool = storage.get_pool_by_name(name)
     if pool is None:
         raise PoolNotFoundError(f"no pool is named {name!r}", name=name)

@@ -22,7 +22,7 @@ import typer
 from ..effects import call, run
 from ..errors import InvalidInputError
 from ..models import Lease, LostEventPayload, SelectorStrategy
-from .checking import checked_filters, seconds_to_wait
+from .checking import checked_filters, duration_of
 from .leasing import (
     Asn,
     City,
@@ -58,7 +58,12 @@ def run_command(
     *,
     consumer: Consumer = "default",
     duration: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long the lease lasts each time.")
+        float,
+        typer.Option(
+            metavar="TIME",
+            parser=duration_of,
+            help="How long the lease lasts each time: 30 (seconds), 5m.",
+        ),
     ] = 60,
     selector: Selector = SelectorStrategy.FIRST_AVAILABLE,
     country: Country = None,
@@ -66,7 +71,7 @@ def run_command(
     source: Source = None,
     isp: Isp = None,
     asn: Asn = None,
-    wait: Wait = "30s",
+    wait: Wait = 30,
 ) -> None:
     """Lease a proxy for a command, keep the lease while it runs, and release it.
 
@@ -80,7 +85,7 @@ def run_command(
 
     filters = checked_filters(country=country, city=city, source=source, isp=isp, asn=asn)
     if duration < 1:
-        raise InvalidInputError("a lease for a command lasts at least 1 second", value=duration)
+        raise InvalidInputError("--duration must be at least 1s", value=duration)
     with ledger(context) as storage:
         manager = ProxyManager(storage)
         child = _Child()
@@ -92,7 +97,7 @@ def run_command(
             filters,
             selector,
             keep_alive=True,
-            wait_seconds=seconds_to_wait(wait),
+            wait_seconds=wait,
         )
         acquisition = run(manager._acquiring(arguments), call)
         if acquisition.lease is None:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..models import PoolStatsSnapshot, QueueStats, check_pause
+from ..errors import InvalidInputError
+from ..models import PoolStatsSnapshot, QueueStats
+from .checking import duration_of
 from .pools import NO_POOLS
 from .session import ledger
 from .showing import AsJson, print_json, print_table, say, table_lines
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 _Pool = tuple[PoolStatsSnapshot, QueueStats]
 
+_SHORTEST_S = 0.1
 _COLUMNS = ("pool", "proxies", "active", "available", "leased", "leases", "waiting", "longest wait")
 
 
@@ -27,11 +30,13 @@ def stats(
     as_json: AsJson = False,
     watch: Annotated[bool, typer.Option("--watch", help="Repeat until Ctrl-C.")] = False,
     every: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="The interval of --watch.")
+        float,
+        typer.Option(metavar="TIME", parser=duration_of, help="The interval of --watch: 5s, 1m."),
     ] = 1.0,
 ) -> None:
     """Show every pool in numbers."""
-    check_pause(every, "--every")  # typer's minimum accepts NaN
+    if every < _SHORTEST_S:
+        raise InvalidInputError(f"--every must be at least {_SHORTEST_S}s")
     with ledger(context) as storage:
         if watch and not as_json and sys.stdout.isatty():
             from rich.live import Live  # noqa: PLC0415 - only where it can redraw

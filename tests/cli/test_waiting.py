@@ -95,15 +95,26 @@ class TestAcquire:
         assert outcome == (1, "", "pharox: pool 'empty' has no proxies\n")
 
     @pytest.mark.parametrize("command", [["acquire", "pool"], ["run", "pool", "true"]])
-    @pytest.mark.parametrize("text", ["soon", "30", "-1s", ""])
-    def test_a_time_is_a_number_with_a_unit(
-        self, pharox: Pharox, storage: PostgresStorage, command: list[str], text: str
+    @pytest.mark.parametrize("option", ["--wait", "--duration"])
+    @pytest.mark.parametrize(
+        ("text", "why"),
+        [("soon", "is not a duration"), ("-1s", "is negative"), ("", "is not a duration")],
+    )
+    def test_a_time_is_a_number_and_may_have_a_unit(
+        self,
+        pharox: Pharox,
+        storage: PostgresStorage,
+        command: list[str],
+        option: str,
+        text: str,
+        why: str,
     ) -> None:
-        """Anything else is a wrong use, and nothing is leased."""
+        """Anything else is a wrong use that names the option, and nothing is leased."""
         name, *arguments = command
-        outcome = pharox(name, f"--wait={text}", *arguments)
+        outcome = pharox(name, f"{option}={text}", *arguments)
         assert outcome.status == 2
-        assert f"{text!r} is not a length of time" in outcome.err
+        expected = f"'{option}': {text!r} {why}; give one such as 30 (seconds), 5m or 2h"
+        assert expected in outcome.err
         assert types_of(storage) == []
 
     def test_a_full_queue_is_told(
