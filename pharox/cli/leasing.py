@@ -15,7 +15,7 @@ from uuid import UUID
 
 import typer
 
-from ..errors import PharoxError
+from ..errors import PharoxError, ProxyUnavailableError
 from ..models import Lease, LeaseStatus, MissReason, SelectorStrategy
 from .checking import checked_filters, duration_of
 from .session import ledger
@@ -78,13 +78,13 @@ Wait = Annotated[
 ]
 
 
-def missed(pool: str, acquisition: Acquisition) -> PharoxError:
+def missed(pool: str, acquisition: Acquisition) -> ProxyUnavailableError:
     """Return the error for an acquisition that found nothing."""
     reason, waited_ms = acquisition.miss_reason, acquisition.waited_ms
     description = _MISSES.get(reason or MissReason.NO_MATCH, "no proxy was free").format(pool=pool)
     if waited_ms is not None:
         description += f", also after {waited_ms / 1000:.1f} s of waiting"
-    return PharoxError(description, miss_reason=reason)
+    return ProxyUnavailableError(description, reason=reason)
 
 
 def acquire(
@@ -106,7 +106,7 @@ def acquire(
     """Lease a proxy; print the lease's id and the proxy's URL.
 
     The URL includes the proxy's credentials, for curl and other programs. With --wait it takes its
-    turn in the pool's queue if nothing is free.
+    turn in the pool's queue if nothing is free. The exit status is 75 if nothing is free now.
     """
     from ..storage.requests import AcquireRequest  # noqa: PLC0415 - SQLAlchemy takes a while to import
 

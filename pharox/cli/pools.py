@@ -44,8 +44,13 @@ app = Commands(help="List the pools; register, change or remove one.", invoke_wi
 @app.callback()
 def pools(context: typer.Context, as_json: AsJson = False) -> None:
     """List the pools; register, change or remove one."""
-    if context.invoked_subcommand is not None:
-        return
+    if context.invoked_subcommand is None:
+        list_pools(context, as_json=as_json)
+
+
+@app.command("list")
+def list_pools(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the pools with their settings, as `pharox pools` does; `stats` counts proxies."""
     with ledger(context) as storage:
         known = storage.list_pools()
     if as_json:

@@ -23,6 +23,7 @@ from ..effects import call, run
 from ..errors import InvalidInputError
 from ..models import Lease, LostEventPayload, SelectorStrategy
 from .checking import checked_filters, duration_of
+from .failing import TRY_AGAIN
 from .leasing import (
     Asn,
     City,
@@ -36,9 +37,6 @@ from .leasing import (
     missed,
 )
 from .session import ledger
-
-LOST = 75
-"""The exit status if the lease was lost: EX_TEMPFAIL of sysexits.h, as it can be tried again."""
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 """The exit statuses of shells for a command that cannot be started."""
@@ -76,8 +74,8 @@ def run_command(
     """Lease a proxy for a command, keep the lease while it runs, and release it.
 
     The command has HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, PHAROX_LEASE_ID and
-    PHAROX_FENCING_TOKEN in its environment. The exit status is the command's, or 75 if the
-    lease was lost: then the command was ended.
+    PHAROX_FENCING_TOKEN in its environment. The exit status is the command's, or 75 to try
+    again: nothing was free and nothing was started, or the lease was lost and the command ended.
     """
     from ..manager import ProxyManager  # noqa: PLC0415 - SQLAlchemy takes a while to import
     from ..manager.keeper import lost_error  # noqa: PLC0415
@@ -108,7 +106,7 @@ def run_command(
             manager.release_proxy(acquisition.lease)
     if child.is_lost:
         print(f"pharox: {lost_error(acquisition.lease)}", file=sys.stderr)
-        status = LOST
+        status = TRY_AGAIN
     raise typer.Exit(status)
 
 
@@ -135,7 +133,7 @@ class _Child:
         with _forwarding(self):
             with self._lock:
                 if self.is_lost:
-                    return LOST
+                    return TRY_AGAIN
                 try:
                     self._process = subprocess.Popen(  # noqa: S603 - the user's own command
                         command, env=dict(environment)

@@ -49,6 +49,11 @@ class MissReason(StrEnum):
     TOO_FEW = "too_few"
     RESTING = "resting"
 
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same request may be granted later, with the pool's proxies as they are."""
+        return self not in (self.UNKNOWN_POOL, self.EMPTY_POOL, self.NO_MATCH)
+
 
 class Countdown:
     """Until when a holder can count on its lease, by this process's monotonic clock.

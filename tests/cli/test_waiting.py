@@ -78,11 +78,11 @@ class TestAcquire:
         """The reason of the miss, and that it waited; without --wait it did not."""
         fill(storage)
         ProxyManager(storage).acquire_proxy("pool", "early", 600)
-        outcome = pharox("acquire", "pool", "--wait", "1s")
-        assert (outcome.status, outcome.out) == (1, "")
+        outcome = pharox("acquire", "pool", "--wait", "1")
+        assert (outcome.status, outcome.out) == (75, "")
         assert re.fullmatch(rf"pharox: {TAKEN}, also after \d+\.\d s of waiting\n", outcome.err)
-        assert pharox("acquire", "pool") == (1, "", f"pharox: {TAKEN}\n")
-        assert pharox("acquire", "pool", "--wait", "0") == (1, "", f"pharox: {TAKEN}\n")
+        assert pharox("acquire", "pool") == (75, "", f"pharox: {TAKEN}\n")
+        assert pharox("acquire", "pool", "--wait", "0") == (75, "", f"pharox: {TAKEN}\n")
         waits = [e.waited_ms for e in storage.events() if isinstance(e, AcquireMissed)]
         assert [waited is not None for waited in waits] == [True, False, False]
 
@@ -125,7 +125,7 @@ class TestAcquire:
         ProxyManager(storage).acquire_proxy("pool", "early", 600)
         monkeypatch.setattr(batch, "MAX_WAITING", 0)
         outcome = pharox("acquire", "pool", "--wait", "1h")
-        assert outcome.status == 1
+        assert outcome.status == 75
         assert "wait for a proxy of pool 'pool' already" in outcome.err
 
 
@@ -141,7 +141,7 @@ class TestRun:
         assert types_of(storage)[-2:] == ["LeaseAcquired", "LeaseReleased"]
         ProxyManager(storage).acquire_proxy("pool", "early", 600)
         outcome = pharox("run", "pool", "--wait", "0", *command)
-        assert outcome == (1, "", f"pharox: {TAKEN}\n")
+        assert outcome == (75, "", f"pharox: {TAKEN}\n")
 
 
 class TestHistory:
