@@ -270,7 +270,7 @@ def test_a_handle_asks_nothing_and_cannot_be_changed(any_storage: AnyStorage) ->
         ({"filters": {"country": "AR"}}, InvalidInputError, "filters"),
         ({"selector": "fastest"}, ValueError, "fastest"),
         ({"keep_alive": "yes"}, InvalidInputError, "keep_alive"),
-        ({"wait_seconds": -1}, InvalidInputError, "wait_seconds"),
+        ({"wait_seconds": -1}, InvalidInputError, "wait_seconds must not be negative"),
         ({"wait_seconds": "30"}, InvalidInputError, "wait_seconds"),
         ({"on_lost": "ignore"}, InvalidInputError, "on_lost"),
         ({"keepalive": True}, TypeError, "keepalive"),
