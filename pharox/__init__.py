@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from .models import HealthCheckResult as HealthCheckResult
     from .models import HealthEventPayload as HealthEventPayload
     from .models import HealthPolicy as HealthPolicy
+    from .models import HeldLease as HeldLease
     from .models import Lease as Lease
     from .models import LeasedProxy as LeasedProxy
     from .models import LeaseStatus as LeaseStatus
@@ -172,6 +173,7 @@ _HOME = {
         "LeasedProxy",
         "LostEventPayload",
         "HealthPolicy",
+        "HeldLease",
         "Lease",
         "LeaseStatus",
         "MissReason",

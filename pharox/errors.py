@@ -67,18 +67,29 @@ class ProxyUnavailableError(PharoxError):
     retry_after_seconds:
         In how many seconds the pool's next lease runs out. It may be released or renewed
         before. None if nobody knows, or if waiting for a lease does not help.
+    waited_seconds:
+        How long the call waited in turn. None if it did not.
     """
 
     reason: str | None = None
     retry_after_seconds: float | None = None
+    waited_seconds: float | None = None
 
     @classmethod
     def of_pool(
-        cls, pool_name: str, reason: str | None, retry_after_seconds: float | None, *, free: int
+        cls,
+        pool_name: str,
+        reason: str | None,
+        retry_after_seconds: float | None,
+        *,
+        free: int,
+        waited_seconds: float | None = None,
     ) -> ProxyUnavailableError:
         """Return the error for a miss, of which ``free`` proxies were too few."""
         why = f": {reason}" if reason else ""
-        message = f"Pool {pool_name!r} has {f'only {free} free' if free else 'no free proxy'}{why}."
+        waited = "" if waited_seconds is None else f" after {waited_seconds:.1f} s of waiting"
+        found = f"only {free} free" if free else "no free proxy"
+        message = f"Pool {pool_name!r} has {found}{waited}{why}."
         if reason == "unknown_pool":
             message = f"There is no pool {pool_name!r}."
         return cls(
@@ -88,6 +99,7 @@ class ProxyUnavailableError(PharoxError):
             miss_reason=reason,
             free=free,
             retry_after_seconds=retry_after_seconds,
+            waited_seconds=waited_seconds,
         )
 
     @classmethod

@@ -7,13 +7,15 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pharox import (
     ConflictError,
+    Consumer,
     HealthCheckResult,
     InvalidInputError,
     Proxy,
+    ProxyCredentials,
     ProxyFilters,
     ProxyManager,
     ProxyPool,
@@ -89,6 +91,23 @@ def test_a_reason_must_be_storable(any_storage: AnyStorage, reason: str) -> None
     with pytest.raises(InvalidInputError):
         any_storage.return_lease(lease, reason=reason)
     assert any_storage.return_lease(lease, reason="done").ending is not None
+
+
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [
+        (ProxyPool, {"name": "p", "rest_after_expiry": 3}),
+        (Proxy, {"host": "h", "port": 1, "protocol": "http", "pool_id": uuid4(), "contry": "AR"}),
+        (ProxyCredentials, {"user": "ann", "password": "s3cret", "pasword": "s3cret"}),
+        (Consumer, {"name": "w", "nme": "w"}),
+        (ProxyFilters, {"contry": "AR"}),
+    ],
+)
+def test_a_misspelled_field_is_refused(model: type[BaseModel], fields: dict[str, Any]) -> None:
+    """It is named, and its value is not lost without a word; nor is a password shown."""
+    with pytest.raises(ValidationError, match=[*fields][-1]) as refused:
+        model(**fields)
+    assert "s3cret" not in str(refused.value)
 
 
 def test_names_have_a_length(any_storage: AnyStorage) -> None:

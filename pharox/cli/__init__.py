@@ -1,9 +1,9 @@
 """The command line: the library for people and shell scripts.
 
 Results go to standard output, everything else to standard error. An error is one
-sentence. The exit status is 0 for success, 1 for a failure, 2 for a usage error, 130
-after Ctrl-C, and 143 after SIGTERM in commands that handle it. With ``--json`` a result
-is one JSON object a line.
+sentence. The exit status is 0 for success, 1 for a failure, 2 for a usage error, 75 if
+nothing is free now, 130 after Ctrl-C, and 143 after SIGTERM in commands that handle it.
+With ``--json`` a result is one JSON object a line.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from . import (
     banning,
     db,
     importing,
+    leases,
     leasing,
     log,
     metrics,
@@ -77,6 +78,7 @@ app.command("renew")(leasing.renew)
 app.command("run")(running.run_command)
 app.command("release")(leasing.release)
 app.command("revoke")(leasing.revoke)
+app.command("leases")(leases.leases)
 app.command("sweep")(sweeping.sweep)
 app.command("ban")(banning.ban)
 app.command("unban")(banning.unban)

@@ -66,7 +66,9 @@ def unban(
         banned = proxies_named(storage, names)
         _check_banned(banned)
         for proxy in banned:
-            print_proxy(storage.set_status(proxy.id, status, reason=reason), description, as_json)
+            drained = "drains no more, and " if proxy.draining else ""
+            unbanned = storage.set_status(proxy.id, status, reason=reason)
+            print_proxy(unbanned, f"{drained}{description}", as_json)
 
 
 def proxies_named(storage: PostgresStorage, names: Sequence[str]) -> list[Proxy]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
+import typer
 from pydantic import BaseModel, ValidationError
 
 from ..errors import InvalidInputError
@@ -22,7 +23,8 @@ from ..sources.entries import complaint
 M = TypeVar("M", bound=BaseModel)
 
 _SPAN = re.compile(r"([0-9]+)\s*([smhdw])")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_DURATION = re.compile(r"(-?)([0-9]+(?:\.[0-9]+)?)\s*([smhdw]?)")
+_SECONDS_OF = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _LIMIT = re.compile("[0-9]{1,10}")
 _SEQ = re.compile("[0-9]{1,18}")
 _SECONDS = re.compile(r"[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:[.,]([0-9]{1,6}))?")
@@ -81,28 +83,25 @@ def limit_of(text: str) -> int | None:
     )
 
 
-def length_of(text: str) -> timedelta:
-    """Parse a length of time such as ``60s`` or ``5m``.
+def duration_of(text: str | float) -> float:
+    """Parse a duration such as ``30``, ``30s``, ``5m`` or ``2h``, and return its seconds.
+
+    It is the ``parser`` of every option that takes one, whose name the error then has.
 
     Raises
     ------
-    InvalidInputError
-        If it is not valid, or longer than a hundred years.
+    typer.BadParameter
+        If it is not valid, negative, or longer than a hundred years.
     """
-    try:
-        length = _span(text.strip())
-    except (ValueError, OverflowError) as error:
-        raise InvalidInputError(
-            f"{text.strip()!r} is not a length of time: give one such as 60s, 5m or 2h"
-        ) from error
-    if length > timedelta(seconds=MAX_DURATION_S):
-        raise InvalidInputError(f"{text.strip()} is longer than a hundred years")
-    return length
-
-
-def seconds_to_wait(text: str) -> float:
-    """Parse how long to wait, as :func:`length_of` does; ``0`` is not at all."""
-    return 0.0 if text.strip() == "0" else length_of(text).total_seconds()
+    stripped = str(text).strip()
+    found = _DURATION.fullmatch(stripped)
+    if found is None or found[1]:
+        what = "is not a duration" if found is None else "is negative"
+        raise typer.BadParameter(f"{stripped!r} {what}; give one such as 30 (seconds), 5m or 2h")
+    seconds = float(found[2]) * _SECONDS_OF[found[3] or "s"]
+    if seconds > MAX_DURATION_S:
+        raise typer.BadParameter(f"{stripped!r} is longer than a hundred years")
+    return seconds
 
 
 def moment_before(text: str, now: datetime) -> datetime:
@@ -165,7 +164,7 @@ def _span(text: str) -> timedelta:
     span = _SPAN.fullmatch(text)
     if span is None:
         raise ValueError("no span")
-    return timedelta(**{_UNITS[span[2]]: int(span[1])})
+    return timedelta(seconds=int(span[1]) * _SECONDS_OF[span[2]])
 
 
 def _checked(model: type[M], fields: dict[str, Any]) -> M:

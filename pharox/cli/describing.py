@@ -101,6 +101,11 @@ def lasting(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60} s"
 
 
+def shown_status(status: str, *, drains: bool) -> str:
+    """Return a proxy's status as a list shows it: a draining proxy is not just banned."""
+    return "draining" if drains else status
+
+
 def clock(moment: datetime) -> str:
     """Return a moment's time of day, in UTC, with milliseconds."""
     return moment.astimezone(UTC).strftime("%H:%M:%S.%f")[:-3]

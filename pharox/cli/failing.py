@@ -15,11 +15,21 @@ from collections.abc import Sequence
 import typer
 from pydantic import ValidationError
 
-from ..errors import InvalidInputError, InvalidLeaseError, PharoxError
+from ..errors import (
+    InvalidInputError,
+    InvalidLeaseError,
+    PharoxError,
+    ProxyUnavailableError,
+    QueueFullError,
+)
+from ..models import MissReason
 from ..sources.entries import complaint
 from .showing import say
 
 FAILURE, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
+
+TRY_AGAIN = 75
+"""EX_TEMPFAIL of sysexits.h: nothing is wrong with the command, and it may succeed later."""
 
 # Commands print a sentence of their own for what the storage logs.
 logging.getLogger("pharox").addHandler(logging.NullHandler())
@@ -60,8 +70,7 @@ def _sentence(error: Exception) -> tuple[str, int] | None:
         case typer.TyperException():
             return _of_usage(error), error.exit_code
         case PharoxError():
-            misused = isinstance(error, InvalidInputError | InvalidLeaseError)
-            return str(error), USAGE if misused else FAILURE
+            return str(error), _status_of(error)
         case ValidationError():
             return "{}: {}".format(*complaint(error)), FAILURE
         case OSError():
@@ -69,6 +78,17 @@ def _sentence(error: Exception) -> tuple[str, int] | None:
         case _ if _is_of_driver(error):
             return f"the database refused: {error}", FAILURE
     return None
+
+
+def _status_of(error: PharoxError) -> int:
+    match error:
+        case InvalidInputError() | InvalidLeaseError():
+            return USAGE
+        case QueueFullError():
+            return TRY_AGAIN
+        case ProxyUnavailableError(reason=MissReason() as reason) if reason.may_pass:
+            return TRY_AGAIN
+    return FAILURE
 
 
 def _of_usage(error: typer.TyperException) -> str:

@@ -15,9 +15,9 @@ from uuid import UUID
 
 import typer
 
-from ..errors import PharoxError
+from ..errors import PharoxError, ProxyUnavailableError
 from ..models import Lease, LeaseStatus, MissReason, SelectorStrategy
-from .checking import checked_filters, seconds_to_wait
+from .checking import checked_filters, duration_of
 from .session import ledger
 from .showing import AsJson, in_utc, print_json
 
@@ -44,7 +44,12 @@ _ENDINGS = {
 Pool = Annotated[str, typer.Argument(metavar="POOL", help="The pool's name.")]
 Consumer = Annotated[str, typer.Option(metavar="NAME", help="The name of the consumer.")]
 _Duration = Annotated[
-    float, typer.Option(metavar="SECONDS", help="How long the lease lasts unless it is released.")
+    float,
+    typer.Option(
+        metavar="TIME",
+        parser=duration_of,
+        help="How long the lease lasts unless it is released: 30 (seconds), 5m, 2h.",
+    ),
 ]
 Selector = Annotated[SelectorStrategy, typer.Option(help="How to choose among the free proxies.")]
 Country = Annotated[
@@ -64,21 +69,22 @@ _LeaseId = Annotated[
 
 
 Wait = Annotated[
-    str,
+    float,
     typer.Option(
         metavar="TIME",
-        help="How long to wait in turn if nothing is free, such as 30s; 0: not at all.",
+        parser=duration_of,
+        help="How long to wait in turn if nothing is free: 30 (seconds), 5m; 0: not at all.",
     ),
 ]
 
 
-def missed(pool: str, acquisition: Acquisition) -> PharoxError:
+def missed(pool: str, acquisition: Acquisition) -> ProxyUnavailableError:
     """Return the error for an acquisition that found nothing."""
     reason, waited_ms = acquisition.miss_reason, acquisition.waited_ms
     description = _MISSES.get(reason or MissReason.NO_MATCH, "no proxy was free").format(pool=pool)
     if waited_ms is not None:
         description += f", also after {waited_ms / 1000:.1f} s of waiting"
-    return PharoxError(description, miss_reason=reason)
+    return ProxyUnavailableError(description, reason=reason)
 
 
 def acquire(
@@ -94,13 +100,13 @@ def acquire(
     isp: Isp = None,
     asn: Asn = None,
     lease_id: _LeaseId = None,
-    wait: Wait = "0",
+    wait: Wait = 0,
     as_json: AsJson = False,
 ) -> None:
     """Lease a proxy; print the lease's id and the proxy's URL.
 
     The URL includes the proxy's credentials, for curl and other programs. With --wait it takes its
-    turn in the pool's queue if nothing is free.
+    turn in the pool's queue if nothing is free. The exit status is 75 if nothing is free now.
     """
     from ..storage.requests import AcquireRequest  # noqa: PLC0415 - SQLAlchemy takes a while to import
 
@@ -112,7 +118,7 @@ def acquire(
         filters,
         selector,
         lease_id=lease_id,
-        wait_seconds=seconds_to_wait(wait),
+        wait_seconds=wait,
     )
     with ledger(context) as storage:
         acquisition = storage.acquire_lease(request)
@@ -131,7 +137,11 @@ def renew(
     lease_id: Annotated[UUID, typer.Argument(metavar="LEASE_ID")],
     duration: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="How long from now; as long as before by default."),
+        typer.Option(
+            metavar="TIME",
+            parser=duration_of,
+            help="How long from now: 30 (seconds), 5m, 2h; as long as before by default.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -199,7 +209,9 @@ def revoke(
 def _known(storage: PostgresStorage, lease_id: UUID) -> Lease:
     lease = storage.get_lease(str(lease_id))
     if lease is None:
-        raise PharoxError(f"no lease has the id {lease_id}", lease_id=lease_id)
+        from ..storage.requests import no_lease  # noqa: PLC0415 - as above
+
+        raise no_lease(lease_id)
     return lease
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ..models.text import escape_unprintable
-from .describing import in_numbers
+from .describing import in_numbers, shown_status
 from .showing import in_utc, print_table
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def _row(proxy: ProxyMoment) -> tuple[object, ...]:
     return (
         proxy.proxy.id,
         proxy.address,
-        availability.status,
+        shown_status(availability.status, drains=bool(availability.drains)),
         availability.current_leases,
         availability.max_concurrency,
         proxy.proxy.country,

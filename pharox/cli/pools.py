@@ -8,7 +8,7 @@ import typer
 
 from ..errors import ConflictError, InvalidInputError, PoolNotFoundError
 from ..models import ProxyPool
-from .checking import checked_pool
+from .checking import checked_pool, duration_of
 from .describing import counted
 from .once import Commands
 from .session import ledger
@@ -23,15 +23,17 @@ _AfterRelease = Annotated[
     float | None,
     typer.Option(
         "--rest-after-release",
-        metavar="SECONDS",
-        help="How long a proxy is not leased after a lease on it was released; 0 for no rest.",
+        metavar="TIME",
+        parser=duration_of,
+        help="How long a proxy is not leased after a release of it: 30 (seconds), 5m; 0: none.",
     ),
 ]
 _AfterExpiry = Annotated[
     float | None,
     typer.Option(
         "--rest-after-expiry",
-        metavar="SECONDS",
+        metavar="TIME",
+        parser=duration_of,
         help="The same after a lease ran out or was revoked.",
     ),
 ]
@@ -50,8 +52,13 @@ app = Commands(help="List the pools; register, change or remove one.", invoke_wi
 @app.callback()
 def pools(context: typer.Context, as_json: AsJson = False) -> None:
     """List the pools; register, change or remove one."""
-    if context.invoked_subcommand is not None:
-        return
+    if context.invoked_subcommand is None:
+        list_pools(context, as_json=as_json)
+
+
+@app.command("list")
+def list_pools(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the pools with their settings, as `pharox pools` does; `stats` counts proxies."""
     with ledger(context) as storage:
         known = storage.list_pools()
     if as_json:
@@ -140,7 +147,7 @@ def set_pool(
     if not changes:
         raise InvalidInputError("say what to change; see `pharox pools set --help`")
     with ledger(context) as storage:
-        pool = _named(storage, name)
+        pool = named(storage, name)
         storage.save_pool(checked_pool(**{**pool.model_dump(), **changes}))
     print(pool.id)
 
@@ -156,7 +163,7 @@ def remove_pool(
 ) -> None:
     """Remove a pool. The log keeps what happened in it."""
     with ledger(context) as storage:
-        pool = _named(storage, name)
+        pool = named(storage, name)
         stats = storage.get_pool_stats(name)
         if stats is not None and stats.total_proxies and not force:
             proxies = counted(stats.total_proxies, "proxy", "proxies")
@@ -176,7 +183,8 @@ def _rests(pool: ProxyPool) -> str:
     return f"{release or 0:g} s, {expiry or 0:g} s" if release or expiry else "no"
 
 
-def _named(storage: PostgresStorage, name: str) -> ProxyPool:
+def named(storage: PostgresStorage, name: str) -> ProxyPool:
+    """Return the pool with this name; raises :class:`PoolNotFoundError`."""
     pool = storage.get_pool_by_name(name)
     if pool is None:
         raise PoolNotFoundError(f"no pool is named {name!r}", name=name)

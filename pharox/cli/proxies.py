@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ConflictError, InvalidInputError, PoolNotFoundError, ProxyNotFoundError
+from ..errors import ConflictError, InvalidInputError, ProxyNotFoundError
 from ..models import Proxy, ProxyStatus
 from .banning import Names, Reason, print_proxy, proxies_named
 from .bulk import rare_collections
 from .checking import checked_credentials, limit_of
-from .describing import counted
+from .describing import counted, shown_status
 from .once import Commands, OnceGroup
+from .pools import named
 from .session import ledger
 from .showing import AsJson, print_json, print_table
 
@@ -57,10 +58,7 @@ def list_proxies(
 ) -> None:
     """List a pool's proxies, without their credentials."""
     with rare_collections(), ledger(context) as storage:
-        known = storage.get_pool_by_name(pool)
-        if known is None:
-            raise PoolNotFoundError(f"no pool is named {pool!r}", name=pool)
-        listed = storage.iter_proxies(known.id, with_credentials=False)
+        listed = storage.iter_proxies(named(storage, pool).id, with_credentials=False)
         if as_json:
             for proxy in listed:
                 print_json(proxy.model_dump(mode="json", exclude={"credentials"}), flush=False)
@@ -72,7 +70,7 @@ def list_proxies(
                 (
                     proxy.id,
                     proxy.url,
-                    proxy.status,
+                    shown_status(proxy.status, drains=proxy.draining),
                     proxy.current_leases,
                     proxy.max_concurrency,
                     proxy.country,

@@ -22,7 +22,8 @@ import typer
 from ..effects import call, run
 from ..errors import InvalidInputError
 from ..models import Lease, LostEventPayload, SelectorStrategy
-from .checking import checked_filters, seconds_to_wait
+from .checking import checked_filters, duration_of
+from .failing import TRY_AGAIN
 from .leasing import (
     Asn,
     City,
@@ -36,9 +37,6 @@ from .leasing import (
     missed,
 )
 from .session import ledger
-
-LOST = 75
-"""The exit status if the lease was lost: EX_TEMPFAIL of sysexits.h, as it can be tried again."""
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 """The exit statuses of shells for a command that cannot be started."""
@@ -58,7 +56,12 @@ def run_command(
     *,
     consumer: Consumer = "default",
     duration: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long the lease lasts each time.")
+        float,
+        typer.Option(
+            metavar="TIME",
+            parser=duration_of,
+            help="How long the lease lasts each time: 30 (seconds), 5m.",
+        ),
     ] = 60,
     selector: Selector = SelectorStrategy.FIRST_AVAILABLE,
     country: Country = None,
@@ -66,13 +69,13 @@ def run_command(
     source: Source = None,
     isp: Isp = None,
     asn: Asn = None,
-    wait: Wait = "30s",
+    wait: Wait = 30,
 ) -> None:
     """Lease a proxy for a command, keep the lease while it runs, and release it.
 
     The command has HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, PHAROX_LEASE_ID and
-    PHAROX_FENCING_TOKEN in its environment. The exit status is the command's, or 75 if the
-    lease was lost: then the command was ended.
+    PHAROX_FENCING_TOKEN in its environment. The exit status is the command's, or 75 to try
+    again: nothing was free and nothing was started, or the lease was lost and the command ended.
     """
     from ..manager import ProxyManager  # noqa: PLC0415 - SQLAlchemy takes a while to import
     from ..manager.keeper import lost_error  # noqa: PLC0415
@@ -80,7 +83,7 @@ def run_command(
 
     filters = checked_filters(country=country, city=city, source=source, isp=isp, asn=asn)
     if duration < 1:
-        raise InvalidInputError("a lease for a command lasts at least 1 second", value=duration)
+        raise InvalidInputError("--duration must be at least 1s", value=duration)
     with ledger(context) as storage:
         manager = ProxyManager(storage)
         child = _Child()
@@ -92,7 +95,7 @@ def run_command(
             filters,
             selector,
             keep_alive=True,
-            wait_seconds=seconds_to_wait(wait),
+            wait_seconds=wait,
         )
         acquisition = run(manager._acquiring(arguments), call)
         if acquisition.lease is None:
@@ -103,7 +106,7 @@ def run_command(
             manager.release_proxy(acquisition.lease)
     if child.is_lost:
         print(f"pharox: {lost_error(acquisition.lease)}", file=sys.stderr)
-        status = LOST
+        status = TRY_AGAIN
     raise typer.Exit(status)
 
 
@@ -130,7 +133,7 @@ class _Child:
         with _forwarding(self):
             with self._lock:
                 if self.is_lost:
-                    return LOST
+                    return TRY_AGAIN
                 try:
                     self._process = subprocess.Popen(  # noqa: S603 - the user's own command
                         command, env=dict(environment)

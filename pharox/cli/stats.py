@@ -1,4 +1,4 @@
-"""``pharox stats``: print the statistics and the queue of every pool, once or repeatedly."""
+"""``pharox stats``: print the statistics and queues of all pools or of one, once or repeatedly."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..models import PoolStatsSnapshot, QueueStats, check_pause
-from .pools import NO_POOLS
+from ..errors import InvalidInputError
+from ..models import PoolStatsSnapshot, QueueStats
+from .checking import duration_of
+from .pools import NO_POOLS, named
 from .session import ledger
 from .showing import AsJson, print_json, print_table, say, table_lines
 
@@ -19,19 +21,26 @@ if TYPE_CHECKING:
 
 _Pool = tuple[PoolStatsSnapshot, QueueStats]
 
+_SHORTEST_S = 0.1
 _COLUMNS = ("pool", "proxies", "active", "available", "leased", "leases", "waiting", "longest wait")
 
 
 def stats(
     context: typer.Context,
+    pool: Annotated[
+        str | None, typer.Argument(metavar="POOL", help="Only this pool; all if not given.")
+    ] = None,
+    *,
     as_json: AsJson = False,
     watch: Annotated[bool, typer.Option("--watch", help="Repeat until Ctrl-C.")] = False,
     every: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="The interval of --watch.")
+        float,
+        typer.Option(metavar="TIME", parser=duration_of, help="The interval of --watch: 5s, 1m."),
     ] = 1.0,
 ) -> None:
-    """Show every pool in numbers."""
-    check_pause(every, "--every")  # typer's minimum accepts NaN
+    """Show every pool, or one, in numbers."""
+    if every < _SHORTEST_S:
+        raise InvalidInputError(f"--every must be at least {_SHORTEST_S}s")
     with ledger(context) as storage:
         if watch and not as_json and sys.stdout.isatty():
             from rich.live import Live  # noqa: PLC0415 - only where it can redraw
@@ -39,21 +48,24 @@ def stats(
 
             with Live(auto_refresh=False) as screen:
                 while True:
-                    lines = table_lines(_COLUMNS, map(_row, _pools_of(storage)))
+                    lines = table_lines(_COLUMNS, map(_row, _pools_of(storage, pool)))
                     screen.update(Text("\n".join(lines), no_wrap=True), refresh=True)
                     time.sleep(every)
-        _print(_pools_of(storage), as_json)
+        _print(_pools_of(storage, pool), as_json)
         while watch:
             time.sleep(every)
-            _print(_pools_of(storage), as_json)
+            _print(_pools_of(storage, pool), as_json)
 
 
-def _pools_of(storage: PostgresStorage) -> list[_Pool]:
-    """Return the statistics of every pool, and its queue."""
-    queues = {queue.pool_name: queue for queue in storage.queue_stats()}
+def _pools_of(storage: PostgresStorage, pool: str | None) -> list[_Pool]:
+    """Return the statistics of every pool or of one, each with its queue."""
+    if pool is not None:
+        named(storage, pool)
+    queues = {queue.pool_name: queue for queue in storage.queue_stats(pool)}
     return [
         (stats, queues.get(stats.pool_name, QueueStats(pool_name=stats.pool_name)))
         for stats in storage.list_pool_stats()
+        if pool in (None, stats.pool_name)
     ]
 
 

@@ -19,7 +19,7 @@ import typer
 from ..errors import InvalidInputError
 from ..models import HealthCheckOptions, HealthPolicy, ProxyStatus
 from ..settings import check_url
-from .checking import checked_options, length_of
+from .checking import checked_options, duration_of
 from .session import ledger
 from .showing import AsJson
 
@@ -34,8 +34,10 @@ _Pool = Annotated[
     typer.Argument(metavar="POOL", help="Only proxies of this pool; of all pools if not given."),
 ]
 _Every = Annotated[
-    str | None,
-    typer.Option(metavar="SPAN", help="Sweep at this interval until Ctrl-C: 60s, 5m."),
+    float | None,
+    typer.Option(
+        metavar="TIME", parser=duration_of, help="Sweep at this interval until Ctrl-C: 60s, 5m."
+    ),
 ]
 _Concurrency = Annotated[
     int, typer.Option(min=1, max=100_000, metavar="N", help="How many checks at once.")
@@ -54,7 +56,10 @@ _Target = Annotated[
         show_default=False,
     ),
 ]
-_Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="How long one attempt may take.")]
+_Timeout = Annotated[
+    float,
+    typer.Option(metavar="TIME", parser=duration_of, help="How long one attempt may take: 5s."),
+]
 _Attempts = Annotated[
     int, typer.Option(metavar="N", help="How many attempts before a check fails.")
 ]
@@ -77,8 +82,12 @@ _ExpectHeader = Annotated[
 ]
 _Slow = Annotated[int, typer.Option(metavar="MS", help="A proxy that takes longer is SLOW.")]
 _StaleAfter = Annotated[
-    str | None,
-    typer.Option(metavar="SPAN", help="Only proxies not checked for so long (10m), or never."),
+    float | None,
+    typer.Option(
+        metavar="TIME",
+        parser=duration_of,
+        help="Only proxies not checked for so long (10m), or never.",
+    ),
 ]
 _Status = Annotated[
     list[ProxyStatus] | None,
@@ -142,8 +151,8 @@ def sweep(
         expected_text=expect_text,
         expected_headers=_headers(expect_header or ()),
     )
-    interval = None if every is None else length_of(every)
-    age = None if stale_after is None else length_of(stale_after)
+    interval = None if every is None else timedelta(seconds=every)
+    age = None if stale_after is None else timedelta(seconds=stale_after)
     if interval is not None and interval < _SHORTEST:
         raise InvalidInputError("--every must be at least 1s")
     _make_room_for(concurrency)

@@ -74,10 +74,22 @@ def bootstrap_proxy(
     proxy_id: UUID | None = None,
     **extra_fields: Any,
 ) -> Proxy:
-    """Register a proxy in a pool and return it as stored."""
+    """Register a proxy in a pool and return it as stored.
+
+    Without a ``proxy_id`` it returns the pool's proxy with this protocol, host, port and
+    credentials unchanged, if there is one, so that a script can run again.
+
+    Parameters
+    ----------
+    pool:
+        The pool, which must be registered.
+    extra_fields:
+        Other fields of :class:`pharox.Proxy`. Give ``max_concurrency=1`` for exclusive leases:
+        by default a proxy takes any number of leases at once.
+    """
     check_storage(storage, awaited=False)
     proxy = _described(pool, host, port, protocol, status, proxy_id, extra_fields)
-    return run(_proxy(storage, proxy), call)
+    return run(_proxy(storage, proxy, is_named=proxy_id is not None), call)
 
 
 async def bootstrap_proxy_async(
@@ -94,7 +106,7 @@ async def bootstrap_proxy_async(
     """Do as :func:`bootstrap_proxy`."""
     check_storage(storage, awaited=True)
     proxy = _described(pool, host, port, protocol, status, proxy_id, extra_fields)
-    return await run_async(_proxy(storage, proxy), call_async)
+    return await run_async(_proxy(storage, proxy, is_named=proxy_id is not None), call_async)
 
 
 def _consumer(storage: Any, name: str, consumer_id: UUID | None) -> Calls[Consumer]:
@@ -139,7 +151,23 @@ def _described(
     )
 
 
-def _proxy(storage: Any, proxy: Proxy) -> Calls[Proxy]:
-    yield partial(storage.save_proxy, proxy)
-    answer: Proxy = yield partial(storage.get_proxy, str(proxy.id))
+def _proxy(storage: Any, proxy: Proxy, *, is_named: bool) -> Calls[Proxy]:
+    known = None if is_named else (yield from _known_proxy(storage, proxy))
+    if known is None:
+        yield partial(storage.save_proxy, proxy)
+    answer: Proxy = yield partial(storage.get_proxy, str(known or proxy.id))
     return answer
+
+
+def _known_proxy(storage: Any, proxy: Proxy) -> Calls[UUID | None]:
+    """Return the id of the pool's proxy with the same address and credentials, or None."""
+    if hasattr(storage, "match_listed"):  # The storages of pharox look it up by an index.
+        (match,) = yield partial(storage.match_listed, proxy.pool_id, [proxy])
+        known: UUID | None = match.known
+        return known
+    pool: Sequence[Proxy] = yield partial(storage.list_proxies, str(proxy.pool_id))
+    return next((each.id for each in pool if _identity(each) == _identity(proxy)), None)
+
+
+def _identity(proxy: Proxy) -> tuple[Any, ...]:
+    return proxy.protocol, str(proxy.host), proxy.port, proxy.credentials

@@ -41,7 +41,7 @@ from .leasing import (
     if_given,
     releasing_after,
 )
-from .options import LeaseOptions, OnLost, PoolOptions, check_on_lost
+from .options import LeaseOptions, OnLost, PoolOptions, check_on_lost, known_options
 from .pool_handle import AsyncPoolHandle
 from .retrying import checked_config, in_both_orders
 
@@ -89,7 +89,13 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         A task that is cancelled meanwhile has no lease.
         """
         arguments = AcquireArguments(
-            pool_name, consumer_name, duration_seconds, filters, selector, lease_id, **options
+            pool_name,
+            consumer_name,
+            duration_seconds,
+            filters,
+            selector,
+            lease_id,
+            **known_options("acquire_proxy", options),
         )
         return (await run_async(self._acquiring(arguments), call_async)).lease
 
@@ -122,7 +128,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
             at_least,
             distinct,
             lease_ids,
-            **options,
+            **known_options("acquire_proxies", options),
         )
         return (await run_async(self._acquiring_set(arguments), call_async)).leases
 
@@ -154,7 +160,13 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
             retry_config, max_attempts, backoff_seconds, backoff_multiplier, max_backoff_seconds
         )
         arguments = AcquireArguments(
-            pool_name, consumer_name, duration_seconds, filters, selector, lease_id, **options
+            pool_name,
+            consumer_name,
+            duration_seconds,
+            filters,
+            selector,
+            lease_id,
+            **known_options("acquire_proxy_with_retry", options),
         )
         program = self._acquiring_again(arguments, config, sleep_fn or asyncio.sleep)
         return await run_async(program, call_async)
@@ -187,7 +199,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         """
         await run_async(self._releasing_all(leases), call_async)
 
-    async def revoke_lease(self, lease_id: UUID, reason: str) -> Lease:
+    async def revoke_lease(self, lease_id: UUID | str, reason: str) -> Lease:
         """End a lease of somebody else, whose proxy can then be leased.
 
         As :meth:`ProxyManager.revoke_lease`.
@@ -195,7 +207,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         (revoked,) = await run_async(self._revoking([lease_id], reason), call_async)
         return revoked
 
-    async def revoke_leases(self, lease_ids: Iterable[UUID], reason: str) -> list[Lease]:
+    async def revoke_leases(self, lease_ids: Iterable[UUID | str], reason: str) -> list[Lease]:
         """End leases of others, each as :meth:`revoke_lease` does: up to 500 in one commit."""
         return await run_async(self._revoking(lease_ids, reason), call_async)
 
@@ -245,7 +257,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
             filters,
             selector,
             **if_given(lease_id=lease_id),
-            **options,
+            **known_options("with_lease", options),
         )
         async with self._held(lease, self.release_proxy, on_lost):
             yield lease
@@ -282,7 +294,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
             at_least=at_least,
             distinct=distinct,
             lease_ids=lease_ids,
-            **options,
+            **known_options("with_leases", options),
         )
         # A copy: the block may change the list that it got.
         async with self._held([*leases], self.release_proxies, on_lost):
@@ -323,7 +335,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
             backoff_multiplier=backoff_multiplier,
             max_backoff_seconds=max_backoff_seconds,
             **if_given(lease_id=lease_id),
-            **options,
+            **known_options("with_retrying_lease", options),
         )
         async with self._held(lease, self.release_proxy, on_lost):
             yield lease
@@ -359,7 +371,13 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
 
         options = self._client_options(options, retry_config)
         request = AcquireArguments(
-            pool_name, consumer_name, duration_seconds, filters, selector, None, **options
+            pool_name,
+            consumer_name,
+            duration_seconds,
+            filters,
+            selector,
+            None,
+            **known_options("client", options),
         )
         return OpeningClient(
             opening_client(

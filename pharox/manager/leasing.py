@@ -68,6 +68,7 @@ from ..storage.requests import (
     RenewRequest,
     RevokeRequest,
     SetAcquisition,
+    check_lease,
     given_up,
     new_leases,
 )
@@ -257,7 +258,10 @@ class Leasing(ABC, Generic[S]):
             with suppress(DatabaseError):  # The miss is known; only its hint is not.
                 seconds = yield partial(self._storage.seconds_to_next_expiry, pool_name)
         free = missed.free if isinstance(missed, SetAcquisition) else 0
-        return ProxyUnavailableError.of_pool(pool_name, reason, seconds, free=free)
+        waited = None if missed.waited_ms is None else missed.waited_ms / 1000
+        return ProxyUnavailableError.of_pool(
+            pool_name, reason, seconds, free=free, waited_seconds=waited
+        )
 
     def _begin(self, *, keep_alive: bool) -> float:
         """Return the monotonic time from which a lease counts that is requested now."""
@@ -406,9 +410,10 @@ class Leasing(ABC, Generic[S]):
         raise_together([each for each in outcomes if isinstance(each, Exception)])
         return [each for each in outcomes if isinstance(each, Lease)]
 
-    def _revoking(self, lease_ids: Iterable[UUID], reason: str) -> Calls[list[Lease]]:
+    def _revoking(self, lease_ids: Iterable[UUID | str], reason: str) -> Calls[list[Lease]]:
         """Revoke leases, notify their holders in this process and the callbacks."""
-        request = RevokeRequest(tuple(lease_ids), reason, bool(self._revoke_callbacks))
+        ids: Any = tuple(lease_ids)  # of which the request makes UUIDs
+        request = RevokeRequest(ids, reason, bool(self._revoke_callbacks))
         outcomes: Sequence[EndedLease | PharoxError]
         outcomes, errors = yield from _to_the_end(
             "revoke_leases", partial(self._storage.revoke_leases, request)
@@ -445,6 +450,7 @@ class Leasing(ABC, Generic[S]):
 
     def _returning(self, lease: Lease, reason: str | None = None) -> Calls[list[BaseException]]:
         """Give a lease back, notify the callbacks, and return what they raised."""
+        check_lease(lease)
         let_go(self._storage, [lease.id])
         started_at = utc_now()
         returned, errors = yield from _to_the_end(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, TypedDict, cast, get_args
 
 from ..errors import InvalidInputError
 from ..models import ProxyFilters, SelectorStrategy
@@ -31,6 +32,23 @@ class LeaseOptions(TypedDict, total=False):
     wait_seconds: float | None
 
 
+def known_options(method: str, options: Mapping[str, Any]) -> LeaseOptions:
+    """Return the options of a method that leases, as Python checks parameters.
+
+    Raises
+    ------
+    TypeError
+        If there is no option of a name: it names the method, as its caller wrote it.
+    """
+    for name in options:
+        if name not in LeaseOptions.__annotations__:
+            known = ", ".join(LeaseOptions.__annotations__)
+            raise TypeError(
+                f"{method}() got an unexpected keyword argument {name!r}; its options are {known}"
+            )
+    return cast("LeaseOptions", options)
+
+
 class PoolOptions(LeaseOptions, total=False):
     """Options of a pool's handle, for all of its leases or for one call.
 
@@ -38,6 +56,9 @@ class PoolOptions(LeaseOptions, total=False):
     ``duration_seconds``, 60 by default. The proxy must match the ``filters``, and ``selector``
     says which of several is taken; FIRST_AVAILABLE if None. ``keep_alive`` is True by default,
     and ``wait_seconds`` 30; None does not wait.
+
+    ``on_lost``, which says what a block does if its lease is lost, is a parameter of the methods
+    themselves.
     """
 
     consumer: str | None

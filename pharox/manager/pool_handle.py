@@ -285,7 +285,8 @@ class AsyncPoolHandle(Handle["AsyncProxyManager"]):
 def _checked(options: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return options if their names are known, and if the values are that no request checks."""
     if unknown := [name for name in options if name not in _DEFAULTS]:
-        raise TypeError(f"there is no option {unknown[0]!r}; there are {', '.join(_DEFAULTS)}")
+        known = ", ".join([*_DEFAULTS, "on_lost"])
+        raise TypeError(f"a pool's handle has no option {unknown[0]!r}; its options are {known}")
     if not isinstance(options.get("keep_alive", True), bool):
         raise InvalidInputError("keep_alive must be True or False", value=options["keep_alive"])
     if options.get("wait_seconds") is not None:

@@ -40,7 +40,7 @@ from .leasing import (
     lost_of,
     releasing_after,
 )
-from .options import LeaseOptions, OnLost, PoolOptions, check_on_lost
+from .options import LeaseOptions, OnLost, PoolOptions, check_on_lost, known_options
 from .pool_handle import PoolHandle
 from .retrying import checked_config, in_both_orders
 
@@ -123,7 +123,13 @@ class ProxyManager(Leasing[IStorage]):
             If the connection to the database broke before the answer.
         """
         arguments = AcquireArguments(
-            pool_name, consumer_name, duration_seconds, filters, selector, lease_id, **options
+            pool_name,
+            consumer_name,
+            duration_seconds,
+            filters,
+            selector,
+            lease_id,
+            **known_options("acquire_proxy", options),
         )
         return run(self._acquiring(arguments), call).lease
 
@@ -188,7 +194,7 @@ class ProxyManager(Leasing[IStorage]):
             at_least,
             distinct,
             lease_ids,
-            **options,
+            **known_options("acquire_proxies", options),
         )
         return run(self._acquiring_set(arguments), call).leases
 
@@ -244,7 +250,13 @@ class ProxyManager(Leasing[IStorage]):
             retry_config, max_attempts, backoff_seconds, backoff_multiplier, max_backoff_seconds
         )
         arguments = AcquireArguments(
-            pool_name, consumer_name, duration_seconds, filters, selector, lease_id, **options
+            pool_name,
+            consumer_name,
+            duration_seconds,
+            filters,
+            selector,
+            lease_id,
+            **known_options("acquire_proxy_with_retry", options),
         )
         sleep = self._checked(sleep_fn or time.sleep)
         return run(self._acquiring_again(arguments, config, sleep), call)
@@ -330,7 +342,7 @@ class ProxyManager(Leasing[IStorage]):
         """
         run(self._releasing_all(leases), call)
 
-    def revoke_lease(self, lease_id: UUID, reason: str) -> Lease:
+    def revoke_lease(self, lease_id: UUID | str, reason: str) -> Lease:
         """End a lease of somebody else, whose proxy can then be leased.
 
         Its holder is not asked. A kept lease is lost to its holder with its next renewal, at
@@ -340,7 +352,7 @@ class ProxyManager(Leasing[IStorage]):
         Parameters
         ----------
         lease_id:
-            The id of a lease.
+            The id of a lease, a UUID or its text.
         reason:
             Why, for the log and for the holder.
 
@@ -363,7 +375,7 @@ class ProxyManager(Leasing[IStorage]):
         (revoked,) = run(self._revoking([lease_id], reason), call)
         return revoked
 
-    def revoke_leases(self, lease_ids: Iterable[UUID], reason: str) -> list[Lease]:
+    def revoke_leases(self, lease_ids: Iterable[UUID | str], reason: str) -> list[Lease]:
         """End leases of others, each as :meth:`revoke_lease` does: up to 500 in one commit.
 
         All of them are tried. Errors are raised afterwards, several as an
@@ -432,7 +444,7 @@ class ProxyManager(Leasing[IStorage]):
             filters,
             selector,
             **if_given(lease_id=lease_id),
-            **options,
+            **known_options("with_lease", options),
         )
         with self._held(lease, self.release_proxy, on_lost):
             yield lease
@@ -469,7 +481,7 @@ class ProxyManager(Leasing[IStorage]):
             at_least=at_least,
             distinct=distinct,
             lease_ids=lease_ids,
-            **options,
+            **known_options("with_leases", options),
         )
         # A copy: the block may change the list that it got.
         with self._held([*leases], self.release_proxies, on_lost):
@@ -510,7 +522,7 @@ class ProxyManager(Leasing[IStorage]):
             backoff_multiplier=backoff_multiplier,
             max_backoff_seconds=max_backoff_seconds,
             **if_given(lease_id=lease_id),
-            **options,
+            **known_options("with_retrying_lease", options),
         )
         with self._held(lease, self.release_proxy, on_lost):
             yield lease
@@ -561,7 +573,13 @@ class ProxyManager(Leasing[IStorage]):
 
         options = self._client_options(options, retry_config)
         request = AcquireArguments(
-            pool_name, consumer_name, duration_seconds, filters, selector, None, **options
+            pool_name,
+            consumer_name,
+            duration_seconds,
+            filters,
+            selector,
+            None,
+            **known_options("client", options),
         )
         program = opening_client(
             self, LeasedClient, request, retry_config, client_options, time.sleep

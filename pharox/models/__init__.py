@@ -13,7 +13,15 @@ from .health import (
     HealthPolicy,
     ProxyHealthRecord,
 )
-from .lease import Consumer, Lease, LeaseStatus, MissReason, RetryConfig, SelectorStrategy
+from .lease import (
+    Consumer,
+    HeldLease,
+    Lease,
+    LeaseStatus,
+    MissReason,
+    RetryConfig,
+    SelectorStrategy,
+)
 from .payloads import (
     AcquireEventPayload,
     CallbackFailurePayload,
@@ -73,6 +81,7 @@ __all__ = [
     "HealthCheckResult",
     "HealthEventPayload",
     "HealthPolicy",
+    "HeldLease",
     "Latitude",
     "Lease",
     "LeaseStatus",

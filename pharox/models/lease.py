@@ -49,6 +49,11 @@ class MissReason(StrEnum):
     TOO_FEW = "too_few"
     RESTING = "resting"
 
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same request may be granted later, with the pool's proxies as they are."""
+        return self not in (self.UNKNOWN_POOL, self.EMPTY_POOL, self.NO_MATCH)
+
 
 class Countdown:
     """Until when a holder can count on its lease, by this process's monotonic clock.
@@ -165,7 +170,18 @@ class Lease(BaseModel):
         return max(0, int((self.released_at - self.acquired_at).total_seconds() * 1000))
 
 
-class Consumer(BaseModel):
+class HeldLease(Lease):
+    """An active lease in a list, with its proxy's address and the time that it has left.
+
+    ``address`` is the proxy's URL without credentials. ``remaining_seconds`` is until it runs out,
+    by the storage's clock. It is negative if the lease has run out and was not taken back yet.
+    """
+
+    address: str
+    remaining_seconds: float
+
+
+class Consumer(BaseModel, extra="forbid"):
     """A worker, job or tenant that leases proxies."""
 
     id: UUID = Field(default_factory=uuid4)

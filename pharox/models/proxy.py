@@ -66,7 +66,7 @@ PROTOCOL_ALIASES = {"socks5h": ProxyProtocol.SOCKS5, "socks4a": ProxyProtocol.SO
 """Schemes that also say who resolves names. Here the proxy always does."""
 
 
-class ProxyCredentials(Confidential):
+class ProxyCredentials(Confidential, extra="forbid"):
     """The credentials that a proxy requires. Neither part is shown in a repr.
 
     The password may be empty: an API key is often sent as the user alone, and SOCKS4 has no
@@ -127,11 +127,11 @@ def _is_text_or_address(host: Any) -> Any:
     return host
 
 
-class Proxy(Confidential):
+class Proxy(Confidential, extra="forbid"):
     """A network proxy, its description and its current state.
 
-    The ledger sets ``current_leases``. A value from the caller is ignored when the
-    proxy is saved.
+    The ledger sets ``current_leases`` and ``draining``. Values from the caller are ignored
+    when the proxy is saved.
     """
 
     id: UUID = Field(default_factory=uuid4)
@@ -155,6 +155,9 @@ class Proxy(Confidential):
         default=None, description="How many leases at once; None for any number."
     )
     current_leases: int = Field(default=0, ge=0, description="Active leases, kept by the storage.")
+    draining: bool = Field(
+        default=False, description="Whether it is BANNED and leaves its pool with its last lease."
+    )
 
     @field_validator("credentials")
     @classmethod
@@ -238,7 +241,7 @@ RestSeconds = Annotated[float, Field(ge=0, le=MAX_DURATION_S, allow_inf_nan=Fals
 HeldSeconds = Annotated[float, Field(gt=0, le=MAX_DURATION_S, allow_inf_nan=False)]
 
 
-class ProxyPool(BaseModel):
+class ProxyPool(BaseModel, extra="forbid"):
     """A named set of proxies.
 
     With ``lease_slow`` its SLOW proxies may be leased too, after all ACTIVE ones. After a lease

@@ -85,8 +85,12 @@ def check_whole(value: int, name: str) -> int:
 def check_pause(seconds: float, name: str) -> float:
     """Return ``seconds`` if it is a valid pause, else raise :class:`InvalidInputError`."""
     is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if not is_number or not 0 <= seconds <= MAX_DURATION_S:  # also rejects NaN
+    if not is_number or seconds != seconds:  # noqa: PLR0124 - NaN
         raise InvalidInputError(f"{name} must be a number of seconds", value=seconds)
+    if seconds < 0:
+        raise InvalidInputError(f"{name} must not be negative", value=seconds)
+    if seconds > MAX_DURATION_S:
+        raise InvalidInputError(f"{name} must be at most a hundred years", value=seconds)
     return seconds
 
 

@@ -21,6 +21,7 @@ from ..models import (
     Consumer,
     HealthCheckResult,
     HealthPolicy,
+    HeldLease,
     Lease,
     PoolStatsSnapshot,
     Proxy,
@@ -33,7 +34,7 @@ from ..models import (
     utc_now,
 )
 from .async_interface import IAsyncStorage
-from .list_import import HALF, ImportReport, ListedIds, MaxRemoved, RemovalReport
+from .list_import import HALF, ImportReport, ListedIds, Match, MaxRemoved, RemovalReport
 from .memory import InMemoryStorage, in_turn
 from .requests import (
     AcquireRequest,
@@ -165,6 +166,18 @@ class AsyncInMemoryStorage(IAsyncStorage):
     async def list_leases(self, consumer_id: str | None = None) -> Sequence[Lease]:
         return self.memory.list_leases(consumer_id)
 
+    async def list_held_leases(
+        self,
+        pool_name: str | None = None,
+        *,
+        consumer_name: str | None = None,
+        after: Lease | None = None,
+        limit: int = 1000,
+    ) -> list[HeldLease]:
+        return self.memory.list_held_leases(
+            pool_name, consumer_name=consumer_name, after=after, limit=limit
+        )
+
     async def prune_leases(self, ended_before: datetime) -> int:
         """Delete leases that ended before a given time. The log keeps their events."""
         return self.memory.prune_leases(ended_before)
@@ -214,6 +227,10 @@ class AsyncInMemoryStorage(IAsyncStorage):
     ) -> ImportReport:
         """Import a list of any length, batch by batch."""
         return self.memory.import_list(pool_id, batches, update=update, make=make)
+
+    async def match_listed(self, pool_id: UUID, proxies: Sequence[Proxy]) -> list[Match]:
+        """Return a match for each proxy of a list."""
+        return self.memory.match_listed(pool_id, proxies)
 
     async def remove_unlisted(
         self,

@@ -23,6 +23,7 @@ from ..errors import InvalidInputError, PharoxError
 from ..models import (
     HealthCheckResult,
     HealthPolicy,
+    HeldLease,
     Lease,
     PoolStatsSnapshot,
     Proxy,
@@ -49,7 +50,7 @@ from .requests import (
     given_up,
     new_leases,
 )
-from .validation import check_age, check_statuses, pool_named
+from .validation import check_age, check_statuses, held_page, pool_named
 
 T = TypeVar("T")
 
@@ -144,6 +145,18 @@ class IAsyncStorage(ABC):
     @abstractmethod
     async def list_leases(self, consumer_id: str | None = None) -> Sequence[Lease]:
         """Return the leases of one consumer (its id as text) or of all, oldest first."""
+
+    async def list_held_leases(
+        self,
+        pool_name: str | None = None,
+        *,
+        consumer_name: str | None = None,
+        after: Lease | None = None,
+        limit: int = 1000,
+    ) -> list[HeldLease]:
+        """Return a page of the active leases, as in ``IStorage``."""
+        page = held_page(pool_name, consumer_name, after, limit)
+        return await run_async(defaults.list_held_leases(self, page), call_async)
 
     @abstractmethod
     async def save_health_record(self, record: ProxyHealthRecord) -> None:

@@ -20,6 +20,7 @@ from ..errors import InvalidInputError, ProxyNotFoundError, raise_together
 from ..models import (
     HealthCheckResult,
     HealthPolicy,
+    HeldLease,
     Lease,
     LeasedProxy,
     LeaseStatus,
@@ -30,6 +31,8 @@ from ..models import (
     ProxyStatus,
     utc_now,
 )
+from ..models.ids import NIL
+from ..models.text import url_of
 from .requests import (
     AcquireRequest,
     AcquireSetRequest,
@@ -45,9 +48,10 @@ from .requests import (
     assign_expired_by_pool,
     batch_order,
     copy_ending,
+    held_lease,
     log_late_release,
 )
-from .validation import check_commands, check_reason, check_status
+from .validation import HeldPage, check_commands, check_reason, check_status
 
 CANNOT_RENEW = "{} cannot renew leases: it does not override renew_leases"
 CANNOT_DRAIN = "{} cannot drain proxies: it does not override drain_proxy"
@@ -76,6 +80,25 @@ def acquire_lease(storage: Any, request: AcquireRequest) -> Calls[Acquisition]:
     except BaseException:  # The caller will never see this lease.
         yield partial(storage.release_lease, lease)
         raise
+
+
+def list_held_leases(storage: Any, page: HeldPage) -> Calls[list[HeldLease]]:
+    """Return a page of the active leases, found among all leases."""
+    pools = {pool.id: pool.name for pool in (yield storage.list_pools)}
+    held = {
+        (lease.pool_id or NIL, lease.proxy_id, lease.id): lease
+        for lease in (yield storage.list_leases)
+        if lease.status is LeaseStatus.ACTIVE
+        and page.consumer_name in (None, lease.consumer_name)
+        and page.pool_name in (None, pools.get(lease.pool_id))
+    }
+    found: list[HeldLease] = []
+    for place in sorted(place for place in held if place > page.after)[: page.limit]:
+        proxy = yield partial(storage.get_proxy, str(held[place].proxy_id))
+        address = url_of(proxy.protocol, proxy.host, proxy.port)
+        stats = yield partial(storage.get_pool_stats, pools[proxy.pool_id])
+        found.append(held_lease(held[place], address, stats.collected_at))
+    return found
 
 
 def return_lease(

@@ -20,6 +20,7 @@ from ..errors import InvalidInputError, PharoxError
 from ..models import (
     HealthCheckResult,
     HealthPolicy,
+    HeldLease,
     Lease,
     PoolStatsSnapshot,
     Proxy,
@@ -44,7 +45,7 @@ from .requests import (
     RevokeRequest,
     SetAcquisition,
 )
-from .validation import check_age, check_statuses, pool_named
+from .validation import check_age, check_statuses, held_page, pool_named
 
 
 class IStorage(ABC):
@@ -194,6 +195,31 @@ class IStorage(ABC):
     @abstractmethod
     def list_leases(self, consumer_id: str | None = None) -> Sequence[Lease]:
         """Return the leases of one consumer (its id as text) or of all, oldest first."""
+
+    def list_held_leases(
+        self,
+        pool_name: str | None = None,
+        *,
+        consumer_name: str | None = None,
+        after: Lease | None = None,
+        limit: int = 1000,
+    ) -> list[HeldLease]:
+        """Return a page of the active leases, ordered by the ids of pool, proxy and lease.
+
+        It reads active leases only, so its cost does not grow with the history. This default
+        reads all leases.
+
+        Parameters
+        ----------
+        pool_name, consumer_name:
+            Only leases in this pool, and of this consumer.
+        after:
+            The last lease of the page before, which may have ended since; None for the first page.
+        limit:
+            How many leases to return at most. A shorter page is the last one.
+        """
+        page = held_page(pool_name, consumer_name, after, limit)
+        return run(defaults.list_held_leases(self, page), call)
 
     @abstractmethod
     def save_health_record(self, record: ProxyHealthRecord) -> None:

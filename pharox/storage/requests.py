@@ -21,6 +21,7 @@ from ..errors import (
 from ..events import EventBase, HealthChecked
 from ..models import (
     HealthCheckResult,
+    HeldLease,
     Lease,
     LeaseStatus,
     MissReason,
@@ -71,7 +72,7 @@ class AcquireRequest:
 
     def __post_init__(self) -> None:
         if self.lease_id is not None and not isinstance(self.lease_id, UUID):
-            raise InvalidInputError("a lease_id must be a UUID", value=self.lease_id)
+            object.__setattr__(self, "lease_id", _lease_id(self.lease_id))
         _check_asked(self)
 
 
@@ -129,8 +130,7 @@ class ReleaseRequest:
     with_stats: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.lease, Lease):
-            raise InvalidInputError(f"a lease is needed, not a {type(self.lease).__name__}")
+        check_lease(self.lease)
         if self.reason is not None:
             check_text(self.reason)
 
@@ -152,8 +152,7 @@ class RenewRequest:
     duration_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.lease, Lease):
-            raise InvalidInputError(f"a lease is needed, not a {type(self.lease).__name__}")
+        check_lease(self.lease)
         if self.duration_seconds is not None:
             check_duration(self.duration_seconds)
 
@@ -161,7 +160,7 @@ class RenewRequest:
         """Return the caller's lease, updated from the recorded one, or the reason it failed."""
         lease = self.lease
         if recorded is None:
-            return _no_lease(lease.id)
+            return no_lease(lease.id)
         if lease.fencing_token not in (None, recorded.fencing_token):
             return ConflictError(
                 f"Lease {lease.id} has the fencing token {recorded.fencing_token}, "
@@ -180,7 +179,7 @@ class RevokeRequest:
     Raises
     ------
     InvalidInputError
-        If an id is not a UUID, or the reason is empty or cannot be stored.
+        If an id is neither a UUID nor its text, or the reason is empty or cannot be stored.
     """
 
     lease_ids: tuple[UUID, ...]
@@ -188,9 +187,7 @@ class RevokeRequest:
     with_stats: bool = False
 
     def __post_init__(self) -> None:
-        ids = tuple(self.lease_ids)
-        if not all(isinstance(each, UUID) for each in ids):
-            raise InvalidInputError("lease ids must be UUIDs", value=ids)
+        ids = tuple(_lease_id(each) for each in self.lease_ids)
         object.__setattr__(self, "lease_ids", ids)
         if not check_text(self.reason).strip():
             raise InvalidInputError("a lease is revoked for a reason", value=self.reason)
@@ -219,8 +216,27 @@ class RevokeRequest:
     ) -> LeaseEndedError:
         lease = ended[lease_id].lease if lease_id in ended else recorded.get(lease_id)
         if lease is None:
-            return _no_lease(lease_id)
+            return no_lease(lease_id)
         return LeaseEndedError(ending_of(lease), lease_id=lease_id)
+
+
+def check_lease(lease: Lease) -> None:
+    """Raise InvalidInputError unless it is a lease."""
+    if not isinstance(lease, Lease):
+        raise InvalidInputError(
+            f"a lease is needed, as it was acquired or read, not a {type(lease).__name__}",
+            value=lease,
+        )
+
+
+def _lease_id(text: UUID | str) -> UUID:
+    """Return the id of a lease, which may be given as text."""
+    try:
+        return text if isinstance(text, UUID) else UUID(text)
+    except (ValueError, AttributeError, TypeError):
+        raise InvalidInputError(
+            f"the id of a lease must be a UUID, not {text!r}", value=text
+        ) from None
 
 
 Command = AcquireRequest | AcquireSetRequest | ReleaseRequest
@@ -240,12 +256,9 @@ def _check_asked(request: AcquireRequest | AcquireSetRequest) -> None:
 
 
 def _checked_ids(lease_ids: Iterable[UUID], count: int) -> tuple[UUID, ...]:
-    try:
-        ids = tuple(lease_ids)
-    except TypeError:
-        raise InvalidInputError("lease_ids must be a sequence of UUIDs", value=lease_ids) from None
-    if not all(isinstance(each, UUID) for each in ids):
-        raise InvalidInputError("lease_ids must be UUIDs", value=ids)
+    if isinstance(lease_ids, str) or not isinstance(lease_ids, Iterable):
+        raise InvalidInputError("lease_ids must be a sequence of UUIDs", value=lease_ids)
+    ids = tuple(_lease_id(each) for each in lease_ids)
     if len(ids) != count or len(set(ids)) != count:
         raise InvalidInputError(f"lease_ids must be {count} different UUIDs, one per lease")
     return ids
@@ -258,6 +271,12 @@ class EndedLease:
     lease: Lease
     stats: PoolStatsSnapshot | None = None
     reason: str | None = None
+
+
+def held_lease(lease: Lease, address: str, now: datetime) -> HeldLease:
+    """Return an active lease with its proxy's address and the time left."""
+    left = (lease.expires_at - now).total_seconds()
+    return HeldLease(**lease.model_dump(), address=address, remaining_seconds=left)
 
 
 @dataclass(frozen=True, slots=True)
@@ -438,7 +457,8 @@ def _how_it_ended(lease: Lease) -> str:
     return f"was released at {ended_at}"
 
 
-def _no_lease(lease_id: UUID) -> LeaseEndedError:
+def no_lease(lease_id: UUID) -> LeaseEndedError:
+    """Return the error for an id that no lease has."""
     return LeaseEndedError(
         f"There is no lease {lease_id}; it may have ended and been pruned.", lease_id=lease_id
     )

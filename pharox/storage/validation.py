@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
@@ -17,8 +17,11 @@ from ..models import (
     Proxy,
     ProxyPool,
     ProxyStatus,
+    check_name,
     check_text,
+    check_whole,
 )
+from ..models.ids import NIL
 from .requests import (
     AcquireRequest,
     AcquireSetRequest,
@@ -172,6 +175,29 @@ def granted_and_ended(
         lease_id=lease_id,
         expired=tuple(expired),
     )
+
+
+class HeldPage(NamedTuple):
+    """Which active leases a page has, checked: those after a place, in the order of the ids."""
+
+    pool_name: str | None
+    consumer_name: str | None
+    after: tuple[UUID, UUID, UUID]
+    limit: int
+
+
+def held_page(
+    pool_name: str | None, consumer_name: str | None, after: Lease | None, limit: int
+) -> HeldPage:
+    """Return the arguments of ``list_held_leases``, checked."""
+    if pool_name is not None:
+        check_name(pool_name, "pool")
+    if consumer_name is not None:
+        check_name(consumer_name, "consumer")
+    if not 1 <= check_whole(limit, "limit") < 2**31:
+        raise InvalidInputError(f"limit must be from 1 to {2**31 - 1}", value=limit)
+    place = (NIL, NIL, NIL) if after is None else (after.pool_id or NIL, after.proxy_id, after.id)
+    return HeldPage(pool_name, consumer_name, place, limit)
 
 
 def id_from_text(text: str | UUID) -> UUID | None:

@@ -24,6 +24,7 @@ from ..errors import (
 )
 from ..models import (
     HealthCheckResult,
+    HeldLease,
     Lease,
     LeaseStatus,
     MissReason,
@@ -74,7 +75,8 @@ def make_proxy(storage: IStorage, pool: ProxyPool, **fields: Any) -> Proxy:
 
 def lease_from(storage: IStorage, pool: ProxyPool, **request: Any) -> Lease:
     """Lease any proxy of a pool, which must have one free."""
-    lease = storage.acquire_lease(AcquireRequest(pool.name, "worker", **request)).lease
+    asked = {"pool_name": pool.name, "consumer_name": "worker", **request}
+    lease = storage.acquire_lease(AcquireRequest(**asked)).lease
     assert lease is not None
     return lease
 
@@ -662,6 +664,37 @@ class StorageContract:
         seconds = storage.seconds_to_next_expiry(pool.name)
         assert seconds is not None
         assert 1 < seconds <= 1000
+
+    def test_held_leases_are_listed(self, storage: IStorage, pass_time: PassTime) -> None:
+        """Active leases only, page by page by proxy and lease, with the time that each has left."""
+        pools = [make_pool(storage, name) for name in ("a", "b")]
+        for pool in pools:
+            for number in (1, 2):
+                make_proxy(storage, pool, host=f"192.0.2.{number}", max_concurrency=2)
+        leases = [
+            lease_from(storage, pool, consumer_name=f"c{n % 2}", duration_seconds=60)
+            for pool in pools
+            for n in range(4)
+        ]
+        storage.release_lease(leases.pop())
+        pass_time(0.01)
+        order = sorted(leases, key=lambda lease: (lease.pool_id, lease.proxy_id, lease.id))
+        found: list[HeldLease] = []
+        while page := storage.list_held_leases(after=found[-1] if found else None, limit=3):
+            found += page
+        assert [held.id for held in found] == [lease.id for lease in order]
+        for held, lease in zip(found, order, strict=True):
+            proxy = storage.get_proxy(str(lease.proxy_id))
+            assert held.address == f"http://{proxy.host}:{proxy.port}"
+            assert 0 < held.remaining_seconds < 60
+            assert (held.consumer_name, held.expires_at) == (lease.consumer_name, lease.expires_at)
+        in_a = storage.list_held_leases("a", consumer_name="c1")
+        assert [held.id for held in in_a] == [
+            lease.id for lease in order if (lease.pool_name, lease.consumer_name) == ("a", "c1")
+        ]
+        assert storage.list_held_leases("nowhere") == []
+        with pytest.raises(InvalidInputError):
+            storage.list_held_leases(limit=0)
 
     def test_a_lease_is_revoked(self, storage: IStorage) -> None:
         """It ends once, for a reason, and its proxy is free; or the storage says that it cannot."""

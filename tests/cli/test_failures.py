@@ -39,6 +39,7 @@ class TestUsage:
             ["release", "x"],
             ["log", "--limit", "0"],
             ["stats", "--every", "0"],
+            ["stats", "--every", "x"],
             ["db"],
             ["--url", "mysql://ann:s3cret@h/d", "stats"],
             ["--url", "nonsense-s3cret", "stats"],

@@ -1,8 +1,9 @@
-"""``pharox acquire`` and ``pharox release``, as a shell script uses them."""
+"""``pharox acquire``, ``release`` and ``leases``, as a shell script uses them."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from uuid import uuid4
@@ -10,6 +11,7 @@ from uuid import uuid4
 import pytest
 
 from pharox import LeaseStatus, Proxy, new_lease_id
+from pharox.cli import leases as listing
 from pharox.cli import leasing
 from pharox.models import ProxyCredentials, ProxyStatus
 from pharox.storage.postgres import PostgresStorage
@@ -22,13 +24,13 @@ SECRET = "s3 cret"
 
 class TestRenew:
     def test_a_lease_is_extended(self, pharox: Pharox, storage: PostgresStorage) -> None:
-        """By its own duration, or by as many seconds as are given; --json has all of it."""
+        """By its own duration, or by the given one; --json has all of it."""
         fill(storage, name="p")
         lease_id = pharox("acquire", "p", "--duration", "60").out.split()[0]
         outcome = pharox("renew", lease_id)
         assert outcome.status == 0
         assert outcome.out.startswith(f"{lease_id} renewed until ")
-        (found,) = pharox("renew", lease_id, "--duration", "600", "--json").objects
+        (found,) = pharox("renew", lease_id, "--duration", "10m", "--json").objects
         lease = storage.get_lease(lease_id)
         assert lease is not None
         assert lease.renewed_at is not None
@@ -47,7 +49,7 @@ class TestRenew:
         outcome = pharox("renew", lease_id)
         assert outcome.status == 1
         assert "was released at" in outcome.err
-        assert "no lease has the id" in pharox("renew", str(uuid4())).err
+        assert "There is no lease" in pharox("renew", str(uuid4())).err
         assert pharox("renew", lease_id, "--duration", "-1").status != 0
 
 
@@ -82,6 +84,47 @@ class TestRevoke:
         assert again.status == 1
         assert "was revoked at" in again.err
         assert "There is no lease" in pharox("revoke", str(uuid4()), "--reason", "why").err
+
+
+class TestLeases:
+    def test_who_holds_what_is_listed(
+        self, pharox: Pharox, storage: PostgresStorage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """By pool and proxy, over any number of pages, with the ids that `revoke` takes."""
+        monkeypatch.setattr(listing, "PAGE", 2)
+        assert pharox("leases").out.split() == [*listing._COLUMNS]
+        held = {}
+        for name in ("q", "p"):
+            _, proxies = fill(storage, 3, name=name)
+            held[name] = [
+                storage.create_lease(proxy, f"c{n}", 600) for n, proxy in enumerate(proxies)
+            ]
+        renewed, released = held["p"][0], held["q"].pop()
+        storage.return_lease(released)
+        pharox("renew", renewed.id)
+        expected = [
+            lease
+            for name in ("p", "q")
+            for lease in sorted(held[name], key=lambda lease: lease.proxy_id)
+        ]
+        _, *rows = pharox("leases").out.splitlines()
+        assert [row.split()[0] for row in rows] == [str(lease.id) for lease in expected]
+        row = next(row for row in rows if str(renewed.id) in row)
+        assert re.search(
+            r"  p +http://10\.0\.0\.0:8000  c0 .*Z  (10 min 0 s|9 min \d+ s)  2.*Z$", row
+        )
+        found = pharox("leases", "--pool", "p", "--consumer", "c1", "--json").objects
+        assert [each["id"] for each in found] == [str(held["p"][1].id)]
+        assert pharox("revoke", found[0]["id"], "--reason", "why").status == 0
+        assert pharox("leases", "--pool", "p", "--consumer", "c1", "--json").objects == []
+        nowhere = pharox("leases", "--pool", "nowhere")
+        assert nowhere == (1, "", "pharox: no pool is named 'nowhere'\n")
+
+    def test_what_ran_out_is_told(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """A lease that nobody has taken back yet is listed, with how long it is over."""
+        fill(storage, name="p")
+        pharox("acquire", "p", "--duration", "0.001")
+        assert re.search(r"  ran out [\d.]+ s ago +-$", pharox("leases").out.splitlines()[1])
 
 
 class TestAcquire:
@@ -125,25 +168,25 @@ class TestAcquire:
         assert pharox("acquire", "p", "--lease-id", "mine").status == 2
 
     @pytest.mark.parametrize(
-        ("options", "reason"),
+        ("options", "reason", "status"),
         [
-            (["nowhere"], "no pool is named 'nowhere'"),
-            (["empty"], "pool 'empty' has no proxies"),
-            (["p", "--country", "AR"], "no proxy of pool 'p' matches the filters"),
-            (["sick"], "no matching proxy of pool 'sick' is healthy"),
-            (["taken"], "every matching proxy of pool 'taken' is leased to its limit"),
+            (["nowhere"], "no pool is named 'nowhere'", 1),
+            (["empty"], "pool 'empty' has no proxies", 1),
+            (["p", "--country", "AR"], "no proxy of pool 'p' matches the filters", 1),
+            (["sick"], "no matching proxy of pool 'sick' is healthy", 75),
+            (["taken"], "every matching proxy of pool 'taken' is leased to its limit", 75),
         ],
     )
     def test_a_miss_is_a_sentence_that_says_why(
-        self, pharox: Pharox, storage: PostgresStorage, options: list[str], reason: str
+        self, pharox: Pharox, storage: PostgresStorage, options: list[str], reason: str, status: int
     ) -> None:
-        """Each reason of a miss has its sentence, and the exit status is 1."""
+        """Each reason of a miss has its sentence, and 75 says that it may pass."""
         fill(storage, 0, name="empty")
         fill(storage, name="p", country="SE")
         fill(storage, name="sick", status=ProxyStatus.INACTIVE)
         fill(storage, name="taken")
         assert pharox("acquire", "taken").status == 0
-        assert pharox("acquire", *options) == (1, "", f"pharox: {reason}\n")
+        assert pharox("acquire", *options) == (status, "", f"pharox: {reason}\n")
 
     @pytest.mark.parametrize(
         ("name", "value"),
@@ -166,7 +209,7 @@ class TestAcquire:
         storage.save_proxy(proxy)
         option = (f"--{name}", value)
         assert "wanted.example" in pharox("acquire", "p", *option).out
-        assert pharox("acquire", "p", *option).status == 1
+        assert pharox("acquire", "p", *option).status == 75
 
     def test_the_selector_is_an_option(self, pharox: Pharox, storage: PostgresStorage) -> None:
         """With round_robin every proxy has its turn."""
@@ -290,5 +333,6 @@ class TestRelease:
         """An unknown id is an error; a text that is not an id is a usage error."""
         lease_id = uuid4()
         outcome = pharox("release", lease_id)
-        assert outcome == (1, "", f"pharox: no lease has the id {lease_id}\n")
+        why = "it may have ended and been pruned"
+        assert outcome == (1, "", f"pharox: There is no lease {lease_id}; {why}.\n")
         assert pharox("release", "x").status == 2

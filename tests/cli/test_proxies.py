@@ -211,6 +211,11 @@ class TestDrain:
         _, (proxy,) = fill(storage, 1, name="p")
         lease = storage.create_lease(proxy, "w", 600)
         pharox("proxies", "drain", str(proxy.id))
-        pharox("unban", str(proxy.id), "--active")
+        assert " draining " in pharox("proxies", "p").out
+        assert pharox("proxies", "p", "--json").objects[0]["draining"] is True
+        unbanned = pharox("unban", str(proxy.id)).out
+        assert "drains no more, and is inactive until a check succeeds" in unbanned
+        assert " inactive " in pharox("proxies", "p").out
+        pharox("proxies", "set", str(proxy.id), "--status", "active")
         pharox("release", str(lease.id))
         assert pharox("acquire", "p").status == 0

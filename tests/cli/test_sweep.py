@@ -362,6 +362,7 @@ class TestOptions:
         [
             ["--every", "x"],
             ["--every", "0s"],
+            ["--every", "0.5"],
             ["--every", "now"],
             ["--every", "2026-01-31T12:00Z"],
             ["--every", "99999999d"],

@@ -78,11 +78,11 @@ class TestAcquire:
         """The reason of the miss, and that it waited; without --wait it did not."""
         fill(storage)
         ProxyManager(storage).acquire_proxy("pool", "early", 600)
-        outcome = pharox("acquire", "pool", "--wait", "1s")
-        assert (outcome.status, outcome.out) == (1, "")
+        outcome = pharox("acquire", "pool", "--wait", "1")
+        assert (outcome.status, outcome.out) == (75, "")
         assert re.fullmatch(rf"pharox: {TAKEN}, also after \d+\.\d s of waiting\n", outcome.err)
-        assert pharox("acquire", "pool") == (1, "", f"pharox: {TAKEN}\n")
-        assert pharox("acquire", "pool", "--wait", "0") == (1, "", f"pharox: {TAKEN}\n")
+        assert pharox("acquire", "pool") == (75, "", f"pharox: {TAKEN}\n")
+        assert pharox("acquire", "pool", "--wait", "0") == (75, "", f"pharox: {TAKEN}\n")
         waits = [e.waited_ms for e in storage.events() if isinstance(e, AcquireMissed)]
         assert [waited is not None for waited in waits] == [True, False, False]
 
@@ -95,15 +95,26 @@ class TestAcquire:
         assert outcome == (1, "", "pharox: pool 'empty' has no proxies\n")
 
     @pytest.mark.parametrize("command", [["acquire", "pool"], ["run", "pool", "true"]])
-    @pytest.mark.parametrize("text", ["soon", "30", "-1s", ""])
-    def test_a_time_is_a_number_with_a_unit(
-        self, pharox: Pharox, storage: PostgresStorage, command: list[str], text: str
+    @pytest.mark.parametrize("option", ["--wait", "--duration"])
+    @pytest.mark.parametrize(
+        ("text", "why"),
+        [("soon", "is not a duration"), ("-1s", "is negative"), ("", "is not a duration")],
+    )
+    def test_a_time_is_a_number_and_may_have_a_unit(
+        self,
+        pharox: Pharox,
+        storage: PostgresStorage,
+        command: list[str],
+        option: str,
+        text: str,
+        why: str,
     ) -> None:
-        """Anything else is a wrong use, and nothing is leased."""
+        """Anything else is a wrong use that names the option, and nothing is leased."""
         name, *arguments = command
-        outcome = pharox(name, f"--wait={text}", *arguments)
+        outcome = pharox(name, f"{option}={text}", *arguments)
         assert outcome.status == 2
-        assert f"{text!r} is not a length of time" in outcome.err
+        expected = f"'{option}': {text!r} {why}; give one such as 30 (seconds), 5m or 2h"
+        assert expected in outcome.err
         assert types_of(storage) == []
 
     def test_a_full_queue_is_told(
@@ -114,7 +125,7 @@ class TestAcquire:
         ProxyManager(storage).acquire_proxy("pool", "early", 600)
         monkeypatch.setattr(batch, "MAX_WAITING", 0)
         outcome = pharox("acquire", "pool", "--wait", "1h")
-        assert outcome.status == 1
+        assert outcome.status == 75
         assert "wait for a proxy of pool 'pool' already" in outcome.err
 
 
@@ -130,7 +141,7 @@ class TestRun:
         assert types_of(storage)[-2:] == ["LeaseAcquired", "LeaseReleased"]
         ProxyManager(storage).acquire_proxy("pool", "early", 600)
         outcome = pharox("run", "pool", "--wait", "0", *command)
-        assert outcome == (1, "", f"pharox: {TAKEN}\n")
+        assert outcome == (75, "", f"pharox: {TAKEN}\n")
 
 
 class TestHistory:

@@ -278,6 +278,7 @@ class TestReader:
         assert pool_at(reader, "pool", 5) == pool_at(app, "pool", 5)
         assert reader.list_pool_stats()[0].total_proxies == 3
         assert reader.queue_stats() == []
+        assert reader.list_held_leases() == []
         monkeypatch.setattr(snapshots, "BATCH", 2)
         monkeypatch.setattr(snapshots, "EVENTS_PER_ROW", 0)
         assert reader.state_at(5) == app.state_at(5)

@@ -62,6 +62,7 @@ def test_what_reads_works(standby: PostgresStorage) -> None:
     assert [lease.status for lease in standby.list_leases()] == ["released"]
     assert standby.get_pool_stats("pool") is not None
     assert standby.queue_stats() == []
+    assert standby.list_held_leases() == []
     assert [event.type for event in standby.events()][-1] == "LeaseReleased"
     assert standby.find_available_proxy("pool") is not None
     assert standby.verify_log() == []

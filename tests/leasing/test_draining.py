@@ -37,7 +37,12 @@ def test_it_leaves_with_its_last_lease(any_storage: AnyStorage, ends: str) -> No
     assert last is not None
     drained = any_storage.drain_proxy(proxy.id, reason="its contract ends")
     assert drained is not None
-    assert (drained.status, drained.current_leases) == (ProxyStatus.BANNED, 2)
+    assert (drained.status, drained.draining, drained.current_leases) == (
+        ProxyStatus.BANNED,
+        True,
+        2,
+    )
+    assert any_storage.get_proxy(str(proxy.id)) == drained
     assert manager.acquire_proxy("pool") is None
     manager.renew_lease(first)
     manager.release_proxy(first)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -10,11 +12,15 @@ from pydantic import ValidationError
 
 import pharox
 from pharox import (
+    AsyncInMemoryStorage,
+    AsyncProxyManager,
     HealthCheckResult,
     InMemoryStorage,
     InvalidInputError,
     InvalidLeaseError,
     Lease,
+    Proxy,
+    ProxyCredentials,
     ProxyManager,
     ProxyProtocol,
     ProxyStatus,
@@ -95,6 +101,75 @@ def test_a_retry_ends_with_the_first_lease() -> None:
     with manager.with_retrying_lease("pool", sleep_fn=free_one) as lease:
         assert lease is not None
     assert types_of(storage)[-3:] == ["ProxyRegistered", "LeaseAcquired", "LeaseReleased"]
+
+
+@pytest.mark.parametrize("login", [None, ProxyCredentials(user="ann", password="s3cret")])
+def test_a_script_that_fills_a_storage_can_run_again(
+    any_storage: AnyStorage, login: ProxyCredentials | None
+) -> None:
+    """What is there is returned unchanged; another login, port or id is another proxy."""
+    pool = pharox.bootstrap_pool(any_storage)
+
+    def bootstrapped(**fields: Any) -> Proxy:
+        described = {"pool": pool, "host": "192.0.2.1", "port": 80, "credentials": login, **fields}
+        return pharox.bootstrap_proxy(any_storage, **described)
+
+    proxy = bootstrapped(country="AR", max_concurrency=1)
+    assert bootstrapped() == bootstrapped(country="CL") == proxy
+    assert any_storage.list_proxies(str(pool.id)) == [proxy]
+    other_login = ProxyCredentials(user="bob", password="s3cret")
+    mine = uuid4()
+    others = [bootstrapped(credentials=other_login), bootstrapped(port=81)]
+    assert bootstrapped(proxy_id=mine).id == mine
+    ids = {each.id for each in any_storage.list_proxies(str(pool.id))}
+    assert ids == {proxy.id, mine, *(each.id for each in others)}
+
+
+METHODS = (
+    "acquire_proxy",
+    "acquire_proxies",
+    "acquire_proxy_with_retry",
+    "with_lease",
+    "with_leases",
+    "with_retrying_lease",
+    "client",
+)
+
+
+def called(method: str, manager: Any, **options: Any) -> None:
+    """Call a method of a manager, and enter or await what it returns."""
+    count = [1] if method in ("acquire_proxies", "with_leases") else []
+    outcome = getattr(manager, method)("pool", *count, **options)
+    if method.startswith("with_"):
+        is_async = isinstance(manager, AsyncProxyManager)
+        outcome = outcome.__aenter__() if is_async else outcome.__enter__()
+    asyncio.run(outcome)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_misspelled_option_is_named(method: str) -> None:
+    """With the method that was called and the options that there are; nothing is asked."""
+    awaited = AsyncInMemoryStorage()
+    fill(awaited.memory)
+    before = types_of(awaited.memory)
+    why = (
+        rf"^{method}\(\) got an .* argument 'keepalive'; its options are keep_alive, wait_seconds$"
+    )
+    for manager in (ProxyManager(awaited.memory), AsyncProxyManager(awaited)):
+        with pytest.raises(TypeError, match=why):
+            called(method, manager, keepalive=True)
+    assert types_of(awaited.memory) == before
+
+
+def test_a_lease_is_given_back_not_its_id(any_storage: AnyStorage) -> None:
+    """An id, or the None of a miss, is refused in words, alone and among leases."""
+    manager = ProxyManager(any_storage)
+    for wrong in (uuid4(), "id", None):
+        why = f"a lease is needed, as it was acquired or read, not a {type(wrong).__name__}"
+        with pytest.raises(InvalidInputError, match=why):
+            manager.release_proxy(wrong)  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError, match=why):
+            manager.release_proxies([wrong])  # type: ignore[list-item]
 
 
 def test_a_block_gives_its_lease_back(any_storage: AnyStorage) -> None:

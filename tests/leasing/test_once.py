@@ -128,9 +128,16 @@ def test_an_id_is_for_one_consumer_and_pool(any_storage: AnyStorage) -> None:
 
 
 def test_only_a_uuid_is_an_id(any_storage: AnyStorage) -> None:
-    """Text is refused before anything is asked."""
-    with pytest.raises(InvalidInputError, match="UUID"):
-        ProxyManager(any_storage).acquire_proxy("pool", lease_id=str(new_lease_id()))  # type: ignore[arg-type]
+    """Or its text; any other is refused before anything is asked."""
+    manager, mine = ProxyManager(any_storage), new_lease_id()
+    for wrong in ("mine", 5):
+        with pytest.raises(InvalidInputError, match="must be a UUID"):
+            manager.acquire_proxy("pool", lease_id=wrong)  # type: ignore[arg-type]
+    assert types_of(any_storage) == []
+    fill(any_storage)
+    lease = manager.acquire_proxy("pool", lease_id=str(mine))  # type: ignore[arg-type]
+    assert lease is not None
+    assert lease.id == mine
 
 
 def test_attempts_at_once_get_one_lease(postgres: PostgresStorage) -> None:

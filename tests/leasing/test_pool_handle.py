@@ -196,6 +196,11 @@ def test_a_miss_says_when_the_next_lease_runs_out(any_storage: AnyStorage) -> No
     assert (error.reason, error.retry_after_seconds) == (MissReason.AT_CAPACITY, 30)
     assert any_storage.seconds_to_next_expiry("other") == 0
     assert any_storage.seconds_to_next_expiry("nowhere") is None
+    assert error.waited_seconds is None
+    assert "waiting" not in str(error)
+    waited = missed(any_storage, wait_seconds=0.01)
+    assert waited.waited_seconds is not None
+    assert f"has no free proxy after {waited.waited_seconds:.1f} s of waiting: " in str(waited)
     clock.advance(31)
     with manager.pool("pool", wait_seconds=None).lease(keep_alive=False):
         assert missed(any_storage).retry_after_seconds == 49
@@ -265,7 +270,7 @@ def test_a_handle_asks_nothing_and_cannot_be_changed(any_storage: AnyStorage) ->
         ({"filters": {"country": "AR"}}, InvalidInputError, "filters"),
         ({"selector": "fastest"}, ValueError, "fastest"),
         ({"keep_alive": "yes"}, InvalidInputError, "keep_alive"),
-        ({"wait_seconds": -1}, InvalidInputError, "wait_seconds"),
+        ({"wait_seconds": -1}, InvalidInputError, "wait_seconds must not be negative"),
         ({"wait_seconds": "30"}, InvalidInputError, "wait_seconds"),
         ({"on_lost": "ignore"}, InvalidInputError, "on_lost"),
         ({"keepalive": True}, TypeError, "keepalive"),

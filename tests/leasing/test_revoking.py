@@ -146,9 +146,10 @@ def test_a_reason_is_needed(any_storage: AnyStorage, reason: Any) -> None:
     lease = held(any_storage)
     with pytest.raises(InvalidInputError):
         ProxyManager(any_storage).revoke_lease(lease.id, reason)
-    with pytest.raises(InvalidInputError, match="must be UUIDs"):
-        ProxyManager(any_storage).revoke_lease(str(lease.id), WHY)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="must be a UUID"):
+        ProxyManager(any_storage).revoke_lease("its id", WHY)
     assert recorded(any_storage, lease).status is LeaseStatus.ACTIVE
+    assert ProxyManager(any_storage).revoke_lease(str(lease.id), WHY).id == lease.id
 
 
 def test_callbacks_are_told(any_storage: AnyStorage) -> None:

@@ -540,10 +540,13 @@ class LedgerMachine(RuleBasedStateMachine):
             assert ours == theirs
             for proxy in ours:
                 expected = self.model.proxies[proxy.id]
-                held = self.model.held(proxy.id)
-                assert proxy == expected.model_copy(update={"current_leases": held})
-        kept = [_story(storage.list_leases()) for storage in self.both]
-        assert kept[0] == kept[1]
+                kept = {
+                    "current_leases": self.model.held(proxy.id),
+                    "draining": proxy.id in self.model.draining,
+                }
+                assert proxy == expected.model_copy(update=kept)
+        stories = [_story(storage.list_leases()) for storage in self.both]
+        assert stories[0] == stories[1]
 
     @invariant()
     def logs_agree(self) -> None:

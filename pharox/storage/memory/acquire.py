@@ -153,9 +153,7 @@ def _may_wait(state: State, request: AcquireRequest | AcquireSetRequest, now: da
     """Return whether what a request needs may become free."""
     pool_id = state.pool_ids.get(request.pool_name)
     reason = _reason(state, pool_id, request.filters, now)
-    if reason in (MissReason.UNKNOWN_POOL, MissReason.EMPTY_POOL, MissReason.NO_MATCH):
-        return False
-    return _has_room(state, request, only_healthy=False)
+    return reason.may_pass and _has_room(state, request, only_healthy=False)
 
 
 def _has_room(

@@ -12,7 +12,10 @@ from pharox.log import Extract
 from projections import Finding, LeaseRow
 
 from ...events import Event, LeasesPruned
-from ...models import Lease, check_aware
+from ...models import HeldLease, Lease, check_aware
+from ...models.text import url_of
+from ..requests import held_lease
+from ..validation import HeldPage
 from .state import State, lease_from_row
 
 
@@ -45,6 +48,26 @@ def leases_of(state: State, consumer_id: UUID | None, *, of_all: bool) -> list[L
     rows: list[LeaseRow] = list(state.rows["leases"].values())
     wanted = (row for row in rows if of_all or row.consumer_id == consumer_id)
     return [lease_from_row(row) for row in sorted(wanted, key=lambda row: row.fencing_token)]
+
+
+def held_leases(state: State, page: HeldPage) -> list[HeldLease]:
+    """Return a page of the active leases, ordered by the ids of pool, proxy and lease."""
+    now = state.clock()
+    found = []
+    for pool_id in sorted(state.pools):
+        if page.pool_name not in (None, state.pool_name(pool_id)):
+            continue
+        for proxy_id in sorted(state.pools[pool_id].held_proxies()):
+            row = state.proxy_row(proxy_id)
+            address = url_of(row.protocol, row.host, row.port)
+            for lease_id in sorted(state.pools[pool_id].held(proxy_id)):
+                lease = state.lease(lease_id)
+                is_wanted = page.consumer_name in (None, lease.consumer_name)
+                if (pool_id, proxy_id, lease_id) > page.after and is_wanted:
+                    found.append(held_lease(lease, address, now))
+                    if len(found) == page.limit:
+                        return found
+    return found
 
 
 def prune_leases(state: State, ended_before: datetime) -> int:

@@ -193,6 +193,10 @@ class PoolIndex:
         """Return the active leases of a proxy."""
         return frozenset(self._held.get(proxy_id, ()))
 
+    def held_proxies(self) -> frozenset[UUID]:
+        """Return the proxies that have an active lease."""
+        return frozenset(self._held)
+
     def next_expiry(self) -> datetime | None:
         """Return when the next active lease runs out, or None if there is none."""
         return self._expiries[0][0] if self._expiries else None

@@ -272,6 +272,7 @@ def _keep_secrets(state: State, proxy: Proxy, earlier: Proxy | None) -> None:
 
 
 def _is_same(proxy: Proxy, known: Proxy) -> bool:
-    return proxy.model_dump(exclude={"current_leases"}) == known.model_dump(
-        exclude={"current_leases"}
+    kept_by_the_ledger = {"current_leases", "draining"}
+    return proxy.model_dump(exclude=kept_by_the_ledger) == known.model_dump(
+        exclude=kept_by_the_ledger
     )

@@ -140,6 +140,7 @@ class State:
             checked_at=availability.checked_at,
             max_concurrency=availability.max_concurrency,
             current_leases=availability.current_leases,
+            draining=bool(availability.drains),
         )
 
     def lease_row(self, lease_id: UUID) -> LeaseRow:

@@ -23,6 +23,7 @@ from ...models import (
     Consumer,
     HealthCheckResult,
     HealthPolicy,
+    HeldLease,
     Lease,
     PoolStatsSnapshot,
     Proxy,
@@ -61,7 +62,7 @@ from ..requests import (
     RevokeRequest,
     SetAcquisition,
 )
-from ..validation import checked_model, id_from_text
+from ..validation import checked_model, held_page, id_from_text
 from . import acquire, batch, health, history, in_turn, lists, registry, release, renewal
 from .state import State
 
@@ -172,6 +173,18 @@ class InMemoryStorage(IStorage):
         uuid = None if consumer_id is None else id_from_text(consumer_id)
         with self._state.lock:
             return history.leases_of(self._state, uuid, of_all=consumer_id is None)
+
+    def list_held_leases(
+        self,
+        pool_name: str | None = None,
+        *,
+        consumer_name: str | None = None,
+        after: Lease | None = None,
+        limit: int = 1000,
+    ) -> list[HeldLease]:
+        page = held_page(pool_name, consumer_name, after, limit)
+        with self._state.lock:
+            return history.held_leases(self._state, page)
 
     def prune_leases(self, ended_before: datetime) -> int:
         """Delete leases that ended before a given time. The log keeps their events.

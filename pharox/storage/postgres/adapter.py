@@ -31,6 +31,7 @@ from ...models import (
     Consumer,
     HealthCheckResult,
     HealthPolicy,
+    HeldLease,
     Lease,
     PoolStatsSnapshot,
     Proxy,
@@ -53,6 +54,7 @@ from ..list_import import (
     HALF,
     ImportReport,
     ListedIds,
+    Match,
     MaxRemoved,
     RemovalReport,
     import_list,
@@ -72,7 +74,7 @@ from ..requests import (
     SetAcquisition,
 )
 from ..requests import Command as Request
-from ..validation import check_age, check_statuses, checked_model
+from ..validation import check_age, check_statuses, checked_model, held_page
 from . import in_turn, predicate_search, snapshots, verifying
 from . import schema as migrations
 from .attending import ThreadAttendant
@@ -263,6 +265,17 @@ class PostgresStorage(IStorage):
     def list_leases(self, consumer_id: str | None = None) -> Sequence[Lease]:
         return self._run(self._commands.leases(consumer_id))
 
+    def list_held_leases(
+        self,
+        pool_name: str | None = None,
+        *,
+        consumer_name: str | None = None,
+        after: Lease | None = None,
+        limit: int = 1000,
+    ) -> list[HeldLease]:
+        page = held_page(pool_name, consumer_name, after, limit)
+        return self._run(self._commands.held_leases(page))
+
     def prune_leases(self, ended_before: datetime) -> int:
         """Delete leases that ended before a given time, from the read model only.
 
@@ -367,6 +380,10 @@ class PostgresStorage(IStorage):
         report = run(steps, call)
         self._run(self._commands.freeing(self._commands.nothing()))
         return report
+
+    def match_listed(self, pool_id: UUID, proxies: Sequence[Proxy]) -> list[Match]:
+        """Return a match for each proxy of a list."""
+        return self._run(self._commands.match_listed(pool_id, proxies))
 
     def remove_unlisted(
         self,

@@ -27,6 +27,7 @@ from ...models import (
     Consumer,
     HealthCheckResult,
     HealthPolicy,
+    HeldLease,
     Lease,
     PoolStatsSnapshot,
     Proxy,
@@ -48,6 +49,7 @@ from ..list_import import (
     HALF,
     ImportReport,
     ListedIds,
+    Match,
     MaxRemoved,
     RemovalReport,
     import_list,
@@ -68,7 +70,7 @@ from ..requests import (
     new_leases,
 )
 from ..requests import Command as Request
-from ..validation import check_age, check_statuses, checked_model
+from ..validation import check_age, check_statuses, checked_model, held_page
 from . import in_turn, predicate_search
 from .adapter import PostgresStorage
 from .async_driver import AsyncDriver, Stops
@@ -324,6 +326,17 @@ class AsyncPostgresStorage(IAsyncStorage):
     async def list_leases(self, consumer_id: str | None = None) -> Sequence[Lease]:
         return await self._run(self._commands.leases(consumer_id))
 
+    async def list_held_leases(
+        self,
+        pool_name: str | None = None,
+        *,
+        consumer_name: str | None = None,
+        after: Lease | None = None,
+        limit: int = 1000,
+    ) -> list[HeldLease]:
+        page = held_page(pool_name, consumer_name, after, limit)
+        return await self._run(self._commands.held_leases(page))
+
     async def prune_leases(self, ended_before: datetime) -> int:
         """Delete leases that ended before a given time, from the read model only."""
         return await self._run(self._commands.prune(ended_before))
@@ -383,6 +396,10 @@ class AsyncPostgresStorage(IAsyncStorage):
         report = await run_async(steps, call_async)
         await self._run(self._commands.freeing(self._commands.nothing()))
         return report
+
+    async def match_listed(self, pool_id: UUID, proxies: Sequence[Proxy]) -> list[Match]:
+        """Return a match for each proxy of a list."""
+        return await self._run(self._commands.match_listed(pool_id, proxies))
 
     async def remove_unlisted(
         self,

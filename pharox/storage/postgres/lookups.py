@@ -15,6 +15,7 @@ from ...errors import PoolNotFoundError, ProxyNotFoundError
 from ...events import Event
 from ...models import (
     HealthCheckResult,
+    HeldLease,
     Lease,
     PoolStatsSnapshot,
     Proxy,
@@ -27,7 +28,7 @@ from ...models import (
 )
 from ...models.ids import NIL, following
 from ..requests import record_of_check
-from ..validation import id_from_text, pool_named
+from ..validation import HeldPage, id_from_text, pool_named
 from . import reading, retention
 from .driver import Program
 from .history import page_statement, positions_statement, seal_statement
@@ -202,6 +203,19 @@ class Lookups:
             return []
         rows = yield from self.rows(reading.leases_statement, consumer_id=uuid)
         return [reading.lease_from_row(row) for row in rows]
+
+    def held_leases(self, page: HeldPage) -> Program[list[HeldLease]]:
+        """Return a page of the active leases, of one pool or of all."""
+        of_pool = {} if page.pool_name is None else {"name": page.pool_name}
+        after = dict(zip(("after_pool", "after_proxy", "after_lease"), page.after, strict=True))
+        rows = yield from self.rows(
+            reading.held_leases_in_pool_statement if of_pool else reading.held_leases_statement,
+            consumer=page.consumer_name,
+            limit=page.limit,
+            **of_pool,
+            **after,
+        )
+        return [reading.held_lease_from_row(row) for row in rows]
 
     def next_expiry(self, pool_name: str | None) -> Program[float | None]:
         """Return the seconds until the next active lease of a pool or of all runs out, or None."""

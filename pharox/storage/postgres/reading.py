@@ -21,11 +21,13 @@ from projections.proxy_health import proxy_health
 from ...errors import SecretKeyError
 from ...models import (
     HealthCheckResult,
+    HeldLease,
     Lease,
     PoolStatsSnapshot,
     Proxy,
     ProxyPool,
 )
+from ...models.text import url_of
 from .checks_apart import CHECKED, check_columns, checks_of
 from .sql import POOL_ID, PROXY_ID, by_schema, now, parameter, text_literal
 from .tables import proxy_credentials
@@ -65,6 +67,7 @@ _STANDING = ("status", "checked_at", "max_concurrency", "current_leases")
 _COLUMNS = (
     *(description.c[name] for name in _DESCRIPTION),
     *(availability.c[name] for name in _STANDING),
+    availability.c.drains,
 )
 
 
@@ -92,6 +95,7 @@ def proxy_rows(
 def proxy_from_row(row: Mapping[str, Any], vault: Vault | None) -> Proxy:
     """Return the proxy in a row of :func:`proxy_rows`, without credentials if ``vault`` is None."""
     fields = {name: row[name] for name in (*_DESCRIPTION, *_STANDING)}
+    fields["draining"] = bool(row["drains"])
     if vault is not None and row["credential_id"] is not None:
         place = Place(row["credential_id"], row["pool_id"], row["id"])
         fields["credentials"] = vault.open(row["secret"], place)
@@ -114,6 +118,13 @@ def readable_proxies(rows: Iterable[Mapping[str, Any]], vault: Vault) -> Iterato
 def lease_from_row(row: Mapping[str, Any]) -> Lease:
     """Return the lease in a row of the ``leases`` table."""
     return Lease.model_validate(dict(row))
+
+
+def held_lease_from_row(row: Mapping[str, Any]) -> HeldLease:
+    """Return the lease in a row of :func:`held_leases_statement`."""
+    address = url_of(row["protocol"], row["host"], row["port"])
+    fields = {name: row[name] for name in row.keys() - {"protocol", "host", "port"}}
+    return HeldLease(**fields, address=address)
 
 
 def pool_from_row(row: Mapping[str, Any]) -> ProxyPool:
@@ -347,6 +358,47 @@ def leases_statement() -> sa.Select[Any]:
         sa.select(leases)
         .where(sa.or_(consumer_id.is_(None), leases.c.consumer_id == consumer_id))
         .order_by(leases.c.fencing_token)
+    )
+
+
+@by_schema
+def held_leases_statement() -> sa.Select[Any]:
+    """Query a page of all active leases, ordered by the ids of pool, proxy and lease."""
+    return _held_leases()
+
+
+@by_schema
+def held_leases_in_pool_statement() -> sa.Select[Any]:
+    """Query a page of a pool's active leases, ordered as those of all pools."""
+    pool_id = sa.select(pools.c.id).where(pools.c.name == parameter("name")).scalar_subquery()
+    return _held_leases().where(leases.c.pool_id == pool_id)
+
+
+def _held_leases() -> sa.Select[Any]:
+    """Select active leases in the order of ix_leases_held, which has no others."""
+    consumer = parameter("consumer")
+    place = (leases.c.pool_id, leases.c.proxy_id, leases.c.id)
+    after = (parameter(f"after_{name}", sa.Uuid) for name in ("pool", "proxy", "lease"))
+    seconds = sa.extract("epoch", leases.c.expires_at - now).cast(sa.Double)
+    return (
+        sa.select(
+            leases,
+            proxies.c.protocol,
+            proxies.c.host,
+            proxies.c.port,
+            seconds.label("remaining_seconds"),
+        )
+        .join(
+            proxies,
+            sa.and_(proxies.c.id == leases.c.proxy_id, proxies.c.pool_id == leases.c.pool_id),
+        )
+        .where(
+            leases.c.status == text_literal("active"),
+            sa.tuple_(*place) > sa.tuple_(*after),
+            sa.or_(consumer.is_(None), leases.c.consumer_name == consumer),
+        )
+        .order_by(*place)
+        .limit(parameter("limit", sa.Integer))
     )
 
 
