@@ -28,8 +28,11 @@ from .leasing import (
     City,
     Consumer,
     Country,
+    Host,
     Isp,
     Pool,
+    Protocol,
+    ProxyId,
     Selector,
     Source,
     Wait,
@@ -61,6 +64,9 @@ def run_command(
         float, typer.Option(metavar="SECONDS", help="How long the lease lasts each time.")
     ] = 60,
     selector: Selector = SelectorStrategy.FIRST_AVAILABLE,
+    proxy_id: ProxyId = None,
+    host: Host = None,
+    protocol: Protocol = None,
     country: Country = None,
     city: City = None,
     source: Source = None,
@@ -78,7 +84,16 @@ def run_command(
     from ..manager.keeper import lost_error  # noqa: PLC0415
     from ..manager.leasing import AcquireArguments  # noqa: PLC0415
 
-    filters = checked_filters(country=country, city=city, source=source, isp=isp, asn=asn)
+    filters = checked_filters(
+        proxy_id=proxy_id,
+        host=host,
+        protocol=protocol,
+        country=country,
+        city=city,
+        source=source,
+        isp=isp,
+        asn=asn,
+    )
     if duration < 1:
         raise InvalidInputError("a lease for a command lasts at least 1 second", value=duration)
     with ledger(context) as storage:
