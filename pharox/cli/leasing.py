@@ -16,7 +16,7 @@ from uuid import UUID
 import typer
 
 from ..errors import PharoxError, ProxyUnavailableError
-from ..models import Lease, LeaseStatus, MissReason, SelectorStrategy
+from ..models import Lease, LeaseStatus, MissReason, ProxyProtocol, SelectorStrategy
 from .checking import checked_filters, duration_of
 from .session import ledger
 from .showing import AsJson, in_utc, print_json
@@ -52,6 +52,15 @@ _Duration = Annotated[
     ),
 ]
 Selector = Annotated[SelectorStrategy, typer.Option(help="How to choose among the free proxies.")]
+ProxyId = Annotated[
+    list[UUID] | None, typer.Option("--proxy", metavar="UUID", help="Only the proxy with this id.")
+]
+Host = Annotated[
+    list[str] | None, typer.Option(metavar="HOST", help="Only proxies at this name or address.")
+]
+Protocol = Annotated[
+    list[ProxyProtocol] | None, typer.Option(help="Only proxies that speak this protocol.")
+]
 Country = Annotated[
     list[str] | None,
     typer.Option(metavar="TEXT", help="Only proxies in this country; may be repeated."),
@@ -94,6 +103,9 @@ def acquire(
     consumer: Consumer = "default",
     duration: _Duration = 300,
     selector: Selector = SelectorStrategy.FIRST_AVAILABLE,
+    proxy_id: ProxyId = None,
+    host: Host = None,
+    protocol: Protocol = None,
     country: Country = None,
     city: City = None,
     source: Source = None,
@@ -110,7 +122,16 @@ def acquire(
     """
     from ..storage.requests import AcquireRequest  # noqa: PLC0415 - SQLAlchemy takes a while to import
 
-    filters = checked_filters(country=country, city=city, source=source, isp=isp, asn=asn)
+    filters = checked_filters(
+        proxy_id=proxy_id,
+        host=host,
+        protocol=protocol,
+        country=country,
+        city=city,
+        source=source,
+        isp=isp,
+        asn=asn,
+    )
     request = AcquireRequest(
         pool,
         consumer,

@@ -41,7 +41,8 @@ _MaxHeld = Annotated[
     float | None,
     typer.Option(
         "--max-held",
-        metavar="SECONDS",
+        metavar="TIME",
+        parser=duration_of,
         help="How long renewals may keep a lease, from its acquisition; 0 for any time.",
     ),
 ]

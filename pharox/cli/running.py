@@ -29,8 +29,11 @@ from .leasing import (
     City,
     Consumer,
     Country,
+    Host,
     Isp,
     Pool,
+    Protocol,
+    ProxyId,
     Selector,
     Source,
     Wait,
@@ -64,6 +67,9 @@ def run_command(
         ),
     ] = 60,
     selector: Selector = SelectorStrategy.FIRST_AVAILABLE,
+    proxy_id: ProxyId = None,
+    host: Host = None,
+    protocol: Protocol = None,
     country: Country = None,
     city: City = None,
     source: Source = None,
@@ -81,7 +87,16 @@ def run_command(
     from ..manager.keeper import lost_error  # noqa: PLC0415
     from ..manager.leasing import AcquireArguments  # noqa: PLC0415
 
-    filters = checked_filters(country=country, city=city, source=source, isp=isp, asn=asn)
+    filters = checked_filters(
+        proxy_id=proxy_id,
+        host=host,
+        protocol=protocol,
+        country=country,
+        city=city,
+        source=source,
+        isp=isp,
+        asn=asn,
+    )
     if duration < 1:
         raise InvalidInputError("--duration must be at least 1s", value=duration)
     with ledger(context) as storage:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from ipaddress import ip_address
 from typing import Annotated, Any, Self
+from uuid import UUID
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -19,7 +22,8 @@ from pydantic import (
 
 from ..errors import InvalidInputError
 from .geo import same_coordinate, within_radius
-from .proxy import Proxy
+from .proxy import Proxy, ProxyProtocol
+from .text import normal_host
 from .validation import MAX_TEXT_LENGTH, Asn, Latitude, Longitude, Text
 
 MAX_FILTER_DEPTH = 50
@@ -39,6 +43,14 @@ def qualified_name(function: Callable[..., Any]) -> str:
     return f"{module}.{named.__qualname__}" if isinstance(module, str) else str(named.__qualname__)
 
 
+def _in_normal_form(host: str) -> str:
+    """Return a host as a proxy has it."""
+    try:
+        return str(ip_address(host.strip("[]")))
+    except ValueError:
+        return normal_host(host)
+
+
 class ProxyFilters(BaseModel):
     """Conditions that a proxy must meet; all of them must hold.
 
@@ -49,6 +61,9 @@ class ProxyFilters(BaseModel):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
+    proxy_id: UUID | None = None
+    host: Annotated[Text, AfterValidator(_in_normal_form)] | None = None
+    protocol: ProxyProtocol | None = None
     source: Text | None = None
     country: Text | None = None
     city: Text | None = None
@@ -139,7 +154,10 @@ class ProxyFilters(BaseModel):
 
     def _matches_attributes(self, proxy: Proxy) -> bool:
         return (
-            (not self.source or proxy.source == self.source)
+            (self.proxy_id is None or proxy.id == self.proxy_id)
+            and (not self.host or str(proxy.host) == self.host)
+            and (self.protocol is None or proxy.protocol is self.protocol)
+            and (not self.source or proxy.source == self.source)
             and (not self.country or proxy.country == self.country)
             and (not self.city or proxy.city == self.city)
             and (not self.isp or proxy.isp == self.isp)
@@ -161,7 +179,7 @@ class ProxyFilters(BaseModel):
 
 
 _GROUPS = frozenset({"all_of", "any_of", "none_of"})
-_TEXTS = frozenset({"source", "country", "city", "isp"})
+_TEXTS = frozenset({"host", "source", "country", "city", "isp"})
 _OWN_FIELDS = sorted(ProxyFilters.model_fields.keys() - _GROUPS)
 
 

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -190,21 +190,30 @@ class TestAcquire:
 
     @pytest.mark.parametrize(
         ("name", "value"),
-        [("country", "AR"), ("city", "X"), ("source", "a"), ("isp", "Net"), ("asn", 64500)],
+        [
+            ("country", "AR"),
+            ("city", "X"),
+            ("source", "a"),
+            ("isp", "Net"),
+            ("asn", 64500),
+            ("host", "wanted.example"),
+            ("protocol", "socks5"),
+            ("proxy", UUID(int=7)),
+        ],
     )
     def test_each_filter_is_an_option(
         self, pharox: Pharox, storage: PostgresStorage, name: str, value: object
     ) -> None:
         """Only a proxy that matches the options is leased."""
         pool, _ = fill(storage, name="p")
+        wanted = {"host": "wanted.example", "protocol": "http", name: value}
         proxy = Proxy(
-            host="wanted.example",
+            id=wanted.pop("proxy", UUID(int=1)),
             port=80,
-            protocol="http",
             pool_id=pool.id,
             status=ProxyStatus.ACTIVE,
             max_concurrency=1,
-            **{name: value},
+            **wanted,
         )
         storage.save_proxy(proxy)
         option = (f"--{name}", value)

@@ -54,7 +54,7 @@ class TestPools:
 
     def test_it_may_bound_renewals(self, pharox: Pharox, storage: PostgresStorage) -> None:
         """``add`` and ``set`` take the bound; 0 is none, and what makes no sense is refused."""
-        pool_id = pharox("pools", "add", "p", "--max-held", "90").out.strip()
+        pool_id = pharox("pools", "add", "p", "--max-held", "90s").out.strip()
         assert storage.get_pool(pool_id).max_held_seconds == 90
         assert "90 s" in pharox("pools").out
         assert "a lease is held for 1 min 30 s at most" in pharox("audit", "pool", "p").out

@@ -11,11 +11,22 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pharox import Proxy, ProxyFilters, ProxyPool, ProxyProtocol, ProxyStatus, SelectorStrategy
+from pharox import (
+    InMemoryStorage,
+    InvalidInputError,
+    Proxy,
+    ProxyFilters,
+    ProxyManager,
+    ProxyPool,
+    ProxyProtocol,
+    ProxyStatus,
+    SelectorStrategy,
+)
+from pharox.events import LeaseAcquired
 from pharox.models.geo import EARTH_RADIUS_KM, haversine_distance_km
 from pharox.storage.postgres import PostgresStorage, driver
 from pharox.storage.requests import AcquireRequest
-from tests.conftest import fill
+from tests.conftest import AnyStorage, fill
 
 Place = tuple[float, float]
 
@@ -47,10 +58,16 @@ PREDICATES = st.sampled_from(
 )
 
 
+HOSTS = st.sampled_from(["192.0.2.1", "2001:db8::1", "a.example"])
+PROTOCOLS = st.sampled_from([ProxyProtocol.HTTP, ProxyProtocol.SOCKS5])
+
+
 @st.composite
 def proxies(draw: st.DrawFn) -> dict[str, Any]:
     place = draw(PLACES)
     return {
+        "host": draw(HOSTS),
+        "protocol": draw(PROTOCOLS),
         "source": draw(MAYBE),
         "country": draw(MAYBE),
         "city": draw(MAYBE),
@@ -67,6 +84,10 @@ def leaves(draw: st.DrawFn) -> ProxyFilters:
         name: draw(WORDS)
         for name in draw(st.sets(st.sampled_from(["source", "country", "city", "isp"])))
     }
+    if draw(st.integers(0, 3)) == 0:
+        facts["host"] = draw(HOSTS)
+    if draw(st.integers(0, 3)) == 0:
+        facts["protocol"] = draw(PROTOCOLS)
     if draw(st.booleans()):
         facts["asn"] = draw(st.sampled_from([1, 2**32 - 1]))
     if (place := draw(PLACES)) is not None:
@@ -114,14 +135,16 @@ def test_sql_answers_as_matches_does(postgres: PostgresStorage) -> None:
         postgres.save_pool(pool)
         members = [
             Proxy(
-                id=UUID(int=pool.id.int - n - 1),
-                host="192.0.2.1",
-                port=n + 1,
-                protocol=ProxyProtocol.HTTP,
-                pool_id=pool.id,
-                status=ProxyStatus.ACTIVE,
-                max_concurrency=1,
-                **fact,
+                **{
+                    "id": UUID(int=pool.id.int - n - 1),
+                    "host": "192.0.2.1",
+                    "port": n + 1,
+                    "protocol": ProxyProtocol.HTTP,
+                    "pool_id": pool.id,
+                    "status": ProxyStatus.ACTIVE,
+                    "max_concurrency": 1,
+                    **fact,
+                }
             )
             for n, fact in enumerate(facts)
         ]
@@ -138,6 +161,48 @@ def test_sql_answers_as_matches_does(postgres: PostgresStorage) -> None:
         assert leased == expected
 
     agree()
+
+
+def test_one_proxy_may_be_asked_for(any_storage: AnyStorage) -> None:
+    """By its id, its host in any spelling, and its protocol; alone or among others."""
+    _, proxies = fill(any_storage, 4)
+    places = [("2001:db8::1", "http"), ("a.example", "socks5"), ("192.0.2.7", "http")]
+    for proxy, (host, protocol) in zip(proxies, places, strict=False):
+        any_storage.save_proxy(
+            Proxy.model_validate({**dict(proxy), "host": host, "protocol": protocol})
+        )
+    manager = ProxyManager(any_storage)
+
+    def leased(**wanted: Any) -> UUID | None:
+        with manager.with_lease("pool", filters=ProxyFilters(**wanted)) as lease:
+            return lease.proxy_id if lease else None
+
+    first, second, third, fourth = (proxy.id for proxy in proxies)
+    assert [leased(proxy_id=each) for each in (fourth, second)] == [fourth, second]
+    assert leased(host="[2001:0DB8:0::1]") == first
+    assert leased(host="A.Example.") == second
+    assert leased(protocol="socks5") == second
+    assert leased(host="192.0.2.7", protocol="socks5") is None
+    others = [ProxyFilters(proxy_id=each) for each in (first, second, fourth)]
+    assert leased(none_of=others) == third
+    (asked,) = {
+        str(event.filters["proxy_id"])
+        for event in any_storage.events()
+        if isinstance(event, LeaseAcquired) and event.proxy_id == fourth and event.filters
+    }
+    assert asked == str(fourth)
+
+
+def test_nonsense_is_refused() -> None:
+    """Also if it is assigned later."""
+    for wrong in ({"proxy_id": "x"}, {"protocol": "ftp"}, {"host": 7}, {"host": "\0"}):
+        with pytest.raises(ValidationError):
+            ProxyFilters.model_validate(wrong)
+    storage, filters = InMemoryStorage(), ProxyFilters()
+    fill(storage, 1)
+    filters.proxy_id = "x"  # type: ignore[assignment]
+    with pytest.raises(InvalidInputError, match="proxy_id"):
+        ProxyManager(storage).acquire_proxy("pool", filters=filters)
 
 
 @given(a=st.tuples(LATITUDES, LONGITUDES), b=st.tuples(LATITUDES, LONGITUDES))

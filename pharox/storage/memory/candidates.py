@@ -73,13 +73,19 @@ def without_kept(
 
 def _matching(state: State, pool: PoolIndex, filters: ProxyFilters | None) -> Matches | None:
     """Return what a proxy must meet beside being leasable: the filters, and not to rest."""
+    meets = None if filters is None else _meeting(state, filters)
     if not pool.may_rest:
-        return None if filters is None else lambda proxy_id: filters.matches(state.proxy(proxy_id))
+        return meets
     now = state.clock()
     return lambda proxy_id: (
-        pool.rests_until(proxy_id, now) is None
-        and (filters is None or filters.matches(state.proxy(proxy_id)))
+        pool.rests_until(proxy_id, now) is None and (meets is None or meets(proxy_id))
     )
+
+
+def _meeting(state: State, filters: ProxyFilters) -> Matches:
+    """Return whether a proxy meets filters, by its id first: that needs no model of it."""
+    wanted = filters.proxy_id
+    return lambda proxy_id: wanted in (None, proxy_id) and filters.matches(state.proxy(proxy_id))
 
 
 def _room(state: State, pool: PoolIndex, proxy_id: UUID) -> float:

@@ -22,6 +22,7 @@ from sqlalchemy import (
     Double,
     FromClause,
     Text,
+    Uuid,
     and_,
     cast,
     false,
@@ -41,7 +42,7 @@ FilterShape = tuple[Any, ...]
 
 Value = Callable[[int, Any], ColumnElement[Any]]
 
-_TEXTS = ("source", "country", "city", "isp")
+_TEXTS = ("host", "protocol", "source", "country", "city", "isp")
 _GROUPS = ("all_of", "any_of", "none_of")
 
 
@@ -51,6 +52,7 @@ def filter_shape_of(filters: ProxyFilters | None) -> FilterShape | None:
         return None
     return (
         tuple(name for name in _TEXTS if getattr(filters, name)),
+        filters.proxy_id is not None,
         filters.asn is not None,
         None if filters.latitude is None else filters.radius_km is not None,
         filters.predicate is not None,
@@ -69,7 +71,9 @@ def values_of(filters: ProxyFilters | None) -> dict[str, Any]:
 def _walk(filters: ProxyFilters | None) -> Iterator[Any]:
     if filters is None:
         return
-    yield from (value for name in _TEXTS if (value := getattr(filters, name)))
+    yield from (str(value) for name in _TEXTS if (value := getattr(filters, name)))
+    if filters.proxy_id is not None:
+        yield str(filters.proxy_id)
     if filters.asn is not None:
         yield filters.asn
     if filters.latitude is not None:
@@ -125,9 +129,11 @@ def _condition(
     unknown: ColumnElement[bool],
 ) -> ColumnElement[bool]:
     """Return the condition, with ``unknown`` in place of a predicate."""
-    texts, has_asn, has_radius, has_predicate, *groups = filter_shape
+    texts, has_id, has_asn, has_radius, has_predicate, *groups = filter_shape
 
     parts = [_equals(proxy.c[name], value(Text)) for name in texts]
+    if has_id:
+        parts.append(proxy.c.id == value(Uuid))
     if has_asn:
         parts.append(_equals(proxy.c.asn, value(BigInteger)))
     if has_radius is not None:
