@@ -48,7 +48,7 @@ SQL = files(migrations) / "sql"
 DIGESTS = {
     "0001": "395a2dfc05ecf778e709f0ff2c68f277bdc79670df56c124613c3b27d162de1d",
     "0002": "a4dc6aa9ce5f5b4b3f795b93315df55460cb6b82d790192cee4b8bb3b8467abe",
-    "0003": "04f93eb075d4debd6d873482fcc92f0aaf58a96615c6849efb1bdc717acaaedd",
+    "0003": "4c1437acb2a6a1cb6f2b0b26294cc6b92f364de70b8937fbcaec638df59e3e5f",
     "0004": "e6d1d06a059981b39f316b0d5e6d6197fac6054b6c986ca14d68adbff6095f5a",
 }
 WORKERS = 8

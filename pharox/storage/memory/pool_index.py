@@ -193,6 +193,10 @@ class PoolIndex:
         """Return the active leases of a proxy."""
         return frozenset(self._held.get(proxy_id, ()))
 
+    def active(self) -> list[UUID]:
+        """Return the active leases, in the order in which they run out."""
+        return [key[-1] for key in self._expiries]
+
     def next_expiry(self) -> datetime | None:
         """Return when the next active lease runs out, or None if there is none."""
         return self._expiries[0][0] if self._expiries else None

@@ -12,4 +12,5 @@ LOCKED = ("pools", "available_proxies", "leases")
 
 def upgrade() -> None:
     """Add what is known of revocations, rests and drained proxies, and what decides by it."""
-    run_parts(revision, ("read_models", "folding", "draining", "resting", "revoking", "fencing"))
+    parts = ("read_models", "folding", "draining", "resting", "revoking", "redating", "fencing")
+    run_parts(revision, parts)
