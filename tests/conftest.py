@@ -22,9 +22,16 @@ from psycopg import sql
 from sqlalchemy import Engine, create_engine, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from pharox import InMemoryStorage, Proxy, ProxyPool, ProxyProtocol, ProxyStatus
+from pharox import (
+    AsyncInMemoryStorage,
+    InMemoryStorage,
+    Proxy,
+    ProxyPool,
+    ProxyProtocol,
+    ProxyStatus,
+)
 from pharox.storage.interface import IStorage
-from pharox.storage.postgres import PostgresStorage
+from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage
 from tests import pgbouncer, servers
 from tests.health.zoo import Zoo, running_zoo
 
@@ -158,6 +165,17 @@ def open_async_engine(url: str, **options: Any) -> AsyncEngine:
     """Return an async engine as :func:`pharox.connect_async` makes them."""
     known = {"isolation_level": "AUTOCOMMIT", "pool_size": 10, "max_overflow": 0}
     return create_async_engine(url, hide_parameters=True, **{**known, **options})
+
+
+def for_tasks(storage: IStorage) -> AsyncInMemoryStorage | AsyncPostgresStorage:
+    """Return a storage for tasks, of the same ledger."""
+    if isinstance(storage, PostgresStorage):
+        url = storage.engine.url.render_as_string(hide_password=False)
+        return AsyncPostgresStorage(open_async_engine(url), secret_keys=[SECRET_KEY])
+    assert isinstance(storage, InMemoryStorage)
+    same = AsyncInMemoryStorage()
+    same.memory._state = storage._state
+    return same
 
 
 class Clusters:

@@ -188,6 +188,7 @@ def _adds_up(story: Story, totals: Totals) -> str:
     parts = [
         f"{counted(totals.acquired, 'lease', 'leases')} acquired",
         *([f"{totals.renewed} renewals"] if totals.renewed else []),
+        *([f"{totals.redated} re-dated"] if totals.redated else []),
         f"{totals.released} given back",
         f"{totals.expired} ran out",
         *([f"{totals.revoked} revoked"] if totals.revoked else []),

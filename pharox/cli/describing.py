@@ -141,6 +141,9 @@ def _sentence(event: events.Event, pool: str, proxy: str) -> str:  # noqa: PLR09
             return f"{got}{_waited(event)}"
         case events.LeaseRenewed():
             length = lasting((event.expires_at - event.recorded_at).total_seconds())
+            if event.is_redated:
+                lease = f"the lease of {_quoted(event.consumer)} on {proxy}"
+                return f"{lease} was re-dated, as the clock went back: {length} from now"
             kept = lasting((event.recorded_at - event.acquired_at).total_seconds())
             return f"{_quoted(event.consumer)} renewed {proxy} for {length}, after {kept}"
         case events.LeaseReleased():

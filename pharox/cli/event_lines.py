@@ -45,7 +45,7 @@ _ATTRIBUTES = {
     "ProxyRegistered": ("country", "city", "isp", "source"),
     "ProxyChanged": ("country", "city", "isp", "source", "reason", "drains"),
     "LeaseAcquired": ("expires_at", *_ASKED),
-    "LeaseRenewed": ("expires_at",),
+    "LeaseRenewed": ("expires_at", "reason"),
     "LeaseReleased": ("reason", "rests_until"),
     "LeaseExpired": ("rests_until",),
     "LeaseRevoked": ("reason", "rests_until"),

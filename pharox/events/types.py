@@ -219,7 +219,11 @@ class LeaseAcquired(_LeaseEvent):
 
 
 class LeaseRenewed(EventBase):
-    """A lease was extended: it now ends at ``expires_at``. Its id and fencing token stay."""
+    """A lease was renewed: it now ends at ``expires_at``. Its id and fencing token stay.
+
+    Its holder asked for it, unless ``reason`` says that the clock went back: then the lease is
+    re-dated, so that it lasts its duration from now.
+    """
 
     type: Literal["LeaseRenewed"] = "LeaseRenewed"
     proxy_id: UUID
@@ -229,6 +233,12 @@ class LeaseRenewed(EventBase):
     pool_name: str
     acquired_at: UtcDatetime
     expires_at: UtcDatetime
+    reason: Literal["clock_went_back"] | None = None
+
+    @property
+    def is_redated(self) -> bool:
+        """Whether the lease was re-dated as the clock went back."""
+        return self.reason is not None
 
 
 class _LeaseEnd(_LeaseEvent):

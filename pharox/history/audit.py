@@ -80,7 +80,11 @@ class Story:
 
 @dataclass(slots=True)
 class Totals:
-    """Totals over entries; ``held_s`` is the sum over the leases that ended."""
+    """Totals over entries; ``held_s`` is the sum over the leases that ended.
+
+    ``renewed`` counts the renewals that holders asked for, ``redated`` those of a clock that went
+    back.
+    """
 
     acquired: int = 0
     released: int = 0
@@ -89,14 +93,16 @@ class Totals:
     missed: Counter[str] = field(default_factory=Counter)
     renewed: int = 0
     revoked: int = 0
+    redated: int = 0
 
     def add(self, entry: Entry) -> None:
         """Count one entry."""
         match entry.event:
             case LeaseAcquired():
                 self.acquired += 1
-            case LeaseRenewed():
-                self.renewed += 1
+            case LeaseRenewed(is_redated=is_redated):
+                self.redated += is_redated
+                self.renewed += not is_redated
             case LeaseReleased():
                 self.released += 1
             case LeaseExpired():

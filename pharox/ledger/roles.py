@@ -193,6 +193,7 @@ _APP_FUNCTIONS = (
     "places_v1",
     "queue_v1",
     "reason_v1",
+    "redate_leases_v1",
     "release_one_v1",
     "release_one_v2",
     "renew_leases_v1",

@@ -341,6 +341,9 @@ Outcomes = list[Outcome | Exception]
 """The outcomes of a batch of commands. The outcome of a failed command is its error."""
 
 
+LEASED_OUT = frozenset({MissReason.AT_CAPACITY, MissReason.TOO_FEW, MissReason.RESTING})
+"""Why an acquisition missed that the end of somebody's lease would have helped."""
+
 MAX_WAITING = 10_000
 """The maximum length of a pool's queue."""
 

@@ -27,14 +27,13 @@ from pharox.history import audit
 from pharox.ledger.rebuild import rebuild
 from pharox.storage.async_interface import IAsyncStorage
 from pharox.storage.interface import IStorage
-from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage, renewing
+from pharox.storage.postgres import PostgresStorage, renewing
 from pharox.storage.requests import RenewRequest
 from tests.conftest import (
-    SECRET_KEY,
     AnyStorage,
     clock_of,
     fill,
-    open_async_engine,
+    for_tasks,
     threads,
     types_of,
 )
@@ -348,13 +347,7 @@ def test_tasks_renew_as_threads_do(any_storage: AnyStorage) -> None:
     fill(any_storage, 2)
 
     async def renew() -> None:
-        if isinstance(any_storage, InMemoryStorage):
-            storage: Any = AsyncInMemoryStorage()
-            storage.memory._state = any_storage._state
-        else:
-            url = any_storage.engine.url.render_as_string(hide_password=False)
-            storage = AsyncPostgresStorage(open_async_engine(url), secret_keys=[SECRET_KEY])
-        async with storage:
+        async with for_tasks(any_storage) as storage:
             manager = AsyncProxyManager(storage)
             leases = await manager.acquire_proxies("pool", 2)
             before = leases[0].expires_at

@@ -76,8 +76,11 @@ class PlainModel:
         seconds = pool.rest_after_expiry_seconds
         if status == "released":
             seconds = pool.rest_after_release_seconds
-        until = self.now + timedelta(seconds=seconds or 0)
-        self.rests[lease.proxy_id] = max(until, self.rests.get(lease.proxy_id, until))
+        rests = [until for until in [self.rests.pop(lease.proxy_id, self.now)] if until > self.now]
+        if seconds:
+            rests.append(self.now + timedelta(seconds=seconds))
+        if rests:
+            self.rests[lease.proxy_id] = max(rests)
 
     def healthy(self, pool: ProxyPool, proxy: Proxy) -> bool:
         return proxy.status is ProxyStatus.ACTIVE or (
@@ -127,7 +130,7 @@ class PlainModel:
         distinct: bool,
     ) -> list[Proxy]:
         """Lease one after the other, look what that was, and forget it."""
-        leases, turns = len(self.leases), dict(self.turns)
+        leases, turns, rests = len(self.leases), dict(self.turns), dict(self.rests)
         found: list[Proxy] = []
         for _ in range(count):
             taken = {p.id for p in found} if distinct else ()
@@ -138,7 +141,7 @@ class PlainModel:
             self.grant(proxy, "nobody", 1)
             self.turn(proxy, selector)
         del self.leases[leases:]
-        self.turns = turns
+        self.turns, self.rests = turns, rests
         return found
 
     def turn(self, proxy: Proxy, selector: SelectorStrategy) -> None:
@@ -172,7 +175,15 @@ class PlainModel:
             self.end(lease, "expired")
         return len(due)
 
+    def redate(self) -> None:
+        """Let no lease last longer than its duration from now, after the clock went back."""
+        for lease in self.leases:
+            granted_at = lease.expires_at - timedelta(seconds=lease.seconds)
+            if lease.is_held and granted_at > self.now + timedelta(seconds=1):
+                lease.renew(self.now, None)
+
     def grant(self, proxy: Proxy, consumer: str, seconds: float) -> None:
+        self.rests.pop(proxy.id, None)
         expires_at = self.now + timedelta(seconds=seconds)
         self.leases.append(
             PlainLease(proxy.id, proxy.pool_id, consumer, expires_at, seconds, self.now)

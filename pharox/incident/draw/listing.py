@@ -60,6 +60,8 @@ class Listing:
 
 
 def _is_routine(event: events.Event) -> bool:
+    if isinstance(event, events.LeaseRenewed) and event.is_redated:
+        return False
     return event.type in (*_ROUTINE, "ProxiesChecked") or (
         isinstance(event, events.HealthChecked) and event.before == event.after
     )
@@ -84,7 +86,9 @@ def _details(event: events.Event, window: Window) -> list[str]:
             until = f"until {window.format_moment(event.expires_at)}"
             description = [until, waited(event.waited_ms), asked]
         case events.LeaseRenewed():
-            description = [f"until {window.format_moment(event.expires_at)}"]
+            until = f"until {window.format_moment(event.expires_at)}"
+            why = "re-dated: the clock went back" if event.is_redated else None
+            description = [until, why]
         case events.LeaseReleased() | events.LeaseRevoked():
             description = [f"after {span(events.held(event))}", event.reason]
         case events.LeaseExpired():

@@ -83,7 +83,8 @@ class Picture:
                 self._open[event.lease_id] = bar
             case events.LeaseRenewed():
                 renewed = self._open[event.lease_id]
-                renewed.expires_at, renewed.renewals = event.expires_at, renewed.renewals + 1
+                renewed.expires_at = event.expires_at
+                renewed.renewals += not event.is_redated
             case events.LeaseReleased() | events.LeaseExpired() | events.LeaseRevoked():
                 self._end(event)
             case (

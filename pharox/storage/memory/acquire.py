@@ -26,12 +26,19 @@ from ...models import (
     check_name,
 )
 from ...models.ids import made_lease_id
-from ..requests import AcquireRequest, AcquireSetRequest, Acquisition, SetAcquisition
+from ..requests import (
+    LEASED_OUT,
+    AcquireRequest,
+    AcquireSetRequest,
+    Acquisition,
+    SetAcquisition,
+)
 from ..validation import check_granted, granted_and_ended, too_few_granted
 from .candidates import candidates, without_kept
 from .pool_index import PoolIndex
 from .registry import consumer_id
 from .release import expire
+from .renewal import redate_leases
 from .state import State, lease_from_row
 from .waiting import Queue, Ticket, Told
 
@@ -370,6 +377,8 @@ def _miss(
         waited_ms=waited_ms,
         **_request_fields(request),
     )
+    if reason in LEASED_OUT:
+        redate_leases(state, now)
     wanted = request.with_stats and pool_id is not None
     return reason, state.stats(pool_id, now) if wanted else None  # type: ignore[arg-type]
 
@@ -414,6 +423,7 @@ def _request_fields(request: AcquireRequest | AcquireSetRequest) -> dict[str, An
 def _unavailable(
     state: State, pool_id: UUID, proxy_id: UUID, now: datetime
 ) -> ProxyUnavailableError:
+    redate_leases(state, now)
     holders = sorted(row.consumer_name for row in state.held_rows(pool_id, proxy_id))
     status = state.current_state(pool_id, proxy_id).status
     rests_until = state.pools[pool_id].rests_until(proxy_id, now)

@@ -30,6 +30,7 @@ from ..validation import check_commands
 from .acquire import acquire, ids_of, is_granted, serve_queue
 from .registry import consumer_id, remove_drained
 from .release import active_row, expire, release
+from .renewal import redate_leases
 from .state import State
 from .waiting import Ticket
 
@@ -78,6 +79,7 @@ def serve_all(state: State) -> list[EndedLease]:
         return []
     now = state.clock()
     pool_ids = [each for each in state.queues.pools() if each in state.pools]
+    redate_leases(state, now)
     expired = expire(state, pool_ids, now, with_stats=False)
     remove_drained(state)
     serve_queues(state, pool_ids, now)

@@ -197,6 +197,10 @@ class PoolIndex:
         """Return the proxies that have an active lease."""
         return frozenset(self._held)
 
+    def active(self) -> list[UUID]:
+        """Return the active leases, in the order in which they run out."""
+        return [key[-1] for key in self._expiries]
+
     def next_expiry(self) -> datetime | None:
         """Return when the next active lease runs out, or None if there is none."""
         return self._expiries[0][0] if self._expiries else None

@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import fields
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -72,6 +72,8 @@ class State:
         self.checks: dict[UUID, list[int]] = {}
         self.queues = Queues()
         self.drained: list[UUID] = []
+        self.latest = datetime.min.replace(tzinfo=UTC)
+        """The latest time of an event since leases were last re-dated."""
         self._folds = _folds_of(self.rows)
 
     def append(
@@ -91,13 +93,14 @@ class State:
             The event's fields, without its position, time and attribution.
         """
         fields["seq"] = fields["position"] = len(self.log) + 1
-        fields["recorded_at"] = at or self.clock()
+        fields["recorded_at"] = now = at or self.clock()
         fields["actor"], fields["correlation_id"] = current_attribution()
         event = built(kind, fields) if is_valid else kind(**fields)
         # The folds come first: if one raises, the log does not have the event.
         for part in event.parts():
             self._fold(part)
         self.log.append(event)  # type: ignore[arg-type]
+        self.latest = max(self.latest, now)
         return event
 
     def _fold(self, event: EventBase) -> None:

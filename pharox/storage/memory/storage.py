@@ -135,6 +135,7 @@ class InMemoryStorage(IStorage):
         with self._freeing():
             pool_ids, now = sorted(self._state.pools), self._state.clock()
             expired: list[EndedLease] = []
+            renewal.redate_leases(self._state, now)
             for pool_id in pool_ids:
                 by_pool = release.expire(self._state, [pool_id], now, with_stats=with_stats)
                 expired += by_pool.get(pool_id, ())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any, TypeVar
@@ -35,6 +35,7 @@ from ...models import (
 )
 from ...models.ids import made_lease_id
 from ..requests import (
+    LEASED_OUT,
     AcquireRequest,
     Acquisition,
     EndedLease,
@@ -44,7 +45,7 @@ from ..requests import (
     RevokeRequest,
     SetAcquisition,
 )
-from . import filtering, finding, reading, renewing, revoking, waiting
+from . import filtering, finding, reading, redating, renewing, revoking, waiting
 from .appending import origin
 from .batch import (
     DUE,
@@ -75,6 +76,8 @@ from .importing import Imports
 from .sql import Query
 
 T = TypeVar("T")
+
+NOT_WOKEN = "others could not be woken"
 
 logger = logging.getLogger("pharox")
 
@@ -107,7 +110,8 @@ class Commands(Imports, Health):
         return self._find(check_name(pool_name, "pool"), strategy, check_filters(filters))
 
     def expire(self, *, with_stats: bool) -> Program[Sequence[EndedLease]]:
-        """Expire all due leases, pool by pool."""
+        """Expire all due leases, pool by pool. Those of a clock that went back are re-dated."""
+        yield from redating.redate_leases(self.schema)
         expired: list[EndedLease] = []
         due: Rows = yield Query(reading.due_pools_statement(self.schema), {})
         if not due:
@@ -152,7 +156,13 @@ class Commands(Imports, Health):
             if not unknown:
                 answers = yield from revoking.with_reasons(self.schema, answers)
                 yield from self._pass_on(answers, begun)
-                return batch.outcomes(answers, self.vault)
+                outcomes = batch.outcomes(answers, self.vault)
+                yield from self.look_back(
+                    command.request.pool_name
+                    for command, outcome in zip(commands, outcomes, strict=True)
+                    if isinstance(command, Acquire) and _is_leased_out(outcome)
+                )
+                return outcomes
             for name in unknown:
                 yield from self.ensure_consumer(name)
 
@@ -175,11 +185,20 @@ class Commands(Imports, Health):
             outcome = replace(outcome, acquisitions=with_stats)
         return replace(outcome, expired=expired)
 
+    def look_back(self, pool_names: Iterable[str]) -> Program[None]:
+        """Re-date the leases of pools if the clock went back, unless this was done just now."""
+        due = self.looks.due(pool_names)
+        if due:
+            yield from _unfailing(
+                redating.redate_leases(self.schema, due), "leases could not be re-dated"
+            )
+
     # Waiting
 
     def serve(self) -> Program[None]:
         """Say that this process is there, and grant the tickets whose turn it is."""
         process, waiters = self.room.process, self.room.queued()
+        yield from self.look_back(each.command.request.pool_name for each in waiters)
         begun = time.monotonic()
         if begun >= self.room.beats_at:
             yield Query(waiting.beat_statement(self.schema), {"own_process": process})
@@ -226,7 +245,7 @@ class Commands(Imports, Health):
     def freeing(self, program: Program[T]) -> Program[T]:
         """Return the program, and then offer what it may have made free."""
         outcome = yield from program
-        yield from _unfailing(self.wake())
+        yield from _unfailing(self.wake(), NOT_WOKEN)
         return outcome
 
     def _pass_on(self, answers: Sequence[Answer], begun: float) -> Program[None]:
@@ -253,7 +272,7 @@ class Commands(Imports, Health):
         if own in news.woken:
             self.room.look_again()
         elsewhere = [each for each in news.woken if each != own]
-        yield from _unfailing(self._hand_on(gone, elsewhere))
+        yield from _unfailing(self._hand_on(gone, elsewhere), NOT_WOKEN)
 
     def _hand_on(self, gone: Sequence[Release], others: Sequence[str]) -> Program[None]:
         """Release what was granted to callers who have gone, and wake other processes."""
@@ -315,6 +334,7 @@ class Commands(Imports, Health):
                 return outcome.lease
             row = yield from self.current(proxy_id)
             if isinstance(outcome, Unsettled):
+                yield from self.look_back([row["pool_name"]])
                 raise ProxyUnavailableError.because(
                     proxy_id, row["status"], row["holders"], row["rests_until"]
                 )
@@ -346,7 +366,13 @@ class Commands(Imports, Health):
             offset, size = offset + size, min(2 * size, LARGEST_PAGE)
 
 
-def _unfailing(program: Program[None]) -> Program[None]:
+def _is_leased_out(outcome: Any) -> bool:
+    """Return whether an acquisition missed for leases that others hold."""
+    missed = isinstance(outcome, Acquisition | SetAcquisition)
+    return missed and outcome.miss_reason in LEASED_OUT
+
+
+def _unfailing(program: Program[None], failed: str) -> Program[None]:
     """Return the program, with its errors logged: what is before it has been committed.
 
     Who waits also looks without being woken, and a lease that nobody holds runs out.
@@ -354,7 +380,7 @@ def _unfailing(program: Program[None]) -> Program[None]:
     try:
         yield from program
     except (psycopg.Error, PharoxError) as error:
-        logger.warning("pharox.waiting.failed: others could not be woken: %s", error)
+        logger.warning("pharox.waiting.failed: %s: %s", failed, error)
 
 
 def _with_expired(error: PharoxError, expired: Sequence[EndedLease]) -> PharoxError:

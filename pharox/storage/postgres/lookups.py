@@ -33,6 +33,7 @@ from . import reading, retention
 from .driver import Program
 from .history import page_statement, positions_statement, seal_statement
 from .migrations import HEAD
+from .redating import Looks
 from .refusals import read_only
 from .schema import check_version, oldest_client_statement, version_statement
 from .sql import Query, Statement
@@ -63,6 +64,7 @@ class Lookups:
         self.schema = schema
         self.vault = vault
         self.room = Room()
+        self.looks = Looks()
         self.is_checked = False
 
     # The schema

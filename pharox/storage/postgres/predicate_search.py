@@ -16,7 +16,14 @@ from uuid import UUID
 
 from ...models import MissReason, Proxy, ProxyFilters
 from ...models.ids import NIL, following
-from ..requests import AcquireRequest, AcquireSetRequest, Acquisition, EndedLease, SetAcquisition
+from ..requests import (
+    LEASED_OUT,
+    AcquireRequest,
+    AcquireSetRequest,
+    Acquisition,
+    EndedLease,
+    SetAcquisition,
+)
 from . import filtering, finding, reading
 from .appending import origin
 from .batch import DUE, TRY, Acquire, Queued, Run, Settled, Unsettled, command_of
@@ -204,6 +211,8 @@ def _missed(
         "details": json.dumps(details),
     }
     yield Query(finding.record_miss_statement(commands.schema), values)
+    if reason in LEASED_OUT:
+        yield from commands.look_back([request.pool_name])
     stats = (yield from commands.stats(request.pool_name)) if request.with_stats else None
     if isinstance(request, AcquireSetRequest):
         return SetAcquisition((), reason, free, stats, tuple(expired))

@@ -10,10 +10,19 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
+PARTS = (
+    "read_models",
+    "folding",
+    "draining",
+    "resting",
+    "renewing",
+    "redating",
+    "revoking",
+    "fencing",
+)
 LOCKED = ("pools", "available_proxies", "leases")
 
 
 def upgrade() -> None:
     """Add what is known of revocations, rests and drained proxies, and what decides by it."""
-    parts = ("read_models", "folding", "draining", "resting", "renewing", "revoking", "fencing")
-    run_parts(revision, parts)
+    run_parts(revision, PARTS)
