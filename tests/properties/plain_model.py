@@ -180,7 +180,7 @@ class PlainModel:
         for lease in self.leases:
             granted_at = lease.expires_at - timedelta(seconds=lease.seconds)
             if lease.is_held and granted_at > self.now + timedelta(seconds=1):
-                lease.renew(self.now, None)
+                lease.renew(self.now, None, None)
 
     def grant(self, proxy: Proxy, consumer: str, seconds: float) -> None:
         self.rests.pop(proxy.id, None)
