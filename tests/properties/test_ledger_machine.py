@@ -309,8 +309,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def renew(self, picks: list[int], seconds: int | None, forged: bool) -> None:
         """Those that have not ended are extended, each for its own time if none is said."""
         numbers = [pick % len(self.held) for pick in picks]
-        orders = [sorted(numbers, key=lambda n: self.held[n][side].id) for side in (0, 1)]  # noqa: B023
-        if orders[0] != orders[1]:  # Ids of one millisecond are in no order, and they order the renewals.
+        orders = [sorted(numbers, key=lambda n: self.held[n][side].id) for side in (0, 1)]
+        if orders[0] != orders[1]:  # Ids of one millisecond are in no order, which renewals have.
             numbers = numbers[:1]
         answers = []
         for side, storage in enumerate(self.both):
