@@ -198,7 +198,6 @@ class Commands(Imports, Health):
     def serve(self) -> Program[None]:
         """Say that this process is there, and grant the tickets whose turn it is."""
         process, waiters = self.room.process, self.room.queued()
-        yield from self.look_back(each.command.request.pool_name for each in waiters)
         begun = time.monotonic()
         if begun >= self.room.beats_at:
             yield Query(waiting.beat_statement(self.schema), {"own_process": process})
@@ -228,6 +227,7 @@ class Commands(Imports, Health):
                 waiter.known_at = begun
             else:
                 waiter.tell(waiting.LOST)
+        yield from self.look_back(each.command.request.pool_name for each in waiters)
 
     def _tell_expired(self, answer: Answer, waiters: Sequence[waiting.Waiter]) -> None:
         """Let a waiting caller report a lease of its pool that was taken back meanwhile."""
