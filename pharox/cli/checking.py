@@ -46,7 +46,14 @@ def checked_filters(**fields: Sequence[Any] | None) -> ProxyFilters | None:
     """Return the filters that the options describe, or None if none is given.
 
     Several values of one option are alternatives.
+
+    Raises
+    ------
+    InvalidInputError
+        If one is empty, as of a variable that is not set: it would match every proxy.
     """
+    if empty := [name for name, values in fields.items() if values and "" in values]:
+        raise InvalidInputError(f"--{empty[0]} needs a value")
     single = {name: values[0] for name, values in fields.items() if values and len(values) == 1}
     choices = [
         {"any_of": [_checked(ProxyFilters, {name: value}) for value in values]}

@@ -145,7 +145,8 @@ def _sentence(event: events.Event, pool: str, proxy: str) -> str:  # noqa: PLR09
                 lease = f"the lease of {_quoted(event.consumer)} on {proxy}"
                 return f"{lease} was re-dated, as the clock went back: {length} from now"
             kept = lasting((event.recorded_at - event.acquired_at).total_seconds())
-            return f"{_quoted(event.consumer)} renewed {proxy} for {length}, after {kept}"
+            bound = ", as long as its pool allows" if event.reason == "max_held" else ""
+            return f"{_quoted(event.consumer)} renewed {proxy} for {length}, after {kept}{bound}"
         case events.LeaseReleased():
             back = f"{_quoted(event.consumer)} gave {proxy} back after {_held(event)}"
             return f"{back}{_because(event.reason)}"

@@ -177,7 +177,10 @@ def renew(
     if as_json:
         print_json(lease)
     else:
-        print(f"{lease.id} renewed until {in_utc(lease.expires_at)}")
+        lasts_s = (lease.expires_at - (lease.renewed_at or lease.acquired_at)).total_seconds()
+        is_bounded = duration is not None and lasts_s < duration
+        why = "; its pool allows no longer" if is_bounded else ""
+        print(f"{lease.id} renewed until {in_utc(lease.expires_at)}{why}")
 
 
 def release(

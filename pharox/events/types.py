@@ -222,7 +222,8 @@ class LeaseRenewed(EventBase):
     """A lease was renewed: it now ends at ``expires_at``. Its id and fencing token stay.
 
     Its holder asked for it, unless ``reason`` says that the clock went back: then the lease is
-    re-dated, so that it lasts its duration from now.
+    re-dated, so that it lasts its duration from now. With ``max_held`` it ends earlier than was
+    asked for, as its pool lets a lease be held no longer.
     """
 
     type: Literal["LeaseRenewed"] = "LeaseRenewed"
@@ -233,12 +234,12 @@ class LeaseRenewed(EventBase):
     pool_name: str
     acquired_at: UtcDatetime
     expires_at: UtcDatetime
-    reason: Literal["clock_went_back"] | None = None
+    reason: Literal["clock_went_back", "max_held"] | None = None
 
     @property
     def is_redated(self) -> bool:
         """Whether the lease was re-dated as the clock went back."""
-        return self.reason is not None
+        return self.reason == "clock_went_back"
 
 
 class _LeaseEnd(_LeaseEvent):

@@ -42,9 +42,10 @@ def known_options(method: str, options: Mapping[str, Any]) -> LeaseOptions:
     """
     for name in options:
         if name not in LeaseOptions.__annotations__:
-            known = ", ".join(LeaseOptions.__annotations__)
+            known = " and ".join(LeaseOptions.__annotations__)
             raise TypeError(
-                f"{method}() got an unexpected keyword argument {name!r}; its options are {known}"
+                f"{method}() got an unexpected keyword argument {name!r}; "
+                f"beside its named parameters it takes {known}"
             )
     return cast("LeaseOptions", options)
 

@@ -188,6 +188,13 @@ class TestAcquire:
         assert pharox("acquire", "taken").status == 0
         assert pharox("acquire", *options) == (status, "", f"pharox: {reason}\n")
 
+    def test_an_empty_filter_is_refused(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """As of a variable that is not set: it would match every proxy."""
+        fill(storage, 1, name="p")
+        for option in ("--country", "--host", "--isp"):
+            outcome = pharox("acquire", "p", option, "")
+            assert outcome == (2, "", f"pharox: {option} needs a value\n")
+
     @pytest.mark.parametrize(
         ("name", "value"),
         [

@@ -114,6 +114,9 @@ def test_its_pool_bounds_how_long_it_is_held(any_storage: AnyStorage) -> None:
     bound(None)
     manager.renew_lease(short, 1000)
     assert lasts(short) == 1060
+    renewals = [event for event in any_storage.events() if isinstance(event, LeaseRenewed)]
+    bounded = {(event.expires_at - begun).total_seconds() for event in renewals if event.reason}
+    assert bounded == {100, 300}
     assert any_storage.verify() == []
 
 

@@ -63,12 +63,12 @@ def _duration_of(row: LeaseRow) -> timedelta:
 
 def _extend(state: State, row: LeaseRow, duration: timedelta, now: datetime, **why: Any) -> None:
     pool, before = state.pools[row.pool_id], row.expires_at
+    expires_at = now + duration
     max_held_s = state.rows["pools"][(row.pool_id,)].max_held_seconds
-    if max_held_s is None:
-        expires_at = now + duration
-    else:
-        last = max(row.acquired_at + timedelta(seconds=max_held_s), before)
-        expires_at = min(now + duration, last)
+    if max_held_s is not None:
+        allowed = max(row.acquired_at + timedelta(seconds=max_held_s), before)
+        if expires_at > allowed:
+            expires_at, why = allowed, {"reason": "max_held"}
     state.append(
         LeaseRenewed,
         now,

@@ -52,22 +52,24 @@ BEGIN
         array_agg({schema}.lease_event_v1(
             asked.number, 'LeaseRenewed', lease.pool_id, lease.pool_name, lease.proxy_id, lease.id,
             lease.consumer_id, lease.consumer_name, NULL, NULL, NULL, NULL,
-            least(
-                at + coalesce(
-                    durations[asked.number] * interval '1 second',
-                    lease.expires_at - coalesce(lease.renewed_at, lease.acquired_at)
-                ),
-                greatest(
-                    lease.acquired_at + pool.max_held_seconds * interval '1 second',
-                    CASE WHEN pool.max_held_seconds IS NOT NULL THEN lease.expires_at END
-                )
-            ),
-            lease.acquired_at, NULL, NULL
+            least(ends.asked, ends.allowed), lease.acquired_at, NULL,
+            CASE WHEN ends.asked > ends.allowed THEN '{"reason": "max_held"}'::jsonb END
         ) ORDER BY asked.number)
     INTO places, events
     FROM unnest(asked_ids) WITH ORDINALITY AS asked (id, number)
     JOIN {schema}.leases AS lease ON lease.id = asked.id
     JOIN {schema}.pools AS pool ON pool.id = lease.pool_id
+    CROSS JOIN LATERAL (
+        SELECT
+            at + coalesce(
+                durations[asked.number] * interval '1 second',
+                lease.expires_at - coalesce(lease.renewed_at, lease.acquired_at)
+            ) AS asked,
+            CASE WHEN pool.max_held_seconds IS NOT NULL THEN greatest(
+                lease.acquired_at + pool.max_held_seconds * interval '1 second',
+                lease.expires_at
+            ) END AS allowed
+    ) AS ends
     WHERE ours[asked.number]
       AND lease.status = 'active'
       AND lease.expires_at > at
