@@ -31,7 +31,7 @@ class TestBan:
         outcome = pharox("ban", name.format(id=proxy.id), "--reason", "it lies")
         told = f"http://10.0.0.0:8000 ({proxy.id}) is banned\n"
         assert outcome == (0, told, "")
-        assert pharox("acquire", "pool").status == 1
+        assert pharox("acquire", "pool").status == 75
         *_, event = (event for event in storage.events() if isinstance(event, ProxyChanged))
         assert (event.after.status, event.reason) == (ProxyStatus.BANNED, "it lies")
 
