@@ -43,7 +43,7 @@ _MaxHeld = Annotated[
         "--max-held",
         metavar="TIME",
         parser=duration_of,
-        help="How long renewals may keep a lease, from its acquisition; 0 for any time.",
+        help="How long renewals may keep a lease since it was acquired: 90s, 1h; 0: any time.",
     ),
 ]
 
