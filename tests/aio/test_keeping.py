@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from typing import Any
+from weakref import ref
 
 import pytest
 
@@ -138,6 +140,28 @@ def test_a_cancelled_renewal_is_repeated(in_memory: Storages) -> None:
             assert not lease.is_lost
 
     in_memory.run(asyncio.wait_for(work(), 10))
+
+
+def test_what_an_ended_loop_kept_is_forgotten() -> None:
+    """Else its storage lived for ever: a lease that is kept refers to its manager."""
+
+    def job() -> tuple[ref[AsyncInMemoryStorage], Lease]:
+        storage = AsyncInMemoryStorage()
+        fill(storage.memory, 1)
+
+        async def work() -> Lease:
+            manager = AsyncProxyManager(storage)
+            lease = await manager.acquire_proxy("pool", "w", 60, keep_alive=True)
+            assert lease is not None
+            return lease
+
+        return ref(storage), asyncio.run(work())
+
+    first, lease = job()
+    job()
+    gc.collect()
+    assert first() is None
+    assert not lease.is_lost
 
 
 @pytest.mark.parametrize("on_lost", ["cancel", "tell"])
