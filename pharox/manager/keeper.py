@@ -320,8 +320,9 @@ class Keeping(ABC):
         lost: list[Lost] = [(kept, kept.ended()) for kept in self._schedule.take_lost(now)]
         due = [] if self._is_busy else self._schedule.take_due(now)
         self._is_busy = self._is_busy or bool(due)
-        owner = self._schedule.owner() if self._looks_at <= now else None
+        owner = None
         if self._looks_at <= now:
+            owner = self._schedule.owner()
             self._looks_at, self._is_looking = INFINITY, owner is not None
         return Due(lost, due, owner)
 
@@ -369,10 +370,11 @@ class Keeping(ABC):
         self._end_look(left)
 
     def _end_look(self, left: float | None) -> None:
-        """Look again when the next lease runs out, in so many seconds."""
+        """Look again when the next lease runs out, in so many seconds; None if nobody knows."""
+        pause = LOOK_S if left is None else max(PAUSE_S, min(left, LOOK_S))
         with self._lock():
             self._is_looking = False
-            self._looks_at = time.monotonic() + max(PAUSE_S, min(left or LOOK_S, LOOK_S))
+            self._looks_at = time.monotonic() + pause
             if len(self._schedule):
                 self._wake()
 
@@ -391,7 +393,8 @@ class Keeping(ABC):
                     lost.append((kept, outcome))
                     continue
                 if isinstance(outcome, Lease):
-                    kept.count_from(begun, _lasts_s(outcome, kept.duration))
+                    seconds = renewed_for_s(outcome)
+                    kept.count_from(begun, kept.duration if seconds is None else seconds)
                 else:
                     kept.renew_at = time.monotonic() + kept.duration * AGAIN
                 self._schedule.put(kept)
@@ -574,10 +577,13 @@ def _start_or_call(name: str, function: Callable[..., None], *arguments: Any) ->
         function(*arguments)
 
 
-def _lasts_s(lease: Lease, duration: float) -> float:
-    """Return how long a renewed lease lasts from its renewal, in seconds."""
-    if lease.renewed_at is None:  # A storage that does not say so grants what is asked for.
-        return duration
+def renewed_for_s(lease: Lease) -> float | None:
+    """Return how long a renewed lease lasts from its renewal, in seconds.
+
+    None if its storage does not say when that was: it grants what is asked for.
+    """
+    if lease.renewed_at is None:
+        return None
     return (lease.expires_at - lease.renewed_at).total_seconds()
 
 

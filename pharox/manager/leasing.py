@@ -72,7 +72,7 @@ from ..storage.requests import (
     given_up,
     new_leases,
 )
-from .keeper import Keeping, Owner, can_renew, is_kept, let_go, lose, lost_error
+from .keeper import Keeping, Owner, can_renew, is_kept, let_go, lose, lost_error, renewed_for_s
 from .options import WAIT_S, LeaseOptions
 
 P = TypeVar("P")
@@ -404,9 +404,8 @@ class Leasing(ABC, Generic[S]):
             self._storage.renew_leases, requests
         )
         for outcome in outcomes:
-            if isinstance(outcome, Lease) and outcome.renewed_at is not None:
-                lasts = outcome.expires_at - outcome.renewed_at
-                outcome.count_down(begun + lasts.total_seconds())
+            if isinstance(outcome, Lease) and (seconds := renewed_for_s(outcome)) is not None:
+                outcome.count_down(begun + seconds)
         raise_together([each for each in outcomes if isinstance(each, Exception)])
         return [each for each in outcomes if isinstance(each, Lease)]
 

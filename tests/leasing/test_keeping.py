@@ -267,6 +267,23 @@ def test_what_others_lost_is_taken_back_when_it_is_due(any_storage: AnyStorage) 
     manager.release_proxy(mine)
 
 
+def test_what_could_not_be_taken_back_is_looked_at_again_soon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A lease that has run out and is locked is due: its next look is not one of ten seconds."""
+    storage, looks = InMemoryStorage(), list[None]()
+    fill(storage, 1)
+
+    def seconds_to_next_expiry(pool_name: str | None = None) -> float:
+        looks.append(None)
+        return 0.0
+
+    monkeypatch.setattr(storage, "seconds_to_next_expiry", seconds_to_next_expiry)
+    lease = ProxyManager(storage).acquire_proxy("pool", "w", 60, keep_alive=True)
+    until(lambda: len(looks) >= 4, 8)
+    assert lease is not None
+
+
 def test_the_bodys_error_comes_first(any_storage: AnyStorage) -> None:
     """A block whose body raised is not told by an error that its lease was lost."""
     fill(any_storage, 1)

@@ -122,13 +122,11 @@ class InMemoryStorage(IStorage):
         if pool_name is not None:
             check_name(pool_name, "pool")
         with self._state.lock:
-            pools = [
-                self._state.pools[pool_id].next_expiry()
-                for name, pool_id in self._state.pool_ids.items()
-                if pool_name in (None, name)
-            ]
+            known = self._state.pool_ids
+            names = known if pool_name is None else known.keys() & {pool_name}
+            expiries = [self._state.pools[known[name]].next_expiry() for name in names]
             now = self._state.clock()
-        expiry = min((each for each in pools if each is not None), default=None)
+        expiry = min((each for each in expiries if each is not None), default=None)
         return None if expiry is None else max(0.0, (expiry - now).total_seconds())
 
     def expire_leases(self, *, with_stats: bool = False) -> tuple[int, Sequence[EndedLease]]:
