@@ -9,6 +9,7 @@ the writers go first and tries again.
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -39,6 +40,9 @@ Progress = Callable[[int, int], None]
 
 NEAR = 200
 """With fewer events than this to fold, a rebuild takes the locks."""
+
+NEARER = 0.9
+"""A round of catching up must leave fewer events than this part of the former round's."""
 
 PATIENCE_S = 5.0
 """How long to wait for another rebuild; a killed session takes a moment to end."""
@@ -248,9 +252,15 @@ def _fold_in_parallel(
 
 
 def _catch_up(storage: PostgresStorage, whole: Folder) -> None:
-    """Fold newly appended events until few are left to fold under the locks."""
-    while (last := storage.seal()) - whole.seq > NEAR:
+    """Fold newly appended events until few are left to fold under the locks.
+
+    Writers may append more than ``NEAR`` while a round runs, however short it is. So
+    this also ends when a round came hardly nearer than the one before it.
+    """
+    behind = math.inf
+    while NEAR < (left := (last := storage.seal()) - whole.seq) < behind * NEARER:
         whole.fold_to(last)
+        behind = left
 
 
 def _compare(whole: Folder, limit: int) -> list[Finding]:
