@@ -41,9 +41,9 @@ from .requests import (
     AcquireSetRequest,
     Acquisition,
     Command,
+    CommandOutcome,
     EndedLease,
     HealthOutcome,
-    Outcome,
     ReleaseResult,
     RenewRequest,
     RevokeRequest,
@@ -116,7 +116,7 @@ class AsyncInMemoryStorage(IAsyncStorage):
             return await run_async(steps, call_async)
         return self.memory._run_alone(request)
 
-    async def run_batch(self, commands: Sequence[Command]) -> Sequence[Outcome | Exception]:
+    async def run_batch(self, commands: Sequence[Command]) -> Sequence[CommandOutcome | Exception]:
         return self.memory.run_batch(commands)
 
     async def create_lease(self, proxy: Proxy, consumer_name: str, duration_seconds: int) -> Lease:

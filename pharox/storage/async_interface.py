@@ -40,9 +40,9 @@ from .requests import (
     AcquireSetRequest,
     Acquisition,
     Command,
+    CommandOutcome,
     EndedLease,
     HealthOutcome,
-    Outcome,
     ReleaseResult,
     RenewRequest,
     RevokeRequest,
@@ -176,7 +176,7 @@ class IAsyncStorage(ABC):
         """Lease several proxies at once: as many as requested, a minimum number, or none."""
         return await self._complete("acquire_set", defaults.acquire_set(self, request))
 
-    async def run_batch(self, commands: Sequence[Command]) -> Sequence[Outcome | Exception]:
+    async def run_batch(self, commands: Sequence[Command]) -> Sequence[CommandOutcome | Exception]:
         """Carry out commands. Return the outcome of each, in the same order."""
         return await self._complete("run_batch", defaults.run_batch(self, commands))
 

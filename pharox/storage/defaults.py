@@ -38,10 +38,10 @@ from .requests import (
     AcquireSetRequest,
     Acquisition,
     Command,
+    CommandOutcome,
+    CommandOutcomes,
     EndedLease,
     HealthOutcome,
-    Outcome,
-    Outcomes,
     ReleaseRequest,
     ReleaseResult,
     SetAcquisition,
@@ -155,7 +155,7 @@ def return_leases(
     return outcomes
 
 
-def run_batch(storage: Any, commands: Sequence[Command]) -> Calls[Outcomes]:
+def run_batch(storage: Any, commands: Sequence[Command]) -> Calls[CommandOutcomes]:
     """Carry out commands one after another: expiry, then releases, then acquisitions."""
     check_commands(commands)
     expired: Sequence[EndedLease] = ()
@@ -276,14 +276,16 @@ def _expired_of(acquisitions: Sequence[Acquisition]) -> tuple[EndedLease, ...]:
     return tuple(ended for each in acquisitions for ended in each.expired)
 
 
-def _carry_out(storage: Any, command: Command) -> Calls[Outcome | Exception]:
+def _carry_out(storage: Any, command: Command) -> Calls[CommandOutcome | Exception]:
     try:
         if isinstance(command, ReleaseRequest):
             how = {"reason": command.reason, "with_stats": command.with_stats}
-            return cast("Outcome", (yield partial(storage.return_lease, command.lease, **how)))
+            return cast(
+                "CommandOutcome", (yield partial(storage.return_lease, command.lease, **how))
+            )
         single = isinstance(command, AcquireRequest)
         ask = storage.acquire_lease if single else storage.acquire_set
-        return cast("Outcome", (yield partial(ask, command)))
+        return cast("CommandOutcome", (yield partial(ask, command)))
     except Exception as error:
         return error
 

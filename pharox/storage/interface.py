@@ -37,9 +37,9 @@ from .requests import (
     AcquireSetRequest,
     Acquisition,
     Command,
+    CommandOutcome,
     EndedLease,
     HealthOutcome,
-    Outcome,
     ReleaseResult,
     RenewRequest,
     RevokeRequest,
@@ -265,7 +265,7 @@ class IStorage(ABC):
         """
         return run(defaults.acquire_set(self, request), call)
 
-    def run_batch(self, commands: Sequence[Command]) -> Sequence[Outcome | Exception]:
+    def run_batch(self, commands: Sequence[Command]) -> Sequence[CommandOutcome | Exception]:
         """Carry out commands. Return the outcome of each, in the same order.
 
         The effect is that of single commands in this order: due leases expire, leases are

@@ -334,10 +334,10 @@ class SetAcquisition:
         return [each.lease for each in self.acquisitions if each.lease is not None]
 
 
-Outcome = Acquisition | SetAcquisition | ReleaseResult
+CommandOutcome = Acquisition | SetAcquisition | ReleaseResult
 """The outcome of a command."""
 
-Outcomes = list[Outcome | Exception]
+CommandOutcomes = list[CommandOutcome | Exception]
 """The outcomes of a batch of commands. The outcome of a failed command is its error."""
 
 
@@ -382,7 +382,7 @@ def new_leases(outcome: object) -> list[Lease]:
 
 
 def assign_expired_by_pool(
-    outcomes: Outcomes, commands: Sequence[Command], expired: Sequence[EndedLease]
+    outcomes: CommandOutcomes, commands: Sequence[Command], expired: Sequence[EndedLease]
 ) -> None:
     """Add each expired lease to one outcome of a batch: of its pool, or of any if there is none."""
     order = batch_order(commands)
@@ -393,7 +393,7 @@ def assign_expired_by_pool(
 
 
 def assign_expired(
-    outcomes: Outcomes, places: Sequence[int], expired: Sequence[EndedLease]
+    outcomes: CommandOutcomes, places: Sequence[int], expired: Sequence[EndedLease]
 ) -> None:
     """Add expired leases to the first outcome at one of these places that is not an error.
 

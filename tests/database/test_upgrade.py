@@ -50,6 +50,7 @@ DIGESTS = {
     "0002": "a4dc6aa9ce5f5b4b3f795b93315df55460cb6b82d790192cee4b8bb3b8467abe",
     "0003": "ac24fc7cd9235072418fc6cd85a7b09778197b0bb54b733863d2abc1e0b1fc3b",
     "0004": "e6d1d06a059981b39f316b0d5e6d6197fac6054b6c986ca14d68adbff6095f5a",
+    "0005": "ac085b7b7c33b6f210769012c3441fa2afe3d39fdd661402daad1d52db4b2ec5",
 }
 WORKERS = 8
 STEPS = 8
@@ -86,7 +87,7 @@ def next_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have this process be of the next version; those that it starts are not."""
     monkeypatch.setattr(schema, "VERSIONS", [*schema.VERSIONS, str(NEXT)])
     for module in (schema, lookups):
-        monkeypatch.setattr(module, "HEAD", "0005")
+        monkeypatch.setattr(module, "HEAD", "0006")
 
 
 def upgrade_to_next(storage: PostgresStorage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +330,7 @@ def test_a_newer_schema_serves_who_leases_and_nobody_who_alters_or_judges_it(
     upgrade_to_next(postgres, monkeypatch)
     with ledger(database_url) as older:
         older.upgrade_schema()
-        assert older.schema_version() == "0005"
+        assert older.schema_version() == "0006"
         lease = ProxyManager(older).acquire_proxy("pool")
         assert lease is not None
         assert older.verify_log() == []
@@ -352,7 +353,7 @@ def test_a_breaking_version_says_so(
     run_sql(
         postgres.engine,
         "CREATE OR REPLACE FUNCTION pharox.oldest_client() RETURNS text LANGUAGE sql STABLE "
-        "AS 'SELECT ''0005'''",
+        "AS 'SELECT ''0006'''",
     )
     with ledger(database_url) as older, pytest.raises(SchemaError, match="upgrade pharox"):
         ProxyManager(older).acquire_proxy("pool")
@@ -369,10 +370,10 @@ def test_an_upgrade_waits_for_no_lock_while_others_wait_for_it(
         held.connection.execute("SELECT FROM pharox.leases")
         with pytest.raises(DatabaseError, match="could not acquire its locks"):
             newer.upgrade_schema()
-        assert newer.schema_version() == "0004"
+        assert newer.schema_version() == "0005"
     with ledger(database_url) as newer:
         newer.upgrade_schema()
-        assert newer.schema_version() == "0005"
+        assert newer.schema_version() == "0006"
         assert newer.verify() == []
 
 

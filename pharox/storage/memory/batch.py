@@ -19,9 +19,9 @@ from uuid import UUID
 
 from ..requests import (
     Command,
+    CommandOutcome,
+    CommandOutcomes,
     EndedLease,
-    Outcome,
-    Outcomes,
     ReleaseRequest,
     assign_expired,
     batch_order,
@@ -35,7 +35,7 @@ from .state import State
 from .waiting import Ticket
 
 
-def run_batch(state: State, commands: Sequence[Command]) -> Outcomes:
+def run_batch(state: State, commands: Sequence[Command]) -> CommandOutcomes:
     """Carry out commands. Return the outcome of each, in the same order."""
     check_commands(commands)
     return carry_out(state, commands)
@@ -125,7 +125,9 @@ def _take_back(
     return expire(state, sorted(pool_ids), now, with_stats=with_stats)
 
 
-def _carry_out(state: State, command: Command, now: datetime) -> Outcome | Ticket | Exception:
+def _carry_out(
+    state: State, command: Command, now: datetime
+) -> CommandOutcome | Ticket | Exception:
     try:
         if isinstance(command, ReleaseRequest):
             return release(state, command, now)

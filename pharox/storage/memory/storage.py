@@ -53,9 +53,9 @@ from ..requests import (
     AcquireSetRequest,
     Acquisition,
     Command,
+    CommandOutcome,
     EndedLease,
     HealthOutcome,
-    Outcome,
     ReleaseRequest,
     ReleaseResult,
     RenewRequest,
@@ -86,7 +86,7 @@ class InMemoryStorage(IStorage):
 
     # Leasing
 
-    def run_batch(self, commands: Sequence[Command]) -> Sequence[Outcome | Exception]:
+    def run_batch(self, commands: Sequence[Command]) -> Sequence[CommandOutcome | Exception]:
         """Carry out commands as one. Return the outcome of each, or its error."""
         with self._state.lock:
             return batch.run_batch(self._state, commands)

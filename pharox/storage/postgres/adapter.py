@@ -64,9 +64,9 @@ from ..requests import (
     AcquireRequest,
     AcquireSetRequest,
     Acquisition,
+    CommandOutcomes,
     EndedLease,
     HealthOutcome,
-    Outcomes,
     ReleaseRequest,
     ReleaseResult,
     RenewRequest,
@@ -81,7 +81,7 @@ from .attending import ThreadAttendant
 from .batch import (
     Acquire,
     Command,
-    Outcome,
+    CommandOutcome,
     Release,
     Returned,
     command_of,
@@ -168,7 +168,7 @@ class PostgresStorage(IStorage):
         keys = Settings().secret_keys() if secret_keys is None else secret_keys
         self._commands = Commands(schema, Vault(keys))
         self._driver = Driver(engine, schema, prepare=check_prepare(prepare))
-        self._combiner: Combiner[Command, Outcome] = Combiner(
+        self._combiner: Combiner[Command, CommandOutcome] = Combiner(
             self._run_combined, lanes=lanes, splits=splits, error_for=error_for
         )
         self._attendant = ThreadAttendant(
@@ -222,7 +222,7 @@ class PostgresStorage(IStorage):
             return result_of(command.request, outcome)
         return self._run_in_time(self._commands.finish_release(command, outcome))
 
-    def run_batch(self, commands: Sequence[Request]) -> Outcomes:
+    def run_batch(self, commands: Sequence[Request]) -> CommandOutcomes:
         return self._run_in_time(run_batch(self._commands, commands))
 
     def renew_leases(
@@ -693,7 +693,7 @@ class PostgresStorage(IStorage):
     def _found(self, program: Program[Any]) -> Acquisition | SetAcquisition:
         return cast("Acquisition | SetAcquisition", self._run_in_time(program))
 
-    def _run_combined(self, batch: CombinedBatch[Command]) -> Sequence[Outcome]:
+    def _run_combined(self, batch: CombinedBatch[Command]) -> Sequence[CommandOutcome]:
         return self._run_in_time(self._commands.carry_out(batch.commands))
 
     def _ask(self, step: Callable[..., Program[T]], *arguments: Any) -> T:

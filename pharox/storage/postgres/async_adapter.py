@@ -59,9 +59,9 @@ from ..requests import (
     AcquireRequest,
     AcquireSetRequest,
     Acquisition,
+    CommandOutcomes,
     EndedLease,
     HealthOutcome,
-    Outcomes,
     ReleaseRequest,
     ReleaseResult,
     RenewRequest,
@@ -78,7 +78,7 @@ from .attending import TaskAttendant
 from .batch import (
     Acquire,
     Command,
-    Outcome,
+    CommandOutcome,
     Release,
     Returned,
     command_of,
@@ -167,7 +167,7 @@ class AsyncPostgresStorage(IAsyncStorage):
         self._commands = Commands(schema, Vault(self._keys))
         self._prepare = check_prepare(prepare)
         self._driver = AsyncDriver(engine, schema, prepare=prepare)
-        self._combiner: AsyncCombiner[Command, Outcome] = AsyncCombiner(
+        self._combiner: AsyncCombiner[Command, CommandOutcome] = AsyncCombiner(
             self._run_combined, lanes=lanes, splits=splits, error_for=error_for
         )
         self._attendant = TaskAttendant(
@@ -275,7 +275,7 @@ class AsyncPostgresStorage(IAsyncStorage):
             raise with_outcome(cancelled, "return_lease", returned)
         return returned
 
-    async def run_batch(self, commands: Sequence[Request]) -> Outcomes:
+    async def run_batch(self, commands: Sequence[Request]) -> CommandOutcomes:
         program = run_batch(self._commands, commands)
         outcomes, cancelled = await self._ended_in_time(program, stops="before the first step")
         if cancelled is not None:
@@ -593,7 +593,7 @@ class AsyncPostgresStorage(IAsyncStorage):
     ) -> tuple[Acquisition | SetAcquisition, asyncio.CancelledError | None]:
         return await self._ended_in_time(program, stops="before the first step")
 
-    async def _run_combined(self, batch: CombinedBatch[Command]) -> Sequence[Outcome]:
+    async def _run_combined(self, batch: CombinedBatch[Command]) -> Sequence[CommandOutcome]:
         program = self._commands.checked(self._commands.carry_out(batch.commands))
         return await self._driver.run_batch(program, batch, within_s=self._answer_timeout_s)
 

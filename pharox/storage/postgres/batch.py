@@ -139,7 +139,7 @@ class Queued:
 
 Command = Acquire | Release
 Settled = Acquisition | SetAcquisition | Returned | Queued | PharoxError
-Outcome = Settled | Unsettled
+CommandOutcome = Settled | Unsettled
 
 
 def command_of(request: AcquireRequest | AcquireSetRequest | ReleaseRequest) -> Command:
@@ -454,7 +454,7 @@ class Batch:
         }
         return Query(commands_statement(schema), values)
 
-    def outcomes(self, given: Iterable[Answer], vault: Vault) -> list[Outcome]:
+    def outcomes(self, given: Iterable[Answer], vault: Vault) -> list[CommandOutcome]:
         """Return the outcome of each command, in the order of ``commands``.
 
         ``vault`` decrypts the credentials of leased proxies when they are read.
@@ -527,7 +527,7 @@ def _single_query(schema: str, command: Command, process: UUID | None) -> Query 
     return Query(acquire_statement(schema), values)
 
 
-def acquire_outcome(command: Acquire, answers: Sequence[Answer], vault: Vault) -> Outcome:
+def acquire_outcome(command: Acquire, answers: Sequence[Answer], vault: Vault) -> CommandOutcome:
     """Return the outcome of an acquisition whose leases have these answers."""
     request = command.request
     if answers[0].outcome in ("queued", "queue_full"):
@@ -604,7 +604,7 @@ def lacks_stats(command: Acquire, outcome: Acquisition | SetAcquisition) -> bool
     )
 
 
-def expired_of(outcome: Outcome) -> Sequence[EndedLease]:
+def expired_of(outcome: CommandOutcome) -> Sequence[EndedLease]:
     """Return the leases that expired before an outcome or an error."""
     if isinstance(outcome, PharoxError):
         expired: Sequence[EndedLease] = outcome.data.get("expired", ())

@@ -54,7 +54,7 @@ from .batch import (
     Answer,
     Batch,
     Command,
-    Outcome,
+    CommandOutcome,
     Queued,
     Release,
     Returned,
@@ -167,7 +167,7 @@ class Commands(Imports, Health):
                 yield from self.ensure_consumer(name)
 
     def finish_acquisition(
-        self, command: Acquire, first: Outcome | None = None
+        self, command: Acquire, first: CommandOutcome | None = None
     ) -> Program[Acquisition | SetAcquisition | Queued]:
         """Carry out an acquisition alone, starting from its outcome in a batch if there is one."""
         outcome, expired = yield from self._clear_obstacle(command, first)
@@ -282,7 +282,7 @@ class Commands(Imports, Health):
             yield waiting.wake_query(others)
 
     def finish_release(
-        self, command: Release, first: Outcome | None = None
+        self, command: Release, first: CommandOutcome | None = None
     ) -> Program[ReleaseResult]:
         """Carry out a release alone, starting from its outcome in a batch if there is one."""
         outcome, expired = yield from self._clear_obstacle(command, first, attempts=3)
@@ -296,8 +296,8 @@ class Commands(Imports, Health):
         return result_of(command.request, replace(outcome, expired=expired))
 
     def _clear_obstacle(
-        self, command: Command, outcome: Outcome | None, attempts: int | None = None
-    ) -> Program[tuple[Outcome, tuple[EndedLease, ...]]]:
+        self, command: Command, outcome: CommandOutcome | None, attempts: int | None = None
+    ) -> Program[tuple[CommandOutcome, tuple[EndedLease, ...]]]:
         """Repeat a command until it is settled. Return its outcome and all leases it expired.
 
         It waits for locks of others in the same transaction in which the command then

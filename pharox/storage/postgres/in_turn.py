@@ -36,7 +36,7 @@ from .batch import (
     WAIT,
     WAIT_SET,
     Acquire,
-    Outcome,
+    CommandOutcome,
     Queued,
     acquire_outcome,
     answers_of,
@@ -156,20 +156,20 @@ def _having_waited(commands: Commands, command: Acquire) -> Acquire:
     return replace(plain, run=plain.run._replace(details=json.dumps(details)))
 
 
-def look(commands: Commands, command: Acquire) -> Program[Outcome]:
+def look(commands: Commands, command: Acquire) -> Program[CommandOutcome]:
     """Search for a proxy that a predicate accepts, and take a ticket if there may be one later."""
     plain = _having_waited(commands, command)
-    outcome: Outcome = yield from predicate_search.acquire(
+    outcome: CommandOutcome = yield from predicate_search.acquire(
         commands, plain.request, command=plain, waits=True
     )
     if isinstance(outcome, Queued):
-        outcomes: list[Outcome] = yield from commands.carry_out((command,))
+        outcomes: list[CommandOutcome] = yield from commands.carry_out((command,))
         return outcomes[0]
     yield from _leave(commands, command, is_miss=False)
     return outcome
 
 
-def end_wait(commands: Commands, command: Acquire) -> Program[Outcome]:
+def end_wait(commands: Commands, command: Acquire) -> Program[CommandOutcome]:
     """End the wait of a caller whose time is over. Record a miss, unless it was granted."""
     if command.run.kind == LOOK:
         yield from _leave(commands, command, is_miss=False)
@@ -204,7 +204,9 @@ def _is_new(command: Acquire, error: BaseException) -> bool:
     return any(map(new_leases, outcomes))
 
 
-def _leave(commands: Commands, command: Acquire, *, is_miss: bool) -> Program[Outcome | None]:
+def _leave(
+    commands: Commands, command: Acquire, *, is_miss: bool
+) -> Program[CommandOutcome | None]:
     """Give up a place. Return the outcome; None if there was none to give up."""
     values = {
         "own_process": commands.room.process,

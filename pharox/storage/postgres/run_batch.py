@@ -8,7 +8,13 @@ from typing import Any, TypeVar, cast
 import psycopg
 
 from ..requests import Command as Request
-from ..requests import EndedLease, Outcomes, ReleaseRequest, assign_expired_by_pool, batch_order
+from ..requests import (
+    CommandOutcomes,
+    EndedLease,
+    ReleaseRequest,
+    assign_expired_by_pool,
+    batch_order,
+)
 from ..validation import check_commands
 from . import predicate_search
 from .batch import Release, command_of, has_predicate
@@ -18,7 +24,7 @@ from .driver import Program
 T = TypeVar("T")
 
 
-def run_batch(commands: Commands, requests: Sequence[Request]) -> Program[Outcomes]:
+def run_batch(commands: Commands, requests: Sequence[Request]) -> Program[CommandOutcomes]:
     """Carry out requests of any kind: releases first, then acquisitions in request order.
 
     A request with a predicate has its own commit, between those before and after it.
@@ -27,7 +33,7 @@ def run_batch(commands: Commands, requests: Sequence[Request]) -> Program[Outcom
     return _run_batch(commands, requests)
 
 
-def _run_batch(commands: Commands, requests: Sequence[Request]) -> Program[Outcomes]:
+def _run_batch(commands: Commands, requests: Sequence[Request]) -> Program[CommandOutcomes]:
     outcomes: list[Any] = [None] * len(requests)
     together: list[int] = []
     expired: list[EndedLease] = []

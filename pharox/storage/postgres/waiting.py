@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 from ..requests import EndedLease
-from .batch import Acquire, Answer, Outcome
+from .batch import Acquire, Answer, CommandOutcome
 from .sql import Query, Statement, call_of, quoted
 
 BEAT_S = 1.0
@@ -73,7 +73,7 @@ class Waiter:
 class Granted:
     """An acquisition of a ticket, and when its statement was sent, on the monotonic clock."""
 
-    outcome: Outcome
+    outcome: CommandOutcome
     begun: float
 
 

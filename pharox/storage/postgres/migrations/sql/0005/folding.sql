@@ -1,0 +1,919 @@
+-- Written by `python -m scripts.fold_functions` from projections/*.py.
+
+-- What leases and their ends come to in available_proxies.
+CREATE OR REPLACE FUNCTION {schema}.fold_available_proxies_v1(appended {schema}.event_v1[])
+RETURNS void
+LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+BEGIN
+    UPDATE {schema}.available_proxies
+    SET
+        current_leases = event.leases_after,
+        rests_until = CAST(event.data #>> '{rests_until}' AS TIMESTAMPTZ)
+    FROM UNNEST(appended) AS event
+    WHERE
+        {schema}.available_proxies.pool_id = event.pool_id
+        AND {schema}.available_proxies.proxy_id = event.proxy_id
+        AND (event.proxy_id, event.pool_id, event.position) IN (
+            SELECT
+                event.proxy_id,
+                event.pool_id,
+                max(event.position)
+            FROM UNNEST(appended) AS event
+            WHERE
+                event.type IN ('LeaseAcquired', 'LeaseReleased', 'LeaseExpired', 'LeaseRevoked')
+            GROUP BY
+                event.proxy_id,
+                event.pool_id
+        );
+END
+$$;
+
+-- What leases and their ends come to in selector_cursors.
+CREATE OR REPLACE FUNCTION {schema}.fold_selector_cursors_v1(appended {schema}.event_v1[])
+RETURNS void
+LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+BEGIN
+    UPDATE {schema}.selector_cursors
+    SET
+        proxy_id = event.proxy_id
+    FROM UNNEST(appended) AS event
+    WHERE
+        {schema}.selector_cursors.pool_id = event.pool_id
+        AND {schema}.selector_cursors.selector = 'round_robin'
+        AND (event.pool_id, event.position) IN (
+            SELECT
+                event.pool_id,
+                max(event.position)
+            FROM UNNEST(appended) AS event
+            WHERE
+                event.type IN ('LeaseAcquired', 'CursorMoved')
+                AND event.selector = 'round_robin'
+            GROUP BY
+                event.pool_id
+        );
+END
+$$;
+
+-- What leases and their ends come to in lease_ids.
+CREATE OR REPLACE FUNCTION {schema}.fold_lease_ids_v1(appended {schema}.event_v1[])
+RETURNS void
+LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+BEGIN
+    INSERT INTO {schema}.lease_ids (
+        lease_id,
+        pool_id
+    )
+    SELECT
+        event.lease_id,
+        event.pool_id
+    FROM UNNEST(appended) AS event
+    WHERE
+        event.type = 'LeaseAcquired' AND (
+            event.data ? 'own_id'
+        )
+    ORDER BY
+        event.lease_id;
+END
+$$;
+
+-- Each pool in numbers after each of some events, which are folded by now.
+CREATE OR REPLACE FUNCTION {schema}.counts_after_v1(appended {schema}.event_v1[])
+RETURNS SETOF {schema}.pool_counts
+STABLE
+LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT
+        event.position,
+        CAST(now.total_proxies - coalesce(
+            sum(
+                CASE WHEN event.status_after IS NOT NULL THEN 1 ELSE 0 END - CASE WHEN event.status_before IS NOT NULL THEN 1 ELSE 0 END
+            ) OVER (
+                PARTITION BY event.pool_id
+                ORDER BY event.position DESC
+                ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+            ),
+            0
+        ) AS INT) AS total_proxies,
+        CAST(now.active_proxies - coalesce(
+            sum(
+                CASE WHEN event.status_after = 'active' THEN 1 ELSE 0 END - CASE WHEN event.status_before = 'active' THEN 1 ELSE 0 END
+            ) OVER (
+                PARTITION BY event.pool_id
+                ORDER BY event.position DESC
+                ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+            ),
+            0
+        ) AS INT) AS active_proxies,
+        CAST(now.available_proxies - coalesce(
+            sum(
+                CASE
+                    WHEN event.status_after = 'active'
+                    AND (
+                        event.max_concurrency_after IS NULL
+                        OR event.leases_after < event.max_concurrency_after
+                    )
+                    THEN 1
+                    ELSE 0
+                END - CASE
+                    WHEN event.status_before = 'active'
+                    AND (
+                        event.max_concurrency_before IS NULL
+                        OR event.leases_before < event.max_concurrency_before
+                    )
+                    THEN 1
+                    ELSE 0
+                END
+            ) OVER (
+                PARTITION BY event.pool_id
+                ORDER BY event.position DESC
+                ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+            ),
+            0
+        ) AS INT) AS available_proxies,
+        CAST(now.leased_proxies - coalesce(
+            sum(
+                CASE WHEN event.leases_after > 0 THEN 1 ELSE 0 END - CASE WHEN event.leases_before > 0 THEN 1 ELSE 0 END
+            ) OVER (
+                PARTITION BY event.pool_id
+                ORDER BY event.position DESC
+                ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+            ),
+            0
+        ) AS INT) AS leased_proxies,
+        CAST(now.total_leases - coalesce(
+            sum(
+                coalesce(event.leases_after, 0) - coalesce(event.leases_before, 0)
+            ) OVER (
+                PARTITION BY event.pool_id
+                ORDER BY event.position DESC
+                ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+            ),
+            0
+        ) AS INT) AS total_leases
+    FROM UNNEST(appended) AS event
+    JOIN (
+        SELECT
+            {schema}.pool_stats.pool_id AS pool_id,
+            sum({schema}.pool_stats.total_proxies) AS total_proxies,
+            sum({schema}.pool_stats.active_proxies) AS active_proxies,
+            sum({schema}.pool_stats.available_proxies) AS available_proxies,
+            sum({schema}.pool_stats.leased_proxies) AS leased_proxies,
+            sum({schema}.pool_stats.total_leases) AS total_leases
+        FROM {schema}.pool_stats
+        WHERE
+            {schema}.pool_stats.pool_id IN (
+                SELECT
+                    event.pool_id
+                FROM UNNEST(appended) AS event
+            )
+        GROUP BY
+            {schema}.pool_stats.pool_id
+    ) AS now
+        ON now.pool_id = event.pool_id;
+END
+$$;
+
+-- What one event of a lease comes to in the read models, where nothing has to be grouped: a lease
+-- of no turn, and under no id of its caller's.
+CREATE OR REPLACE FUNCTION {schema}.fold_one_v1(event {schema}.event_v1, own_slot smallint)
+RETURNS void
+LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+BEGIN
+    IF event.type IN ('LeaseAcquired', 'LeaseExpired', 'LeaseReleased', 'LeaseRevoked') THEN
+        UPDATE {schema}.available_proxies
+        SET
+            current_leases = event.leases_after,
+            rests_until = CAST(event.data #>> '{rests_until}' AS TIMESTAMPTZ)
+        WHERE
+            {schema}.available_proxies.pool_id = event.pool_id
+            AND {schema}.available_proxies.proxy_id = event.proxy_id
+            AND event.type IN ('LeaseAcquired', 'LeaseReleased', 'LeaseExpired', 'LeaseRevoked');
+    END IF;
+    IF event.type IN ('LeaseAcquired') THEN
+        INSERT INTO {schema}.leases (
+            id,
+            pool_id,
+            pool_name,
+            proxy_id,
+            consumer_id,
+            consumer_name,
+            status,
+            acquired_at,
+            expires_at,
+            fencing_token
+        )
+        SELECT
+            event.lease_id,
+            event.pool_id,
+            event.pool_name,
+            event.proxy_id,
+            event.consumer_id,
+            event.consumer,
+            'active',
+            event.recorded_at,
+            event.expires_at,
+            event.position;
+    END IF;
+    IF event.type IN ('LeaseExpired', 'LeaseReleased', 'LeaseRevoked') THEN
+        UPDATE {schema}.leases
+        SET
+            status = CASE
+                WHEN event.type = 'LeaseReleased'
+                THEN 'released'
+                WHEN event.type = 'LeaseExpired'
+                THEN 'expired'
+                WHEN event.type = 'LeaseRevoked'
+                THEN 'revoked'
+            END,
+            released_at = event.recorded_at,
+            revoke_reason = CASE
+                WHEN event.type = 'LeaseRevoked'
+                THEN CAST(event.data #>> '{reason}' AS TEXT)
+            END
+        WHERE
+            {schema}.leases.pool_id = event.pool_id
+            AND {schema}.leases.id = event.lease_id
+            AND event.type IN ('LeaseReleased', 'LeaseExpired', 'LeaseRevoked');
+    END IF;
+    IF event.type IN ('LeaseAcquired', 'LeaseExpired', 'LeaseReleased', 'LeaseRevoked') THEN
+        UPDATE {schema}.pool_stats
+        SET
+            total_proxies = (
+                {schema}.pool_stats.total_proxies + (
+                    CASE WHEN event.status_after IS NOT NULL THEN 1 ELSE 0 END - CASE WHEN event.status_before IS NOT NULL THEN 1 ELSE 0 END
+                )
+            ),
+            active_proxies = (
+                {schema}.pool_stats.active_proxies + (
+                    CASE WHEN event.status_after = 'active' THEN 1 ELSE 0 END - CASE WHEN event.status_before = 'active' THEN 1 ELSE 0 END
+                )
+            ),
+            available_proxies = (
+                {schema}.pool_stats.available_proxies + (
+                    CASE
+                        WHEN event.status_after = 'active'
+                        AND (
+                            event.max_concurrency_after IS NULL
+                            OR event.leases_after < event.max_concurrency_after
+                        )
+                        THEN 1
+                        ELSE 0
+                    END - CASE
+                        WHEN event.status_before = 'active'
+                        AND (
+                            event.max_concurrency_before IS NULL
+                            OR event.leases_before < event.max_concurrency_before
+                        )
+                        THEN 1
+                        ELSE 0
+                    END
+                )
+            ),
+            leased_proxies = (
+                {schema}.pool_stats.leased_proxies + (
+                    CASE WHEN event.leases_after > 0 THEN 1 ELSE 0 END - CASE WHEN event.leases_before > 0 THEN 1 ELSE 0 END
+                )
+            ),
+            total_leases = (
+                {schema}.pool_stats.total_leases + (
+                    coalesce(event.leases_after, 0) - coalesce(event.leases_before, 0)
+                )
+            )
+        WHERE
+            {schema}.pool_stats.pool_id = event.pool_id
+            AND {schema}.pool_stats.slot = own_slot;
+    END IF;
+END
+$$;
+
+-- What appended events come to in the read models. What commands decide by has those of leases
+-- already if they are ``decided``.
+CREATE OR REPLACE FUNCTION {schema}.fold_v1(
+    appended {schema}.event_v1[],
+    types text[],
+    own_slot smallint,
+    decided boolean
+)
+RETURNS void
+LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+BEGIN
+    IF types && ARRAY['PoolRegistered'] THEN
+        INSERT INTO {schema}.pools (
+            id,
+            name,
+            description,
+            lease_slow,
+            rest_after_release_seconds,
+            rest_after_expiry_seconds,
+            max_held_seconds
+        )
+        SELECT
+            event.pool_id,
+            CAST(event.data #>> '{name}' AS TEXT),
+            CAST(event.data #>> '{description}' AS TEXT),
+            CAST(event.data #>> '{lease_slow}' AS BOOLEAN),
+            CAST(event.data #>> '{rest_after_release_seconds}' AS DOUBLE PRECISION),
+            CAST(event.data #>> '{rest_after_expiry_seconds}' AS DOUBLE PRECISION),
+            CAST(event.data #>> '{max_held_seconds}' AS DOUBLE PRECISION)
+        FROM UNNEST(appended) AS event
+        WHERE
+            event.type = 'PoolRegistered';
+    END IF;
+    IF types && ARRAY['PoolChanged'] THEN
+        UPDATE {schema}.pools
+        SET
+            name = CAST(event.data #>> '{name}' AS TEXT),
+            description = CAST(event.data #>> '{description}' AS TEXT),
+            lease_slow = CAST(event.data #>> '{lease_slow}' AS BOOLEAN),
+            rest_after_release_seconds = CAST(event.data #>> '{rest_after_release_seconds}' AS DOUBLE PRECISION),
+            rest_after_expiry_seconds = CAST(event.data #>> '{rest_after_expiry_seconds}' AS DOUBLE PRECISION),
+            max_held_seconds = CAST(event.data #>> '{max_held_seconds}' AS DOUBLE PRECISION)
+        FROM UNNEST(appended) AS event
+        WHERE
+            {schema}.pools.id = event.pool_id
+            AND (event.pool_id, event.position) IN (
+                SELECT
+                    event.pool_id,
+                    max(event.position)
+                FROM UNNEST(appended) AS event
+                WHERE
+                    event.type = 'PoolChanged'
+                GROUP BY
+                    event.pool_id
+            );
+    END IF;
+    IF types && ARRAY['PoolRemoved'] THEN
+        DELETE FROM {schema}.pools
+        USING UNNEST(appended) AS event
+        WHERE
+            {schema}.pools.id = event.pool_id AND event.type = 'PoolRemoved';
+    END IF;
+    IF types && ARRAY['ConsumerRegistered'] THEN
+        INSERT INTO {schema}.consumers (
+            name,
+            id
+        )
+        SELECT
+            event.consumer,
+            event.consumer_id
+        FROM UNNEST(appended) AS event
+        WHERE
+            event.type = 'ConsumerRegistered';
+    END IF;
+    IF types && ARRAY['ProxyChanged', 'ProxyRegistered'] THEN
+        INSERT INTO {schema}.proxies (
+            id,
+            pool_id,
+            protocol,
+            host,
+            port,
+            credential_id,
+            source,
+            country,
+            city,
+            latitude,
+            longitude,
+            isp,
+            asn
+        )
+        SELECT
+            event.proxy_id,
+            event.pool_id,
+            CAST(event.data #>> '{protocol}' AS TEXT),
+            CAST(event.data #>> '{host}' AS TEXT),
+            CAST(event.data #>> '{port}' AS INT),
+            CAST(event.data #>> '{credential_id}' AS UUID),
+            CAST(event.data #>> '{source}' AS TEXT),
+            CAST(event.data #>> '{country}' AS TEXT),
+            CAST(event.data #>> '{city}' AS TEXT),
+            CAST(event.data #>> '{latitude}' AS DOUBLE PRECISION),
+            CAST(event.data #>> '{longitude}' AS DOUBLE PRECISION),
+            CAST(event.data #>> '{isp}' AS TEXT),
+            CAST(event.data #>> '{asn}' AS BIGINT)
+        FROM UNNEST(appended) AS event
+        WHERE
+            (event.proxy_id, event.pool_id, event.position) IN (
+                SELECT
+                    event.proxy_id,
+                    event.pool_id,
+                    max(event.position)
+                FROM UNNEST(appended) AS event
+                WHERE
+                    event.type IN ('ProxyRegistered', 'ProxyChanged')
+                GROUP BY
+                    event.proxy_id,
+                    event.pool_id
+            )
+        ON CONFLICT ON CONSTRAINT pk_proxies DO UPDATE
+        SET
+            protocol = excluded.protocol,
+            host = excluded.host,
+            port = excluded.port,
+            credential_id = excluded.credential_id,
+            source = excluded.source,
+            country = excluded.country,
+            city = excluded.city,
+            latitude = excluded.latitude,
+            longitude = excluded.longitude,
+            isp = excluded.isp,
+            asn = excluded.asn;
+    END IF;
+    IF types && ARRAY['ProxyRemoved'] THEN
+        DELETE FROM {schema}.proxies
+        USING UNNEST(appended) AS event
+        WHERE
+            {schema}.proxies.pool_id = event.pool_id
+            AND {schema}.proxies.id = event.proxy_id
+            AND event.type = 'ProxyRemoved';
+    END IF;
+    IF types && ARRAY['ProxyRegistered'] THEN
+        INSERT INTO {schema}.available_proxies (
+            proxy_id,
+            pool_id,
+            status,
+            checked_at,
+            max_concurrency,
+            current_leases,
+            streak
+        )
+        SELECT
+            event.proxy_id,
+            event.pool_id,
+            event.status_after,
+            CAST(event.data #>> '{checked_at}' AS TIMESTAMPTZ),
+            event.max_concurrency_after,
+            event.leases_after,
+            0
+        FROM UNNEST(appended) AS event
+        WHERE
+            event.type = 'ProxyRegistered';
+    END IF;
+    IF NOT decided AND types && ARRAY['LeaseAcquired', 'LeaseExpired', 'LeaseReleased', 'LeaseRevoked'] THEN
+        UPDATE {schema}.available_proxies
+        SET
+            current_leases = event.leases_after,
+            rests_until = CAST(event.data #>> '{rests_until}' AS TIMESTAMPTZ)
+        FROM UNNEST(appended) AS event
+        WHERE
+            {schema}.available_proxies.pool_id = event.pool_id
+            AND {schema}.available_proxies.proxy_id = event.proxy_id
+            AND (event.proxy_id, event.pool_id, event.position) IN (
+                SELECT
+                    event.proxy_id,
+                    event.pool_id,
+                    max(event.position)
+                FROM UNNEST(appended) AS event
+                WHERE
+                    event.type IN ('LeaseAcquired', 'LeaseReleased', 'LeaseExpired', 'LeaseRevoked')
+                GROUP BY
+                    event.proxy_id,
+                    event.pool_id
+            );
+    END IF;
+    IF types && ARRAY['HealthChecked', 'ProxyChanged'] THEN
+        UPDATE {schema}.available_proxies
+        SET
+            status = newest.status,
+            checked_at = newest.checked_at,
+            max_concurrency = newest.max_concurrency,
+            latency_ms = coalesce(newest.latency_ms, {schema}.available_proxies.latency_ms),
+            probed_at = coalesce(newest.probed_at, {schema}.available_proxies.probed_at),
+            streak = coalesce(newest.streak, {schema}.available_proxies.streak),
+            drains = CASE
+                WHEN newest.is_changed
+                THEN newest.drains
+                ELSE {schema}.available_proxies.drains
+            END
+        FROM (
+            SELECT
+                event.pool_id AS pool_id,
+                event.proxy_id AS proxy_id,
+                (
+                    array_agg(event.status_after ORDER BY event.position DESC)
+                )[1] AS status,
+                (
+                    array_agg(event.max_concurrency_after ORDER BY event.position DESC)
+                )[1] AS max_concurrency,
+                (
+                    array_agg(
+                        CAST(event.data #>> '{checked_at}' AS TIMESTAMPTZ) ORDER BY event.position DESC
+                    )
+                )[1] AS checked_at,
+                (
+                    array_agg(
+                        CAST(event.data #>> '{checked_at}' AS TIMESTAMPTZ) ORDER BY event.position DESC
+                    ) FILTER(WHERE
+                        event.type = 'HealthChecked')
+                )[1] AS probed_at,
+                (
+                    array_agg(
+                        CAST(event.data #>> '{mean_latency_ms}' AS INT) ORDER BY event.position DESC
+                    ) FILTER(WHERE
+                        CAST(event.data #>> '{mean_latency_ms}' AS INT) IS NOT NULL)
+                )[1] AS latency_ms,
+                (
+                    array_agg(
+                        coalesce(CAST(event.data #>> '{streak}' AS INT), 0) ORDER BY event.position DESC
+                    ) FILTER(WHERE
+                        event.type = 'HealthChecked'
+                        OR event.status_before <> event.status_after)
+                )[1] AS streak,
+                bool_or(event.type = 'ProxyChanged') AS is_changed,
+                (
+                    array_agg(
+                        CAST(event.data #>> '{drains}' AS BOOLEAN) ORDER BY event.position DESC
+                    ) FILTER(WHERE
+                        event.type = 'ProxyChanged')
+                )[1] AS drains
+            FROM UNNEST(appended) AS event
+            WHERE
+                event.type IN ('ProxyChanged', 'HealthChecked')
+                AND coalesce(CAST(event.data #>> '{applied}' AS BOOLEAN), TRUE)
+            GROUP BY
+                event.pool_id,
+                event.proxy_id
+        ) AS newest
+        WHERE
+            {schema}.available_proxies.pool_id = newest.pool_id
+            AND {schema}.available_proxies.proxy_id = newest.proxy_id;
+    END IF;
+    IF types && ARRAY['ProxyRemoved'] THEN
+        DELETE FROM {schema}.available_proxies
+        USING UNNEST(appended) AS event
+        WHERE
+            {schema}.available_proxies.pool_id = event.pool_id
+            AND {schema}.available_proxies.proxy_id = event.proxy_id
+            AND event.type = 'ProxyRemoved';
+    END IF;
+    IF types && ARRAY['LeaseAcquired'] THEN
+        INSERT INTO {schema}.leases (
+            id,
+            pool_id,
+            pool_name,
+            proxy_id,
+            consumer_id,
+            consumer_name,
+            status,
+            acquired_at,
+            expires_at,
+            fencing_token,
+            released_at,
+            revoke_reason
+        )
+        SELECT
+            event.lease_id,
+            event.pool_id,
+            event.pool_name,
+            event.proxy_id,
+            event.consumer_id,
+            event.consumer,
+            coalesce(
+                CASE
+                    WHEN (
+                        ends.type = 'LeaseReleased'
+                    )
+                    THEN 'released'
+                    WHEN (
+                        ends.type = 'LeaseExpired'
+                    )
+                    THEN 'expired'
+                    WHEN (
+                        ends.type = 'LeaseRevoked'
+                    )
+                    THEN 'revoked'
+                END,
+                'active'
+            ),
+            event.recorded_at,
+            event.expires_at,
+            event.position,
+            ends.recorded_at,
+            CASE
+                WHEN (
+                    ends.type = 'LeaseRevoked'
+                )
+                THEN CAST(ends.data #>> '{reason}' AS TEXT)
+            END
+        FROM UNNEST(appended) AS event
+        LEFT OUTER JOIN UNNEST(appended) AS ends
+            ON ends.lease_id = event.lease_id
+            AND ends.type IN ('LeaseReleased', 'LeaseExpired', 'LeaseRevoked')
+        WHERE
+            event.type = 'LeaseAcquired'
+        ORDER BY
+            event.lease_id;
+    END IF;
+    IF types && ARRAY['LeaseExpired', 'LeaseReleased', 'LeaseRevoked'] THEN
+        UPDATE {schema}.leases
+        SET
+            status = CASE
+                WHEN event.type = 'LeaseReleased'
+                THEN 'released'
+                WHEN event.type = 'LeaseExpired'
+                THEN 'expired'
+                WHEN event.type = 'LeaseRevoked'
+                THEN 'revoked'
+            END,
+            released_at = event.recorded_at,
+            revoke_reason = CASE
+                WHEN event.type = 'LeaseRevoked'
+                THEN CAST(event.data #>> '{reason}' AS TEXT)
+            END
+        FROM UNNEST(appended) AS event
+        WHERE
+            {schema}.leases.pool_id = event.pool_id
+            AND {schema}.leases.id = event.lease_id
+            AND event.type IN ('LeaseReleased', 'LeaseExpired', 'LeaseRevoked')
+            AND NOT (
+                EXISTS(
+                    SELECT
+                        1
+                    FROM UNNEST(appended) AS began
+                    WHERE
+                        began.lease_id = event.lease_id AND began.type = 'LeaseAcquired'
+                )
+            );
+    END IF;
+    IF types && ARRAY['LeaseRenewed'] THEN
+        UPDATE {schema}.leases
+        SET
+            expires_at = renewed.expires_at,
+            renewed_at = renewed.renewed_at
+        FROM (
+            SELECT
+                event.lease_id AS lease_id,
+                event.pool_id AS pool_id,
+                (
+                    array_agg(event.expires_at ORDER BY event.position DESC)
+                )[1] AS expires_at,
+                (
+                    array_agg(event.recorded_at ORDER BY event.position DESC)
+                )[1] AS renewed_at
+            FROM UNNEST(appended) AS event
+            WHERE
+                event.type = 'LeaseRenewed'
+            GROUP BY
+                event.lease_id,
+                event.pool_id
+        ) AS renewed
+        WHERE
+            {schema}.leases.pool_id = renewed.pool_id
+            AND {schema}.leases.id = renewed.lease_id;
+    END IF;
+    IF types && ARRAY['LeasesPruned'] THEN
+        DELETE FROM {schema}.leases
+        USING UNNEST(appended) AS event
+        WHERE
+            {schema}.leases.pool_id = event.pool_id
+            AND {schema}.leases.status <> 'active'
+            AND {schema}.leases.released_at < CAST(event.data #>> '{ended_before}' AS TIMESTAMPTZ)
+            AND event.type = 'LeasesPruned';
+    END IF;
+    IF NOT decided AND types && ARRAY['LeaseAcquired'] THEN
+        INSERT INTO {schema}.lease_ids (
+            lease_id,
+            pool_id
+        )
+        SELECT
+            event.lease_id,
+            event.pool_id
+        FROM UNNEST(appended) AS event
+        WHERE
+            event.type = 'LeaseAcquired' AND (
+                event.data ? 'own_id'
+            )
+        ORDER BY
+            event.lease_id;
+    END IF;
+    IF types && ARRAY['PoolRegistered'] THEN
+        INSERT INTO {schema}.pool_stats (
+            pool_id,
+            slot,
+            total_proxies,
+            active_proxies,
+            available_proxies,
+            leased_proxies,
+            total_leases
+        )
+        SELECT
+            event.pool_id,
+            anon_1.slot,
+            0,
+            0,
+            0,
+            0,
+            0
+        FROM UNNEST(appended) AS event, generate_series(0, 15) AS anon_1(slot)
+        WHERE
+            event.type = 'PoolRegistered';
+    END IF;
+    IF types && ARRAY['HealthChecked', 'LeaseAcquired', 'LeaseExpired', 'LeaseReleased', 'LeaseRevoked', 'ProxyChanged', 'ProxyRegistered', 'ProxyRemoved'] THEN
+        UPDATE {schema}.pool_stats
+        SET
+            total_proxies = (
+                {schema}.pool_stats.total_proxies + change.total_proxies
+            ),
+            active_proxies = (
+                {schema}.pool_stats.active_proxies + change.active_proxies
+            ),
+            available_proxies = (
+                {schema}.pool_stats.available_proxies + change.available_proxies
+            ),
+            leased_proxies = (
+                {schema}.pool_stats.leased_proxies + change.leased_proxies
+            ),
+            total_leases = (
+                {schema}.pool_stats.total_leases + change.total_leases
+            )
+        FROM (
+            SELECT
+                event.pool_id AS pool_id,
+                sum(
+                    CASE WHEN event.status_after IS NOT NULL THEN 1 ELSE 0 END - CASE WHEN event.status_before IS NOT NULL THEN 1 ELSE 0 END
+                ) AS total_proxies,
+                sum(
+                    CASE WHEN event.status_after = 'active' THEN 1 ELSE 0 END - CASE WHEN event.status_before = 'active' THEN 1 ELSE 0 END
+                ) AS active_proxies,
+                sum(
+                    CASE
+                        WHEN event.status_after = 'active'
+                        AND (
+                            event.max_concurrency_after IS NULL
+                            OR event.leases_after < event.max_concurrency_after
+                        )
+                        THEN 1
+                        ELSE 0
+                    END - CASE
+                        WHEN event.status_before = 'active'
+                        AND (
+                            event.max_concurrency_before IS NULL
+                            OR event.leases_before < event.max_concurrency_before
+                        )
+                        THEN 1
+                        ELSE 0
+                    END
+                ) AS available_proxies,
+                sum(
+                    CASE WHEN event.leases_after > 0 THEN 1 ELSE 0 END - CASE WHEN event.leases_before > 0 THEN 1 ELSE 0 END
+                ) AS leased_proxies,
+                sum(
+                    coalesce(event.leases_after, 0) - coalesce(event.leases_before, 0)
+                ) AS total_leases
+            FROM UNNEST(appended) AS event
+            WHERE
+                event.type IN (
+                    'HealthChecked',
+                    'LeaseAcquired',
+                    'LeaseExpired',
+                    'LeaseReleased',
+                    'LeaseRevoked',
+                    'ProxyChanged',
+                    'ProxyRegistered',
+                    'ProxyRemoved'
+                )
+            GROUP BY
+                event.pool_id
+        ) AS change
+        WHERE
+            {schema}.pool_stats.pool_id = change.pool_id
+            AND {schema}.pool_stats.slot = own_slot;
+    END IF;
+    IF types && ARRAY['PoolRemoved'] THEN
+        DELETE FROM {schema}.pool_stats
+        USING UNNEST(appended) AS event
+        WHERE
+            {schema}.pool_stats.pool_id = event.pool_id
+            AND event.type = 'PoolRemoved';
+    END IF;
+    IF types && ARRAY['PoolRegistered'] THEN
+        INSERT INTO {schema}.selector_cursors (
+            pool_id,
+            selector
+        )
+        SELECT
+            event.pool_id,
+            'round_robin'
+        FROM UNNEST(appended) AS event
+        WHERE
+            event.type = 'PoolRegistered';
+    END IF;
+    IF types && ARRAY['CursorMoved'] THEN
+        UPDATE {schema}.selector_cursors
+        SET
+            proxy_id = event.proxy_id
+        FROM UNNEST(appended) AS event
+        WHERE
+            {schema}.selector_cursors.pool_id = event.pool_id
+            AND {schema}.selector_cursors.selector = 'round_robin'
+            AND (event.pool_id, event.position) IN (
+                SELECT
+                    event.pool_id,
+                    max(event.position)
+                FROM UNNEST(appended) AS event
+                WHERE
+                    event.type IN ('LeaseAcquired', 'CursorMoved')
+                    AND event.selector = 'round_robin'
+                GROUP BY
+                    event.pool_id
+            );
+    END IF;
+    IF NOT decided AND types && ARRAY['LeaseAcquired'] THEN
+        UPDATE {schema}.selector_cursors
+        SET
+            proxy_id = event.proxy_id
+        FROM UNNEST(appended) AS event
+        WHERE
+            {schema}.selector_cursors.pool_id = event.pool_id
+            AND {schema}.selector_cursors.selector = 'round_robin'
+            AND (event.pool_id, event.position) IN (
+                SELECT
+                    event.pool_id,
+                    max(event.position)
+                FROM UNNEST(appended) AS event
+                WHERE
+                    event.type IN ('LeaseAcquired', 'CursorMoved')
+                    AND event.selector = 'round_robin'
+                GROUP BY
+                    event.pool_id
+            );
+    END IF;
+    IF types && ARRAY['PoolRemoved'] THEN
+        DELETE FROM {schema}.selector_cursors
+        USING UNNEST(appended) AS event
+        WHERE
+            {schema}.selector_cursors.pool_id = event.pool_id
+            AND event.type = 'PoolRemoved';
+    END IF;
+    IF types && ARRAY['HealthChecked'] THEN
+        INSERT INTO {schema}.proxy_health (
+            proxy_id,
+            pool_id,
+            status,
+            latency_ms,
+            protocol,
+            attempts,
+            status_code,
+            checked_at,
+            error,
+            failure
+        )
+        SELECT
+            event.proxy_id,
+            event.pool_id,
+            CAST(event.data #>> '{status}' AS TEXT),
+            CAST(event.data #>> '{latency_ms}' AS INT),
+            CAST(event.data #>> '{protocol}' AS TEXT),
+            CAST(event.data #>> '{attempts}' AS INT),
+            CAST(event.data #>> '{status_code}' AS INT),
+            CAST(event.data #>> '{checked_at}' AS TIMESTAMPTZ),
+            CAST(event.data #>> '{error}' AS TEXT),
+            CAST(event.data #>> '{failure}' AS TEXT)
+        FROM UNNEST(appended) AS event
+        WHERE
+            (event.proxy_id, event.pool_id, event.position) IN (
+                SELECT
+                    event.proxy_id,
+                    event.pool_id,
+                    max(event.position)
+                FROM UNNEST(appended) AS event
+                WHERE
+                    event.type = 'HealthChecked'
+                    AND CAST(event.data #>> '{applied}' AS BOOLEAN)
+                GROUP BY
+                    event.proxy_id,
+                    event.pool_id
+            )
+        ON CONFLICT ON CONSTRAINT pk_proxy_health DO UPDATE
+        SET
+            status = excluded.status,
+            latency_ms = excluded.latency_ms,
+            protocol = excluded.protocol,
+            attempts = excluded.attempts,
+            status_code = excluded.status_code,
+            checked_at = excluded.checked_at,
+            error = excluded.error,
+            failure = excluded.failure;
+    END IF;
+    IF types && ARRAY['ProxyRemoved'] THEN
+        DELETE FROM {schema}.proxy_health
+        USING UNNEST(appended) AS event
+        WHERE
+            {schema}.proxy_health.pool_id = event.pool_id
+            AND {schema}.proxy_health.proxy_id = event.proxy_id
+            AND event.type = 'ProxyRemoved';
+    END IF;
+END
+$$;
