@@ -22,6 +22,7 @@ from .pools import POOLS, PoolRow, Pools
 from .proxies import PROXIES, Proxies, ProxyRow
 from .proxy_health import PROXY_HEALTH, HealthRow, ProxyHealth
 from .selector_cursors import SELECTOR_CURSORS, CursorRow, SelectorCursors
+from .target_outcomes import TARGET_OUTCOMES, TargetOutcomes, TargetOutcomesRow
 from .verify import Finding, State, current, differences, fold
 
 ALL: tuple[Projection, ...] = (
@@ -34,6 +35,7 @@ ALL: tuple[Projection, ...] = (
     POOL_STATS,
     SELECTOR_CURSORS,
     PROXY_HEALTH,
+    TARGET_OUTCOMES,
 )
 """The built-in projections, in the order in which an event is folded into them."""
 
@@ -75,6 +77,7 @@ __all__ = [
     "PROXIES",
     "PROXY_HEALTH",
     "SELECTOR_CURSORS",
+    "TARGET_OUTCOMES",
     "Availability",
     "AvailableProxies",
     "ConsumerRow",
@@ -99,6 +102,8 @@ __all__ = [
     "ProxyRow",
     "SelectorCursors",
     "State",
+    "TargetOutcomes",
+    "TargetOutcomesRow",
     "current",
     "differences",
     "fold",

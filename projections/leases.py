@@ -66,6 +66,7 @@ class LeaseRow:
     fencing_token: int
     renewed_at: datetime | None
     revoke_reason: str | None
+    target: str | None
 
 
 leases = Table(
@@ -84,6 +85,7 @@ leases = Table(
     Column("fencing_token", BigInteger, nullable=False),
     Column("renewed_at", DateTime(timezone=True)),
     Column("revoke_reason", Text),
+    Column("target", Text),
     PrimaryKeyConstraint("id", "pool_id"),
     CheckConstraint("status IN ('active', 'released', 'expired', 'revoked')", name="status"),
     CheckConstraint("(status = 'active') = (released_at IS NULL)", name="released_at"),
@@ -129,6 +131,7 @@ class Leases(Projection):
                     event.position,
                     None,
                     None,
+                    event.target,
                 )
             case LeaseRenewed():
                 row = state[event.lease_id, event.pool_id]
@@ -178,6 +181,7 @@ def _acquire(events: Events) -> UpdateBase:
         "acquired_at": events.c.recorded_at,
         "expires_at": events.c.expires_at,
         "fencing_token": events.c.position,
+        "target": fact(events, "target", Text),
     }
     if events.is_single:
         return insert(leases).from_select(list(columns), select(*columns.values()))

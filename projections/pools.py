@@ -20,6 +20,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.dml import UpdateBase
 
 from pharox.events import EventBase, PoolChanged, PoolRegistered, PoolRemoved
@@ -38,6 +39,7 @@ class PoolRow:
     rest_after_release_seconds: float | None
     rest_after_expiry_seconds: float | None
     max_held_seconds: float | None
+    cool_down: dict[str, Any] | None
 
 
 pools = Table(
@@ -50,6 +52,7 @@ pools = Table(
     Column("rest_after_release_seconds", Double),
     Column("rest_after_expiry_seconds", Double),
     Column("max_held_seconds", Double),
+    Column("cool_down", JSONB),
     PrimaryKeyConstraint("id"),
     UniqueConstraint("name"),
 )
@@ -61,6 +64,7 @@ _FACTS = {
     "rest_after_release_seconds": Double,
     "rest_after_expiry_seconds": Double,
     "max_held_seconds": Double,
+    "cool_down": JSONB,
 }
 """What each event of a pool has of it."""
 
@@ -84,6 +88,7 @@ class Pools(Projection):
                     event.rest_after_release_seconds,
                     event.rest_after_expiry_seconds,
                     event.max_held_seconds,
+                    event.cool_down.model_dump() if event.cool_down else None,
                 )
             case PoolRemoved():
                 del state[(event.pool_id,)]

@@ -171,6 +171,14 @@ def _sentence(event: events.Event, pool: str, proxy: str) -> str:  # noqa: PLR09
             return f"{checks} checked in pool {pool}, without a change of status: {_found(event)}"
         case events.CursorMoved():
             return f"{proxy} was offered in its turn, but not leased"
+        case events.OutcomeReported():
+            return _reported(event, proxy)
+        case events.CoolDownSet():
+            if event.cools_until is None:
+                rest = f"the rest of {proxy} for {event.target} was ended"
+            else:
+                rest = f"{proxy} rests for {event.target} until {clock(event.cools_until)}"
+            return f"{rest}{_because(event.reason)}"
         case events.LeasesPruned():
             return (
                 f"leases of pool {pool} that ended before {in_utc(event.ended_before)} were pruned"
@@ -181,6 +189,17 @@ def _waited(event: events.LeaseAcquired | events.AcquireMissed) -> str:
     if event.waited_ms is None:
         return ""
     return f", having waited {lasting(event.waited_ms / 1000)}"
+
+
+def _reported(event: events.OutcomeReported, proxy: str) -> str:
+    """Return what became of requests: by whom, through which proxy, where."""
+    where = f" at {event.target}" if event.target else ""
+    status = f" ({event.status})" if event.status else ""
+    times = f", {counted(event.count, 'time', 'times')}" if event.count > 1 else ""
+    rest = f"; it rests there until {clock(event.cools_until)}" if event.cools_until else ""
+    what = event.outcome.value.replace("_", " ")
+    note = f": {event.note}" if event.note else ""
+    return f"{_quoted(event.consumer)} reported {proxy}{where} {what}{status}{times}{note}{rest}"
 
 
 def _because(reason: str | None) -> str:

@@ -22,8 +22,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from ..models import (
     CheckFailure,
+    CoolDown,
     LeaseStatus,
     MissReason,
+    OutcomeKind,
     ProxyProtocol,
     ProxyStatus,
     SelectorStrategy,
@@ -113,6 +115,7 @@ class _PoolEvent(EventBase):
     rest_after_release_seconds: float | None = None
     rest_after_expiry_seconds: float | None = None
     max_held_seconds: float | None = None
+    cool_down: CoolDown | None = None
 
 
 class PoolRegistered(_PoolEvent):
@@ -206,6 +209,8 @@ class _LeaseEvent(_ProxyEvent):
 class LeaseAcquired(_LeaseEvent):
     """A consumer got a proxy until ``expires_at``. With ``own_id`` it chose the lease id.
 
+    ``target`` is the host that it asked for the proxy for, if it said so.
+
     ``waited_ms`` is how long it waited in the pool's queue, in milliseconds; None if it did not.
     """
 
@@ -216,6 +221,7 @@ class LeaseAcquired(_LeaseEvent):
     predicate: bool = False
     own_id: bool = False
     waited_ms: int | None = None
+    target: str | None = None
 
 
 class LeaseRenewed(EventBase):
@@ -240,6 +246,51 @@ class LeaseRenewed(EventBase):
     def is_redated(self) -> bool:
         """Whether the lease was re-dated as the clock went back."""
         return self.reason == "clock_went_back"
+
+
+class _PairEvent(EventBase):
+    """The record of a proxy at a target after the event, as :class:`pharox.models.PairRecord`."""
+
+    proxy_id: UUID
+    successes: float = 0.0
+    failures: float = 0.0
+    streak: int = 0
+    cool_downs: int = 0
+    cools_until: UtcDatetime | None = None
+    outcome: OutcomeKind | None = None
+    status: int | None = None
+
+
+class OutcomeReported(_PairEvent):
+    """A holder said what became of ``count`` requests through its proxy.
+
+    ``target`` is the host that was asked; if None, the outcome is of no pair. The pair is not
+    leased before ``cools_until``.
+    """
+
+    type: Literal["OutcomeReported"] = "OutcomeReported"
+    lease_id: UUID
+    consumer: str
+    consumer_id: UUID
+    pool_name: str
+    outcome: OutcomeKind
+    target: str | None = None
+    count: int = 1
+    retry_after_seconds: float | None = None
+    bytes: int | None = None
+    note: str | None = None
+
+
+class CoolDownSet(_PairEvent):
+    """A person had a proxy rest for one target until ``cools_until``, or, if None, ended its rest.
+
+    ``outcome`` and ``status`` are the last ones, which were reported at ``reported_at``.
+    """
+
+    type: Literal["CoolDownSet"] = "CoolDownSet"
+    target: str
+    reason: str | None = None
+    reported_at: UtcDatetime | None = None
 
 
 class _LeaseEnd(_LeaseEvent):
@@ -299,6 +350,7 @@ class AcquireMissed(EventBase):
     count: int = 1
     free: int = 0
     waited_ms: int | None = None
+    target: str | None = None
 
 
 class CursorMoved(EventBase):
@@ -473,6 +525,8 @@ Event = Annotated[
     | LeaseExpired
     | LeaseRevoked
     | LeasesPruned
+    | OutcomeReported
+    | CoolDownSet
     | AcquireMissed
     | CursorMoved
     | HealthChecked

@@ -22,6 +22,13 @@ from .lease import (
     RetryConfig,
     SelectorStrategy,
 )
+from .outcome import (
+    CoolDown,
+    Outcome,
+    OutcomeKind,
+    PairRecord,
+    target_of,
+)
 from .payloads import (
     AcquireEventPayload,
     CallbackFailurePayload,
@@ -76,6 +83,7 @@ __all__ = [
     "CallbackFailurePayload",
     "CheckFailure",
     "Consumer",
+    "CoolDown",
     "ExpireEventPayload",
     "HealthCheckOptions",
     "HealthCheckResult",
@@ -91,6 +99,9 @@ __all__ = [
     "MaxConcurrency",
     "MissReason",
     "Name",
+    "Outcome",
+    "OutcomeKind",
+    "PairRecord",
     "PoolStatsSnapshot",
     "Proxy",
     "ProxyCredentials",
@@ -114,5 +125,6 @@ __all__ = [
     "check_text",
     "check_whole",
     "qualified_name",
+    "target_of",
     "utc_now",
 ]

@@ -80,6 +80,7 @@ class Lease(BaseModel):
     ``renewed_at`` is when it was last renewed, None if it never was. ``fencing_token`` is
     the log position of the event that granted the lease. Of two leases on one proxy the
     later one has the greater token. ``revoke_reason`` says why it was revoked, if it was.
+    ``target`` is the host that it was asked for, if that was said.
     """
 
     id: UUID = Field(default_factory=uuid4)
@@ -95,6 +96,7 @@ class Lease(BaseModel):
     fencing_token: int | None = None
     renewed_at: UtcDatetime | None = None
     revoke_reason: str | None = None
+    target: str | None = None
 
     @property
     def proxy(self) -> LeasedProxy:

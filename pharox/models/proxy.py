@@ -21,6 +21,7 @@ from pydantic import (
     field_validator,
 )
 
+from .outcome import CoolDown
 from .text import normal_host, url_of
 from .validation import (
     MAX_DURATION_S,
@@ -250,6 +251,8 @@ class ProxyPool(BaseModel, extra="forbid"):
 
     ``max_held_seconds`` bounds renewals: none makes a lease last longer than so many seconds from
     its acquisition. A lease that was acquired for longer keeps that. None is no bound.
+
+    ``cool_down`` says when a proxy rests for a target that refused it. None is ``CoolDown()``.
     """
 
     id: UUID = Field(default_factory=uuid4)
@@ -259,3 +262,4 @@ class ProxyPool(BaseModel, extra="forbid"):
     rest_after_release_seconds: RestSeconds | None = None
     rest_after_expiry_seconds: RestSeconds | None = None
     max_held_seconds: HeldSeconds | None = None
+    cool_down: CoolDown | None = None

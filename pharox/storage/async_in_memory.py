@@ -36,6 +36,7 @@ from ..models import (
 from .async_interface import IAsyncStorage
 from .list_import import HALF, ImportReport, ListedIds, Match, MaxRemoved, RemovalReport
 from .memory import InMemoryStorage, in_turn
+from .reports import CoolDownRequest, Reported, ReportRequest
 from .requests import (
     AcquireRequest,
     AcquireSetRequest,
@@ -147,6 +148,14 @@ class AsyncInMemoryStorage(IAsyncStorage):
 
     async def seconds_to_next_expiry(self, pool_name: str | None = None) -> float | None:
         return self.memory.seconds_to_next_expiry(pool_name)
+
+    async def report_outcomes(
+        self, requests: Sequence[ReportRequest]
+    ) -> Sequence[Reported | PharoxError]:
+        return self.memory.report_outcomes(requests)
+
+    async def set_cool_down(self, request: CoolDownRequest) -> datetime | None:
+        return self.memory.set_cool_down(request)
 
     async def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
         return self.memory.revoke_leases(request)

@@ -13,7 +13,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import ClassVar, TypeVar
 from uuid import UUID
 
@@ -35,6 +35,7 @@ from ..models import (
     SelectorStrategy,
 )
 from . import defaults
+from .reports import CoolDownRequest, Reported, ReportRequest
 from .requests import (
     AcquireRequest,
     AcquireSetRequest,
@@ -198,6 +199,36 @@ class IAsyncStorage(ABC):
         This default cannot tell, and returns None.
         """
         return None
+
+    async def report_outcomes(
+        self, requests: Sequence[ReportRequest]
+    ) -> Sequence[Reported | PharoxError]:
+        """Record what became of requests under leases. Return each as recorded, or its error.
+
+        Parameters
+        ----------
+        requests:
+            Any number, also of ended leases; 500 at a time are recorded in one commit. Several
+            of one proxy and target are recorded in order.
+
+        Raises
+        ------
+        InvalidInputError
+            If this storage cannot record outcomes. This default cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_REPORT.format(type(self).__name__))
+
+    async def set_cool_down(self, request: CoolDownRequest) -> datetime | None:
+        """Have a proxy rest for one target, or end that. Return until when it rests.
+
+        Raises
+        ------
+        ProxyNotFoundError
+            If there is no such proxy.
+        InvalidInputError
+            If this storage does not know targets. This default does not.
+        """
+        raise InvalidInputError(defaults.CANNOT_REPORT.format(type(self).__name__))
 
     async def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
         """Revoke leases. Return the end of each, or why it was not revoked, in order.

@@ -55,6 +55,7 @@ from .validation import HeldPage, check_commands, check_reason, check_status
 
 CANNOT_RENEW = "{} cannot renew leases: it does not override renew_leases"
 CANNOT_DRAIN = "{} cannot drain proxies: it does not override drain_proxy"
+CANNOT_REPORT = "{} cannot record outcomes: it does not override report_outcomes"
 CANNOT_REVOKE = "{} cannot revoke leases: it does not override revoke_leases"
 
 

@@ -204,6 +204,7 @@ def lease_from_row(row: LeaseRow) -> Lease:
             "fencing_token": row.fencing_token,
             "renewed_at": row.renewed_at,
             "revoke_reason": row.revoke_reason,
+            "target": row.target,
         },
     )
 

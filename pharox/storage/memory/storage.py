@@ -48,6 +48,7 @@ from ..list_import import (
     import_list,
     remove_unlisted,
 )
+from ..reports import CoolDownRequest, Reported, ReportRequest
 from ..requests import (
     AcquireRequest,
     AcquireSetRequest,
@@ -63,7 +64,7 @@ from ..requests import (
     SetAcquisition,
 )
 from ..validation import checked_model, held_page, id_from_text
-from . import acquire, batch, health, history, in_turn, lists, registry, release, renewal
+from . import acquire, batch, health, history, in_turn, lists, outcomes, registry, release, renewal
 from .state import State
 
 T = TypeVar("T")
@@ -111,6 +112,16 @@ class InMemoryStorage(IStorage):
     ) -> Sequence[Lease | PharoxError]:
         with self._state.lock:
             return renewal.renew_leases(self._state, requests)
+
+    def report_outcomes(
+        self, requests: Sequence[ReportRequest]
+    ) -> Sequence[Reported | PharoxError]:
+        with self._freeing():
+            return outcomes.report_outcomes(self._state, requests)
+
+    def set_cool_down(self, request: CoolDownRequest) -> datetime | None:
+        with self._freeing():
+            return outcomes.set_cool_down(self._state, request)
 
     def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
         with self._freeing():

@@ -60,6 +60,7 @@ from ..list_import import (
     import_list,
     remove_unlisted,
 )
+from ..reports import CoolDownRequest, Reported, ReportRequest
 from ..requests import (
     AcquireRequest,
     AcquireSetRequest,
@@ -232,6 +233,14 @@ class PostgresStorage(IStorage):
 
     def seconds_to_next_expiry(self, pool_name: str | None = None) -> float | None:
         return self._run_in_time(self._commands.next_expiry(pool_name))
+
+    def report_outcomes(
+        self, requests: Sequence[ReportRequest]
+    ) -> Sequence[Reported | PharoxError]:
+        return self._run_in_time(self._commands.report(requests))
+
+    def set_cool_down(self, request: CoolDownRequest) -> datetime | None:
+        return self._run_in_time(self._commands.freeing(self._commands.set_cool_down(request)))
 
     def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
         return self._run_in_time(self._commands.freeing(self._commands.revoke(request)))

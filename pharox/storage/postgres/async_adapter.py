@@ -55,6 +55,7 @@ from ..list_import import (
     import_list,
     remove_unlisted,
 )
+from ..reports import CoolDownRequest, Reported, ReportRequest
 from ..requests import (
     AcquireRequest,
     AcquireSetRequest,
@@ -291,6 +292,16 @@ class AsyncPostgresStorage(IAsyncStorage):
 
     async def seconds_to_next_expiry(self, pool_name: str | None = None) -> float | None:
         return await self._run_in_time(self._commands.next_expiry(pool_name))
+
+    async def report_outcomes(
+        self, requests: Sequence[ReportRequest]
+    ) -> Sequence[Reported | PharoxError]:
+        return await self._run_in_time(self._commands.report(requests))
+
+    async def set_cool_down(self, request: CoolDownRequest) -> datetime | None:
+        return await self._run_in_time(
+            self._commands.freeing(self._commands.set_cool_down(request))
+        )
 
     async def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
         program = self._commands.freeing(self._commands.revoke(request))

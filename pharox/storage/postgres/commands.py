@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from itertools import count
 from typing import Any, TypeVar
 from uuid import UUID
@@ -34,6 +35,7 @@ from ...models import (
     check_name,
 )
 from ...models.ids import made_lease_id
+from ..reports import CoolDownRequest, Reported, ReportRequest
 from ..requests import (
     LEASED_OUT,
     AcquireRequest,
@@ -45,7 +47,7 @@ from ..requests import (
     RevokeRequest,
     SetAcquisition,
 )
-from . import filtering, finding, reading, redating, renewing, revoking, waiting
+from . import filtering, finding, reading, redating, renewing, reporting, revoking, waiting
 from .appending import origin
 from .batch import (
     DUE,
@@ -92,6 +94,14 @@ class Commands(Imports, Health):
     ) -> Program[list[Lease | PharoxError]]:
         """Extend leases that have not ended."""
         return renewing.renew_leases(self.schema, requests, wait=wait)
+
+    def report(self, requests: Sequence[ReportRequest]) -> Program[list[Reported | PharoxError]]:
+        """Record what became of requests under leases."""
+        return reporting.report_outcomes(self.schema, requests)
+
+    def set_cool_down(self, request: CoolDownRequest) -> Program[datetime | None]:
+        """Have a proxy rest for one target, or end that."""
+        return reporting.set_cool_down(self.schema, request)
 
     def revoke(self, request: RevokeRequest) -> Program[list[EndedLease | PharoxError]]:
         """End leases that have not ended, for a reason."""

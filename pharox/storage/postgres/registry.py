@@ -66,7 +66,9 @@ class Registry(Lookups):
         return self._save_pool(checked_model(pool))
 
     def _save_pool(self, pool: ProxyPool) -> Program[None]:
-        values = {**origin(), "pool_id": pool.id, **pool.model_dump(exclude={"id"})}
+        cool_down = pool.cool_down and pool.cool_down.model_dump_json()
+        described = {**pool.model_dump(exclude={"id"}), "cool_down": cool_down}
+        values = {**origin(), "pool_id": pool.id, **described}
         while True:
             try:
                 yield Query(registry_statements.save_pool_statement(self.schema), values)

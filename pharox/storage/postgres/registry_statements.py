@@ -71,6 +71,7 @@ def save_pool_statement(schema: str) -> Statement:
         "rest_after_release_seconds": parameter("rest_after_release_seconds", sa.Double),
         "rest_after_expiry_seconds": parameter("rest_after_expiry_seconds", sa.Double),
         "max_held_seconds": parameter("max_held_seconds", sa.Double),
+        "cool_down": parameter("cool_down", JSONB),
     }
     known = sa.select(pools).where(pools.c.id == POOL_ID).with_for_update().cte("known")
     one = sa.select(ONE.label("one")).subquery("one")

@@ -120,7 +120,9 @@ SENSE = {
                           FROM {ledger}.seals AS s
                           JOIN {ledger}.events AS e ON e.position = s.position
                           WHERE e.proxy_id IS NOT NULL
-                            AND e.type NOT IN ('CursorMoved', 'LeaseRenewed')
+                            AND e.type NOT IN (
+                                'CursorMoved', 'LeaseRenewed', 'OutcomeReported', 'CoolDownSet'
+                            )
                           -- Checks in a ProxiesChecked leave the state as it was.
                           UNION ALL
                           SELECT s.seq, e.pool_id, checked.proxy_id, state, state

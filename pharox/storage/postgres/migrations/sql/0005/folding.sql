@@ -211,7 +211,8 @@ BEGIN
             status,
             acquired_at,
             expires_at,
-            fencing_token
+            fencing_token,
+            target
         )
         SELECT
             event.lease_id,
@@ -223,7 +224,8 @@ BEGIN
             'active',
             event.recorded_at,
             event.expires_at,
-            event.position;
+            event.position,
+            CAST(event.data #>> '{target}' AS TEXT);
     END IF;
     IF event.type IN ('LeaseExpired', 'LeaseReleased', 'LeaseRevoked') THEN
         UPDATE {schema}.leases
@@ -318,7 +320,8 @@ BEGIN
             lease_slow,
             rest_after_release_seconds,
             rest_after_expiry_seconds,
-            max_held_seconds
+            max_held_seconds,
+            cool_down
         )
         SELECT
             event.pool_id,
@@ -327,7 +330,8 @@ BEGIN
             CAST(event.data #>> '{lease_slow}' AS BOOLEAN),
             CAST(event.data #>> '{rest_after_release_seconds}' AS DOUBLE PRECISION),
             CAST(event.data #>> '{rest_after_expiry_seconds}' AS DOUBLE PRECISION),
-            CAST(event.data #>> '{max_held_seconds}' AS DOUBLE PRECISION)
+            CAST(event.data #>> '{max_held_seconds}' AS DOUBLE PRECISION),
+            CAST(event.data #>> '{cool_down}' AS JSONB)
         FROM UNNEST(appended) AS event
         WHERE
             event.type = 'PoolRegistered';
@@ -340,7 +344,8 @@ BEGIN
             lease_slow = CAST(event.data #>> '{lease_slow}' AS BOOLEAN),
             rest_after_release_seconds = CAST(event.data #>> '{rest_after_release_seconds}' AS DOUBLE PRECISION),
             rest_after_expiry_seconds = CAST(event.data #>> '{rest_after_expiry_seconds}' AS DOUBLE PRECISION),
-            max_held_seconds = CAST(event.data #>> '{max_held_seconds}' AS DOUBLE PRECISION)
+            max_held_seconds = CAST(event.data #>> '{max_held_seconds}' AS DOUBLE PRECISION),
+            cool_down = CAST(event.data #>> '{cool_down}' AS JSONB)
         FROM UNNEST(appended) AS event
         WHERE
             {schema}.pools.id = event.pool_id
@@ -570,6 +575,7 @@ BEGIN
             acquired_at,
             expires_at,
             fencing_token,
+            target,
             released_at,
             revoke_reason
         )
@@ -600,6 +606,7 @@ BEGIN
             event.recorded_at,
             event.expires_at,
             event.position,
+            CAST(event.data #>> '{target}' AS TEXT),
             ends.recorded_at,
             CASE
                 WHEN (
@@ -914,6 +921,92 @@ BEGIN
             {schema}.proxy_health.pool_id = event.pool_id
             AND {schema}.proxy_health.proxy_id = event.proxy_id
             AND event.type = 'ProxyRemoved';
+    END IF;
+    IF types && ARRAY['CoolDownSet', 'OutcomeReported'] THEN
+        INSERT INTO {schema}.target_outcomes (
+            pool_id,
+            proxy_id,
+            target,
+            successes,
+            failures,
+            streak,
+            cool_downs,
+            cools_until,
+            outcome,
+            status,
+            reported_at
+        )
+        SELECT
+            event.pool_id,
+            event.proxy_id,
+            CAST(event.data #>> '{target}' AS TEXT),
+            CAST(event.data #>> '{successes}' AS DOUBLE PRECISION),
+            CAST(event.data #>> '{failures}' AS DOUBLE PRECISION),
+            CAST(event.data #>> '{streak}' AS INT),
+            CAST(event.data #>> '{cool_downs}' AS INT),
+            CAST(event.data #>> '{cools_until}' AS TIMESTAMPTZ),
+            CAST(event.data #>> '{outcome}' AS TEXT),
+            CAST(event.data #>> '{status}' AS INT),
+            CASE
+                WHEN (
+                    event.type = 'OutcomeReported'
+                )
+                THEN event.recorded_at
+                ELSE CAST(event.data #>> '{reported_at}' AS TIMESTAMPTZ)
+            END
+        FROM UNNEST(appended) AS event
+        WHERE
+            (
+                event.pool_id,
+                event.proxy_id,
+                CAST(event.data #>> '{target}' AS TEXT),
+                event.position
+            ) IN (
+                SELECT
+                    event.pool_id,
+                    event.proxy_id,
+                    CAST(event.data #>> '{target}' AS TEXT),
+                    max(event.position)
+                FROM UNNEST(appended) AS event
+                WHERE
+                    event.type IN ('OutcomeReported', 'CoolDownSet')
+                    AND CAST(event.data #>> '{target}' AS TEXT) IS NOT NULL
+                GROUP BY
+                    event.pool_id,
+                    event.proxy_id,
+                    CAST(event.data #>> '{target}' AS TEXT)
+            )
+        ON CONFLICT ON CONSTRAINT pk_target_outcomes DO UPDATE
+        SET
+            successes = excluded.successes,
+            failures = excluded.failures,
+            streak = excluded.streak,
+            cool_downs = excluded.cool_downs,
+            cools_until = excluded.cools_until,
+            outcome = excluded.outcome,
+            status = excluded.status,
+            reported_at = excluded.reported_at;
+    END IF;
+    IF types && ARRAY['LeasesPruned'] THEN
+        DELETE FROM {schema}.target_outcomes
+        USING UNNEST(appended) AS event
+        WHERE
+            {schema}.target_outcomes.pool_id = event.pool_id
+            AND coalesce(
+                greatest(
+                    {schema}.target_outcomes.reported_at,
+                    {schema}.target_outcomes.cools_until
+                ) < CAST(event.data #>> '{ended_before}' AS TIMESTAMPTZ),
+                TRUE
+            )
+            AND event.type = 'LeasesPruned';
+    END IF;
+    IF types && ARRAY['PoolRemoved'] THEN
+        DELETE FROM {schema}.target_outcomes
+        USING UNNEST(appended) AS event
+        WHERE
+            {schema}.target_outcomes.pool_id = event.pool_id
+            AND event.type = 'PoolRemoved';
     END IF;
 END
 $$;

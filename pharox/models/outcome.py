@@ -1,0 +1,245 @@
+"""What became of requests through a leased proxy, and how long a pair of proxy and target rests.
+
+The rules are here once, in Python; ``sql/0005/outcomes.sql`` states them for PostgreSQL, and tests
+compare the two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+from hashlib import md5
+from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from ..errors import InvalidInputError
+from .text import escape_unprintable, normal_host
+from .validation import MAX_NAME_LENGTH, check_text
+
+HALF_LIFE_S = 3600.0
+"""After how many seconds an outcome counts half in the record of its pair."""
+
+MAX_NOTE_LENGTH = 200
+"""In characters. The log keeps a note forever."""
+
+MAX_RETRY_AFTER_S = 30 * 86_400.0
+"""The longest rest that a target can ask for."""
+
+_MAX_EXPONENT = 60
+
+
+class OutcomeKind(StrEnum):
+    """Who is to blame for what became of a request.
+
+    OK: the target answered. BLOCKED: it refused this proxy, as with 403 or 429. PROXY_FAILED:
+    there was no way through the proxy: no TCP connection to it, 407, or its TLS or SOCKS
+    handshake failed. TARGET_FAILED: the target answered that it has failed, as with other 5xx.
+    UNCLEAR: a failure behind the proxy, such as a connection that was cut off after CONNECT.
+    """
+
+    OK = "ok"
+    BLOCKED = "blocked"
+    PROXY_FAILED = "proxy_failed"
+    TARGET_FAILED = "target_failed"
+    UNCLEAR = "unclear"
+
+
+REFUSALS = frozenset({OutcomeKind.BLOCKED, OutcomeKind.UNCLEAR})
+"""The kinds of which several in a row make a pair rest."""
+
+
+def target_of(text: str) -> str:
+    """Return the target that a text names: the host of a URL or address, in its normal form.
+
+    Raises
+    ------
+    InvalidInputError
+        If the text has no host, or a too long one.
+    """
+    address = check_text(text).strip()
+    try:
+        host = urlsplit(address if "://" in address else f"//{address}").hostname
+    except ValueError:
+        host = None
+    if not host or not host.isprintable() or any(part.isspace() for part in host):
+        raise InvalidInputError(
+            "a target is a host, such as shop.example, or a URL with one", value=text
+        )
+    target = normal_host(host)
+    if not target or len(target) > MAX_NAME_LENGTH:
+        raise InvalidInputError(f"a target has 1 to {MAX_NAME_LENGTH} characters", value=text)
+    return target
+
+
+def _note(text: str) -> str:
+    """Return a note on one line, in printable characters, and not too long."""
+    line = escape_unprintable(" ".join(check_text(text).split()))
+    return line if len(line) <= MAX_NOTE_LENGTH else f"{line[: MAX_NOTE_LENGTH - 1]}…"
+
+
+Target = Annotated[str, AfterValidator(target_of)]
+
+
+class Outcome(BaseModel):
+    """What became of one request, or of ``count`` requests alike, through a leased proxy.
+
+    Parameters
+    ----------
+    kind:
+        Who is to blame.
+    target:
+        The host that was asked; a URL is reduced to its host. If None, it is the target that
+        the lease was acquired for, and if there is none either, the outcome is of no pair.
+    status:
+        The HTTP status, from 100 to 599.
+    retry_after_seconds:
+        How long the target asked to be left alone.
+    bytes:
+        How many bytes went through the proxy, both ways, as far as that is known.
+    note:
+        A remark for those who read the log, shortened to 200 characters. No secrets.
+    count:
+        How many requests.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: OutcomeKind
+    target: Target | None = None
+    status: Annotated[int, Field(ge=100, le=599)] | None = None
+    retry_after_seconds: (
+        Annotated[float, Field(ge=0, le=MAX_RETRY_AFTER_S, allow_inf_nan=False)] | None
+    ) = None
+    bytes: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    note: Annotated[str, AfterValidator(_note)] | None = None
+    count: Annotated[int, Field(ge=1, lt=2**31)] = 1
+
+    @classmethod
+    def ok(cls, target: str | None = None, **known: Any) -> Self:
+        """Return that the target answered; ``known`` are ``status``, ``bytes`` and ``note``."""
+        return cls._of(OutcomeKind.OK, target, known)
+
+    @classmethod
+    def blocked(cls, target: str | None = None, **known: Any) -> Self:
+        """Return that the target refused the proxy.
+
+        ``known`` are ``status``, ``retry_after`` (seconds), ``bytes`` and ``note``.
+        """
+        return cls._of(OutcomeKind.BLOCKED, target, known)
+
+    @classmethod
+    def proxy_failed(cls, target: str | None = None, **known: Any) -> Self:
+        """Return that there was no way through the proxy."""
+        return cls._of(OutcomeKind.PROXY_FAILED, target, known)
+
+    @classmethod
+    def target_failed(cls, target: str | None = None, **known: Any) -> Self:
+        """Return that the target itself failed; it may say ``retry_after`` (seconds)."""
+        return cls._of(OutcomeKind.TARGET_FAILED, target, known)
+
+    @classmethod
+    def unclear(cls, target: str | None = None, **known: Any) -> Self:
+        """Return that something behind the proxy failed, and nobody knows what."""
+        return cls._of(OutcomeKind.UNCLEAR, target, known)
+
+    @classmethod
+    def _of(cls, kind: OutcomeKind, target: str | None, known: dict[str, Any]) -> Self:
+        if "retry_after" in known:
+            known["retry_after_seconds"] = known.pop("retry_after")
+        return cls(kind=kind, target=target, **known)
+
+
+class CoolDown(BaseModel):
+    """How long a pair of proxy and target rests after the target refused the proxy.
+
+    After ``after`` refusals in a row (one if its status is 429 or it says when to come back)
+    the pair rests for ``base_seconds``, each further time ``factor`` times as long, up to
+    ``max_seconds``, until a success. ``jitter`` is the part by which that may be longer or
+    shorter. If the target says for how long, that holds instead. With ``base_seconds`` 0 no
+    pair rests.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base_seconds: Annotated[float, Field(ge=0, le=MAX_RETRY_AFTER_S, allow_inf_nan=False)] = 30
+    factor: Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)] = 2
+    max_seconds: Annotated[float, Field(ge=0, le=MAX_RETRY_AFTER_S, allow_inf_nan=False)] = 900
+    jitter: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.1
+    after: Annotated[int, Field(ge=1, le=1_000_000)] = 2
+
+    def seconds(self, times: int, seed: str) -> float:
+        """Return how long a pair rests that has rested so many times since its last success."""
+        length = min(self.max_seconds, self.base_seconds * self.factor ** min(times, _MAX_EXPONENT))
+        digest = md5(seed.encode(), usedforsecurity=False).hexdigest()
+        share = int(digest[:8], 16) / 2**32
+        return length * (1 + self.jitter * (2 * share - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class PairRecord:
+    """What is known of a proxy at a target.
+
+    ``successes`` and ``failures`` have a half-life of an hour. ``streak`` counts successes in a
+    row, or refusals as a negative number. ``cool_downs`` is how often the pair has rested since
+    its last success, and ``cools_until`` until when it rests.
+    """
+
+    successes: float = 0.0
+    failures: float = 0.0
+    streak: int = 0
+    cool_downs: int = 0
+    cools_until: datetime | None = None
+    reported_at: datetime | None = None
+
+    def after(
+        self, outcome: Outcome, policy: CoolDown, lease_id: UUID, now: datetime
+    ) -> PairRecord:
+        """Return the record after an outcome. The lease's id makes the jitter differ."""
+        is_ok = outcome.kind is OutcomeKind.OK
+        kept = self._kept(now)
+        counted = replace(
+            self,
+            successes=round(self.successes * kept + (outcome.count if is_ok else 0), 6),
+            failures=round(self.failures * kept + (0 if is_ok else outcome.count), 6),
+            reported_at=now,
+        )
+        if is_ok:
+            streak = max(self.streak, 0) + outcome.count
+            return replace(counted, streak=streak, cool_downs=0, cools_until=None)
+        if outcome.kind in REFUSALS:
+            counted = replace(counted, streak=min(self.streak, 0) - outcome.count)
+        return counted._rested(outcome, policy, lease_id, now)
+
+    def _kept(self, now: datetime) -> float:
+        if self.reported_at is None:
+            return 0.0
+        age_s = max(0.0, (now - self.reported_at).total_seconds())
+        return float(0.5 ** (age_s / HALF_LIFE_S))
+
+    def _rested(
+        self, outcome: Outcome, policy: CoolDown, lease_id: UUID, now: datetime
+    ) -> PairRecord:
+        if policy.base_seconds == 0 or outcome.kind is OutcomeKind.PROXY_FAILED:
+            return self
+        asked_s = outcome.retry_after_seconds
+        is_cooling = self.cools_until is not None and self.cools_until > now
+        if asked_s is not None:
+            until = now + timedelta(seconds=asked_s)
+            if is_cooling and self.cools_until is not None:
+                return replace(self, cools_until=max(self.cools_until, until))
+        elif outcome.kind in REFUSALS and not is_cooling and self._is_enough(outcome, policy):
+            seed = f"{lease_id}:{outcome.target}:{self.cool_downs}"
+            until = now + timedelta(seconds=policy.seconds(self.cool_downs, seed))
+        else:
+            return self
+        return replace(self, cools_until=until, cool_downs=self.cool_downs + 1)
+
+    def _is_enough(self, outcome: Outcome, policy: CoolDown) -> bool:
+        return outcome.status == TOO_MANY_REQUESTS or -self.streak >= policy.after
+
+
+TOO_MANY_REQUESTS = 429

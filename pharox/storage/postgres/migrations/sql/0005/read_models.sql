@@ -1,0 +1,22 @@
+-- When proxies rest for a target, what each lease is for, and what each proxy has come to where.
+ALTER TABLE {schema}.pools
+    ADD COLUMN cool_down jsonb;
+ALTER TABLE {schema}.leases
+    ADD COLUMN target text;
+
+CREATE TABLE {schema}.target_outcomes (
+    pool_id UUID NOT NULL,
+    proxy_id UUID NOT NULL,
+    target TEXT NOT NULL,
+    successes DOUBLE PRECISION NOT NULL,
+    failures DOUBLE PRECISION NOT NULL,
+    streak INTEGER NOT NULL,
+    cool_downs INTEGER NOT NULL,
+    cools_until timestamptz,
+    outcome TEXT,
+    status INTEGER,
+    reported_at timestamptz,
+    CONSTRAINT pk_target_outcomes PRIMARY KEY (pool_id, proxy_id, target)
+) WITH (fillfactor = 80);
+CREATE INDEX ix_target_outcomes_target
+    ON {schema}.target_outcomes (pool_id, target, cools_until);

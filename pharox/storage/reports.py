@@ -1,0 +1,103 @@
+"""Reports of what targets said, and their outcomes in a storage."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from ..errors import InvalidInputError
+from ..models import Lease, Outcome, check_pause, check_text, target_of
+from .requests import check_lease
+
+
+@dataclass(frozen=True, slots=True)
+class ReportRequest:
+    """A report of what became of requests under a lease, which is found by its id.
+
+    It may have ended. If the outcome has no target, it is of the target that the lease is for.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is not a lease, or not an outcome.
+    """
+
+    lease: Lease
+    outcome: Outcome
+
+    def __post_init__(self) -> None:
+        check_lease(self.lease)
+        if not isinstance(self.outcome, Outcome):
+            raise InvalidInputError(
+                f"an Outcome is needed, such as Outcome.blocked(), not a {_type(self.outcome)}",
+                value=self.outcome,
+            )
+
+    @property
+    def target(self) -> str | None:
+        """The target of the outcome, or else of the lease."""
+        return self.outcome.target or self.lease.target
+
+    @property
+    def pair(self) -> Hashable:
+        """What a storage records one report of at a time."""
+        return (self.lease.proxy_id, self.target)
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """A report as it was recorded.
+
+    ``cools_until`` is until when proxy and target rest, None if they do not. ``streak`` counts
+    successes in a row, or refusals as a negative number.
+    """
+
+    target: str | None
+    cools_until: datetime | None = None
+    streak: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CoolDownRequest:
+    """A request of a person to have a proxy rest for one target, or to end that.
+
+    ``seconds`` is for how long from now; None ends the rest.
+
+    Raises
+    ------
+    InvalidInputError
+        If the target has no host, or the time or the reason is invalid.
+    """
+
+    proxy_id: UUID
+    target: str
+    seconds: float | None
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target", target_of(self.target))
+        if self.seconds is not None:
+            check_pause(self.seconds, "seconds")
+        if self.reason is not None:
+            check_text(self.reason)
+
+
+def report_rounds(requests: Sequence[ReportRequest], most: int) -> list[list[int]]:
+    """Return the indexes of reports in rounds, each with so many at most and one of each pair."""
+    rounds: list[list[int]] = []
+    places: dict[Hashable, int] = {}
+    for index, request in enumerate(requests):
+        place = places.get(request.pair, 0)
+        while place < len(rounds) and len(rounds[place]) >= most:
+            place += 1
+        if place == len(rounds):
+            rounds.append([])
+        rounds[place].append(index)
+        places[request.pair] = place + 1
+    return rounds
+
+
+def _type(value: object) -> str:
+    return type(value).__name__
