@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from .models import CallbackFailurePayload as CallbackFailurePayload
     from .models import CheckFailure as CheckFailure
     from .models import Consumer as Consumer
+    from .models import CoolDown as CoolDown
     from .models import ExpireEventPayload as ExpireEventPayload
     from .models import HealthCheckOptions as HealthCheckOptions
     from .models import HealthCheckResult as HealthCheckResult
@@ -78,6 +79,8 @@ if TYPE_CHECKING:
     from .models import LeaseStatus as LeaseStatus
     from .models import LostEventPayload as LostEventPayload
     from .models import MissReason as MissReason
+    from .models import Outcome as Outcome
+    from .models import OutcomeKind as OutcomeKind
     from .models import PoolStatsSnapshot as PoolStatsSnapshot
     from .models import Proxy as Proxy
     from .models import ProxyCredentials as ProxyCredentials
@@ -166,17 +169,20 @@ _HOME = {
         "CallbackFailurePayload",
         "CheckFailure",
         "Consumer",
+        "CoolDown",
         "ExpireEventPayload",
         "HealthCheckOptions",
         "HealthCheckResult",
         "HealthEventPayload",
-        "LeasedProxy",
-        "LostEventPayload",
         "HealthPolicy",
         "HeldLease",
         "Lease",
+        "LeasedProxy",
         "LeaseStatus",
+        "LostEventPayload",
         "MissReason",
+        "Outcome",
+        "OutcomeKind",
         "PoolStatsSnapshot",
         "Proxy",
         "ProxyCredentials",

@@ -23,6 +23,7 @@ from .proxies import PROXIES, Proxies, ProxyRow
 from .proxy_health import PROXY_HEALTH, HealthRow, ProxyHealth
 from .selector_cursors import SELECTOR_CURSORS, CursorRow, SelectorCursors
 from .target_outcomes import TARGET_OUTCOMES, TargetOutcomes, TargetOutcomesRow
+from .troubled_targets import TROUBLED_TARGETS, TroubledTargetRow, TroubledTargets
 from .verify import Finding, State, current, differences, fold
 
 ALL: tuple[Projection, ...] = (
@@ -36,6 +37,7 @@ ALL: tuple[Projection, ...] = (
     SELECTOR_CURSORS,
     PROXY_HEALTH,
     TARGET_OUTCOMES,
+    TROUBLED_TARGETS,
 )
 """The built-in projections, in the order in which an event is folded into them."""
 
@@ -78,6 +80,7 @@ __all__ = [
     "PROXY_HEALTH",
     "SELECTOR_CURSORS",
     "TARGET_OUTCOMES",
+    "TROUBLED_TARGETS",
     "Availability",
     "AvailableProxies",
     "ConsumerRow",
@@ -104,6 +107,8 @@ __all__ = [
     "State",
     "TargetOutcomes",
     "TargetOutcomesRow",
+    "TroubledTargetRow",
+    "TroubledTargets",
     "current",
     "differences",
     "fold",

@@ -2,7 +2,8 @@
 
 Each event has the record after it, so a fold takes the last one. A pair outlives its proxy, until
 it is pruned: what is known of it is of use if the proxy comes back. The key finds a pair
-while a lease is decided; an index finds the pairs of a target by the end of their rest.
+while a lease is decided; two indexes find the pairs of a target that rest, and those that
+were reported lately.
 """
 
 from __future__ import annotations
@@ -72,10 +73,17 @@ target_outcomes = Table(
     postgresql_with={"fillfactor": 80},
 )
 Index(
-    "ix_target_outcomes_target",
+    "ix_target_outcomes_cooling",
     target_outcomes.c.pool_id,
     target_outcomes.c.target,
     target_outcomes.c.cools_until,
+    postgresql_where=target_outcomes.c.cools_until.is_not(None),
+)
+Index(
+    "ix_target_outcomes_reported",
+    target_outcomes.c.pool_id,
+    target_outcomes.c.target,
+    target_outcomes.c.reported_at,
 )
 
 _KEY = ("pool_id", "proxy_id", "target")

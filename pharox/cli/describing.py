@@ -27,6 +27,8 @@ _WHY_MISSED = {
     MissReason.AT_CAPACITY: "every matching proxy was leased to its limit",
     MissReason.TOO_FEW: "fewer proxies were free than a set needed",
     MissReason.RESTING: "a matching proxy rested after its last lease",
+    MissReason.COOLING_DOWN: "all matching proxies that were free rested for the target",
+    MissReason.TARGET_TROUBLED: "the target was in trouble, and a lease was trying it already",
 }
 _GROUPS = {"all_of": "all of", "any_of": "any of", "none_of": "none of"}
 _PLACE = ("latitude", "longitude", "radius_km")
@@ -179,6 +181,13 @@ def _sentence(event: events.Event, pool: str, proxy: str) -> str:  # noqa: PLR09
             else:
                 rest = f"{proxy} rests for {event.target} until {clock(event.cools_until)}"
             return f"{rest}{_because(event.reason)}"
+        case events.TargetTroubled():
+            return (
+                f"{event.target} is in trouble: {event.failed} of {event.proxies} proxies of pool "
+                f"{pool} failed there within a minute, so none begins to rest"
+            )
+        case events.TargetRecovered():
+            return f"{event.target} answers again in pool {pool}"
         case events.LeasesPruned():
             return (
                 f"leases of pool {pool} that ended before {in_utc(event.ended_before)} were pruned"

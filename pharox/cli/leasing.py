@@ -32,6 +32,8 @@ _MISSES = {
     MissReason.NONE_HEALTHY: "no matching proxy of pool {pool!r} is healthy",
     MissReason.AT_CAPACITY: "every matching proxy of pool {pool!r} is leased to its limit",
     MissReason.RESTING: "a matching proxy of pool {pool!r} rests after its last lease",
+    MissReason.COOLING_DOWN: "what is free and fits in pool {pool!r} rests for the target",
+    MissReason.TARGET_TROUBLED: "the target is in trouble, and pool {pool!r} tries it already",
 }
 
 _ENDINGS = {

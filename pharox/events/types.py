@@ -293,6 +293,28 @@ class CoolDownSet(_PairEvent):
     reported_at: UtcDatetime | None = None
 
 
+class TargetTroubled(EventBase):
+    """A target fails for most of the proxies that were used there lately: it is to blame itself.
+
+    ``failed`` of ``proxies`` failed there last, all within a minute. Until one succeeds, no
+    further pair begins to rest, and one lease at a time is granted for the target.
+    """
+
+    type: Literal["TargetTroubled"] = "TargetTroubled"
+    target: str
+    pool_name: str
+    proxies: int
+    failed: int
+
+
+class TargetRecovered(EventBase):
+    """A request succeeded at a target that had been in trouble."""
+
+    type: Literal["TargetRecovered"] = "TargetRecovered"
+    target: str
+    pool_name: str
+
+
 class _LeaseEnd(_LeaseEvent):
     """The end of a lease. Its proxy is not leased before ``rests_until``, if that is given."""
 
@@ -527,6 +549,8 @@ Event = Annotated[
     | LeasesPruned
     | OutcomeReported
     | CoolDownSet
+    | TargetTroubled
+    | TargetRecovered
     | AcquireMissed
     | CursorMoved
     | HealthChecked

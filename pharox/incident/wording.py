@@ -12,6 +12,8 @@ from ..models import MissReason
 REASONS = {
     MissReason.AT_CAPACITY: "every proxy that fits was at capacity",
     MissReason.RESTING: "a proxy that fits was resting after its last lease",
+    MissReason.COOLING_DOWN: "the free proxies that fit were resting for the target",
+    MissReason.TARGET_TROUBLED: "the target was in trouble, and a lease was trying it already",
     MissReason.NONE_HEALTHY: "no proxy that fits was healthy",
     MissReason.NO_MATCH: "no proxy fits the filters",
     MissReason.EMPTY_POOL: "the pool had no proxy",

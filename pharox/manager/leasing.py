@@ -100,6 +100,7 @@ class AcquireArguments(NamedTuple):
     lease_id: UUID | None = None
     keep_alive: bool = False
     wait_seconds: float | None = None
+    target: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,7 @@ class AcquireSetArguments:
     lease_ids: Sequence[UUID] | None
     keep_alive: bool = False
     wait_seconds: float | None = None
+    target: str | None = None
 
 
 def if_given(**arguments: Any) -> dict[str, Any]:
@@ -221,6 +223,7 @@ class Leasing(ABC, Generic[S]):
             self._is_listened_to(),
             arguments.lease_id,
             arguments.wait_seconds,
+            arguments.target,
         )
         self._check_wait(request)
         begun = self._begin(keep_alive=arguments.keep_alive)
@@ -242,6 +245,7 @@ class Leasing(ABC, Generic[S]):
             arguments.distinct,
             arguments.lease_ids,  # type: ignore[arg-type] # which the request makes a tuple
             arguments.wait_seconds,
+            arguments.target,
         )
         self._check_wait(request)
         begun = self._begin(keep_alive=arguments.keep_alive)
@@ -371,6 +375,7 @@ class Leasing(ABC, Generic[S]):
             lease_id=arguments.lease_id,
             keep_alive=arguments.keep_alive or None,
             wait_seconds=arguments.wait_seconds,
+            target=arguments.target,
         )
 
         def attempt() -> Calls[Lease | None]:

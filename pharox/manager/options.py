@@ -26,10 +26,14 @@ class LeaseOptions(TypedDict, total=False):
     ``wait_seconds`` is how long to wait, in turn with others, if nothing is free; not at all
     if None. A pool that does not exist or is empty, and filters that nothing matches, are a
     miss at once.
+
+    ``target`` is the host, or a URL of it, that the lease is for. A proxy that rests for it, as it
+    was refused there, is passed over, and what is reported of the lease is of that target.
     """
 
     keep_alive: bool
     wait_seconds: float | None
+    target: str | None
 
 
 def known_options(method: str, options: Mapping[str, Any]) -> LeaseOptions:
@@ -42,7 +46,8 @@ def known_options(method: str, options: Mapping[str, Any]) -> LeaseOptions:
     """
     for name in options:
         if name not in LeaseOptions.__annotations__:
-            known = " and ".join(LeaseOptions.__annotations__)
+            *others, last = LeaseOptions.__annotations__
+            known = f"{', '.join(others)} and {last}"
             raise TypeError(
                 f"{method}() got an unexpected keyword argument {name!r}; "
                 f"beside its named parameters it takes {known}"

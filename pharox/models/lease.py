@@ -38,7 +38,8 @@ class MissReason(StrEnum):
     """Why an acquisition granted nothing.
 
     TOO_FEW: a set was requested and only some were free. RESTING: a proxy that fits has room, but
-    rests after its last lease.
+    rests after its last lease. COOLING_DOWN: a proxy that fits is free, but rests for the target.
+    TARGET_TROUBLED: the target itself fails, so only one lease at a time is granted to try it.
     """
 
     UNKNOWN_POOL = "unknown_pool"
@@ -48,6 +49,8 @@ class MissReason(StrEnum):
     AT_CAPACITY = "at_capacity"
     TOO_FEW = "too_few"
     RESTING = "resting"
+    COOLING_DOWN = "cooling_down"
+    TARGET_TROUBLED = "target_troubled"
 
     @property
     def may_pass(self) -> bool:

@@ -196,9 +196,18 @@ class PairRecord:
     reported_at: datetime | None = None
 
     def after(
-        self, outcome: Outcome, policy: CoolDown, lease_id: UUID, now: datetime
+        self,
+        outcome: Outcome,
+        policy: CoolDown,
+        lease_id: UUID,
+        now: datetime,
+        *,
+        is_troubled: bool = False,
     ) -> PairRecord:
-        """Return the record after an outcome. The lease's id makes the jitter differ."""
+        """Return the record after an outcome. The lease's id makes the jitter differ.
+
+        While the target ``is_troubled`` no rest begins or gets longer.
+        """
         is_ok = outcome.kind is OutcomeKind.OK
         kept = self._kept(now)
         counted = replace(
@@ -212,7 +221,7 @@ class PairRecord:
             return replace(counted, streak=streak, cool_downs=0, cools_until=None)
         if outcome.kind in REFUSALS:
             counted = replace(counted, streak=min(self.streak, 0) - outcome.count)
-        return counted._rested(outcome, policy, lease_id, now)
+        return counted if is_troubled else counted._rested(outcome, policy, lease_id, now)
 
     def _kept(self, now: datetime) -> float:
         if self.reported_at is None:

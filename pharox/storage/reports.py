@@ -11,6 +11,9 @@ from ..errors import InvalidInputError
 from ..models import Lease, Outcome, check_pause, check_text, target_of
 from .requests import check_lease
 
+REPORTS_AT_ONCE = 500
+"""How many reports one commit has. More would keep those who report the same targets waiting."""
+
 
 @dataclass(frozen=True, slots=True)
 class ReportRequest:
@@ -84,13 +87,13 @@ class CoolDownRequest:
             check_text(self.reason)
 
 
-def report_rounds(requests: Sequence[ReportRequest], most: int) -> list[list[int]]:
-    """Return the indexes of reports in rounds, each with so many at most and one of each pair."""
+def report_rounds(requests: Sequence[ReportRequest]) -> list[list[int]]:
+    """Return the indexes of reports in rounds of one commit, each with one of each pair."""
     rounds: list[list[int]] = []
     places: dict[Hashable, int] = {}
     for index, request in enumerate(requests):
         place = places.get(request.pair, 0)
-        while place < len(rounds) and len(rounds[place]) >= most:
+        while place < len(rounds) and len(rounds[place]) >= REPORTS_AT_ONCE:
             place += 1
         if place == len(rounds):
             rounds.append([])

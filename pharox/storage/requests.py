@@ -36,6 +36,7 @@ from ..models import (
     check_pause,
     check_text,
     check_whole,
+    target_of,
 )
 from ..models.ids import health_record_id
 
@@ -51,7 +52,8 @@ class AcquireRequest:
 
     ``duration_seconds`` is the lease's length. For a ``lease_id`` that the caller
     chose, at most one lease is ever granted. ``wait_seconds`` is how long to wait in turn
-    if nothing is free.
+    if nothing is free. ``target`` is the host, or a URL of it, that the proxy is for: one that
+    rests for it is passed over.
 
     Raises
     ------
@@ -69,6 +71,7 @@ class AcquireRequest:
     with_stats: bool = False
     lease_id: UUID | None = None
     wait_seconds: float | None = None
+    target: str | None = None
 
     def __post_init__(self) -> None:
         if self.lease_id is not None and not isinstance(self.lease_id, UUID):
@@ -84,7 +87,7 @@ class AcquireSetRequest:
     nothing is. With ``distinct`` no proxy is leased twice. The caller may choose
     ``lease_ids``, one for each lease. A set with these ids is granted only once.
     ``wait_seconds`` is how long to wait in turn if too few are free; a set that waits keeps what
-    becomes free from those behind it.
+    becomes free from those behind it. ``target`` is as for :class:`AcquireRequest`.
 
     Raises
     ------
@@ -105,6 +108,7 @@ class AcquireSetRequest:
     distinct: bool = True
     lease_ids: tuple[UUID, ...] | None = None
     wait_seconds: float | None = None
+    target: str | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= check_whole(self.count, "count") <= MAX_SET:
@@ -251,6 +255,8 @@ def _check_asked(request: AcquireRequest | AcquireSetRequest) -> None:
     check_filters(request.filters)
     if request.wait_seconds is not None:
         check_pause(request.wait_seconds, "wait_seconds")
+    if request.target is not None:
+        object.__setattr__(request, "target", target_of(request.target))
     if type(request.selector) is not SelectorStrategy:
         object.__setattr__(request, "selector", SelectorStrategy(request.selector))
 

@@ -73,7 +73,8 @@ def serve_queue(state: State, pool_id: UUID, now: datetime) -> None:
     unfit: list[tuple[Any, ...]] = []
     for ticket in list(queue.tickets):
         request = ticket.request
-        wish = request.filters, needed_by(request), getattr(request, "distinct", True)
+        distinct = getattr(request, "distinct", True)
+        wish = request.filters, request.target, needed_by(request), distinct
         if wish in unfit and not ids_of(request):
             continue
         try:
@@ -159,7 +160,7 @@ def _wanted(request: AcquireRequest | AcquireSetRequest) -> tuple[int, bool]:
 def _may_wait(state: State, request: AcquireRequest | AcquireSetRequest, now: datetime) -> bool:
     """Return whether what a request needs may become free."""
     pool_id = state.pool_ids.get(request.pool_name)
-    reason = _reason(state, pool_id, request.filters, now)
+    reason = _reason(state, pool_id, request, now)
     return reason.may_pass and _has_room(state, request, only_healthy=False)
 
 
@@ -283,7 +284,9 @@ def _choose(
     if pool_id is None:
         return []
     pool = state.pools[pool_id]
-    found = candidates(state, pool, request.selector, request.filters, distinct=distinct)
+    found = candidates(
+        state, pool, request.selector, request.filters, request.target, distinct=distinct
+    )
     queue = state.queues.of(pool_id)
     if queue is not None and queue.kept and not of_all:
         found = without_kept(state, pool, found, queue.kept, distinct=distinct)
@@ -363,7 +366,7 @@ def _miss(
 ) -> tuple[MissReason, PoolStatsSnapshot | None]:
     """Append ``AcquireMissed``. Return its reason, and the statistics after it."""
     pool_id = state.pool_ids.get(request.pool_name)
-    reason = _reason(state, pool_id, request.filters, now) if not free else MissReason.TOO_FEW
+    reason = _reason(state, pool_id, request, now) if not free else MissReason.TOO_FEW
     state.append(
         AcquireMissed,
         now,
@@ -384,18 +387,31 @@ def _miss(
 
 
 def _reason(
-    state: State, pool_id: UUID | None, filters: ProxyFilters | None, now: datetime
+    state: State,
+    pool_id: UUID | None,
+    request: AcquireRequest | AcquireSetRequest,
+    now: datetime,
 ) -> MissReason:
+    filters, target = request.filters, request.target
     if pool_id is None:
         return MissReason.UNKNOWN_POOL
     pool = state.pools[pool_id]
     if not pool.members:
         return MissReason.EMPTY_POOL
+    if target is not None and _is_any_free(state, pool, filters):
+        is_troubled = (pool_id, target) in state.rows["troubled_targets"]
+        return MissReason.TARGET_TROUBLED if is_troubled else MissReason.COOLING_DOWN
     if filters is None:
         if pool.has_resting(now):
             return MissReason.RESTING
         return MissReason.AT_CAPACITY if pool.has_healthy() else MissReason.NONE_HEALTHY
     return _reason_of_filters(state, pool, filters, now)
+
+
+def _is_any_free(state: State, pool: PoolIndex, filters: ProxyFilters | None) -> bool:
+    """Return whether a proxy is free that fits, if it were for no target."""
+    order = SelectorStrategy.FIRST_AVAILABLE
+    return next(candidates(state, pool, order, filters, distinct=True), None) is not None
 
 
 def _reason_of_filters(
@@ -417,6 +433,7 @@ def _request_fields(request: AcquireRequest | AcquireSetRequest) -> dict[str, An
         "selector": request.selector,
         "filters": None if filters is None else filters.recorded(),
         "predicate": filters is not None and filters.requires_python(),
+        "target": request.target,
     }
 
 

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from heapq import heappop, heappush
-from itertools import repeat
+from itertools import islice, repeat
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from ...models import ProxyFilters, SelectorStrategy
+from .outcomes import is_tried, rests_for
 from .pool_index import PoolIndex
 from .state import State
 
 Matches = Callable[[UUID], bool]
+
+FRONT, ENOUGH_READY = 16, 4
+"""If fewer of so many in front of an order do not rest for a target, the order is not kept."""
 
 
 def candidates(
@@ -26,6 +30,7 @@ def candidates(
     pool: PoolIndex,
     selector: SelectorStrategy,
     filters: ProxyFilters | None,
+    target: str | None = None,
     *,
     distinct: bool,
 ) -> Iterator[UUID]:
@@ -39,11 +44,15 @@ def candidates(
         Yield each proxy once, else once for each lease it has capacity for: endlessly
         if its capacity is unlimited.
     """
-    matches = _matching(state, pool, filters)
+    if target is not None and is_tried(state, pool.pool_id, target):
+        return iter(())
+    matches = _matching(state, pool, filters, target)
     if selector is SelectorStrategy.ROUND_ROBIN:
         turn = state.rows["selector_cursors"][pool.pool_id, selector.value].proxy_id
         return _in_turns(state, pool, turn, matches, distinct=distinct)
-    offered = filter(matches, pool.offered(selector))
+    offered: Iterator[UUID] = filter(matches, pool.offered(selector))
+    if target is not None and matches is not None:
+        offered = _past_resting(pool, selector, matches)
     if distinct:
         return offered
     if selector is SelectorStrategy.LEAST_USED:
@@ -71,15 +80,43 @@ def without_kept(
             return  # What is left is kept.
 
 
-def _matching(state: State, pool: PoolIndex, filters: ProxyFilters | None) -> Matches | None:
+def _matching(
+    state: State, pool: PoolIndex, filters: ProxyFilters | None, target: str | None
+) -> Matches | None:
     """Return what a proxy must meet beside being leasable: the filters, and not to rest."""
     meets = None if filters is None else _meeting(state, filters)
-    if not pool.may_rest:
+    if not pool.may_rest and target is None:
         return meets
     now = state.clock()
+    rests = _no if target is None else rests_for(state, pool.pool_id, target, now)
     return lambda proxy_id: (
-        pool.rests_until(proxy_id, now) is None and (meets is None or meets(proxy_id))
+        pool.rests_until(proxy_id, now) is None
+        and not rests(proxy_id)
+        and (meets is None or meets(proxy_id))
     )
+
+
+def _no(_proxy_id: UUID) -> bool:
+    return False
+
+
+def _past_resting(pool: PoolIndex, selector: SelectorStrategy, matches: Matches) -> Iterator[UUID]:
+    """Yield the proxies that match in a selector's order, or in none if most in front do not.
+
+    So finding one costs the same however many rest for a target.
+    """
+    offered = pool.offered(selector)
+    front = list(islice(offered, FRONT))
+    ready = [proxy_id for proxy_id in front if matches(proxy_id)]
+    yield from ready
+    if len(front) < FRONT or len(ready) >= ENOUGH_READY:
+        yield from filter(matches, offered)
+        return
+    known = set(ready)
+    for rank in pool.ranks():
+        for proxy_id in pool.from_turn(rank, uuid4()):
+            if matches(proxy_id) and proxy_id not in known:
+                yield proxy_id
 
 
 def _meeting(state: State, filters: ProxyFilters) -> Matches:

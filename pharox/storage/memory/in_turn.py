@@ -92,7 +92,10 @@ def _seconds_to_change(state: State, ticket: Ticket) -> float:
     """Return how long it is until a lease or a rest of a ticket's pool is over."""
     with state.lock:
         pool, now = state.pools.get(ticket.pool_id), state.clock()
-        moments = () if pool is None else (pool.next_expiry(), pool.next_rest_over(now))
+        moments = [] if pool is None else [pool.next_expiry(), pool.next_rest_over(now)]
+        target = ticket.request.target
+        if target is not None:
+            moments.append(state.targets.next_end(ticket.pool_id, target, now))
     seconds = [(each - now).total_seconds() for each in moments if each is not None]
     return max(0.001, min(seconds, default=LOOK_S))
 

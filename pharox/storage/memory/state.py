@@ -20,7 +20,7 @@ from uuid import UUID
 import projections
 from projections import Availability, LeaseRow, PoolCounts, PoolRow, ProxyRow
 
-from ...events import Event, EventBase, ProxyState
+from ...events import CoolDownSet, Event, EventBase, OutcomeReported, ProxyState
 from ...events.attribution import current_attribution
 from ...models import (
     Lease,
@@ -35,6 +35,7 @@ from ...models import (
 from ...models.building import built
 from ..list_import import Account
 from .pool_index import PoolIndex
+from .target_index import TargetIndex
 from .waiting import Queues
 
 E = TypeVar("E", bound=EventBase)
@@ -70,6 +71,7 @@ class State:
         self.accounts: dict[tuple[UUID, Account], dict[str, set[UUID]]] = {}
         self.fingerprint_key = os.urandom(32)
         self.checks: dict[UUID, list[int]] = {}
+        self.targets = TargetIndex()
         self.queues = Queues()
         self.drained: list[UUID] = []
         self.latest = datetime.min.replace(tzinfo=UTC)
@@ -109,6 +111,9 @@ class State:
         if event.touches_proxy:
             key = (event.proxy_id, event.pool_id)
             self.pools[event.pool_id].place(event.proxy_id, self.rows["available_proxies"].get(key))  # type: ignore[arg-type]
+        elif isinstance(event, OutcomeReported | CoolDownSet) and event.target is not None:
+            pair = (event.pool_id, event.proxy_id, event.target)
+            self.targets.place(self.rows["target_outcomes"][pair])
 
     # Reading the read models
 

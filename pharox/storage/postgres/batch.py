@@ -168,26 +168,47 @@ def _plain_run(pool_name: str, selector: str) -> Run:
 def run_of(request: AcquireRequest | AcquireSetRequest) -> Run:
     """Return the parameters that a request shares with similar ones."""
     run = _plain_run(request.pool_name, request.selector.value)
-    if request.filters is not None:
-        condition, arguments = conditions(request.filters)
-        details = json.dumps(request_details(request.filters))
+    if request.filters is not None or request.target is not None:
+        condition, arguments = conditions(request.filters, request.target)
+        details = json.dumps(request_details(request))
         run = run._replace(condition=condition, arguments=arguments, details=details)
     if isinstance(request, AcquireSetRequest):
         run = run._replace(kind=SET, needs=request.needed, is_distinct=request.distinct)
     return run
 
 
-def conditions(filters: ProxyFilters) -> tuple[str | None, str | None]:
+FOR_TARGET = "/*target*/"
+"""The end of a condition by which ``matching_v1`` passes over proxies that rest for a target.
+
+The target is the last argument.
+"""
+
+
+def conditions(filters: ProxyFilters | None, target: str | None) -> tuple[str | None, str | None]:
     """Return filters as SQL and its arguments. Python evaluates predicates afterwards."""
-    filter_shape = filter_shape_of(filters)
-    return condition_text(filter_shape), json.dumps(list(values_of(filters).values()))
+    text, values = condition_text(filter_shape_of(filters)), [*values_of(filters).values()]
+    text, values = for_target(text, values, target)
+    return text, json.dumps(values)
 
 
-def request_details(filters: ProxyFilters | None) -> dict[str, Any]:
-    """Return the fields that an event records about the filters."""
-    if filters is None:
-        return {}
-    return {"filters": filters.recorded(), "predicate": filters.requires_python()}
+def for_target(
+    condition: str | None, arguments: list[Any], target: str | None
+) -> tuple[str | None, list[Any]]:
+    """Return a condition and its arguments for a target, if there is one."""
+    if target is None:
+        return condition, arguments
+    return f"({condition or 'true'}) {FOR_TARGET}", [*arguments, target]
+
+
+def request_details(request: AcquireRequest | AcquireSetRequest) -> dict[str, Any]:
+    """Return the fields that an event records about what was asked for."""
+    details: dict[str, Any] = {}
+    if request.filters is not None:
+        details["filters"] = request.filters.recorded()
+        details["predicate"] = request.filters.requires_python()
+    if request.target is not None:
+        details["target"] = request.target
+    return details
 
 
 _PARAMETERS = {
@@ -275,7 +296,7 @@ class Answer(NamedTuple):
             credentials = partial(vault.open, self.secret, place)
         return LeasedProxy(ProxyProtocol(self.protocol), self.host, self.port, credentials)
 
-    def lease(self, status: LeaseStatus) -> Lease:
+    def lease(self, status: LeaseStatus, target: str | None = None) -> Lease:
         """Return the lease in this row. It needs no validation: it was validated when recorded."""
         return built(
             Lease,
@@ -291,6 +312,7 @@ class Answer(NamedTuple):
                 "expires_at": self.expires_at.astimezone(UTC),
                 "released_at": self.ended_at and self.ended_at.astimezone(UTC),
                 "fencing_token": self.fencing_token,
+                "target": target,
             },
         )
 
@@ -545,7 +567,7 @@ def acquire_outcome(command: Acquire, answers: Sequence[Answer], vault: Vault) -
         return SetAcquisition((), reason, answers[0].free or 0, stats)
     granted = tuple(
         Acquisition(
-            answer.lease(LeaseStatus.ACTIVE).carry(answer.proxy(vault)),
+            answer.lease(LeaseStatus.ACTIVE, request.target).carry(answer.proxy(vault)),
             None,
             answer.stats() if request.with_stats else None,
         )
@@ -562,7 +584,7 @@ def _granted_before(
     for answer in answers:
         if answer.reason == "pruned":
             return granted_and_ended(answer.lease_id, "pruned")
-        lease = answer.lease(LeaseStatus.ACTIVE).carry(answer.proxy(vault))
+        lease = answer.lease(LeaseStatus.ACTIVE, request.target).carry(answer.proxy(vault))
         try:
             check_granted(lease, request)
         except PharoxError as error:

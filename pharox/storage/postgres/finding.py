@@ -11,6 +11,7 @@ from sqlalchemy import (
     FromClause,
     Integer,
     Select,
+    Text,
     Uuid,
     and_,
     cast,
@@ -23,8 +24,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from projections.leases import leases
 from projections.pools import pools
 from projections.selector_cursors import ROUND_ROBIN, selector_cursors
+from projections.target_outcomes import target_outcomes
+from projections.troubled_targets import troubled_targets
 
 from ...models import SelectorStrategy
 from .appending import append, event_row
@@ -63,6 +67,35 @@ _CHOICE = (
 
 RESTED = or_(availability.c.rests_until.is_(None), availability.c.rests_until <= now)
 """The condition that a proxy does not rest."""
+
+
+def _rests_for_target() -> ColumnElement[bool]:
+    """Return the condition of ``for_target_v1`` that a proxy is passed over for a target."""
+    pair, trouble = target_outcomes.c, troubled_targets.c
+    target = parameter("target", Text)
+    tries = and_(
+        leases.c.pool_id == POOL_ID,
+        leases.c.status == text_literal("active"),
+        leases.c.target == target,
+    )
+    of_pair = select(ONE).where(tries, leases.c.proxy_id == availability.c.proxy_id)
+    rests = or_(pair.cools_until > now, and_(pair.cools_until.is_not(None), of_pair.exists()))
+    of_target = select(ONE).where(
+        trouble.pool_id == POOL_ID,
+        trouble.target == target,
+        select(ONE).where(tries, leases.c.acquired_at >= trouble.since).exists(),
+    )
+    return or_(
+        select(ONE)
+        .where(
+            pair.pool_id == POOL_ID,
+            pair.proxy_id == availability.c.proxy_id,
+            pair.target == target,
+            rests,
+        )
+        .exists(),
+        of_target.exists(),
+    )
 
 
 def leasable(filter_shape: FilterShape | None, highest_rank: ColumnElement[Any]) -> Select[Any]:
@@ -173,10 +206,12 @@ def page_statement(
         and_(availability.c.status == text_literal("slow"), highest == literal_column("1")),
     )
     has_room = func.coalesce(availability.c.lease_rank <= highest, False)
+    cooling = _rests_for_target()
     page = (
         proxy_rows()
         .add_columns(
-            and_(has_room, RESTED).label("leasable"),
+            and_(has_room, RESTED, not_(cooling)).label("leasable"),
+            and_(has_room, RESTED, cooling).label("cooling"),
             and_(has_room, not_(RESTED)).label("resting"),
             healthy.label("healthy"),
         )

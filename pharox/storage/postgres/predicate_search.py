@@ -26,12 +26,18 @@ from ..requests import (
 )
 from . import filtering, finding, reading
 from .appending import origin
-from .batch import DUE, TRY, Acquire, Queued, Run, Settled, Unsettled, command_of
+from .batch import DUE, TRY, Acquire, Queued, Run, Settled, Unsettled, command_of, for_target
 from .commands import Commands
 from .driver import Program, Rows
 from .finding import FIRST_PAGE, LARGEST_PAGE
 from .sql import Query
 from .vault import Vault
+
+_GIVEN = (
+    "availability.proxy_id IN "
+    "(SELECT id::uuid FROM jsonb_array_elements_text($5 -> 0) AS given (id))"
+)
+"""The condition that a proxy is one of those that were found."""
 
 
 @dataclass
@@ -43,6 +49,7 @@ class Seen:
     matched: bool = False
     healthy: bool = False
     resting: bool = False
+    cooling: bool = False
     free: int = 0
 
     def judge(self, rows: Rows, filters: ProxyFilters, vault: Vault) -> list[UUID]:
@@ -56,6 +63,7 @@ class Seen:
                 self.matched = True
                 self.healthy |= row["healthy"]
                 self.resting |= row["resting"]
+                self.cooling |= row["cooling"]
                 if row["leasable"]:
                     free.append(proxy.id)
                     self.free += self._room(proxy)
@@ -74,6 +82,8 @@ class Seen:
         """Return the reason for a miss, if nothing was free."""
         if not self.matched:
             return MissReason.NO_MATCH
+        if self.cooling:
+            return MissReason.COOLING_DOWN
         if self.resting:
             return MissReason.RESTING
         return MissReason.AT_CAPACITY if self.healthy else MissReason.NONE_HEALTHY
@@ -153,7 +163,7 @@ def _look_through(
     request, filters = command.request, cast("ProxyFilters", command.request.filters)
     filter_shape = filtering.filter_shape_of(filters)
     page = finding.page_statement(commands.schema, request.selector, filter_shape, by_id=wait)
-    values = {**filtering.values_of(filters), "pool_id": pool_id}
+    values = {**filtering.values_of(filters), "pool_id": pool_id, "target": request.target}
     place: dict[str, Any] = {"offset": 0, "from_id": NIL, "page_size": FIRST_PAGE}
     expired: list[EndedLease] = []
     free: list[UUID] = []
@@ -181,12 +191,8 @@ def _look_through(
 
 def _with_candidates(command: Acquire, proxy_ids: Sequence[UUID]) -> Acquire:
     """Return an acquisition that is limited to some proxies and records no miss."""
-    run = command.run._replace(
-        condition="availability.proxy_id IN "
-        "(SELECT id::uuid FROM jsonb_array_elements_text($5) AS given (id))",
-        arguments=json.dumps([str(proxy_id) for proxy_id in proxy_ids]),
-        kind=TRY,
-    )
+    condition, arguments = for_target(_GIVEN, [list(map(str, proxy_ids))], command.request.target)
+    run = command.run._replace(condition=condition, arguments=json.dumps(arguments), kind=TRY)
     return replace(command, run=run)
 
 

@@ -16,9 +16,6 @@ from ..requests import no_lease
 from .driver import Program
 from .sql import Query, Statement, call_of
 
-MOST = 500
-"""How many reports one commit has. More would keep those who report the same targets waiting."""
-
 _ORIGIN = {"own_slot": "smallint", "actor": "text", "correlation_id": "text"}
 _REPORTS = _ORIGIN | {
     "asked_ids": "uuid[]",
@@ -51,7 +48,7 @@ def report_outcomes(
 ) -> Program[list[Reported | PharoxError]]:
     """Report outcomes, several of one pair one after the other."""
     outcomes: dict[int, Reported | PharoxError] = {}
-    for places in report_rounds(requests, MOST):
+    for places in report_rounds(requests):
         asked = [requests[place] for place in places]
         rows = yield Query(_report_statement(schema), _values(asked))
         for place, request, row in zip(places, asked, rows, strict=True):

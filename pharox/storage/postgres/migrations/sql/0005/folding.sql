@@ -1008,5 +1008,76 @@ BEGIN
             {schema}.target_outcomes.pool_id = event.pool_id
             AND event.type = 'PoolRemoved';
     END IF;
+    IF types && ARRAY['TargetRecovered', 'TargetTroubled'] THEN
+        INSERT INTO {schema}.troubled_targets (
+            pool_id,
+            target,
+            since
+        )
+        SELECT
+            event.pool_id,
+            CAST(event.data #>> '{target}' AS TEXT),
+            event.recorded_at
+        FROM UNNEST(appended) AS event
+        WHERE
+            (
+                event.pool_id,
+                CAST(event.data #>> '{target}' AS TEXT),
+                event.position
+            ) IN (
+                SELECT
+                    event.pool_id,
+                    CAST(event.data #>> '{target}' AS TEXT),
+                    max(event.position)
+                FROM UNNEST(appended) AS event
+                WHERE
+                    event.type IN ('TargetTroubled', 'TargetRecovered')
+                GROUP BY
+                    event.pool_id,
+                    CAST(event.data #>> '{target}' AS TEXT)
+            )
+            AND event.type = 'TargetTroubled'
+        ON CONFLICT ON CONSTRAINT pk_troubled_targets DO UPDATE
+        SET
+            since = excluded.since;
+    END IF;
+    IF types && ARRAY['TargetRecovered', 'TargetTroubled'] THEN
+        DELETE FROM {schema}.troubled_targets
+        WHERE
+            (
+                {schema}.troubled_targets.pool_id,
+                {schema}.troubled_targets.target
+            ) IN (
+                SELECT
+                    event.pool_id,
+                    CAST(event.data #>> '{target}' AS TEXT)
+                FROM UNNEST(appended) AS event
+                WHERE
+                    (
+                        event.pool_id,
+                        CAST(event.data #>> '{target}' AS TEXT),
+                        event.position
+                    ) IN (
+                        SELECT
+                            event.pool_id,
+                            CAST(event.data #>> '{target}' AS TEXT),
+                            max(event.position)
+                        FROM UNNEST(appended) AS event
+                        WHERE
+                            event.type IN ('TargetTroubled', 'TargetRecovered')
+                        GROUP BY
+                            event.pool_id,
+                            CAST(event.data #>> '{target}' AS TEXT)
+                    )
+                    AND event.type = 'TargetRecovered'
+            );
+    END IF;
+    IF types && ARRAY['PoolRemoved'] THEN
+        DELETE FROM {schema}.troubled_targets
+        USING UNNEST(appended) AS event
+        WHERE
+            {schema}.troubled_targets.pool_id = event.pool_id
+            AND event.type = 'PoolRemoved';
+    END IF;
 END
 $$;

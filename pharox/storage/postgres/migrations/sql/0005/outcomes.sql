@@ -43,7 +43,8 @@ CREATE FUNCTION {schema}.pair_after_v1(
     status integer,
     asked_s double precision,
     seed text,
-    at timestamptz
+    at timestamptz,
+    is_troubled boolean
 )
 RETURNS jsonb
 LANGUAGE plpgsql
@@ -74,7 +75,7 @@ BEGIN
             streak := least(streak, 0) - count;
         END IF;
     END IF;
-    IF NOT is_ok AND kind <> 'proxy_failed'
+    IF NOT is_ok AND kind <> 'proxy_failed' AND NOT is_troubled
        AND (policy ->> 'base_seconds')::double precision IS DISTINCT FROM 0 THEN
         IF asked_s IS NOT NULL THEN
             IF is_cooling THEN
@@ -120,6 +121,74 @@ BEGIN
         WHERE asked.target IS NOT NULL
         ORDER BY number
     ) AS turn;
+END
+$$;
+
+-- Record which targets are in trouble after some reports, and which are no more. A target is if
+-- most of at least 10 proxies that were reported within a minute failed there last.
+CREATE FUNCTION {schema}.judge_targets_v1(
+    reports {schema}.event_v1[],
+    at timestamptz,
+    own_slot smallint,
+    actor text,
+    correlation_id text
+)
+RETURNS void
+LANGUAGE plpgsql
+AS $$
+#variable_conflict use_variable
+DECLARE
+    site record;
+    lately record;
+    events {schema}.event_v1[] := '{}';
+BEGIN
+    FOR site IN
+        SELECT
+            report.pool_id,
+            report.pool_name,
+            report.data ->> 'target' AS target,
+            bool_or(report.data ->> 'outcome' = 'ok') AS answers,
+            bool_or(report.data ->> 'outcome' IN ('target_failed', 'unclear')) AS fails,
+            bool_or(trouble.target IS NOT NULL) AS is_troubled
+        FROM unnest(reports) AS report
+        LEFT JOIN {schema}.troubled_targets AS trouble
+          ON trouble.pool_id = report.pool_id AND trouble.target = report.data ->> 'target'
+        WHERE report.data ? 'target'
+        GROUP BY report.pool_id, report.pool_name, report.data ->> 'target'
+        ORDER BY report.pool_id, (report.data ->> 'target') COLLATE "C"
+    LOOP
+        IF site.is_troubled AND site.answers THEN
+            events := events || {schema}.lease_event_v1(
+                1, 'TargetRecovered', site.pool_id, site.pool_name, NULL, NULL, NULL, NULL, NULL,
+                NULL, NULL, NULL, NULL, NULL, NULL, jsonb_build_object('target', site.target)
+            );
+        ELSIF site.fails AND NOT site.answers AND NOT site.is_troubled THEN
+            SELECT
+                count(*) AS proxies,
+                count(*) FILTER (WHERE pair.outcome IN ('target_failed', 'unclear')) AS failed
+            INTO lately
+            FROM {schema}.target_outcomes AS pair
+            WHERE pair.pool_id = site.pool_id AND pair.target = site.target
+              AND pair.reported_at > at - interval '1 minute';
+            IF lately.proxies >= 10 AND 2 * lately.failed > lately.proxies THEN
+                events := events || {schema}.lease_event_v1(
+                    1, 'TargetTroubled', site.pool_id, site.pool_name, NULL, NULL, NULL, NULL,
+                    NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+                    jsonb_build_object(
+                        'target', site.target,
+                        'proxies', lately.proxies,
+                        'failed', lately.failed
+                    )
+                );
+            END IF;
+        END IF;
+    END LOOP;
+    IF events <> '{}' THEN
+        PERFORM {schema}.append_v1(
+            events, own_slot, array_fill(1, ARRAY[cardinality(events)]),
+            ARRAY[actor], ARRAY[correlation_id]
+        );
+    END IF;
 END
 $$;
 
@@ -176,7 +245,13 @@ BEGIN
                     )::{schema}.pair_record,
                     pool.cool_down, outcomes[asked.number], counts[asked.number],
                     statuses[asked.number], asked_seconds[asked.number],
-                    lease.id || ':' || targets[asked.number], at
+                    lease.id || ':' || targets[asked.number], at,
+                    EXISTS (
+                        SELECT 1
+                        FROM {schema}.troubled_targets AS trouble
+                        WHERE trouble.pool_id = lease.pool_id
+                          AND trouble.target = targets[asked.number]
+                    )
                 )
             END
         ) ORDER BY asked.number)
@@ -195,6 +270,7 @@ BEGIN
         FOR place IN 1 .. cardinality(events) LOOP
             records[numbers[place]] := events[place].data;
         END LOOP;
+        PERFORM {schema}.judge_targets_v1(events, at, own_slot, actor, correlation_id);
     END IF;
 
     RETURN QUERY
@@ -333,6 +409,9 @@ AS $$
             WHEN 'CoolDownSet' THEN
                 event.proxy_id IS NOT NULL AND event.status_before IS NULL
                 AND event.data ? 'target'
+            WHEN 'TargetTroubled' THEN
+                event.pool_name IS NOT NULL AND event.data ?& '{target,proxies,failed}'
+            WHEN 'TargetRecovered' THEN event.pool_name IS NOT NULL AND event.data ? 'target'
             ELSE false
         END
         AND (event.proxy_ids IS NULL OR event.type = 'ProxiesChecked')

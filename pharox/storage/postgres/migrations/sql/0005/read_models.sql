@@ -18,5 +18,14 @@ CREATE TABLE {schema}.target_outcomes (
     reported_at timestamptz,
     CONSTRAINT pk_target_outcomes PRIMARY KEY (pool_id, proxy_id, target)
 ) WITH (fillfactor = 80);
-CREATE INDEX ix_target_outcomes_target
-    ON {schema}.target_outcomes (pool_id, target, cools_until);
+CREATE INDEX ix_target_outcomes_cooling
+    ON {schema}.target_outcomes (pool_id, target, cools_until) WHERE cools_until IS NOT NULL;
+CREATE INDEX ix_target_outcomes_reported
+    ON {schema}.target_outcomes (pool_id, target, reported_at);
+
+CREATE TABLE {schema}.troubled_targets (
+    pool_id UUID NOT NULL,
+    target TEXT NOT NULL,
+    since timestamptz NOT NULL,
+    CONSTRAINT pk_troubled_targets PRIMARY KEY (pool_id, target)
+);
