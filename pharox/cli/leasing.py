@@ -79,6 +79,13 @@ _LeaseId = Annotated[
 ]
 
 
+Target = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST",
+        help="What the proxy is for: one that rests for this host, or URL, is passed over.",
+    ),
+]
 Wait = Annotated[
     float,
     typer.Option(
@@ -113,6 +120,7 @@ def acquire(
     source: Source = None,
     isp: Isp = None,
     asn: Asn = None,
+    target: Target = None,
     lease_id: _LeaseId = None,
     wait: Wait = 0,
     as_json: AsJson = False,
@@ -142,6 +150,7 @@ def acquire(
         selector,
         lease_id=lease_id,
         wait_seconds=wait,
+        target=target,
     )
     with ledger(context) as storage:
         acquisition = storage.acquire_lease(request)

@@ -36,6 +36,7 @@ from .leasing import (
     ProxyId,
     Selector,
     Source,
+    Target,
     Wait,
     missed,
 )
@@ -75,6 +76,7 @@ def run_command(
     source: Source = None,
     isp: Isp = None,
     asn: Asn = None,
+    target: Target = None,
     wait: Wait = 30,
 ) -> None:
     """Lease a proxy for a command, keep the lease while it runs, and release it.
@@ -111,6 +113,7 @@ def run_command(
             selector,
             keep_alive=True,
             wait_seconds=wait,
+            target=target,
         )
         acquisition = run(manager._acquiring(arguments), call)
         if acquisition.lease is None:

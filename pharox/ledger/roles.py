@@ -161,6 +161,7 @@ _READ_FUNCTIONS = (
     "silence_v1",
 )
 _APP_FUNCTIONS = (
+    "acquire_for_target_v1",
     "acquire_one_v1",
     "acquire_one_v2",
     "add_partition",
@@ -177,7 +178,9 @@ _APP_FUNCTIONS = (
     "for_target_v1",
     "forget_credentials",
     "forget_silent_v1",
+    "free_for_target_v1",
     "free_proxies_v1",
+    "front_v1",
     "granted_before_v1",
     "has_room_v1",
     "is_made_v1",

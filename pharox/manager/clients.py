@@ -70,7 +70,8 @@ def opening_client(
     )
     lease = acquisition.lease
     if lease is None:
-        raise (yield from leasing._unavailable(request.pool_name, acquisition))
+        missed = (request.pool_name, acquisition, request.target)
+        raise (yield from leasing._unavailable(*missed))
     try:
         client = kind(leasing, lease, options)
         notify(leasing.storage, lease, WeakCall(client._on_lost))

@@ -83,8 +83,14 @@ CALLBACK_FAILED = "callback failed"
 """The reason recorded for a release caused by a failing callback."""
 
 
-_ENDS_WITH_A_LEASE = (MissReason.AT_CAPACITY, MissReason.TOO_FEW)
-"""The reasons for a miss that the end of a lease can remove."""
+_ENDS_BY_ITSELF = (
+    MissReason.AT_CAPACITY,
+    MissReason.TOO_FEW,
+    MissReason.RESTING,
+    MissReason.COOLING_DOWN,
+    MissReason.TARGET_TROUBLED,
+)
+"""The reasons for a miss that the end of a lease, or of a rest, can remove."""
 
 Request = AcquireRequest | AcquireSetRequest
 
@@ -254,13 +260,13 @@ class Leasing(ABC, Generic[S]):
         return found
 
     def _unavailable(
-        self, pool_name: str, missed: Acquisition | SetAcquisition
+        self, pool_name: str, missed: Acquisition | SetAcquisition, target: str | None
     ) -> Calls[ProxyUnavailableError]:
         """Return the error for a miss, with the time until waiting may help."""
         reason, seconds = missed.miss_reason, None
-        if reason in _ENDS_WITH_A_LEASE:
+        if reason in _ENDS_BY_ITSELF:
             with suppress(DatabaseError):  # The miss is known; only its hint is not.
-                seconds = yield partial(self._storage.seconds_to_next_expiry, pool_name)
+                seconds = yield partial(self._storage.seconds_to_next_change, pool_name, target)
         free = missed.free if isinstance(missed, SetAcquisition) else 0
         waited = None if missed.waited_ms is None else missed.waited_ms / 1000
         return ProxyUnavailableError.of_pool(

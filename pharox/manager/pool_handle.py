@@ -69,6 +69,7 @@ class Handle(Generic[M]):
             options["duration_seconds"],
             options["filters"],
             options["selector"] or SelectorStrategy.FIRST_AVAILABLE,
+            target=options.get("target"),
         )
         object.__setattr__(self, "options", MappingProxyType(options))
 
@@ -77,7 +78,8 @@ class Handle(Generic[M]):
         arguments = AcquireArguments(lease_id=lease_id, **self._chosen(options))
         acquisition = yield from self._manager._acquiring(arguments)
         if acquisition.lease is None:
-            raise (yield from self._manager._unavailable(self.pool_name, acquisition))
+            missed = (self.pool_name, acquisition, arguments.target)
+            raise (yield from self._manager._unavailable(*missed))
         return acquisition.lease
 
     def _leasing_set(
@@ -99,7 +101,8 @@ class Handle(Generic[M]):
         )
         found = yield from self._manager._acquiring_set(arguments)
         if not found.acquisitions:
-            raise (yield from self._manager._unavailable(self.pool_name, found))
+            missed = (self.pool_name, found, arguments.target)
+            raise (yield from self._manager._unavailable(*missed))
         return found.leases
 
     def _chosen(self, options: PoolOptions) -> dict[str, Any]:

@@ -149,6 +149,11 @@ class AsyncInMemoryStorage(IAsyncStorage):
     async def seconds_to_next_expiry(self, pool_name: str | None = None) -> float | None:
         return self.memory.seconds_to_next_expiry(pool_name)
 
+    async def seconds_to_next_change(
+        self, pool_name: str, target: str | None = None
+    ) -> float | None:
+        return self.memory.seconds_to_next_change(pool_name, target)
+
     async def report_outcomes(
         self, requests: Sequence[ReportRequest]
     ) -> Sequence[Reported | PharoxError]:

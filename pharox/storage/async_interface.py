@@ -200,6 +200,17 @@ class IAsyncStorage(ABC):
         """
         return None
 
+    async def seconds_to_next_change(
+        self, pool_name: str, target: str | None = None
+    ) -> float | None:
+        """Return the seconds until something of a pool may be free by itself, at least 0.
+
+        That is when the next active lease runs out, the next rest is over, or the next rest for the
+        target. None if there is none of these. The manager asks for it after a miss. This
+        default knows leases only.
+        """
+        return await self.seconds_to_next_expiry(pool_name)
+
     async def report_outcomes(
         self, requests: Sequence[ReportRequest]
     ) -> Sequence[Reported | PharoxError]:

@@ -317,6 +317,15 @@ class IStorage(ABC):
         """
         return None
 
+    def seconds_to_next_change(self, pool_name: str, target: str | None = None) -> float | None:
+        """Return the seconds until something of a pool may be free by itself, at least 0.
+
+        That is when the next active lease runs out, the next rest is over, or the next rest for the
+        target. None if there is none of these. The manager asks for it after a miss. This
+        default knows leases only.
+        """
+        return self.seconds_to_next_expiry(pool_name)
+
     def report_outcomes(
         self, requests: Sequence[ReportRequest]
     ) -> Sequence[Reported | PharoxError]:

@@ -284,9 +284,8 @@ def _choose(
     if pool_id is None:
         return []
     pool = state.pools[pool_id]
-    found = candidates(
-        state, pool, request.selector, request.filters, request.target, distinct=distinct
-    )
+    asked = (request.selector, request.filters, request.target)
+    found = candidates(state, pool, *asked, distinct=distinct, count=count)
     queue = state.queues.of(pool_id)
     if queue is not None and queue.kept and not of_all:
         found = without_kept(state, pool, found, queue.kept, distinct=distinct)

@@ -21,8 +21,8 @@ from .state import State
 
 Matches = Callable[[UUID], bool]
 
-FRONT, ENOUGH_READY = 16, 4
-"""If fewer of so many in front of an order do not rest for a target, the order is not kept."""
+FRONT, FRONT_EACH = 16, 2
+"""How many of an order are looked at for a target, and how many more for each lease wanted."""
 
 
 def candidates(
@@ -33,6 +33,7 @@ def candidates(
     target: str | None = None,
     *,
     distinct: bool,
+    count: int = 1,
 ) -> Iterator[UUID]:
     """Yield the proxies that consecutive acquisitions would be granted.
 
@@ -43,6 +44,8 @@ def candidates(
     distinct:
         Yield each proxy once, else once for each lease it has capacity for: endlessly
         if its capacity is unlimited.
+    count:
+        How many are wanted.
     """
     if target is not None and is_tried(state, pool.pool_id, target):
         return iter(())
@@ -52,7 +55,7 @@ def candidates(
         return _in_turns(state, pool, turn, matches, distinct=distinct)
     offered: Iterator[UUID] = filter(matches, pool.offered(selector))
     if target is not None and matches is not None:
-        offered = _past_resting(pool, selector, matches)
+        offered = _past_resting(pool, selector, matches, count)
     if distinct:
         return offered
     if selector is SelectorStrategy.LEAST_USED:
@@ -100,23 +103,24 @@ def _no(_proxy_id: UUID) -> bool:
     return False
 
 
-def _past_resting(pool: PoolIndex, selector: SelectorStrategy, matches: Matches) -> Iterator[UUID]:
-    """Yield the proxies that match in a selector's order, or in none if most in front do not.
+def _past_resting(
+    pool: PoolIndex, selector: SelectorStrategy, matches: Matches, count: int
+) -> Iterator[UUID]:
+    """Yield the proxies that match: those in front of a selector's order, and then all others.
 
-    So finding one costs the same however many rest for a target.
+    The others come in the order of their ids from a random one on, so finding one costs the
+    same however many rest for a target (``free_for_target_v1``).
     """
-    offered = pool.offered(selector)
-    front = list(islice(offered, FRONT))
-    ready = [proxy_id for proxy_id in front if matches(proxy_id)]
-    yield from ready
-    if len(front) < FRONT or len(ready) >= ENOUGH_READY:
-        yield from filter(matches, offered)
+    size = FRONT + FRONT_EACH * count
+    front = list(islice(pool.offered(selector), size))
+    yield from filter(matches, front)
+    if len(front) < size:
         return
-    known = set(ready)
+    known = set(front)
+    start = uuid4()
     for rank in pool.ranks():
-        for proxy_id in pool.from_turn(rank, uuid4()):
-            if matches(proxy_id) and proxy_id not in known:
-                yield proxy_id
+        others = pool.from_turn(rank, start)
+        yield from (each for each in others if each not in known and matches(each))
 
 
 def _meeting(state: State, filters: ProxyFilters) -> Matches:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 from ...effects import Calls
 from ...effects.cancelling import CANCELLED
@@ -63,7 +64,7 @@ def acquire(
     told: Told | None = None
     try:
         while told is None and (left := until - time.monotonic()) > 0:
-            seconds = min(left, LOOK_S, _seconds_to_change(state, ticket))
+            seconds = min(left, LOOK_S, _pause(state, ticket))
             told = yield partial(wait, ticket.told, seconds)
             if told is None and state.queues.is_first(ticket):  # One looks for all.
                 with state.lock:
@@ -88,16 +89,23 @@ def _found(outcome: Any) -> Found:
     return found
 
 
-def _seconds_to_change(state: State, ticket: Ticket) -> float:
-    """Return how long it is until a lease or a rest of a ticket's pool is over."""
+def _pause(state: State, ticket: Ticket) -> float:
+    """Return for how long a waiting ticket's caller need not look by itself."""
     with state.lock:
-        pool, now = state.pools.get(ticket.pool_id), state.clock()
-        moments = [] if pool is None else [pool.next_expiry(), pool.next_rest_over(now)]
-        target = ticket.request.target
-        if target is not None:
-            moments.append(state.targets.next_end(ticket.pool_id, target, now))
+        seconds = seconds_to_change(state, ticket.pool_id, ticket.request.target)
+    return max(0.001, LOOK_S if seconds is None else seconds)
+
+
+def seconds_to_change(state: State, pool_id: UUID, target: str | None) -> float | None:
+    """Return the seconds until a lease or a rest of a pool is over, or a rest for the target."""
+    pool, now = state.pools.get(pool_id), state.clock()
+    if pool is None:
+        return None
+    moments = [pool.next_expiry(), pool.next_rest_over(now)]
+    if target is not None:
+        moments.append(state.targets.next_end(pool_id, target, now))
     seconds = [(each - now).total_seconds() for each in moments if each is not None]
-    return max(0.001, min(seconds, default=LOOK_S))
+    return max(0.0, min(seconds)) if seconds else None
 
 
 def _give_up_place(state: State, ticket: Ticket) -> None:

@@ -34,6 +34,7 @@ from ...models import (
     QueueStats,
     SelectorStrategy,
     check_name,
+    target_of,
     utc_now,
 )
 from ..interface import IStorage
@@ -112,6 +113,15 @@ class InMemoryStorage(IStorage):
     ) -> Sequence[Lease | PharoxError]:
         with self._state.lock:
             return renewal.renew_leases(self._state, requests)
+
+    def seconds_to_next_change(self, pool_name: str, target: str | None = None) -> float | None:
+        check_name(pool_name, "pool")
+        named = None if target is None else target_of(target)
+        with self._state.lock:
+            pool_id = self._state.pool_ids.get(pool_name)
+            if pool_id is None:
+                return None
+            return in_turn.seconds_to_change(self._state, pool_id, named)
 
     def report_outcomes(
         self, requests: Sequence[ReportRequest]

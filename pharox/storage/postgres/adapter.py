@@ -234,6 +234,9 @@ class PostgresStorage(IStorage):
     def seconds_to_next_expiry(self, pool_name: str | None = None) -> float | None:
         return self._run_in_time(self._commands.next_expiry(pool_name))
 
+    def seconds_to_next_change(self, pool_name: str, target: str | None = None) -> float | None:
+        return self._run_in_time(self._commands.next_change(pool_name, target))
+
     def report_outcomes(
         self, requests: Sequence[ReportRequest]
     ) -> Sequence[Reported | PharoxError]:

@@ -253,6 +253,7 @@ _ACQUIRE_ONE = _ONE | {
     "consumer": "text",
     "duration": "double precision",
 }
+_ACQUIRE_FOR_TARGET = _ACQUIRE_ONE | {"target": "text"}
 _RELEASE_ONE = _ONE | {"lease_id": "uuid", "reason": "text"}
 
 
@@ -370,6 +371,12 @@ def commands_statement(schema: str) -> Statement:
 def acquire_statement(schema: str) -> Statement:
     """Return the statement that acquires one lease, with the effect of a batch of one."""
     return _granting(schema, "acquire_one_v2", _ACQUIRE_ONE)
+
+
+@lru_cache(maxsize=8)
+def target_statement(schema: str) -> Statement:
+    """Return the statement that acquires one lease for a target."""
+    return _granting(schema, "acquire_for_target_v1", _ACQUIRE_FOR_TARGET)
 
 
 @lru_cache(maxsize=8)
@@ -537,15 +544,17 @@ def _single_query(schema: str, command: Command, process: UUID | None) -> Query 
     if isinstance(command, Release):
         values["reason"] = command.request.reason
         return Query(release_statement(schema), values)
-    run = command.run
-    if command.has_own_ids or run != _plain_run(run.pool_name, run.selector):
+    run, asked = command.run, command.request
+    if command.has_own_ids or run.selector == SelectorStrategy.ROUND_ROBIN.value:
         return None
-    if run.selector == SelectorStrategy.ROUND_ROBIN.value:
+    if run.kind != EACH or asked.filters is not None:
         return None
     values["pool_name"] = run.pool_name
     values["selector"] = run.selector
-    values["consumer"] = command.request.consumer_name
-    values["duration"] = float(command.request.duration_seconds)
+    values["consumer"] = asked.consumer_name
+    values["duration"] = float(asked.duration_seconds)
+    if asked.target is not None:
+        return Query(target_statement(schema), {**values, "target": asked.target})
     return Query(acquire_statement(schema), values)
 
 

@@ -25,6 +25,7 @@ from ...models import (
     QueueStats,
     check_name,
     check_whole,
+    target_of,
 )
 from ...models.ids import NIL, following
 from ..requests import record_of_check
@@ -223,6 +224,11 @@ class Lookups:
         """Return the seconds until the next active lease of a pool or of all runs out, or None."""
         return self._next_expiry(None if pool_name is None else check_name(pool_name, "pool"))
 
+    def next_change(self, pool_name: str, target: str | None) -> Program[float | None]:
+        """Return the seconds until something of a pool may become free by itself, or None."""
+        named = None if target is None else target_of(target)
+        return self._next_change(check_name(pool_name, "pool"), named)
+
     def last_health(self, proxy_id: UUID) -> Program[HealthCheckResult | None]:
         """Return the newest health check of a proxy, or None if there was none."""
         uuid = id_from_text(proxy_id) or NIL
@@ -294,6 +300,11 @@ class Lookups:
             return None
         row: Mapping[str, Any] = rows[0]
         return reading.stats_from_row(pool_name, row, row["collected_at"])
+
+    def _next_change(self, pool_name: str, target: str | None) -> Program[float | None]:
+        statement = reading.next_change_statement
+        rows = yield from self.rows(statement, name=pool_name, target=target)
+        return rows[0]["seconds"] if rows else None
 
     def _next_expiry(self, pool_name: str | None) -> Program[float | None]:
         rows = yield from self.rows(reading.next_expiry_statement, name=pool_name)

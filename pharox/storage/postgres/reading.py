@@ -17,6 +17,7 @@ from projections.pool_stats import COUNTS, pool_stats
 from projections.pools import pools
 from projections.proxies import proxies
 from projections.proxy_health import proxy_health
+from projections.target_outcomes import target_outcomes
 
 from ...errors import SecretKeyError
 from ...models import (
@@ -202,6 +203,29 @@ def next_expiry_statement() -> sa.Select[Any]:
         .select_from(pools.join(first, sa.true()))
         .where(sa.or_(name.is_(None), pools.c.name == name))
     )
+
+
+@by_schema
+def next_change_statement() -> sa.Select[Any]:
+    """Query the seconds until a lease or rest of the named pool is over, or a rest for a target."""
+
+    def first(column: Any, of_pool: Any, *where: Any) -> Any:
+        """Return the next time in a column of a pool's rows."""
+        later = sa.select(sa.func.min(column)).where(of_pool == pools.c.id, column > now, *where)
+        return later.correlate(pools).scalar_subquery()
+
+    lets_rest = sa.func.greatest(
+        pools.c.rest_after_release_seconds, pools.c.rest_after_expiry_seconds
+    )
+    rests = first(availability.c.rests_until, availability.c.pool_id)
+    pair = target_outcomes.c
+    next_ones = (
+        first(leases.c.expires_at, leases.c.pool_id, leases.c.status == text_literal("active")),
+        sa.case((lets_rest > sa.literal_column("0"), rests)),
+        first(pair.cools_until, pair.pool_id, pair.target == parameter("target")),
+    )
+    left = sa.extract("epoch", sa.func.least(*next_ones) - now).cast(sa.Double)
+    return sa.select(left.label("seconds")).where(pools.c.name == parameter("name"))
 
 
 @by_schema
