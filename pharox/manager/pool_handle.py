@@ -35,6 +35,7 @@ _DEFAULTS: PoolOptions = {
     "selector": None,
     "keep_alive": True,
     "wait_seconds": WAIT_S,
+    "target": None,
 }
 
 
@@ -69,7 +70,7 @@ class Handle(Generic[M]):
             options["duration_seconds"],
             options["filters"],
             options["selector"] or SelectorStrategy.FIRST_AVAILABLE,
-            target=options.get("target"),
+            target=options["target"],
         )
         object.__setattr__(self, "options", MappingProxyType(options))
 

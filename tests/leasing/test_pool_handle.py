@@ -234,10 +234,10 @@ def test_a_miss_stays_a_miss_when_the_database_goes_away(monkeypatch: pytest.Mon
     storage = InMemoryStorage()
     fill(storage, 1)
 
-    def away(_: str) -> float:
+    def away(*_: object) -> float:
         raise DatabaseUnavailableError("gone")
 
-    monkeypatch.setattr(storage, "seconds_to_next_expiry", away)
+    monkeypatch.setattr(storage, "seconds_to_next_change", away)
     with ProxyManager(storage).pool("pool", wait_seconds=None).lease():
         error = missed(storage)
     assert (error.reason, error.retry_after_seconds) == (MissReason.AT_CAPACITY, None)
