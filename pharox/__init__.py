@@ -78,6 +78,8 @@ if TYPE_CHECKING:
     from .models import LeaseStatus as LeaseStatus
     from .models import LostEventPayload as LostEventPayload
     from .models import MissReason as MissReason
+    from .models import Outcome as Outcome
+    from .models import OutcomeKind as OutcomeKind
     from .models import PoolStatsSnapshot as PoolStatsSnapshot
     from .models import Proxy as Proxy
     from .models import ProxyCredentials as ProxyCredentials
@@ -100,6 +102,7 @@ if TYPE_CHECKING:
     from .observability import register_prometheus_metrics as register_prometheus_metrics
     from .observability import register_structured_logging as register_structured_logging
     from .observability import register_tracing as register_tracing
+    from .outcomes import outcome_of_error as outcome_of_error
     from .storage.async_in_memory import AsyncInMemoryStorage as AsyncInMemoryStorage
     from .storage.async_interface import IAsyncStorage as IAsyncStorage
     from .storage.in_memory import InMemoryStorage as InMemoryStorage
@@ -177,6 +180,8 @@ _HOME = {
         "Lease",
         "LeaseStatus",
         "MissReason",
+        "Outcome",
+        "OutcomeKind",
         "PoolStatsSnapshot",
         "Proxy",
         "ProxyCredentials",
@@ -201,6 +206,7 @@ _HOME = {
         "register_structured_logging",
         "register_tracing",
     ),
+    ".outcomes": ("outcome_of_error",),
     ".storage.async_in_memory": ("AsyncInMemoryStorage",),
     ".storage.async_interface": ("IAsyncStorage",),
     ".storage.in_memory": ("InMemoryStorage",),

@@ -16,7 +16,8 @@ from uuid import UUID
 
 from ..effects import Calls, call, call_async, run, run_async
 from ..errors import InvalidInputError
-from ..models import Lease, RetryConfig, SelectorStrategy, check_pause
+from ..models import Lease, Outcome, RetryConfig, SelectorStrategy, check_pause
+from ..storage.reports import Reported
 from ..storage.requests import AcquireRequest
 from .leasing import AcquireArguments, AcquireSetArguments, Leasing
 from .options import WAIT_S, OnLost, PoolOptions, check_on_lost
@@ -214,6 +215,10 @@ class PoolHandle(Handle["ProxyManager"]):
             retry_config=retry_config, client_options=client_options, **self._chosen(options)
         )
 
+    def report(self, lease: Lease, outcome: Outcome) -> Reported | None:
+        """Record what became of a request, as :meth:`pharox.ProxyManager.report` does."""
+        return self._manager.report(lease, outcome)
+
 
 @dataclass(frozen=True, eq=False)
 class AsyncPoolHandle(Handle["AsyncProxyManager"]):
@@ -280,6 +285,10 @@ class AsyncPoolHandle(Handle["AsyncProxyManager"]):
         return self._manager.client(
             retry_config=retry_config, client_options=client_options, **self._chosen(options)
         )
+
+    async def report(self, lease: Lease, outcome: Outcome) -> Reported | None:
+        """Record what became of a request, as :meth:`pharox.AsyncProxyManager.report` does."""
+        return await self._manager.report(lease, outcome)
 
 
 def _checked(options: Mapping[str, Any]) -> Mapping[str, Any]:
