@@ -124,7 +124,10 @@ def _too_late(_: object) -> Failure:
 
 
 def _connect_refused(error: httpcore.ProxyError) -> Failure:
-    code = int(str(error)[:3])  # its message is the status code and the reason phrase
+    status = str(error)[:3]  # its message is the status code and the reason phrase
+    if not status.isdecimal():  # or it is of httpcore's own SOCKS
+        return Failure(CheckFailure.HANDSHAKE, "the proxy refused the connection")
+    code = int(status)
     if code == httpx.codes.PROXY_AUTHENTICATION_REQUIRED:
         return Failure(
             CheckFailure.PROXY_AUTHENTICATION, "the proxy answered CONNECT with 407", code
@@ -155,8 +158,9 @@ def _not_http(error: Exception) -> Failure:
 
 def _tls_failed(error: ssl.SSLError) -> Failure:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return Failure(CheckFailure.TLS, f"bad certificate: {error.verify_message}")
-    reason = (error.reason or "unknown reason").replace("_", " ").lower()
+        why = getattr(error, "verify_message", "unknown reason")
+        return Failure(CheckFailure.TLS, f"bad certificate: {why}")
+    reason = (getattr(error, "reason", None) or "unknown reason").replace("_", " ").lower()
     return Failure(CheckFailure.TLS, f"TLS failed: {reason}")
 
 

@@ -385,6 +385,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         *,
         retry_config: RetryConfig | None = None,
         client_options: Mapping[str, Any] | None = None,
+        report: bool = True,
         **options: Unpack[LeaseOptions],
     ) -> OpeningClient:
         """Lease a proxy and return an HTTP client that goes through it.
@@ -416,7 +417,13 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         )
         return OpeningClient(
             opening_client(
-                self, AsyncLeasedClient, request, retry_config, client_options, asyncio.sleep
+                self,
+                AsyncLeasedClient,
+                request,
+                retry_config,
+                client_options,
+                asyncio.sleep,
+                report=report,
             )
         )
 

@@ -202,6 +202,7 @@ class PoolHandle(Handle["ProxyManager"]):
         *,
         retry_config: RetryConfig | None = None,
         client_options: Mapping[str, Any] | None = None,
+        report: bool = True,
         **options: Unpack[PoolOptions],
     ) -> LeasedClient:
         """Lease a proxy and return an HTTP client that goes through it.
@@ -212,7 +213,10 @@ class PoolHandle(Handle["ProxyManager"]):
         if retry_config is not None:
             options = {"wait_seconds": None, **options}  # It asks again instead.
         return self._manager.client(
-            retry_config=retry_config, client_options=client_options, **self._chosen(options)
+            retry_config=retry_config,
+            client_options=client_options,
+            report=report,
+            **self._chosen(options),
         )
 
     def report(self, lease: Lease, outcome: Outcome) -> Reported | None:
@@ -273,6 +277,7 @@ class AsyncPoolHandle(Handle["AsyncProxyManager"]):
         *,
         retry_config: RetryConfig | None = None,
         client_options: Mapping[str, Any] | None = None,
+        report: bool = True,
         **options: Unpack[PoolOptions],
     ) -> OpeningClient:
         """Lease a proxy and return an HTTP client that goes through it.
@@ -283,7 +288,10 @@ class AsyncPoolHandle(Handle["AsyncProxyManager"]):
         if retry_config is not None:
             options = {"wait_seconds": None, **options}  # It asks again instead.
         return self._manager.client(
-            retry_config=retry_config, client_options=client_options, **self._chosen(options)
+            retry_config=retry_config,
+            client_options=client_options,
+            report=report,
+            **self._chosen(options),
         )
 
     async def report(self, lease: Lease, outcome: Outcome) -> Reported | None:

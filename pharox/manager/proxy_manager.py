@@ -650,6 +650,7 @@ class ProxyManager(Leasing[IStorage]):
         *,
         retry_config: RetryConfig | None = None,
         client_options: Mapping[str, Any] | None = None,
+        report: bool = True,
         **options: Unpack[LeaseOptions],
     ) -> LeasedClient:
         """Lease a proxy and return an HTTP client that goes through it.
@@ -662,6 +663,10 @@ class ProxyManager(Leasing[IStorage]):
             How often and how long to ask; once if None.
         client_options:
             Further arguments of ``httpx.Client``, such as ``timeout``.
+        report:
+            Whether every response and every transport error is reported, with the request's
+            host as target, as :meth:`report` does but in the background. A response counts once
+            its headers are here; each redirect counts as well.
         options:
             As for :meth:`acquire_proxy`, but ``keep_alive`` is True by default, and without
             a ``retry_config`` ``wait_seconds`` is 30. If the lease is lost, requests end with
@@ -695,7 +700,7 @@ class ProxyManager(Leasing[IStorage]):
             **known_options("client", options),
         )
         program = opening_client(
-            self, LeasedClient, request, retry_config, client_options, time.sleep
+            self, LeasedClient, request, retry_config, client_options, time.sleep, report=report
         )
         return run(program, call)
 
