@@ -5,9 +5,9 @@ handshake with it that failed. Once it takes requests on, a failure may be its o
 which is UNCLEAR. A proxy that answers CONNECT with 502, or SOCKS with "host unreachable", says
 that about the target.
 
-Exceptions of httpx and python-socks are known by their types, those of requests, urllib3, aiohttp
-and PySocks by their names, as these libraries may not be installed. A note quotes nothing that the
-other side sent.
+Exceptions of httpx and python-socks are known by their types, those of requests, urllib3, PySocks,
+aiohttp and curl_cffi by their names, numbers and words, as these libraries may not be installed. A
+note quotes nothing that the other side sent.
 """
 
 from __future__ import annotations
@@ -48,7 +48,15 @@ _CONNECTING = {
 """What libraries call an exception of connecting, which is to the proxy."""
 
 _REFUSED_LOGIN = {"SOCKS5AuthError"}
-_ANSWERED_CONNECT = re.compile(r"Tunnel connection failed: (\d{3})\b")
+_BEYOND_CONNECTING = {"GeneralProxyError", "SOCKS4Error", "SOCKS5Error"}
+"""What PySocks calls the answer of a proxy, or none, once it is connected."""
+
+_ANSWERED_CONNECT = re.compile(
+    r"(?:Tunnel connection failed: |CONNECT tunnel failed, response )(\d{3})\b"
+)
+_CURL_NOT_CONNECTED = {5, 7}
+_CURL_HANDSHAKE = 97
+_CURL_SOCKS_ANSWERED = "cannot complete SOCKS"
 _CONNECT_FAILURES = (CheckFailure.REFUSED, CheckFailure.UNREACHABLE)
 
 
@@ -84,7 +92,8 @@ def outcome_of_error(
     """
     if not isinstance(error, Exception) or isinstance(error, _CALLERS_OWN):
         return None
-    if (response := getattr(error, "response", None)) is not None:
+    response = getattr(error, "response", None)
+    if getattr(response, "status_code", None):  # curl_cffi has one with the status 0.
         return Outcome.from_response(response, target=target)
     chain = list(chain_of(error))
     if any(map(_is_bad_name, chain)):
@@ -113,11 +122,19 @@ def _is_proxys_fault(
         return not any(map(_is_about_the_target, chain))
     if is_connected is not None:
         return not is_connected
-    if failure.kind is CheckFailure.TLS or any(
-        isinstance(each, python_socks.ProxyTimeoutError) for each in chain
-    ):
-        return False  # It may be the target's: they come while connecting as well.
-    return failure.kind in _CONNECT_FAILURES or any(_names(each) & _CONNECTING for each in chain)
+    if failure.kind is CheckFailure.TLS or any(map(_may_be_the_targets, chain)):
+        return False
+    return failure.kind in _CONNECT_FAILURES or any(map(_is_of_connecting, chain))
+
+
+def _may_be_the_targets(error: BaseException) -> bool:
+    """Return whether it comes while connecting as well, but not of connecting to the proxy."""
+    is_late = isinstance(error, python_socks.ProxyTimeoutError)
+    return is_late or not _BEYOND_CONNECTING.isdisjoint(_names(error))
+
+
+def _is_of_connecting(error: BaseException) -> bool:
+    return not _CONNECTING.isdisjoint(_names(error)) or _curl_code(error) in _CURL_NOT_CONNECTED
 
 
 def _is_about_the_target(error: BaseException) -> bool:
@@ -129,8 +146,10 @@ def _is_about_the_target(error: BaseException) -> bool:
 def _answer_to_connect(chain: Sequence[BaseException]) -> Failure | None:
     """Return what the proxy answered to CONNECT, or to a login, by the words of other libraries."""
     for each in chain:
-        if _names(each) & _REFUSED_LOGIN:
+        if not _REFUSED_LOGIN.isdisjoint(_names(each)):
             return Failure(CheckFailure.PROXY_AUTHENTICATION, "SOCKS: the login was refused")
+        if _curl_code(each) == _CURL_HANDSHAKE and _CURL_SOCKS_ANSWERED not in str(each):
+            return Failure(CheckFailure.HANDSHAKE, "SOCKS: the handshake failed")
         status = _tunnel_status(each)
         if status == _PROXY_AUTHENTICATION:
             words = "the proxy answered CONNECT with 407"
@@ -144,8 +163,16 @@ def _tunnel_status(error: BaseException) -> int | None:
     if "ClientHttpProxyError" in _names(error):
         status = getattr(error, "status", None)
         return status if isinstance(status, int) else None
-    found = _ANSWERED_CONNECT.match(str(error)) if isinstance(error, OSError) else None
+    found = _ANSWERED_CONNECT.search(str(error)) if isinstance(error, OSError) else None
     return None if found is None else int(found[1])
+
+
+def _curl_code(error: BaseException) -> int | None:
+    """Return the number of an error of curl."""
+    if "CurlError" not in _names(error):
+        return None
+    code = getattr(error, "code", None)
+    return int(code) if isinstance(code, int) else None
 
 
 def _is_bad_name(error: BaseException) -> bool:

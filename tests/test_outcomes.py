@@ -144,6 +144,18 @@ def _named(name: str, module: str, *bases: type, **facts: Any) -> Exception:
     return error
 
 
+def _pysocks(name: str) -> Exception:
+    general = type("GeneralProxyError", (OSError,), {"__module__": "socks"})
+    return _named(name, "socks", general)
+
+
+def _curl(code: int, words: str) -> Exception:
+    of_curl = type("CurlError", (OSError,), {"__module__": "curl_cffi.curl"})
+    error: Exception = type("ProxyError", (of_curl,), {"__module__": "curl_cffi"})(words)
+    vars(error).update(code=code, response=SimpleNamespace(status_code=0))
+    return error
+
+
 def _because(error: Exception, cause: BaseException) -> Exception:
     error.__context__ = cause
     return error
@@ -175,6 +187,18 @@ def _because(error: Exception, cause: BaseException) -> Exception:
         (_named("ServerDisconnectedError", "aiohttp.client_exceptions"), "unclear", None),
         (_named("SOCKS5AuthError", "socks"), "proxy_failed", None),
         (_named("Timeout", "curl_cffi.requests.errors"), "unclear", None),
+        (
+            _because(_named("NewConnectionError", "urllib3"), _pysocks("SOCKS5Error")),
+            "unclear",
+            None,
+        ),
+        (_because(_named("ConnectTimeoutError", "urllib3"), _pysocks("X")), "unclear", None),
+        (_curl(28, "Connection timed out"), "unclear", None),
+        (_curl(7, "Failed to connect to shop.example over proxy"), "proxy_failed", None),
+        (_curl(7, "CONNECT tunnel failed, response 407. See"), "proxy_failed", 407),
+        (_curl(7, "CONNECT tunnel failed, response 503. See"), "unclear", None),
+        (_curl(97, "cannot complete SOCKS5 connection to 192.0.2.1. (4)"), "unclear", None),
+        (_curl(97, "User was rejected by the SOCKS5 server"), "proxy_failed", None),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
 )
