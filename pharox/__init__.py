@@ -103,6 +103,7 @@ if TYPE_CHECKING:
     from .observability import register_prometheus_metrics as register_prometheus_metrics
     from .observability import register_structured_logging as register_structured_logging
     from .observability import register_tracing as register_tracing
+    from .outcomes import outcome_of_error as outcome_of_error
     from .storage.async_in_memory import AsyncInMemoryStorage as AsyncInMemoryStorage
     from .storage.async_interface import IAsyncStorage as IAsyncStorage
     from .storage.in_memory import InMemoryStorage as InMemoryStorage
@@ -207,6 +208,7 @@ _HOME = {
         "register_structured_logging",
         "register_tracing",
     ),
+    ".outcomes": ("outcome_of_error",),
     ".storage.async_in_memory": ("AsyncInMemoryStorage",),
     ".storage.async_interface": ("IAsyncStorage",),
     ".storage.in_memory": ("InMemoryStorage",),

@@ -55,7 +55,7 @@ MANAGER = {
     "cleanup_expired_leases": "",
     "register_acquire_callback": "callback",
     "register_release_callback": "callback",
-    "release_proxy": "lease",
+    "release_proxy": "lease, outcome",
     "with_lease": f"{ASK}, lease_id, on_lost='cancel', options",
     "with_retrying_lease": f"{ASK}, {RETRY}, lease_id, on_lost='cancel', options",
 }

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from encodings.aliases import aliases
 
+from ..failures import CheckFailedError
 from ..models import CheckFailure
-from .failures import CheckFailedError
 
 Headers = Sequence[tuple[bytes, bytes]]
 

@@ -28,6 +28,7 @@ import httpcore
 import httpx
 from httpx_socks import AsyncProxyTransport
 
+from ..failures import CheckFailedError, Failure, failure_of
 from ..manager.clients import SOCKS, socks_text
 from ..models import (
     CheckFailure,
@@ -38,7 +39,6 @@ from ..models import (
     ProxyStatus,
 )
 from .answers import TextSearch, check_headers
-from .failures import CheckFailedError, Failure, failure_of
 
 MAX_REDIRECTS = 20
 

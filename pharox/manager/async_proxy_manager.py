@@ -22,6 +22,7 @@ from ..models import (
     HealthEventPayload,
     HealthPolicy,
     Lease,
+    Outcome,
     ProxyFilters,
     ReleaseEventPayload,
     RetryConfig,
@@ -29,6 +30,7 @@ from ..models import (
     SelectorStrategy,
 )
 from ..storage.async_interface import IAsyncStorage
+from ..storage.reports import Reported
 from ..storage.requests import HealthOutcome
 from ..storage.validation import check_storage
 from .blocks import held_by_task
@@ -43,7 +45,9 @@ from .leasing import (
 )
 from .options import LeaseOptions, OnLost, PoolOptions, check_on_lost, known_options
 from .pool_handle import AsyncPoolHandle
+from .reporting import REPORTED_FAILURES
 from .retrying import checked_config, in_both_orders
+from .tally import Tally, TaskTally, tally_of
 
 if TYPE_CHECKING:
     from ..ledger.subscriptions import BoundSubscription
@@ -60,6 +64,8 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
     ----------
     storage:
         Where the ledger is kept.
+    reported_failures:
+        As for :class:`pharox.ProxyManager`.
 
     Raises
     ------
@@ -67,9 +73,14 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         If it is not a storage, or a blocking one.
     """
 
-    def __init__(self, storage: IAsyncStorage) -> None:
+    def __init__(
+        self,
+        storage: IAsyncStorage,
+        *,
+        reported_failures: HealthPolicy | None = REPORTED_FAILURES,
+    ) -> None:
         check_storage(storage, awaited=True)
-        super().__init__(storage)
+        super().__init__(storage, reported_failures=reported_failures)
         self._running: set[asyncio.Task[Any]] = set()
 
     async def acquire_proxy(
@@ -185,19 +196,43 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         """Extend leases, each as :meth:`renew_lease` does: up to 500 in one commit."""
         return await run_async(self._renewing(leases, duration_seconds), call_async)
 
-    async def release_proxy(self, lease: Lease) -> None:
+    async def release_proxy(self, lease: Lease, outcome: Outcome | None = None) -> None:
         """Give a lease back, even if the task is cancelled meanwhile.
 
         As :meth:`pharox.ProxyManager.release_proxy`.
         """
-        await run_async(self._releasing(lease), call_async)
+        await run_async(self._releasing(lease, outcome), call_async)
 
-    async def release_proxies(self, leases: Iterable[Lease]) -> None:
+    async def release_proxies(
+        self, leases: Iterable[Lease], outcomes: Iterable[Outcome | None] | None = None
+    ) -> None:
         """Give all these leases back, even if the task is cancelled meanwhile.
 
         As :meth:`pharox.ProxyManager.release_proxies`.
         """
-        await run_async(self._releasing_all(leases), call_async)
+        await run_async(self._releasing_all(leases, outcomes), call_async)
+
+    async def report(self, lease: Lease, outcome: Outcome) -> Reported | None:
+        """Record what became of a request, or of several alike, through a leased proxy.
+
+        As :meth:`pharox.ProxyManager.report`. An outcome that is being written is recorded even
+        if the task is cancelled meanwhile.
+        """
+        return await run_async(self._reporting(lease, outcome), call_async)
+
+    async def report_outcomes(self, reports: Iterable[tuple[Lease, Outcome]]) -> list[Reported]:
+        """Record outcomes now, successes as well: up to 500 in one commit.
+
+        As :meth:`pharox.ProxyManager.report_outcomes`.
+        """
+        return await run_async(self._reporting_all(reports), call_async)
+
+    async def flush_reports(self) -> None:
+        """Write the successes that are counted and not written yet, of all this storage's managers.
+
+        As :meth:`pharox.ProxyManager.flush_reports`.
+        """
+        await run_async(self._flushing_reports(), call_async)
 
     async def revoke_lease(self, lease_id: UUID | str, reason: str) -> Lease:
         """End a lease of somebody else, whose proxy can then be leased.
@@ -350,6 +385,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         *,
         retry_config: RetryConfig | None = None,
         client_options: Mapping[str, Any] | None = None,
+        report: bool = True,
         **options: Unpack[LeaseOptions],
     ) -> OpeningClient:
         """Lease a proxy and return an HTTP client that goes through it.
@@ -381,7 +417,13 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         )
         return OpeningClient(
             opening_client(
-                self, AsyncLeasedClient, request, retry_config, client_options, asyncio.sleep
+                self,
+                AsyncLeasedClient,
+                request,
+                retry_config,
+                client_options,
+                asyncio.sleep,
+                report=report,
             )
         )
 
@@ -451,6 +493,9 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
 
     def _keeper(self) -> Keeping:
         return keeper_of(self._storage, AsyncKeeper)
+
+    def _tally(self) -> Tally:
+        return tally_of(self._storage, TaskTally)
 
     def _run_later(self, program: Calls[Any]) -> None:
         task = asyncio.get_running_loop().create_task(run_async(program, call_async))

@@ -4,14 +4,25 @@ Every request goes through the leased proxy, with each of the four protocols and
 whatever the environment says about proxies. The proxy resolves the names of targets.
 The lease is kept alive. If it is lost, somebody else may hold the proxy: the client then
 ends what is in flight and sends nothing more.
+
+Each response and each failure is reported in the background, with the host as target: a request
+waits for no report, and fails because of none.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterator,
+    Mapping,
+)
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from types import TracebackType
@@ -29,13 +40,17 @@ from ..models import (
     Lease,
     LeasedProxy,
     LeaseStatus,
+    Outcome,
     ProxyProtocol,
     RetryConfig,
 )
 from ..models.text import url_of
+from ..outcomes import outcome_of_error
 from ..storage.requests import Acquisition
 from .keeper import is_kept, lost_error, notify
 from .leasing import AcquireArguments, Leasing, releasing_after, retrying
+
+logger = logging.getLogger("pharox")
 
 C = TypeVar("C", "LeasedClient", "AsyncLeasedClient")
 
@@ -53,8 +68,10 @@ def opening_client(
     retry_config: RetryConfig | None,
     client_options: Mapping[str, Any] | None,
     sleep: Callable[[float], Any],
+    *,
+    report: bool,
 ) -> Calls[C]:
-    """Lease a proxy and return a client that goes through it."""
+    """Lease a proxy and return a client that goes through it, and reports if it is to."""
     options = dict(client_options or {})
     if chosen := [name for name in _OUR_OWN if name in options]:
         raise InvalidInputError(
@@ -73,7 +90,7 @@ def opening_client(
         missed = (request.pool_name, acquisition, request.target)
         raise (yield from leasing._unavailable(*missed))
     try:
-        client = kind(leasing, lease, options)
+        client = kind(leasing, lease, options, report=report)
         notify(leasing.storage, lease, WeakCall(client._on_lost))
         return client
     except GeneratorExit:
@@ -103,11 +120,13 @@ class LeasedClient(httpx.Client):
         leasing: Leasing[Any],
         lease: Lease,
         options: dict[str, Any],
+        *,
+        report: bool = True,
     ) -> None:
         self._leasing, self.lease = leasing, lease
         self._is_held = True
         transport = _transport(lease.proxy, options, httpx.HTTPTransport, SyncProxyTransport)
-        self._leased = _LeasedTransport(lease, transport)
+        self._leased = _LeasedTransport(lease, transport, leasing if report else None)
         super().__init__(transport=self._leased, **options)
 
     def _on_lost(self, *_: object) -> None:
@@ -153,11 +172,13 @@ class AsyncLeasedClient(httpx.AsyncClient):
         leasing: Leasing[Any],
         lease: Lease,
         options: dict[str, Any],
+        *,
+        report: bool = True,
     ) -> None:
         self._leasing, self.lease = leasing, lease
         self._is_held = True
         transport = _transport(lease.proxy, options, httpx.AsyncHTTPTransport, AsyncProxyTransport)
-        self._leased = _AsyncLeasedTransport(lease, transport)
+        self._leased = _AsyncLeasedTransport(lease, transport, leasing if report else None)
         super().__init__(transport=self._leased, **options)
 
     def _on_lost(self, *_: object) -> None:
@@ -274,23 +295,112 @@ def _check_target(request: httpx.Request) -> None:
         raise httpx.ConnectError(f"the host name is not valid: {error}", request=request) from error
 
 
-class _LeasedTransport(httpx.BaseTransport):
-    """A transport through a leased proxy that refuses requests after the lease."""
+class _Exchange:
+    """One request and its response, which are reported unless ``leasing`` is None."""
 
-    def __init__(self, lease: Lease, transport: httpx.BaseTransport) -> None:
-        self._lease, self._transport = lease, transport
+    def __init__(self, lease: Lease, leasing: Leasing[Any] | None, request: httpx.Request) -> None:
+        self._lease, self._leasing, self._request = lease, leasing, request
+        self._is_connected: bool | None = None
+
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        """Refuse the request after the lease's end, and report if it fails."""
+        with self.reading(), _request_within(self._lease, self._request):
+            yield
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Report a failure, unless it is of the lease or of the caller."""
+        try:
+            yield
+        except httpx.HTTPError as error:
+            self._report(error)
+            raise
+
+    def note(self, event: str) -> None:
+        """Note an event of httpcore: whether the connection to the proxy stands."""
+        if event.startswith("connection."):
+            self._is_connected = False
+        elif event.startswith(("http11.", "http2.", "proxy.")):
+            self._is_connected = True
+
+    def answered(self, response: httpx.Response) -> httpx.Response:
+        """Report a response. Its body is still to come, and reported again if it breaks off."""
+        response.request = self._request
+        self._report(response)
+        if isinstance(response.stream, httpx.SyncByteStream):
+            response.stream = _Body(response.stream, self)
+        else:
+            response.stream = _AsyncBody(response.stream, self)
+        return response
+
+    def _report(self, result: httpx.Response | httpx.HTTPError) -> None:
+        """Have a result recorded in the background. It never raises."""
+        if self._leasing is None or (self._lease.is_lost and is_kept(self._lease)):
+            return  # Requests that are ended because a lease is lost say nothing.
+        try:
+            target = self._request.url.host or None
+            if isinstance(result, httpx.Response):
+                outcome: Outcome | None = Outcome.from_response(result, target=target)
+            else:
+                connected = self._is_connected
+                outcome = outcome_of_error(result, target=target, is_connected=connected)
+        except Exception:
+            logger.exception("pharox.report.failed: of lease %s", self._lease.id)
+        else:
+            self._leasing._note(self._lease, outcome)
+
+
+class _Body(httpx.SyncByteStream):
+    """The body of a response, which is reported if it breaks off."""
+
+    def __init__(self, stream: Any, exchange: _Exchange) -> None:
+        self._stream, self._exchange = stream, exchange
+
+    def __iter__(self) -> Iterator[bytes]:
+        with self._exchange.reading():
+            yield from self._stream
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class _AsyncBody(httpx.AsyncByteStream):
+    """The asyncio form of :class:`_Body`."""
+
+    def __init__(self, stream: Any, exchange: _Exchange) -> None:
+        self._stream, self._exchange = stream, exchange
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        with self._exchange.reading():
+            async for part in self._stream:
+                yield part
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class _LeasedTransport(httpx.BaseTransport):
+    """A transport through a leased proxy that refuses requests after the lease, and reports."""
+
+    def __init__(
+        self, lease: Lease, transport: httpx.BaseTransport, leasing: Leasing[Any] | None
+    ) -> None:
+        self._lease, self._transport, self._leasing = lease, transport, leasing
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         asked: Callable[..., Any] | None = request.extensions.get("trace")
+        exchange = _Exchange(self._lease, self._leasing, request)
 
         def trace(name: str, info: Mapping[str, Any]) -> None:
             _check_held(self._lease)
+            exchange.note(name)
             if asked is not None:
                 asked(name, info)
 
-        with _request_within(self._lease, request):
+        with exchange.sending():
             request.extensions = {**request.extensions, "trace": trace}
-            return self._transport.handle_request(request)
+            return exchange.answered(self._transport.handle_request(request))
 
     def end_requests(self) -> None:
         """Shut the connections down: threads that wait for an answer have an error at once.
@@ -308,20 +418,24 @@ class _LeasedTransport(httpx.BaseTransport):
 class _AsyncLeasedTransport(httpx.AsyncBaseTransport):
     """The asyncio form of :class:`_LeasedTransport`."""
 
-    def __init__(self, lease: Lease, transport: httpx.AsyncBaseTransport) -> None:
-        self._lease, self._transport = lease, transport
+    def __init__(
+        self, lease: Lease, transport: httpx.AsyncBaseTransport, leasing: Leasing[Any] | None
+    ) -> None:
+        self._lease, self._transport, self._leasing = lease, transport, leasing
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         asked: Callable[..., Any] | None = request.extensions.get("trace")
+        exchange = _Exchange(self._lease, self._leasing, request)
 
         async def trace(name: str, info: Mapping[str, Any]) -> None:
             _check_held(self._lease)
+            exchange.note(name)
             if asked is not None:
                 await asked(name, info)
 
-        with _request_within(self._lease, request):
+        with exchange.sending():
             request.extensions = {**request.extensions, "trace": trace}
-            return await self._transport.handle_async_request(request)
+            return exchange.answered(await self._transport.handle_async_request(request))
 
     async def aclose(self) -> None:
         await self._transport.aclose()

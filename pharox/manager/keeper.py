@@ -22,18 +22,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import Context
 from functools import partial
 from itertools import count, islice
 from typing import Any, NamedTuple
 from uuid import UUID
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 from sortedcontainers import SortedList
 
@@ -43,6 +42,8 @@ from ..models import Lease
 from ..storage.async_interface import IAsyncStorage
 from ..storage.interface import IStorage
 from ..storage.requests import RenewRequest, ending_of
+from .per_storage import PerStorage
+from .tally import known_tally
 
 MOST = 500
 """How many leases are renewed in one statement."""
@@ -349,6 +350,7 @@ class Keeping(ABC):
             self._settle(due, {}, begun)
             raise
         self._lose(self._settle(due, dict(zip(asked, outcomes, strict=False)), begun))
+        yield from _writing_reports(storage, {lease.proxy_id for lease in asked.values()})
 
     def _expiring(self, owner: Owner) -> Calls[None]:
         """Have what has run out taken back, and find out when the next lease does."""
@@ -517,43 +519,40 @@ class AsyncKeeper(Keeping):
         task.add_done_callback(self._tasks.discard)
 
 
-_of_storages: WeakKeyDictionary[Any, Keeping] = WeakKeyDictionary()
-_of_storages_lock = threading.Lock()
+_keepers: PerStorage[Keeping] = PerStorage()
 
 
 def keeper_of(storage: Any, kind: Callable[[Any], Keeping]) -> Keeping:
     """Return the keeper of a storage, made when it is first needed."""
-    keeper = _of_storages.get(storage)
-    if keeper is None:
-        with _of_storages_lock:
-            for other in [*_of_storages.values()]:
-                if other.is_over:  # What it keeps refers to its storage.
-                    other.start_empty()
-            keeper = _of_storages.get(storage)
-            if keeper is None:
-                keeper = _of_storages[storage] = kind(storage)
-    return keeper
+    return _keepers.of(storage, kind)
 
 
 def let_go(storage: Any, lease_ids: Iterable[UUID]) -> None:
     """Keep leases of a storage no longer, if any of its leases are kept."""
-    keeper = _of_storages.get(storage)
+    keeper = _keepers.get(storage)
     if keeper is not None:
         keeper.let_go(lease_ids)
 
 
 def lose(storage: Any, leases: Iterable[Lease]) -> None:
     """Notify the holders of revoked leases, as far as a keeper of this storage knows them."""
-    keeper = _of_storages.get(storage)
+    keeper = _keepers.get(storage)
     if keeper is not None:
         keeper.lose(leases)
 
 
 def notify(storage: Any, lease: Lease, on_lost: OnLost) -> None:
     """Call ``on_lost`` if a lease that is kept alive is lost; at once if it is lost already."""
-    keeper = _of_storages.get(storage)
+    keeper = _keepers.get(storage)
     if keeper is not None:
         keeper.notify(lease, on_lost)
+
+
+def _writing_reports(storage: Any, proxies: Collection[UUID]) -> Calls[None]:
+    """Write what holders of renewed leases reported: more is not lost if they are killed."""
+    tally = None if storage is None else known_tally(storage)
+    if tally is not None and tally.has(proxies):
+        yield from tally.flushing(proxies)
 
 
 def can_renew(storage: Any) -> bool:
@@ -603,13 +602,3 @@ def lost_error(lease: Lease, why: Exception | None = None) -> LeaseLostError:
     )
     error.__cause__ = why
     return error
-
-
-def _start_empty_in_child() -> None:
-    global _of_storages_lock  # noqa: PLW0603 - a thread that is not here may hold it
-    _of_storages_lock = threading.Lock()
-    for keeper in list(_of_storages.values()):
-        keeper.start_empty()
-
-
-os.register_at_fork(after_in_child=_start_empty_in_child)

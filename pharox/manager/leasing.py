@@ -17,8 +17,8 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -48,6 +48,7 @@ from ..models import (
     Lease,
     LostEventPayload,
     MissReason,
+    Outcome,
     PoolStatsSnapshot,
     ProxyFilters,
     ReleaseEventPayload,
@@ -74,6 +75,7 @@ from ..storage.requests import (
 )
 from .keeper import Keeping, Owner, can_renew, is_kept, let_go, lose, lost_error, renewed_for_s
 from .options import WAIT_S, LeaseOptions
+from .reporting import REPORTED_FAILURES, Reporting
 
 P = TypeVar("P")
 S = TypeVar("S")
@@ -132,12 +134,15 @@ def if_given(**arguments: Any) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-class Leasing(ABC, Generic[S]):
+class Leasing(Reporting, ABC, Generic[S]):
     """The callbacks of a manager, and its programs over any kind of storage."""
 
     DEFAULT_CONSUMER_NAME = "default"
 
-    def __init__(self, storage: S) -> None:
+    def __init__(
+        self, storage: S, *, reported_failures: HealthPolicy | None = REPORTED_FAILURES
+    ) -> None:
+        super().__init__(reported_failures)
         self._storage: Any = storage
         self._acquire_callbacks: list[Callable[[AcquireEventPayload], Any]] = []
         self._release_callbacks: list[Callable[[ReleaseEventPayload], Any]] = []
@@ -199,7 +204,7 @@ class Leasing(ABC, Generic[S]):
         """Lease a proxy of a pool: each kind of manager has its own signature."""
 
     @abstractmethod
-    def release_proxy(self, lease: Lease) -> Any:
+    def release_proxy(self, lease: Lease, outcome: Outcome | None = None) -> Any:
         """Give a lease back."""
 
     @abstractmethod
@@ -392,13 +397,15 @@ class Leasing(ABC, Generic[S]):
             yield from retrying(attempt, config, sleep, is_enough=lambda lease: lease is not None)
         )
 
-    def _releasing(self, lease: Lease) -> Calls[None]:
-        """Give a lease back and notify the callbacks."""
-        _raise((yield from self._returning(lease)))
+    def _releasing(self, lease: Lease, outcome: Outcome | None = None) -> Calls[None]:
+        """Report an outcome, give the lease back in any case, and notify the callbacks."""
+        _raise((yield from self._returning(lease, outcome=outcome)))
 
-    def _releasing_all(self, leases: Iterable[Lease]) -> Calls[None]:
-        """Give all leases back even if some fail, and notify the callbacks of each."""
-        _raise((yield from self._returning_all(leases)))
+    def _releasing_all(
+        self, leases: Iterable[Lease], outcomes: Iterable[Outcome | None] | None = None
+    ) -> Calls[None]:
+        """Report outcomes, give all leases back even if some fail, and notify the callbacks."""
+        _raise((yield from self._returning_all(leases, outcomes=outcomes)))
 
     def _giving_up(self, lease: Lease) -> Calls[None]:
         """Release a lease that a cancelled task will never see; if that fails, it expires."""
@@ -458,40 +465,52 @@ class Leasing(ABC, Generic[S]):
         _raise(errors)
         return outcomes
 
-    def _returning(self, lease: Lease, reason: str | None = None) -> Calls[list[BaseException]]:
+    def _returning(
+        self, lease: Lease, reason: str | None = None, outcome: Outcome | None = None
+    ) -> Calls[list[BaseException]]:
         """Give a lease back, notify the callbacks, and return what they raised."""
         check_lease(lease)
+        reported = yield from self._reporting_at_the_end([lease], [outcome])
         let_go(self._storage, [lease.id])
         started_at = utc_now()
-        returned, errors = yield from _to_the_end(
-            "return_lease",
-            partial(
-                self._storage.return_lease,
-                lease,
-                reason=reason,
-                with_stats=self._is_release_listened_to(),
-            ),
-        )
+        with _noting(reported):
+            returned, errors = yield from _to_the_end(
+                "return_lease",
+                partial(
+                    self._storage.return_lease,
+                    lease,
+                    reason=reason,
+                    with_stats=self._is_release_listened_to(),
+                ),
+            )
         errors += yield from self._notify_returned([returned], started_at)
-        return errors
+        return reported + errors
 
     def _returning_all(
-        self, leases: Iterable[Lease], reason: str | None = None
+        self,
+        leases: Iterable[Lease],
+        reason: str | None = None,
+        outcomes: Iterable[Outcome | None] | None = None,
     ) -> Calls[list[BaseException]]:
         """Give leases back, notify the callbacks, and return all errors."""
         wanted = self._is_release_listened_to()
         requests = [ReleaseRequest(lease, reason, wanted) for lease in leases]
+        given, reported = _outcomes_for(requests, outcomes)
         if len(requests) == 1:  # A single release may have a faster path.
-            return (yield from self._returning(requests[0].lease, reason))
+            return reported + (yield from self._returning(requests[0].lease, reason, given[0]))
+        reported += yield from self._reporting_at_the_end(
+            [request.lease for request in requests], given
+        )
         let_go(self._storage, [request.lease.id for request in requests])
         started_at = utc_now()
-        outcomes, errors = yield from _to_the_end(
-            "run_batch", partial(self._storage.run_batch, requests)
-        )
-        errors += [outcome for outcome in outcomes if isinstance(outcome, Exception)]
-        returned = [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
+        with _noting(reported):
+            released, errors = yield from _to_the_end(
+                "run_batch", partial(self._storage.run_batch, requests)
+            )
+        errors += [each for each in released if isinstance(each, Exception)]
+        returned = [each for each in released if not isinstance(each, Exception)]
         errors += yield from self._notify_returned(returned, started_at)
-        return errors
+        return reported + errors
 
     def _is_release_listened_to(self) -> bool:
         """Return whether a callback needs the statistics of a release or of expiries."""
@@ -718,6 +737,33 @@ def lost_of(held: Lease | Sequence[Lease] | None) -> LeaseLostError | None:
             extra={"lease_id": str(lease.id), "pool": lease.pool_name},
         )
     return None
+
+
+@contextmanager
+def _noting(reported: Sequence[BaseException]) -> Iterator[None]:
+    """Note on the exception of a release what went wrong with reports before it."""
+    try:
+        yield
+    except Exception as error:
+        for each in reported:
+            error.add_note(f"reporting an outcome failed too: {each!r}")
+        if (cancellation := _cancellation(reported)) is not None:
+            raise cancellation from error
+        raise
+
+
+def _outcomes_for(
+    requests: Sequence[ReleaseRequest], outcomes: Iterable[Outcome | None] | None
+) -> tuple[list[Outcome | None], list[BaseException]]:
+    """Return an outcome or None for each release, and what is wrong with those given."""
+    nothing: list[Outcome | None] = [None] * len(requests)
+    given = nothing if outcomes is None else [*outcomes]
+    if len(given) == len(requests):
+        return given, []
+    error = InvalidInputError(
+        f"outcomes must be one for each lease, or None: {len(given)} for {len(requests)} leases"
+    )
+    return nothing, [error]
 
 
 def _to_the_end(

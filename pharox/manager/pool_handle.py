@@ -16,7 +16,8 @@ from uuid import UUID
 
 from ..effects import Calls, call, call_async, run, run_async
 from ..errors import InvalidInputError
-from ..models import Lease, RetryConfig, SelectorStrategy, check_pause
+from ..models import Lease, Outcome, RetryConfig, SelectorStrategy, check_pause
+from ..storage.reports import Reported
 from ..storage.requests import AcquireRequest
 from .leasing import AcquireArguments, AcquireSetArguments, Leasing
 from .options import WAIT_S, OnLost, PoolOptions, check_on_lost
@@ -205,6 +206,7 @@ class PoolHandle(Handle["ProxyManager"]):
         *,
         retry_config: RetryConfig | None = None,
         client_options: Mapping[str, Any] | None = None,
+        report: bool = True,
         **options: Unpack[PoolOptions],
     ) -> LeasedClient:
         """Lease a proxy and return an HTTP client that goes through it.
@@ -215,8 +217,15 @@ class PoolHandle(Handle["ProxyManager"]):
         if retry_config is not None:
             options = {"wait_seconds": None, **options}  # It asks again instead.
         return self._manager.client(
-            retry_config=retry_config, client_options=client_options, **self._chosen(options)
+            retry_config=retry_config,
+            client_options=client_options,
+            report=report,
+            **self._chosen(options),
         )
+
+    def report(self, lease: Lease, outcome: Outcome) -> Reported | None:
+        """Record what became of a request, as :meth:`pharox.ProxyManager.report` does."""
+        return self._manager.report(lease, outcome)
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,6 +281,7 @@ class AsyncPoolHandle(Handle["AsyncProxyManager"]):
         *,
         retry_config: RetryConfig | None = None,
         client_options: Mapping[str, Any] | None = None,
+        report: bool = True,
         **options: Unpack[PoolOptions],
     ) -> OpeningClient:
         """Lease a proxy and return an HTTP client that goes through it.
@@ -282,8 +292,15 @@ class AsyncPoolHandle(Handle["AsyncProxyManager"]):
         if retry_config is not None:
             options = {"wait_seconds": None, **options}  # It asks again instead.
         return self._manager.client(
-            retry_config=retry_config, client_options=client_options, **self._chosen(options)
+            retry_config=retry_config,
+            client_options=client_options,
+            report=report,
+            **self._chosen(options),
         )
+
+    async def report(self, lease: Lease, outcome: Outcome) -> Reported | None:
+        """Record what became of a request, as :meth:`pharox.AsyncProxyManager.report` does."""
+        return await self._manager.report(lease, outcome)
 
 
 def _checked(options: Mapping[str, Any]) -> Mapping[str, Any]:

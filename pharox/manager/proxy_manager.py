@@ -21,6 +21,7 @@ from ..models import (
     HealthEventPayload,
     HealthPolicy,
     Lease,
+    Outcome,
     ProxyFilters,
     ReleaseEventPayload,
     RetryConfig,
@@ -28,6 +29,7 @@ from ..models import (
     SelectorStrategy,
 )
 from ..storage.interface import IStorage
+from ..storage.reports import Reported
 from ..storage.requests import HealthOutcome
 from ..storage.validation import check_storage
 from .keeper import Keeper, Keeping, keeper_of
@@ -42,7 +44,9 @@ from .leasing import (
 )
 from .options import LeaseOptions, OnLost, PoolOptions, check_on_lost, known_options
 from .pool_handle import PoolHandle
+from .reporting import REPORTED_FAILURES
 from .retrying import checked_config, in_both_orders
+from .tally import Tally, ThreadTally, tally_of
 
 if TYPE_CHECKING:
     from ..ledger.subscriptions import BoundSubscription
@@ -60,6 +64,10 @@ class ProxyManager(Leasing[IStorage]):
     ----------
     storage:
         Where the ledger is kept.
+    reported_failures:
+        When a proxy becomes inactive that holders report as failed: after three failed checks
+        in a row, unless another policy is given. Sweeps count in the same row. None counts no
+        reports.
 
     Raises
     ------
@@ -67,9 +75,14 @@ class ProxyManager(Leasing[IStorage]):
         If it is not a storage, or one with coroutines.
     """
 
-    def __init__(self, storage: IStorage) -> None:
+    def __init__(
+        self,
+        storage: IStorage,
+        *,
+        reported_failures: HealthPolicy | None = REPORTED_FAILURES,
+    ) -> None:
         check_storage(storage, awaited=False)
-        super().__init__(storage)
+        super().__init__(storage, reported_failures=reported_failures)
 
     def acquire_proxy(
         self,
@@ -315,7 +328,7 @@ class ProxyManager(Leasing[IStorage]):
         """
         return run(self._renewing(leases, duration_seconds), call)
 
-    def release_proxy(self, lease: Lease) -> None:
+    def release_proxy(self, lease: Lease, outcome: Outcome | None = None) -> None:
         """Give a lease back.
 
         Only its id counts. ``lease`` gets the status and ``released_at`` that the
@@ -326,10 +339,35 @@ class ProxyManager(Leasing[IStorage]):
         ----------
         lease:
             The lease that :meth:`acquire_proxy` returned.
-        """
-        run(self._releasing(lease), call)
+        outcome:
+            What became of the last request, recorded before the release, with the successes
+            of :meth:`report`. What cannot be written is tried again for five minutes.
 
-    def release_proxies(self, leases: Iterable[Lease]) -> None:
+        Raises
+        ------
+        LeaseEndedError
+            If there is an outcome, and no such lease.
+        InvalidInputError
+            If it is not an outcome, or the storage cannot record outcomes. The lease is given
+            back in all cases.
+
+        Examples
+        --------
+        >>> from pharox import InMemoryStorage, Outcome, ProxyManager
+        >>> from pharox import bootstrap_pool, bootstrap_proxy
+        >>> storage = InMemoryStorage()
+        >>> pool = bootstrap_pool(storage, name="residential")
+        >>> proxy = bootstrap_proxy(storage, pool=pool, host="192.0.2.1", port=3128)
+        >>> manager = ProxyManager(storage)
+        >>> lease = manager.acquire_proxy("residential", "crawler-7")
+        >>> outcome = Outcome.blocked("shop.example", status=403, retry_after=20)
+        >>> manager.release_proxy(lease, outcome)
+        """
+        run(self._releasing(lease, outcome), call)
+
+    def release_proxies(
+        self, leases: Iterable[Lease], outcomes: Iterable[Outcome | None] | None = None
+    ) -> None:
         """Give leases back, each as :meth:`release_proxy` does.
 
         All of them are given back even if some fail. Errors are raised afterwards,
@@ -339,8 +377,83 @@ class ProxyManager(Leasing[IStorage]):
         ----------
         leases:
             The leases, of :meth:`acquire_proxies` or any others.
+        outcomes:
+            An outcome or None for each lease, in the same order.
         """
-        run(self._releasing_all(leases), call)
+        run(self._releasing_all(leases, outcomes), call)
+
+    def report(self, lease: Lease, outcome: Outcome) -> Reported | None:
+        """Record what became of a request, or of several alike, through a leased proxy.
+
+        Successes are counted in this process and written together: with the lease's release,
+        a renewal of a kept lease, another outcome of the proxy, or after ten seconds. A process
+        that is killed loses them; :meth:`flush_reports` and closing the storage write them. All
+        other outcomes are written at once.
+
+        Parameters
+        ----------
+        lease:
+            A lease, which may have ended. It stays as it is.
+        outcome:
+            What became of it. Without a target it is of the target that the lease is for.
+
+        Returns
+        -------
+        Reported or None
+            Until when proxy and target rest, and the streak; None for a success.
+
+        Raises
+        ------
+        InvalidInputError
+            If it is not a lease and an outcome, or the storage cannot record outcomes.
+        LeaseEndedError
+            If there is no such lease. For a success that is only logged.
+        OutcomeUnknownError
+            If the connection to the database broke before the answer.
+
+        Notes
+        -----
+        A proxy that failed has failed a health check, too, if it was ever checked:
+        ``reported_failures`` of the manager says when it becomes inactive.
+
+        Examples
+        --------
+        >>> from pharox import InMemoryStorage, Outcome, ProxyManager
+        >>> from pharox import bootstrap_pool, bootstrap_proxy
+        >>> storage = InMemoryStorage()
+        >>> pool = bootstrap_pool(storage, name="residential")
+        >>> proxy = bootstrap_proxy(storage, pool=pool, host="192.0.2.1", port=3128)
+        >>> manager = ProxyManager(storage)
+        >>> with manager.with_lease("residential", "crawler-7") as lease:
+        ...     manager.report(lease, Outcome.ok("shop.example", status=200))
+        ...     manager.report(lease, Outcome.unclear("shop.example")).streak
+        -1
+        """
+        return run(self._reporting(lease, outcome), call)
+
+    def report_outcomes(self, reports: Iterable[tuple[Lease, Outcome]]) -> list[Reported]:
+        """Record outcomes now, successes as well: up to 500 in one commit.
+
+        All of them are tried. Errors are raised afterwards, several as an ``ExceptionGroup``.
+
+        Parameters
+        ----------
+        reports:
+            Pairs of a lease and an outcome, in order. Errors are those of :meth:`report`.
+
+        Returns
+        -------
+        list of Reported
+            What was recorded of each, in the same order.
+        """
+        return run(self._reporting_all(reports), call)
+
+    def flush_reports(self) -> None:
+        """Write the successes that are counted and not written yet, of all this storage's managers.
+
+        What cannot be written is logged, and tried again for five minutes.
+        """
+        run(self._flushing_reports(), call)
 
     def revoke_lease(self, lease_id: UUID | str, reason: str) -> Lease:
         """End a lease of somebody else, whose proxy can then be leased.
@@ -537,6 +650,7 @@ class ProxyManager(Leasing[IStorage]):
         *,
         retry_config: RetryConfig | None = None,
         client_options: Mapping[str, Any] | None = None,
+        report: bool = True,
         **options: Unpack[LeaseOptions],
     ) -> LeasedClient:
         """Lease a proxy and return an HTTP client that goes through it.
@@ -549,6 +663,10 @@ class ProxyManager(Leasing[IStorage]):
             How often and how long to ask; once if None.
         client_options:
             Further arguments of ``httpx.Client``, such as ``timeout``.
+        report:
+            Whether every response and every transport error is reported, with the request's
+            host as target, as :meth:`report` does but in the background. A response counts once
+            its headers are here; each redirect counts as well.
         options:
             As for :meth:`acquire_proxy`, but ``keep_alive`` is True by default, and without
             a ``retry_config`` ``wait_seconds`` is 30. If the lease is lost, requests end with
@@ -582,7 +700,7 @@ class ProxyManager(Leasing[IStorage]):
             **known_options("client", options),
         )
         program = opening_client(
-            self, LeasedClient, request, retry_config, client_options, time.sleep
+            self, LeasedClient, request, retry_config, client_options, time.sleep, report=report
         )
         return run(program, call)
 
@@ -698,6 +816,9 @@ class ProxyManager(Leasing[IStorage]):
 
     def _keeper(self) -> Keeping:
         return keeper_of(self._storage, Keeper)
+
+    def _tally(self) -> Tally:
+        return tally_of(self._storage, ThreadTally)
 
     def _run_later(self, program: Calls[Any]) -> None:
         run(program, call)  # in the thread that found a lease lost, which has nothing else to do

@@ -32,6 +32,7 @@ class CheckFailure(StrEnum):
     REDIRECTS = "redirects"
     DISCONNECTED = "disconnected"
     PROTOCOL = "protocol"
+    REPORTED = "reported"
     OTHER = "other"
 
 

@@ -17,6 +17,7 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ..errors import InvalidInputError
+from .responses import length_of, retry_after_of, status_of, url_of_response
 from .text import escape_unprintable, normal_host
 from .validation import MAX_NAME_LENGTH, check_text
 
@@ -29,6 +30,14 @@ MAX_NOTE_LENGTH = 200
 MAX_RETRY_AFTER_S = 30 * 86_400.0
 """The longest rest that a target can ask for."""
 
+PROXY_AUTHENTICATION_REQUIRED = 407
+
+TOO_MANY_REQUESTS = 429
+
+_FORBIDDEN = 403
+_REFUSED = {_FORBIDDEN, PROXY_AUTHENTICATION_REQUIRED, TOO_MANY_REQUESTS}
+_SERVER_ERROR = 500
+_STATUSES = (100, 599)
 _MAX_EXPONENT = 60
 
 
@@ -73,6 +82,25 @@ def target_of(text: str) -> str:
     if not target or len(target) > MAX_NAME_LENGTH:
         raise InvalidInputError(f"a target has 1 to {MAX_NAME_LENGTH} characters", value=text)
     return target
+
+
+def _target_or_none(url: str | None) -> str | None:
+    """Return the target of a URL that somebody else wrote, None if it has none."""
+    try:
+        return None if url is None else target_of(url)
+    except InvalidInputError:
+        return None
+
+
+def _kind_of_status(status: int, *, is_tunnelled: bool) -> OutcomeKind:
+    """Return who is to blame for a response with this status."""
+    if not _STATUSES[0] <= status <= _STATUSES[1]:
+        return OutcomeKind.UNCLEAR  # such as 999
+    if status == PROXY_AUTHENTICATION_REQUIRED and not is_tunnelled:
+        return OutcomeKind.PROXY_FAILED
+    if status in _REFUSED:
+        return OutcomeKind.BLOCKED
+    return OutcomeKind.TARGET_FAILED if status >= _SERVER_ERROR else OutcomeKind.OK
 
 
 def _note(text: str) -> str:
@@ -145,6 +173,48 @@ class Outcome(BaseModel):
     def unclear(cls, target: str | None = None, **known: Any) -> Self:
         """Return that something behind the proxy failed, and nobody knows what."""
         return cls._of(OutcomeKind.UNCLEAR, target, known)
+
+    @classmethod
+    def from_response(cls, response: Any, *, target: str | None = None) -> Self:
+        """Return what a response says, of httpx, requests, aiohttp or a library like them.
+
+        403 and 429 are BLOCKED, other 5xx TARGET_FAILED, 407 PROXY_FAILED unless it came through
+        TLS, where only the target can have sent it; all others are OK. ``Retry-After`` and
+        ``Content-Length`` are read. Errors are for :func:`pharox.outcome_of_error`.
+
+        Parameters
+        ----------
+        response:
+            Anything with ``status_code`` or ``status``, and ``headers`` and ``url`` if it has them.
+        target:
+            The host that was asked; the one of the response's URL if None.
+
+        Raises
+        ------
+        InvalidInputError
+            If it has no status, or if ``target`` has no host.
+
+        Examples
+        --------
+        >>> import httpx
+        >>> from pharox import Outcome
+        >>> answer = httpx.Response(429, headers={"Retry-After": "20"})
+        >>> Outcome.from_response(answer, target="shop.example").retry_after_seconds
+        20.0
+        """
+        status, url = status_of(response), url_of_response(response)
+        kind = _kind_of_status(status, is_tunnelled=(url or "").lower().startswith("https:"))
+        is_valid = _STATUSES[0] <= status <= _STATUSES[1]
+        return cls(
+            kind=kind,
+            target=_target_or_none(url) if target is None else target_of(target),
+            status=status if is_valid else None,
+            retry_after_seconds=(
+                None if kind is OutcomeKind.OK else retry_after_of(response, MAX_RETRY_AFTER_S)
+            ),
+            bytes=length_of(response),
+            note=None if is_valid else f"status {status}",
+        )
 
     @classmethod
     def _of(cls, kind: OutcomeKind, target: str | None, known: dict[str, Any]) -> Self:
@@ -249,6 +319,3 @@ class PairRecord:
 
     def _is_enough(self, outcome: Outcome, policy: CoolDown) -> bool:
         return outcome.status == TOO_MANY_REQUESTS or -self.streak >= policy.after
-
-
-TOO_MANY_REQUESTS = 429

@@ -34,6 +34,7 @@ from ..models import (
     utc_now,
 )
 from .async_interface import IAsyncStorage
+from .closing import finishing
 from .list_import import HALF, ImportReport, ListedIds, Match, MaxRemoved, RemovalReport
 from .memory import InMemoryStorage, in_turn
 from .reports import CoolDownRequest, Reported, ReportRequest
@@ -81,7 +82,8 @@ class AsyncInMemoryStorage(IAsyncStorage):
         await self.close()
 
     async def close(self) -> None:
-        """Do nothing: there is nothing to close."""
+        """Record what is left to record: there is nothing to close."""
+        await run_async(finishing(self), call_async)
 
     # Without await, as in 0.11.0
 

@@ -78,7 +78,7 @@ def test_a_client_goes_through_its_proxy(
     answer = ours.get(url, is_async=is_async, verify=zoo.ssl_context())
     assert (answer.status_code, answer.text) == (200, "ok")
     assert ours.active == 0
-    assert types_of(ours.blocking)[-2:] == ["LeaseAcquired", "LeaseReleased"]
+    assert types_of(ours.blocking)[-3:] == ["LeaseAcquired", "OutcomeReported", "LeaseReleased"]
 
 
 @both

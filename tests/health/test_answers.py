@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pharox import CheckFailure, HealthCheckOptions, ProxyStatus
+from pharox.failures import CheckFailedError
 from pharox.health.answers import TextSearch, check_headers
-from pharox.health.failures import CheckFailedError
 from tests.health.test_probing import check
 from tests.health.zoo import REAL, Zoo
 

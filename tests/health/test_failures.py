@@ -11,7 +11,7 @@ import pytest
 from python_socks import ProxyConnectionError
 
 from pharox.errors import OutOfResourcesError
-from pharox.health.failures import MAX_MESSAGE, CheckFailedError, failure_of
+from pharox.failures import MAX_MESSAGE, CheckFailedError, failure_of
 from pharox.models import CheckFailure
 
 

@@ -47,6 +47,7 @@ from ...models import (
 )
 from ...models.ids import NIL
 from ...settings import Settings
+from ..closing import finishing
 from ..combining import Batch as CombinedBatch
 from ..combining import Combiner
 from ..interface import IStorage
@@ -198,7 +199,11 @@ class PostgresStorage(IStorage):
         return self._run(self._commands.rotate_secrets())
 
     def close(self) -> None:
-        """Close the engine's idle connections, and attend to waiting callers no longer."""
+        """Close the engine's idle connections, and attend to waiting callers no longer.
+
+        What managers of this process have counted and not written yet is recorded first.
+        """
+        run(finishing(self), call)
         self._attendant.stop()
         self.engine.dispose()
 

@@ -43,6 +43,7 @@ from ...models import (
 from ...models.ids import NIL
 from ...settings import Settings
 from ..async_interface import IAsyncStorage
+from ..closing import finishing
 from ..combining import AsyncCombiner
 from ..combining import Batch as CombinedBatch
 from ..list_import import (
@@ -235,7 +236,11 @@ class AsyncPostgresStorage(IAsyncStorage):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections. Tasks that still use the storage would open new ones."""
+        """Close the connections. Tasks that still use the storage would open new ones.
+
+        What managers of this process have counted and not written yet is recorded first.
+        """
+        await run_async(finishing(self), call_async)
         await self._attendant.stop()
         if self._blocking is not None:
             await asyncio.to_thread(self._blocking.close)
@@ -301,7 +306,11 @@ class AsyncPostgresStorage(IAsyncStorage):
     async def report_outcomes(
         self, requests: Sequence[ReportRequest]
     ) -> Sequence[Reported | PharoxError]:
-        return await self._run_in_time(self._commands.report(requests))
+        program = self._commands.report(requests)
+        outcomes, cancelled = await self._ended_in_time(program, stops="never")
+        if cancelled is not None:
+            raise with_outcome(cancelled, "report_outcomes", outcomes)
+        return outcomes
 
     async def set_cool_down(self, request: CoolDownRequest) -> datetime | None:
         return await self._run_in_time(

@@ -1,4 +1,4 @@
-"""Translate a library's exceptions into the reason why a check failed.
+"""Translate a library's exceptions into the reason why a check, or a request, failed.
 
 The first specific exception in the chain of causes and contexts, from the outermost
 inwards, decides the reason.
@@ -20,9 +20,9 @@ import httpcore
 import httpx
 import python_socks
 
-from ..errors import OutOfResourcesError
-from ..models import CheckFailure
-from ..models.text import escape_unprintable
+from .errors import OutOfResourcesError
+from .models import CheckFailure
+from .models.text import escape_unprintable
 
 MAX_MESSAGE = 200
 """The longest message, in characters."""
@@ -85,25 +85,26 @@ def failure_of(error: Exception) -> Failure:
     OutOfResourcesError
         If this machine is at fault: a result would make a whole pool inactive.
     """
-    for cause in _chain(error):
+    for cause in chain_of(error):
         if isinstance(cause, MemoryError) or getattr(cause, "errno", None) in _OURS:
             raise OutOfResourcesError(
                 f"checks cannot run because this machine has run out of resources ({cause}): check "
                 "fewer proxies at once, or raise the limit (`ulimit -n`)"
             ) from error
-    found = next(filter(None, map(_explained, _chain(error))), None)
+    found = next(filter(None, map(_explained, chain_of(error))), None)
     if found is None:
         # Its message may contain anything, such as a header's value.
         found = Failure(CheckFailure.OTHER, f"the check itself failed: {type(error).__name__}")
     return found._replace(message=escape_unprintable(found.message)[:MAX_MESSAGE])
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def chain_of(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception with its causes and contexts, from the outermost inwards."""
     while error is not None:
         yield error
         if isinstance(error, BaseExceptionGroup):  # one exception for each address of a name
             for member in error.exceptions:
-                yield from _chain(member)
+                yield from chain_of(member)
         error = error.__cause__ or error.__context__
 
 
@@ -123,7 +124,10 @@ def _too_late(_: object) -> Failure:
 
 
 def _connect_refused(error: httpcore.ProxyError) -> Failure:
-    code = int(str(error)[:3])  # its message is the status code and the reason phrase
+    status = str(error)[:3]  # its message is the status code and the reason phrase
+    if not status.isdecimal():  # or it is of httpcore's own SOCKS
+        return Failure(CheckFailure.HANDSHAKE, "the proxy refused the connection")
+    code = int(status)
     if code == httpx.codes.PROXY_AUTHENTICATION_REQUIRED:
         return Failure(
             CheckFailure.PROXY_AUTHENTICATION, "the proxy answered CONNECT with 407", code
@@ -154,8 +158,9 @@ def _not_http(error: Exception) -> Failure:
 
 def _tls_failed(error: ssl.SSLError) -> Failure:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return Failure(CheckFailure.TLS, f"bad certificate: {error.verify_message}")
-    reason = (error.reason or "unknown reason").replace("_", " ").lower()
+        why = getattr(error, "verify_message", "unknown reason")
+        return Failure(CheckFailure.TLS, f"bad certificate: {why}")
+    reason = (getattr(error, "reason", None) or "unknown reason").replace("_", " ").lower()
     return Failure(CheckFailure.TLS, f"TLS failed: {reason}")
 
 
