@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pharox import CoolDown, Lease, Outcome, OutcomeKind
+import projections
+from pharox import (
+    CoolDown,
+    InMemoryStorage,
+    Lease,
+    Outcome,
+    OutcomeKind,
+    PoolNotFoundError,
+    ProxyNotFoundError,
+    ProxyPool,
+    TargetOutcomes,
+    TargetSummary,
+)
 from pharox.models import PairRecord
 from pharox.storage.postgres import PostgresStorage
-from pharox.storage.reports import ReportRequest, report_rounds
+from pharox.storage.reports import CoolDownRequest, Reported, ReportRequest, report_rounds
+from tests.conftest import AnyStorage, Clock, clock_of, proxies_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 AFTER = """
@@ -92,7 +107,7 @@ def test_a_record_after_an_outcome_is_the_same_in_sql(postgres: PostgresStorage)
     """Whatever was known of a pair, whatever is reported and whatever the pool's policy."""
 
     @given(RECORDS, OUTCOMES, POLICIES, st.uuids())
-    @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
     def agree(
         record: PairRecord, outcome: Outcome, policy: CoolDown | None, lease_id: UUID
     ) -> None:
@@ -132,6 +147,124 @@ def test_a_record_says_what_was_reported(
         if record.cool_downs > before.cool_downs and record.cools_until is not None:
             # With jitter a rest is up to twice as long.
             assert timedelta(0) <= record.cools_until - now <= 2 * longest
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["report", "report", "report", "rest", "wait", "prune", "policy", "leave", "remove"]
+        ),
+        st.integers(0, 10**6),
+        OUTCOMES,
+    ),
+    min_size=3,
+    max_size=15,
+)
+NO_JITTER = (CoolDown(jitter=0), CoolDown(jitter=0, after=1, base_seconds=5), CoolDown(jitter=0.0))
+"""Jitter is drawn from the lease's id, which each storage makes up for itself."""
+
+
+class TwoLives:
+    """Leads the same life in two storages, and compares what is listed after each step."""
+
+    def __init__(self, both: Sequence[AnyStorage], clocks: Sequence[Clock]) -> None:
+        self.both, self.clocks = both, clocks
+        self.pool = ProxyPool(name=f"pool {uuid4()}", cool_down=NO_JITTER[0])
+        self.proxies = proxies_of(self.pool, 3)
+        self.leases: list[tuple[Lease, Lease]] = []
+        for storage in self.both:
+            storage.save_pool(self.pool)
+            storage.add_proxies_bulk(self.proxies)
+        for proxy in self.proxies:
+            ours, theirs = (storage.create_lease(proxy, "worker", 300) for storage in self.both)
+            self.leases.append((ours, theirs))
+
+    def report(self, pick: int, outcome: Outcome) -> None:
+        answers = [
+            storage.report_outcomes([ReportRequest(lease, outcome)])
+            for storage, lease in zip(self.both, self.leases[pick % 3], strict=True)
+        ]
+        (ours,), (theirs,) = answers
+        assert type(ours) is type(theirs)
+        if isinstance(ours, Reported) and isinstance(theirs, Reported):
+            assert (ours.target, ours.streak) == (theirs.target, theirs.streak)
+            assert (ours.cools_until is None) == (theirs.cools_until is None)
+
+    def rest(self, pick: int, _: Outcome) -> None:
+        seconds = (None, 0, 30, 5000.5)[pick // 3 % 4]
+        request = CoolDownRequest(self.proxies[pick % 3].id, "shop.example", seconds)
+        for storage in self.both:
+            with suppress(ProxyNotFoundError):
+                storage.set_cool_down(request)
+
+    def wait(self, pick: int, _: Outcome) -> None:
+        for clock in self.clocks:
+            clock.advance((0.5, 61, 4000, 5_000_000)[pick % 4])
+
+    def prune(self, pick: int, _: Outcome) -> None:
+        before = self.clocks[0].now - timedelta(seconds=pick % 120)
+        for storage, leases in zip(self.both, zip(*self.leases, strict=True), strict=True):
+            storage.return_lease(leases[pick % 3])
+            storage.prune_leases(before)
+
+    def policy(self, pick: int, _: Outcome) -> None:
+        if self.pool.name not in [pool.name for pool in self.both[0].list_pools()]:
+            return
+        self.pool = self.pool.model_copy(update={"cool_down": NO_JITTER[pick % 3]})
+        for storage in self.both:
+            storage.save_pool(self.pool)
+
+    def leave(self, pick: int, _: Outcome) -> None:
+        for storage in self.both:
+            with suppress(ProxyNotFoundError):
+                storage.delete_proxy(str(self.proxies[pick % 3].id))
+
+    def remove(self, pick: int, _: Outcome) -> None:
+        for storage in self.both:
+            with suppress(PoolNotFoundError):
+                if pick % 3 == 0:
+                    storage.delete_pool(str(self.pool.id))
+
+    def compare(self) -> None:
+        name = self.pool.name
+        for chosen in ({}, {"target": "shop.example", "cooling": True}, {"limit": 2}):
+            ours, theirs = (s.list_target_outcomes(name, **chosen) for s in self.both)
+            assert [_near(pair) for pair in ours] == [_near(pair) for pair in theirs]
+        ours_summed, theirs_summed = (s.summarize_targets(name) for s in self.both)
+        assert [_near(each) for each in ours_summed] == [_near(each) for each in theirs_summed]
+
+
+def _near(listed: TargetOutcomes | TargetSummary) -> dict[str, Any]:
+    """Return what is listed, with numbers and moments as near as they are worked out alike."""
+    found = listed.model_dump()
+    for name, value in found.items():
+        if isinstance(value, float):
+            found[name] = pytest.approx(value, rel=1e-6, abs=1e-3)
+        if name in ("cools_until", "free_at") and value is not None:
+            found[name] = round(value.timestamp(), 3)
+    return found
+
+
+def test_memory_postgres_and_the_fold_tell_the_same_of_pairs(postgres: PostgresStorage) -> None:
+    """Whatever is reported, set by hand, pruned and removed."""
+    clock = clock_of(postgres)
+
+    @given(STEPS)
+    @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+    def agree(steps: list[tuple[str, int, Outcome]]) -> None:
+        memory = InMemoryStorage()
+        clocks = [clock_of(memory), clock]
+        clocks[0].advance((clock.now - clocks[0].now).total_seconds())
+        lives = TwoLives((memory, postgres), clocks)
+        for name, pick, outcome in steps:
+            getattr(lives, name)(pick, outcome)
+            lives.compare()
+        assert memory.verify() == []
+
+    agree()
+    assert postgres.verify() == []
+    folded = projections.fold(postgres.events(), projections.ALL)
+    assert postgres.live_states() == folded
 
 
 TARGETS = st.sampled_from([None, "a.example", "b.example", "c.example"])
