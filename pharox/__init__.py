@@ -94,6 +94,8 @@ if TYPE_CHECKING:
     from .models import RetryConfig as RetryConfig
     from .models import RevokeEventPayload as RevokeEventPayload
     from .models import SelectorStrategy as SelectorStrategy
+    from .models import TargetOutcomes as TargetOutcomes
+    from .models import TargetSummary as TargetSummary
     from .models.ids import new_lease_id as new_lease_id
     from .observability import DEFAULT_LATENCY_BUCKETS as DEFAULT_LATENCY_BUCKETS
     from .observability import DEFAULT_QUANTILES as DEFAULT_QUANTILES
@@ -197,6 +199,8 @@ _HOME = {
         "RetryConfig",
         "RevokeEventPayload",
         "SelectorStrategy",
+        "TargetOutcomes",
+        "TargetSummary",
     ),
     ".observability": (
         "DEFAULT_LATENCY_BUCKETS",

@@ -1,9 +1,10 @@
 """target_outcomes: what each proxy has come to at each target, and whether the pair rests.
 
 Each event has the record after it, so a fold takes the last one. A pair outlives its proxy, until
-it is pruned: what is known of it is of use if the proxy comes back. The key finds a pair
-while a lease is decided; two indexes find the pairs of a target that rest, and those that
-were reported lately.
+it is pruned: what is known of it is of use if the proxy comes back. A rest that a person ended is
+kept with its end, so that no event makes a pair old, and a prune at the same time agrees with the
+log. The key finds a pair while a lease is decided; two indexes find the pairs of a target that
+rest, and those that were reported lately.
 """
 
 from __future__ import annotations
@@ -110,9 +111,11 @@ class TargetOutcomes(Projection):
     def apply(self, state: dict[Any, TargetOutcomesRow], event: EventBase) -> None:
         match event:
             case OutcomeReported(target=str(target)) | CoolDownSet(target=str(target)):
-                reported_at = (
-                    event.reported_at if isinstance(event, CoolDownSet) else event.recorded_at
-                )
+                reported_at: datetime | None = event.recorded_at
+                cools_until = event.cools_until
+                if isinstance(event, CoolDownSet):
+                    reported_at = event.reported_at
+                    cools_until = cools_until or event.recorded_at
                 state[event.pool_id, event.proxy_id, target] = TargetOutcomesRow(
                     event.pool_id,
                     event.proxy_id,
@@ -121,7 +124,7 @@ class TargetOutcomes(Projection):
                     event.failures,
                     event.streak,
                     event.cool_downs,
-                    event.cools_until,
+                    cools_until,
                     event.outcome and event.outcome.value,
                     event.status,
                     reported_at,
@@ -154,6 +157,10 @@ def _keep(events: Events) -> UpdateBase:
     of_pair = and_(of_type(events, *_TYPES), fact(events, "target", Text).is_not(None))
     values = {
         **{name: fact(events, name, type_) for name, type_ in _RECORD.items()},
+        "cools_until": func.coalesce(
+            fact(events, "cools_until", DateTime(timezone=True)),
+            case((of_type(events, "CoolDownSet"), events.c.recorded_at)),
+        ),
         "reported_at": case(
             (of_type(events, "OutcomeReported"), events.c.recorded_at),
             else_=fact(events, "reported_at", DateTime(timezone=True)),

@@ -23,10 +23,13 @@ from .lease import (
     SelectorStrategy,
 )
 from .outcome import (
+    HALF_LIFE_S,
+    REFUSALS,
     CoolDown,
     Outcome,
     OutcomeKind,
     PairRecord,
+    kept_part,
     target_of,
 )
 from .payloads import (
@@ -50,6 +53,7 @@ from .proxy import (
     ProxyProtocol,
     ProxyStatus,
 )
+from .targets import TargetOutcomes, TargetSummary
 from .validation import (
     MAX_DURATION_S,
     MAX_NAME_LENGTH,
@@ -71,6 +75,7 @@ from .validation import (
 )
 
 __all__ = [
+    "HALF_LIFE_S",
     "LEASABLE",
     "MAX_DURATION_S",
     "MAX_FILTERS",
@@ -78,6 +83,7 @@ __all__ = [
     "MAX_NAME_LENGTH",
     "MAX_TEXT_LENGTH",
     "PROTOCOL_ALIASES",
+    "REFUSALS",
     "AcquireEventPayload",
     "Asn",
     "CallbackFailurePayload",
@@ -115,6 +121,8 @@ __all__ = [
     "RetryConfig",
     "RevokeEventPayload",
     "SelectorStrategy",
+    "TargetOutcomes",
+    "TargetSummary",
     "Text",
     "UtcDatetime",
     "check_aware",
@@ -124,6 +132,7 @@ __all__ = [
     "check_pause",
     "check_text",
     "check_whole",
+    "kept_part",
     "qualified_name",
     "target_of",
     "utc_now",

@@ -39,6 +39,13 @@ _REFUSED = {_FORBIDDEN, PROXY_AUTHENTICATION_REQUIRED, TOO_MANY_REQUESTS}
 _SERVER_ERROR = 500
 _STATUSES = (100, 599)
 _MAX_EXPONENT = 60
+_MOST_IN_A_ROW = 2**31 - 1
+
+
+def kept_part(since: datetime, now: datetime) -> float:
+    """Return which part of a record still counts that was last reported at a time."""
+    age_s = max(0.0, (now - since).total_seconds())
+    return float(0.5 ** (age_s / HALF_LIFE_S))
 
 
 class OutcomeKind(StrEnum):
@@ -287,21 +294,21 @@ class PairRecord:
             reported_at=now,
         )
         if is_ok:
-            streak = max(self.streak, 0) + outcome.count
+            streak = min(max(self.streak, 0) + outcome.count, _MOST_IN_A_ROW)
             return replace(counted, streak=streak, cool_downs=0, cools_until=None)
         if outcome.kind in REFUSALS:
-            counted = replace(counted, streak=min(self.streak, 0) - outcome.count)
+            counted = replace(
+                counted, streak=max(min(self.streak, 0) - outcome.count, -_MOST_IN_A_ROW)
+            )
         return counted if is_troubled else counted._rested(outcome, policy, lease_id, now)
 
     def _kept(self, now: datetime) -> float:
-        if self.reported_at is None:
-            return 0.0
-        age_s = max(0.0, (now - self.reported_at).total_seconds())
-        return float(0.5 ** (age_s / HALF_LIFE_S))
+        return 0.0 if self.reported_at is None else kept_part(self.reported_at, now)
 
     def _rested(
         self, outcome: Outcome, policy: CoolDown, lease_id: UUID, now: datetime
     ) -> PairRecord:
+        """Return the record with the rest that an outcome begins or prolongs."""
         if policy.base_seconds == 0 or outcome.kind is OutcomeKind.PROXY_FAILED:
             return self
         asked_s = outcome.retry_after_seconds

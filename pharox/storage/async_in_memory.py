@@ -31,6 +31,8 @@ from ..models import (
     ProxyStatus,
     QueueStats,
     SelectorStrategy,
+    TargetOutcomes,
+    TargetSummary,
     utc_now,
 )
 from .async_interface import IAsyncStorage
@@ -163,6 +165,30 @@ class AsyncInMemoryStorage(IAsyncStorage):
 
     async def set_cool_down(self, request: CoolDownRequest) -> datetime | None:
         return self.memory.set_cool_down(request)
+
+    async def list_target_outcomes(
+        self,
+        pool_name: str | None = None,
+        *,
+        target: str | None = None,
+        proxy_id: UUID | None = None,
+        cooling: bool = False,
+        after: TargetOutcomes | None = None,
+        limit: int = 1000,
+    ) -> list[TargetOutcomes]:
+        return self.memory.list_target_outcomes(
+            pool_name, target=target, proxy_id=proxy_id, cooling=cooling, after=after, limit=limit
+        )
+
+    async def summarize_targets(
+        self,
+        pool_name: str | None = None,
+        *,
+        target: str | None = None,
+        after: TargetSummary | None = None,
+        limit: int = 1000,
+    ) -> list[TargetSummary]:
+        return self.memory.summarize_targets(pool_name, target=target, after=after, limit=limit)
 
     async def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
         return self.memory.revoke_leases(request)

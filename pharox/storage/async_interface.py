@@ -33,6 +33,8 @@ from ..models import (
     ProxyStatus,
     QueueStats,
     SelectorStrategy,
+    TargetOutcomes,
+    TargetSummary,
 )
 from . import defaults
 from .reports import CoolDownRequest, Reported, ReportRequest
@@ -51,7 +53,7 @@ from .requests import (
     given_up,
     new_leases,
 )
-from .validation import check_age, check_statuses, held_page, pool_named
+from .validation import check_age, check_statuses, held_page, pool_named, target_page
 
 T = TypeVar("T")
 
@@ -240,6 +242,32 @@ class IAsyncStorage(ABC):
             If this storage does not know targets. This default does not.
         """
         raise InvalidInputError(defaults.CANNOT_REPORT.format(type(self).__name__))
+
+    async def list_target_outcomes(
+        self,
+        pool_name: str | None = None,
+        *,
+        target: str | None = None,
+        proxy_id: UUID | None = None,
+        cooling: bool = False,
+        after: TargetOutcomes | None = None,
+        limit: int = 1000,
+    ) -> list[TargetOutcomes]:
+        """Return a page of the pairs of proxy and target, as in ``IStorage``."""
+        target_page(pool_name, target, after, limit, proxy_id, cooling=cooling)
+        return []
+
+    async def summarize_targets(
+        self,
+        pool_name: str | None = None,
+        *,
+        target: str | None = None,
+        after: TargetSummary | None = None,
+        limit: int = 1000,
+    ) -> list[TargetSummary]:
+        """Return a page of the targets of pools, as in ``IStorage``."""
+        target_page(pool_name, target, after, limit)
+        return []
 
     async def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
         """Revoke leases. Return the end of each, or why it was not revoked, in order.

@@ -30,6 +30,8 @@ from ..models import (
     ProxyStatus,
     QueueStats,
     SelectorStrategy,
+    TargetOutcomes,
+    TargetSummary,
 )
 from . import defaults
 from .reports import CoolDownRequest, Reported, ReportRequest
@@ -46,7 +48,7 @@ from .requests import (
     RevokeRequest,
     SetAcquisition,
 )
-from .validation import check_age, check_statuses, held_page, pool_named
+from .validation import check_age, check_statuses, held_page, pool_named, target_page
 
 
 class IStorage(ABC):
@@ -355,6 +357,52 @@ class IStorage(ABC):
             If this storage does not know targets. This default does not.
         """
         raise InvalidInputError(defaults.CANNOT_REPORT.format(type(self).__name__))
+
+    def list_target_outcomes(
+        self,
+        pool_name: str | None = None,
+        *,
+        target: str | None = None,
+        proxy_id: UUID | None = None,
+        cooling: bool = False,
+        after: TargetOutcomes | None = None,
+        limit: int = 1000,
+    ) -> list[TargetOutcomes]:
+        """Return a page of the pairs of proxy and target that outcomes were reported of.
+
+        They are ordered by the ids of pool and proxy, then by target. A pair is known until it
+        is pruned, also after its proxy was removed. A storage that cannot record outcomes has none.
+
+        Parameters
+        ----------
+        pool_name, target, proxy_id:
+            Only pairs of this pool, this target (a host, or a URL with one) and this proxy.
+        cooling:
+            Only pairs that rest now.
+        after:
+            The last pair of the page before; None for the first page.
+        limit:
+            How many pairs to return at most. A shorter page is the last one.
+        """
+        target_page(pool_name, target, after, limit, proxy_id, cooling=cooling)
+        return []
+
+    def summarize_targets(
+        self,
+        pool_name: str | None = None,
+        *,
+        target: str | None = None,
+        after: TargetSummary | None = None,
+        limit: int = 1000,
+    ) -> list[TargetSummary]:
+        """Return a page of the targets of pools: how many proxies rest, and how they fared there.
+
+        Targets are ordered by the pool's id, then by name. ``after`` is the last of the page
+        before, None for the first page; a page shorter than ``limit`` is the last one. All pairs
+        of the targets are read.
+        """
+        target_page(pool_name, target, after, limit)
+        return []
 
     def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
         """Revoke leases. Return the end of each, or why it was not revoked, in order.

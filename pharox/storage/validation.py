@@ -17,9 +17,12 @@ from ..models import (
     Proxy,
     ProxyPool,
     ProxyStatus,
+    TargetOutcomes,
+    TargetSummary,
     check_name,
     check_text,
     check_whole,
+    target_of,
 )
 from ..models.ids import NIL
 from .requests import (
@@ -194,10 +197,50 @@ def held_page(
         check_name(pool_name, "pool")
     if consumer_name is not None:
         check_name(consumer_name, "consumer")
-    if not 1 <= check_whole(limit, "limit") < 2**31:
-        raise InvalidInputError(f"limit must be from 1 to {2**31 - 1}", value=limit)
+    _check_limit(limit)
     place = (NIL, NIL, NIL) if after is None else (after.pool_id or NIL, after.proxy_id, after.id)
     return HeldPage(pool_name, consumer_name, place, limit)
+
+
+def _check_limit(limit: int) -> int:
+    if not 1 <= check_whole(limit, "limit") < 2**31:
+        raise InvalidInputError(f"limit must be from 1 to {2**31 - 1}", value=limit)
+    return limit
+
+
+class TargetPage(NamedTuple):
+    """Which pairs, or targets, a page has, checked: those after a place.
+
+    A place is a pool, a proxy (none among targets) and a target.
+    """
+
+    pool_name: str | None
+    target: str | None
+    proxy_id: UUID | None
+    cooling: bool
+    after: tuple[UUID, UUID, str]
+    limit: int
+
+
+def target_page(
+    pool_name: str | None,
+    target: str | None,
+    after: TargetOutcomes | TargetSummary | None,
+    limit: int,
+    proxy_id: UUID | None = None,
+    *,
+    cooling: bool = False,
+) -> TargetPage:
+    """Return the arguments of ``list_target_outcomes`` or ``summarize_targets``, checked."""
+    if pool_name is not None:
+        check_name(pool_name, "pool")
+    if proxy_id is not None and not isinstance(proxy_id, UUID):
+        raise InvalidInputError("a proxy's id is a UUID", value=proxy_id)
+    wanted = None if target is None else target_of(target)
+    place = (NIL, NIL, "")
+    if after is not None:
+        place = (after.pool_id, getattr(after, "proxy_id", NIL), after.target)
+    return TargetPage(pool_name, wanted, proxy_id, bool(cooling), place, _check_limit(limit))
 
 
 def id_from_text(text: str | UUID) -> UUID | None:

@@ -18,15 +18,8 @@ that suite also cancels tasks.
 
 from .awaiting import Awaited
 from .cancelling import AsyncStorageContract, Interrupted
-from .contract import (
-    PassTime,
-    StorageContract,
-    checked,
-    counts,
-    lease_from,
-    make_pool,
-    make_proxy,
-)
+from .contract import StorageContract, checked, counts
+from .making import PassTime, lease_from, make_pool, make_proxy
 
 __all__ = [
     "AsyncStorageContract",

@@ -14,7 +14,8 @@ from ..models import Lease, LeaseStatus
 from ..storage.async_interface import IAsyncStorage
 from ..storage.requests import AcquireRequest, AcquireSetRequest, ReleaseRequest
 from .awaiting import Awaited
-from .contract import StorageContract, counts, lease_from, make_pool, make_proxy
+from .contract import StorageContract, counts
+from .making import lease_from, make_pool, make_proxy
 
 T = TypeVar("T")
 

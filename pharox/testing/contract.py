@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
-from itertools import count
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -47,41 +45,11 @@ from ..storage.requests import (
     RenewRequest,
     RevokeRequest,
 )
-
-PassTime = Callable[[float], None]
-_ports = count(1024)
-
-
-def make_pool(storage: IStorage, name: str = "pool", **fields: Any) -> ProxyPool:
-    """Register a pool and return it."""
-    pool = ProxyPool(name=name, **fields)
-    storage.save_pool(pool)
-    return pool
+from .making import PassTime, lease_from, make_pool, make_proxy
+from .outcomes_contract import OutcomesContract
 
 
-def make_proxy(storage: IStorage, pool: ProxyPool, **fields: Any) -> Proxy:
-    """Register a proxy, ACTIVE and exclusive unless ``fields`` say otherwise, and return it."""
-    known = {
-        "host": "192.0.2.1",
-        "port": next(_ports),
-        "protocol": ProxyProtocol.HTTP,
-        "status": ProxyStatus.ACTIVE,
-        "max_concurrency": 1,
-    }
-    proxy = Proxy(pool_id=pool.id, **{**known, **fields})
-    storage.save_proxy(proxy)
-    return proxy
-
-
-def lease_from(storage: IStorage, pool: ProxyPool, **request: Any) -> Lease:
-    """Lease any proxy of a pool, which must have one free."""
-    asked = {"pool_name": pool.name, "consumer_name": "worker", **request}
-    lease = storage.acquire_lease(AcquireRequest(**asked)).lease
-    assert lease is not None
-    return lease
-
-
-class StorageContract:
+class StorageContract(OutcomesContract):
     """What every storage must do. Subclass it and give it a ``storage`` fixture."""
 
     @pytest.fixture

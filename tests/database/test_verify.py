@@ -12,12 +12,20 @@ from hypothesis import strategies as st
 from psycopg import sql
 
 import projections
-from pharox import ProxyManager, ProxyPool, ProxyProtocol, ProxyStatus, SelectorStrategy
+from pharox import (
+    Outcome,
+    ProxyManager,
+    ProxyPool,
+    ProxyProtocol,
+    ProxyStatus,
+    SelectorStrategy,
+)
 from pharox.log import events, last_tick, seals, ticks
 from pharox.log.tables import snapshot_rows
 from pharox.models import HealthCheckResult
 from pharox.models.ids import new_lease_id
 from pharox.storage.postgres import PostgresStorage
+from pharox.storage.reports import ReportRequest
 from pharox.testing import checked
 from tests.conftest import clock_of, fill, ledger, new_database, run_sql
 
@@ -99,7 +107,10 @@ def _live(storage: PostgresStorage) -> None:
         source="s",
     )
     storage.save_pool(ProxyPool(name="b", description="other"))
-    manager.acquire_proxy("a", "worker", selector=SelectorStrategy.ROUND_ROBIN)
+    lease = manager.acquire_proxy("a", "worker", selector=SelectorStrategy.ROUND_ROBIN)
+    assert lease is not None
+    refused = Outcome.blocked("shop.example", status=429)
+    assert storage.report_outcomes([ReportRequest(lease, refused)])
     manager.acquire_proxy("a", duration_seconds=5, lease_id=new_lease_id())
     manager.acquire_proxy("b", "worker")
     clock.advance(10)

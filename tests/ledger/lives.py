@@ -9,8 +9,11 @@ from uuid import uuid4
 from hypothesis import strategies as st
 
 from pharox import (
+    CoolDown,
     HealthCheckResult,
     Lease,
+    Outcome,
+    OutcomeKind,
     Proxy,
     ProxyFilters,
     ProxyPool,
@@ -19,6 +22,7 @@ from pharox import (
     ProxyUnavailableError,
     SelectorStrategy,
 )
+from pharox.storage.reports import CoolDownRequest, ReportRequest
 from pharox.storage.requests import AcquireRequest, RevokeRequest
 from tests.conftest import AnyStorage, Clock
 
@@ -40,6 +44,8 @@ WEIGHTS = {
     "revoke": 1,
     "rest": 1,
     "renew": 1,
+    "report": 3,
+    "cool_down": 1,
 }
 COMMANDS = st.lists(
     st.tuples(
@@ -171,6 +177,28 @@ class Life:
         self.storage.delete_pool(str(pool.id))
         self.proxies = [proxy for proxy in self.proxies if proxy.pool_id != pool.id]
         self._begin_pool(pool.name)
+
+    def report(self, pick: int) -> None:
+        lease = self.leases[pick % (len(self.leases) or 1)]
+        outcome = Outcome(
+            kind=list(OutcomeKind)[pick % 5],
+            target=("shop.example", "news.example", None)[pick % 3],
+            status=(None, 403, 429)[pick // 3 % 3],
+            retry_after_seconds=(None, None, 40)[pick // 5 % 3],
+            count=1 + pick % 2,
+        )
+        self.storage.report_outcomes([ReportRequest(lease, outcome)])
+
+    def cool_down(self, pick: int) -> None:
+        """Have a proxy rest for a target by hand, or end that, or change the policy of a pool."""
+        if pick % 4 == 0:
+            policy = {"cool_down": (None, CoolDown(after=1, base_seconds=5))[pick // 4 % 2]}
+            self.pools[pick % 2] = self.pools[pick % 2].model_copy(update=policy)
+            self.storage.save_pool(self.pools[pick % 2])
+            return
+        seconds = (None, 0.5, 60)[pick % 3]
+        request = CoolDownRequest(self._proxy(pick).id, "shop.example", seconds, "why")
+        self.storage.set_cool_down(request)
 
     def _begin_pool(self, name: str) -> None:
         pool = ProxyPool(name=name)

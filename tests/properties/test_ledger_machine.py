@@ -22,12 +22,16 @@ from hypothesis.stateful import (
 
 import projections
 from pharox import (
+    CoolDown,
     HealthCheckResult,
     HealthPolicy,
     InMemoryStorage,
     Lease,
     LeaseEndedError,
     MissReason,
+    Outcome,
+    OutcomeKind,
+    PharoxError,
     Proxy,
     ProxyFilters,
     ProxyNotFoundError,
@@ -36,11 +40,13 @@ from pharox import (
     ProxyStatus,
     ProxyUnavailableError,
     SelectorStrategy,
+    TargetOutcomes,
 )
 from pharox.events import EventBase
 from pharox.ledger.rebuild import rebuild
 from pharox.storage.postgres import PostgresStorage
 from pharox.storage.postgres.folding import Folder
+from pharox.storage.reports import CoolDownRequest, ReportRequest
 from pharox.storage.requests import (
     AcquireRequest,
     AcquireSetRequest,
@@ -80,6 +86,21 @@ FILTERS = st.sampled_from(
 SELECTORS = st.sampled_from(list(SelectorStrategy))
 STATUSES = st.sampled_from([*ProxyStatus, ProxyStatus.ACTIVE, ProxyStatus.ACTIVE])
 PICK = st.integers(0, 10**6)
+HOSTS = ("shop.example", "news.example")
+OUTCOMES = st.builds(
+    Outcome,
+    kind=st.sampled_from([*OutcomeKind, OutcomeKind.BLOCKED]),
+    target=st.sampled_from([*HOSTS, None]),
+    status=st.sampled_from([None, 403, 429]),
+    retry_after_seconds=st.sampled_from([None, None, None, 0, 12.5, 200]),
+    count=st.integers(1, 3),
+)
+COOL_DOWNS = (
+    CoolDown(jitter=0),
+    CoolDown(base_seconds=20, factor=1.5, max_seconds=25, jitter=0, after=1),
+    CoolDown(base_seconds=0),
+)
+"""Jitter is drawn from the lease's id, which each storage makes up for itself."""
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -109,7 +130,12 @@ class LedgerMachine(RuleBasedStateMachine):
     @initialize(count=st.integers(1, 4))
     def begin(self, count: int) -> None:
         for number, name in enumerate(POOLS):
-            pool = ProxyPool(id=UUID(int=9 - number), name=name, lease_slow=name == "slow")
+            pool = ProxyPool(
+                id=UUID(int=9 - number),
+                name=name,
+                lease_slow=name == "slow",
+                cool_down=COOL_DOWNS[0],
+            )
             self.model.pools[pool.id] = pool
             for storage in self.both:
                 storage.save_pool(pool)
@@ -363,21 +389,60 @@ class LedgerMachine(RuleBasedStateMachine):
         release=st.sampled_from([None, None, 0.0, 5.0, 50.0]),
         expiry=st.sampled_from([None, 0.0, 10.0, 99.5]),
         held=st.sampled_from([None, None, 50.0, 120.0]),
+        cool_down=st.sampled_from(COOL_DOWNS),
     )
     def set_rests_and_bound(
-        self, pool: int, release: float | None, expiry: float | None, held: float | None
+        self,
+        pool: int,
+        release: float | None,
+        expiry: float | None,
+        held: float | None,
+        cool_down: CoolDown,
     ) -> None:
         """Rests that have begun go on as they are."""
         rests = {
             "rest_after_release_seconds": release,
             "rest_after_expiry_seconds": expiry,
             "max_held_seconds": held,
+            "cool_down": cool_down,
         }
         changed = list(self.model.pools.values())[pool].model_copy(update=rests)
         self.model.pools[changed.id] = changed
         for storage in self.both:
             storage.save_pool(changed)
             assert storage.get_pool(str(changed.id)) == changed
+
+    @precondition(lambda self: self.held)
+    @rule(reports=st.lists(st.tuples(PICK, OUTCOMES), min_size=1, max_size=5))
+    def report(self, reports: list[tuple[int, Outcome]]) -> None:
+        """Outcomes of leases, ended ones too, are recorded alike; a pruned lease is unknown."""
+        answers = []
+        of_pair = {
+            (self.held[pick % len(self.held)][0].proxy_id, outcome.target): (pick, outcome)
+            for pick, outcome in reports
+        }
+        for side, storage in enumerate(self.both):
+            requests = [
+                ReportRequest(self.held[pick % len(self.held)][side], outcome)
+                for pick, outcome in of_pair.values()
+            ]
+            answers.append(storage.report_outcomes(requests))
+        for ours, theirs in zip(*answers, strict=True):
+            if isinstance(ours, PharoxError):
+                assert type(ours) is type(theirs)
+            else:
+                assert ours == theirs
+
+    @precondition(lambda self: self.model.proxies)
+    @rule(
+        pick=PICK,
+        host=st.sampled_from(HOSTS),
+        seconds=st.sampled_from([None, None, 0.0, 30.0, 500.0]),
+    )
+    def set_cool_down(self, pick: int, host: str, seconds: float | None) -> None:
+        request = CoolDownRequest(self._proxy(pick).id, host, seconds, "why")
+        ours, theirs = (storage.set_cool_down(request) for storage in self.both)
+        assert ours == theirs
 
     @rule(seconds=st.sampled_from([0.5, 10, 45, 100]))
     def time_passes(self, seconds: float) -> None:
@@ -561,6 +626,11 @@ class LedgerMachine(RuleBasedStateMachine):
         assert stories[0] == stories[1]
 
     @invariant()
+    def pairs_agree(self) -> None:
+        ours, theirs = (storage.list_target_outcomes() for storage in self.both)
+        assert list(map(_pair, ours)) == list(map(_pair, theirs))
+
+    @invariant()
     def logs_agree(self) -> None:
         ours, theirs = (list(storage.events()) for storage in self.both)
         assert [event.type for event in ours] == [event.type for event in theirs]
@@ -675,7 +745,19 @@ def _facts(events: Sequence[EventBase]) -> list[dict[str, object]]:
     Checks that are kept together are taken apart: how they are grouped is each storage's own.
     """
     unlike = {"position", "lease_id", "lease_ids", "consumer_id"}
-    return [part.model_dump(exclude=unlike) for event in events for part in event.parts()]
+    parts = (part.model_dump(exclude=unlike) for event in events for part in event.parts())
+    return list(map(_rounded, parts))
+
+
+def _pair(pair: TargetOutcomes) -> dict[str, object]:
+    return _rounded(pair.model_dump())
+
+
+def _rounded(facts: dict[str, object]) -> dict[str, object]:
+    """Return facts with the counts of outcomes rounded, which are sums of what is rounded."""
+    counts = {name: facts.get(name) for name in ("successes", "failures")}
+    rounded = {name: round(n, 3) for name, n in counts.items() if isinstance(n, float)}
+    return {**facts, **rounded}
 
 
 def test_no_command_tells_memory_postgres_and_the_plain_model_apart(

@@ -1,19 +1,30 @@
-"""Record what targets said, and have pairs of proxy and target rest."""
+"""Record what targets said, have pairs of proxy and target rest, and list them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from projections import LeaseRow, PoolRow, TargetOutcomesRow, TroubledTargetRow
+from projections import LeaseRow, PoolRow, ProxyRow, TargetOutcomesRow, TroubledTargetRow
 
 from ...errors import PharoxError, ProxyNotFoundError
 from ...events import CoolDownSet, OutcomeReported, TargetRecovered, TargetTroubled
-from ...models import CoolDown, OutcomeKind, PairRecord
+from ...models import (
+    REFUSALS,
+    CoolDown,
+    OutcomeKind,
+    PairRecord,
+    TargetOutcomes,
+    TargetSummary,
+    kept_part,
+)
+from ...models.text import url_of
 from ..reports import CoolDownRequest, Reported, ReportRequest, report_rounds
 from ..requests import no_lease
+from ..validation import TargetPage
 from .state import State
 
 FAILURES = frozenset({OutcomeKind.TARGET_FAILED, OutcomeKind.UNCLEAR})
@@ -145,7 +156,8 @@ def _report(
     )
     if target is not None:
         sites.setdefault((pool_id, target), set()).add(outcome.kind)
-    return Reported(target, record.get("cools_until"), record.get("streak", 0))
+    until = record.get("cools_until")
+    return Reported(target, until if until and until > now else None, record.get("streak", 0))
 
 
 def _judge(state: State, pool_id: UUID, target: str, kinds: set[OutcomeKind]) -> None:
@@ -184,4 +196,71 @@ def _record(row: TargetOutcomesRow | None) -> PairRecord:
         return PairRecord()
     return PairRecord(
         row.successes, row.failures, row.streak, row.cool_downs, row.cools_until, row.reported_at
+    )
+
+
+def list_pairs(state: State, page: TargetPage) -> list[TargetOutcomes]:
+    """Return a page of pairs, ordered by the ids of pool and proxy, then by target."""
+    now = state.clock()
+    rows = [
+        row
+        for key, row in state.rows["target_outcomes"].items()
+        if key > page.after
+        and _is_wanted(state, row, page)
+        and page.proxy_id in (None, row.proxy_id)
+        and (not page.cooling or _is_cooling(row, now))
+    ]
+    rows.sort(key=lambda row: (row.pool_id, row.proxy_id, row.target))
+    return [_listed(state, row, now) for row in rows[: page.limit]]
+
+
+def summarize(state: State, page: TargetPage) -> list[TargetSummary]:
+    """Return a page of targets, each summed up over its pairs."""
+    pool_id, _, target = page.after
+    of_target: dict[tuple[UUID, str], list[TargetOutcomesRow]] = {}
+    for row in state.rows["target_outcomes"].values():
+        if (row.pool_id, row.target) > (pool_id, target) and _is_wanted(state, row, page):
+            of_target.setdefault((row.pool_id, row.target), []).append(row)
+    now = state.clock()
+    places = sorted(of_target)[: page.limit]
+    return [_summary(state, of_target[place], now) for place in places]
+
+
+def _is_wanted(state: State, row: TargetOutcomesRow, page: TargetPage) -> bool:
+    is_of_pool = page.pool_name in (None, state.pool_name(row.pool_id))
+    return is_of_pool and page.target in (None, row.target)
+
+
+def _is_cooling(row: TargetOutcomesRow, now: datetime) -> bool:
+    return row.cools_until is not None and row.cools_until > now
+
+
+def _listed(state: State, row: TargetOutcomesRow, now: datetime) -> TargetOutcomes:
+    proxy: ProxyRow | None = state.rows["proxies"].get((row.proxy_id, row.pool_id))
+    return TargetOutcomes(
+        **asdict(row),
+        pool_name=state.pool_name(row.pool_id),
+        address=proxy and url_of(proxy.protocol, proxy.host, proxy.port),
+        remaining_seconds=(
+            (row.cools_until - now).total_seconds()
+            if row.cools_until is not None and row.cools_until > now
+            else None
+        ),
+    )
+
+
+def _summary(state: State, rows: Sequence[TargetOutcomesRow], now: datetime) -> TargetSummary:
+    kept = [1.0 if row.reported_at is None else kept_part(row.reported_at, now) for row in rows]
+    resting = [row.cools_until for row in rows if row.cools_until and _is_cooling(row, now)]
+    refused = [row.reported_at for row in rows if row.reported_at and row.outcome in REFUSALS]
+    return TargetSummary(
+        pool_id=rows[0].pool_id,
+        pool_name=state.pool_name(rows[0].pool_id),
+        target=rows[0].target,
+        pairs=len(rows),
+        cooling=len(resting),
+        successes=sum(row.successes * part for row, part in zip(rows, kept, strict=True)),
+        failures=sum(row.failures * part for row, part in zip(rows, kept, strict=True)),
+        refused_at=max(refused, default=None),
+        free_at=min(resting, default=None),
     )

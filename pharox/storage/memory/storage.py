@@ -33,6 +33,8 @@ from ...models import (
     ProxyStatus,
     QueueStats,
     SelectorStrategy,
+    TargetOutcomes,
+    TargetSummary,
     check_name,
     target_of,
     utc_now,
@@ -64,7 +66,7 @@ from ..requests import (
     RevokeRequest,
     SetAcquisition,
 )
-from ..validation import checked_model, held_page, id_from_text
+from ..validation import checked_model, held_page, id_from_text, target_page
 from . import acquire, batch, health, history, in_turn, lists, outcomes, registry, release, renewal
 from .state import State
 
@@ -132,6 +134,32 @@ class InMemoryStorage(IStorage):
     def set_cool_down(self, request: CoolDownRequest) -> datetime | None:
         with self._freeing():
             return outcomes.set_cool_down(self._state, request)
+
+    def list_target_outcomes(
+        self,
+        pool_name: str | None = None,
+        *,
+        target: str | None = None,
+        proxy_id: UUID | None = None,
+        cooling: bool = False,
+        after: TargetOutcomes | None = None,
+        limit: int = 1000,
+    ) -> list[TargetOutcomes]:
+        page = target_page(pool_name, target, after, limit, proxy_id, cooling=cooling)
+        with self._state.lock:
+            return outcomes.list_pairs(self._state, page)
+
+    def summarize_targets(
+        self,
+        pool_name: str | None = None,
+        *,
+        target: str | None = None,
+        after: TargetSummary | None = None,
+        limit: int = 1000,
+    ) -> list[TargetSummary]:
+        page = target_page(pool_name, target, after, limit)
+        with self._state.lock:
+            return outcomes.summarize(self._state, page)
 
     def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
         with self._freeing():

@@ -41,6 +41,8 @@ from ...models import (
     ProxyStatus,
     QueueStats,
     SelectorStrategy,
+    TargetOutcomes,
+    TargetSummary,
     check_aware,
     check_pause,
     check_whole,
@@ -76,7 +78,7 @@ from ..requests import (
     SetAcquisition,
 )
 from ..requests import Command as Request
-from ..validation import check_age, check_statuses, checked_model, held_page
+from ..validation import check_age, check_statuses, checked_model, held_page, target_page
 from . import in_turn, predicate_search, snapshots, verifying
 from . import schema as migrations
 from .attending import ThreadAttendant
@@ -249,6 +251,30 @@ class PostgresStorage(IStorage):
 
     def set_cool_down(self, request: CoolDownRequest) -> datetime | None:
         return self._run_in_time(self._commands.freeing(self._commands.set_cool_down(request)))
+
+    def list_target_outcomes(
+        self,
+        pool_name: str | None = None,
+        *,
+        target: str | None = None,
+        proxy_id: UUID | None = None,
+        cooling: bool = False,
+        after: TargetOutcomes | None = None,
+        limit: int = 1000,
+    ) -> list[TargetOutcomes]:
+        page = target_page(pool_name, target, after, limit, proxy_id, cooling=cooling)
+        return self._run(self._commands.target_outcomes(page))
+
+    def summarize_targets(
+        self,
+        pool_name: str | None = None,
+        *,
+        target: str | None = None,
+        after: TargetSummary | None = None,
+        limit: int = 1000,
+    ) -> list[TargetSummary]:
+        page = target_page(pool_name, target, after, limit)
+        return self._run(self._commands.target_summaries(page))
 
     def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
         return self._run_in_time(self._commands.freeing(self._commands.revoke(request)))

@@ -37,6 +37,8 @@ from ...models import (
     ProxyStatus,
     QueueStats,
     SelectorStrategy,
+    TargetOutcomes,
+    TargetSummary,
     check_pause,
     check_whole,
 )
@@ -72,7 +74,7 @@ from ..requests import (
     new_leases,
 )
 from ..requests import Command as Request
-from ..validation import check_age, check_statuses, checked_model, held_page
+from ..validation import check_age, check_statuses, checked_model, held_page, target_page
 from . import in_turn, predicate_search
 from .adapter import PostgresStorage
 from .async_driver import AsyncDriver, Stops
@@ -316,6 +318,30 @@ class AsyncPostgresStorage(IAsyncStorage):
         return await self._run_in_time(
             self._commands.freeing(self._commands.set_cool_down(request))
         )
+
+    async def list_target_outcomes(
+        self,
+        pool_name: str | None = None,
+        *,
+        target: str | None = None,
+        proxy_id: UUID | None = None,
+        cooling: bool = False,
+        after: TargetOutcomes | None = None,
+        limit: int = 1000,
+    ) -> list[TargetOutcomes]:
+        page = target_page(pool_name, target, after, limit, proxy_id, cooling=cooling)
+        return await self._run(self._commands.target_outcomes(page))
+
+    async def summarize_targets(
+        self,
+        pool_name: str | None = None,
+        *,
+        target: str | None = None,
+        after: TargetSummary | None = None,
+        limit: int = 1000,
+    ) -> list[TargetSummary]:
+        page = target_page(pool_name, target, after, limit)
+        return await self._run(self._commands.target_summaries(page))
 
     async def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
         program = self._commands.freeing(self._commands.revoke(request))

@@ -23,14 +23,16 @@ from ...models import (
     ProxyPool,
     ProxyStatus,
     QueueStats,
+    TargetOutcomes,
+    TargetSummary,
     check_name,
     check_whole,
     target_of,
 )
 from ...models.ids import NIL, following
 from ..requests import record_of_check
-from ..validation import HeldPage, id_from_text, pool_named
-from . import reading, retention
+from ..validation import HeldPage, TargetPage, id_from_text, pool_named
+from . import reading, retention, targets
 from .driver import Program
 from .history import page_statement, positions_statement, seal_statement
 from .migrations import HEAD
@@ -219,6 +221,14 @@ class Lookups:
             **after,
         )
         return [reading.held_lease_from_row(row) for row in rows]
+
+    def target_outcomes(self, page: TargetPage) -> Program[list[TargetOutcomes]]:
+        """Return a page of the pairs of proxy and target."""
+        return targets.list_pairs(self.schema, page)
+
+    def target_summaries(self, page: TargetPage) -> Program[list[TargetSummary]]:
+        """Return a page of the targets of pools, each summed up."""
+        return targets.summarize(self.schema, page)
 
     def next_expiry(self, pool_name: str | None) -> Program[float | None]:
         """Return the seconds until the next active lease of a pool or of all runs out, or None."""

@@ -14,6 +14,8 @@ branch_labels = None
 depends_on = None
 
 LOCKED = ("events", "leases")
+PRUNES = "IF types && ARRAY['LeasesPruned'] THEN\n        DELETE FROM pharox.leases\n"
+"""Where the events of leases are folded, the types of which are told apart there."""
 
 
 def upgrade() -> None:
@@ -29,11 +31,10 @@ def upgrade() -> None:
     _renew(
         "fold_v1",
         (
-            "IF types && ARRAY['LeasesPruned']",
+            PRUNES,
             "IF types && ARRAY['LeaseMoved'] THEN UPDATE pharox.leases "
             "SET renewals = coalesce(renewals, 0) + 1 FROM unnest(appended) AS event "
-            "WHERE leases.id = event.lease_id AND event.type = 'LeaseMoved'; END IF;"
-            "IF types && ARRAY['LeasesPruned']",
+            "WHERE leases.id = event.lease_id AND event.type = 'LeaseMoved'; END IF;" + PRUNES,
         ),
     )
     _renew(

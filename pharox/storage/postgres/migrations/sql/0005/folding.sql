@@ -944,7 +944,15 @@ BEGIN
             CAST(event.data #>> '{failures}' AS DOUBLE PRECISION),
             CAST(event.data #>> '{streak}' AS INT),
             CAST(event.data #>> '{cool_downs}' AS INT),
-            CAST(event.data #>> '{cools_until}' AS TIMESTAMPTZ),
+            coalesce(
+                CAST(event.data #>> '{cools_until}' AS TIMESTAMPTZ),
+                CASE
+                    WHEN (
+                        event.type = 'CoolDownSet'
+                    )
+                    THEN event.recorded_at
+                END
+            ),
             CAST(event.data #>> '{outcome}' AS TEXT),
             CAST(event.data #>> '{status}' AS INT),
             CASE

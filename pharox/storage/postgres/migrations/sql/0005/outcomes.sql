@@ -54,9 +54,11 @@ AS $$
 DECLARE
     is_ok boolean := kind = 'ok';
     is_refusal boolean := kind IN ('blocked', 'unclear');
-    kept double precision := coalesce(power(
-        0.5, greatest(0, extract(epoch FROM at - pair.reported_at))::double precision / 3600
-    ), 0);
+    -- After a hundred half-lives nothing is left; a far smaller number would be an underflow.
+    kept double precision := CASE WHEN pair.reported_at IS NULL THEN 0 ELSE power(
+        0.5,
+        least(100, greatest(0, extract(epoch FROM at - pair.reported_at)) / 3600)::double precision
+    ) END;
     successes double precision := coalesce(pair.successes, 0) * kept;
     failures double precision := coalesce(pair.failures, 0) * kept;
     streak bigint := coalesce(pair.streak, 0);
@@ -277,7 +279,9 @@ BEGIN
     SELECT
         record.data IS NOT NULL,
         record.data ->> 'target',
-        (record.data ->> 'cools_until')::timestamptz,
+        -- A rest that is over is in the record until a success, but is none.
+        CASE WHEN (record.data ->> 'cools_until')::timestamptz > at
+             THEN (record.data ->> 'cools_until')::timestamptz END,
         (record.data ->> 'streak')::integer
     FROM unnest(records) WITH ORDINALITY AS record (data, number)
     ORDER BY record.number;

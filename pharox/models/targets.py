@@ -1,0 +1,71 @@
+"""What is known of proxies at targets, as it is listed."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict
+
+from .outcome import OutcomeKind
+from .validation import UtcDatetime
+
+
+class TargetOutcomes(BaseModel):
+    """What a proxy has come to at a target.
+
+    ``address`` is the proxy's URL without credentials, None if the proxy was removed.
+    ``successes`` and ``failures`` have a half-life of an hour, and are as of ``reported_at``.
+    ``streak`` counts successes in a row, or refusals as a negative number. ``cool_downs`` is how
+    often the pair has rested since its last success. ``outcome`` and ``status`` are of the last
+    report; None if there was none. ``remaining_seconds`` is how long the pair still rests, by the
+    storage's clock, None if it does not rest.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pool_id: UUID
+    pool_name: str
+    proxy_id: UUID
+    address: str | None
+    target: str
+    successes: float
+    failures: float
+    streak: int
+    cool_downs: int
+    cools_until: UtcDatetime | None
+    outcome: OutcomeKind | None
+    status: int | None
+    reported_at: UtcDatetime | None
+    remaining_seconds: float | None
+
+
+class TargetSummary(BaseModel):
+    """What the proxies of a pool have come to at a target.
+
+    ``pairs`` is how many proxies are known there, and ``cooling`` how many of them rest.
+    ``successes`` and ``failures`` have a half-life of an hour, and are as of now. ``refused_at``
+    is the newest report among the proxies whose last outcome was a refusal. ``free_at`` is when
+    the first of those that rest comes back.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pool_id: UUID
+    pool_name: str
+    target: str
+    pairs: int
+    cooling: int
+    successes: float
+    failures: float
+    refused_at: UtcDatetime | None
+    free_at: UtcDatetime | None
+
+    @property
+    def success_share(self) -> float | None:
+        """The part of requests that succeeded lately, from 0 to 1; None if there were none."""
+        asked = self.successes + self.failures
+        return self.successes / asked if asked >= _NOTHING else None
+
+
+_NOTHING = 0.001
+"""Fewer requests than that are so long ago that they say nothing."""

@@ -1,0 +1,127 @@
+"""List what proxies have come to at targets: pairs page by page, and targets summed up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import sqlalchemy as sa
+
+from projections.pools import pools
+from projections.proxies import proxies
+from projections.target_outcomes import target_outcomes
+
+from ...models import HALF_LIFE_S, REFUSALS, TargetOutcomes, TargetSummary
+from ...models.text import url_of
+from ..validation import TargetPage
+from .driver import Program
+from .sql import Query, Statement, compiled, now, parameter, text_literal
+
+_pair = target_outcomes
+_COOLING = _pair.c.cools_until > now
+_LIMIT = parameter("limit", sa.Integer)
+
+
+def list_pairs(schema: str, page: TargetPage) -> Program[list[TargetOutcomes]]:
+    """Return a page of pairs, in the order of the table's key."""
+    rows = yield Query(_pairs_statement(schema, _given(page), page.cooling), _values(page))
+    return [_pair_from_row(row) for row in rows]
+
+
+def summarize(schema: str, page: TargetPage) -> Program[list[TargetSummary]]:
+    """Return a page of targets, each summed up over its pairs."""
+    rows = yield Query(_targets_statement(schema, _given(page)), _values(page))
+    return [TargetSummary(**row) for row in rows]
+
+
+def _given(page: TargetPage) -> frozenset[str]:
+    """Return what a page is restricted to. Each restriction is a statement of its own."""
+    names = ("pool_name", "target", "proxy_id")
+    return frozenset(name for name in names if getattr(page, name) is not None)
+
+
+def _values(page: TargetPage) -> dict[str, Any]:
+    after = zip(("after_pool", "after_proxy", "after_target"), page.after, strict=True)
+    given = {name: getattr(page, name) for name in _given(page)}
+    return {**given, **dict(after), "limit": page.limit}
+
+
+def _wanted(given: frozenset[str]) -> list[sa.ColumnElement[bool]]:
+    conditions = {
+        "pool_name": pools.c.name == parameter("pool_name"),
+        "target": _pair.c.target == parameter("target"),
+        "proxy_id": _pair.c.proxy_id == parameter("proxy_id", sa.Uuid),
+    }
+    return [conditions[name] for name in sorted(given)]
+
+
+def _after(*names: str) -> tuple[sa.ColumnElement[Any], ...]:
+    types = {"pool": sa.Uuid, "proxy": sa.Uuid, "target": sa.Text}
+    return tuple(parameter(f"after_{name}", types[name]) for name in names)
+
+
+@lru_cache(maxsize=64)
+def _pairs_statement(schema: str, given: frozenset[str], cooling: bool) -> Statement:
+    """Query a page of pairs with the addresses of their proxies, if they are still there."""
+    place = (_pair.c.pool_id, _pair.c.proxy_id, _pair.c.target)
+    left = sa.extract("epoch", _pair.c.cools_until - now).cast(sa.Double)
+    query = (
+        sa.select(
+            _pair,
+            pools.c.name.label("pool_name"),
+            proxies.c.protocol,
+            proxies.c.host,
+            proxies.c.port,
+            sa.case((_COOLING, left)).label("remaining_seconds"),
+        )
+        .join(pools, pools.c.id == _pair.c.pool_id)
+        .outerjoin(
+            proxies, sa.and_(proxies.c.id == _pair.c.proxy_id, proxies.c.pool_id == pools.c.id)
+        )
+        .where(
+            sa.tuple_(*place) > sa.tuple_(*_after("pool", "proxy", "target")),
+            *_wanted(given),
+            *([_COOLING] if cooling else []),
+        )
+        .order_by(*place)
+        .limit(_LIMIT)
+    )
+    return compiled(query, schema)
+
+
+@lru_cache(maxsize=64)
+def _targets_statement(schema: str, given: frozenset[str]) -> Statement:
+    """Sum up the pairs of each target, in the order of ix_target_outcomes_target."""
+    place = (_pair.c.pool_id, _pair.c.target)
+    age_s = sa.func.greatest(0, sa.extract("epoch", now - _pair.c.reported_at))
+    # Nothing is left after a hundred half-lives; far smaller numbers are an error.
+    half_lives = sa.func.least(100, age_s / int(HALF_LIFE_S)).cast(sa.Double)
+    kept = sa.func.power(0.5, half_lives)
+    refused = _pair.c.outcome.in_([text_literal(kind.value) for kind in sorted(REFUSALS)])
+    query = (
+        sa.select(
+            _pair.c.pool_id,
+            pools.c.name.label("pool_name"),
+            _pair.c.target,
+            sa.func.count().label("pairs"),
+            sa.func.count().filter(_COOLING).label("cooling"),
+            sa.func.sum(_pair.c.successes * kept).label("successes"),
+            sa.func.sum(_pair.c.failures * kept).label("failures"),
+            sa.func.max(_pair.c.reported_at).filter(refused).label("refused_at"),
+            sa.func.min(_pair.c.cools_until).filter(_COOLING).label("free_at"),
+        )
+        .join(pools, pools.c.id == _pair.c.pool_id)
+        .where(sa.tuple_(*place) > sa.tuple_(*_after("pool", "target")), *_wanted(given))
+        .group_by(*place, pools.c.name)
+        .order_by(*place)
+        .limit(_LIMIT)
+    )
+    return compiled(query, schema)
+
+
+def _pair_from_row(row: Mapping[str, Any]) -> TargetOutcomes:
+    known = {name: row[name] for name in row.keys() - {"protocol", "host", "port"}}
+    is_there = row["protocol"] is not None
+    address = url_of(row["protocol"], row["host"], row["port"]) if is_there else None
+    return TargetOutcomes(**known, address=address)
