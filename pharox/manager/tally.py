@@ -317,7 +317,7 @@ class Tally(ABC):
         cancelled: asyncio.CancelledError | None = None
         requests = [report.request for report in work.reports]
         try:
-            for places in report_rounds(requests, AT_ONCE):
+            for places in report_rounds(requests):
                 asked = [(work.reports[place], requests[place]) for place in places]
                 cancelled = (yield from self._write(asked, known)) or cancelled
         finally:

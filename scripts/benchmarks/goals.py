@@ -163,6 +163,15 @@ WAIT_IDLE = Goal(
     "wait-idle", "% of a core that 1,000 waiters of one process take in the server", at_most=1
 )
 
+TARGETS_REFUSED = Goal(
+    "targets-refused", "% of the requests of a crawl that the site refuses", at_most=2
+)
+TARGETS_MANY_PAIRS = Goal(
+    "targets-many-pairs",
+    "the time of a lease where 90 % of 100,000 proxies rest for its target: of one where none do",
+    at_most=1.1,
+)
+
 LEASE_FLOOR_1 = Goal(
     "lease-floor-1",
     "lease cycles, 1 client: of the floor of two commits",

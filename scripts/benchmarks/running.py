@@ -18,6 +18,7 @@ from scripts.benchmarks import (
     lease,
     ledger,
     observe,
+    targets,
     wait,
 )
 from scripts.benchmarks.machine import Watch, describe, noise
@@ -37,6 +38,7 @@ ALL = {
     "lease": Benchmark(lease.prepare, "Leasing", lease.__doc__ or ""),
     "keep": Benchmark(keep.prepare, "Leases that are kept", keep.__doc__ or ""),
     "wait": Benchmark(wait.prepare, "Waiting in turn", wait.__doc__ or ""),
+    "targets": Benchmark(targets.prepare, "Targets that refuse", targets.__doc__ or ""),
     "async": Benchmark(asynchronous.prepare, "Leasing from asyncio", asynchronous.__doc__ or ""),
     "ledger": Benchmark(ledger.prepare, "The ledger", ledger.__doc__ or ""),
     "health": Benchmark(health.prepare, "Health checks", health.__doc__ or ""),

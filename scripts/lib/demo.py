@@ -52,13 +52,15 @@ from pharox.events import (
     LeaseRenewed,
     PoolRegistered,
     ProxyRegistered,
+    TargetTroubled,
     held,
 )
 from pharox.manager.pool_handle import PoolHandle
 from pharox.storage.postgres import PostgresStorage
+from scripts.lib import demo_refusals
 from scripts.lib.demo_proxies import RealProxy, running_proxies, running_site
 
-POOL = "demo"
+POOL, CRAWLED = "demo", "crawled"
 WORKERS = 4
 WAITERS, WAITED_S = 8, 0.5
 MAX_CONCURRENCY = 1  # exclusive: as many proxies as workers, so each must always find one
@@ -261,6 +263,34 @@ class Demo:
         told = self.pharox("audit", "consumer", "hoarder")
         self.story.held("the log has the reason", when="capacity" in told)
 
+    def refuse(self) -> None:
+        self.story.step(
+            f"A site refuses each exit after {demo_refusals.TAKEN} requests, for a second: "
+            f"{demo_refusals.WORKERS} workers"
+        )
+        exits = demo_refusals.pool_of_exits(self.manager, CRAWLED)
+        chance = demo_refusals.by_chance(exits)
+        leased = demo_refusals.with_leases(self.manager, CRAWLED)
+        self.story.say(f"      random.choice  {chance}")
+        self.story.say(f"      pharox         {leased}")
+        self.story.held(
+            "what was refused rested for the site, for all workers",
+            when=leased.refused < chance.refused / 2 and leased.answered > 0,
+        )
+
+    def break_down(self) -> None:
+        self.story.step("The site itself is down: it is to blame, so nothing rests")
+        with demo_refusals.failing_site(self.manager, CRAWLED) as count:
+            events = [e for e in self.storage.events() if isinstance(e, TargetTroubled)]
+            resting = [
+                pair
+                for pair in self.storage.list_target_outcomes(CRAWLED, target="down.example")
+                if pair.cools_until is not None
+            ]
+        self.story.say(f"      it failed for {count} exits")
+        self.story.held("the log says that the target is in trouble", when=len(events) == 1)
+        self.story.held("no exit rests for it", when=not resting)
+
     def statistics(self) -> None:
         self.story.step("The pool in numbers")
         self.pharox("stats")
@@ -392,6 +422,8 @@ def tell(story: Story) -> None:
         demo.miss_and_release()
         demo.audit(proxies)
         demo.explain()
+        demo.refuse()
+        demo.break_down()
         demo.statistics()
         demo.fold_again()
 

@@ -234,9 +234,9 @@ def test_overridden_methods_are_the_ones_that_are_called() -> None:
             called.append("acquire")
             return super().acquire_proxies(*args, **options)
 
-        def release_proxies(self, leases: Any) -> None:
+        def release_proxies(self, leases: Any, outcomes: Any = None) -> None:
             called.append("release")
-            super().release_proxies(leases)
+            super().release_proxies(leases, outcomes)
 
     with Counting(storage).with_leases("pool", 2):
         pass
