@@ -50,9 +50,6 @@ from .per_storage import PerStorage
 PERIOD_S = 10.0
 """How long a success waits at most, and after how long what failed is tried again."""
 
-AT_ONCE = 500
-"""How many reports are written in one call, which is one commit."""
-
 MOST = 10_000
 """How many reports wait at most; further ones are lost. Those that are counted together are one."""
 
