@@ -14,6 +14,21 @@ if TYPE_CHECKING:
     from ..history.replay import Difference, PoolMoment, ProxyChange, ProxyMoment
 
 
+_COLUMNS = (
+    "proxy",
+    "address",
+    "status",
+    "leases",
+    "limit",
+    "country",
+    "last check",
+    "held by",
+)
+
+LISTED = 5
+"""How many targets are listed that a proxy rested for."""
+
+
 def print_moment(moment: PoolMoment) -> None:
     """Print a pool: its statistics, whose turn it was, and each proxy with its holders."""
     _print(f"pool {moment.pool.name} ({moment.pool.id}) {_after(moment)}")
@@ -25,7 +40,17 @@ def print_moment(moment: PoolMoment) -> None:
             _print(f"{cursor.selector}: the last turn went to {turn}")
     print()
     print_table(
-        ("proxy", "address", "status", "leases", "limit", "country", "last check", "held by"),
+        (
+            "proxy",
+            "address",
+            "status",
+            "leases",
+            "limit",
+            "country",
+            "last check",
+            "held by",
+            "rests for",
+        ),
         map(_row, moment.proxies),
     )
 
@@ -56,6 +81,18 @@ def _row(proxy: ProxyMoment) -> tuple[object, ...]:
         checked,
         "; ".join(holders) or None,
     )
+
+
+def _rests(proxy: ProxyMoment) -> str | None:
+    """Return the targets that a proxy rested for, the first few, each with its end."""
+    rests = [
+        f"{pair.target} until {in_utc(pair.cools_until)}"
+        for pair in proxy.cooling[:LISTED]
+        if pair.cools_until is not None
+    ]
+    if len(proxy.cooling) > LISTED:
+        rests.append(f"{len(proxy.cooling) - LISTED} more")
+    return "; ".join(rests) or None
 
 
 def _differences(found: Difference, addresses: dict[Any, str]) -> Iterator[str]:

@@ -183,5 +183,9 @@ class TestStories:
             assert f"{url} let nothing through to a target, said crawler" in story.out
             assert f"a request to {NEWS} failed behind {url}, said crawler" in story.out
             assert f"refused 2 times by {SHOP} since " in story.out
+        replayed = pharox("replay", "--pool", "pool", "--at", "now").out.splitlines()
+        (row,) = (line for line in replayed if url in line)
+        assert f"{NEWS} until 2" in row
+        assert f"{SHOP} until 2" in row
         lines = pharox("log", "--type", "OutcomeReported").out.splitlines()
         assert f"outcome=blocked target={SHOP} count=1 status=403 note=captcha" in lines[1]
