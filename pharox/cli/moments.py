@@ -14,16 +14,7 @@ if TYPE_CHECKING:
     from ..history.replay import Difference, PoolMoment, ProxyChange, ProxyMoment
 
 
-_COLUMNS = (
-    "proxy",
-    "address",
-    "status",
-    "leases",
-    "limit",
-    "country",
-    "last check",
-    "held by",
-)
+_COLUMNS = ("proxy", "address", "status", "leases", "limit", "country", "last check", "held by")
 
 LISTED = 5
 """How many targets are listed that a proxy rested for."""
@@ -39,19 +30,10 @@ def print_moment(moment: PoolMoment) -> None:
             turn = addresses.get(cursor.proxy_id, cursor.proxy_id)
             _print(f"{cursor.selector}: the last turn went to {turn}")
     print()
+    has_rests = any(proxy.cooling for proxy in moment.proxies)
     print_table(
-        (
-            "proxy",
-            "address",
-            "status",
-            "leases",
-            "limit",
-            "country",
-            "last check",
-            "held by",
-            "rests for",
-        ),
-        map(_row, moment.proxies),
+        (*_COLUMNS, "rests for") if has_rests else _COLUMNS,
+        ((*_row(each), _rests(each)) if has_rests else _row(each) for each in moment.proxies),
     )
 
 
