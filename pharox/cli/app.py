@@ -25,6 +25,7 @@ from . import (
     stats,
     subscriptions,
     sweeping,
+    targets,
     verifying,
 )
 from .failing import USAGE
@@ -82,6 +83,8 @@ app.command("leases")(leases.leases)
 app.command("sweep")(sweeping.sweep)
 app.command("ban")(banning.ban)
 app.command("unban")(banning.unban)
+app.command("targets")(targets.targets)
+app.command("cooldown")(targets.cooldown)
 app.command("stats")(stats.stats)
 app.add_typer(pools.app, name="pools")
 app.add_typer(proxies.app, name="proxies")

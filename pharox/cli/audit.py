@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 app = Commands(help="Show what happened to a lease, a proxy, a consumer or a pool.")
 
+LISTED = 5
+"""How many targets are named that refused proxies."""
+
 WHEN = "TIME|SEQ"
 
 From = Annotated[
@@ -184,7 +187,8 @@ def _below(description: Described, asked: str, by: str) -> Iterator[str]:
 def _adds_up(story: Story, totals: Totals) -> str:
     if story.kind == "lease":
         ended = totals.released or totals.expired or totals.revoked
-        return f"held for {lasting(totals.held_s)}" if ended else "no end of it is recorded"
+        end = f"held for {lasting(totals.held_s)}" if ended else "no end of it is recorded"
+        return "; ".join((end, *_refusals(totals)))
     parts = [
         f"{counted(totals.acquired, 'lease', 'leases')} acquired",
         *([f"{totals.renewed} renewals"] if totals.renewed else []),
@@ -198,4 +202,14 @@ def _adds_up(story: Story, totals: Totals) -> str:
     misses = ", ".join(f"{number} {reason}" for reason, number in totals.missed.most_common())
     if misses:
         parts.append(f"{counted(totals.missed.total(), 'miss', 'misses')} ({misses})")
-    return "; ".join(parts)
+    return "; ".join((*parts, *_refusals(totals)))
+
+
+def _refusals(totals: Totals) -> Iterator[str]:
+    """Yield how often targets refused proxies, and since when: those that did most often."""
+    most = sorted(totals.refused.items(), key=lambda each: -each[1].count)
+    for target, refused in most[:LISTED]:
+        times = counted(refused.count, "time", "times")
+        yield f"refused {times} by {target} since {in_utc(refused.since)}"
+    if len(most) > LISTED:
+        yield f"refused by {counted(len(most) - LISTED, 'target', 'targets')} more"

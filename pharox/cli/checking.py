@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from ..errors import InvalidInputError
 from ..models import (
     MAX_DURATION_S,
+    CoolDown,
     HealthCheckOptions,
     ProxyCredentials,
     ProxyFilters,
@@ -109,6 +110,44 @@ def duration_of(text: str | float) -> float:
     if seconds > MAX_DURATION_S:
         raise typer.BadParameter(f"{stripped!r} is longer than a hundred years")
     return seconds
+
+
+_COOL_DOWN = {
+    "base": "base_seconds",
+    "factor": "factor",
+    "max": "max_seconds",
+    "jitter": "jitter",
+    "after": "after",
+}
+"""What a rule for rests is made of, and the field of each part."""
+
+
+def cool_down_of(text: str | dict[str, Any]) -> dict[str, Any]:
+    """Parse parts of a rule for rests, such as ``base=30s,after=2``, to fields of a CoolDown.
+
+    Raises
+    ------
+    typer.BadParameter
+        If a part has no such name or no value, or is named twice.
+    """
+    if isinstance(text, dict):
+        return text
+    fields: dict[str, Any] = {}
+    for part in text.split(","):
+        name, _, value = (word.strip() for word in part.partition("="))
+        field = _COOL_DOWN.get(name)
+        if field is None or not value or field in fields:
+            raise typer.BadParameter(
+                f"{part.strip()!r}: give each of {', '.join(_COOL_DOWN)} once at most, as in "
+                "base=30s,factor=2,max=15m,jitter=0.1,after=2"
+            )
+        fields[field] = duration_of(value) if field.endswith("_seconds") else value
+    return fields
+
+
+def checked_cool_down(known: CoolDown, changes: dict[str, Any]) -> CoolDown:
+    """Return a rule for rests with some of its fields changed."""
+    return _checked(CoolDown, {**known.model_dump(), **changes})
 
 
 def moment_before(text: str, now: datetime) -> datetime:

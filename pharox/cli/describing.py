@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import events
-from ..models import MissReason
+from ..models import REFUSALS, CoolDown, MissReason, OutcomeKind
 from .showing import in_utc
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def _sentence(event: events.Event, pool: str, proxy: str) -> str:  # noqa: PLR09
             if event.cools_until is None:
                 rest = f"the rest of {proxy} for {event.target} was ended"
             else:
-                rest = f"{proxy} rests for {event.target} until {clock(event.cools_until)}"
+                rest = f"{proxy} was told to rest for {event.target}, {_until(event)}"
             return f"{rest}{_because(event.reason)}"
         case events.TargetTroubled():
             return (
@@ -201,14 +201,40 @@ def _waited(event: events.LeaseAcquired | events.AcquireMissed) -> str:
 
 
 def _reported(event: events.OutcomeReported, proxy: str) -> str:
-    """Return what became of requests: by whom, through which proxy, where."""
-    where = f" at {event.target}" if event.target else ""
-    status = f" ({event.status})" if event.status else ""
-    times = f", {counted(event.count, 'time', 'times')}" if event.count > 1 else ""
-    rest = f"; it rests there until {clock(event.cools_until)}" if event.cools_until else ""
-    what = event.outcome.value.replace("_", " ")
-    note = f": {event.note}" if event.note else ""
-    return f"{_quoted(event.consumer)} reported {proxy}{where} {what}{status}{times}{note}{rest}"
+    """Return what became of requests: where, through which proxy, what follows, who says so."""
+    target = event.target or "a target"
+    what = {
+        OutcomeKind.OK: f"{target} answered {proxy}",
+        OutcomeKind.BLOCKED: f"{target} refused {proxy}",
+        OutcomeKind.PROXY_FAILED: f"{proxy} let nothing through to {target}",
+        OutcomeKind.TARGET_FAILED: f"{target} failed, asked through {proxy}",
+        OutcomeKind.UNCLEAR: f"a request to {target} failed behind {proxy}",
+    }
+    parts = [
+        what[event.outcome],
+        f" with {event.status}" if event.status else "",
+        f", {event.count} times" if event.count > 1 else "",
+        _in_a_row(event),
+    ]
+    if event.retry_after_seconds is not None:
+        parts.append(f", asking to be left alone for {lasting(event.retry_after_seconds)}")
+    parts.append(f", said {_quoted(event.consumer)}{_because(event.note)}")
+    if event.cools_until is not None and event.cools_until > event.recorded_at:
+        parts.append(f"; the proxy rests for it, {_until(event)}")
+    return "".join(parts)
+
+
+def _in_a_row(event: events.OutcomeReported) -> str:
+    """Return how many refusals there were without a success, if there were some before."""
+    has_earlier = event.outcome in REFUSALS and -event.streak > event.count
+    return f", {-event.streak} refusals in a row" if has_earlier else ""
+
+
+def _until(event: events.OutcomeReported | events.CoolDownSet) -> str:
+    """Return for how long, and until when, a pair rests."""
+    until = event.cools_until or event.recorded_at
+    length = lasting((until - event.recorded_at).total_seconds())
+    return f"for {length}, until {clock(until)}"
 
 
 def _because(reason: str | None) -> str:
@@ -230,9 +256,24 @@ def _described(event: events.PoolRegistered | events.PoolChanged) -> str:
         f"a lease is held for {lasting(event.max_held_seconds)} at most"
         if event.max_held_seconds
         else "",
+        _cools(event.cool_down),
     ]
     description = ", ".join(filter(None, parts))
     return f": {description}" if description else ""
+
+
+def _cools(rule: CoolDown | None) -> str:
+    """Return the rule by which proxies rest for targets, if the pool has one of its own."""
+    if rule is None:
+        return ""
+    if rule.base_seconds == 0:
+        return "no proxy rests for a target"
+    refusals = counted(rule.after, "refusal", "refusals in a row")
+    return (
+        f"a proxy rests for a target for {lasting(min(rule.base_seconds, rule.max_seconds))} "
+        f"after {refusals}, {rule.factor:g} times as long each time, up to "
+        f"{lasting(rule.max_seconds)}"
+    )
 
 
 def _state(state: events.ProxyState) -> str:
@@ -292,6 +333,8 @@ def _asked(event: events.Event) -> str:
         asked.append(in_words(event.filters))
     if event.predicate:
         asked.append("a predicate")
+    if event.target:
+        asked.append(f"target {event.target}")
     return f"asked for {', '.join(asked)}"
 
 

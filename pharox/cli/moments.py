@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from ..history.replay import Difference, PoolMoment, ProxyChange, ProxyMoment
 
 
+_COLUMNS = ("proxy", "address", "status", "leases", "limit", "country", "last check", "held by")
+
+LISTED = 5
+"""How many targets are listed that a proxy rested for."""
+
+
 def print_moment(moment: PoolMoment) -> None:
     """Print a pool: its statistics, whose turn it was, and each proxy with its holders."""
     _print(f"pool {moment.pool.name} ({moment.pool.id}) {_after(moment)}")
@@ -24,9 +30,10 @@ def print_moment(moment: PoolMoment) -> None:
             turn = addresses.get(cursor.proxy_id, cursor.proxy_id)
             _print(f"{cursor.selector}: the last turn went to {turn}")
     print()
+    has_rests = any(proxy.cooling for proxy in moment.proxies)
     print_table(
-        ("proxy", "address", "status", "leases", "limit", "country", "last check", "held by"),
-        map(_row, moment.proxies),
+        (*_COLUMNS, "rests for") if has_rests else _COLUMNS,
+        ((*_row(each), _rests(each)) if has_rests else _row(each) for each in moment.proxies),
     )
 
 
@@ -56,6 +63,18 @@ def _row(proxy: ProxyMoment) -> tuple[object, ...]:
         checked,
         "; ".join(holders) or None,
     )
+
+
+def _rests(proxy: ProxyMoment) -> str | None:
+    """Return the targets that a proxy rested for, the first few, each with its end."""
+    rests = [
+        f"{pair.target} until {in_utc(pair.cools_until)}"
+        for pair in proxy.cooling[:LISTED]
+        if pair.cools_until is not None
+    ]
+    if len(proxy.cooling) > LISTED:
+        rests.append(f"{len(proxy.cooling) - LISTED} more")
+    return "; ".join(rests) or None
 
 
 def _differences(found: Difference, addresses: dict[Any, str]) -> Iterator[str]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConflictError, InvalidInputError, PoolNotFoundError
-from ..models import ProxyPool
-from .checking import checked_pool, duration_of
+from ..models import CoolDown, ProxyPool
+from .checking import checked_cool_down, checked_pool, cool_down_of, duration_of
 from .describing import counted
 from .once import Commands
 from .session import ledger
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ..storage.postgres import PostgresStorage
 
 NO_POOLS = "there are no pools yet; `pharox import SOURCE --pool NAME` creates one"
+
+_COLUMNS = ("pool", "id", "leases slow", "rests", "held for", "cools down", "description")
 
 _AfterRelease = Annotated[
     float | None,
@@ -47,6 +49,22 @@ _MaxHeld = Annotated[
     ),
 ]
 
+_CoolDown = Annotated[
+    dict[str, Any] | None,
+    typer.Option(
+        "--cool-down",
+        metavar="RULE",
+        parser=cool_down_of,
+        help=(
+            "How a proxy rests for a target that refused it: base=30s,factor=2,max=15m,jitter=0.1,"
+            "after=2; what is not named keeps its value."
+        ),
+    ),
+]
+_NoCoolDown = Annotated[
+    bool, typer.Option("--no-cool-down", help="No proxy rests for a target, whatever it says.")
+]
+
 app = Commands(help="List the pools; register, change or remove one.", invoke_without_command=True)
 
 
@@ -73,11 +91,12 @@ def list_pools(context: typer.Context, as_json: AsJson = False) -> None:
                 "yes" if p.lease_slow else "no",
                 _rests(p),
                 f"{p.max_held_seconds:g} s" if p.max_held_seconds else "any time",
+                _cools(p),
                 p.description,
             )
             for p in known
         )
-        print_table(("pool", "id", "leases slow", "rests", "held for", "description"), rows)
+        print_table(_COLUMNS, rows)
     else:
         say(NO_POOLS)
 
@@ -95,6 +114,8 @@ def add(
     rest_after_release: _AfterRelease = None,
     rest_after_expiry: _AfterExpiry = None,
     max_held: _MaxHeld = None,
+    cool_down: _CoolDown = None,
+    no_cool_down: _NoCoolDown = False,
 ) -> None:
     """Register a pool and print its id."""
     pool = checked_pool(
@@ -104,6 +125,7 @@ def add(
         rest_after_release_seconds=rest_after_release or None,
         rest_after_expiry_seconds=rest_after_expiry or None,
         max_held_seconds=max_held or None,
+        cool_down=_cool_down(None, cool_down, no_cool_down),
     )
     with ledger(context) as storage:
         storage.save_pool(pool)
@@ -131,6 +153,8 @@ def set_pool(
     rest_after_release: _AfterRelease = None,
     rest_after_expiry: _AfterExpiry = None,
     max_held: _MaxHeld = None,
+    cool_down: _CoolDown = None,
+    no_cool_down: _NoCoolDown = False,
 ) -> None:
     """Change a pool: its name, description, rests and bounds, or whether it leases SLOW proxies."""
     given = {"name": new_name, "lease_slow": lease_slow}
@@ -145,10 +169,11 @@ def set_pool(
             changes[field] = seconds or None
     if description is not None:
         changes["description"] = description or None
-    if not changes:
+    if not (changes or cool_down or no_cool_down):
         raise InvalidInputError("say what to change; see `pharox pools set --help`")
     with ledger(context) as storage:
         pool = named(storage, name)
+        changes["cool_down"] = _cool_down(pool.cool_down, cool_down, no_cool_down)
         storage.save_pool(checked_pool(**{**pool.model_dump(), **changes}))
     print(pool.id)
 
@@ -182,6 +207,28 @@ def _rests(pool: ProxyPool) -> str:
     """Return how long the proxies of a pool rest after a release and after an expiry."""
     release, expiry = pool.rest_after_release_seconds, pool.rest_after_expiry_seconds
     return f"{release or 0:g} s, {expiry or 0:g} s" if release or expiry else "no"
+
+
+def _cool_down(
+    known: CoolDown | None, changes: dict[str, Any] | None, no_cool_down: bool
+) -> CoolDown | None:
+    """Return the rule of a pool after the options; None is the default rule."""
+    if changes and no_cool_down:
+        raise InvalidInputError("give either --cool-down or --no-cool-down")
+    if no_cool_down:
+        return (known or CoolDown()).model_copy(update={"base_seconds": 0.0})
+    return known if changes is None else checked_cool_down(known or CoolDown(), changes)
+
+
+def _cools(pool: ProxyPool) -> str:
+    """Return how the proxies of a pool rest for a target, as --cool-down takes it."""
+    rule = pool.cool_down or CoolDown()
+    if rule.base_seconds == 0:
+        return "no"
+    return (
+        f"base={rule.base_seconds:g},factor={rule.factor:g},max={rule.max_seconds:g},"
+        f"jitter={rule.jitter:g},after={rule.after}"
+    )
 
 
 def named(storage: PostgresStorage, name: str) -> ProxyPool:

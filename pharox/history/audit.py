@@ -30,10 +30,11 @@ from ..events import (
     LeaseReleased,
     LeaseRenewed,
     LeaseRevoked,
+    OutcomeReported,
     held,
     named_pool,
 )
-from ..models import check_aware, utc_now
+from ..models import OutcomeKind, check_aware, utc_now
 from ..models.ids import NIL
 from ..models.text import without_secrets
 from ..storage.validation import id_from_text
@@ -79,11 +80,19 @@ class Story:
 
 
 @dataclass(slots=True)
+class Refusals:
+    """How often a target refused proxies in a story, and since when."""
+
+    since: datetime
+    count: int = 0
+
+
+@dataclass(slots=True)
 class Totals:
     """Totals over entries; ``held_s`` is the sum over the leases that ended.
 
     ``renewed`` counts the renewals that holders asked for, ``redated`` those of a clock that went
-    back.
+    back. ``refused`` has the refusals by target.
     """
 
     acquired: int = 0
@@ -94,6 +103,7 @@ class Totals:
     renewed: int = 0
     revoked: int = 0
     redated: int = 0
+    refused: dict[str, Refusals] = field(default_factory=dict)
 
     def add(self, entry: Entry) -> None:
         """Count one entry."""
@@ -111,6 +121,9 @@ class Totals:
                 self.revoked += 1
             case AcquireMissed(reason=reason):
                 self.missed[reason.value] += 1
+            case OutcomeReported(outcome=OutcomeKind.BLOCKED, target=str(target)) as event:
+                known = self.refused.setdefault(target, Refusals(event.recorded_at))
+                known.count += event.count
         self.held_s += entry.held_s or 0
 
 

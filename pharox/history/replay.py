@@ -22,6 +22,7 @@ from projections import (
     PROXIES,
     PROXY_HEALTH,
     SELECTOR_CURSORS,
+    TARGET_OUTCOMES,
     Availability,
     CursorRow,
     HealthRow,
@@ -31,6 +32,7 @@ from projections import (
     Projection,
     ProxyRow,
     State,
+    TargetOutcomesRow,
 )
 
 from ..errors import InvalidInputError, PoolNotFoundError
@@ -48,6 +50,7 @@ _PARTS: tuple[Projection, ...] = (
     POOL_STATS,
     SELECTOR_CURSORS,
     PROXY_HEALTH,
+    TARGET_OUTCOMES,
 )
 _CHECKED = ("status", "latency_ms", "protocol", "attempts", "status_code", "checked_at", "error")
 _PAGE = 10_000
@@ -55,12 +58,16 @@ _PAGE = 10_000
 
 @dataclass(frozen=True, slots=True)
 class ProxyMoment:
-    """One proxy at a moment: its description, availability, holders and newest check."""
+    """One proxy at a moment: its description, availability, holders and newest check.
+
+    ``cooling`` are the targets that it rested for, by name.
+    """
 
     proxy: ProxyRow
     availability: Availability
     holders: tuple[LeaseRow, ...] = ()
     health: HealthRow | None = None
+    cooling: tuple[TargetOutcomesRow, ...] = ()
 
     @property
     def address(self) -> str:
@@ -210,6 +217,10 @@ class Replay:
         holders: dict[UUID, list[LeaseRow]] = {}
         for lease in self._states[LEASES.name].values():
             holders.setdefault(lease.proxy_id, []).append(replace(lease))
+        cooling: dict[UUID, list[TargetOutcomesRow]] = {}
+        for pair in self._states[TARGET_OUTCOMES.name].values():
+            if pair.cools_until is not None and pair.cools_until > event.recorded_at:
+                cooling.setdefault(pair.proxy_id, []).append(replace(pair))
         return PoolMoment(
             self.seq,
             event.recorded_at,
@@ -217,7 +228,11 @@ class Replay:
             replace(self._states[POOL_STATS.name][(self.pool_id,)]),
             tuple(replace(row) for _, row in sorted(self._states[SELECTOR_CURSORS.name].items())),
             tuple(
-                self._proxy(key, sorted(holders.get(key[0], ()), key=lambda row: row.fencing_token))
+                self._proxy(
+                    key,
+                    sorted(holders.get(key[0], ()), key=lambda row: row.fencing_token),
+                    sorted(cooling.get(key[0], ()), key=lambda row: row.target),
+                )
                 for key in sorted(self._states[PROXIES.name])
             ),
         )
@@ -259,13 +274,19 @@ class Replay:
         row = self._states[PROXIES.name].get((event.proxy_id, event.pool_id))
         return row and address_of(row)
 
-    def _proxy(self, key: tuple[UUID, UUID], holders: list[LeaseRow]) -> ProxyMoment:
+    def _proxy(
+        self,
+        key: tuple[UUID, UUID],
+        holders: list[LeaseRow],
+        cooling: list[TargetOutcomesRow],
+    ) -> ProxyMoment:
         health = self._states[PROXY_HEALTH.name].get(key)
         return ProxyMoment(
             replace(self._states[PROXIES.name][key]),
             replace(self._states[AVAILABLE_PROXIES.name][key]),
             tuple(holders),
             health and replace(health),
+            tuple(cooling),
         )
 
     def _absent(self) -> PoolNotFoundError:

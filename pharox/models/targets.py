@@ -38,6 +38,11 @@ class TargetOutcomes(BaseModel):
     reported_at: UtcDatetime | None
     remaining_seconds: float | None
 
+    @property
+    def success_share(self) -> float | None:
+        """The part of requests that succeeded lately, from 0 to 1; None if there were none."""
+        return _share(self.successes, self.failures)
+
 
 class TargetSummary(BaseModel):
     """What the proxies of a pool have come to at a target.
@@ -63,9 +68,13 @@ class TargetSummary(BaseModel):
     @property
     def success_share(self) -> float | None:
         """The part of requests that succeeded lately, from 0 to 1; None if there were none."""
-        asked = self.successes + self.failures
-        return self.successes / asked if asked >= _NOTHING else None
+        return _share(self.successes, self.failures)
 
 
 _NOTHING = 0.001
 """Fewer requests than that are so long ago that they say nothing."""
+
+
+def _share(successes: float, failures: float) -> float | None:
+    asked = successes + failures
+    return successes / asked if asked >= _NOTHING else None

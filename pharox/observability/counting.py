@@ -18,6 +18,8 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from projections.leases import leases
+from projections.pools import pools
+from projections.target_outcomes import target_outcomes
 
 from .. import events
 from ..ledger.subscriptions import Delivery, Subscription
@@ -48,6 +50,8 @@ LABELS = {
     "leases_acquired": ("pool", "consumer", "selector"),
     "acquire_misses": ("pool", "consumer", "selector", "reason"),
     "health_checks": (*CHECKED, "status", "failure"),
+    "outcomes": ("pool", "outcome"),
+    "troubled_targets": ("pool",),
 }
 """The counters and their labels."""
 
@@ -178,6 +182,11 @@ class FleetCounter:
                 self._add_lease(event, "expired", added)
             case events.LeaseRevoked():
                 self._add_lease(event, "revoked", added)
+            case events.OutcomeReported():
+                pool = self._pool(event.pool_name)
+                added["outcomes", (pool, event.outcome.value)] += event.count
+            case events.TargetTroubled():
+                added["troubled_targets", (self._pool(event.pool_name),)] += 1
             case events.HealthChecked():
                 self._add_check(event, added)
             case events.ProxiesChecked():
@@ -289,4 +298,20 @@ def held_statement() -> Any:
         .where(leases.c.status == text_literal("active"))
         .group_by(leases.c.pool_name)
         .order_by(leases.c.pool_name.collate("C"))
+    )
+
+
+@by_schema
+def cooling_statement() -> Any:
+    """Select, for each pool, how many pairs of proxy and target rest."""
+    cooling = (
+        select(target_outcomes.c.pool_id, func.count().label("cooling"))
+        .where(target_outcomes.c.cools_until > now)
+        .group_by(target_outcomes.c.pool_id)
+        .subquery()
+    )
+    return (
+        select(pools.c.name, func.coalesce(cooling.c.cooling, 0).label("cooling"))
+        .outerjoin(cooling, cooling.c.pool_id == pools.c.id)
+        .order_by(pools.c.name.collate("C"))
     )

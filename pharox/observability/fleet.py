@@ -34,6 +34,7 @@ from .counting import (
     Count,
     FleetCounter,
     bound_label,
+    cooling_statement,
     held_statement,
 )
 from .metrics import POOL_GAUGES, pool_figures
@@ -45,6 +46,8 @@ COUNTERS = {
     "leases_acquired": "Leases granted.",
     "acquire_misses": "Attempts to lease that found no proxy.",
     "health_checks": "Health checks that were recorded.",
+    "outcomes": "Requests whose outcome was reported, by who is to blame.",
+    "troubled_targets": "How often most proxies failed at a target within a minute.",
 }
 DURATIONS = {
     "lease_duration_seconds": "How long leases were held.",
@@ -55,6 +58,7 @@ GAUGES = {
     "oldest_lease_age_seconds": "How long the oldest active lease has been held.",
     "overdue_leases": "Leases that have run out and were not yet taken back.",
 }
+COOLING = "cooling_pairs"
 QUEUE_GAUGES = {
     "waiting": "Requests that wait for a proxy.",
     "longest_wait_seconds": "How long the oldest of them has waited.",
@@ -129,10 +133,16 @@ class FleetCollector(Collector):
         )
         with self._storage.session() as session:
             rows = session.rows(held_statement(self._storage.schema))
+            pairs = session.rows(cooling_statement(self._storage.schema))
         for row in rows:
             oldest.add_metric([row["pool_name"]], max(0.0, row["oldest_s"]))
             overdue.add_metric([row["pool_name"]], row["overdue"])
-        yield from (oldest, overdue)
+        cooling = GaugeMetricFamily(
+            f"{NAMESPACE}_{COOLING}", "Proxies that rest for a target, by pair.", labels=["pool"]
+        )
+        for row in pairs:
+            cooling.add_metric([row["name"]], row["cooling"])
+        yield from (oldest, overdue, cooling)
 
     def _queue_gauges(self) -> Iterator[Metric]:
         waiting, longest = (

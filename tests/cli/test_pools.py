@@ -22,9 +22,10 @@ class TestPools:
             storage.save_pool(pool)
         assert pharox("pools") == pharox("pools", "list")
         header, *rows = pharox("pools").out.splitlines()
+        rule = "base=30,factor=2,max=900,jitter=0.1,after=2"
         assert header.split()[:2] == ["pool", "id"]
         assert [row.split() for row in rows] == [
-            [pool.name, str(pool.id), "no", "no", "any", "time", pool.description]
+            [pool.name, str(pool.id), "no", "no", "any", "time", rule, pool.description]
             for pool in reversed(pools)
         ]
         assert [p["id"] for p in pharox("pools", "--json").objects] == [

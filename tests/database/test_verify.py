@@ -111,6 +111,10 @@ def _live(storage: PostgresStorage) -> None:
     assert lease is not None
     refused = Outcome.blocked("shop.example", status=429)
     assert storage.report_outcomes([ReportRequest(lease, refused)])
+    fill(storage, 10, name="c")
+    down = Outcome.target_failed("down.example", status=503)
+    leases = manager.acquire_proxies("c", 10)
+    storage.report_outcomes([ReportRequest(each, down) for each in leases])
     manager.acquire_proxy("a", duration_seconds=5, lease_id=new_lease_id())
     manager.acquire_proxy("b", "worker")
     clock.advance(10)

@@ -37,6 +37,7 @@ from pharox.incident.gather.window import Window
 from pharox.incident.wording import span
 from pharox.log import Extract
 from pharox.models.ids import NIL
+from pharox.storage.reports import ReportRequest
 from pharox.testing import checked
 from projections.pool_stats import COUNTS
 from tests.conftest import AnyStorage, Clock, fill
@@ -614,6 +615,35 @@ def test_waits_are_told(memory: InMemoryStorage, clock: Clock, tmp_path: Path) -
         if line["type"] in ("LeaseAcquired", "AcquireMissed")
     }
     assert waits == {"early": None, "late": 900, "vain": 0}
+
+
+def test_refusals_are_told_by_target(memory: InMemoryStorage, clock: Clock, tmp_path: Path) -> None:
+    """Who was refused where, how often and since when; of many, the first of each and a number."""
+    pool, _ = fill(memory, 8, name="shop")
+    leases = ProxyManager(memory).acquire_proxies("shop", 8)
+    start = clock.now
+    for lease in (leases[0], *leases):
+        clock.advance(1)
+        refused = pharox.Outcome.blocked("shop.example", status=403, count=2)
+        memory.report_outcomes([ReportRequest(lease, refused)])
+    for number in range(7):
+        outcome = pharox.Outcome.blocked(f"{number}.example")
+        memory.report_outcomes([ReportRequest(leases[1], outcome)])
+    for other in (pharox.Outcome.ok("a.example"), pharox.Outcome.unclear("a.example")):
+        memory.report_outcomes([ReportRequest(leases[1], other)])
+    written = write_report(memory, start, clock.now, tmp_path / "report", pools=["shop"])
+    page = re.sub("<[^>]*>", "", written.page.read_text())
+    assert "shop.example refused 18 requests since" in page
+    first = memory.list_target_outcomes(pool.name, proxy_id=leases[0].proxy_id)[0]
+    assert first.address is not None
+    assert f"{first.address} (4, since" in page
+    assert "and 3 other proxies" in page or ", 3 other proxies." in page
+    assert "0.example refused 1 request since" in page
+    assert "Other targets refused 3 requests." in page
+    assert "a.example" not in page
+    told = [line for line in timeline(tmp_path / "report") if line["type"] == "OutcomeReported"]
+    assert len(told) == 9 + 7 + 2
+    assert {line["proxy"] for line in told} >= {first.address}
 
 
 def test_a_window_of_nothing_but_quiet_checks_still_shows_the_pool(tmp_path: Path) -> None:

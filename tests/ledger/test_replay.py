@@ -15,6 +15,7 @@ import projections
 from pharox import (
     InMemoryStorage,
     InvalidInputError,
+    Outcome,
     PoolNotFoundError,
     ProxyManager,
     ProxyPool,
@@ -22,9 +23,10 @@ from pharox import (
 )
 from pharox.events import Event
 from pharox.history import replay
-from pharox.history.replay import PoolMoment, Replay
+from pharox.history.replay import PoolMoment, Replay, pool_at
 from pharox.history.sealed_log import last_seq, seq_of
 from pharox.storage.postgres import PostgresStorage
+from pharox.storage.reports import CoolDownRequest, ReportRequest
 from tests.conftest import AnyStorage, clock_of, fill
 
 from .lives import COMMANDS, Command, Life
@@ -265,6 +267,30 @@ class TestPoolAt:
         storage = InMemoryStorage(clock=lambda: ahead)
         fill(storage, 1)
         assert seq_of(storage, ahead) == 2
+
+
+def test_a_moment_has_the_targets_that_proxies_rested_for(any_storage: AnyStorage) -> None:
+    """Those whose rest had begun and was not over, of each proxy, also after they are over."""
+    clock = clock_of(any_storage)
+    _, proxies = fill(any_storage, 2)
+    (lease,) = ProxyManager(any_storage).acquire_proxies("pool", 1)
+    for target in ("shop.example", "news.example"):
+        refused = Outcome.blocked(target, retry_after=60)
+        any_storage.report_outcomes([ReportRequest(lease, refused)])
+        clock.advance(10)
+    (other,) = (proxy for proxy in proxies if proxy.id != lease.proxy_id)
+    any_storage.set_cool_down(CoolDownRequest(other.id, "shop.example", 5))
+    clock.advance(45)
+    any_storage.ensure_consumer("somebody")
+
+    def resting(back: int) -> dict[UUID, list[str]]:
+        moment = pool_at(any_storage, "pool", last_seq(any_storage) - back)
+        return {each.proxy.id: [pair.target for pair in each.cooling] for each in moment.proxies}
+
+    both = ["news.example", "shop.example"]
+    assert resting(1) == {lease.proxy_id: both, other.id: ["shop.example"]}
+    assert resting(0) == {lease.proxy_id: ["news.example"], other.id: []}
+    assert resting(4) == {lease.proxy_id: [], other.id: []}
 
 
 class TestChanges:

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pharox import CheckFailure, InvalidInputError, ProxyManager, ProxyStatus
+from pharox import CheckFailure, InvalidInputError, Outcome, ProxyManager, ProxyStatus
 from pharox.ledger.subscriptions import reset
 from pharox.observability.fleet import FleetServer
 from pharox.storage.postgres import PostgresStorage
+from pharox.storage.reports import ReportRequest
 from pharox.testing import checked
 from tests.conftest import DatabaseClock, fill, ledger, run_sql
 from tests.hostile.values import AWKWARD
@@ -94,6 +95,9 @@ def test_everything_that_happened_is_counted(storage: PostgresStorage) -> None:
         revoked = manager.acquire_proxy("pool", "revoked", duration_seconds=60)
         assert revoked is not None
         manager.revoke_lease(revoked.id, "why")
+        refused = Outcome.blocked("shop.example", status=429, retry_after=600)
+        shared = [Outcome.ok("shop.example", count=7), Outcome.unclear(), refused]
+        storage.report_outcomes([ReportRequest(held, outcome) for outcome in shared])
         clock.advance(90)
         storage.record_health_checks(
             [checked(proxies[1], status=ProxyStatus.INACTIVE, checked_at=clock.now)]
@@ -114,6 +118,10 @@ def test_everything_that_happened_is_counted(storage: PostgresStorage) -> None:
     assert found["pool_total_proxies", ("pool",)] == 2
     assert found["pool_active_proxies", ("pool",)] == 1
     assert found["pool_leases", ("pool",)] == 1
+    assert found["outcomes_total", ("ok", "pool")] == 7
+    assert found["outcomes_total", ("unclear", "pool")] == 1
+    assert found["outcomes_total", ("blocked", "pool")] == 1
+    assert found["cooling_pairs", ("pool",)] == 1
     assert found["oldest_lease_age_seconds", ("pool",)] == 90
     assert found["overdue_leases", ("pool",)] == 1
     assert found["subscription_lag_events", ("pharox-metrics",)] == 0

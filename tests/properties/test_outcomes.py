@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import patch
 from uuid import UUID, uuid4
 
 import psycopg
@@ -29,6 +30,7 @@ from pharox import (
     TargetSummary,
 )
 from pharox.models import PairRecord
+from pharox.storage import reports as reports_of_storages
 from pharox.storage.postgres import PostgresStorage
 from pharox.storage.reports import CoolDownRequest, Reported, ReportRequest, report_rounds
 from tests.conftest import AnyStorage, Clock, clock_of, proxies_of
@@ -85,6 +87,8 @@ def after_in_sql(
     outcome: Outcome,
     policy: CoolDown | None,
     lease_id: UUID,
+    *,
+    is_troubled: bool,
 ) -> PairRecord:
     """Return the record after an outcome, as PostgreSQL works it out."""
     values = {
@@ -96,6 +100,7 @@ def after_in_sql(
         "asked_s": outcome.retry_after_seconds,
         "seed": f"{lease_id}:{outcome.target}",
         "at": NOW,
+        "is_troubled": is_troubled,
     }
     row = connection.execute(AFTER, values).fetchone()
     assert row is not None
@@ -106,13 +111,20 @@ def after_in_sql(
 def test_a_record_after_an_outcome_is_the_same_in_sql(postgres: PostgresStorage) -> None:
     """Whatever was known of a pair, whatever is reported and whatever the pool's policy."""
 
-    @given(RECORDS, OUTCOMES, POLICIES, st.uuids())
+    @given(RECORDS, OUTCOMES, POLICIES, st.uuids(), st.sampled_from([False, False, True]))
     @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
     def agree(
-        record: PairRecord, outcome: Outcome, policy: CoolDown | None, lease_id: UUID
+        record: PairRecord,
+        outcome: Outcome,
+        policy: CoolDown | None,
+        lease_id: UUID,
+        is_troubled: bool,
     ) -> None:
-        ours = record.after(outcome, policy or CoolDown(), lease_id, NOW)
-        theirs = after_in_sql(connection, record, outcome, policy, lease_id)
+        ours = record.after(outcome, policy or CoolDown(), lease_id, NOW, is_troubled=is_troubled)
+        theirs = after_in_sql(
+            connection, record, outcome, policy, lease_id, is_troubled=is_troubled
+        )
+        assert not (is_troubled and ours.cool_downs > record.cool_downs)
         assert ours.successes == pytest.approx(theirs.successes, rel=1e-6, abs=1e-6)
         assert ours.failures == pytest.approx(theirs.failures, rel=1e-6, abs=1e-6)
         assert (ours.streak, ours.cool_downs) == (theirs.streak, theirs.cool_downs)
@@ -288,7 +300,8 @@ def test_reports_of_a_pair_are_in_rounds_of_their_own(
         )
         for proxy, target, of_lease in reports
     ]
-    rounds = report_rounds(requests, most)
+    with patch.object(reports_of_storages, "REPORTS_AT_ONCE", most):
+        rounds = report_rounds(requests)
     assert Counter(index for each in rounds for index in each) == Counter(range(len(requests)))
     assert all(0 < len(each) <= most for each in rounds)
     for each in rounds:

@@ -12,6 +12,9 @@ from ..gather.shapes import PoolPicture
 from ..gather.window import Window
 from ..wording import REASONS, count, span
 
+LISTED = 5
+"""How many targets are named that refused proxies, and how many proxies of each."""
+
 
 def sentences(pool: PoolPicture, window: Window, miss_slot_s: float) -> Iterator[str]:
     """Yield the notable findings about a pool, the worst first."""
@@ -21,6 +24,7 @@ def sentences(pool: PoolPicture, window: Window, miss_slot_s: float) -> Iterator
     if pool.exists:
         yield from _availability(pool, window)
         yield from _endings(pool, window)
+        yield from _refusals(pool, window)
         yield from _changes(pool)
 
 
@@ -100,6 +104,26 @@ def _endings(pool: PoolPicture, window: Window) -> Iterator[str]:
         yield f"{count(expired.total(), 'lease')} ran out instead of being released{whose}."
     if revoked := sum(bar.ending is LeaseStatus.REVOKED for bar in bars):
         yield f"{count(revoked, 'lease')} {'was' if revoked == 1 else 'were'} revoked."
+
+
+def _refusals(pool: PoolPicture, window: Window) -> Iterator[str]:
+    """Yield which targets refused which proxies, and since when: those that did most often."""
+    worst = sorted(pool.refusals.items(), key=lambda each: -each[1].total)
+    for target, refused in worst[:LISTED]:
+        most = sorted(refused.proxies.items(), key=lambda each: -each[1][0])
+        whom = [
+            f"{address} ({number:,}, since {window.format_moment(since, roughly=True)})"
+            for address, (number, since) in most[:LISTED]
+        ]
+        if len(most) > LISTED:
+            more = "at least " if refused.more else ""
+            whom.append(f"{more}{count(len(most) - LISTED, 'other proxy', 'other proxies')}")
+        since = window.format_moment(refused.since, roughly=True)
+        requests = count(refused.total, "request")
+        yield f"{target} refused {requests} since {since}: {', '.join(whom)}."
+    elsewhere = sum(refused.total for _, refused in worst[LISTED:]) + pool.refused_elsewhere
+    if elsewhere:
+        yield f"Other targets refused {count(elsewhere, 'request')}."
 
 
 def _changes(pool: PoolPicture) -> Iterator[str]:

@@ -16,9 +16,10 @@ from uuid import UUID
 from projections import LeaseRow, PoolCounts, State
 
 from ... import events
+from ...models import OutcomeKind
 from ..wording import asked_for
 from .running_state import RunningState
-from .shapes import Lane, LeaseBar, Mark, MissSlot, Point, PoolPicture
+from .shapes import Lane, LeaseBar, Mark, MissSlot, Point, PoolPicture, Refusals
 from .window import Choice, Window
 
 _StateChange = (
@@ -26,6 +27,12 @@ _StateChange = (
 )
 MISS_SLOTS = 120
 """The maximum number of time slots in which a window's misses are counted."""
+
+REFUSING_TARGETS = 100
+"""How many targets that refused proxies are told apart in a pool."""
+
+REFUSED_PROXIES = 100
+"""How many proxies that a target refused are told apart."""
 
 _NICE_S = (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600, 43200, 86400)
 
@@ -94,6 +101,8 @@ class Picture:
                 | events.HealthChecked()
             ):
                 self._mark_change(event)
+            case events.OutcomeReported(outcome=OutcomeKind.BLOCKED):
+                self._refuse(event)
             case events.PoolRemoved():
                 self._pool(event).points.append(Point(event.recorded_at, 0, 0, 0, 0))
         self._count(event)
@@ -143,6 +152,15 @@ class Picture:
         slot.asked[asked_for(None, event.filters, predicate=event.predicate)] += 1
         pool.first_miss = pool.first_miss or event.recorded_at
         pool.last_miss = event.recorded_at
+
+    def _refuse(self, event: events.OutcomeReported) -> None:
+        pool, target = self._pool(event), event.target or "a target"
+        if target not in pool.refusals and len(pool.refusals) >= REFUSING_TARGETS:
+            pool.refused_elsewhere += event.count
+            return
+        refusals = pool.refusals.setdefault(target, Refusals(event.recorded_at))
+        address = self._running_state.proxy_of(event.proxy_id)
+        refusals.add(address, event.count, event.recorded_at, REFUSED_PROXIES)
 
     def _end(self, event: events.LeaseEnd) -> None:
         bar = self._open.pop(event.lease_id)

@@ -78,10 +78,34 @@ class MissSlot:
 
 
 @dataclass(slots=True)
+class Refusals:
+    """How often a target refused the proxies of a pool, whom and since when.
+
+    ``proxies`` has the address, the number and the first refusal of some of them; ``more`` counts
+    refusals of others.
+    """
+
+    since: datetime
+    total: int = 0
+    proxies: dict[str, tuple[int, datetime]] = field(default_factory=dict)
+    more: int = 0
+
+    def add(self, address: str, number: int, at: datetime, most: int) -> None:
+        """Count refusals of a proxy; so many proxies are told apart at most."""
+        self.total += number
+        before, first = self.proxies.get(address, (0, at))
+        if before or len(self.proxies) < most:
+            self.proxies[address] = (before + number, first)
+        else:
+            self.more += number
+
+
+@dataclass(slots=True)
 class PoolPicture:
     """One pool, or a requested name that no pool had.
 
-    ``happened`` says whether anything happened in it.
+    ``happened`` says whether anything happened in it. ``refusals`` are by target; those at targets
+    that are not told apart are ``refused_elsewhere``.
     """
 
     name: str
@@ -93,6 +117,8 @@ class PoolPicture:
     misses: dict[int, MissSlot] = field(default_factory=dict)
     first_miss: datetime | None = None
     last_miss: datetime | None = None
+    refusals: dict[str, Refusals] = field(default_factory=dict)
+    refused_elsewhere: int = 0
 
     @property
     def bars(self) -> Iterator[LeaseBar]:
