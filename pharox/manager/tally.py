@@ -222,6 +222,8 @@ class Tally(ABC):
 
     def has(self, proxies: Iterable[UUID]) -> bool:
         """Return whether reports of one of these proxies wait, or are being written."""
+        if not self._of_proxies and not self._being_written:
+            return False
         return any(each in self._of_proxies or each in self._being_written for each in proxies)
 
     def writing(self, own: Sequence[Report]) -> Calls[list[Reported | PharoxError]]:
@@ -513,6 +515,12 @@ def tally_of(storage: Any, kind: Callable[[Any], Tally]) -> Tally:
 def known_tally(storage: Any) -> Tally | None:
     """Return the tally of a storage if there is one."""
     return _tallies.get(storage)
+
+
+def has_reports(storage: Any, proxy_id: UUID) -> bool:
+    """Return whether reports of a proxy wait, or are being written."""
+    tally = _tallies.get(storage)
+    return tally is not None and tally.has((proxy_id,))
 
 
 def can_report(storage: Any) -> bool:
