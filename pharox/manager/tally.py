@@ -50,9 +50,6 @@ from .per_storage import PerStorage
 PERIOD_S = 10.0
 """How long a success waits at most, and after how long what failed is tried again."""
 
-AT_ONCE = 500
-"""How many reports are written in one call, which is one commit."""
-
 MOST = 10_000
 """How many reports wait at most; further ones are lost. Those that are counted together are one."""
 
@@ -225,6 +222,13 @@ class Tally(ABC):
         if not self._of_proxies and not self._being_written:
             return False
         return any(each in self._of_proxies or each in self._being_written for each in proxies)
+
+    def flushing_all(self) -> Calls[None]:
+        """Write all that waits, after what is being written now. Log errors."""
+        with self._lock():
+            proxies = {*self._of_proxies, *self._being_written}
+        if proxies:
+            yield from self.flushing(proxies)
 
     def writing(self, own: Sequence[Report]) -> Calls[list[Reported | PharoxError]]:
         """Write what waits of the proxies of some reports, and then these, which are not kept.
@@ -532,5 +536,5 @@ def can_report(storage: Any) -> bool:
 def _flushing(tally_ref: Callable[[], Tally | None]) -> Calls[None]:
     """Write what waits, before the storage is closed."""
     tally = tally_ref()
-    if tally is not None and len(tally):
-        yield from tally.flushing()
+    if tally is not None:
+        yield from tally.flushing_all()
