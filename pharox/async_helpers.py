@@ -25,10 +25,10 @@ from .effects.cancelling import CancelledCall, call_in_thread, to_the_end
 from .errors import InvalidInputError
 from .manager import ProxyManager
 from .manager.blocks import held_by_task
-from .manager.leasing import AcquireArguments, releasing_after, retrying
+from .manager.leasing import AcquireArguments, if_given, releasing_after, retrying
 from .manager.options import LeaseOptions, OnLost, check_on_lost
 from .manager.retrying import checked_config, in_both_orders
-from .models import Lease, ProxyFilters, RetryConfig, SelectorStrategy
+from .models import Lease, Outcome, ProxyFilters, RetryConfig, SelectorStrategy
 from .storage.requests import Acquisition
 
 T = TypeVar("T")
@@ -105,13 +105,16 @@ async def acquire_proxy_with_retry_async(
     return await run_async(program, call_async)
 
 
-async def release_proxy_async(manager: ProxyManager, lease: Lease) -> None:
+async def release_proxy_async(
+    manager: ProxyManager, lease: Lease, outcome: Outcome | None = None
+) -> None:
     """Do as :meth:`ProxyManager.release_proxy` without blocking the event loop.
 
     The lease is released even if the task is cancelled meanwhile.
     """
     _check_blocks(manager)
-    _, cancelled = await _in_a_thread(partial(manager.release_proxy, lease), certain=True)
+    release = partial(manager.release_proxy, lease, **if_given(outcome=outcome))
+    _, cancelled = await _in_a_thread(release, certain=True)
     if cancelled is not None:
         raise cancelled
 

@@ -71,7 +71,7 @@ FUNCTIONS = {
 HELPERS = {
     "acquire_proxy_async": f"manager, {ASK}, lease_id, options",
     "acquire_proxy_with_retry_async": f"manager, {ASK}, {RETRY}, lease_id, options",
-    "release_proxy_async": "manager, lease",
+    "release_proxy_async": "manager, lease, outcome",
     "with_lease_async": f"manager, {ASK}, lease_id, on_lost='cancel', options",
     "with_retrying_lease_async": f"manager, {ASK}, {RETRY}, lease_id, on_lost='cancel', options",
 }

@@ -17,8 +17,8 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -76,6 +76,7 @@ from ..storage.requests import (
 from .keeper import Keeping, Owner, can_renew, is_kept, let_go, lose, lost_error, renewed_for_s
 from .options import WAIT_S, LeaseOptions
 from .reporting import REPORTED_FAILURES, Reporting
+from .tally import has_reports
 
 P = TypeVar("P")
 S = TypeVar("S")
@@ -470,10 +471,12 @@ class Leasing(Reporting, ABC, Generic[S]):
     ) -> Calls[list[BaseException]]:
         """Give a lease back, notify the callbacks, and return what they raised."""
         check_lease(lease)
-        reported = yield from self._reporting_at_the_end([lease], [outcome])
+        reported: list[BaseException] = []
+        if outcome is not None or has_reports(self._storage, lease.proxy_id):
+            reported = yield from self._reporting_at_the_end([lease], [outcome])
         let_go(self._storage, [lease.id])
         started_at = utc_now()
-        with _noting(reported):
+        try:
             returned, errors = yield from _to_the_end(
                 "return_lease",
                 partial(
@@ -483,6 +486,8 @@ class Leasing(Reporting, ABC, Generic[S]):
                     with_stats=self._is_release_listened_to(),
                 ),
             )
+        except Exception as error:
+            raise _with_reports(error, reported) from error.__cause__
         errors += yield from self._notify_returned([returned], started_at)
         return reported + errors
 
@@ -503,10 +508,12 @@ class Leasing(Reporting, ABC, Generic[S]):
         )
         let_go(self._storage, [request.lease.id for request in requests])
         started_at = utc_now()
-        with _noting(reported):
+        try:
             released, errors = yield from _to_the_end(
                 "run_batch", partial(self._storage.run_batch, requests)
             )
+        except Exception as error:
+            raise _with_reports(error, reported) from error.__cause__
         errors += [each for each in released if isinstance(each, Exception)]
         returned = [each for each in released if not isinstance(each, Exception)]
         errors += yield from self._notify_returned(returned, started_at)
@@ -739,17 +746,17 @@ def lost_of(held: Lease | Sequence[Lease] | None) -> LeaseLostError | None:
     return None
 
 
-@contextmanager
-def _noting(reported: Sequence[BaseException]) -> Iterator[None]:
-    """Note on the exception of a release what went wrong with reports before it."""
-    try:
-        yield
-    except Exception as error:
-        for each in reported:
-            error.add_note(f"reporting an outcome failed too: {each!r}")
-        if (cancellation := _cancellation(reported)) is not None:
-            raise cancellation from error
-        raise
+def _with_reports(error: Exception, reported: Sequence[BaseException]) -> BaseException:
+    """Return the exception of a release, with notes of what went wrong with reports before it.
+
+    A cancellation takes precedence.
+    """
+    for each in reported:
+        error.add_note(f"reporting an outcome failed too: {each!r}")
+    cancellation = _cancellation(reported)
+    if cancellation is not None:
+        _log([error])
+    return cancellation or error
 
 
 def _outcomes_for(

@@ -124,7 +124,7 @@ class Reporting(ABC):
         """Record what waits, of all managers of the storage."""
         tally = known_tally(self._storage)
         if tally is not None:
-            yield from tally.flushing()
+            yield from tally.flushing_all()
 
     def _report(self, request: ReportRequest, *, is_kept: bool) -> Report:
         return Report.of(request, self._counting_failures, is_kept=is_kept)

@@ -76,7 +76,8 @@ Owner = Callable[[Sequence[ReportRequest]], Calls[None]]
 class Report:
     """An outcome under a lease, or several successes alike, to be written.
 
-    One that ``is_kept`` is tried again if it cannot be written. Else its caller is told.
+    One that ``is_kept`` is tried again if it cannot be written. Else its caller is told. If the
+    storage refuses it, ``refusal`` is why, which is logged unless somebody ``is_told`` of it.
     """
 
     lease: Lease
@@ -86,6 +87,8 @@ class Report:
     since: float
     count: int
     bytes: int | None
+    is_told: bool = False
+    refusal: Exception | None = None
 
     @classmethod
     def of(cls, request: ReportRequest, owner: Owner, *, is_kept: bool) -> Report:
@@ -153,15 +156,20 @@ class Waiting:
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """Reports of some proxies that are being written. Others of these wait until it is done.
-
-    ``told`` are those whose outcome its caller waits for.
-    """
+    """Reports of some proxies that are being written. Others of these wait until it is done."""
 
     proxies: Collection[UUID]
     reports: Sequence[Report]
-    told: Collection[Report]
     done: Future[None]
+
+
+class Gathering:
+    """Releases whose reports are written together: those that come while others are written."""
+
+    def __init__(self, before: Future[None] | None) -> None:
+        self.before = before
+        self.proxies: set[UUID] = set()
+        self.done: Future[None] = Future()
 
 
 class Tally(ABC):
@@ -182,6 +190,8 @@ class Tally(ABC):
     def start_anew(self) -> None:
         """Keep what waits, with a timer of its own to come."""
         self._being_written: dict[UUID, Future[None]] = {}
+        self._gathering: Gathering | None = None
+        self._ended_last: Future[None] | None = None
         self._rings_at = INFINITY
 
     @property
@@ -219,7 +229,16 @@ class Tally(ABC):
 
     def has(self, proxies: Iterable[UUID]) -> bool:
         """Return whether reports of one of these proxies wait, or are being written."""
+        if not self._of_proxies and not self._being_written:
+            return False
         return any(each in self._of_proxies or each in self._being_written for each in proxies)
+
+    def flushing_all(self) -> Calls[None]:
+        """Write all that waits, after what is being written now. Log errors."""
+        with self._lock():
+            proxies = {*self._of_proxies, *self._being_written}
+        if proxies:
+            yield from self.flushing(proxies)
 
     def writing(self, own: Sequence[Report]) -> Calls[list[Reported | PharoxError]]:
         """Write what waits of the proxies of some reports, and then these, which are not kept.
@@ -234,39 +253,57 @@ class Tally(ABC):
     def ending(self, own: Sequence[Report], proxies: Collection[UUID]) -> Calls[list[Exception]]:
         """Write what waits of some proxies, and with it reports that are kept.
 
-        Return the errors of those that the storage refused. What cannot be written is logged.
+        Callers that come meanwhile are served together, by one of them. Return the errors of
+        reports that the storage refused. What cannot be written is logged.
         """
         self._enter()
         with self._lock():
-            entries = [self._add(report) for report in own]
+            entries = [entry for report in own if (entry := self._add(report)) is not None]
+            for entry in entries:
+                entry.is_told = True
             self._ring_in(PERIOD_S)
-        told = [entry for entry in entries if entry is not None]
-        known = yield from self.flushing(proxies, told)
-        found = [known.get(entry) for entry in told]
-        return [outcome for outcome in found if isinstance(outcome, Exception)]
+            gathering, leads = self._gathering, self._gathering is None
+            if gathering is None:
+                gathering = self._gathering = Gathering(self._ended_last)
+                self._ended_last = gathering.done
+            gathering.proxies.update(proxies)
+        if leads:
+            yield from self._leading(gathering)
+        else:
+            yield partial(self._within, gathering.done, PATIENCE_S)
+        return [entry.refusal for entry in entries if entry.refusal is not None]
 
-    def flushing(
-        self, proxies: Collection[UUID] | None = None, told: Collection[Report] = ()
-    ) -> Calls[dict[Report, Any]]:
-        """Write what waits, of some proxies or of all that are not being written. Log errors.
+    def _leading(self, gathering: Gathering) -> Calls[None]:
+        """Write for all who have gathered once those before are served."""
+        try:
+            if gathering.before is not None:
+                yield partial(self._within, gathering.before, PATIENCE_S)
+            with self._lock():
+                self._gathering = None
+            yield from self.flushing(gathering.proxies)
+        finally:
+            with self._lock():
+                if self._gathering is gathering:  # Its leader was cancelled: the timer writes.
+                    self._gathering = None
+                    self._ring_in(0)
+            gathering.before = None
+            gathering.done.set_result(None)
 
-        Return what each report came to that was written.
-        """
+    def flushing(self, proxies: Collection[UUID] | None = None) -> Calls[None]:
+        """Write what waits, of some proxies or of all that are not being written. Log errors."""
         self._enter()
         try:
             if proxies is None:
                 work = self._begin(None)
             else:
                 work = yield from self._begin_after_others(proxies)
-            work.told = told
-            return (yield from self._carry_out(work))
+            yield from self._carry_out(work)
         except Exception:
             logger.warning(
                 "pharox.report.failed: writing reports, which will be tried again, or a callback "
                 "after it, failed",
                 exc_info=True,
             )
-            return {}
 
     def _begin_after_others(
         self, proxies: Collection[UUID], own: Sequence[Report] = ()
@@ -298,7 +335,7 @@ class Tally(ABC):
             if busy and not is_late:
                 return busy[0]
             if busy:  # Something hangs: what it writes is not waited for any more.
-                return Work((), own, own, done)
+                return Work((), own, done)
             places = {each: self._of_proxies.pop(each, Waiting()) for each in proxies}
             self._size -= sum(len(waiting.reports()) for waiting in places.values())
             for report in own:
@@ -306,7 +343,7 @@ class Tally(ABC):
             reports = [report for waiting in places.values() for report in waiting.reports()]
             if reports:
                 self._being_written.update(dict.fromkeys(places, done))
-        return Work(places, reports, own, done)
+        return Work(places, reports, done)
 
     def _carry_out(self, work: Work) -> Calls[dict[Report, Any]]:
         """Write reports in their order. Return what each came to."""
@@ -319,7 +356,7 @@ class Tally(ABC):
                 cancelled = (yield from self._write(asked, known)) or cancelled
         finally:
             self._settle(work, known)
-        self._log_refused(work, known)
+        self._note_refused(known)
         yield from self._follow(known)
         if cancelled is not None:
             raise cancelled
@@ -368,10 +405,13 @@ class Tally(ABC):
         if lost:
             logger.warning("pharox.report.lost: %d outcomes could not be written", lost)
 
-    def _log_refused(self, work: Work, known: dict[Report, Any]) -> None:
-        """Log the errors of reports whose holders do not wait for them."""
+    def _note_refused(self, known: dict[Report, Any]) -> None:
+        """Note the errors of reports; log those of which nobody is told."""
         for report, outcome in known.items():
-            if isinstance(outcome, Exception) and report not in work.told:
+            if not isinstance(outcome, Exception):
+                continue
+            report.refusal = outcome
+            if report.is_kept and not report.is_told:
                 logger.warning("pharox.report.refused: %s", outcome)
 
     def _follow(self, known: dict[Report, Any]) -> Calls[None]:
@@ -512,6 +552,12 @@ def known_tally(storage: Any) -> Tally | None:
     return _tallies.get(storage)
 
 
+def has_reports(storage: Any, proxy_id: UUID) -> bool:
+    """Return whether reports of a proxy wait, or are being written."""
+    tally = _tallies.get(storage)
+    return tally is not None and tally.has((proxy_id,))
+
+
 def can_report(storage: Any) -> bool:
     """Return whether a storage can record outcomes; an adapter for 0.11.0 cannot."""
     plain = (IStorage.report_outcomes, IAsyncStorage.report_outcomes)
@@ -521,5 +567,5 @@ def can_report(storage: Any) -> bool:
 def _flushing(tally_ref: Callable[[], Tally | None]) -> Calls[None]:
     """Write what waits, before the storage is closed."""
     tally = tally_ref()
-    if tally is not None and len(tally):
-        yield from tally.flushing()
+    if tally is not None:
+        yield from tally.flushing_all()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from hashlib import md5
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
@@ -76,7 +77,13 @@ def target_of(text: str) -> str:
     InvalidInputError
         If the text has no host, or a too long one.
     """
-    address = check_text(text).strip()
+    return _target_of(check_text(text))
+
+
+@lru_cache(maxsize=1024)
+def _target_of(text: str) -> str:
+    """Return the target of a text. A client asks the same hosts again and again."""
+    address = text.strip()
     try:
         host = urlsplit(address if "://" in address else f"//{address}").hostname
     except ValueError:
