@@ -2,9 +2,9 @@
 
 It is separate from ``available_proxies`` because that table is updated twice per
 lease and should stay narrow. This one is updated when a person changes
-something, and when a health check is the first to find its exit, or finds another: ``exit_ip``
-is the address from which it was last seen to reach targets. The index on host and port finds a proxy by its identity. The index on ids
-finds the next page of a pool.
+something, and when a health check finds another ``exit_ip``: the address from which a
+target saw the proxy. The index on host and port finds a proxy by its identity. The index
+on ids finds the next page of a pool.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class Proxies(Projection):
                     event.longitude,
                     event.isp,
                     event.asn,
-                    known and known.exit_ip,
+                    None if known is None else known.exit_ip,
                 )
             case HealthChecked(applied=True) if event.exit_ip is not None:
                 state[event.proxy_id, event.pool_id].exit_ip = event.exit_ip

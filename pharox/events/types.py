@@ -545,6 +545,9 @@ def _group_of(check: HealthChecked) -> CheckGroup:
     )
 
 
+BAN_OVER = "ban over"
+"""The reason of the ``ProxyChanged`` with which a ban ends by itself."""
+
 Event = Annotated[
     PoolRegistered
     | PoolChanged

@@ -330,9 +330,7 @@ class AsyncInMemoryStorage(IAsyncStorage):
         reason: str | None = None,
         for_seconds: float | None = None,
     ) -> Proxy:
-        return self.memory.set_status(
-            proxy_id, status, reason=reason, for_seconds=for_seconds
-        )
+        return self.memory.set_status(proxy_id, status, reason=reason, for_seconds=for_seconds)
 
     async def drain_proxy(self, proxy_id: UUID, *, reason: str | None = None) -> Proxy | None:
         return self.memory.drain_proxy(proxy_id, reason=reason)

@@ -42,9 +42,6 @@ from ..models.ids import health_record_id
 
 logger = logging.getLogger("pharox")
 
-BAN_OVER = "ban over"
-"""The reason of the ``ProxyChanged`` with which a ban ends by itself."""
-
 MAX_SET = 1000
 """The maximum number of leases in one set."""
 

@@ -7,6 +7,7 @@ of each has to lease with the functions of the versions before, as this one does
 from __future__ import annotations
 
 import multiprocessing
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -76,7 +77,7 @@ def _as_before(
     """Return the call of a function as it was while nobody could wait."""
     new = ("own_process", "max_waiting", "frees", "serves")
     known = {each: type_ for each, type_ in parameters.items() if each not in new}
-    return statement_of(name, function.replace("_v2", "_v1"), known)
+    return statement_of(name, re.sub("_v[23]$", "_v1", function), known)
 
 
 def _release_before(name: str) -> Statement:
@@ -122,7 +123,12 @@ LATER = {
         "available_proxies": {"rests_until": "timestamptz", "drains": "boolean"},
         "leases": {"revoke_reason": "text"},
     },
-    "0005": {"pools": {"cool_down": "jsonb"}, "leases": {"target": "text"}},
+    "0005": {
+        "pools": {"cool_down": "jsonb"},
+        "leases": {"target": "text"},
+        "available_proxies": {"banned_until": "timestamptz", "returns_to": "text"},
+        "proxies": {"exit_ip": "text"},
+    },
 }
 """Columns by the version that brought them: this one reads them when it fills an older ledger."""
 

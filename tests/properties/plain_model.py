@@ -56,6 +56,7 @@ class PlainModel:
     turns: dict[UUID, UUID] = field(default_factory=dict)
     probed: dict[UUID, datetime] = field(default_factory=dict)
     latency: dict[UUID, int] = field(default_factory=dict)
+    exits: dict[UUID, str] = field(default_factory=dict)
     draining: set[UUID] = field(default_factory=set)
     rests: dict[UUID, datetime] = field(default_factory=dict)
     bans: dict[UUID, tuple[datetime, ProxyStatus]] = field(default_factory=dict)
@@ -235,6 +236,8 @@ class PlainModel:
         if proxy.status != "banned" and (enough or well == was_well or result.status == "banned"):
             changes["status"] = result.status
         self.proxies[proxy.id] = proxy.model_copy(update=changes)
+        if result.exit_ip is not None:
+            self.exits[proxy.id] = result.exit_ip
         if well:
             mean = self.latency.get(proxy.id, result.latency_ms)
             part = Fraction(2, policy.latency_window + 1) * abs(result.latency_ms - mean)
@@ -274,6 +277,7 @@ class PlainModel:
             self.bans,
             self.probed,
             self.latency,
+            self.exits,
             self.since_decided,
         )
         for facts in known:

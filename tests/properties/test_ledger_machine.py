@@ -639,6 +639,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 kept = {
                     "current_leases": self.model.held(proxy.id),
                     "draining": proxy.id in self.model.draining,
+                    "exit_ip": self.model.exits.get(proxy.id),
                     "banned_until": self.model.bans.get(proxy.id, (None,))[0],
                     "rests_until": self.model.rests[proxy.id]
                     if self.model.is_resting(proxy)
@@ -752,6 +753,7 @@ class LedgerMachine(RuleBasedStateMachine):
             latency_ms=latency * 100,
             protocol=ProxyProtocol.SOCKS5,
             checked_at=self.model.now - timedelta(seconds=age),
+            exit_ip=f"198.51.100.{latency % 3}" if latency % 3 else None,
         )
 
     def _proxy(self, pick: int) -> Proxy:

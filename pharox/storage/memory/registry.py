@@ -12,6 +12,7 @@ from projections import ConsumerRow
 
 from ...errors import ConflictError, PoolNotFoundError, ProxyNotFoundError
 from ...events import (
+    BAN_OVER,
     ConsumerRegistered,
     PoolChanged,
     PoolRegistered,
@@ -23,10 +24,9 @@ from ...events import (
 )
 from ...models import Proxy, ProxyPool, ProxyStatus, check_name
 from ..list_import import account_of
-from ..requests import BAN_OVER
 from ..validation import (
-    check_one_pool_each,
     check_ban,
+    check_one_pool_each,
     check_reason,
     check_status,
     checked_model,
@@ -167,7 +167,9 @@ def end_bans(state: State, pool_ids: Iterable[UUID], now: datetime) -> None:
     for pool_id in sorted(pool_ids):
         for proxy_id in state.pools[pool_id].bans_over(now):
             proxy = state.proxy(proxy_id)
-            status = ProxyStatus(state.availability(pool_id, proxy_id).returns_to)
+            status = ProxyStatus(
+                state.availability(pool_id, proxy_id).returns_to or ProxyStatus.ACTIVE
+            )
             changed = proxy.model_copy(update={"status": status})
             _change(state, changed, proxy, now, reason=BAN_OVER)
 
@@ -253,9 +255,11 @@ def _save_proxy(state: State, proxy: Proxy, *, change: bool) -> bool:
         )
         return True
     if change and not _is_same(proxy, earlier):
-        row, end = state.availability(proxy.pool_id, proxy.id), {}
+        row = state.availability(proxy.pool_id, proxy.id)
+        end: dict[str, Any] = {}
         if row.banned_until is not None and proxy.status is ProxyStatus.BANNED:
-            end = {"until": row.banned_until, "returns_to": ProxyStatus(row.returns_to)}
+            returns_to = ProxyStatus(row.returns_to or ProxyStatus.ACTIVE)
+            end = {"until": row.banned_until, "returns_to": returns_to}
         _change(state, proxy, earlier, **end)
     return False
 

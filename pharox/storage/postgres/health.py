@@ -153,6 +153,7 @@ def _check_row(check: Observation, source: str | None) -> dict[str, Any]:
         "reachable": check.reachable,
         "counts": check.counts,
         "latency_ms": result.latency_ms,
+        "exit_ip": result.exit_ip,
         "checked_at": result.checked_at.isoformat(),
         "data": data,
     }
