@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ..failures import CheckFailedError
 from ..models.text import normal_ip
 from .answers import Headers, PlainBody
-from ..failures import CheckFailedError
 
 MAX_BYTES = 8192
 """How much of a body, unpacked, is looked at; a longer one has no address."""

@@ -291,7 +291,7 @@ def test_tasks_ban_for_a_time_too() -> None:
         storage = AsyncInMemoryStorage()
         pool = ProxyPool(name="pool")
         await storage.save_pool(pool)
-        proxy = Proxy(host="h.example", port=1, protocol="http", pool_id=pool.id)  # type: ignore[arg-type]
+        proxy = Proxy(host="h.example", port=1, protocol="http", pool_id=pool.id)
         await storage.save_proxy(proxy)
         found = await storage.set_status(proxy.id, BANNED, for_seconds=60)
         assert found.banned_until is not None

@@ -223,7 +223,7 @@ def next_expiry_statement() -> sa.Select[Any]:
 
 @by_schema
 def next_change_statement() -> sa.Select[Any]:
-    """Query the seconds until a lease or rest of the named pool is over, or a rest for a target."""
+    """Query the seconds until a lease, rest or ban of the named pool, or a rest for a target ends."""
 
     def first(column: Any, of_pool: Any, *where: Any) -> Any:
         """Return the next time in a column of a pool's rows."""
@@ -238,6 +238,7 @@ def next_change_statement() -> sa.Select[Any]:
     next_ones = (
         first(leases.c.expires_at, leases.c.pool_id, leases.c.status == text_literal("active")),
         sa.case((lets_rest > sa.literal_column("0"), rests)),
+        first(availability.c.banned_until, availability.c.pool_id),
         first(pair.cools_until, pair.pool_id, pair.target == parameter("target")),
     )
     left = sa.extract("epoch", sa.func.least(*next_ones) - now).cast(sa.Double)
