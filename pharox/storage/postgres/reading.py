@@ -223,7 +223,7 @@ def next_expiry_statement() -> sa.Select[Any]:
 
 @by_schema
 def next_change_statement() -> sa.Select[Any]:
-    """Query the seconds until a lease, rest or ban of the named pool, or a rest for a target ends."""
+    """Query the seconds until a lease, rest or ban of a pool ends, or a rest for a target."""
 
     def first(column: Any, of_pool: Any, *where: Any) -> Any:
         """Return the next time in a column of a pool's rows."""
