@@ -64,6 +64,7 @@ ASKS: dict[str, Callable[[ProxyManager, Proxy], object]] = {
     "batch": lambda manager, _: getattr(
         manager.storage.run_batch([AcquireRequest("pool", "worker")])[0], "lease", None
     ),
+    "target": lambda manager, _: manager.acquire_proxy("pool", target="shop.example"),
     "round_robin": lambda manager, _: manager.acquire_proxy(
         "pool", selector=SelectorStrategy.ROUND_ROBIN
     ),

@@ -45,9 +45,21 @@ def run_batch(state: State, commands: Sequence[Command]) -> CommandOutcomes:
 def carry_out(state: State, commands: Sequence[Command]) -> list[Any]:
     """Carry out commands, as ``run_batch`` does. Those that wait may get a ticket instead."""
     now = state.clock()
-    asked = {_pool_of(state, each) for each in commands if not isinstance(each, ReleaseRequest)}
-    end_bans(state, [each for each in asked if each is not None], now)
-    expired = _take_back(state, commands, now)
+    asking = [each for each in commands if not isinstance(each, ReleaseRequest)]
+    asked = {_pool_of(state, each) for each in asking}
+    pool_ids = sorted(each for each in asked if each is not None)
+    expired: dict[UUID, Sequence[EndedLease]] = {}
+    if len(commands) > 1 and any(map(_has_predicate, commands)):
+        # PostgreSQL prepares such a batch by a commit for each pool.
+        for command in asking:
+            consumer_id(state, command.consumer_name, now=now)
+        with_stats = any(command.with_stats for command in commands)
+        for pool_id in pool_ids:
+            end_bans(state, [pool_id], now)
+            expired |= expire(state, [pool_id], now, with_stats=with_stats)
+            remove_drained(state)
+    end_bans(state, pool_ids, now)
+    expired |= _take_back(state, commands, now)
     outcomes: list[Any] = [None] * len(commands)
     order = batch_order(commands)
     if any(map(_has_predicate, commands)):
