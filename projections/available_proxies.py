@@ -8,6 +8,9 @@ costs the same in a pool of a hundred and of a million.
 
 LOWEST_LATENCY orders by ``latency_ms``. ``streak`` counts consecutive successful health
 checks, or failed ones as a negative number, since a person last set the status.
+
+A ban with an end has ``banned_until`` and ``returns_to``, the status that follows it. The end is
+an event of its own, so the index on it finds what is due, as that on leases does.
 """
 
 from __future__ import annotations
@@ -51,6 +54,8 @@ class Availability:
     streak: int
     rests_until: datetime | None
     drains: bool | None
+    banned_until: datetime | None
+    returns_to: str | None
 
 
 RANK = """
@@ -75,6 +80,8 @@ available_proxies = sa.Table(
     sa.Column("streak", sa.Integer, nullable=False),
     sa.Column("rests_until", sa.DateTime(timezone=True)),
     sa.Column("drains", sa.Boolean),
+    sa.Column("banned_until", sa.DateTime(timezone=True)),
+    sa.Column("returns_to", sa.Text),
     sa.Column("lease_rank", sa.SmallInteger, sa.Computed(RANK.strip(), persisted=True)),
     sa.PrimaryKeyConstraint("proxy_id", "pool_id"),
     sa.CheckConstraint("status IN ('active', 'inactive', 'slow', 'banned')", name="status"),
@@ -116,6 +123,12 @@ sa.Index(
     available_proxies.c.proxy_id,
     postgresql_where=_RANKED,
 )
+sa.Index(
+    "ix_available_proxies_banned",
+    available_proxies.c.pool_id,
+    available_proxies.c.banned_until,
+    postgresql_where=available_proxies.c.banned_until.is_not(None),
+)
 
 
 class AvailableProxies(Projection):
@@ -145,6 +158,8 @@ class AvailableProxies(Projection):
                     0,
                     None,
                     None,
+                    None,
+                    None,
                 )
             case ProxyChanged() | HealthChecked(applied=True):
                 row = state[event.proxy_id, event.pool_id]
@@ -158,6 +173,8 @@ class AvailableProxies(Projection):
                         row.latency_ms = event.mean_latency_ms
                 else:
                     row.drains = event.drains or None
+                    row.banned_until = event.until
+                    row.returns_to = event.returns_to and event.returns_to.value
                     if event.before.status is not event.after.status:
                         row.streak = 0
             case ProxyRemoved():
@@ -211,6 +228,14 @@ def _count_leases(events: Events) -> UpdateBase:
     )
 
 
+_LAST_CHANGE: dict[str, tuple[str, Any]] = {
+    "drains": ("drains", sa.Boolean),
+    "banned_until": ("until", sa.DateTime(timezone=True)),
+    "returns_to": ("returns_to", sa.Text),
+}
+"""What the last ProxyChanged says, or does not: each column with its name in the event."""
+
+
 def _change(events: Events) -> UpdateBase:
     checked_at = fact(events, "checked_at", sa.DateTime(timezone=True))
     checked = of_type(events, "HealthChecked")
@@ -232,7 +257,10 @@ def _change(events: Events) -> UpdateBase:
             last(events, mean, mean.is_not(None)).label("latency_ms"),
             last(events, streak, sa.or_(checked, decided)).label("streak"),
             sa.func.bool_or(changed).label("is_changed"),
-            last(events, fact(events, "drains", sa.Boolean), changed).label("drains"),
+            *(
+                last(events, fact(events, name, type_), changed).label(column)
+                for column, (name, type_) in _LAST_CHANGE.items()
+            ),
         )
         .where(
             of_type(events, "ProxyChanged", "HealthChecked"),
@@ -250,9 +278,12 @@ def _change(events: Events) -> UpdateBase:
             latency_ms=sa.func.coalesce(newest.c.latency_ms, available_proxies.c.latency_ms),
             probed_at=sa.func.coalesce(newest.c.probed_at, available_proxies.c.probed_at),
             streak=sa.func.coalesce(newest.c.streak, available_proxies.c.streak),
-            drains=sa.case(
-                (newest.c.is_changed, newest.c.drains), else_=available_proxies.c.drains
-            ),
+            **{
+                column: sa.case(
+                    (newest.c.is_changed, newest.c[column]), else_=available_proxies.c[column]
+                )
+                for column in _LAST_CHANGE
+            },
         )
         .where(
             available_proxies.c.pool_id == newest.c.pool_id,

@@ -2,8 +2,9 @@
 
 It is separate from ``available_proxies`` because that table is updated twice per
 lease and should stay narrow. This one is updated when a person changes
-something. The index on host and port finds a proxy by its identity. The index on ids
-finds the next page of a pool.
+something, and when a health check finds another ``exit_ip``: the address from which a
+target saw the proxy. The index on host and port finds a proxy by its identity. The index
+on ids finds the next page of a pool.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     Double,
@@ -23,12 +25,24 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
+    select,
+    update,
 )
 from sqlalchemy.sql.dml import UpdateBase
 
-from pharox.events import EventBase, ProxyDescribed, ProxyRemoved
+from pharox.events import EventBase, HealthChecked, ProxyDescribed, ProxyRemoved
 
-from .base import Events, Fold, Projection, delete_proxies, keep_last, metadata, of_type
+from .base import (
+    Events,
+    Fold,
+    Projection,
+    delete_proxies,
+    fact,
+    keep_last,
+    last,
+    metadata,
+    of_type,
+)
 
 
 @dataclass(slots=True)
@@ -48,6 +62,7 @@ class ProxyRow:
     longitude: float | None
     isp: str | None
     asn: int | None
+    exit_ip: str | None
 
 
 proxies = Table(
@@ -66,6 +81,7 @@ proxies = Table(
     Column("longitude", Double),
     Column("isp", Text),
     Column("asn", BigInteger),
+    Column("exit_ip", Text),
     PrimaryKeyConstraint("id", "pool_id"),
     CheckConstraint("port BETWEEN 1 AND 65535", name="port"),
     Index("ix_proxies_identity", "pool_id", "host", "port", "protocol"),
@@ -98,6 +114,7 @@ class Proxies(Projection):
     def apply(self, state: dict[Any, ProxyRow], event: EventBase) -> None:
         match event:
             case ProxyDescribed():
+                known = state.get((event.proxy_id, event.pool_id))
                 state[event.proxy_id, event.pool_id] = ProxyRow(
                     event.proxy_id,
                     event.pool_id,
@@ -112,13 +129,17 @@ class Proxies(Projection):
                     event.longitude,
                     event.isp,
                     event.asn,
+                    None if known is None else known.exit_ip,
                 )
+            case HealthChecked(applied=True) if event.exit_ip is not None:
+                state[event.proxy_id, event.pool_id].exit_ip = event.exit_ip
             case ProxyRemoved():
                 del state[event.proxy_id, event.pool_id]
 
     def folds(self) -> tuple[Fold, ...]:
         return (
             Fold(frozenset({"ProxyRegistered", "ProxyChanged"}), _describe),
+            Fold(frozenset({"HealthChecked"}), _see_exits),
             Fold(frozenset({"ProxyRemoved"}), _remove),
         )
 
@@ -126,6 +147,32 @@ class Proxies(Projection):
 def _describe(events: Events) -> UpdateBase:
     ours = of_type(events, "ProxyRegistered", "ProxyChanged")
     return keep_last(events, proxies, _DESCRIBED, ours)
+
+
+def _see_exits(events: Events) -> UpdateBase:
+    exit_ip = fact(events, "exit_ip", Text)
+    newest = (
+        select(
+            events.c.pool_id,
+            events.c.proxy_id,
+            last(events, exit_ip).label("exit_ip"),
+        )
+        .where(
+            of_type(events, "HealthChecked"),
+            exit_ip.is_not(None),
+            fact(events, "applied", Boolean),
+        )
+        .group_by(events.c.pool_id, events.c.proxy_id)
+        .subquery("newest")
+    )
+    return (
+        update(proxies)
+        .values(exit_ip=newest.c.exit_ip)
+        .where(
+            proxies.c.pool_id == newest.c.pool_id,
+            proxies.c.id == newest.c.proxy_id,
+        )
+    )
 
 
 def _remove(events: Events) -> UpdateBase:

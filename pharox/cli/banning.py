@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import unquote
+from uuid import UUID
 
 import typer
 
 from ..errors import PharoxError, ProxyNotFoundError
 from ..models import Proxy, ProxyStatus
 from ..models.text import escape_unprintable, url_of, without_secrets
+from .checking import duration_of
 from .describing import counted
 from .session import ledger
-from .showing import AsJson, print_json
+from .showing import AsJson, in_utc, print_json
 
 if TYPE_CHECKING:
     from ..history.sealed_log import Beginning
@@ -37,16 +39,31 @@ Reason = Annotated[str | None, typer.Option(metavar="TEXT", help="The reason, fo
 
 
 def ban(
-    context: typer.Context, names: Names, *, reason: Reason = None, as_json: AsJson = False
+    context: typer.Context,
+    names: Names,
+    *,
+    duration: Annotated[
+        float | None,
+        typer.Option(
+            "--for",
+            metavar="TIME",
+            parser=duration_of,
+            help="How long, if not until somebody lifts the ban: 30 (seconds), 5m, 2h.",
+        ),
+    ] = None,
+    reason: Reason = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Stop leasing proxies, whatever health checks find."""
+    """Stop leasing proxies, whatever health checks find.
+
+    With --for the ban ends by itself: each gets the status back that it had before.
+    """
     with ledger(context) as storage:
         for found in proxies_named(storage, names):
-            proxy = storage.set_status(found.id, ProxyStatus.BANNED, reason=reason)
-            already = found.status is ProxyStatus.BANNED
-            print_proxy(
-                proxy, f"{'was already banned' if already else 'is banned'}{_held(proxy)}", as_json
+            proxy = storage.set_status(
+                found.id, ProxyStatus.BANNED, reason=reason, for_seconds=duration
             )
+            print_proxy(proxy, f"{_banned(found, proxy)}{_held(proxy)}", as_json)
 
 
 def unban(
@@ -74,6 +91,37 @@ def unban(
 def proxies_named(storage: PostgresStorage, names: Sequence[str]) -> list[Proxy]:
     """Return the proxies with these ids or addresses, each once."""
     return list({proxy.id: proxy for proxy in _each_of(storage, names)}.values())
+
+
+def ids_named(storage: PostgresStorage, pool_name: str, names: Sequence[str]) -> list[UUID]:
+    """Return the ids of a pool's proxies with these ids or addresses: all that are at an address.
+
+    Raises
+    ------
+    ProxyNotFoundError
+        If no proxy of the pool is at an address.
+    """
+    from ..history.sealed_log import beginning  # noqa: PLC0415 - SQLAlchemy takes a while to import
+    from ..storage.validation import id_from_text  # noqa: PLC0415
+
+    pool = storage.get_pool_by_name(pool_name)
+    ids: list[UUID] = []
+    for name in names:
+        if (proxy_id := id_from_text(name)) is not None:
+            ids.append(proxy_id)
+        elif pool is not None:
+            found = _at_address(storage, beginning(storage), name)
+            here = [proxy.id for proxy in found if proxy.pool_id == pool.id]
+            if not here:
+                raise _no_proxy(without_secrets(name), f" in pool {pool_name!r}")
+            ids += here
+    return list(dict.fromkeys(ids))
+
+
+def _no_proxy(shown: str, where: str = "") -> ProxyNotFoundError:
+    return ProxyNotFoundError(
+        f"there is no proxy {shown!r}{where}: give its id, host:port or URL", proxy=shown
+    )
 
 
 def _each_of(storage: PostgresStorage, names: Sequence[str]) -> Iterator[Proxy]:
@@ -115,9 +163,7 @@ def _user_in(address: str) -> str | None:
 def _only(storage: PostgresStorage, name: str, proxies: Sequence[Proxy]) -> Proxy:
     shown = without_secrets(name)
     if not proxies:
-        raise ProxyNotFoundError(
-            f"there is no proxy {shown!r}: give its id, host:port or URL", proxy=shown
-        )
+        raise _no_proxy(shown)
     if len(proxies) > 1:
         pools = {pool.id: pool.name for pool in storage.list_pools()}
         some = [f"{proxy.id} of pool {pools[proxy.pool_id]!r}" for proxy in proxies[:LISTED]]
@@ -141,6 +187,13 @@ def _check_banned(proxies: Sequence[Proxy]) -> None:
             f"not banned: {which}; nothing was changed",
             proxy_ids=tuple(proxy.id for proxy in others),
         )
+
+
+def _banned(before: Proxy, proxy: Proxy) -> str:
+    if proxy.banned_until is not None:
+        return f"is banned until {in_utc(proxy.banned_until)}"
+    was_banned = before.status is ProxyStatus.BANNED and before.banned_until is None
+    return "was already banned" if was_banned else "is banned"
 
 
 def _held(proxy: Proxy) -> str:

@@ -103,9 +103,11 @@ def lasting(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60} s"
 
 
-def shown_status(status: str, *, drains: bool) -> str:
+def shown_status(status: str, *, drains: bool, until: datetime | None = None) -> str:
     """Return a proxy's status as a list shows it: a draining proxy is not just banned."""
-    return "draining" if drains else status
+    if drains:
+        return "draining"
+    return status if until is None else f"{status} until {in_utc(until)}"
 
 
 def clock(moment: datetime) -> str:
@@ -134,7 +136,8 @@ def _sentence(event: events.Event, pool: str, proxy: str) -> str:  # noqa: PLR09
             what = _moved(event.before, event.after) or "its description"
             if event.drains:
                 return f"{proxy} drains: it leaves with its last lease{_because(event.reason)}"
-            return f"{proxy} was changed: {what}{_because(event.reason)}"
+            until = "" if event.until is None else f", until {in_utc(event.until)}"
+            return f"{proxy} was changed: {what}{until}{_because(event.reason)}"
         case events.ProxyRemoved():
             return f"{proxy} left pool {pool}"
         case events.LeaseAcquired():
@@ -297,6 +300,8 @@ def _checked(event: events.HealthChecked) -> str:
     found = [event.status.value]
     if event.latency_ms is not None and event.reachable:
         found.append(f"{event.latency_ms} ms")
+    if event.exit_ip is not None:
+        found.append(f"seen as {event.exit_ip}")
     if event.status_code is not None:
         found.append(f"HTTP {event.status_code}")
     if not (event.reachable or event.error):

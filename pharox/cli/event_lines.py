@@ -44,7 +44,7 @@ _ATTRIBUTES = {
     "PoolChanged": _POOL,
     "ConsumerRegistered": ("consumer_id",),
     "ProxyRegistered": ("country", "city", "isp", "source"),
-    "ProxyChanged": ("country", "city", "isp", "source", "reason", "drains"),
+    "ProxyChanged": ("country", "city", "isp", "source", "reason", "drains", "until", "returns_to"),
     "LeaseAcquired": ("expires_at", "target", *_ASKED),
     "LeaseRenewed": ("expires_at", "reason"),
     "LeaseReleased": ("reason", "rests_until"),
@@ -66,7 +66,7 @@ _ATTRIBUTES = {
     "TargetTroubled": ("target", "proxies", "failed"),
     "TargetRecovered": ("target",),
     "CursorMoved": ("selector",),
-    "HealthChecked": ("latency_ms", "status_code", "failure", "error", "lease_ids"),
+    "HealthChecked": ("latency_ms", "status_code", "exit_ip", "failure", "error", "lease_ids"),
 }
 _PLAIN = re.compile(r"[^\s\"=]+")
 

@@ -10,13 +10,22 @@ of the caller's it is kept, and the next attempt prints it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
 
-from ..errors import PharoxError, ProxyUnavailableError
-from ..models import Lease, LeaseStatus, MissReason, ProxyProtocol, SelectorStrategy
+from ..errors import InvalidInputError, PharoxError, ProxyUnavailableError
+from ..models import (
+    Lease,
+    LeaseStatus,
+    MissReason,
+    ProxyFilters,
+    ProxyProtocol,
+    SelectorStrategy,
+)
+from .banning import ids_named
 from .checking import checked_filters, duration_of
 from .session import ledger
 from .showing import AsJson, in_utc, print_json
@@ -54,8 +63,13 @@ _Duration = Annotated[
     ),
 ]
 Selector = Annotated[SelectorStrategy, typer.Option(help="How to choose among the free proxies.")]
-ProxyId = Annotated[
-    list[UUID] | None, typer.Option("--proxy", metavar="UUID", help="Only the proxy with this id.")
+ProxyNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--proxy",
+        metavar="PROXY",
+        help="Only the proxy with this id, or those at this host:port or URL; may be repeated.",
+    ),
 ]
 Host = Annotated[
     list[str] | None, typer.Option(metavar="HOST", help="Only proxies at this name or address.")
@@ -96,6 +110,22 @@ Wait = Annotated[
 ]
 
 
+class Wanted:
+    """Which proxies may be leased, by the options of a command."""
+
+    def __init__(self, *, proxy: Sequence[str] | None, **others: Sequence[Any] | None) -> None:
+        self._filters = checked_filters(**others)
+        self._proxies, self._others = proxy, others
+        if proxy and "" in proxy:
+            raise InvalidInputError("--proxy needs a value")
+
+    def filters(self, storage: PostgresStorage, pool: str) -> ProxyFilters | None:
+        """Return the filters, for proxies of this pool; addresses are looked up."""
+        if not self._proxies:
+            return self._filters
+        return checked_filters(proxy_id=ids_named(storage, pool, self._proxies), **self._others)
+
+
 def missed(pool: str, acquisition: Acquisition) -> ProxyUnavailableError:
     """Return the error for an acquisition that found nothing."""
     reason, waited_ms = acquisition.miss_reason, acquisition.waited_ms
@@ -112,7 +142,7 @@ def acquire(
     consumer: Consumer = "default",
     duration: _Duration = 300,
     selector: Selector = SelectorStrategy.FIRST_AVAILABLE,
-    proxy_id: ProxyId = None,
+    proxy: ProxyNames = None,
     host: Host = None,
     protocol: Protocol = None,
     country: Country = None,
@@ -132,8 +162,8 @@ def acquire(
     """
     from ..storage.requests import AcquireRequest  # noqa: PLC0415 - SQLAlchemy takes a while to import
 
-    filters = checked_filters(
-        proxy_id=proxy_id,
+    wanted = Wanted(
+        proxy=proxy,
         host=host,
         protocol=protocol,
         country=country,
@@ -142,17 +172,17 @@ def acquire(
         isp=isp,
         asn=asn,
     )
-    request = AcquireRequest(
-        pool,
-        consumer,
-        duration,
-        filters,
-        selector,
-        lease_id=lease_id,
-        wait_seconds=wait,
-        target=target,
-    )
     with ledger(context) as storage:
+        request = AcquireRequest(
+            pool,
+            consumer,
+            duration,
+            wanted.filters(storage, pool),
+            selector,
+            lease_id=lease_id,
+            wait_seconds=wait,
+            target=target,
+        )
         acquisition = storage.acquire_lease(request)
         if acquisition.lease is None:
             raise missed(pool, acquisition)

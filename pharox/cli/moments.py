@@ -56,7 +56,11 @@ def _row(proxy: ProxyMoment) -> tuple[object, ...]:
     return (
         proxy.proxy.id,
         proxy.address,
-        shown_status(availability.status, drains=bool(availability.drains)),
+        shown_status(
+            availability.status,
+            drains=bool(availability.drains),
+            until=availability.banned_until,
+        ),
         availability.current_leases,
         availability.max_concurrency,
         proxy.proxy.country,

@@ -6,8 +6,10 @@ All named proxies are looked up before any is changed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from enum import StrEnum
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +24,7 @@ from .describing import counted, shown_status
 from .once import Commands, OnceGroup
 from .pools import named
 from .session import ledger
-from .showing import AsJson, print_json, print_table
+from .showing import PAGE, AsJson, in_utc, print_json, print_table
 
 if TYPE_CHECKING:
     from ..storage.postgres import PostgresStorage
@@ -31,6 +33,20 @@ Force = Annotated[
     bool, typer.Option("--force", help="Remove leased proxies too, and end their leases.")
 ]
 Text = Annotated[str | None, typer.Option(metavar="TEXT", help="Its new value; '' for none.")]
+
+
+class Shared(StrEnum):
+    """What several proxies may share."""
+
+    EXIT_IP = "exit_ip"
+
+
+_IF_ANY: dict[str, Callable[[Proxy], object]] = {
+    "rests until": lambda proxy: proxy.rests_until and in_utc(proxy.rests_until),
+    "banned until": lambda proxy: proxy.banned_until and in_utc(proxy.banned_until),
+    "exit": lambda proxy: proxy.exit_ip,
+}
+"""Columns of the list that are shown if a proxy has a value."""
 
 
 class _ListByDefault(OnceGroup):
@@ -54,34 +70,92 @@ app = Commands(
 def list_proxies(
     context: typer.Context,
     pool: Annotated[str, typer.Argument(metavar="POOL", help="The pool's name.")],
+    resting: Annotated[
+        bool, typer.Option("--resting", help="Only those that rest, or whose ban ends by itself.")
+    ] = False,
+    duplicates: Annotated[
+        Shared | None,
+        typer.Option(help="List the groups of proxies that share this instead."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List a pool's proxies, without their credentials."""
+    """List a pool's proxies, without their credentials.
+
+    When a rest or a ban ends, and the address from which targets see a proxy, are shown if one of
+    the first thousand has such.
+    """
     with rare_collections(), ledger(context) as storage:
         listed = storage.iter_proxies(named(storage, pool).id, with_credentials=False)
-        if as_json:
+        if resting:
+            listed = (proxy for proxy in listed if proxy.rests_until or proxy.banned_until)
+        if duplicates is not None:
+            _list_duplicates(listed, as_json)
+        elif as_json:
             for proxy in listed:
                 print_json(proxy.model_dump(mode="json", exclude={"credentials"}), flush=False)
             sys.stdout.flush()
-            return
-        print_table(
-            ("id", "url", "status", "leases", "limit", "country", "city", "asn", "isp", "source"),
+        else:
+            _list(listed)
+
+
+def _list(listed: Iterator[Proxy]) -> None:
+    first = list(islice(listed, PAGE))
+    shown = {
+        name: value_of
+        for name, value_of in _IF_ANY.items()
+        if any(value_of(proxy) is not None for proxy in first)
+    }
+    print_table(
+        (
+            *("id", "url", "status", "leases", "limit", *shown),
+            *("country", "city", "asn", "isp", "source"),
+        ),
+        (
             (
-                (
-                    proxy.id,
-                    proxy.url,
-                    shown_status(proxy.status, drains=proxy.draining),
-                    proxy.current_leases,
-                    proxy.max_concurrency,
-                    proxy.country,
-                    proxy.city,
-                    proxy.asn,
-                    proxy.isp,
-                    proxy.source,
-                )
-                for proxy in listed
-            ),
-        )
+                proxy.id,
+                proxy.url,
+                shown_status(proxy.status, drains=proxy.draining),
+                proxy.current_leases,
+                proxy.max_concurrency,
+                *(value_of(proxy) for value_of in shown.values()),
+                proxy.country,
+                proxy.city,
+                proxy.asn,
+                proxy.isp,
+                proxy.source,
+            )
+            for proxy in chain(first, listed)
+        ),
+    )
+
+
+def _list_duplicates(listed: Iterator[Proxy], as_json: bool) -> None:
+    """Print the groups of proxies that share an exit, ordered by their addresses."""
+    groups: dict[str, list[Proxy]] = {}
+    for proxy in listed:
+        if proxy.exit_ip is not None:
+            groups.setdefault(proxy.exit_ip, []).append(proxy)
+    shared = [(ip, group) for ip, group in sorted(groups.items()) if len(group) > 1]
+    if as_json:
+        for exit_ip, group in shared:
+            members = [{"id": str(proxy.id), "url": proxy.url} for proxy in group]
+            print_json({"exit_ip": exit_ip, "proxies": members}, flush=False)
+        sys.stdout.flush()
+        return
+    print_table(
+        ("exit", "id", "url", "status", "source"),
+        (
+            (
+                exit_ip,
+                proxy.id,
+                proxy.url,
+                shown_status(proxy.status, drains=proxy.draining),
+                proxy.source,
+            )
+            for exit_ip, group in shared
+            for proxy in group
+        ),
+    )
 
 
 @app.command("set")

@@ -22,7 +22,7 @@ import typer
 from ..effects import call, run
 from ..errors import InvalidInputError
 from ..models import Lease, LostEventPayload, SelectorStrategy
-from .checking import checked_filters, duration_of
+from .checking import duration_of
 from .failing import TRY_AGAIN
 from .leasing import (
     Asn,
@@ -33,11 +33,12 @@ from .leasing import (
     Isp,
     Pool,
     Protocol,
-    ProxyId,
+    ProxyNames,
     Selector,
     Source,
     Target,
     Wait,
+    Wanted,
     missed,
 )
 from .session import ledger
@@ -68,7 +69,7 @@ def run_command(
         ),
     ] = 60,
     selector: Selector = SelectorStrategy.FIRST_AVAILABLE,
-    proxy_id: ProxyId = None,
+    proxy: ProxyNames = None,
     host: Host = None,
     protocol: Protocol = None,
     country: Country = None,
@@ -89,8 +90,8 @@ def run_command(
     from ..manager.keeper import lost_error  # noqa: PLC0415
     from ..manager.leasing import AcquireArguments  # noqa: PLC0415
 
-    filters = checked_filters(
-        proxy_id=proxy_id,
+    wanted = Wanted(
+        proxy=proxy,
         host=host,
         protocol=protocol,
         country=country,
@@ -109,7 +110,7 @@ def run_command(
             pool,
             consumer,
             duration,  # type: ignore[arg-type] # 0.11.0's parameters say int
-            filters,
+            wanted.filters(storage, pool),
             selector,
             keep_alive=True,
             wait_seconds=wait,

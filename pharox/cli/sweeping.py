@@ -80,6 +80,14 @@ _ExpectHeader = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME[: VALUE]", help="A header of a good answer; may be repeated."),
 ]
+_ExitIpFrom = Annotated[
+    str | None,
+    typer.Option(
+        metavar="body|json:FIELD",
+        help="Where the answer has the address that it saw: the whole body, or a field of its "
+        "JSON, such as json:origin. It is recorded as the proxy's exit.",
+    ),
+]
 _Slow = Annotated[int, typer.Option(metavar="MS", help="A proxy that takes longer is SLOW.")]
 _StaleAfter = Annotated[
     float | None,
@@ -127,6 +135,7 @@ def sweep(
     expect: _Expect = None,
     expect_text: _ExpectText = None,
     expect_header: _ExpectHeader = None,
+    exit_ip_from: _ExitIpFrom = None,
     slow: _Slow = _OPTIONS.slow_threshold_ms,
     stale_after: _StaleAfter = None,
     status: _Status = None,
@@ -150,6 +159,7 @@ def sweep(
         slow_threshold_ms=slow,
         expected_text=expect_text,
         expected_headers=_headers(expect_header or ()),
+        exit_ip_from=exit_ip_from,
     )
     interval = None if every is None else timedelta(seconds=every)
     age = None if stale_after is None else timedelta(seconds=stale_after)

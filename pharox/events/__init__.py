@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .types import (
+    BAN_OVER,
     ENDED_STATUS,
     ENVELOPE,
     VERSIONS,
@@ -40,6 +41,7 @@ from .types import (
 )
 
 __all__ = [
+    "BAN_OVER",
     "ENDED_STATUS",
     "ENVELOPE",
     "VERSIONS",

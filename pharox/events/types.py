@@ -181,13 +181,16 @@ class ProxyChanged(ProxyDescribed):
     """A person changed a proxy's description, capacity or status; ``reason`` may say why.
 
     With ``drains`` the proxy is BANNED, and is removed when its last lease ends, unless a later
-    change comes first.
+    change comes first. With ``until`` the ban is over then: whoever notices records it as a
+    change to the status ``returns_to``, for the reason "ban over".
     """
 
     type: Literal["ProxyChanged"] = "ProxyChanged"
     before: ProxyState
     reason: str | None = None
     drains: bool = False
+    until: UtcDatetime | None = None
+    returns_to: ProxyStatus | None = None
 
 
 class ProxyRemoved(_ProxyEvent):
@@ -391,7 +394,8 @@ class HealthChecked(_ProxyEvent):
     proxy thereby becomes unleasable, ``lease_ids`` has the leases held on it.
     ``streak`` is the number of consecutive results like this one, negative for
     failures. ``mean_latency_ms`` is the latency that LOWEST_LATENCY uses from now on, or
-    None if this result has none. ``source`` says who provided the proxy.
+    None if this result has none. ``source`` says who provided the proxy. ``exit_ip`` is
+    the address from which the target saw the proxy, if it is not the one that was known.
     """
 
     type: Literal["HealthChecked"] = "HealthChecked"
@@ -411,6 +415,7 @@ class HealthChecked(_ProxyEvent):
     streak: int = 0
     lease_ids: tuple[UUID, ...] = ()
     source: str | None = None
+    exit_ip: str | None = None
 
 
 class CheckGroup(_Fact):
@@ -438,7 +443,8 @@ class ProxiesChecked(EventBase):
     Each takes a tenth of the space of a :class:`HealthChecked`; :meth:`checks` returns
     them as such. The values of single checks are in arrays parallel to
     ``proxy_ids``: ``group`` is the index of the check's group, and ``age_us`` is how many
-    microseconds before ``checked_at`` the check was made.
+    microseconds before ``checked_at`` the check was made. ``exit_ip`` is None if no check
+    found another exit.
     """
 
     MOST: ClassVar[int] = 500
@@ -453,10 +459,13 @@ class ProxiesChecked(EventBase):
     latency_ms: tuple[int | None, ...]
     mean_latency_ms: tuple[int | None, ...]
     streak: tuple[int, ...]
+    exit_ip: tuple[str | None, ...] | None = None
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
-        arrays = (getattr(self, name) for name in _CHECK_ARRAYS)
+        arrays = [getattr(self, name) for name in _CHECK_ARRAYS]
+        if self.exit_ip is not None:
+            arrays.append(self.exit_ip)
         if any(len(array) != len(self.proxy_ids) for array in arrays):
             raise ValueError("an array differs in length from proxy_ids")
         if any(not 0 <= number < len(self.groups) for number in self.group):
@@ -468,6 +477,7 @@ class ProxiesChecked(EventBase):
         """Return the fields of an event with these checks, which must not change a status."""
         groups: dict[CheckGroup, int] = {}
         latest = max(check.checked_at for check in checks)
+        exits = tuple(check.exit_ip for check in checks)
         numbers = tuple(groups.setdefault(_group_of(check), len(groups)) for check in checks)
         return {
             "proxy_ids": tuple(check.proxy_id for check in checks),
@@ -477,6 +487,7 @@ class ProxiesChecked(EventBase):
             "age_us": tuple((latest - check.checked_at) // _MICROSECOND for check in checks),
             "leases": tuple(check.before.leases for check in checks),
             **{name: tuple(getattr(check, name) for check in checks) for name in _MEASURED},
+            "exit_ip": exits if any(exits) else None,
         }
 
     def checks(self) -> tuple[HealthChecked, ...]:
@@ -506,6 +517,7 @@ class ProxiesChecked(EventBase):
                 "after": state,
                 "checked_at": self.checked_at - self.age_us[place] * _MICROSECOND,
                 **{name: getattr(self, name)[place] for name in _MEASURED},
+                "exit_ip": self.exit_ip and self.exit_ip[place],
             },
         )
 
@@ -532,6 +544,9 @@ def _group_of(check: HealthChecked) -> CheckGroup:
         CheckGroup, {**fields, "stays": state.status, "max_concurrency": state.max_concurrency}
     )
 
+
+BAN_OVER = "ban over"
+"""The reason of the ``ProxyChanged`` with which a ban ends by itself."""
 
 Event = Annotated[
     PoolRegistered

@@ -36,40 +36,36 @@ def check_headers(headers: Headers, expected: Mapping[str, str | None]) -> None:
             raise _unexpected(f"the answer's header {name} has another value")
 
 
-class TextSearch:
-    """Searches a text in a body that arrives in pieces.
+class PlainBody:
+    """A body that arrives in pieces, unpacked up to a number of bytes.
 
     Parameters
     ----------
-    text:
-        The text to search for.
     headers:
-        The response's headers, which name its character set and compression.
+        The response's headers, which name its compression.
     max_bytes:
-        How far to search; a compressed body is unpacked up to this size.
+        How much of it to unpack.
     """
 
-    def __init__(self, text: str, headers: Headers, max_bytes: int) -> None:
-        self._text, self._left, self._max_bytes = text, max_bytes, max_bytes
-        self._decoder = codecs.getincrementaldecoder(_codec_of(headers))("replace")
+    def __init__(self, headers: Headers, max_bytes: int) -> None:
+        self._left, self._max_bytes = max_bytes, max_bytes
         self._unpacker = _unpacker_of(headers)
-        self._found, self._kept = False, ""
 
-    def feed(self, piece: bytes) -> None:
-        """Search the next piece, together with the end of the piece before it."""
-        if self._found or self._left == 0:
-            return
+    @property
+    def seen(self) -> int:
+        """How many bytes have been unpacked."""
+        return self._max_bytes - self._left
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more is unpacked."""
+        return self._left == 0
+
+    def plain(self, piece: bytes) -> bytes:
+        """Return the next piece, unpacked."""
         plain = self._unpacked(piece)[: self._left]
         self._left -= len(plain)
-        seen = self._kept + self._decoder.decode(plain)
-        self._found = self._text in seen
-        self._kept = seen[max(0, len(seen) - len(self._text) + 1) :]
-
-    def check(self) -> None:
-        """Raise :class:`CheckFailedError` if the text was not found."""
-        if not self._found:
-            looked_at = self._max_bytes - self._left
-            raise _unexpected(f"the answer lacks the expected text in its first {looked_at} bytes")
+        return plain
 
     def _unpacked(self, piece: bytes) -> bytes:
         if self._unpacker is None:
@@ -96,6 +92,40 @@ class TextSearch:
             return self._unpacker.decompress(piece, most)
         except zlib.error as error:
             raise _unexpected("the answer's body cannot be decompressed") from error
+
+
+class TextSearch:
+    """Searches a text in a body that arrives in pieces.
+
+    Parameters
+    ----------
+    text:
+        The text to search for.
+    headers:
+        The response's headers, which name its character set and compression.
+    max_bytes:
+        How far to search; a compressed body is unpacked up to this size.
+    """
+
+    def __init__(self, text: str, headers: Headers, max_bytes: int) -> None:
+        self._text, self._body = text, PlainBody(headers, max_bytes)
+        self._decoder = codecs.getincrementaldecoder(_codec_of(headers))("replace")
+        self._found, self._kept = False, ""
+
+    def feed(self, piece: bytes) -> None:
+        """Search the next piece, together with the end of the piece before it."""
+        if self._found or self._body.is_full:
+            return
+        seen = self._kept + self._decoder.decode(self._body.plain(piece))
+        self._found = self._text in seen
+        self._kept = seen[max(0, len(seen) - len(self._text) + 1) :]
+
+    def check(self) -> None:
+        """Raise :class:`CheckFailedError` if the text was not found."""
+        if not self._found:
+            raise _unexpected(
+                f"the answer lacks the expected text in its first {self._body.seen} bytes"
+            )
 
 
 def _unexpected(message: str) -> CheckFailedError:

@@ -39,6 +39,7 @@ from ..models import (
     ProxyStatus,
 )
 from .answers import TextSearch, check_headers
+from .exits import ExitSearch
 
 MAX_REDIRECTS = 20
 
@@ -110,6 +111,7 @@ class _Finding:
     status_code: int | None = None
     latency_ms: int = 0
     failure: Failure | None = None
+    exit_ip: str | None = None
 
 
 @dataclass(slots=True)
@@ -252,7 +254,7 @@ async def _fetch(route: _Route, options: HealthCheckOptions, finding: _Finding) 
             finding.status_code = answer.status_code
             location = _next_of(answer, options)
             if location is None:
-                await _judge(answer, options)
+                await _judge(answer, options, finding)
                 return
             await _read(answer, options.max_body_bytes)
         finally:
@@ -276,7 +278,7 @@ def _headers(url: httpx.URL, options: HealthCheckOptions) -> httpx.Headers:
     if url.userinfo:
         login = b64encode(f"{url.username}:{url.password}".encode()).decode()
         headers["Authorization"] = f"Basic {login}"
-    if options.expected_text is not None:
+    if options.expected_text is not None or options.exit_ip_from is not None:
         headers["Accept-Encoding"] = "identity"
     headers.update(options.headers)
     return headers
@@ -289,10 +291,10 @@ def _next_of(answer: _Answer, options: HealthCheckOptions) -> str | None:
     return answer.location if leads_on and not is_final else None
 
 
-async def _judge(answer: _Answer, options: HealthCheckOptions) -> None:
+async def _judge(answer: _Answer, options: HealthCheckOptions, finding: _Finding) -> None:
     code = answer.status_code
     if code in options.expected_status_codes:
-        await _judge_content(answer, options)
+        await _judge_content(answer, options, finding)
     elif code == httpx.codes.PROXY_AUTHENTICATION_REQUIRED:
         raise CheckFailedError(CheckFailure.PROXY_AUTHENTICATION, "the answer is 407")
     else:
@@ -302,26 +304,31 @@ async def _judge(answer: _Answer, options: HealthCheckOptions) -> None:
         )
 
 
-async def _judge_content(answer: _Answer, options: HealthCheckOptions) -> None:
-    """Check that the response is the target's own, and complete."""
+async def _judge_content(answer: _Answer, options: HealthCheckOptions, finding: _Finding) -> None:
+    """Check that the response is the target's own, and complete, and look for the exit in it."""
     check_headers(answer.headers, options.expected_headers)
-    if options.expected_text is None:
-        await _read(answer, options.max_body_bytes)
-        return
-    search = TextSearch(options.expected_text, answer.headers, options.max_body_bytes)
-    await _read(answer, options.max_body_bytes, search.feed)
-    search.check()
+    text = exit_ip = None
+    if options.expected_text is not None:
+        text = TextSearch(options.expected_text, answer.headers, options.max_body_bytes)
+    if options.exit_ip_from is not None:
+        exit_ip = ExitSearch(options.exit_ip_from, answer.headers)
+    await _read(
+        answer, options.max_body_bytes, *(each.feed for each in (text, exit_ip) if each is not None)
+    )
+    if text is not None:
+        text.check()
+    if exit_ip is not None:
+        finding.exit_ip = exit_ip.found()
 
 
-async def _read(
-    answer: _Answer, max_bytes: int, look_at: Callable[[bytes], None] = lambda _: None
-) -> None:
+async def _read(answer: _Answer, max_bytes: int, *look_at: Callable[[bytes], None]) -> None:
     """Read the body to its end, or up to the limits of bytes and pieces."""
     if max_bytes == 0:
         return
     pieces = size = 0
     async for piece in answer.body:
-        look_at(piece)
+        for look in look_at:
+            look(piece)
         pieces, size = pieces + 1, size + len(piece)
         if size >= max_bytes or pieces >= MAX_PIECES:
             break
@@ -359,6 +366,7 @@ def _result(
         protocol=proxy.protocol,
         attempts=attempts,
         status_code=finding.status_code,
+        exit_ip=finding.exit_ip,
         failure=finding.failure and finding.failure.kind,
         error_message=finding.failure and finding.failure.message,
     )

@@ -12,9 +12,11 @@ from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, field_validator, 
 
 from ..errors import InvalidInputError
 from .proxy import LEASABLE, ProxyProtocol, ProxyStatus
+from .text import normal_ip
 from .validation import Text, UtcDatetime, utc_now
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_EXIT_FROM = re.compile(r"body|json:[^.\s]{1,200}(\.[^.\s]{1,200}){0,9}")
 _HEADER_VALUE = re.compile(r"([!-~]([ \t!-~]*[!-~])?)?")
 
 
@@ -48,6 +50,17 @@ class HealthCheckResult(BaseModel):
     checked_at: UtcDatetime = Field(default_factory=utc_now)
     error_message: Text | None = None
     failure: CheckFailure | None = None
+    exit_ip: Text | None = Field(
+        default=None, description="The address from which the target saw the proxy, if it told."
+    )
+
+    @field_validator("exit_ip")
+    @classmethod
+    def _exit_is_an_address(cls, value: str | None) -> str | None:
+        found = normal_ip(value)
+        if value is not None and found is None:
+            raise ValueError("an exit is an IP address")
+        return found
 
     @property
     def healthy(self) -> bool:
@@ -114,6 +127,20 @@ class HealthCheckOptions(BaseModel):
         description="Headers that the answer must have; None or an empty text for any value.",
     )
 
+    exit_ip_from: Text | None = Field(
+        default=None,
+        description="Where the answer has the address from which it saw the proxy: 'body' for its "
+        "whole body, or 'json:FIELD' for a field of the JSON object in it, such as 'json:origin' "
+        "or 'json:client.ip'.",
+    )
+
+    @field_validator("exit_ip_from")
+    @classmethod
+    def _exit_can_be_found(cls, value: str | None) -> str | None:
+        if value is not None and not _EXIT_FROM.fullmatch(value):
+            raise ValueError("it is 'body' or 'json:FIELD'; a FIELD within another follows a dot")
+        return value
+
     @field_validator("target_url")
     @classmethod
     def _target_has_a_port(cls, value: AnyHttpUrl) -> AnyHttpUrl:
@@ -143,6 +170,8 @@ class HealthCheckOptions(BaseModel):
 
     @model_validator(mode="after")
     def _text_fits(self) -> Self:
+        if self.exit_ip_from is not None and not self.max_body_bytes:
+            raise ValueError("exit_ip_from needs a body, and max_body_bytes is 0")
         if self.expected_text is not None and len(self.expected_text) > self.max_body_bytes:
             raise ValueError(
                 "expected_text is longer than max_body_bytes, so no answer could have it"

@@ -131,8 +131,8 @@ def _is_text_or_address(host: Any) -> Any:
 class Proxy(Confidential, extra="forbid"):
     """A network proxy, its description and its current state.
 
-    The ledger sets ``current_leases`` and ``draining``. Values from the caller are ignored
-    when the proxy is saved.
+    The ledger sets ``current_leases``, ``draining``, ``rests_until``, ``banned_until`` and
+    ``exit_ip``. Values from the caller are ignored when the proxy is saved.
     """
 
     id: UUID = Field(default_factory=uuid4)
@@ -158,6 +158,15 @@ class Proxy(Confidential, extra="forbid"):
     current_leases: int = Field(default=0, ge=0, description="Active leases, kept by the storage.")
     draining: bool = Field(
         default=False, description="Whether it is BANNED and leaves its pool with its last lease."
+    )
+    rests_until: UtcDatetime | None = Field(
+        default=None, description="Until when it is not leased after a lease on it has ended."
+    )
+    banned_until: UtcDatetime | None = Field(
+        default=None, description="When its ban ends by itself; None for no end, or no ban."
+    )
+    exit_ip: Text | None = Field(
+        default=None, description="The address from which a target last saw it, as checks found."
     )
 
     @field_validator("credentials")

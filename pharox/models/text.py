@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 
 import idna
 
@@ -27,6 +27,24 @@ def normal_host(host: str) -> str:
         with suppress(idna.IDNAError):  # such as for an emoji
             host = idna.encode(host, uts46=True).decode()
     return host.rstrip(".").lower()
+
+
+def normal_ip(address: object) -> str | None:
+    """Return the text of an IPv4 or IPv6 address in its normal form; None if it is not one.
+
+    Spaces around it are ignored. An IPv4 address that is written as an IPv6 one is the IPv4 one.
+    """
+    if not isinstance(address, str):
+        return None
+    try:
+        found = ip_address(address.strip())
+    except ValueError:
+        return None
+    if isinstance(found, IPv6Address):
+        if found.scope_id is not None:
+            return None
+        found = found.ipv4_mapped or found
+    return str(found)
 
 
 def escape_unprintable(text: str) -> str:

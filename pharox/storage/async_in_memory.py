@@ -323,9 +323,14 @@ class AsyncInMemoryStorage(IAsyncStorage):
         return self.memory.record_health_checks(results, policy)
 
     async def set_status(
-        self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
+        self,
+        proxy_id: UUID,
+        status: ProxyStatus,
+        *,
+        reason: str | None = None,
+        for_seconds: float | None = None,
     ) -> Proxy:
-        return self.memory.set_status(proxy_id, status, reason=reason)
+        return self.memory.set_status(proxy_id, status, reason=reason, for_seconds=for_seconds)
 
     async def drain_proxy(self, proxy_id: UUID, *, reason: str | None = None) -> Proxy | None:
         return self.memory.drain_proxy(proxy_id, reason=reason)

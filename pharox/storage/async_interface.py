@@ -303,10 +303,17 @@ class IAsyncStorage(ABC):
         raise InvalidInputError(defaults.CANNOT_DRAIN.format(type(self).__name__))
 
     async def set_status(
-        self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
+        self,
+        proxy_id: UUID,
+        status: ProxyStatus,
+        *,
+        reason: str | None = None,
+        for_seconds: float | None = None,
     ) -> Proxy:
         """Set a proxy's status, as a person does. This can also set or lift a ban."""
-        return await run_async(defaults.set_status(self, proxy_id, status, reason), call_async)
+        return await run_async(
+            defaults.set_status(self, proxy_id, status, reason, for_seconds), call_async
+        )
 
     async def load_proxies_for_healthchecks(
         self,

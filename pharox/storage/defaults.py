@@ -56,6 +56,7 @@ from .validation import HeldPage, check_commands, check_reason, check_status
 CANNOT_RENEW = "{} cannot renew leases: it does not override renew_leases"
 CANNOT_DRAIN = "{} cannot drain proxies: it does not override drain_proxy"
 CANNOT_REPORT = "{} cannot record outcomes: it does not override report_outcomes"
+CANNOT_END_BANS = "{} cannot end a ban by itself: it does not override set_status"
 CANNOT_REVOKE = "{} cannot revoke leases: it does not override revoke_leases"
 
 
@@ -189,11 +190,17 @@ def record_health_checks(
 
 
 def set_status(
-    storage: Any, proxy_id: UUID, status: ProxyStatus, reason: str | None
+    storage: Any,
+    proxy_id: UUID,
+    status: ProxyStatus,
+    reason: str | None,
+    for_seconds: float | None,
 ) -> Calls[Proxy]:
     """Set a proxy's status. The reason is not stored."""
     check_reason(reason)
     wanted = check_status(status)
+    if for_seconds is not None:
+        raise InvalidInputError(CANNOT_END_BANS.format(type(storage).__name__))
     proxy: Proxy = yield partial(storage.get_proxy, str(proxy_id))
     proxy.status = wanted
     yield partial(storage.save_proxy, proxy)

@@ -457,18 +457,33 @@ class IStorage(ABC):
         return run(defaults.record_health_checks(self, results, policy), call)
 
     def set_status(
-        self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
+        self,
+        proxy_id: UUID,
+        status: ProxyStatus,
+        *,
+        reason: str | None = None,
+        for_seconds: float | None = None,
     ) -> Proxy:
         """Set a proxy's status, as a person does. This can also set or lift a ban.
 
         This default does not store the ``reason``.
 
+        Parameters
+        ----------
+        for_seconds:
+            How long a ban lasts, counted by the storage's clock; until it is lifted if None. It
+            ends by itself: the proxy gets the status back that it had before, or ACTIVE if it
+            was banned without an end. A status that is set in between cancels that.
+
         Raises
         ------
         ProxyNotFoundError
             If there is no such proxy.
+        InvalidInputError
+            If the status or ``for_seconds`` is invalid, or this storage cannot end a ban. This
+            default cannot.
         """
-        return run(defaults.set_status(self, proxy_id, status, reason), call)
+        return run(defaults.set_status(self, proxy_id, status, reason, for_seconds), call)
 
     def drain_proxy(self, proxy_id: UUID, *, reason: str | None = None) -> Proxy | None:
         """Lease a proxy no more, and remove it when its last lease ends; at once if it has none.

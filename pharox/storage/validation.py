@@ -20,6 +20,7 @@ from ..models import (
     TargetOutcomes,
     TargetSummary,
     check_name,
+    check_pause,
     check_text,
     check_whole,
     target_of,
@@ -117,6 +118,16 @@ def check_status(status: ProxyStatus | str) -> ProxyStatus:
         return ProxyStatus(status)
     except ValueError as error:
         raise InvalidInputError(f"{status!r} is not a proxy status", value=status) from error
+
+
+def check_ban(status: ProxyStatus, for_seconds: float | None) -> None:
+    """Raise :class:`InvalidInputError` unless a status can be set for so many seconds."""
+    if for_seconds is None:
+        return
+    if status is not ProxyStatus.BANNED:
+        raise InvalidInputError("for_seconds is how long a ban lasts; no other status ends")
+    if not check_pause(for_seconds, "for_seconds"):
+        raise InvalidInputError("for_seconds must be greater than zero", value=for_seconds)
 
 
 def check_one_pool_each(proxies: Sequence[Proxy]) -> Sequence[Proxy]:

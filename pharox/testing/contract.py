@@ -826,6 +826,21 @@ class StorageContract(OutcomesContract):
         with pytest.raises(InvalidInputError):
             storage.set_status(proxy.id, "well")  # type: ignore[arg-type]
 
+    def test_a_ban_may_end_by_itself(self, storage: IStorage, pass_time: PassTime) -> None:
+        """Then the proxy is granted again; or the storage says that it cannot end a ban."""
+        pool = make_pool(storage)
+        proxy = make_proxy(storage, pool)
+        try:
+            banned = storage.set_status(proxy.id, ProxyStatus.BANNED, for_seconds=2)
+        except (InvalidInputError, TypeError):
+            return  # Its set_status may be one that was written before bans could end.
+        assert (banned.status, banned.banned_until is None) == (ProxyStatus.BANNED, False)
+        assert storage.acquire_lease(AcquireRequest(pool.name, "w", 60)).lease is None
+        pass_time(2.1)
+        lease_from(storage, pool)
+        again = storage.get_proxy(str(proxy.id))
+        assert (again.status, again.banned_until) == (ProxyStatus.ACTIVE, None)
+
     def test_what_is_due_is_loaded(self, storage: IStorage) -> None:
         """Due proxies are chosen by pool, status and last check; banned ones on request."""
         pool, other = make_pool(storage), make_pool(storage, "other")

@@ -7,6 +7,7 @@ standard input ends, so no proxy outlives the demo.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -132,6 +133,18 @@ def running_captive_proxy() -> Iterator[int]:
 
     with _serving(LogIn) as port:
         yield port
+
+
+@contextmanager
+def running_address_page() -> Iterator[str]:
+    """Serve a page that tells the address from which it is fetched; yields its URL."""
+
+    class Origin(_Page):
+        def body(self) -> str:
+            return json.dumps({"origin": self.client_address[0]})
+
+    with _serving(Origin) as port:
+        yield f"http://{HOST}:{port}/"
 
 
 class _Page(BaseHTTPRequestHandler):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from uuid import UUID
 
 import pytest
 
 from pharox import Proxy, ProxyManager, ProxyPool, ProxyProtocol, ProxyStatus
 from pharox.cli.banning import LISTED
+from pharox.cli.showing import in_utc
 from pharox.events import ProxyChanged
 from pharox.storage.postgres import PostgresStorage
-from tests.conftest import fill, types_of
+from tests.conftest import clock_of, fill, types_of
 
 from .conftest import Pharox
 
@@ -195,3 +197,51 @@ class TestUnban:
         assert (outcome.status, outcome.out) == (1, "")
         assert "is slow; nothing was changed\n" in outcome.err
         assert statuses(storage, [banned, slow]) == ["banned", "slow"]
+
+
+class TestBanForATime:
+    def test_it_ends_by_itself(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """The output and the log say when; the list shows it, and then what it was before."""
+        clock = clock_of(storage)
+        _, (proxy, _) = fill(storage, 2)
+        until = in_utc(clock.now + timedelta(minutes=30))
+        outcome = pharox("ban", proxy.id, "--for", "30m", "--reason", "429s")
+        assert outcome == (0, f"http://10.0.0.0:8000 ({proxy.id}) is banned until {until}\n", "")
+        assert f"until={until} returns_to=active" in pharox("log").out
+        assert f"status active -> banned, until {until}: 429s" in (
+            pharox("audit", "proxy", proxy.id).out
+        )
+        header, *rows = pharox("proxies", "pool").out.splitlines()
+        assert "banned until" in header
+        assert "exit" not in header
+        assert [until in row for row in rows] == [str(proxy.id) in row for row in rows]
+        assert f"banned until {until}" in pharox("replay", "--pool", "pool", "--at", "now").out
+        resting = pharox("proxies", "pool", "--resting", "--json").objects
+        assert [(row["id"], row["banned_until"] is None) for row in resting] == [
+            (str(proxy.id), False)
+        ]
+        clock.advance(1801)
+        storage.cleanup_expired_leases()
+        assert "banned until" not in pharox("proxies", "pool").out
+        assert 'reason="ban over"' in pharox("log").out
+        assert pharox("proxies", "pool", "--resting", "--json").objects == []
+
+    def test_unban_comes_first(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """A lift takes the end away; a ban without an end does too."""
+        _, (proxy, other) = fill(storage, 2)
+        for each in (proxy, other):
+            pharox("ban", each.id, "--for", "5m")
+        assert pharox("unban", proxy.id).status == 0
+        assert pharox("ban", other.id).out.endswith("is banned\n")
+        assert [storage.get_proxy(str(each.id)).banned_until for each in (proxy, other)] == [
+            None
+        ] * 2
+
+    @pytest.mark.parametrize("time", ["0", "-1m", "soon", "1000000d"])
+    def test_a_time_must_make_sense(
+        self, pharox: Pharox, storage: PostgresStorage, time: str
+    ) -> None:
+        """Nothing is banned otherwise."""
+        _, (proxy,) = fill(storage, 1)
+        assert pharox("ban", proxy.id, "--for", time).status != 0
+        assert statuses(storage, [proxy]) == ["active"]

@@ -352,3 +352,28 @@ class TestRelease:
         why = "it may have ended and been pruned"
         assert outcome == (1, "", f"pharox: There is no lease {lease_id}; {why}.\n")
         assert pharox("release", "x").status == 2
+
+
+class TestAddresses:
+    def test_a_proxy_is_named_by_its_address(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """As `pharox ban` does; an id is as good, and several are alternatives."""
+        _, proxies = fill(storage, 3)
+        names = ["10.0.0.1:8000", "http://10.0.0.2:8000", str(proxies[0].id)]
+        for name, proxy in zip(names, [proxies[1], proxies[2], proxies[0]], strict=True):
+            leased = pharox("acquire", "pool", "--proxy", name, "--json").objects[0]
+            assert leased["proxy_id"] == str(proxy.id)
+        both = pharox("acquire", "pool", *("--proxy", names[0]), *("--proxy", names[1]))
+        assert (both.status, "leased to its limit" in both.err) == (75, True)
+
+    def test_only_those_of_the_pool_count(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """An address that is in another pool alone is an error, with nothing asked for."""
+        _, (here,) = fill(storage, 1)
+        _, (elsewhere,) = fill(storage, 1, name="other", network="10.9")
+        assert str(here.id) in pharox("acquire", "pool", "--proxy", "10.0.0.0:8000", "--json").out
+        before = types_of(storage)
+        outcome = pharox("acquire", "pool", "--proxy", f"{elsewhere.host}:{elsewhere.port}")
+        assert (outcome.status, "in pool 'pool'" in outcome.err) == (1, True)
+        assert pharox("acquire", "pool", "--proxy", "").status == 2
+        assert types_of(storage) == before

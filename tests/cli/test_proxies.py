@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from pharox import Proxy, ProxyManager, ProxyStatus
+from pharox.cli.showing import in_utc
 from pharox.models import ProxyCredentials
 from pharox.storage.postgres import PostgresStorage
-from tests.conftest import fill, types_of
+from pharox.testing import checked
+from tests.conftest import clock_of, fill, types_of
 
 from .conftest import Pharox
 
@@ -219,3 +222,48 @@ class TestDrain:
         pharox("proxies", "set", str(proxy.id), "--status", "active")
         pharox("release", str(lease.id))
         assert pharox("acquire", "p").status == 0
+
+
+class TestListColumns:
+    def test_a_rest_is_shown_until_it_is_over(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """As a column if there is one, and in JSON always."""
+        clock = clock_of(storage)
+        pool, (proxy, _) = fill(storage, 2)
+        storage.save_pool(pool.model_copy(update={"rest_after_release_seconds": 60.0}))
+        assert {row["rests_until"] for row in pharox("proxies", "pool", "--json").objects} == {None}
+        storage.release_lease(storage.create_lease(proxy, "w", 60))
+        until = in_utc(clock.now + timedelta(seconds=60))
+        assert "rests until" in pharox("proxies", "pool").out
+        (row,) = pharox("proxies", "pool", "--resting").out.splitlines()[1:]
+        assert str(proxy.id) in row
+        assert until in row
+        clock.advance(61)
+        assert "rests until" not in pharox("proxies", "pool").out
+
+    def test_who_shares_an_exit_is_told(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """By groups; who has an exit of its own, or none that is known, is in none."""
+        _, proxies = fill(storage, 6)
+        exits = ["192.0.2.9", "2001:db8::1", "192.0.2.9", "192.0.2.8", None, "2001:db8::1"]
+        storage.record_health_checks(
+            [
+                checked(proxy).model_copy(update={"exit_ip": exit_ip})
+                for proxy, exit_ip in zip(proxies, exits, strict=True)
+            ]
+        )
+        assert " exit " in pharox("proxies", "pool").out.splitlines()[0]
+        found = pharox("proxies", "pool", "--duplicates", "exit_ip", "--json").objects
+        groups = {row["exit_ip"]: {each["id"] for each in row["proxies"]} for row in found}
+        ids = [str(proxy.id) for proxy in proxies]
+        assert groups == {
+            "192.0.2.9": {ids[0], ids[2]},
+            "2001:db8::1": {ids[1], ids[5]},
+        }
+        rows = pharox("proxies", "pool", "--duplicates", "exit_ip").out.splitlines()
+        assert [row.split()[0] for row in rows] == [
+            "exit",
+            *["192.0.2.9"] * 2,
+            *["2001:db8::1"] * 2,
+        ]
+        assert pharox("proxies", "pool", "--duplicates", "isp").status != 0

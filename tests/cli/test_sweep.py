@@ -319,6 +319,17 @@ class TestOptions:
         assert [one["statuses"] for one in found] == [{"inactive": 1}, {"active": 1}, {"active": 1}]
         assert found[0]["failures"] == {"unexpected_status": 1}
 
+    def test_where_a_proxy_comes_out(
+        self, pharox: Pharox, storage: PostgresStorage, zoo: Zoo, keep: Keep
+    ) -> None:
+        """--exit-ip-from says where the answer has it, and the ledger keeps it."""
+        (proxy,) = keep(("pproxy-http", "http"))
+        page = ("--target", zoo.target("/says/%7B%22ip%22:%22192.0.2.7%22%7D"))
+        assert pharox("sweep", *page, "--exit-ip-from", "json:ip").status == 0
+        assert storage.get_proxy(str(proxy.id)).exit_ip == "192.0.2.7"
+        assert "exit_ip=192.0.2.7" in pharox("log").out
+        assert pharox("sweep", *page, "--exit-ip-from", "xml:ip").status == 2
+
     def test_what_is_slow(self, pharox: Pharox, zoo: Zoo, keep: Keep) -> None:
         """--slow is a bound in milliseconds, --timeout one in seconds."""
         keep(("pproxy-http", "http"))

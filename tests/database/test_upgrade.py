@@ -7,6 +7,7 @@ of each has to lease with the functions of the versions before, as this one does
 from __future__ import annotations
 
 import multiprocessing
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -50,7 +51,7 @@ DIGESTS = {
     "0002": "a4dc6aa9ce5f5b4b3f795b93315df55460cb6b82d790192cee4b8bb3b8467abe",
     "0003": "ac24fc7cd9235072418fc6cd85a7b09778197b0bb54b733863d2abc1e0b1fc3b",
     "0004": "e6d1d06a059981b39f316b0d5e6d6197fac6054b6c986ca14d68adbff6095f5a",
-    "0005": "63a7ac0c67cdbc52a3fa34c7f94bc727bdb7f401c0d643857b602b94cbd28b7c",
+    "0005": "f03c12526d6c3e7f3aa0237322618220fc31facd7d714ff3e7d42c1330e4bca4",
 }
 WORKERS = 8
 STEPS = 8
@@ -76,7 +77,7 @@ def _as_before(
     """Return the call of a function as it was while nobody could wait."""
     new = ("own_process", "max_waiting", "frees", "serves")
     known = {each: type_ for each, type_ in parameters.items() if each not in new}
-    return statement_of(name, function.replace("_v2", "_v1"), known)
+    return statement_of(name, re.sub("_v[23]$", "_v1", function), known)
 
 
 def _release_before(name: str) -> Statement:
@@ -122,7 +123,12 @@ LATER = {
         "available_proxies": {"rests_until": "timestamptz", "drains": "boolean"},
         "leases": {"revoke_reason": "text"},
     },
-    "0005": {"pools": {"cool_down": "jsonb"}, "leases": {"target": "text"}},
+    "0005": {
+        "pools": {"cool_down": "jsonb"},
+        "leases": {"target": "text"},
+        "available_proxies": {"banned_until": "timestamptz", "returns_to": "text"},
+        "proxies": {"exit_ip": "text"},
+    },
 }
 """Columns by the version that brought them: this one reads them when it fills an older ledger."""
 

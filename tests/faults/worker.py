@@ -29,6 +29,7 @@ from pharox import (
     LeaseStatus,
     OutcomeUnknownError,
     ProxyManager,
+    ProxyStatus,
     new_lease_id,
 )
 from pharox.ledger.rebuild import rebuild
@@ -83,6 +84,17 @@ class Worker:
         self.until_known(lease.id, lambda: self._run(self._manager.release_proxy(lease)))
         if lease.status is LeaseStatus.RELEASED:
             self.diary.note(RELEASED, lease.id)
+
+    def ban(self) -> None:
+        """Ban a proxy for a moment, and lease, which ends the bans that are over."""
+        seconds = self._choose.uniform(0.001, 0.1)
+        try:
+            pool = self.storage.get_pool_by_name(POOL)
+            proxy = self._choose.choice(self.storage.list_proxies(str(pool.id)))
+            self.storage.set_status(proxy.id, ProxyStatus.BANNED, for_seconds=seconds)
+        except DatabaseError:
+            self._stop.wait(0.05)
+        self.lease()
 
     def wait(self) -> None:
         """Wait for one of few proxies, and hold it for a moment."""

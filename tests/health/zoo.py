@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 from uuid import UUID
 
 import trustme
@@ -251,6 +252,11 @@ class Page:
 def _page(path: str, headers: dict[str, str], port: int) -> Page:
     if path.startswith("/status/"):
         return Page(int(path.removeprefix("/status/")))
+    if path.startswith("/says/"):
+        return Page(body=unquote_to_bytes(path.removeprefix("/says/")))
+    if path.startswith("/packs/"):
+        packed = gzip.compress(unquote_to_bytes(path.removeprefix("/packs/")))
+        return Page(headers=["Content-Encoding: gzip"], body=packed)
     endless = ["Connection: close", "Content-Length: 99999999999"]
     pages = {
         "/ok": Page(),

@@ -56,8 +56,10 @@ class PlainModel:
     turns: dict[UUID, UUID] = field(default_factory=dict)
     probed: dict[UUID, datetime] = field(default_factory=dict)
     latency: dict[UUID, int] = field(default_factory=dict)
+    exits: dict[UUID, str] = field(default_factory=dict)
     draining: set[UUID] = field(default_factory=set)
     rests: dict[UUID, datetime] = field(default_factory=dict)
+    bans: dict[UUID, tuple[datetime, ProxyStatus]] = field(default_factory=dict)
     since_decided: dict[UUID, list[bool]] = field(default_factory=dict)
 
     def held(self, proxy_id: UUID) -> int:
@@ -175,6 +177,21 @@ class PlainModel:
             self.end(lease, "expired")
         return len(due)
 
+    def ban(self, proxy: Proxy, seconds: float) -> None:
+        """Ban a proxy for a time, after which it is as it was, or ACTIVE."""
+        returns_to = proxy.status
+        if returns_to is ProxyStatus.BANNED:
+            _, returns_to = self.bans.get(proxy.id, (None, ProxyStatus.ACTIVE))
+        self.decide(proxy.model_copy(update={"status": ProxyStatus.BANNED}))
+        self.draining.discard(proxy.id)
+        self.bans[proxy.id] = (self.now + timedelta(seconds=seconds), returns_to)
+
+    def end_bans(self, pool_id: UUID | None = None) -> None:
+        for proxy_id, (until, returns_to) in list(self.bans.items()):
+            proxy = self.proxies[proxy_id]
+            if until <= self.now and pool_id in (None, proxy.pool_id):
+                self.decide(proxy.model_copy(update={"status": returns_to}))
+
     def redate(self) -> None:
         """Let no lease last longer than its duration from now, after the clock went back."""
         for lease in self.leases:
@@ -219,6 +236,8 @@ class PlainModel:
         if proxy.status != "banned" and (enough or well == was_well or result.status == "banned"):
             changes["status"] = result.status
         self.proxies[proxy.id] = proxy.model_copy(update=changes)
+        if result.exit_ip is not None:
+            self.exits[proxy.id] = result.exit_ip
         if well:
             mean = self.latency.get(proxy.id, result.latency_ms)
             part = Fraction(2, policy.latency_window + 1) * abs(result.latency_ms - mean)
@@ -231,6 +250,7 @@ class PlainModel:
     def drain(self, proxy: Proxy) -> None:
         if proxy.id not in self.draining:
             self.decide(proxy.model_copy(update={"status": ProxyStatus.BANNED}))
+            self.bans.pop(proxy.id, None)
             self.draining.add(proxy.id)
 
     def remove_drained(self) -> None:
@@ -245,11 +265,21 @@ class PlainModel:
             self.draining.discard(proxy.id)
         if (known := self.proxies.get(proxy.id)) and known.status != proxy.status:
             self.since_decided.pop(proxy.id, None)
+        if proxy.status is not ProxyStatus.BANNED:
+            self.bans.pop(proxy.id, None)
         self.proxies[proxy.id] = proxy
 
     def forget(self, proxy_id: UUID) -> None:
         self.draining.discard(proxy_id)
-        known = (self.proxies, self.rests, self.probed, self.latency, self.since_decided)
+        known: tuple[dict[UUID, Any], ...] = (
+            self.proxies,
+            self.rests,
+            self.bans,
+            self.probed,
+            self.latency,
+            self.exits,
+            self.since_decided,
+        )
         for facts in known:
             facts.pop(proxy_id, None)
 

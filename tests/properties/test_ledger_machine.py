@@ -185,6 +185,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert ours.miss_reason == "unknown_pool"
             return
         wanted = self._pool(name)
+        self.model.end_bans(wanted.id)
         assert self.model.expire(wanted.id) == len(ours.expired)
         self._begin_search(filters)
         chosen = self.model.offer(wanted, selector, filters)
@@ -224,6 +225,7 @@ class LedgerMachine(RuleBasedStateMachine):
             pool, "setter", count, 60, filters, selector, True, at_least, distinct
         )
         ours, theirs = (storage.acquire_set(request) for storage in self.both)
+        self.model.end_bans(wanted.id)
         assert self.model.expire(wanted.id) == len(ours.expired) == len(theirs.expired)
         self._begin_search(filters)
         self._check_set(request, ours, theirs)
@@ -264,6 +266,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert not isinstance(other, Exception)
             assert len(one.expired) == len(other.expired)
             expired += len(one.expired)
+        self.model.end_bans()
         assert self.model.expire() == expired
         for _, _, filters in asked:
             self._begin_search(filters)
@@ -288,6 +291,8 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(pick=PICK, seconds=st.integers(1, 90))
     def lease_one(self, pick: int, seconds: int) -> None:
         proxy = self._proxy(pick)
+        self.model.end_bans(proxy.pool_id)
+        proxy = self.model.proxies[proxy.id]
         self.model.expire(proxy.pool_id)
         granted: list[Lease] = []
         for storage in self.both:
@@ -459,6 +464,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def clean_up(self) -> None:
+        self.model.end_bans()
         expected = self.model.expire()
         assert [storage.cleanup_expired_leases() for storage in self.both] == [expected, expected]
 
@@ -510,9 +516,22 @@ class LedgerMachine(RuleBasedStateMachine):
     def set_status(self, pick: int, status: ProxyStatus) -> None:
         proxy = self._proxy(pick)
         self.model.decide(proxy.model_copy(update={"status": status}))
+        self.model.bans.pop(proxy.id, None)
         ours, theirs = (s.set_status(proxy.id, status, reason="why") for s in self.both)
         assert ours == theirs
         assert ours.status is status
+
+    @precondition(lambda self: self.model.proxies)
+    @rule(pick=PICK, seconds=st.sampled_from([0.5, 5, 45, 100]))
+    def ban_for_a_time(self, pick: int, seconds: float) -> None:
+        """It ends when somebody asks for a proxy or cleans up, not before."""
+        proxy = self._proxy(pick)
+        self.model.ban(proxy, seconds)
+        ours, theirs = (
+            s.set_status(proxy.id, ProxyStatus.BANNED, for_seconds=seconds) for s in self.both
+        )
+        assert ours == theirs
+        assert ours.banned_until == self.model.now + timedelta(seconds=seconds)
 
     @rule(
         pool=st.sampled_from([None, *POOLS]),
@@ -620,6 +639,11 @@ class LedgerMachine(RuleBasedStateMachine):
                 kept = {
                     "current_leases": self.model.held(proxy.id),
                     "draining": proxy.id in self.model.draining,
+                    "exit_ip": self.model.exits.get(proxy.id),
+                    "banned_until": self.model.bans.get(proxy.id, (None,))[0],
+                    "rests_until": self.model.rests[proxy.id]
+                    if self.model.is_resting(proxy)
+                    else None,
                 }
                 assert proxy == expected.model_copy(update=kept)
         stories = [_story(storage.list_leases()) for storage in self.both]
@@ -729,6 +753,7 @@ class LedgerMachine(RuleBasedStateMachine):
             latency_ms=latency * 100,
             protocol=ProxyProtocol.SOCKS5,
             checked_at=self.model.now - timedelta(seconds=age),
+            exit_ip=f"198.51.100.{latency % 3}" if latency % 3 else None,
         )
 
     def _proxy(self, pick: int) -> Proxy:

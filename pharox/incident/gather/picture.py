@@ -225,10 +225,20 @@ def _slot_length(seconds: float) -> float:
     return next(length for length in (*parts, *_NICE_S) if length >= at_least)
 
 
+def _why_changed(event: events.ProxyChanged) -> str:
+    if event.reason == events.BAN_OVER:
+        return event.reason
+    if event.until is None:
+        return "changed by hand"
+    return f"banned by hand until {event.until:%Y-%m-%d %H:%M:%S} UTC"
+
+
 def _why(event: _StateChange) -> str:
     if not isinstance(event, events.HealthChecked):
+        if isinstance(event, events.ProxyChanged):
+            return _why_changed(event)
         words = {"ProxyRegistered": "registered", "ProxyRemoved": "removed"}
-        return words.get(event.type, "changed by hand")
+        return words[event.type]
     details = ["health check"]
     if event.status_code is not None:
         details.append(f"status {event.status_code}")

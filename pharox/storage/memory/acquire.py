@@ -36,7 +36,7 @@ from ..requests import (
 from ..validation import check_granted, granted_and_ended, too_few_granted
 from .candidates import candidates, without_kept
 from .pool_index import PoolIndex
-from .registry import consumer_id
+from .registry import consumer_id, end_bans
 from .release import expire
 from .renewal import redate_leases
 from .state import State, lease_from_row
@@ -193,6 +193,7 @@ def create_lease(state: State, proxy: Proxy, consumer: str, duration_seconds: fl
     if pool_id is None:
         raise ProxyNotFoundError(f"Proxy {proxy.id} not found.", proxy_id=proxy.id)
     now = state.clock()
+    end_bans(state, [pool_id], now)
     consumer_id(state, consumer, now=now)
     expire(state, [pool_id], now, with_stats=False)
     if proxy.id in state.drained:

@@ -6,7 +6,8 @@ leased in the order of the requests.
 All events have the same time. A command that fails does not affect the others; its
 error is its outcome.
 
-Due leases expire in the pools from which a proxy is requested, and in the pools of
+Bans that are over end in the pools from which a proxy is requested, before all that. Due
+leases expire in these pools, and in the pools of
 leases that are released too late, or for which somebody waits.
 """
 
@@ -28,7 +29,7 @@ from ..requests import (
 )
 from ..validation import check_commands
 from .acquire import acquire, ids_of, is_granted, serve_queue
-from .registry import consumer_id, remove_drained
+from .registry import consumer_id, end_bans, remove_drained
 from .release import active_row, expire, release
 from .renewal import redate_leases
 from .state import State
@@ -44,7 +45,21 @@ def run_batch(state: State, commands: Sequence[Command]) -> CommandOutcomes:
 def carry_out(state: State, commands: Sequence[Command]) -> list[Any]:
     """Carry out commands, as ``run_batch`` does. Those that wait may get a ticket instead."""
     now = state.clock()
-    expired = _take_back(state, commands, now)
+    asking = [each for each in commands if not isinstance(each, ReleaseRequest)]
+    asked = {_pool_of(state, each) for each in asking}
+    pool_ids = sorted(each for each in asked if each is not None)
+    expired: dict[UUID, Sequence[EndedLease]] = {}
+    if len(commands) > 1 and any(map(_has_predicate, commands)):
+        # PostgreSQL prepares such a batch by a commit for each pool.
+        for command in asking:
+            consumer_id(state, command.consumer_name, now=now)
+        with_stats = any(command.with_stats for command in commands)
+        for pool_id in pool_ids:
+            end_bans(state, [pool_id], now)
+            expired |= expire(state, [pool_id], now, with_stats=with_stats)
+            remove_drained(state)
+    end_bans(state, pool_ids, now)
+    expired |= _take_back(state, commands, now)
     outcomes: list[Any] = [None] * len(commands)
     order = batch_order(commands)
     if any(map(_has_predicate, commands)):
@@ -71,7 +86,7 @@ def carry_out(state: State, commands: Sequence[Command]) -> list[Any]:
 
 
 def serve_all(state: State) -> list[EndedLease]:
-    """Expire the due leases of all pools in which somebody waits, and serve them.
+    """Take back what is due in all pools in which somebody waits, and serve them.
 
     Return the leases that this expired.
     """
@@ -79,6 +94,7 @@ def serve_all(state: State) -> list[EndedLease]:
         return []
     now = state.clock()
     pool_ids = [each for each in state.queues.pools() if each in state.pools]
+    end_bans(state, pool_ids, now)
     redate_leases(state, now)
     expired = expire(state, pool_ids, now, with_stats=False)
     remove_drained(state)

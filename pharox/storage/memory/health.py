@@ -176,6 +176,7 @@ def _judged(
     before = state.current_state(pool_id, proxy_id)
     dropped = before.status in LEASABLE and judgement.status not in LEASABLE
     held = state.held_rows(pool_id, proxy_id) if dropped else ()
+    description = state.proxy_row(proxy_id)
     return HealthChecked(
         recorded_at=at,
         pool_id=pool_id,
@@ -195,5 +196,6 @@ def _judged(
         failure=result.failure,
         streak=judgement.streak,
         lease_ids=tuple(lease.id for lease in held),
-        source=state.proxy_row(proxy_id).source,
+        source=description.source,
+        exit_ip=result.exit_ip if result.exit_ip != description.exit_ip else None,
     )

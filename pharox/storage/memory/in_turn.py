@@ -1,7 +1,7 @@
 """Acquire in turn: what a caller does who waits for a proxy.
 
-It takes a ticket (:mod:`.waiting`) and waits until it is told. Meanwhile it looks when a lease
-or a rest in its pool is over, as nobody else may.
+It takes a ticket (:mod:`.waiting`) and waits until it is told. Meanwhile it looks when a lease,
+a rest or a ban in its pool is over, as nobody else may.
 """
 
 from __future__ import annotations
@@ -97,11 +97,11 @@ def _pause(state: State, ticket: Ticket) -> float:
 
 
 def seconds_to_change(state: State, pool_id: UUID, target: str | None) -> float | None:
-    """Return the seconds until a lease or a rest of a pool is over, or a rest for the target."""
+    """Return the seconds until a lease, rest or ban of a pool is over, or a rest for the target."""
     pool, now = state.pools.get(pool_id), state.clock()
     if pool is None:
         return None
-    moments = [pool.next_expiry(), pool.next_rest_over(now)]
+    moments = [pool.next_expiry(), pool.next_rest_over(now), pool.next_ban_over()]
     if target is not None:
         moments.append(state.targets.next_end(pool_id, target, now))
     seconds = [(each - now).total_seconds() for each in moments if each is not None]

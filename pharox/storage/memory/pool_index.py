@@ -97,6 +97,8 @@ class PoolIndex:
         self._statuses: Counter[str] = Counter()
         self._leasable: dict[UUID, Availability] = {}
         self._rests: dict[UUID, datetime] = {}
+        self._bans: dict[UUID, datetime] = {}
+        self._ban_ends: Any = SortedList()
         self._orders: dict[SelectorStrategy, _Order] = {}
         self._expiries: Any = SortedList()
         self._held: dict[UUID, set[UUID]] = {}
@@ -107,6 +109,7 @@ class PoolIndex:
         self._rests.pop(proxy_id, None)
         if row is not None and row.rests_until is not None:
             self._rests[proxy_id] = row.rests_until
+        self._end_ban_at(proxy_id, None if row is None else row.banned_until)
         rank = None if row is None else _rank(row)
         if row is None or rank is None:
             self._leasable.pop(proxy_id, None)
@@ -158,6 +161,14 @@ class PoolIndex:
     def next_rest_over(self, now: datetime) -> datetime | None:
         """Return when the next rest is over."""
         return min((each for each in self._rests.values() if each > now), default=None)
+
+    def next_ban_over(self) -> datetime | None:
+        """Return when the next ban is over, or None if no ban has an end."""
+        return self._ban_ends[0][0] if self._ban_ends else None
+
+    def bans_over(self, now: datetime) -> list[UUID]:
+        """Return the proxies whose bans are over, ordered by id."""
+        return sorted(key[-1] for key in self._ban_ends.irange(None, (now, 1 << 128)))
 
     def has_resting(self, now: datetime) -> bool:
         """Return whether any proxy that could be leased rests."""
@@ -232,6 +243,17 @@ class PoolIndex:
         else:
             self.members[proxy_id] = status
             self._statuses[status] += 1
+
+    def _end_ban_at(self, proxy_id: UUID, until: datetime | None) -> None:
+        old = self._bans.get(proxy_id)
+        if old == until:
+            return
+        if old is not None:
+            self._ban_ends.remove((old, proxy_id.int, proxy_id))
+            del self._bans[proxy_id]
+        if until is not None:
+            self._bans[proxy_id] = until
+            self._ban_ends.add((until, proxy_id.int, proxy_id))
 
     def _leased_statuses(self) -> tuple[str, ...]:
         slow = (ProxyStatus.SLOW.value,) if self.lease_slow else ()

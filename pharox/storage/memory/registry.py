@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -12,6 +12,7 @@ from projections import ConsumerRow
 
 from ...errors import ConflictError, PoolNotFoundError, ProxyNotFoundError
 from ...events import (
+    BAN_OVER,
     ConsumerRegistered,
     PoolChanged,
     PoolRegistered,
@@ -24,6 +25,7 @@ from ...events import (
 from ...models import Proxy, ProxyPool, ProxyStatus, check_name
 from ..list_import import account_of
 from ..validation import (
+    check_ban,
     check_one_pool_each,
     check_reason,
     check_status,
@@ -36,6 +38,7 @@ from .release import release_held
 from .state import State
 
 _DESCRIBED = frozenset(ProxyRegistered.model_fields)
+_KEPT_BY_THE_LEDGER = {"current_leases", "draining", "rests_until", "banned_until", "exit_ip"}
 
 # Consumers
 
@@ -135,14 +138,40 @@ def change_proxy(state: State, proxy: Proxy) -> None:
 
 
 def set_status(
-    state: State, proxy_id: UUID, status: ProxyStatus | str, reason: str | None
+    state: State,
+    proxy_id: UUID,
+    status: ProxyStatus | str,
+    reason: str | None,
+    for_seconds: float | None = None,
 ) -> Proxy:
-    """Set a proxy's status."""
+    """Set a proxy's status: for so many seconds if it is a ban with an end."""
     check_reason(reason)
+    wanted = check_status(status)
+    check_ban(wanted, for_seconds)
     proxy = proxy_of_id(state, proxy_id)
-    wanted = proxy.model_copy(update={"status": check_status(status)})
-    _save_proxy(state, wanted, change=True, reason=reason)
+    row, now = state.availability(proxy.pool_id, proxy.id), state.clock()
+    end: dict[str, Any] = {}
+    if for_seconds is not None:
+        is_banned = proxy.status is ProxyStatus.BANNED
+        before_it = row.returns_to or ProxyStatus.ACTIVE if is_banned else proxy.status
+        until = now + timedelta(seconds=for_seconds)
+        end = {"until": until, "returns_to": ProxyStatus(before_it)}
+    if wanted is not proxy.status or row.banned_until != end.get("until"):
+        changed = proxy.model_copy(update={"status": wanted})
+        _change(state, changed, proxy, now, reason=reason, **end)
     return state.proxy(proxy.id)
+
+
+def end_bans(state: State, pool_ids: Iterable[UUID], now: datetime) -> None:
+    """End the bans of some pools that are over, as ``sql/0005/bans.sql`` does."""
+    for pool_id in sorted(pool_ids):
+        for proxy_id in state.pools[pool_id].bans_over(now):
+            proxy = state.proxy(proxy_id)
+            status = ProxyStatus(
+                state.availability(pool_id, proxy_id).returns_to or ProxyStatus.ACTIVE
+            )
+            changed = proxy.model_copy(update={"status": status})
+            _change(state, changed, proxy, now, reason=BAN_OVER)
 
 
 def drain(state: State, proxy_id: UUID, reason: str | None) -> Proxy | None:
@@ -151,7 +180,7 @@ def drain(state: State, proxy_id: UUID, reason: str | None) -> Proxy | None:
     proxy = proxy_of_id(state, proxy_id)
     if not state.availability(proxy.pool_id, proxy.id).drains:
         wanted = proxy.model_copy(update={"status": ProxyStatus.BANNED})
-        _save_proxy(state, wanted, change=True, reason=reason, drains=True)
+        _change(state, wanted, proxy, reason=reason, drains=True)
     if not proxy.current_leases:
         remove(state, proxy.pool_id, proxy.id)
         return None
@@ -215,39 +244,51 @@ def _check_pool(state: State, proxy: Proxy) -> None:
         )
 
 
-def _save_proxy(
-    state: State, proxy: Proxy, *, change: bool, reason: str | None = None, drains: bool = False
-) -> bool:
+def _save_proxy(state: State, proxy: Proxy, *, change: bool) -> bool:
     """Register or change one proxy; return whether it is new."""
     earlier = proxy_if_known(state, proxy.id)
-    is_same = earlier is not None and _is_same(proxy, earlier) and not drains
-    if earlier is not None and (not change or is_same):
-        return False
-    fields = _described(proxy)
-    if drains:
-        fields["drains"] = True
-    if reason is not None:
-        fields["reason"] = reason
-    if proxy.credentials is not None:
-        fields["credential_id"] = _credential_id(state, proxy, earlier)
-    _keep_secrets(state, proxy, earlier)
-    before = None if earlier is None else state.current_state(proxy.pool_id, proxy.id)
-    leases = 0 if before is None else before.leases
+    if earlier is None:
+        fields = _described(state, proxy, None)
+        after = ProxyState(proxy.status, 0, proxy.max_concurrency)
+        state.append(
+            ProxyRegistered, pool_id=proxy.pool_id, proxy_id=proxy.id, after=after, **fields
+        )
+        return True
+    if change and not _is_same(proxy, earlier):
+        row = state.availability(proxy.pool_id, proxy.id)
+        end: dict[str, Any] = {}
+        if row.banned_until is not None and proxy.status is ProxyStatus.BANNED:
+            returns_to = ProxyStatus(row.returns_to or ProxyStatus.ACTIVE)
+            end = {"until": row.banned_until, "returns_to": returns_to}
+        _change(state, proxy, earlier, **end)
+    return False
+
+
+def _change(
+    state: State, proxy: Proxy, earlier: Proxy, now: datetime | None = None, **why: Any
+) -> None:
+    """Append ``ProxyChanged``, with ``why`` among its fields."""
+    before = state.current_state(proxy.pool_id, proxy.id)
     state.append(
-        ProxyRegistered if earlier is None else ProxyChanged,
+        ProxyChanged,
+        now,
         pool_id=proxy.pool_id,
         proxy_id=proxy.id,
         before=before,
-        after=ProxyState(proxy.status, leases, proxy.max_concurrency),
-        **fields,
+        after=ProxyState(proxy.status, before.leases, proxy.max_concurrency),
+        **_described(state, proxy, earlier),
+        **why,
     )
-    return earlier is None
 
 
-def _described(proxy: Proxy) -> dict[str, Any]:
-    """Return the fields that describe a proxy in an event, without secrets and leases."""
-    fields = proxy.model_dump(exclude={"id", "pool_id", "credentials"}).items()
-    return {**{name: x for name, x in fields if name in _DESCRIBED}, "host": str(proxy.host)}
+def _described(state: State, proxy: Proxy, earlier: Proxy | None) -> dict[str, Any]:
+    """Return the fields that describe a proxy in an event. Its secrets are kept beside it."""
+    known = proxy.model_dump(exclude={"id", "pool_id", "credentials"}).items()
+    fields = {**{name: x for name, x in known if name in _DESCRIBED}, "host": str(proxy.host)}
+    if proxy.credentials is not None:
+        fields["credential_id"] = _credential_id(state, proxy, earlier)
+    _keep_secrets(state, proxy, earlier)
+    return fields
 
 
 def _credential_id(state: State, proxy: Proxy, earlier: Proxy | None) -> UUID:
@@ -272,7 +313,6 @@ def _keep_secrets(state: State, proxy: Proxy, earlier: Proxy | None) -> None:
 
 
 def _is_same(proxy: Proxy, known: Proxy) -> bool:
-    kept_by_the_ledger = {"current_leases", "draining"}
-    return proxy.model_dump(exclude=kept_by_the_ledger) == known.model_dump(
-        exclude=kept_by_the_ledger
+    return proxy.model_dump(exclude=_KEPT_BY_THE_LEDGER) == known.model_dump(
+        exclude=_KEPT_BY_THE_LEDGER
     )

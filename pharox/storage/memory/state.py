@@ -141,6 +141,7 @@ class State:
         """Return a proxy with its description and current state."""
         row = self.proxy_row(proxy_id)
         availability = self.availability(row.pool_id, proxy_id)
+        pool = self.pools[row.pool_id]
         return Proxy(
             **{name: getattr(row, name) for name in _PROXY_FIELDS},
             credentials=self.credentials.get(proxy_id),
@@ -149,6 +150,8 @@ class State:
             max_concurrency=availability.max_concurrency,
             current_leases=availability.current_leases,
             draining=bool(availability.drains),
+            rests_until=pool.rests_until(proxy_id, self.clock()) if pool.may_rest else None,
+            banned_until=availability.banned_until,
         )
 
     def lease_row(self, lease_id: UUID) -> LeaseRow:

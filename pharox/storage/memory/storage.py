@@ -173,7 +173,8 @@ class InMemoryStorage(IStorage):
         with self._state.lock:
             known = self._state.pool_ids
             names = known if pool_name is None else known.keys() & {pool_name}
-            expiries = [self._state.pools[known[name]].next_expiry() for name in names]
+            pools = [self._state.pools[known[name]] for name in names]
+            expiries = [end for each in pools for end in (each.next_expiry(), each.next_ban_over())]
             now = self._state.clock()
         expiry = min((each for each in expiries if each is not None), default=None)
         return None if expiry is None else max(0.0, (expiry - now).total_seconds())
@@ -184,6 +185,7 @@ class InMemoryStorage(IStorage):
             expired: list[EndedLease] = []
             renewal.redate_leases(self._state, now)
             for pool_id in pool_ids:
+                registry.end_bans(self._state, [pool_id], now)
                 by_pool = release.expire(self._state, [pool_id], now, with_stats=with_stats)
                 expired += by_pool.get(pool_id, ())
                 registry.remove_drained(self._state)
@@ -416,11 +418,16 @@ class InMemoryStorage(IStorage):
             return health.record_checks(self._state, results, policy)
 
     def set_status(
-        self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
+        self,
+        proxy_id: UUID,
+        status: ProxyStatus,
+        *,
+        reason: str | None = None,
+        for_seconds: float | None = None,
     ) -> Proxy:
         """Set a proxy's status, as a person does. This can also set or lift a ban."""
         with self._freeing():
-            return registry.set_status(self._state, proxy_id, status, reason)
+            return registry.set_status(self._state, proxy_id, status, reason, for_seconds)
 
     def drain_proxy(self, proxy_id: UUID, *, reason: str | None = None) -> Proxy | None:
         with self._state.lock:

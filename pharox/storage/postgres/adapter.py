@@ -499,9 +499,15 @@ class PostgresStorage(IStorage):
         return self._run_freeing(self._commands.record_health_checks(results, policy))
 
     def set_status(
-        self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
+        self,
+        proxy_id: UUID,
+        status: ProxyStatus,
+        *,
+        reason: str | None = None,
+        for_seconds: float | None = None,
     ) -> Proxy:
-        return self._run_freeing(self._commands.set_status(proxy_id, status, reason))
+        program = self._commands.set_status(proxy_id, status, reason, for_seconds)
+        return self._run_freeing(program)
 
     def drain_proxy(self, proxy_id: UUID, *, reason: str | None = None) -> Proxy | None:
         return self._run(self._commands.drain_proxy(proxy_id, reason))

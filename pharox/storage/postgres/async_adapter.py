@@ -518,9 +518,15 @@ class AsyncPostgresStorage(IAsyncStorage):
         return outcomes
 
     async def set_status(
-        self, proxy_id: UUID, status: ProxyStatus, *, reason: str | None = None
+        self,
+        proxy_id: UUID,
+        status: ProxyStatus,
+        *,
+        reason: str | None = None,
+        for_seconds: float | None = None,
     ) -> Proxy:
-        program = self._commands.freeing(self._commands.set_status(proxy_id, status, reason))
+        change = self._commands.set_status(proxy_id, status, reason, for_seconds)
+        program = self._commands.freeing(change)
         return _unless_cancelled(*await self._ended(program, stops="before the first step"))
 
     async def drain_proxy(self, proxy_id: UUID, *, reason: str | None = None) -> Proxy | None:

@@ -364,7 +364,7 @@ def unknown_consumers(answers: Iterable[Answer]) -> list[str]:
 @lru_cache(maxsize=8)
 def commands_statement(schema: str) -> Statement:
     """Return the statement that carries out a batch."""
-    return _granting(schema, "lease_commands_v2", _PARAMETERS)
+    return _granting(schema, "lease_commands_v3", _PARAMETERS)
 
 
 @lru_cache(maxsize=8)

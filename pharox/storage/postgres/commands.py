@@ -356,7 +356,7 @@ class Commands(Imports, Health):
         if pool is None:
             return None
         filter_shape = filtering.filter_shape_of(filters)
-        values = {**filtering.values_of(filters), **origin(), "pool_id": pool.id}
+        values = {**filtering.values_of(filters), **origin(), "pool_id": pool.id, "target": None}
         if filters is None or not filters.requires_python():
             rows = yield Query(finding.find_statement(self.schema, selector, filter_shape), values)
             return reading.proxy_from_row(rows[0], self.vault) if rows else None

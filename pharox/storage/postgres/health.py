@@ -13,7 +13,7 @@ from ...models import HealthCheckResult, HealthPolicy, Proxy, ProxyHealthRecord,
 from ...models.ids import NIL
 from ..health_rules import Observation, in_rounds
 from ..requests import HealthOutcome, redated, result_of_record
-from ..validation import check_reason, check_status, checked_model, id_from_text
+from ..validation import check_ban, check_reason, check_status, checked_model, id_from_text
 from . import health_statements, registry_statements
 from .appending import origin
 from .driver import Program, Rows
@@ -92,13 +92,21 @@ class Health(Lookups):
         _, recorded = yield [Query(lock, {**values, "ids": list(checks)}), record]
         return {row["proxy_id"]: row for row in recorded}
 
-    def set_status(self, proxy_id: UUID, status: ProxyStatus, reason: str | None) -> Program[Proxy]:
-        """Set a proxy's status, and return the updated proxy."""
+    def set_status(
+        self,
+        proxy_id: UUID,
+        status: ProxyStatus,
+        reason: str | None,
+        for_seconds: float | None = None,
+    ) -> Program[Proxy]:
+        """Set a proxy's status: for so many seconds if it is a ban with an end."""
         check_reason(reason)
-        return self._set_status(id_from_text(proxy_id) or NIL, check_status(status), reason)
+        wanted = check_status(status)
+        check_ban(wanted, for_seconds)
+        return self._set_status(id_from_text(proxy_id) or NIL, wanted, reason, for_seconds)
 
     def _set_status(
-        self, proxy_id: UUID, status: ProxyStatus, reason: str | None
+        self, proxy_id: UUID, status: ProxyStatus, reason: str | None, for_seconds: float | None
     ) -> Program[Proxy]:
         row = yield from self.current(proxy_id)
         values = {
@@ -110,7 +118,11 @@ class Health(Lookups):
             "reason": reason,
         }
         # The change must see the latest state, so the proxy is locked in a statement before it.
-        change = Query(registry_statements.set_status_statement(self.schema), values)
+        statement = registry_statements.set_status_statement(self.schema)
+        if for_seconds is not None:
+            statement = registry_statements.ban_statement(self.schema)
+            values["for_seconds"] = float(for_seconds)
+        change = Query(statement, values)
         locked, _ = yield [
             Query(health_statements.lock_statement(self.schema), values),
             lambda answers: change if answers[0] else None,
@@ -141,6 +153,7 @@ def _check_row(check: Observation, source: str | None) -> dict[str, Any]:
         "reachable": check.reachable,
         "counts": check.counts,
         "latency_ms": result.latency_ms,
+        "exit_ip": result.exit_ip,
         "checked_at": result.checked_at.isoformat(),
         "data": data,
     }

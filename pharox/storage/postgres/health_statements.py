@@ -27,6 +27,7 @@ _VARYING = ("group", "leases", "latency_ms", "mean_latency_ms", "streak")
 
 _ZERO = sa.literal_column("0", sa.Integer)
 _ONE = sa.literal_column("1", sa.Integer)
+_NOTHING: sa.ColumnElement[Any] = sa.literal_column("'{}'::jsonb", JSONB)
 _NO_LEASES: sa.ColumnElement[Any] = sa.literal_column("'[]'::jsonb", JSONB)
 
 
@@ -130,6 +131,14 @@ def _row_together(grouped: sa.CTE) -> sa.Select[Any]:
             checked_at=sa.func.max(grouped.c.checked_at),
             age_us=array(sa.cast(age * sa.literal_column("1000000"), sa.BigInteger)),
             **{name: array(grouped.c[name]) for name in _VARYING},
+        ).concat(
+            sa.case(
+                (
+                    sa.func.bool_or(grouped.c.exit_ip.is_not(None)),
+                    json_object(exit_ip=array(grouped.c.exit_ip)),
+                ),
+                else_=_NOTHING,
+            )
         ),
     )
     return sa.select(row.label("event"), sa.cast(sa.null(), sa.Uuid).label("proxy_id")).having(
@@ -153,7 +162,12 @@ def _rows_alone(noted: sa.CTE) -> sa.Select[Any]:
         before=State(noted.c.before, *load),
         after=State(noted.c.after, *load),
         proxy_id=noted.c.proxy_id,
-        data=noted.c.data.concat(judgement),
+        data=noted.c.data.concat(judgement).concat(
+            sa.case(
+                (noted.c.exit_ip.is_not(None), json_object(exit_ip=noted.c.exit_ip)),
+                else_=_NOTHING,
+            )
+        ),
     )
     return sa.select(row.label("event"), noted.c.proxy_id).where(~noted.c.is_together)
 
@@ -171,6 +185,7 @@ def _given() -> Any:
             sa.column("reachable", sa.Boolean),
             sa.column("counts", sa.Boolean),
             sa.column("latency_ms", sa.Integer),
+            sa.column("exit_ip", sa.Text),
             sa.column("checked_at", sa.DateTime(timezone=True)),
             sa.column("data", JSONB),
             name="g",
@@ -198,6 +213,7 @@ def _judged(given: Any) -> sa.CTE:
             checked_at.label("checked_at"),
             newest.label("newest"),
             streak.label("streak"),
+            _other_exit(given).label("exit_ip"),
             *(given.c[name] for name in ("status", "reachable", "counts", "latency_ms", "data")),
         )
         .select_from(availability.join(given, given.c.proxy_id == availability.c.proxy_id))
@@ -221,6 +237,18 @@ def _judged(given: Any) -> sa.CTE:
             (seen.c.newest & seen.c.reachable, _mean(seen)), else_=sa.cast(sa.null(), sa.Integer)
         ).label("mean_latency_ms"),
     ).cte("judged")
+
+
+def _other_exit(given: Any) -> sa.ColumnElement[str]:
+    """Return the exit that a check found, if it is not the one that is known.
+
+    Only then is the proxy's description read, and what most checks find takes no space.
+    """
+    known = sa.select(proxies.c.exit_ip).where(
+        proxies.c.pool_id == POOL_ID, proxies.c.id == given.c.proxy_id
+    )
+    other = sa.func.nullif(given.c.exit_ip, known.scalar_subquery())
+    return sa.case((given.c.exit_ip.is_not(None), other))
 
 
 def _mean(seen: sa.CTE) -> sa.ColumnElement[int]:

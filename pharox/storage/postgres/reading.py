@@ -61,7 +61,9 @@ _DESCRIPTION = (
     "longitude",
     "isp",
     "asn",
+    "exit_ip",
 )
+_UNTIL = ("rests_until", "banned_until")
 _STANDING = ("status", "checked_at", "max_concurrency", "current_leases")
 
 
@@ -69,6 +71,8 @@ _COLUMNS = (
     *(description.c[name] for name in _DESCRIPTION),
     *(availability.c[name] for name in _STANDING),
     availability.c.drains,
+    availability.c.banned_until,
+    sa.case((availability.c.rests_until > now, availability.c.rests_until)).label("rests_until"),
 )
 
 
@@ -95,7 +99,7 @@ def proxy_rows(
 
 def proxy_from_row(row: Mapping[str, Any], vault: Vault | None) -> Proxy:
     """Return the proxy in a row of :func:`proxy_rows`, without credentials if ``vault`` is None."""
-    fields = {name: row[name] for name in (*_DESCRIPTION, *_STANDING)}
+    fields = {name: row[name] for name in (*_DESCRIPTION, *_STANDING, *_UNTIL)}
     fields["draining"] = bool(row["drains"])
     if vault is not None and row["credential_id"] is not None:
         place = Place(row["credential_id"], row["pool_id"], row["id"])
@@ -176,18 +180,22 @@ def pool_size_statement() -> sa.Select[Any]:
 
 @by_schema
 def due_pools_statement() -> sa.Select[Any]:
-    """Query the pools in which a lease is due to expire."""
+    """Query the pools in which a lease is due to expire, or a ban is over."""
     due: sa.Select[Any] = sa.select(sa.literal_column("1")).where(
         leases.c.pool_id == pools.c.id,
         leases.c.status == text_literal("active"),
         leases.c.expires_at <= now,
     )
-    return sa.select(pools.c.id).where(due.exists()).order_by(pools.c.id)
+    over: sa.Select[Any] = sa.select(sa.literal_column("1")).where(
+        availability.c.pool_id == pools.c.id, availability.c.banned_until <= now
+    )
+    is_due = sa.or_(due.exists(), over.exists())
+    return sa.select(pools.c.id).where(is_due).order_by(pools.c.id)
 
 
 @by_schema
 def next_expiry_statement() -> sa.Select[Any]:
-    """Query the seconds until the next active lease of the named pool, or of all, runs out."""
+    """Query the seconds until the next lease runs out or ban is over, in the named pool or all."""
     name = parameter("name")
     # Ordered instead of min(): one entry of ix_leases_due is read for each pool.
     first = (
@@ -197,17 +205,25 @@ def next_expiry_statement() -> sa.Select[Any]:
         .limit(sa.literal_column("1"))
         .lateral("first")
     )
-    left = sa.extract("epoch", sa.func.min(first.c.expires_at) - now).cast(sa.Double)
+    ban = (
+        sa.select(availability.c.banned_until)
+        .where(availability.c.pool_id == pools.c.id, availability.c.banned_until.is_not(None))
+        .order_by(availability.c.banned_until)
+        .limit(sa.literal_column("1"))
+        .lateral("ban")
+    )
+    next_end = sa.func.min(sa.func.least(first.c.expires_at, ban.c.banned_until))
+    left = sa.extract("epoch", next_end - now).cast(sa.Double)
     return (
         sa.select(left.label("seconds"))
-        .select_from(pools.join(first, sa.true()))
+        .select_from(pools.outerjoin(first, sa.true()).outerjoin(ban, sa.true()))
         .where(sa.or_(name.is_(None), pools.c.name == name))
     )
 
 
 @by_schema
 def next_change_statement() -> sa.Select[Any]:
-    """Query the seconds until a lease or rest of the named pool is over, or a rest for a target."""
+    """Query the seconds until a lease, rest or ban of a pool ends, or a rest for a target."""
 
     def first(column: Any, of_pool: Any, *where: Any) -> Any:
         """Return the next time in a column of a pool's rows."""
@@ -222,6 +238,7 @@ def next_change_statement() -> sa.Select[Any]:
     next_ones = (
         first(leases.c.expires_at, leases.c.pool_id, leases.c.status == text_literal("active")),
         sa.case((lets_rest > sa.literal_column("0"), rests)),
+        first(availability.c.banned_until, availability.c.pool_id),
         first(pair.cools_until, pair.pool_id, pair.target == parameter("target")),
     )
     left = sa.extract("epoch", sa.func.least(*next_ones) - now).cast(sa.Double)

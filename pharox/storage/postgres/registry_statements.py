@@ -39,7 +39,7 @@ _NIL = sa.literal_column(f"'{NIL}'::uuid", sa.Uuid)
 _OF_CREDENTIALS = ("secret", "account", "identity")
 """The columns of credentials: the encrypted secret, and its fingerprints."""
 
-_DESCRIBED = tuple(own for own in description.c if own.name not in ("id", "pool_id"))
+_DESCRIBED = tuple(own for own in description.c if own.name not in ("id", "pool_id", "exit_ip"))
 _PROXY = availability.join(
     description,
     sa.and_(
@@ -112,6 +112,14 @@ def save_proxies_statement(schema: str, *, change: bool) -> Statement:
     if change:
         kept = sa.case((is_new, sa.null()), else_=json_object(checked_at=known.c.checked_at))
         data = sa.func.coalesce(kept.concat(data), data, type_=JSONB)
+        # Another description of a banned proxy does not change when its ban ends.
+        stays_banned = sa.and_(
+            known.c.banned_until.is_not(None),
+            sa.func.coalesce(given.c.status, known.c.status) == text_literal("banned"),
+        )
+        end = json_object(until=known.c.banned_until, returns_to=known.c.returns_to)
+        none = sa.literal_column("'{}'::jsonb", JSONB)
+        data = data.concat(sa.case((stays_banned, end), else_=none))
     type_ = sa.case((is_new, text_literal("ProxyRegistered")), else_=text_literal("ProxyChanged"))
     row = event_row(
         type_,
@@ -187,7 +195,13 @@ def _known(given: sa.CTE, *, lock: bool) -> sa.CTE:
         found = one.limit(ONE).lateral("found")
         return sa.select(*found.c).select_from(given.join(found, sa.true())).cte("known")
     members = (
-        sa.select(*state, availability.c.checked_at, *_DESCRIBED)
+        sa.select(
+            *state,
+            availability.c.checked_at,
+            availability.c.banned_until,
+            availability.c.returns_to,
+            *_DESCRIBED,
+        )
         .select_from(_PROXY)
         .where(
             availability.c.pool_id == POOL_ID, availability.c.proxy_id.in_(sa.select(given.c.id))
@@ -246,13 +260,25 @@ def set_status_statement(schema: str) -> Statement:
 
 
 @lru_cache(maxsize=8)
+def ban_statement(schema: str) -> Statement:
+    """Return the statement that bans a proxy, which must be locked, for a number of seconds."""
+    seconds = parameter("for_seconds", sa.Double) * sa.literal_column("interval '1 second'")
+    is_banned = availability.c.status == text_literal("banned")
+    active = sa.func.coalesce(availability.c.returns_to, text_literal("active"))
+    returns_to = sa.case((is_banned, active), else_=availability.c.status)
+    return _status_statement(
+        schema, text_literal("banned"), until=now + seconds, returns_to=returns_to
+    )
+
+
+@lru_cache(maxsize=8)
 def drain_statement(schema: str) -> Statement:
     """Return the statement that drains a proxy, which must be locked and not be draining."""
-    return _status_statement(schema, text_literal("banned"), drains=True)
+    return _status_statement(schema, text_literal("banned"), drains=sa.true())
 
 
 def _status_statement(
-    schema: str, wanted: sa.ColumnElement[str], *, drains: bool = False
+    schema: str, wanted: sa.ColumnElement[str], **end: sa.ColumnElement[Any]
 ) -> Statement:
     described = {own.name: description.c[own.name] for own in _DESCRIBED}
     load = (availability.c.current_leases, availability.c.max_concurrency)
@@ -265,7 +291,7 @@ def _status_statement(
             **described,
             checked_at=availability.c.checked_at,
             reason=parameter("reason"),
-            **({"drains": sa.true()} if drains else {}),
+            **end,
         ),
     )
     appended = append(
@@ -274,10 +300,21 @@ def _status_statement(
         .where(
             availability.c.pool_id == POOL_ID,
             availability.c.proxy_id == parameter("proxy_id", sa.Uuid),
-            availability.c.drains.is_(None) if drains else availability.c.status != wanted,
+            _is_changed(wanted, end),
         )
     )
     return compiled(sa.select(appended.c.position), schema)
+
+
+def _is_changed(
+    wanted: sa.ColumnElement[str], end: dict[str, sa.ColumnElement[Any]]
+) -> sa.ColumnElement[bool]:
+    if "drains" in end:
+        return availability.c.drains.is_(None)
+    until = end.get("until", sa.cast(sa.null(), sa.DateTime(timezone=True)))
+    return sa.or_(
+        availability.c.status != wanted, availability.c.banned_until.is_distinct_from(until)
+    )
 
 
 @lru_cache(maxsize=8)

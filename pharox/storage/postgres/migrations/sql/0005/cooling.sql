@@ -316,6 +316,10 @@ BEGIN
         FROM {schema}.leases AS lease
         WHERE lease.pool_id = pool AND lease.status = 'active' AND lease.expires_at <= at
           AND lease.id <> ALL (expired)
+    ) OR EXISTS (
+        SELECT 1
+        FROM {schema}.available_proxies AS banned
+        WHERE banned.pool_id = pool AND banned.banned_until <= at
     ) THEN
         reason := 'free';
         RETURN;
@@ -397,7 +401,7 @@ END
 $$;
 
 -- Decide in all pools where a process waits. The last answer is 'served': how many of its tickets
--- are left, and when the next lease or rest of these pools is over, or what they wait for may be
+-- are left, and when the next lease, rest or ban of these pools is over, or what they wait for may be
 -- granted for its target again.
 CREATE OR REPLACE FUNCTION {schema}.serve_v1(
     own_process uuid,
@@ -419,6 +423,7 @@ DECLARE
     );
     answer {schema}.lease_answer;
 BEGIN
+    PERFORM {schema}.end_bans_v1(own_slot, pools, actor, correlation_id);
     RETURN QUERY
     SELECT decided.*
     FROM {schema}.lease_commands_v2(
@@ -445,7 +450,12 @@ BEGIN
                 FROM {schema}.available_proxies AS availability
                 WHERE availability.pool_id = pool.id
                   AND availability.rests_until > answer.decided_at
-            ) END
+            ) END,
+            (
+                SELECT min(banned.banned_until)
+                FROM {schema}.available_proxies AS banned
+                WHERE banned.pool_id = pool.id AND banned.banned_until IS NOT NULL
+            )
         ))
         FROM {schema}.pools AS pool
         WHERE pool.id = ANY (pools)
@@ -608,7 +618,7 @@ BEGIN
 END
 $$;
 
--- Acquire one lease for a target: what lease_commands_v2 does for a single request that is answered
+-- Acquire one lease for a target: what lease_commands_v3 does for a single request that is answered
 -- by a free proxy while nobody waits in the pool, in fewer statements.
 CREATE FUNCTION {schema}.acquire_for_target_v1(
     own_process uuid,
@@ -653,6 +663,11 @@ BEGIN
         OR EXISTS (
             SELECT 1 FROM {schema}.waiting_tickets AS ticket WHERE ticket.pool_id = pool.id
         )
+        OR EXISTS (
+            SELECT 1
+            FROM {schema}.available_proxies AS banned
+            WHERE banned.pool_id = pool.id AND banned.banned_until <= at
+        )
     INTO pool_id, highest_rank, consumer_id, is_more_to_do
     FROM {schema}.pools AS pool, {schema}.consumers AS asking
     WHERE pool.name = pool_name AND asking.name = consumer;
@@ -665,7 +680,7 @@ BEGIN
     IF place IS NULL THEN
         RETURN QUERY
         SELECT answer.*
-        FROM {schema}.lease_commands_v2(
+        FROM {schema}.lease_commands_v3(
             own_process, 0, false, false, own_slot, with_stats, '{}', ARRAY[actor],
             ARRAY[correlation_id], '{}',
             '{}', ARRAY[1], ARRAY['each'], ARRAY[0], ARRAY[false], ARRAY[pool_name],

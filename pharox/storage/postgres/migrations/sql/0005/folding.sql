@@ -436,6 +436,32 @@ BEGIN
             isp = excluded.isp,
             asn = excluded.asn;
     END IF;
+    IF types && ARRAY['HealthChecked'] THEN
+        UPDATE {schema}.proxies
+        SET
+            exit_ip = newest.exit_ip
+        FROM (
+            SELECT
+                event.pool_id AS pool_id,
+                event.proxy_id AS proxy_id,
+                (
+                    array_agg(
+                        CAST(event.data #>> '{exit_ip}' AS TEXT) ORDER BY event.position DESC
+                    )
+                )[1] AS exit_ip
+            FROM UNNEST(appended) AS event
+            WHERE
+                event.type = 'HealthChecked'
+                AND CAST(event.data #>> '{exit_ip}' AS TEXT) IS NOT NULL
+                AND CAST(event.data #>> '{applied}' AS BOOLEAN)
+            GROUP BY
+                event.pool_id,
+                event.proxy_id
+        ) AS newest
+        WHERE
+            {schema}.proxies.pool_id = newest.pool_id
+            AND {schema}.proxies.id = newest.proxy_id;
+    END IF;
     IF types && ARRAY['ProxyRemoved'] THEN
         DELETE FROM {schema}.proxies
         USING UNNEST(appended) AS event
@@ -501,6 +527,16 @@ BEGIN
                 WHEN newest.is_changed
                 THEN newest.drains
                 ELSE {schema}.available_proxies.drains
+            END,
+            banned_until = CASE
+                WHEN newest.is_changed
+                THEN newest.banned_until
+                ELSE {schema}.available_proxies.banned_until
+            END,
+            returns_to = CASE
+                WHEN newest.is_changed
+                THEN newest.returns_to
+                ELSE {schema}.available_proxies.returns_to
             END
         FROM (
             SELECT
@@ -542,7 +578,19 @@ BEGIN
                         CAST(event.data #>> '{drains}' AS BOOLEAN) ORDER BY event.position DESC
                     ) FILTER(WHERE
                         event.type = 'ProxyChanged')
-                )[1] AS drains
+                )[1] AS drains,
+                (
+                    array_agg(
+                        CAST(event.data #>> '{until}' AS TIMESTAMPTZ) ORDER BY event.position DESC
+                    ) FILTER(WHERE
+                        event.type = 'ProxyChanged')
+                )[1] AS banned_until,
+                (
+                    array_agg(
+                        CAST(event.data #>> '{returns_to}' AS TEXT) ORDER BY event.position DESC
+                    ) FILTER(WHERE
+                        event.type = 'ProxyChanged')
+                )[1] AS returns_to
             FROM UNNEST(appended) AS event
             WHERE
                 event.type IN ('ProxyChanged', 'HealthChecked')

@@ -29,3 +29,14 @@ CREATE TABLE {schema}.troubled_targets (
     since timestamptz NOT NULL,
     CONSTRAINT pk_troubled_targets PRIMARY KEY (pool_id, target)
 );
+
+-- Until when a ban lasts and the status that follows it, and the address from which targets see a
+-- proxy.
+ALTER TABLE {schema}.available_proxies
+    ADD COLUMN banned_until timestamptz,
+    ADD COLUMN returns_to text;
+CREATE INDEX ix_available_proxies_banned
+    ON {schema}.available_proxies (pool_id, banned_until)
+    WHERE banned_until IS NOT NULL;
+ALTER TABLE {schema}.proxies
+    ADD COLUMN exit_ip text;
