@@ -16,7 +16,14 @@ from uuid import UUID
 import typer
 
 from ..errors import PharoxError, ProxyUnavailableError
-from ..models import Lease, LeaseStatus, MissReason, ProxyProtocol, SelectorStrategy
+from ..models import (
+    DEFAULT_DURATION_S,
+    Lease,
+    LeaseStatus,
+    MissReason,
+    ProxyProtocol,
+    SelectorStrategy,
+)
 from .checking import checked_filters, duration_of
 from .session import ledger
 from .showing import AsJson, in_utc, print_json
@@ -46,14 +53,21 @@ _ENDINGS = {
 Pool = Annotated[str, typer.Argument(metavar="POOL", help="The pool's name.")]
 Consumer = Annotated[str, typer.Option(metavar="NAME", help="The name of the consumer.")]
 _Duration = Annotated[
-    float,
+    float | None,
     typer.Option(
         metavar="TIME",
         parser=duration_of,
-        help="How long the lease lasts unless it is released: 30 (seconds), 5m, 2h.",
+        help="How long the lease lasts unless it is released: 30 (seconds), 5m, 2h; the pool's, or "
+        "5m, if not given.",
     ),
 ]
-Selector = Annotated[SelectorStrategy, typer.Option(help="How to choose among the free proxies.")]
+Selector = Annotated[
+    SelectorStrategy | None,
+    typer.Option(
+        help="How to choose among the free proxies; as the pool says, or first_available, if not "
+        "given."
+    ),
+]
 ProxyId = Annotated[
     list[UUID] | None, typer.Option("--proxy", metavar="UUID", help="Only the proxy with this id.")
 ]
@@ -110,8 +124,8 @@ def acquire(
     pool: Pool,
     *,
     consumer: Consumer = "default",
-    duration: _Duration = 300,
-    selector: Selector = SelectorStrategy.FIRST_AVAILABLE,
+    duration: _Duration = None,
+    selector: Selector = None,
     proxy_id: ProxyId = None,
     host: Host = None,
     protocol: Protocol = None,
@@ -145,7 +159,7 @@ def acquire(
     request = AcquireRequest(
         pool,
         consumer,
-        duration,
+        DEFAULT_DURATION_S if duration is None else duration,
         filters,
         selector,
         lease_id=lease_id,

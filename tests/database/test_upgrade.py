@@ -7,6 +7,7 @@ of each has to lease with the functions of the versions before, as this one does
 from __future__ import annotations
 
 import multiprocessing
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -50,7 +51,7 @@ DIGESTS = {
     "0002": "a4dc6aa9ce5f5b4b3f795b93315df55460cb6b82d790192cee4b8bb3b8467abe",
     "0003": "ac24fc7cd9235072418fc6cd85a7b09778197b0bb54b733863d2abc1e0b1fc3b",
     "0004": "e6d1d06a059981b39f316b0d5e6d6197fac6054b6c986ca14d68adbff6095f5a",
-    "0005": "8f57caaaaa95ca923b5ddfe7b74ebf8544de04da3e34d3cb315e2ed555242d0a",
+    "0005": "346a455c38688940cf9500aac03d747ec23cc33b7b99e8649f760fe36fc60b24",
 }
 WORKERS = 8
 STEPS = 8
@@ -63,6 +64,7 @@ def version_before(monkeypatch: pytest.MonkeyPatch, revision: str) -> None:
     granting = batch._deciding if revision == "0001" else batch._granting
     monkeypatch.setattr(batch, "_granting", partial(_as_before, granting))
     monkeypatch.setattr(batch, "release_statement", _release_before)
+    monkeypatch.setattr(batch, "_duration", lambda request: float(request.duration_seconds))
     monkeypatch.setattr(Commands, "freeing", lambda _, program: program)
     for statement in (batch.commands_statement, batch.acquire_statement):
         statement.cache_clear()
@@ -74,9 +76,9 @@ def _as_before(
     statement_of: Callable[..., Statement], name: str, function: str, parameters: dict[str, str]
 ) -> Statement:
     """Return the call of a function as it was while nobody could wait."""
-    new = ("own_process", "max_waiting", "frees", "serves")
+    new = ("own_process", "max_waiting", "frees", "serves", "default_duration")
     known = {each: type_ for each, type_ in parameters.items() if each not in new}
-    return statement_of(name, function.replace("_v2", "_v1"), known)
+    return statement_of(name, re.sub("_v[23]$", "_v1", function), known)
 
 
 def _release_before(name: str) -> Statement:
@@ -122,7 +124,15 @@ LATER = {
         "available_proxies": {"rests_until": "timestamptz", "drains": "boolean"},
         "leases": {"revoke_reason": "text"},
     },
-    "0005": {"pools": {"cool_down": "jsonb"}, "leases": {"target": "text"}},
+    "0005": {
+        "pools": {
+            "cool_down": "jsonb",
+            "selector": "text",
+            "lease_seconds": "float8",
+            "max_concurrency": "integer",
+        },
+        "leases": {"target": "text"},
+    },
 }
 """Columns by the version that brought them: this one reads them when it fills an older ledger."""
 
@@ -233,13 +243,14 @@ def filled_unchecked(storage: PostgresStorage) -> list[Lease]:
     small_parts(storage, 1000)
     _, proxies = fill(storage, 100, country="AR")
     manager = ProxyManager(storage)
+    first = SelectorStrategy.FIRST_AVAILABLE  # Versions before 0005 need it to be said.
     for _ in range(16):
-        manager.release_proxies(manager.acquire_proxies("pool", 100))
+        manager.release_proxies(manager.acquire_proxies("pool", 100, selector=first))
     fill(storage, 0, name="empty")
-    assert manager.acquire_proxy("empty") is None
+    assert manager.acquire_proxy("empty", selector=first) is None
     for proxy in proxies[:20]:
         storage.apply_health_check_result(checked(proxy, latency_ms=5))
-    return manager.acquire_proxies("pool", 10, "holder", duration_seconds=3600)
+    return manager.acquire_proxies("pool", 10, "holder", 3600, selector=first)
 
 
 def wait_for_work(done: Any, workers: int, running: Sequence[Future[Any]]) -> None:

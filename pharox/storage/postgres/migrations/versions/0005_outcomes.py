@@ -10,7 +10,7 @@ down_revision = "0004"
 branch_labels = None
 depends_on = None
 
-PARTS = ("read_models", "folding", "outcomes", "cooling")
+PARTS = ("read_models", "folding", "outcomes", "cooling", "selecting", "pool_defaults")
 LOCKED = ("pools", "available_proxies", "leases", "proxies")
 
 
