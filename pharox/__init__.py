@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from .models import CheckFailure as CheckFailure
     from .models import Consumer as Consumer
     from .models import CoolDown as CoolDown
+    from .models import DefaultSeconds as DefaultSeconds
     from .models import ExpireEventPayload as ExpireEventPayload
     from .models import HealthCheckOptions as HealthCheckOptions
     from .models import HealthCheckResult as HealthCheckResult
@@ -173,6 +174,7 @@ _HOME = {
         "CheckFailure",
         "Consumer",
         "CoolDown",
+        "DefaultSeconds",
         "ExpireEventPayload",
         "HealthCheckOptions",
         "HealthCheckResult",

@@ -28,7 +28,14 @@ from .manager.blocks import held_by_task
 from .manager.leasing import AcquireArguments, if_given, releasing_after, retrying
 from .manager.options import LeaseOptions, OnLost, check_on_lost
 from .manager.retrying import checked_config, in_both_orders
-from .models import Lease, Outcome, ProxyFilters, RetryConfig, SelectorStrategy
+from .models import (
+    DEFAULT_DURATION_S,
+    Lease,
+    Outcome,
+    ProxyFilters,
+    RetryConfig,
+    SelectorStrategy,
+)
 from .storage.requests import Acquisition
 
 T = TypeVar("T")
@@ -38,7 +45,7 @@ async def acquire_proxy_async(
     manager: ProxyManager,
     pool_name: str,
     consumer_name: str | None = None,
-    duration_seconds: int = 300,
+    duration_seconds: int = DEFAULT_DURATION_S,
     filters: ProxyFilters | None = None,
     selector: SelectorStrategy | None = None,
     *,
@@ -69,7 +76,7 @@ async def acquire_proxy_with_retry_async(
     manager: ProxyManager,
     pool_name: str,
     consumer_name: str | None = None,
-    duration_seconds: int = 300,
+    duration_seconds: int = DEFAULT_DURATION_S,
     filters: ProxyFilters | None = None,
     selector: SelectorStrategy | None = None,
     retry_config: RetryConfig | None = None,
@@ -124,7 +131,7 @@ async def with_lease_async(
     manager: ProxyManager,
     pool_name: str,
     consumer_name: str | None = None,
-    duration_seconds: int = 300,
+    duration_seconds: int = DEFAULT_DURATION_S,
     filters: ProxyFilters | None = None,
     selector: SelectorStrategy | None = None,
     *,
@@ -154,7 +161,7 @@ async def with_retrying_lease_async(
     manager: ProxyManager,
     pool_name: str,
     consumer_name: str | None = None,
-    duration_seconds: int = 300,
+    duration_seconds: int = DEFAULT_DURATION_S,
     filters: ProxyFilters | None = None,
     selector: SelectorStrategy | None = None,
     retry_config: RetryConfig | None = None,

@@ -6,7 +6,8 @@ for a SLOW one with free capacity (leased only if its pool allows it), and null 
 Each selector has an index over the ranked rows in its own order, so finding a proxy
 costs the same in a pool of a hundred and of a million.
 
-LOWEST_LATENCY orders by ``latency_ms``. ``streak`` counts consecutive successful health
+LOWEST_LATENCY orders by ``latency_ms``, LEAST_RECENTLY_USED by ``leased_at``, the time of the
+proxy's last lease, which is null before its first. ``streak`` counts consecutive successful health
 checks, or failed ones as a negative number, since a person last set the status.
 
 A ban with an end has ``banned_until`` and ``returns_to``, the status that follows it. The end is
@@ -56,6 +57,7 @@ class Availability:
     drains: bool | None
     banned_until: datetime | None
     returns_to: str | None
+    leased_at: datetime | None
 
 
 RANK = """
@@ -82,6 +84,7 @@ available_proxies = sa.Table(
     sa.Column("drains", sa.Boolean),
     sa.Column("banned_until", sa.DateTime(timezone=True)),
     sa.Column("returns_to", sa.Text),
+    sa.Column("leased_at", sa.DateTime(timezone=True)),
     sa.Column("lease_rank", sa.SmallInteger, sa.Computed(RANK.strip(), persisted=True)),
     sa.PrimaryKeyConstraint("proxy_id", "pool_id"),
     sa.CheckConstraint("status IN ('active', 'inactive', 'slow', 'banned')", name="status"),
@@ -129,6 +132,14 @@ sa.Index(
     available_proxies.c.banned_until,
     postgresql_where=available_proxies.c.banned_until.is_not(None),
 )
+sa.Index(
+    "ix_available_proxies_least_recently_used",
+    available_proxies.c.pool_id,
+    available_proxies.c.lease_rank,
+    available_proxies.c.leased_at.nulls_first(),
+    available_proxies.c.proxy_id,
+    postgresql_where=_RANKED,
+)
 
 
 class AvailableProxies(Projection):
@@ -144,7 +155,10 @@ class AvailableProxies(Projection):
             case LeaseAcquired() | LeaseReleased() | LeaseExpired() | LeaseRevoked():
                 row = state[event.proxy_id, event.pool_id]
                 row.current_leases = event.after.leases
-                row.rests_until = None if isinstance(event, LeaseAcquired) else event.rests_until
+                if isinstance(event, LeaseAcquired):
+                    row.rests_until, row.leased_at = None, event.recorded_at
+                else:
+                    row.rests_until = event.rests_until
             case ProxyRegistered():
                 state[event.proxy_id, event.pool_id] = Availability(
                     event.proxy_id,
@@ -156,6 +170,7 @@ class AvailableProxies(Projection):
                     None,
                     None,
                     0,
+                    None,
                     None,
                     None,
                     None,
@@ -213,18 +228,42 @@ def _register(events: Events) -> UpdateBase:
 
 
 def _count_leases(events: Events) -> UpdateBase:
+    acquired = of_type(events, "LeaseAcquired")
     ours = of_type(events, "LeaseAcquired", *ENDED_STATUS)
-    return (
-        sa.update(available_proxies)
-        .values(
-            current_leases=events.c.leases_after,
-            rests_until=fact(events, "rests_until", sa.DateTime(timezone=True)),
+    rests_until = fact(events, "rests_until", sa.DateTime(timezone=True))
+    before = available_proxies.c.leased_at
+    if events.is_single:
+        own: dict[str, sa.ColumnElement[Any]] = {
+            "current_leases": events.c.leases_after,
+            "rests_until": rests_until,
+            "leased_at": sa.case((acquired, events.c.recorded_at), else_=before),
+        }
+        return _of_proxy(events.c).values(own).where(ours)
+    # One pass over the events: what is appended together is joined without hashing.
+    newest = (
+        sa.select(
+            events.c.pool_id,
+            events.c.proxy_id,
+            last(events, events.c.leases_after).label("leases_after"),
+            last(events, rests_until).label("rests_until"),
+            last(events, events.c.recorded_at, acquired).label("leased_at"),
         )
-        .where(
-            available_proxies.c.pool_id == events.c.pool_id,
-            available_proxies.c.proxy_id == events.c.proxy_id,
-            events.is_latest(ours, events.c.proxy_id, events.c.pool_id),
-        )
+        .where(ours)
+        .group_by(events.c.pool_id, events.c.proxy_id)
+        .subquery("newest")
+    )
+    return _of_proxy(newest.c).values(
+        current_leases=newest.c.leases_after,
+        rests_until=newest.c.rests_until,
+        leased_at=sa.func.coalesce(newest.c.leased_at, before),
+    )
+
+
+def _of_proxy(source: Any) -> sa.Update:
+    """Return the update of the proxy that ``source`` names by its columns."""
+    return sa.update(available_proxies).where(
+        available_proxies.c.pool_id == source.pool_id,
+        available_proxies.c.proxy_id == source.proxy_id,
     )
 
 

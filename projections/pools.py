@@ -1,4 +1,4 @@
-"""pools: the existing pools, and whether each leases SLOW proxies."""
+"""pools: the existing pools, and how each leases its proxies."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     Double,
+    Integer,
     PrimaryKeyConstraint,
     Table,
     Text,
@@ -40,6 +41,9 @@ class PoolRow:
     rest_after_expiry_seconds: float | None
     max_held_seconds: float | None
     cool_down: dict[str, Any] | None
+    selector: str | None
+    lease_seconds: float | None
+    max_concurrency: int | None
 
 
 pools = Table(
@@ -53,6 +57,9 @@ pools = Table(
     Column("rest_after_expiry_seconds", Double),
     Column("max_held_seconds", Double),
     Column("cool_down", JSONB),
+    Column("selector", Text),
+    Column("lease_seconds", Double),
+    Column("max_concurrency", Integer),
     PrimaryKeyConstraint("id"),
     UniqueConstraint("name"),
 )
@@ -65,6 +72,9 @@ _FACTS = {
     "rest_after_expiry_seconds": Double,
     "max_held_seconds": Double,
     "cool_down": JSONB,
+    "selector": Text,
+    "lease_seconds": Double,
+    "max_concurrency": Integer,
 }
 """What each event of a pool has of it."""
 
@@ -89,6 +99,9 @@ class Pools(Projection):
                     event.rest_after_expiry_seconds,
                     event.max_held_seconds,
                     event.cool_down.model_dump() if event.cool_down else None,
+                    event.selector and event.selector.value,
+                    event.lease_seconds,
+                    event.max_concurrency,
                 )
             case PoolRemoved():
                 del state[(event.pool_id,)]

@@ -260,6 +260,11 @@ def _described(event: events.PoolRegistered | events.PoolChanged) -> str:
         if event.max_held_seconds
         else "",
         _cools(event.cool_down),
+        f"selector {event.selector.value} by default" if event.selector else "",
+        f"a lease lasts {lasting(event.lease_seconds)} by default" if event.lease_seconds else "",
+        f"a proxy takes {counted(event.max_concurrency, 'lease', 'leases')} at once by default"
+        if event.max_concurrency
+        else "",
     ]
     description = ", ".join(filter(None, parts))
     return f": {description}" if description else ""

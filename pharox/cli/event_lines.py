@@ -38,6 +38,9 @@ _POOL = (
     "rest_after_expiry_seconds",
     "max_held_seconds",
     "cool_down",
+    "selector",
+    "lease_seconds",
+    "max_concurrency",
 )
 _ATTRIBUTES = {
     "PoolRegistered": _POOL,

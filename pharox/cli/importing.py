@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InvalidInputError, SourceError
-from ..models import Proxy, ProxyPool, ProxyProtocol, ProxyStatus, check_name, check_text
+from ..models import (
+    Proxy,
+    ProxyPool,
+    ProxyProtocol,
+    ProxyStatus,
+    SelectorStrategy,
+    check_name,
+    check_text,
+)
 from ..models.text import escape_unprintable, url_of
 from ..sources import BadEntry, Defaults, Entry, Format, open_source, read_proxies
 from .bulk import rare_collections
@@ -54,8 +62,16 @@ class Tally:
         """Whether the source was read to its end without a bad entry."""
         return self.failure is None and not self.bad
 
-    def describe(self, report: ImportReport, max_concurrency: int | None) -> None:
-        """Print bad and changed entries as remarks, and the totals as the result."""
+    def describe(
+        self,
+        report: ImportReport,
+        max_concurrency: int | None,
+        selector: SelectorStrategy | None,
+    ) -> None:
+        """Print bad and changed entries as remarks, and the totals as the result.
+
+        ``selector`` is that of a pool that the import made, else None.
+        """
         _remark([str(entry) for entry in self.listed], self.bad)
         if report.changed:
             _remark([_of_change(change) for change in report.changes], report.changed)
@@ -64,7 +80,8 @@ class Tally:
         parts += [f"{number} {what}" for what, number in sums.items() if number]
         parts += [f"{self.bad} bad"]
         limit = f"; each new one takes {_leases(max_concurrency)} at a time" if report.new else ""
-        print(f"{self.good + self.bad} read: {', '.join(parts)}{limit}", flush=True)
+        made = f"; the pool is new, its selector {selector}" if selector and self.good else ""
+        print(f"{self.good + self.bad} read: {', '.join(parts)}{limit}{made}", flush=True)
 
 
 _Source = Annotated[
@@ -80,11 +97,11 @@ _Protocol = Annotated[
 ]
 _Status = Annotated[ProxyStatus, typer.Option(help="The status of entries that name none.")]
 _MaxConcurrency = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="N",
         help="How many leases a proxy may have at once, or `unlimited`, for entries that name "
-        "none.",
+        "none; as the pool says, or 1, if not given.",
     ),
 ]
 _Label = Annotated[
@@ -131,7 +148,7 @@ def import_source(
     pool: _Pool,
     protocol: _Protocol = None,
     status: _Status = ProxyStatus.ACTIVE,
-    max_concurrency: _MaxConcurrency = "1",
+    max_concurrency: _MaxConcurrency = None,
     label: _Label = None,
     kind: _Kind = None,
     update: _Update = False,
@@ -141,15 +158,15 @@ def import_source(
 ) -> None:
     """Import a list of proxies: addresses, CSV, JSON or JSON lines.
 
-    A proxy that the pool already has (same protocol, host, port, user and password) stays as it is.
+    A pool that is created leases the proxy first that was leased longest ago. A proxy that the pool
+    already has (same protocol, host, port, user and password) stays as it is.
     Bad entries, and proxies whose password differs from the pool's, are listed, and the exit status
     is then 1; all other entries are imported.
     """
     check_name(pool, "pool")
     check_text(label or "")
-    limit = limit_of(max_concurrency)
+    limit = None if max_concurrency is None else limit_of(max_concurrency)
     most = _removable(max_removed, sync=sync)
-    defaults = Defaults(protocol=protocol, status=status, max_concurrency=limit, source=label)
     tally = Tally()
     removal: RemovalReport | None = None
     with (
@@ -159,15 +176,19 @@ def import_source(
         _progress(opened.size_bytes) as advance,
     ):
         chunks = _with_progress(opened.chunks, advance)
-        known = storage.get_pool_by_name(pool) or ProxyPool(name=pool)
+        known = storage.get_pool_by_name(pool)
+        wanted = known or ProxyPool(name=pool, selector=SelectorStrategy.LEAST_RECENTLY_USED)
+        if max_concurrency is None:
+            limit = wanted.max_concurrency or 1
+        defaults = Defaults(protocol=protocol, status=status, max_concurrency=limit, source=label)
         batches = _batches(read_proxies(chunks, defaults, kind=kind, line=line), tally)
-        report = storage.import_list(known.id, batches, update=update, make=known)
+        report = storage.import_list(wanted.id, batches, update=update, make=wanted)
         if most is not None and tally.is_clean:
             removal = storage.remove_unlisted(
                 report.pool_id, report.listed, source=label, max_removed=most
             )
     if tally.failure is None or tally.good or tally.bad:
-        tally.describe(report, limit)
+        tally.describe(report, limit, None if known else wanted.selector)
     if most is not None:
         _print_removal(removal, most)
     if tally.failure is not None:

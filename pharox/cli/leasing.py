@@ -18,6 +18,7 @@ import typer
 
 from ..errors import InvalidInputError, PharoxError, ProxyUnavailableError
 from ..models import (
+    DEFAULT_DURATION_S,
     Lease,
     LeaseStatus,
     MissReason,
@@ -55,14 +56,21 @@ _ENDINGS = {
 Pool = Annotated[str, typer.Argument(metavar="POOL", help="The pool's name.")]
 Consumer = Annotated[str, typer.Option(metavar="NAME", help="The name of the consumer.")]
 _Duration = Annotated[
-    float,
+    float | None,
     typer.Option(
         metavar="TIME",
         parser=duration_of,
-        help="How long the lease lasts unless it is released: 30 (seconds), 5m, 2h.",
+        help="How long the lease lasts unless it is released: 30 (seconds), 5m, 2h; the pool's, or "
+        "5m, if not given.",
     ),
 ]
-Selector = Annotated[SelectorStrategy, typer.Option(help="How to choose among the free proxies.")]
+Selector = Annotated[
+    SelectorStrategy | None,
+    typer.Option(
+        help="How to choose among the free proxies; as the pool says, or first_available, if not "
+        "given."
+    ),
+]
 ProxyNames = Annotated[
     list[str] | None,
     typer.Option(
@@ -140,8 +148,8 @@ def acquire(
     pool: Pool,
     *,
     consumer: Consumer = "default",
-    duration: _Duration = 300,
-    selector: Selector = SelectorStrategy.FIRST_AVAILABLE,
+    duration: _Duration = None,
+    selector: Selector = None,
     proxy: ProxyNames = None,
     host: Host = None,
     protocol: Protocol = None,
@@ -176,7 +184,7 @@ def acquire(
         request = AcquireRequest(
             pool,
             consumer,
-            duration,
+            DEFAULT_DURATION_S if duration is None else duration,
             wanted.filters(storage, pool),
             selector,
             lease_id=lease_id,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConflictError, InvalidInputError, PoolNotFoundError
-from ..models import CoolDown, ProxyPool
-from .checking import checked_cool_down, checked_pool, cool_down_of, duration_of
+from ..models import CoolDown, ProxyPool, SelectorStrategy, check_selector
+from .checking import checked_cool_down, checked_pool, cool_down_of, duration_of, limit_of
 from .describing import counted
 from .once import Commands
 from .session import ledger
@@ -19,7 +19,16 @@ if TYPE_CHECKING:
 
 NO_POOLS = "there are no pools yet; `pharox import SOURCE --pool NAME` creates one"
 
-_COLUMNS = ("pool", "id", "leases slow", "rests", "held for", "cools down", "description")
+_COLUMNS = (
+    "pool",
+    "id",
+    "leases slow",
+    "rests",
+    "held for",
+    "cools down",
+    "by default",
+    "description",
+)
 
 _AfterRelease = Annotated[
     float | None,
@@ -64,6 +73,31 @@ _CoolDown = Annotated[
 _NoCoolDown = Annotated[
     bool, typer.Option("--no-cool-down", help="No proxy rests for a target, whatever it says.")
 ]
+_Selector = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SELECTOR",
+        help="Which proxy is leased where no selector is asked for: "
+        f"{', '.join(SelectorStrategy)}; '' for pharox's own.",
+    ),
+]
+_LeaseFor = Annotated[
+    float | None,
+    typer.Option(
+        "--lease",
+        metavar="TIME",
+        parser=duration_of,
+        help="How long a lease lasts where no duration is asked for: 60s, 5m; 0: pharox's own.",
+    ),
+]
+_MaxConcurrency = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="How many leases a proxy may have at once that is added without saying it, or "
+        "`unlimited`.",
+    ),
+]
 
 app = Commands(help="List the pools; register, change or remove one.", invoke_without_command=True)
 
@@ -92,6 +126,7 @@ def list_pools(context: typer.Context, as_json: AsJson = False) -> None:
                 _rests(p),
                 f"{p.max_held_seconds:g} s" if p.max_held_seconds else "any time",
                 _cools(p),
+                _defaults(p),
                 p.description,
             )
             for p in known
@@ -116,6 +151,9 @@ def add(
     max_held: _MaxHeld = None,
     cool_down: _CoolDown = None,
     no_cool_down: _NoCoolDown = False,
+    selector: _Selector = None,
+    lease: _LeaseFor = None,
+    max_concurrency: _MaxConcurrency = None,
 ) -> None:
     """Register a pool and print its id."""
     pool = checked_pool(
@@ -126,6 +164,9 @@ def add(
         rest_after_expiry_seconds=rest_after_expiry or None,
         max_held_seconds=max_held or None,
         cool_down=_cool_down(None, cool_down, no_cool_down),
+        selector=check_selector(selector) if selector else None,
+        lease_seconds=lease or None,
+        max_concurrency=limit_of(max_concurrency) if max_concurrency else None,
     )
     with ledger(context) as storage:
         storage.save_pool(pool)
@@ -155,18 +196,29 @@ def set_pool(
     max_held: _MaxHeld = None,
     cool_down: _CoolDown = None,
     no_cool_down: _NoCoolDown = False,
+    selector: _Selector = None,
+    lease: _LeaseFor = None,
+    max_concurrency: _MaxConcurrency = None,
 ) -> None:
-    """Change a pool: its name, description, rests and bounds, or whether it leases SLOW proxies."""
+    """Change a pool: its name, description, rests, bounds and defaults, or if SLOW are leased.
+
+    What is leased already, and proxies that are there, stay as they are.
+    """
     given = {"name": new_name, "lease_slow": lease_slow}
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     durations = {
         "rest_after_release_seconds": rest_after_release,
         "rest_after_expiry_seconds": rest_after_expiry,
         "max_held_seconds": max_held,
+        "lease_seconds": lease,
     }
     for field, seconds in durations.items():
         if seconds is not None:
             changes[field] = seconds or None
+    if selector is not None:
+        changes["selector"] = check_selector(selector) if selector else None
+    if max_concurrency is not None:
+        changes["max_concurrency"] = limit_of(max_concurrency)
     if description is not None:
         changes["description"] = description or None
     if not (changes or cool_down or no_cool_down):
@@ -229,6 +281,17 @@ def _cools(pool: ProxyPool) -> str:
         f"base={rule.base_seconds:g},factor={rule.factor:g},max={rule.max_seconds:g},"
         f"jitter={rule.jitter:g},after={rule.after}"
     )
+
+
+def _defaults(pool: ProxyPool) -> str | None:
+    """Return what a pool gives who does not say it, or None if it is pharox's own."""
+    limit = pool.max_concurrency
+    parts = (
+        pool.selector,
+        f"{pool.lease_seconds:g} s" if pool.lease_seconds else None,
+        counted(limit, "lease at once", "leases at once") if limit else None,
+    )
+    return ", ".join(filter(None, parts)) or None
 
 
 def named(storage: PostgresStorage, name: str) -> ProxyPool:

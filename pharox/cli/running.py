@@ -21,7 +21,7 @@ import typer
 
 from ..effects import call, run
 from ..errors import InvalidInputError
-from ..models import Lease, LostEventPayload, SelectorStrategy
+from ..models import DefaultSeconds, Lease, LostEventPayload
 from .checking import duration_of
 from .failing import TRY_AGAIN
 from .leasing import (
@@ -61,14 +61,15 @@ def run_command(
     *,
     consumer: Consumer = "default",
     duration: Annotated[
-        float,
+        float | None,
         typer.Option(
             metavar="TIME",
             parser=duration_of,
-            help="How long the lease lasts each time: 30 (seconds), 5m.",
+            help="How long the lease lasts each time: 30 (seconds), 5m; the pool's, or 60, if not "
+            "given.",
         ),
-    ] = 60,
-    selector: Selector = SelectorStrategy.FIRST_AVAILABLE,
+    ] = None,
+    selector: Selector = None,
     proxy: ProxyNames = None,
     host: Host = None,
     protocol: Protocol = None,
@@ -100,7 +101,7 @@ def run_command(
         isp=isp,
         asn=asn,
     )
-    if duration < 1:
+    if duration is not None and duration < 1:
         raise InvalidInputError("--duration must be at least 1s", value=duration)
     with ledger(context) as storage:
         manager = ProxyManager(storage)
@@ -109,7 +110,7 @@ def run_command(
         arguments = AcquireArguments(
             pool,
             consumer,
-            duration,  # type: ignore[arg-type] # 0.11.0's parameters say int
+            DefaultSeconds(60) if duration is None else duration,  # type: ignore[arg-type] # 0.11.0's parameters say int
             wanted.filters(storage, pool),
             selector,
             keep_alive=True,

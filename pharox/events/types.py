@@ -116,6 +116,9 @@ class _PoolEvent(EventBase):
     rest_after_expiry_seconds: float | None = None
     max_held_seconds: float | None = None
     cool_down: CoolDown | None = None
+    selector: SelectorStrategy | None = None
+    lease_seconds: float | None = None
+    max_concurrency: int | None = None
 
 
 class PoolRegistered(_PoolEvent):

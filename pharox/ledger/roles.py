@@ -164,6 +164,7 @@ _APP_FUNCTIONS = (
     "acquire_for_target_v1",
     "acquire_one_v1",
     "acquire_one_v2",
+    "acquire_one_v3",
     "add_partition",
     "answer_one_v1",
     "append_one_v1",
@@ -221,6 +222,7 @@ _APP_FUNCTIONS = (
     "wait_v1",
     "wait_v2",
     "waited_ms_v1",
+    "with_defaults_v1",
     "with_reason_v1",
     "without_reserved_v1",
 )

@@ -41,6 +41,7 @@ from ..errors import (
 from ..models import (
     AcquireEventPayload,
     CallbackFailurePayload,
+    DefaultSeconds,
     ExpireEventPayload,
     HealthCheckResult,
     HealthEventPayload,
@@ -231,7 +232,7 @@ class Leasing(Reporting, ABC, Generic[S]):
             arguments.consumer_name or self.DEFAULT_CONSUMER_NAME,
             arguments.duration_seconds,
             arguments.filters,
-            arguments.selector or SelectorStrategy.FIRST_AVAILABLE,
+            arguments.selector,
             self._is_listened_to(),
             arguments.lease_id,
             arguments.wait_seconds,
@@ -251,7 +252,7 @@ class Leasing(Reporting, ABC, Generic[S]):
             arguments.count,
             arguments.duration_seconds,
             arguments.filters,
-            arguments.selector or SelectorStrategy.FIRST_AVAILABLE,
+            arguments.selector,
             self._is_listened_to(),
             arguments.at_least,
             arguments.distinct,
@@ -307,21 +308,20 @@ class Leasing(Reporting, ABC, Generic[S]):
     ) -> Calls[None]:
         """Let granted leases count from the moment of the request, and keep them alive."""
         granted = [(each.lease, each.is_new) for each in acquisitions if each.lease is not None]
-        duration = float(request.duration_seconds)
         if acquisitions and acquisitions[0].counts_from is not None:  # It waited until then.
             begun = acquisitions[0].counts_from
         for lease, is_new in granted:
             if is_new:
-                lease.count_down(begun + duration)
+                lease.count_down(begun + _granted_for_s(lease, request))
         if not keep_alive or not granted:
             return
         if old := [lease for lease, is_new in granted if not is_new]:
             # An earlier call was granted them, so they end earlier than this request says.
             begun = time.monotonic()
-            yield from self._renewing(old, duration)
+            yield from self._renewing(old, _asked_s(request))
         owner = Owner(self._on_lost, self._cleaning_up)
         for lease, _ in granted:
-            self._keeper().keep(lease, begun, duration, owner)
+            self._keeper().keep(lease, begun, _granted_for_s(lease, request), owner)
 
     def _on_lost(self, lease: Lease, error: LeaseLostError) -> None:
         """Notify the callbacks that a lease is lost."""
@@ -637,6 +637,20 @@ def fleet_subscriptions() -> ModuleType:
     return fleet
 
 
+def _asked_s(request: Request) -> float | None:
+    """Return how long a lease was asked for, in seconds; None if that was left to the pool."""
+    seconds = request.duration_seconds
+    return None if isinstance(seconds, DefaultSeconds) else float(seconds)
+
+
+def _granted_for_s(lease: Lease, request: Request) -> float:
+    """Return how long a lease lasts from its acquisition or last renewal, in seconds."""
+    asked = _asked_s(request)
+    if asked is not None:
+        return asked
+    return (lease.expires_at - (lease.renewed_at or lease.acquired_at)).total_seconds()
+
+
 def _acquire_payloads(
     request: Request, outcome: Acquisition | SetAcquisition, started_at: datetime
 ) -> list[AcquireEventPayload]:
@@ -646,7 +660,7 @@ def _acquire_payloads(
         "pool_name": request.pool_name,
         "consumer_name": request.consumer_name,
         "filters": request.filters,
-        "selector": request.selector,
+        "selector": outcome.selector or request.selector or SelectorStrategy.FIRST_AVAILABLE,
         "started_at": started_at,
         "completed_at": completed_at,
         "duration_ms": max(0, int((completed_at - started_at).total_seconds() * 1000)),

@@ -59,8 +59,9 @@ class PoolOptions(LeaseOptions, total=False):
     """Options of a pool's handle, for all of its leases or for one call.
 
     ``consumer`` is who leases, registered on first use; "default" if None. A lease lasts
-    ``duration_seconds``, 60 by default. The proxy must match the ``filters``, and ``selector``
-    says which of several is taken; FIRST_AVAILABLE if None. ``keep_alive`` is True by default,
+    ``duration_seconds``; by default as long as its pool says in ``lease_seconds``, else 60. The
+    proxy must match the ``filters``, and ``selector`` says which of several is taken; that of the
+    pool if None, else FIRST_AVAILABLE. ``keep_alive`` is True by default,
     and ``wait_seconds`` 30; None does not wait.
 
     ``on_lost``, which says what a block does if its lease is lost, is a parameter of the methods

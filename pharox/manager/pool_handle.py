@@ -16,7 +16,7 @@ from uuid import UUID
 
 from ..effects import Calls, call, call_async, run, run_async
 from ..errors import InvalidInputError
-from ..models import Lease, Outcome, RetryConfig, SelectorStrategy, check_pause
+from ..models import DefaultSeconds, Lease, Outcome, RetryConfig, check_pause
 from ..storage.reports import Reported
 from ..storage.requests import AcquireRequest
 from .leasing import AcquireArguments, AcquireSetArguments, Leasing
@@ -31,7 +31,7 @@ M = TypeVar("M", bound=Leasing[Any])
 
 _DEFAULTS: PoolOptions = {
     "consumer": None,
-    "duration_seconds": 60,
+    "duration_seconds": DefaultSeconds(60),
     "filters": None,
     "selector": None,
     "keep_alive": True,
@@ -70,7 +70,7 @@ class Handle(Generic[M]):
             options["consumer"] or self._manager.DEFAULT_CONSUMER_NAME,
             options["duration_seconds"],
             options["filters"],
-            options["selector"] or SelectorStrategy.FIRST_AVAILABLE,
+            options["selector"],
             target=options["target"],
         )
         object.__setattr__(self, "options", MappingProxyType(options))

@@ -15,6 +15,7 @@ from uuid import UUID
 from ..effects import Calls, call, is_async, run
 from ..errors import InvalidInputError
 from ..models import (
+    DEFAULT_DURATION_S,
     AcquireEventPayload,
     ExpireEventPayload,
     HealthCheckResult,
@@ -88,7 +89,7 @@ class ProxyManager(Leasing[IStorage]):
         self,
         pool_name: str,
         consumer_name: str | None = None,
-        duration_seconds: int = 300,
+        duration_seconds: int = DEFAULT_DURATION_S,
         filters: ProxyFilters | None = None,
         selector: SelectorStrategy | None = None,
         *,
@@ -104,11 +105,12 @@ class ProxyManager(Leasing[IStorage]):
         consumer_name:
             Who leases, registered on first use; "default" if None.
         duration_seconds:
-            How long the lease may last.
+            How long the lease may last; in place of the default the pool's ``lease_seconds``
+            is used, if it has one.
         filters:
             What the proxy must match.
         selector:
-            Which of several; FIRST_AVAILABLE if None.
+            Which of several; the pool's if None, else FIRST_AVAILABLE.
         lease_id:
             The lease's id, such as one of :func:`pharox.new_lease_id`; the ledger
             chooses one if None. However often one consumer asks with the same id, at
@@ -151,7 +153,7 @@ class ProxyManager(Leasing[IStorage]):
         pool_name: str,
         count: int,
         consumer_name: str | None = None,
-        duration_seconds: int = 300,
+        duration_seconds: int = DEFAULT_DURATION_S,
         filters: ProxyFilters | None = None,
         selector: SelectorStrategy | None = None,
         *,
@@ -216,7 +218,7 @@ class ProxyManager(Leasing[IStorage]):
         self,
         pool_name: str,
         consumer_name: str | None = None,
-        duration_seconds: int = 300,
+        duration_seconds: int = DEFAULT_DURATION_S,
         filters: ProxyFilters | None = None,
         selector: SelectorStrategy | None = None,
         retry_config: RetryConfig | None = None,
@@ -530,7 +532,7 @@ class ProxyManager(Leasing[IStorage]):
         self,
         pool_name: str,
         consumer_name: str | None = None,
-        duration_seconds: int = 300,
+        duration_seconds: int = DEFAULT_DURATION_S,
         filters: ProxyFilters | None = None,
         selector: SelectorStrategy | None = None,
         *,
@@ -568,7 +570,7 @@ class ProxyManager(Leasing[IStorage]):
         pool_name: str,
         count: int,
         consumer_name: str | None = None,
-        duration_seconds: int = 300,
+        duration_seconds: int = DEFAULT_DURATION_S,
         filters: ProxyFilters | None = None,
         selector: SelectorStrategy | None = None,
         *,
@@ -606,7 +608,7 @@ class ProxyManager(Leasing[IStorage]):
         self,
         pool_name: str,
         consumer_name: str | None = None,
-        duration_seconds: int = 300,
+        duration_seconds: int = DEFAULT_DURATION_S,
         filters: ProxyFilters | None = None,
         selector: SelectorStrategy | None = None,
         retry_config: RetryConfig | None = None,
@@ -644,7 +646,7 @@ class ProxyManager(Leasing[IStorage]):
         self,
         pool_name: str,
         consumer_name: str | None = None,
-        duration_seconds: int = 300,
+        duration_seconds: int = DEFAULT_DURATION_S,
         filters: ProxyFilters | None = None,
         selector: SelectorStrategy | None = None,
         *,

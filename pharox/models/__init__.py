@@ -20,7 +20,6 @@ from .lease import (
     LeaseStatus,
     MissReason,
     RetryConfig,
-    SelectorStrategy,
 )
 from .outcome import (
     HALF_LIFE_S,
@@ -53,6 +52,7 @@ from .proxy import (
     ProxyProtocol,
     ProxyStatus,
 )
+from .selection import DEFAULT_DURATION_S, DefaultSeconds, SelectorStrategy, check_selector
 from .targets import TargetOutcomes, TargetSummary
 from .validation import (
     MAX_DURATION_S,
@@ -75,6 +75,7 @@ from .validation import (
 )
 
 __all__ = [
+    "DEFAULT_DURATION_S",
     "HALF_LIFE_S",
     "LEASABLE",
     "MAX_DURATION_S",
@@ -90,6 +91,7 @@ __all__ = [
     "CheckFailure",
     "Consumer",
     "CoolDown",
+    "DefaultSeconds",
     "ExpireEventPayload",
     "HealthCheckOptions",
     "HealthCheckResult",
@@ -130,6 +132,7 @@ __all__ = [
     "check_filters",
     "check_name",
     "check_pause",
+    "check_selector",
     "check_text",
     "check_whole",
     "kept_part",

@@ -1,4 +1,4 @@
-"""Models of leases, consumers, selector strategies and retries."""
+"""Models of leases, consumers and retries."""
 
 from __future__ import annotations
 
@@ -23,15 +23,6 @@ class LeaseStatus(StrEnum):
     RELEASED = "released"
     EXPIRED = "expired"
     REVOKED = "revoked"
-
-
-class SelectorStrategy(StrEnum):
-    """The order in which free proxies are offered. ``docs/leasing.md`` defines each."""
-
-    FIRST_AVAILABLE = "first_available"
-    LEAST_USED = "least_used"
-    ROUND_ROBIN = "round_robin"
-    LOWEST_LATENCY = "lowest_latency"
 
 
 class MissReason(StrEnum):

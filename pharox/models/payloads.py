@@ -9,8 +9,9 @@ from pydantic import BaseModel, Field
 
 from .filters import ProxyFilters
 from .health import HealthCheckResult
-from .lease import Lease, MissReason, SelectorStrategy
+from .lease import Lease, MissReason
 from .proxy import ProxyStatus
+from .selection import SelectorStrategy
 from .validation import UtcDatetime, utc_now
 
 

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from .outcome import CoolDown
+from .selection import SelectorStrategy
 from .text import normal_host, url_of
 from .validation import (
     MAX_DURATION_S,
@@ -262,6 +263,10 @@ class ProxyPool(BaseModel, extra="forbid"):
     its acquisition. A lease that was acquired for longer keeps that. None is no bound.
 
     ``cool_down`` says when a proxy rests for a target that refused it. None is ``CoolDown()``.
+
+    The others are for who does not say: the ``selector`` of an acquisition without one, the
+    duration of a lease in ``lease_seconds``, and the ``max_concurrency`` of a proxy that is
+    registered without one. None is pharox's own: FIRST_AVAILABLE, 300 seconds, no limit.
     """
 
     id: UUID = Field(default_factory=uuid4)
@@ -272,3 +277,6 @@ class ProxyPool(BaseModel, extra="forbid"):
     rest_after_expiry_seconds: RestSeconds | None = None
     max_held_seconds: HeldSeconds | None = None
     cool_down: CoolDown | None = None
+    selector: SelectorStrategy | None = None
+    lease_seconds: HeldSeconds | None = None
+    max_concurrency: MaxConcurrency | None = None

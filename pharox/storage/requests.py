@@ -20,6 +20,7 @@ from ..errors import (
 )
 from ..events import EventBase, HealthChecked
 from ..models import (
+    DEFAULT_DURATION_S,
     HealthCheckResult,
     HeldLease,
     Lease,
@@ -34,6 +35,7 @@ from ..models import (
     check_filters,
     check_name,
     check_pause,
+    check_selector,
     check_text,
     check_whole,
     target_of,
@@ -50,10 +52,11 @@ MAX_SET = 1000
 class AcquireRequest:
     """A validated request for one lease.
 
-    ``duration_seconds`` is the lease's length. For a ``lease_id`` that the caller
-    chose, at most one lease is ever granted. ``wait_seconds`` is how long to wait in turn
-    if nothing is free. ``target`` is the host, or a URL of it, that the proxy is for: one that
-    rests for it is passed over.
+    ``duration_seconds`` is the lease's length; in place of a :class:`pharox.DefaultSeconds` the
+    pool's ``lease_seconds`` is used, if it has one. The pool's ``selector`` is used if it is
+    None, else FIRST_AVAILABLE. For a ``lease_id`` that the caller chose, at most one lease is
+    ever granted. ``wait_seconds`` is how long to wait in turn if nothing is free. ``target`` is
+    the host, or a URL of it, that the proxy is for: one that rests for it is passed over.
 
     Raises
     ------
@@ -65,9 +68,9 @@ class AcquireRequest:
 
     pool_name: str
     consumer_name: str
-    duration_seconds: float = 300
+    duration_seconds: float = DEFAULT_DURATION_S
     filters: ProxyFilters | None = None
-    selector: SelectorStrategy = SelectorStrategy.FIRST_AVAILABLE
+    selector: SelectorStrategy | None = None
     with_stats: bool = False
     lease_id: UUID | None = None
     wait_seconds: float | None = None
@@ -100,9 +103,9 @@ class AcquireSetRequest:
     pool_name: str
     consumer_name: str
     count: int
-    duration_seconds: float = 300
+    duration_seconds: float = DEFAULT_DURATION_S
     filters: ProxyFilters | None = None
-    selector: SelectorStrategy = SelectorStrategy.FIRST_AVAILABLE
+    selector: SelectorStrategy | None = None
     with_stats: bool = False
     at_least: int | None = None
     distinct: bool = True
@@ -257,8 +260,8 @@ def _check_asked(request: AcquireRequest | AcquireSetRequest) -> None:
         check_pause(request.wait_seconds, "wait_seconds")
     if request.target is not None:
         object.__setattr__(request, "target", target_of(request.target))
-    if type(request.selector) is not SelectorStrategy:
-        object.__setattr__(request, "selector", SelectorStrategy(request.selector))
+    if request.selector is not None and type(request.selector) is not SelectorStrategy:
+        object.__setattr__(request, "selector", check_selector(request.selector))
 
 
 def _checked_ids(lease_ids: Iterable[UUID], count: int) -> tuple[UUID, ...]:
@@ -306,6 +309,7 @@ class Acquisition:
     id: then this call must not end it. ``counts_from`` is a moment of the monotonic clock not
     after the lease was granted; None if it was granted within the call without waiting.
     ``waited_ms`` is how long the call waited in turn, in milliseconds; None if it did not.
+    ``selector`` is the one that was used, None if the storage does not say it.
     """
 
     lease: Lease | None
@@ -315,6 +319,7 @@ class Acquisition:
     is_new: bool = True
     counts_from: float | None = None
     waited_ms: int | None = None
+    selector: SelectorStrategy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +329,7 @@ class SetAcquisition:
     ``acquisitions`` has the granted leases in order, each with the statistics after
     it. It is empty for a miss; then ``free`` is how many could have been leased, and ``stats``
     are the statistics after the miss. ``expired`` are the due leases that this call expired.
-    ``waited_ms`` is as for :class:`Acquisition`.
+    ``waited_ms`` and ``selector`` are as for :class:`Acquisition`.
     """
 
     acquisitions: tuple[Acquisition, ...] = ()
@@ -333,6 +338,7 @@ class SetAcquisition:
     stats: PoolStatsSnapshot | None = None
     expired: Sequence[EndedLease] = field(default=())
     waited_ms: int | None = None
+    selector: SelectorStrategy | None = None
 
     @property
     def leases(self) -> list[Lease]:

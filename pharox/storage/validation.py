@@ -49,12 +49,14 @@ def checked_model(model: M) -> M:
         If a field is invalid: if it were stored, it could not be read back.
     """
     try:
-        return type(model).model_validate(model.model_dump(warnings=False))
+        checked = type(model).model_validate(model.model_dump(warnings=False))
     except ValidationError as error:
         faults = "; ".join(
             f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
         )
         raise InvalidInputError(f"{type(model).__name__} is not valid: {faults}") from None
+    checked.model_fields_set.intersection_update(model.model_fields_set)
+    return checked
 
 
 def check_storage(storage: object, *, awaited: bool) -> None:

@@ -227,6 +227,22 @@ class StorageContract(OutcomesContract):
         order = [lease_from(storage, pool, **asked).proxy_id.int for _ in range(4)]
         assert order == [3, 4, 2, 1]
 
+    def test_least_recently_used_prefers_the_longest_unused(self, storage: IStorage) -> None:
+        """LEAST_RECENTLY_USED offers what was never leased, then what was leased longest ago."""
+        pool = make_pool(storage)
+        for number in (1, 2, 3):
+            make_proxy(storage, pool, id=UUID(int=number), checked_at=utc_now())
+        asked = {"selector": SelectorStrategy.LEAST_RECENTLY_USED}
+        order = []
+        for _ in range(5):
+            lease = lease_from(storage, pool, **asked)
+            storage.release_lease(lease)
+            order.append(lease.proxy_id.int)
+        assert order == [1, 2, 3, 1, 2]
+        make_proxy(storage, pool, id=UUID(int=9))
+        leases = [lease_from(storage, pool, **asked) for _ in range(4)]
+        assert [lease.proxy_id.int for lease in leases] == [9, 3, 1, 2]
+
     @pytest.mark.parametrize("selector", list(SelectorStrategy))
     def test_slow_proxies_follow_where_the_pool_says_so(
         self, storage: IStorage, selector: SelectorStrategy
@@ -346,6 +362,7 @@ class StorageContract(OutcomesContract):
             (SelectorStrategy.LOWEST_LATENCY, [1, 1, 2, 2]),
             (SelectorStrategy.LEAST_USED, [2, 1, 2, 1]),
             (SelectorStrategy.ROUND_ROBIN, [1, 2, 1, 2]),
+            (SelectorStrategy.LEAST_RECENTLY_USED, [1, 2, 1, 2]),
         ],
     )
     def test_a_set_follows_its_selector(

@@ -21,6 +21,7 @@ from pharox import (
     ProxyPool,
     ProxyProtocol,
     ProxyStatus,
+    SelectorStrategy,
 )
 from pharox.cli import importing
 from pharox.models import ProxyCredentials
@@ -31,6 +32,7 @@ from tests.conftest import run_sql, threads
 from .conftest import Outcome, Pharox
 
 SECRET = "s3cret"
+MADE = "; the pool is new, its selector least_recently_used"
 PUBLISHED = Path(__file__).parents[1] / "data" / "public_list" / "proxies.json"
 COUNTRIES = ("ID", "RU", "CN", "US", None)
 
@@ -84,7 +86,10 @@ class TestAPublicList:
     def test_all_are_taken_once(self, pharox: Pharox, public_list: Path) -> None:
         """A list of 492 proxies is imported whole, and a second time not at all."""
         first = pharox("import", public_list, "--pool", "public")
-        told = "492 read: 492 new, 0 known already, 0 bad; each new one takes 1 lease at a time\n"
+        told = (
+            "492 read: 492 new, 0 known already, 0 bad; each new one takes 1 lease at a time"
+            f"{MADE}\n"
+        )
         assert first == (0, told, "")
         second = pharox("import", public_list, "--pool", "public")
         assert second == (0, "492 read: 0 new, 492 known already, 0 bad\n", "")
@@ -322,6 +327,24 @@ def test_no_message_repeats_a_password(pharox: Pharox, source: str, text: str) -
 
 
 class TestLimit:
+    def test_a_pool_that_is_there_stays_and_says_the_limit(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """An import gives a selector to a pool that it makes; the limit is the pool's."""
+        pharox("import", "-", "--pool", "p", stdin="http://192.0.2.1:80")
+        made = storage.get_pool_by_name("p")
+        assert made is not None
+        assert made.selector is SelectorStrategy.LEAST_RECENTLY_USED
+        pharox("pools", "set", "p", "--selector", "", "--max-concurrency", "4")
+        outcome = pharox("import", "-", "--pool", "p", stdin="http://192.0.2.2:80")
+        assert outcome.out.strip().endswith("each new one takes 4 leases at a time")
+        pharox("import", "-", "--pool", "p", "--max-concurrency", "2", stdin="http://192.0.2.3:80")
+        limits = sorted(p.max_concurrency or 0 for p in storage.list_proxies(str(made.id)))
+        assert limits == [1, 2, 4]
+        kept = storage.get_pool_by_name("p")
+        assert kept is not None
+        assert kept.selector is None
+
     @pytest.mark.parametrize(
         ("options", "limit", "told"),
         [
@@ -344,7 +367,7 @@ class TestLimit:
     ) -> None:
         """The summary says how many leases an imported proxy takes."""
         outcome = pharox("import", "-", "--pool", "p", *options, stdin="http://192.0.2.1:80")
-        assert outcome.out.strip().endswith(told)
+        assert outcome.out.strip().endswith(told + MADE)
         assert [proxy.max_concurrency for proxy in listed(storage, "p")] == [limit]
 
     @pytest.mark.parametrize("limit", ["0", "-1", "many", "1.5", "99999999999"])
@@ -365,7 +388,7 @@ class TestBadEntries:
         )
         assert outcome == (
             1,
-            "3 read: 2 new, 0 known already, 1 bad; each new one takes 1 lease at a time\n",
+            f"3 read: 2 new, 0 known already, 1 bad; each new one takes 1 lease at a time{MADE}\n",
             "line 2 is neither scheme://user:password@host:port nor host:port\n",
         )
 
@@ -390,7 +413,7 @@ class TestBadEntries:
         outcome = pharox("import", path, "--pool", "p")
         assert (outcome.status, outcome.out) == (
             1,
-            "3 read: 2 new, 0 known already, 1 bad; each new one takes 1 lease at a time\n",
+            f"3 read: 2 new, 0 known already, 1 bad; each new one takes 1 lease at a time{MADE}\n",
         )
         assert "entry 3 is cut off" in outcome.err
         assert len(listed(storage, "p")) == 2
@@ -548,7 +571,8 @@ class TestProgress:
             out, _ = process.communicate()
         assert (process.returncode, out) == (
             0,
-            b"1 read: 1 new, 0 known already, 0 bad; each new one takes 1 lease at a time\n",
+            b"1 read: 1 new, 0 known already, 0 bad; each new one takes 1 lease at a time"
+            + f"{MADE}\n".encode(),
         )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import pytest
 
-from pharox import ProxyPool, QueueStats
+from pharox import ProxyPool, QueueStats, SelectorStrategy
+from pharox.events import LeaseAcquired
 from pharox.models import ProxyCredentials
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import fill
@@ -25,7 +27,7 @@ class TestPools:
         rule = "base=30,factor=2,max=900,jitter=0.1,after=2"
         assert header.split()[:2] == ["pool", "id"]
         assert [row.split() for row in rows] == [
-            [pool.name, str(pool.id), "no", "no", "any", "time", rule, pool.description]
+            [pool.name, str(pool.id), "no", "no", "any", "time", rule, "-", pool.description]
             for pool in reversed(pools)
         ]
         assert [p["id"] for p in pharox("pools", "--json").objects] == [
@@ -62,6 +64,43 @@ class TestPools:
         assert pharox("pools", "set", "p", "--max-held", "-1").status != 0
         pharox("pools", "set", "p", "--max-held", "0")
         assert storage.get_pool(pool_id).max_held_seconds is None
+
+    def test_it_may_have_defaults(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """``add`` and ``set`` take them, the list, the log and the audit show them."""
+        pool_id = pharox("pools", "add", "p", "--selector", "round_robin").out.strip()
+        options = ("--selector", "least_recently_used", "--lease", "60s", "--max-concurrency", "2")
+        assert pharox("pools", "set", "p", *options).status == 0
+        pool = storage.get_pool(pool_id)
+        assert (pool.selector, pool.lease_seconds) == ("least_recently_used", 60)
+        assert pool.max_concurrency == 2
+        assert "least_recently_used, 60 s, 2 leases at once" in pharox("pools").out
+        told = (
+            "selector least_recently_used by default, a lease lasts 1 min 0 s by default, "
+            "a proxy takes 2 leases at once by default"
+        )
+        assert told in pharox("audit", "pool", "p").out
+        attributes = "selector=least_recently_used lease_seconds=60.0 max_concurrency=2"
+        assert attributes in pharox("log").out
+        none = ("--selector", "", "--lease", "0", "--max-concurrency", "unlimited")
+        assert pharox("pools", "set", "p", *none).status == 0
+        pool = storage.get_pool(pool_id)
+        assert (pool.selector, pool.lease_seconds, pool.max_concurrency) == (None, None, None)
+        refused = pharox("pools", "set", "p", "--selector", "least")
+        assert refused.status == 2
+        assert "one of first_available, least_used" in refused.err
+
+    def test_commands_take_what_it_says(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """``acquire`` and ``run`` without a selector and a duration leave them to the pool."""
+        fill(storage, 1, name="p")
+        pharox("pools", "set", "p", "--selector", "round_robin", "--lease", "20")
+        assert pharox("acquire", "p").status == 0
+        (lease,) = storage.list_leases()
+        assert (lease.expires_at - lease.acquired_at).total_seconds() == 20
+        storage.release_lease(lease)
+        assert pharox("run", "p", "--", sys.executable, "-c", "").status == 0
+        granted = [e for e in storage.events() if isinstance(e, LeaseAcquired)]
+        assert {event.selector for event in granted} == {SelectorStrategy.ROUND_ROBIN}
+        assert (granted[-1].expires_at - granted[-1].recorded_at).total_seconds() == 20
 
     def test_a_miss_says_that_they_rest(self, pharox: Pharox, storage: PostgresStorage) -> None:
         """The reason is told, and is in the log beside the moment until when they rest."""

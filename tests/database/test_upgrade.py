@@ -51,7 +51,7 @@ DIGESTS = {
     "0002": "a4dc6aa9ce5f5b4b3f795b93315df55460cb6b82d790192cee4b8bb3b8467abe",
     "0003": "ac24fc7cd9235072418fc6cd85a7b09778197b0bb54b733863d2abc1e0b1fc3b",
     "0004": "e6d1d06a059981b39f316b0d5e6d6197fac6054b6c986ca14d68adbff6095f5a",
-    "0005": "f03c12526d6c3e7f3aa0237322618220fc31facd7d714ff3e7d42c1330e4bca4",
+    "0005": "3132dfb89e2e1db0da97f9edb007a1576f558013e0b5f91ebbd38e67390dbb0b",
 }
 WORKERS = 8
 STEPS = 8
@@ -64,6 +64,7 @@ def version_before(monkeypatch: pytest.MonkeyPatch, revision: str) -> None:
     granting = batch._deciding if revision == "0001" else batch._granting
     monkeypatch.setattr(batch, "_granting", partial(_as_before, granting))
     monkeypatch.setattr(batch, "release_statement", _release_before)
+    monkeypatch.setattr(batch, "_duration", lambda request: float(request.duration_seconds))
     monkeypatch.setattr(Commands, "freeing", lambda _, program: program)
     for statement in (batch.commands_statement, batch.acquire_statement):
         statement.cache_clear()
@@ -75,7 +76,7 @@ def _as_before(
     statement_of: Callable[..., Statement], name: str, function: str, parameters: dict[str, str]
 ) -> Statement:
     """Return the call of a function as it was while nobody could wait."""
-    new = ("own_process", "max_waiting", "frees", "serves")
+    new = ("own_process", "max_waiting", "frees", "serves", "default_duration")
     known = {each: type_ for each, type_ in parameters.items() if each not in new}
     return statement_of(name, re.sub("_v[23]$", "_v1", function), known)
 
@@ -124,9 +125,18 @@ LATER = {
         "leases": {"revoke_reason": "text"},
     },
     "0005": {
-        "pools": {"cool_down": "jsonb"},
+        "pools": {
+            "cool_down": "jsonb",
+            "selector": "text",
+            "lease_seconds": "float8",
+            "max_concurrency": "integer",
+        },
         "leases": {"target": "text"},
-        "available_proxies": {"banned_until": "timestamptz", "returns_to": "text"},
+        "available_proxies": {
+            "banned_until": "timestamptz",
+            "returns_to": "text",
+            "leased_at": "timestamptz",
+        },
         "proxies": {"exit_ip": "text"},
     },
 }
@@ -239,13 +249,14 @@ def filled_unchecked(storage: PostgresStorage) -> list[Lease]:
     small_parts(storage, 1000)
     _, proxies = fill(storage, 100, country="AR")
     manager = ProxyManager(storage)
+    first = SelectorStrategy.FIRST_AVAILABLE  # Versions before 0005 need it to be said.
     for _ in range(16):
-        manager.release_proxies(manager.acquire_proxies("pool", 100))
+        manager.release_proxies(manager.acquire_proxies("pool", 100, selector=first))
     fill(storage, 0, name="empty")
-    assert manager.acquire_proxy("empty") is None
+    assert manager.acquire_proxy("empty", selector=first) is None
     for proxy in proxies[:20]:
         storage.apply_health_check_result(checked(proxy, latency_ms=5))
-    return manager.acquire_proxies("pool", 10, "holder", duration_seconds=3600)
+    return manager.acquire_proxies("pool", 10, "holder", 3600, selector=first)
 
 
 def wait_for_work(done: Any, workers: int, running: Sequence[Future[Any]]) -> None:

@@ -129,7 +129,8 @@ class TestMemory:
         assert large.status == 1
         assert large.out == (
             "1000001 read: 1 new, 0 known already, 1000000 bad; "
-            "each new one takes 1 lease at a time\n"
+            "each new one takes 1 lease at a time; the pool is new, its selector "
+            "least_recently_used\n"
         )
         assert large.err.count("\n") < 100
         assert large.mib - small.mib < ROOM_MIB
@@ -145,7 +146,8 @@ class TestMemory:
         with answering(lambda write: write(content), ("Content-Encoding", "gzip")) as url:
             large = import_list(url)
         assert large.out == (
-            "2 read: 1 new, 0 known already, 1 bad; each new one takes 1 lease at a time\n"
+            "2 read: 1 new, 0 known already, 1 bad; each new one takes 1 lease at a time; the pool "
+            "is new, its selector least_recently_used\n"
         )
         assert large.mib - small.mib < ROOM_MIB
         assert types_of(storage) == ["PoolRegistered", "ProxyRegistered"]

@@ -167,6 +167,9 @@ class Life:
             "rest_after_release_seconds": (None, 5)[pick % 2],
             "rest_after_expiry_seconds": (None, 0, 30.5)[pick % 3],
             "max_held_seconds": (None, 45.5)[pick % 2],
+            "selector": (None, *SelectorStrategy)[pick % (1 + len(SelectorStrategy))],
+            "lease_seconds": (None, 20.5)[pick % 2],
+            "max_concurrency": (None, 2)[pick % 2],
         }
         self.pools[pick % 2] = self.pools[pick % 2].model_copy(update=rests)
         self.storage.save_pool(self.pools[pick % 2])

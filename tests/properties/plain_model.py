@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from math import ceil
 from typing import Any
@@ -60,6 +60,7 @@ class PlainModel:
     draining: set[UUID] = field(default_factory=set)
     rests: dict[UUID, datetime] = field(default_factory=dict)
     bans: dict[UUID, tuple[datetime, ProxyStatus]] = field(default_factory=dict)
+    leased_at: dict[UUID, datetime] = field(default_factory=dict)
     since_decided: dict[UUID, list[bool]] = field(default_factory=dict)
 
     def held(self, proxy_id: UUID) -> int:
@@ -95,10 +96,13 @@ class PlainModel:
     def offer(
         self,
         pool: ProxyPool,
-        selector: SelectorStrategy,
+        selector: SelectorStrategy | None,
         filters: ProxyFilters | None,
         taken: Collection[UUID] = (),
+        order: Sequence[UUID] = (),
     ) -> Proxy | None:
+        """Return what a selector offers. ``order`` has what a set was given, last time last."""
+        never = datetime.min.replace(tzinfo=UTC)
         free = [
             p
             for p in self.members(pool)
@@ -118,14 +122,20 @@ class PlainModel:
                 self.latency.get(p.id, 0),
                 p.id,
             ),
+            SelectorStrategy.LEAST_RECENTLY_USED: lambda p: (
+                order.index(p.id) + 1 if p.id in order else 0,
+                self.leased_at.get(p.id, never),
+                p.id,
+            ),
         }
-        free.sort(key=lambda p: (p.status is ProxyStatus.SLOW, keys[selector](p)))
+        key = keys[self.used(pool, selector)]
+        free.sort(key=lambda p: (p.status is ProxyStatus.SLOW, key(p)))
         return free[0] if free else None
 
     def offer_set(
         self,
         pool: ProxyPool,
-        selector: SelectorStrategy,
+        selector: SelectorStrategy | None,
         filters: ProxyFilters | None,
         count: int,
         *,
@@ -133,22 +143,28 @@ class PlainModel:
     ) -> list[Proxy]:
         """Lease one after the other, look what that was, and forget it."""
         leases, turns, rests = len(self.leases), dict(self.turns), dict(self.rests)
+        leased_at = dict(self.leased_at)
+        order: list[UUID] = []
         found: list[Proxy] = []
         for _ in range(count):
             taken = {p.id for p in found} if distinct else ()
-            proxy = self.offer(pool, selector, filters, taken)
+            proxy = self.offer(pool, selector, filters, taken, order)
             if proxy is None:
                 break
             found.append(proxy)
+            order = [*(each for each in order if each != proxy.id), proxy.id]
             self.grant(proxy, "nobody", 1)
             self.turn(proxy, selector)
         del self.leases[leases:]
-        self.turns, self.rests = turns, rests
+        self.turns, self.rests, self.leased_at = turns, rests, leased_at
         return found
 
-    def turn(self, proxy: Proxy, selector: SelectorStrategy) -> None:
+    def used(self, pool: ProxyPool, selector: SelectorStrategy | None) -> SelectorStrategy:
+        return selector or pool.selector or SelectorStrategy.FIRST_AVAILABLE
+
+    def turn(self, proxy: Proxy, selector: SelectorStrategy | None) -> None:
         """Note whose turn it was, if the selector takes turns."""
-        if selector is SelectorStrategy.ROUND_ROBIN:
+        if self.used(self.pools[proxy.pool_id], selector) is SelectorStrategy.ROUND_ROBIN:
             self.turns[proxy.pool_id] = proxy.id
 
     def reason(self, pool: ProxyPool, filters: ProxyFilters | None) -> MissReason:
@@ -201,6 +217,7 @@ class PlainModel:
 
     def grant(self, proxy: Proxy, consumer: str, seconds: float) -> None:
         self.rests.pop(proxy.id, None)
+        self.leased_at[proxy.id] = self.now
         expires_at = self.now + timedelta(seconds=seconds)
         self.leases.append(
             PlainLease(proxy.id, proxy.pool_id, consumer, expires_at, seconds, self.now)
@@ -275,6 +292,7 @@ class PlainModel:
             self.proxies,
             self.rests,
             self.bans,
+            self.leased_at,
             self.probed,
             self.latency,
             self.exits,

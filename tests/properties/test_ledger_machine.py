@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 import projections
 from pharox import (
     CoolDown,
+    DefaultSeconds,
     HealthCheckResult,
     HealthPolicy,
     InMemoryStorage,
@@ -83,7 +84,7 @@ FILTERS = st.sampled_from(
         ProxyFilters(none_of=[ProxyFilters(predicate=lambda proxy: proxy.country is None)]),
     ]
 )
-SELECTORS = st.sampled_from(list(SelectorStrategy))
+SELECTORS = st.sampled_from([None, *SelectorStrategy])
 STATUSES = st.sampled_from([*ProxyStatus, ProxyStatus.ACTIVE, ProxyStatus.ACTIVE])
 PICK = st.integers(0, 10**6)
 HOSTS = ("shop.example", "news.example")
@@ -146,12 +147,14 @@ class LedgerMachine(RuleBasedStateMachine):
         pool=st.integers(0, 1),
         place=st.integers(0, 2),
         status=STATUSES,
-        capacity=st.sampled_from([None, 1, 1, 2]),
+        capacity=st.sampled_from([None, 0, 1, 1, 2]),
         age=st.integers(0, 3),
     )
     def register(
         self, pool: int, place: int, status: ProxyStatus, capacity: int | None, age: int
     ) -> None:
+        """A proxy without a capacity, here 0, has that of its pool."""
+        limit = {} if capacity == 0 else {"max_concurrency": capacity}
         proxy = Proxy(
             id=UUID(int=len(self.model.proxies) * 7919 % 1000 + 1000 * pool + age),
             host=f"proxy-{place}.example",
@@ -162,18 +165,23 @@ class LedgerMachine(RuleBasedStateMachine):
             checked_at=self.model.now - timedelta(minutes=age),
             country=COUNTRIES[place],
             source="a" if age % 2 else None,
-            max_concurrency=capacity,
+            **limit,
         )
         known = self.model.proxies.get(proxy.id)
         if known is not None and known.pool_id != proxy.pool_id:
             return
-        self.model.decide(proxy)
+        of_pool = {"max_concurrency": self.model.pools[proxy.pool_id].max_concurrency}
+        self.model.decide(proxy if limit else proxy.model_copy(update=of_pool))
         for storage in self.both:
             storage.save_proxy(proxy)
 
     @rule(pool=st.integers(0, 2), selector=SELECTORS, filters=FILTERS, seconds=st.integers(1, 90))
     def acquire(
-        self, pool: int, selector: SelectorStrategy, filters: ProxyFilters | None, seconds: int
+        self,
+        pool: int,
+        selector: SelectorStrategy | None,
+        filters: ProxyFilters | None,
+        seconds: int,
     ) -> None:
         name = [*POOLS, "unknown"][pool]
         request = AcquireRequest(name, f"worker-{seconds % 3}", seconds, filters, selector, True)
@@ -198,9 +206,9 @@ class LedgerMachine(RuleBasedStateMachine):
             assert (ours.lease.proxy_id, theirs.lease.proxy_id) == (chosen.id, chosen.id)
             self.model.grant(chosen, request.consumer_name, seconds)
             self.held.append((ours.lease, theirs.lease))
-            if selector is SelectorStrategy.ROUND_ROBIN:
-                self.model.turns[wanted.id] = chosen.id
+            self.model.turn(chosen, selector)
         assert ours.stats == self.model.stats(wanted)
+        assert ours.selector == theirs.selector == self.model.used(wanted, selector)
 
     @rule(
         pool=st.sampled_from(POOLS),
@@ -213,7 +221,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def acquire_set(
         self,
         pool: str,
-        selector: SelectorStrategy,
+        selector: SelectorStrategy | None,
         filters: ProxyFilters | None,
         count: int,
         missing: int,
@@ -222,7 +230,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """A set is what single acquisitions would be, or nothing but a miss."""
         wanted, at_least = self._pool(pool), max(1, count - missing)
         request = AcquireSetRequest(
-            pool, "setter", count, 60, filters, selector, True, at_least, distinct
+            pool, "setter", count, DefaultSeconds(60), filters, selector, True, at_least, distinct
         )
         ours, theirs = (storage.acquire_set(request) for storage in self.both)
         self.model.end_bans(wanted.id)
@@ -239,14 +247,14 @@ class LedgerMachine(RuleBasedStateMachine):
     def batch(
         self,
         releases: list[int],
-        asked: list[tuple[str, SelectorStrategy, ProxyFilters | None]],
+        asked: list[tuple[str, SelectorStrategy | None, ProxyFilters | None]],
         swapped: bool,
     ) -> None:
         """A batch is expiry, then its releases, then its acquisitions, whatever their order."""
         asked = [*asked, *((pool, SelectorStrategy.LEAST_USED, None) for pool in POOLS)]
         picks = [pick % len(self.held) for pick in releases if self.held]
         acquiring: list[Command] = [
-            AcquireRequest(pool, f"batch-{i % 2}", 60, filters, selector, True)
+            AcquireRequest(pool, f"batch-{i % 2}", _duration_s(i % 2), filters, selector, True)
             for i, (pool, selector, filters) in enumerate(asked)
         ]
         answers = []
@@ -279,13 +287,15 @@ class LedgerMachine(RuleBasedStateMachine):
             self._check_acquisition(pool, selector, filters, f"batch-{i % 2}", one, other)
 
     @rule(pool=st.sampled_from(POOLS), selector=SELECTORS, filters=FILTERS)
-    def find(self, pool: str, selector: SelectorStrategy, filters: ProxyFilters | None) -> None:
+    def find(
+        self, pool: str, selector: SelectorStrategy | None, filters: ProxyFilters | None
+    ) -> None:
         ours, theirs = (s.find_available_proxy(pool, filters, selector) for s in self.both)
         expected = self.model.offer(self._pool(pool), selector, filters)
         assert ours == theirs
         assert (ours and ours.id) == (expected and expected.id)
-        if expected is not None and selector is SelectorStrategy.ROUND_ROBIN:
-            self.model.turns[expected.pool_id] = expected.id
+        if expected is not None:
+            self.model.turn(expected, selector)
 
     @precondition(lambda self: self.model.proxies)
     @rule(pick=PICK, seconds=st.integers(1, 90))
@@ -395,14 +405,20 @@ class LedgerMachine(RuleBasedStateMachine):
         expiry=st.sampled_from([None, 0.0, 10.0, 99.5]),
         held=st.sampled_from([None, None, 50.0, 120.0]),
         cool_down=st.sampled_from(COOL_DOWNS),
+        selector=SELECTORS,
+        seconds=st.sampled_from([None, 20.0]),
+        limit=st.sampled_from([None, 2]),
     )
-    def set_rests_and_bound(
+    def set_rests_bound_and_defaults(
         self,
         pool: int,
         release: float | None,
         expiry: float | None,
         held: float | None,
         cool_down: CoolDown,
+        selector: SelectorStrategy | None,
+        seconds: float | None,
+        limit: int | None,
     ) -> None:
         """Rests that have begun go on as they are."""
         rests = {
@@ -410,6 +426,9 @@ class LedgerMachine(RuleBasedStateMachine):
             "rest_after_expiry_seconds": expiry,
             "max_held_seconds": held,
             "cool_down": cool_down,
+            "selector": selector,
+            "lease_seconds": seconds,
+            "max_concurrency": limit,
         }
         changed = list(self.model.pools.values())[pool].model_copy(update=rests)
         self.model.pools[changed.id] = changed
@@ -705,7 +724,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def _check_acquisition(
         self,
         name: str,
-        selector: SelectorStrategy,
+        selector: SelectorStrategy | None,
         filters: ProxyFilters | None,
         consumer: str,
         one: object,
@@ -725,7 +744,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def _check_grant(
         self,
         proxy: Proxy,
-        selector: SelectorStrategy,
+        selector: SelectorStrategy | None,
         consumer: str,
         one: Acquisition,
         other: Acquisition,
@@ -733,7 +752,8 @@ class LedgerMachine(RuleBasedStateMachine):
         assert one.lease is not None
         assert other.lease is not None
         assert (one.lease.proxy_id, other.lease.proxy_id) == (proxy.id, proxy.id)
-        self.model.grant(proxy, consumer, 60)
+        of_pool = self.model.pools[proxy.pool_id].lease_seconds
+        self.model.grant(proxy, consumer, 60 if consumer == "batch-0" else of_pool or 60)
         self.model.turn(proxy, selector)
         self.held.append((one.lease, other.lease))
         stats = self.model.stats(self.model.pools[proxy.pool_id])
@@ -758,6 +778,11 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _proxy(self, pick: int) -> Proxy:
         return list(self.model.proxies.values())[pick % len(self.model.proxies)]
+
+
+def _duration_s(number: int) -> int:
+    """Return how long to lease, or how long if the pool does not say it."""
+    return DefaultSeconds(60) if number else 60
 
 
 def _story(leases: Sequence[Lease]) -> list[object]:

@@ -14,6 +14,7 @@ from ...errors import ProxyNotFoundError, ProxyUnavailableError
 from ...events import AcquireMissed, CursorMoved, LeaseAcquired
 from ...events.attribution import attributed_to
 from ...models import (
+    DefaultSeconds,
     Lease,
     LeaseStatus,
     MissReason,
@@ -24,6 +25,7 @@ from ...models import (
     check_duration,
     check_filters,
     check_name,
+    check_selector,
 )
 from ...models.ids import made_lease_id
 from ..requests import (
@@ -117,7 +119,7 @@ def _answer(
         return granted[0]
     if len(granted) < request.needed:
         raise too_few_granted(request, granted)
-    return SetAcquisition(tuple(granted))
+    return SetAcquisition(tuple(granted), selector=granted[0].selector)
 
 
 def end_wait(state: State, ticket: Ticket, now: datetime) -> Told:
@@ -140,9 +142,10 @@ def _missed(
     """Record a miss, and return the outcome that says why."""
     count, _ = _wanted(request)
     reason, stats = _miss(state, request, now, count=count, free=free, waited_ms=waited_ms)
+    selector = _selector(state, request.pool_name, request.selector)
     if isinstance(request, AcquireRequest):
-        return Acquisition(None, reason, stats, waited_ms=waited_ms)
-    return SetAcquisition((), reason, free, stats, waited_ms=waited_ms)
+        return Acquisition(None, reason, stats, waited_ms=waited_ms, selector=selector)
+    return SetAcquisition((), reason, free, stats, waited_ms=waited_ms, selector=selector)
 
 
 def needed_by(request: AcquireRequest | AcquireSetRequest) -> int:
@@ -218,10 +221,11 @@ def find_available(
     """Return the proxy that a selector offers next; ROUND_ROBIN moves its cursor."""
     check_name(pool_name, "pool")
     check_filters(filters)
-    strategy = SelectorStrategy(selector or SelectorStrategy.FIRST_AVAILABLE)
+    asked = None if selector is None else check_selector(selector)
     pool_id = state.pool_ids.get(pool_name)
     if pool_id is None:
         return None
+    strategy = _selector(state, pool_name, asked)
     offered = candidates(state, state.pools[pool_id], strategy, filters, distinct=True)
     proxy_id = next(offered, None)
     if proxy_id is None:
@@ -229,6 +233,22 @@ def find_available(
     if strategy is SelectorStrategy.ROUND_ROBIN:
         state.append(CursorMoved, pool_id=pool_id, proxy_id=proxy_id)
     return state.proxy(proxy_id)
+
+
+def _selector(state: State, pool_name: str, asked: SelectorStrategy | None) -> SelectorStrategy:
+    """Return the selector to use: the one that was asked for, else the pool's, else the first."""
+    if asked is not None:
+        return asked
+    of_pool = state.pool_default(pool_name, "selector")
+    return SelectorStrategy(of_pool or SelectorStrategy.FIRST_AVAILABLE)
+
+
+def _duration_s(state: State, request: AcquireRequest | AcquireSetRequest) -> float:
+    """Return how long to lease, in seconds: what was asked for, else what the pool says."""
+    seconds = request.duration_seconds
+    if not isinstance(seconds, DefaultSeconds):
+        return seconds
+    return float(state.pool_default(request.pool_name, "lease_seconds") or seconds)
 
 
 def ids_of(request: AcquireRequest | AcquireSetRequest) -> tuple[UUID, ...]:
@@ -285,7 +305,7 @@ def _choose(
     if pool_id is None:
         return []
     pool = state.pools[pool_id]
-    asked = (request.selector, request.filters, request.target)
+    asked = _selector(state, request.pool_name, request.selector), request.filters, request.target
     found = candidates(state, pool, *asked, distinct=distinct, count=count)
     queue = state.queues.of(pool_id)
     if queue is not None and queue.kept and not of_all:
@@ -303,7 +323,11 @@ def _grant_all(
 ) -> list[Acquisition]:
     """Lease these proxies in order, each with the next of the caller's ids if there are any."""
     pool_id = state.pool_ids[request.pool_name]
-    request_fields = {**_request_fields(request), "own_id": bool(ids), "waited_ms": waited_ms}
+    request_fields = {
+        **_request_fields(state, request),
+        "own_id": bool(ids),
+        "waited_ms": waited_ms,
+    }
     granted = []
     for place, proxy_id in enumerate(proxy_ids):
         lease = _grant(
@@ -312,12 +336,13 @@ def _grant_all(
             proxy_id,
             request.consumer_name,
             now,
-            request.duration_seconds,
+            _duration_s(state, request),
             ids[place] if ids else made_lease_id(),
             request_fields,
         )
         stats = state.stats(pool_id, now) if request.with_stats else None
-        granted.append(Acquisition(lease, None, stats))
+        selector = request_fields["selector"]
+        granted.append(Acquisition(lease, None, stats, selector=selector))
     return granted
 
 
@@ -378,7 +403,7 @@ def _miss(
         count=count,
         free=free,
         waited_ms=waited_ms,
-        **_request_fields(request),
+        **_request_fields(state, request),
     )
     if reason in LEASED_OUT:
         redate_leases(state, now)
@@ -426,11 +451,11 @@ def _reason_of_filters(
     return MissReason.AT_CAPACITY if healthy else MissReason.NONE_HEALTHY
 
 
-def _request_fields(request: AcquireRequest | AcquireSetRequest) -> dict[str, Any]:
+def _request_fields(state: State, request: AcquireRequest | AcquireSetRequest) -> dict[str, Any]:
     """Return the fields of an event that describe the request."""
     filters = request.filters
     return {
-        "selector": request.selector,
+        "selector": _selector(state, request.pool_name, request.selector),
         "filters": None if filters is None else filters.recorded(),
         "predicate": filters is not None and filters.requires_python(),
         "target": request.target,

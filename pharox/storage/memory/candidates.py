@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from heapq import heappop, heappush
-from itertools import islice, repeat
+from itertools import groupby, islice, repeat
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -60,6 +60,8 @@ def candidates(
         return offered
     if selector is SelectorStrategy.LEAST_USED:
         return _by_use(state, pool, offered)
+    if selector is SelectorStrategy.LEAST_RECENTLY_USED:
+        return _last_after_each_lease(state, pool, offered)
     return (proxy_id for each in offered for proxy_id in _drained(state, pool, each))
 
 
@@ -158,18 +160,32 @@ def _by_use(state: State, pool: PoolIndex, offered: Iterator[UUID]) -> Iterator[
             heappush(taken, (rank, leases + 1, *rest, (room - 1, proxy_id)))
 
 
+def _last_after_each_lease(
+    state: State, pool: PoolIndex, offered: Iterator[UUID]
+) -> Iterator[UUID]:
+    """Cycle through the proxies of each rank, as a lease makes a proxy the last of its rank."""
+    for _, of_rank in groupby(offered, key=pool.rank_of):
+        yield from _around(state, pool, of_rank)
+
+
 def _in_turns(
     state: State, pool: PoolIndex, turn: UUID | None, matches: Matches | None, *, distinct: bool
 ) -> Iterator[UUID]:
     """Cycle through each rank, starting after the last turn, until all its proxies are full."""
     for rank in pool.ranks():
-        left: dict[UUID, float] = {}
-        for proxy_id in pool.from_turn(rank, turn):
-            if matches is None or matches(proxy_id):
-                left[proxy_id] = 1 if distinct else _room(state, pool, proxy_id)
-                turn = proxy_id
-                yield proxy_id
-        while left := {proxy_id: room - 1 for proxy_id, room in left.items() if room > 1}:
-            for proxy_id in left:
-                turn = proxy_id
-                yield proxy_id
+        offered = filter(matches, pool.from_turn(rank, turn))
+        for proxy_id in _around(state, pool, offered, distinct=distinct):
+            turn = proxy_id
+            yield proxy_id
+
+
+def _around(
+    state: State, pool: PoolIndex, offered: Iterator[UUID], *, distinct: bool = False
+) -> Iterator[UUID]:
+    """Yield proxies in their order, again and again, until each is full; once if ``distinct``."""
+    left: dict[UUID, float] = {}
+    for proxy_id in offered:
+        left[proxy_id] = 1 if distinct else _room(state, pool, proxy_id)
+        yield proxy_id
+    while left := {proxy_id: room - 1 for proxy_id, room in left.items() if room > 1}:
+        yield from left

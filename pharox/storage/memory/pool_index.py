@@ -52,12 +52,18 @@ def _quickest_first(row: Availability, rank: int) -> _Key:
     return rank, latency, row.proxy_id.int, row.proxy_id
 
 
+def _longest_unused_first(row: Availability, rank: int) -> _Key:
+    leased = -1 if row.leased_at is None else (row.leased_at - _EPOCH) // _MICROSECOND
+    return rank, leased, row.proxy_id.int, row.proxy_id
+
+
 _RANKS = {ProxyStatus.ACTIVE.value: 0, ProxyStatus.SLOW.value: 1}
 _ORDERS: dict[SelectorStrategy, Callable[[Availability, int], _Key]] = {
     SelectorStrategy.FIRST_AVAILABLE: _newest_first,
     SelectorStrategy.LEAST_USED: _least_used_first,
     SelectorStrategy.ROUND_ROBIN: _by_id,
     SelectorStrategy.LOWEST_LATENCY: _quickest_first,
+    SelectorStrategy.LEAST_RECENTLY_USED: _longest_unused_first,
 }
 """The sort key of a proxy for each selector, after its rank.
 
@@ -142,6 +148,10 @@ class PoolIndex:
         order = self._order(SelectorStrategy.LEAST_USED)
         rank, leases, checked, number, _ = order.places[proxy_id]
         return rank, leases, checked, number
+
+    def rank_of(self, proxy_id: UUID) -> int | None:
+        """Return the rank of a leasable proxy."""
+        return _rank(self._leasable[proxy_id])
 
     def is_leasable(self, proxy_id: UUID) -> bool:
         """Return whether a proxy may be leased, unless it rests."""

@@ -126,7 +126,7 @@ def save_proxies(state: State, given: Sequence[Proxy], *, change: bool) -> int:
     proxies = [checked_model(proxy) for proxy in given]
     for proxy in check_one_pool_each(proxies):
         _check_pool(state, proxy)
-    last_given = {proxy.id: proxy for proxy in proxies}
+    last_given = {proxy.id: _limited(state, proxy) for proxy in proxies}
     return sum(_save_proxy(state, proxy, change=change) for proxy in last_given.values())
 
 
@@ -229,6 +229,14 @@ def remove(state: State, pool_id: UUID, proxy_id: UUID) -> None:
     state.append(ProxyRemoved, pool_id=pool_id, proxy_id=proxy_id, before=before)
     del state.pool_of_proxy[proxy_id]
     state.credentials.pop(proxy_id, None)
+
+
+def _limited(state: State, proxy: Proxy) -> Proxy:
+    """Return a proxy with the ``max_concurrency`` of its pool if it does not say one."""
+    if "max_concurrency" in proxy.model_fields_set:
+        return proxy
+    limit = state.rows["pools"][(proxy.pool_id,)].max_concurrency
+    return proxy.model_copy(update={"max_concurrency": limit})
 
 
 def _check_pool(state: State, proxy: Proxy) -> None:

@@ -122,6 +122,11 @@ class State:
         row: PoolRow = self.rows["pools"][(pool_id,)]
         return row.name
 
+    def pool_default(self, pool_name: str, field: str) -> Any:
+        """Return what a pool gives who does not say it; None if there is no such pool either."""
+        pool_id = self.pool_ids.get(pool_name)
+        return None if pool_id is None else getattr(self.rows["pools"][(pool_id,)], field)
+
     def proxy_row(self, proxy_id: UUID) -> ProxyRow:
         """Return the description of a proxy."""
         row: ProxyRow = self.rows["proxies"][proxy_id, self.pool_of_proxy[proxy_id]]

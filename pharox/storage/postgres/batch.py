@@ -19,6 +19,7 @@ from uuid import UUID
 from ...errors import PharoxError
 from ...events.attribution import current_attribution
 from ...models import (
+    DefaultSeconds,
     Lease,
     LeasedProxy,
     LeaseStatus,
@@ -46,7 +47,7 @@ from ..requests import (
 )
 from ..validation import check_granted, granted_and_ended, too_few_granted
 from .filtering import condition_text, filter_shape_of, values_of
-from .sql import Query, Statement, call_of, quoted
+from .sql import Query, Statement, call_of, numbered, quoted
 from .vault import Place, Vault
 
 DUE = 1000
@@ -63,7 +64,7 @@ class Run(NamedTuple):
     """The parameters that consecutive similar requests share."""
 
     pool_name: str
-    selector: str
+    selector: str | None
     condition: str | None = None
     arguments: str | None = None
     details: str | None = None
@@ -161,13 +162,13 @@ def has_predicate(request: AcquireRequest | AcquireSetRequest | ReleaseRequest) 
 
 
 @lru_cache(maxsize=512)
-def _plain_run(pool_name: str, selector: str) -> Run:
-    return Run(pool_name, selector)
+def _plain_run(pool_name: str, selector: SelectorStrategy | None) -> Run:
+    return Run(pool_name, None if selector is None else selector.value)
 
 
 def run_of(request: AcquireRequest | AcquireSetRequest) -> Run:
     """Return the parameters that a request shares with similar ones."""
-    run = _plain_run(request.pool_name, request.selector.value)
+    run = _plain_run(request.pool_name, request.selector)
     if request.filters is not None or request.target is not None:
         condition, arguments = conditions(request.filters, request.target)
         details = json.dumps(request_details(request))
@@ -237,6 +238,7 @@ _PARAMETERS = {
     "asked_consumers": "text[]",
     "durations": "double precision[]",
 }
+_DEFAULTS = {"default_durations": "double precision[]"}
 
 
 _ONE = {
@@ -252,6 +254,7 @@ _ACQUIRE_ONE = _ONE | {
     "lease_id": "uuid",
     "consumer": "text",
     "duration": "double precision",
+    "default_duration": "double precision",
 }
 _ACQUIRE_FOR_TARGET = _ACQUIRE_ONE | {"target": "text"}
 _RELEASE_ONE = _ONE | {"lease_id": "uuid", "reason": "text"}
@@ -285,7 +288,13 @@ class Answer(NamedTuple):
     protocol: str = ""
     credential_id: UUID | None = None
     secret: bytes | None = None
+    pool_selector: str | None = None
     revoke_reason: str | None = None
+
+    def selector(self, asked: SelectorStrategy | None) -> SelectorStrategy:
+        """Return the selector that was used for a request."""
+        of_pool = self.pool_selector or SelectorStrategy.FIRST_AVAILABLE
+        return asked or SelectorStrategy(of_pool)
 
     def proxy(self, vault: Vault) -> LeasedProxy | None:
         """Return the proxy of the granted lease in this row."""
@@ -363,14 +372,27 @@ def unknown_consumers(answers: Iterable[Answer]) -> list[str]:
 
 @lru_cache(maxsize=8)
 def commands_statement(schema: str) -> Statement:
-    """Return the statement that carries out a batch."""
+    """Return the statement that carries out a batch in which all is given."""
     return _granting(schema, "lease_commands_v3", _PARAMETERS)
+
+
+@lru_cache(maxsize=8)
+def defaulting_statement(schema: str) -> Statement:
+    """Return the statement that carries out a batch with what its pools give in place of nulls."""
+    parameters = _PARAMETERS | _DEFAULTS
+    given = numbered(parameters)
+    asked = ("run_ends", "run_pools", "run_selectors", "durations", "default_durations")
+    defaults = f"{quoted(schema)}.with_defaults_v1({', '.join(given[name] for name in asked)})"
+    used = given | {"run_selectors": "chosen.selectors", "durations": "chosen.durations"}
+    values = ", ".join(used[name] for name in _PARAMETERS)
+    call = f"{defaults} AS chosen, LATERAL {quoted(schema)}.lease_commands_v3({values})"
+    return _with_proxies(schema, call, _deciding(schema, "lease_commands_v3", parameters))
 
 
 @lru_cache(maxsize=8)
 def acquire_statement(schema: str) -> Statement:
     """Return the statement that acquires one lease, with the effect of a batch of one."""
-    return _granting(schema, "acquire_one_v2", _ACQUIRE_ONE)
+    return _granting(schema, "acquire_one_v3", _ACQUIRE_ONE)
 
 
 @lru_cache(maxsize=8)
@@ -400,9 +422,17 @@ def serve_statement(schema: str) -> Statement:
 def _granting(schema: str, function: str, parameters: Mapping[str, str]) -> Statement:
     """Return the call of a function that grants leases, with the proxy of each."""
     statement = _deciding(schema, function, parameters)
-    call = statement.text.decode().removeprefix("SELECT * FROM ")
+    return _with_proxies(schema, statement.text.decode().removeprefix("SELECT * FROM "), statement)
+
+
+def _with_proxies(schema: str, call: str, statement: Statement) -> Statement:
+    """Return a statement with the proxy of each lease, and the selector of its pool."""
     text = (
-        f"SELECT answer.*, proxy.* FROM {call} AS answer "  # noqa: S608 - quoted
+        "SELECT answer.*, proxy.*, "  # noqa: S608 - quoted
+        "CASE WHEN answer.outcome IN ('LeaseAcquired', 'AcquireMissed') THEN ("
+        f"SELECT pool.selector FROM {quoted(schema)}.pools AS pool "
+        "WHERE pool.id = answer.pool_id) END AS pool_selector "
+        f"FROM {call} AS answer "
         f"LEFT JOIN LATERAL {quoted(schema)}.leased_proxy_v1(answer.pool_id, answer.proxy_id) "
         "AS proxy ON answer.outcome IN ('LeaseAcquired', 'granted')"
     )
@@ -449,7 +479,8 @@ class Batch:
         by_command = [self.commands[place].attribution for place in self._order]
         by_number = [each for each, n in zip(by_command, sizes, strict=True) for _ in range(n)]
         actors, jobs = zip(*(by_number or [current_attribution()]), strict=True)
-        values = {
+        durations = [_duration(each.request) for each in acquisitions for _ in each.lease_ids]
+        values: dict[str, Any] = {
             "own_process": self._process,
             "max_waiting": MAX_WAITING,
             "frees": bool(releases or self._due_pools),
@@ -475,13 +506,14 @@ class Batch:
             "asked_consumers": [
                 each.request.consumer_name for each in acquisitions for _ in each.lease_ids
             ],
-            "durations": [
-                float(each.request.duration_seconds)
-                for each in acquisitions
-                for _ in each.lease_ids
-            ],
+            "durations": durations,
         }
-        return Query(commands_statement(schema), values)
+        if None not in durations and all(run.selector is not None for run in runs):
+            return Query(commands_statement(schema), values)
+        values["default_durations"] = [
+            float(each.request.duration_seconds) for each in acquisitions for _ in each.lease_ids
+        ]
+        return Query(defaulting_statement(schema), values)
 
     def outcomes(self, given: Iterable[Answer], vault: Vault) -> list[CommandOutcome]:
         """Return the outcome of each command, in the order of ``commands``.
@@ -552,10 +584,17 @@ def _single_query(schema: str, command: Command, process: UUID | None) -> Query 
     values["pool_name"] = run.pool_name
     values["selector"] = run.selector
     values["consumer"] = asked.consumer_name
-    values["duration"] = float(asked.duration_seconds)
+    values["duration"] = _duration(asked)
+    values["default_duration"] = float(asked.duration_seconds)
     if asked.target is not None:
         return Query(target_statement(schema), {**values, "target": asked.target})
     return Query(acquire_statement(schema), values)
+
+
+def _duration(request: AcquireRequest | AcquireSetRequest) -> float | None:
+    """Return how long a lease was asked for, None if that is left to its pool."""
+    seconds = request.duration_seconds
+    return None if isinstance(seconds, DefaultSeconds) else float(seconds)
 
 
 def acquire_outcome(command: Acquire, answers: Sequence[Answer], vault: Vault) -> CommandOutcome:
@@ -571,18 +610,26 @@ def acquire_outcome(command: Acquire, answers: Sequence[Answer], vault: Vault) -
     if answers[0].outcome == "AcquireMissed":
         reason = MissReason(answers[0].reason or "")
         stats = answers[0].stats() if request.with_stats else None
-        if isinstance(request, AcquireRequest):
-            return Acquisition(None, reason, stats)
-        return SetAcquisition((), reason, answers[0].free or 0, stats)
+        selector = answers[0].selector(request.selector)
+        free = answers[0].free or 0
+        return (
+            Acquisition(None, reason, stats, selector=selector)
+            if isinstance(request, AcquireRequest)
+            else SetAcquisition((), reason, free, stats, selector=selector)
+        )
     granted = tuple(
         Acquisition(
             answer.lease(LeaseStatus.ACTIVE, request.target).carry(answer.proxy(vault)),
             None,
             answer.stats() if request.with_stats else None,
+            selector=answer.selector(request.selector),
         )
         for answer in answers
     )
-    return granted[0] if isinstance(request, AcquireRequest) else SetAcquisition(granted)
+    first = granted[0]
+    if isinstance(request, AcquireSetRequest):
+        return SetAcquisition(granted, selector=first.selector)
+    return first
 
 
 def _granted_before(

@@ -33,6 +33,7 @@ from ...models import (
     check_duration,
     check_filters,
     check_name,
+    check_selector,
 )
 from ...models.ids import made_lease_id
 from ..reports import CoolDownRequest, Reported, ReportRequest
@@ -116,8 +117,8 @@ class Commands(Imports, Health):
         self, pool_name: str, filters: ProxyFilters | None, selector: SelectorStrategy | None
     ) -> Program[Proxy | None]:
         """Return the proxy that a selector offers, without leasing it."""
-        strategy = SelectorStrategy(selector or SelectorStrategy.FIRST_AVAILABLE)
-        return self._find(check_name(pool_name, "pool"), strategy, check_filters(filters))
+        asked = None if selector is None else check_selector(selector)
+        return self._find(check_name(pool_name, "pool"), asked, check_filters(filters))
 
     def expire(self, *, with_stats: bool) -> Program[Sequence[EndedLease]]:
         """Expire all due leases, pool by pool. Those of a clock that went back are re-dated."""
@@ -333,7 +334,7 @@ class Commands(Imports, Health):
             request = AcquireRequest(row["pool_name"], consumer, duration)
             run = Run(
                 row["pool_name"],
-                request.selector.value,
+                SelectorStrategy.FIRST_AVAILABLE.value,
                 "availability.proxy_id = ($5 ->> 0)::uuid",
                 json.dumps([str(proxy_id)]),
                 kind=ONE,
@@ -350,11 +351,12 @@ class Commands(Imports, Health):
                 )
 
     def _find(
-        self, pool_name: str, selector: SelectorStrategy, filters: ProxyFilters | None
+        self, pool_name: str, asked: SelectorStrategy | None, filters: ProxyFilters | None
     ) -> Program[Proxy | None]:
         pool = yield from self.pool_by_name(pool_name)
         if pool is None:
             return None
+        selector = asked or pool.selector or SelectorStrategy.FIRST_AVAILABLE
         filter_shape = filtering.filter_shape_of(filters)
         values = {**filtering.values_of(filters), **origin(), "pool_id": pool.id, "target": None}
         if filters is None or not filters.requires_python():

@@ -56,6 +56,11 @@ ORDERS: dict[SelectorStrategy, tuple[ColumnElement[Any], ...]] = {
         availability.c.latency_ms,
         availability.c.proxy_id,
     ),
+    SelectorStrategy.LEAST_RECENTLY_USED: (
+        availability.c.lease_rank,
+        availability.c.leased_at.nulls_first(),
+        availability.c.proxy_id,
+    ),
 }
 _CHOICE = (
     availability.c.proxy_id,

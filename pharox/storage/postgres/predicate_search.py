@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 from uuid import UUID
 
-from ...models import MissReason, Proxy, ProxyFilters
+from ...models import MissReason, Proxy, ProxyFilters, ProxyPool, SelectorStrategy
 from ...models.ids import NIL, following
 from ..requests import (
     LEASED_OUT,
@@ -112,6 +112,7 @@ def acquire(
         pool = yield from commands.pool_by_name(request.pool_name)
         if pool is None:
             return (yield from commands.finish_acquisition(command))
+        command = _selected(command, pool)
         # Only the second pass, which waits for locks, can decide that there is no match.
         for wait in (False, True):
             seen = Seen(command.run)
@@ -189,6 +190,15 @@ def _look_through(
         place["page_size"] = min(2 * place["page_size"], LARGEST_PAGE)
 
 
+def _selected(command: Acquire, pool: ProxyPool) -> Acquire:
+    """Return an acquisition with the selector of its pool, if it was asked without one."""
+    if command.request.selector is not None:
+        return command
+    selector = pool.selector or SelectorStrategy.FIRST_AVAILABLE
+    request = replace(command.request, selector=selector)
+    return replace(command, request=request, run=command.run._replace(selector=selector.value))
+
+
 def _with_candidates(command: Acquire, proxy_ids: Sequence[UUID]) -> Acquire:
     """Return an acquisition that is limited to some proxies and records no miss."""
     condition, arguments = for_target(_GIVEN, [list(map(str, proxy_ids))], command.request.target)
@@ -213,7 +223,7 @@ def _missed(
         "pool_id": pool_id,
         "pool_name": request.pool_name,
         "consumer": request.consumer_name,
-        "selector": request.selector.value,
+        "selector": command.run.selector,
         "details": json.dumps(details),
     }
     yield Query(finding.record_miss_statement(commands.schema), values)
@@ -221,5 +231,5 @@ def _missed(
         yield from commands.look_back([request.pool_name])
     stats = (yield from commands.stats(request.pool_name)) if request.with_stats else None
     if isinstance(request, AcquireSetRequest):
-        return SetAcquisition((), reason, free, stats, tuple(expired))
-    return Acquisition(None, reason, stats, tuple(expired))
+        return SetAcquisition((), reason, free, stats, tuple(expired), selector=request.selector)
+    return Acquisition(None, reason, stats, tuple(expired), selector=request.selector)

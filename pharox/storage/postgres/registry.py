@@ -374,6 +374,7 @@ class Registry(Lookups):
             **stored,
             "status": proxy.status.value,
             "max_concurrency": proxy.max_concurrency,
+            "limited_by_pool": "max_concurrency" not in proxy.model_fields_set,
             "data": {name: value for name, value in data.items() if value is not None},
         }
 

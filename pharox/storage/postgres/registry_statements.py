@@ -72,6 +72,9 @@ def save_pool_statement(schema: str) -> Statement:
         "rest_after_expiry_seconds": parameter("rest_after_expiry_seconds", sa.Double),
         "max_held_seconds": parameter("max_held_seconds", sa.Double),
         "cool_down": parameter("cool_down", JSONB),
+        "selector": parameter("selector"),
+        "lease_seconds": parameter("lease_seconds", sa.Double),
+        "max_concurrency": parameter("max_concurrency", sa.Integer),
     }
     known = sa.select(pools).where(pools.c.id == POOL_ID).with_for_update().cte("known")
     one = sa.select(ONE.label("one")).subquery("one")
@@ -91,14 +94,14 @@ def save_proxies_statement(schema: str, *, change: bool) -> Statement:
 
     The parameter ``rows`` is a JSON array of objects: ``id``, ``secret``
     (encrypted credentials in hex, or null), their fingerprints ``account`` and
-    ``identity``, ``status``, ``max_concurrency`` and ``data``, the rest of a
-    ProxyRegistered's data. If ``status`` is missing, a known proxy keeps its status and
-    ``checked_at``, and an unknown one is skipped. The result is how many are new and how many
-    changed. It has no row if there is no such pool.
+    ``identity``, ``status``, ``max_concurrency`` (the pool's if ``limited_by_pool``) and
+    ``data``, the rest of a ProxyRegistered's data. If ``status`` is missing, a known proxy
+    keeps its status and ``checked_at``, and an unknown one is skipped. The result is how many
+    are new and how many changed. It has no row if there is no such pool.
     """
     # A shared lock keeps the pool from being removed; several callers may hold it.
     pool = (
-        sa.select(pools.c.id)
+        sa.select(pools.c.id, pools.c.max_concurrency)
         .where(pools.c.id == POOL_ID)
         .with_for_update(key_share=True, read=True)
     )
@@ -161,13 +164,18 @@ def _given(pool: sa.CTE) -> sa.CTE:
             sa.column("identity", sa.Text),
             sa.column("status", sa.Text),
             sa.column("max_concurrency", sa.Integer),
+            sa.column("limited_by_pool", sa.Boolean),
             sa.column("data", JSONB),
             name="g",
         )
         .render_derived(with_types=True)
     )
+    limit = sa.case(
+        (given.c.limited_by_pool, pool.c.max_concurrency), else_=given.c.max_concurrency
+    )
+    own = [column for column in given.c if column.name != "max_concurrency"]
     return (
-        sa.select(*given.c)
+        sa.select(*own, limit.label("max_concurrency"))
         .select_from(given.join(pool, sa.true()))
         .ext(distinct_on(given.c.id))
         .order_by(given.c.id, given.c.place.desc())

@@ -124,6 +124,12 @@ def template(element: Any) -> str:
     return re.sub(r"\$(\d+)(::\w+)?", lambda place: spelled[int(place[1]) - 1], text)
 
 
+def numbered(parameters: Mapping[str, str]) -> dict[str, str]:
+    """Return parameters as SQL by name, such as ``$1::text[]``, given the type of each."""
+    items = enumerate(parameters.items(), 1)
+    return {name: f"${number}::{type_}" for number, (name, type_) in items}
+
+
 def call_of(schema: str, name: str, parameters: Mapping[str, str]) -> Statement:
     """Return the statement that calls one of the schema's functions.
 
@@ -132,7 +138,7 @@ def call_of(schema: str, name: str, parameters: Mapping[str, str]) -> Statement:
     parameters:
         The type of each parameter, by the name of its value.
     """
-    given = ", ".join(f"${number}::{type_}" for number, type_ in enumerate(parameters.values(), 1))
+    given = ", ".join(numbered(parameters).values())
     text = f"SELECT * FROM {quoted(schema)}.{name}({given})"  # noqa: S608 - quoted
     return Statement(text.encode(), tuple(parameters), {}, ())
 

@@ -10,7 +10,16 @@ down_revision = "0004"
 branch_labels = None
 depends_on = None
 
-PARTS = ("read_models", "folding", "outcomes", "cooling", "bans", "exits")
+PARTS = (
+    "read_models",
+    "folding",
+    "outcomes",
+    "cooling",
+    "bans",
+    "exits",
+    "selecting",
+    "pool_defaults",
+)
 LOCKED = ("pools", "available_proxies", "leases", "proxies")
 
 

@@ -107,6 +107,18 @@ BEGIN
                      availability.proxy_id
                 LIMIT size
             )
+            UNION ALL
+            (
+                SELECT availability.proxy_id
+                FROM {schema}.available_proxies AS availability
+                WHERE selector = 'least_recently_used' AND availability.pool_id = pool
+                  AND availability.lease_rank BETWEEN lowest_rank AND highest_rank
+                  AND (availability.rests_until IS NULL
+                       OR availability.rests_until <= {schema}.clock())
+                ORDER BY availability.lease_rank, availability.leased_at NULLS FIRST,
+                     availability.proxy_id
+                LIMIT size
+            )
         ) AS front
     );
 END
@@ -172,6 +184,9 @@ BEGIN
                     'availability.checked_at, availability.proxy_id'
                 WHEN 'lowest_latency' THEN
                     'availability.lease_rank, availability.latency_ms, availability.proxy_id'
+                WHEN 'least_recently_used' THEN
+                    'availability.lease_rank, availability.leased_at NULLS FIRST, '
+                    'availability.proxy_id'
             END
         )
         INTO front
@@ -533,6 +548,9 @@ BEGIN
                     'availability.checked_at, availability.proxy_id'
                 WHEN 'lowest_latency' THEN
                     'availability.lease_rank, availability.latency_ms, availability.proxy_id'
+                WHEN 'least_recently_used' THEN
+                    'availability.lease_rank, availability.leased_at NULLS FIRST, '
+                    'availability.proxy_id'
                 ELSE 'availability.lease_rank, availability.proxy_id'
             END
         )
@@ -593,6 +611,24 @@ BEGIN
             LIMIT wanted
             FOR UPDATE SKIP LOCKED
         ) AS free;
+    WHEN 'least_recently_used' THEN
+        SELECT array_agg(free.proxy) INTO found
+        FROM (
+            SELECT ROW(
+                availability.proxy_id, availability.status, availability.checked_at,
+                availability.max_concurrency, availability.current_leases,
+                availability.lease_rank
+            )::{schema}.lease_place AS proxy
+            FROM {schema}.available_proxies AS availability
+            WHERE availability.pool_id = pool
+              AND availability.lease_rank BETWEEN lowest_rank AND highest_rank
+              AND (availability.rests_until IS NULL
+                   OR availability.rests_until <= {schema}.clock())
+            ORDER BY availability.lease_rank, availability.leased_at NULLS FIRST,
+                     availability.proxy_id
+            LIMIT wanted
+            FOR UPDATE SKIP LOCKED
+        ) AS free;
     WHEN 'round_robin' THEN
         SELECT array_agg(free.proxy) INTO found
         FROM (
@@ -631,6 +667,7 @@ CREATE FUNCTION {schema}.acquire_for_target_v1(
     asked_id uuid,
     consumer text,
     duration double precision,
+    default_duration double precision,
     target text
 )
 RETURNS SETOF {schema}.lease_answer
@@ -645,6 +682,8 @@ DECLARE
     highest_rank integer;
     consumer_id uuid;
     is_more_to_do boolean;
+    pool_selector text;
+    pool_seconds double precision;
     condition text := '(true) /*target*/';
     arguments jsonb := jsonb_build_array(target);
     details jsonb := jsonb_build_object('target', target);
@@ -655,6 +694,8 @@ BEGIN
         pool.id,
         pool.lease_slow::integer,
         asking.id,
+        pool.selector,
+        pool.lease_seconds,
         EXISTS (
             SELECT 1
             FROM {schema}.leases AS lease
@@ -668,11 +709,14 @@ BEGIN
             FROM {schema}.available_proxies AS banned
             WHERE banned.pool_id = pool.id AND banned.banned_until <= at
         )
-    INTO pool_id, highest_rank, consumer_id, is_more_to_do
-    FROM {schema}.pools AS pool, {schema}.consumers AS asking
-    WHERE pool.name = pool_name AND asking.name = consumer;
+    INTO pool_id, highest_rank, consumer_id, pool_selector, pool_seconds, is_more_to_do
+    FROM {schema}.pools AS pool
+    LEFT JOIN {schema}.consumers AS asking ON asking.name = consumer
+    WHERE pool.name = pool_name;
+    selector := coalesce(selector, pool_selector, 'first_available');
+    duration := coalesce(duration, pool_seconds, default_duration);
 
-    IF NOT is_more_to_do THEN
+    IF NOT is_more_to_do AND consumer_id IS NOT NULL AND selector <> 'round_robin' THEN
         place := ({schema}.free_for_target_v1(
             selector, pool_id, 0, highest_rank, 1, condition, arguments
         ))[1];

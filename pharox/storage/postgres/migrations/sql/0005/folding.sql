@@ -9,24 +9,35 @@ AS $$
 BEGIN
     UPDATE {schema}.available_proxies
     SET
-        current_leases = event.leases_after,
-        rests_until = CAST(event.data #>> '{rests_until}' AS TIMESTAMPTZ)
-    FROM UNNEST(appended) AS event
+        current_leases = newest.leases_after,
+        rests_until = newest.rests_until,
+        leased_at = coalesce(newest.leased_at, {schema}.available_proxies.leased_at)
+    FROM (
+        SELECT
+            event.pool_id AS pool_id,
+            event.proxy_id AS proxy_id,
+            (
+                array_agg(event.leases_after ORDER BY event.position DESC)
+            )[1] AS leases_after,
+            (
+                array_agg(
+                    CAST(event.data #>> '{rests_until}' AS TIMESTAMPTZ) ORDER BY event.position DESC
+                )
+            )[1] AS rests_until,
+            (
+                array_agg(event.recorded_at ORDER BY event.position DESC) FILTER(WHERE
+                    event.type = 'LeaseAcquired')
+            )[1] AS leased_at
+        FROM UNNEST(appended) AS event
+        WHERE
+            event.type IN ('LeaseAcquired', 'LeaseReleased', 'LeaseExpired', 'LeaseRevoked')
+        GROUP BY
+            event.pool_id,
+            event.proxy_id
+    ) AS newest
     WHERE
-        {schema}.available_proxies.pool_id = event.pool_id
-        AND {schema}.available_proxies.proxy_id = event.proxy_id
-        AND (event.proxy_id, event.pool_id, event.position) IN (
-            SELECT
-                event.proxy_id,
-                event.pool_id,
-                max(event.position)
-            FROM UNNEST(appended) AS event
-            WHERE
-                event.type IN ('LeaseAcquired', 'LeaseReleased', 'LeaseExpired', 'LeaseRevoked')
-            GROUP BY
-                event.proxy_id,
-                event.pool_id
-        );
+        {schema}.available_proxies.pool_id = newest.pool_id
+        AND {schema}.available_proxies.proxy_id = newest.proxy_id;
 END
 $$;
 
@@ -194,7 +205,12 @@ BEGIN
         UPDATE {schema}.available_proxies
         SET
             current_leases = event.leases_after,
-            rests_until = CAST(event.data #>> '{rests_until}' AS TIMESTAMPTZ)
+            rests_until = CAST(event.data #>> '{rests_until}' AS TIMESTAMPTZ),
+            leased_at = CASE
+                WHEN event.type = 'LeaseAcquired'
+                THEN event.recorded_at
+                ELSE {schema}.available_proxies.leased_at
+            END
         WHERE
             {schema}.available_proxies.pool_id = event.pool_id
             AND {schema}.available_proxies.proxy_id = event.proxy_id
@@ -321,7 +337,10 @@ BEGIN
             rest_after_release_seconds,
             rest_after_expiry_seconds,
             max_held_seconds,
-            cool_down
+            cool_down,
+            selector,
+            lease_seconds,
+            max_concurrency
         )
         SELECT
             event.pool_id,
@@ -331,7 +350,10 @@ BEGIN
             CAST(event.data #>> '{rest_after_release_seconds}' AS DOUBLE PRECISION),
             CAST(event.data #>> '{rest_after_expiry_seconds}' AS DOUBLE PRECISION),
             CAST(event.data #>> '{max_held_seconds}' AS DOUBLE PRECISION),
-            CAST(event.data #>> '{cool_down}' AS JSONB)
+            CAST(event.data #>> '{cool_down}' AS JSONB),
+            CAST(event.data #>> '{selector}' AS TEXT),
+            CAST(event.data #>> '{lease_seconds}' AS DOUBLE PRECISION),
+            CAST(event.data #>> '{max_concurrency}' AS INT)
         FROM UNNEST(appended) AS event
         WHERE
             event.type = 'PoolRegistered';
@@ -345,7 +367,10 @@ BEGIN
             rest_after_release_seconds = CAST(event.data #>> '{rest_after_release_seconds}' AS DOUBLE PRECISION),
             rest_after_expiry_seconds = CAST(event.data #>> '{rest_after_expiry_seconds}' AS DOUBLE PRECISION),
             max_held_seconds = CAST(event.data #>> '{max_held_seconds}' AS DOUBLE PRECISION),
-            cool_down = CAST(event.data #>> '{cool_down}' AS JSONB)
+            cool_down = CAST(event.data #>> '{cool_down}' AS JSONB),
+            selector = CAST(event.data #>> '{selector}' AS TEXT),
+            lease_seconds = CAST(event.data #>> '{lease_seconds}' AS DOUBLE PRECISION),
+            max_concurrency = CAST(event.data #>> '{max_concurrency}' AS INT)
         FROM UNNEST(appended) AS event
         WHERE
             {schema}.pools.id = event.pool_id
@@ -495,24 +520,35 @@ BEGIN
     IF NOT decided AND types && ARRAY['LeaseAcquired', 'LeaseExpired', 'LeaseReleased', 'LeaseRevoked'] THEN
         UPDATE {schema}.available_proxies
         SET
-            current_leases = event.leases_after,
-            rests_until = CAST(event.data #>> '{rests_until}' AS TIMESTAMPTZ)
-        FROM UNNEST(appended) AS event
+            current_leases = newest.leases_after,
+            rests_until = newest.rests_until,
+            leased_at = coalesce(newest.leased_at, {schema}.available_proxies.leased_at)
+        FROM (
+            SELECT
+                event.pool_id AS pool_id,
+                event.proxy_id AS proxy_id,
+                (
+                    array_agg(event.leases_after ORDER BY event.position DESC)
+                )[1] AS leases_after,
+                (
+                    array_agg(
+                        CAST(event.data #>> '{rests_until}' AS TIMESTAMPTZ) ORDER BY event.position DESC
+                    )
+                )[1] AS rests_until,
+                (
+                    array_agg(event.recorded_at ORDER BY event.position DESC) FILTER(WHERE
+                        event.type = 'LeaseAcquired')
+                )[1] AS leased_at
+            FROM UNNEST(appended) AS event
+            WHERE
+                event.type IN ('LeaseAcquired', 'LeaseReleased', 'LeaseExpired', 'LeaseRevoked')
+            GROUP BY
+                event.pool_id,
+                event.proxy_id
+        ) AS newest
         WHERE
-            {schema}.available_proxies.pool_id = event.pool_id
-            AND {schema}.available_proxies.proxy_id = event.proxy_id
-            AND (event.proxy_id, event.pool_id, event.position) IN (
-                SELECT
-                    event.proxy_id,
-                    event.pool_id,
-                    max(event.position)
-                FROM UNNEST(appended) AS event
-                WHERE
-                    event.type IN ('LeaseAcquired', 'LeaseReleased', 'LeaseExpired', 'LeaseRevoked')
-                GROUP BY
-                    event.proxy_id,
-                    event.pool_id
-            );
+            {schema}.available_proxies.pool_id = newest.pool_id
+            AND {schema}.available_proxies.proxy_id = newest.proxy_id;
     END IF;
     IF types && ARRAY['HealthChecked', 'ProxyChanged'] THEN
         UPDATE {schema}.available_proxies

@@ -40,3 +40,43 @@ CREATE INDEX ix_available_proxies_banned
     WHERE banned_until IS NOT NULL;
 ALTER TABLE {schema}.proxies
     ADD COLUMN exit_ip text;
+-- What a pool gives who asks for nothing else, and when a proxy was last leased.
+ALTER TABLE {schema}.pools
+    ADD COLUMN selector text,
+    ADD COLUMN lease_seconds double precision,
+    ADD COLUMN max_concurrency integer;
+ALTER TABLE {schema}.available_proxies
+    ADD COLUMN leased_at timestamptz;
+
+-- The log says when proxies were last leased; what is archived of it is in the snapshot after it,
+-- which does not. Other snapshots were taken without it, and are made again when they are needed.
+DO $$
+DECLARE
+    base bigint := (
+        SELECT coalesce(max(part.last_seq), 0)
+        FROM {schema}.partitions AS part
+    );
+BEGIN
+    UPDATE {schema}.available_proxies AS availability
+    SET leased_at = event.recorded_at
+    FROM (
+        SELECT e.pool_id, e.proxy_id, max(e.position) AS position
+        FROM {schema}.events AS e
+        WHERE e.type = 'LeaseAcquired'
+          AND (base = 0 OR NOT EXISTS (
+              SELECT 1
+              FROM {schema}.seals AS seal
+              WHERE seal.position = e.position AND seal.seq <= base
+          ))
+        GROUP BY e.pool_id, e.proxy_id
+    ) AS last
+    JOIN {schema}.events AS event ON event.position = last.position
+    WHERE availability.pool_id = last.pool_id AND availability.proxy_id = last.proxy_id;
+    DELETE FROM {schema}.snapshot_rows AS stored WHERE stored.seq > base;
+    DELETE FROM {schema}.snapshots AS stored WHERE stored.seq > base;
+END
+$$;
+
+CREATE INDEX ix_available_proxies_least_recently_used
+    ON {schema}.available_proxies (pool_id, lease_rank, leased_at NULLS FIRST, proxy_id)
+    WHERE lease_rank IS NOT NULL;
