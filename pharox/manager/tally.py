@@ -261,7 +261,6 @@ class Tally(ABC):
             entries = [entry for report in own if (entry := self._add(report)) is not None]
             for entry in entries:
                 entry.is_told = True
-            self._ring_in(PERIOD_S)
             gathering, leads = self._gathering, self._gathering is None
             if gathering is None:
                 gathering = self._gathering = Gathering(self._ended_last)
@@ -285,7 +284,8 @@ class Tally(ABC):
             with self._lock():
                 if self._gathering is gathering:  # Its leader was cancelled: the timer writes.
                     self._gathering = None
-                    self._ring_in(0)
+                if self._size:
+                    self._ring_in(PERIOD_S)
             gathering.before = None
             gathering.done.set_result(None)
 
