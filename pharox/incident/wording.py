@@ -66,12 +66,18 @@ def waited(milliseconds: int | None) -> str | None:
 
 
 def asked_for(
-    selector: str | None, filters: Mapping[str, Any] | None, *, predicate: bool
+    selector: str | None,
+    filters: Mapping[str, Any] | None,
+    *,
+    predicate: bool,
+    target: str | None = None,
 ) -> str | None:
     """Return selector and filters of an acquisition in one line, or None for the defaults."""
     parts = [f"{name}={_plain(value)}" for name, value in (filters or {}).items()]
     if predicate:
         parts.append("a predicate")
+    if target:
+        parts.append(f"target {target}")
     if selector:
         parts.append(str(selector))
     return ", ".join(parts) or None

@@ -17,6 +17,7 @@ from pharox import (
     DatabaseError,
     IAsyncStorage,
     InvalidInputError,
+    Outcome,
     ProxyCredentials,
     ProxyManager,
     Subscription,
@@ -31,6 +32,7 @@ from pharox.models import utc_now
 from pharox.observability.counting import NAME, FleetCounter
 from pharox.storage.interface import IStorage
 from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage, snapshots
+from pharox.storage.reports import CoolDownRequest, ReportRequest
 from pharox.testing import AsyncStorageContract, Awaited, StorageContract
 from tests.conftest import SECRET_KEY, fill, ledger, open_async_engine, run_sql, types_of
 from tests.ledger.following import BOTH, following, is_level, until
@@ -279,6 +281,13 @@ class TestReader:
         assert reader.list_pool_stats()[0].total_proxies == 3
         assert reader.queue_stats() == []
         assert reader.list_held_leases() == []
+        refused = [ReportRequest(lease, Outcome.blocked("shop.example", status=429))]
+        assert not isinstance(app.report_outcomes(refused)[0], Exception)
+        app.set_cool_down(CoolDownRequest(lease.proxy_id, "shop.example", 60))
+        assert [pair.target for pair in reader.list_target_outcomes()] == ["shop.example"]
+        assert reader.summarize_targets()[0].cooling == 1
+        with pytest.raises(DatabaseError, match="permission denied"):
+            reader.report_outcomes(refused)
         monkeypatch.setattr(snapshots, "BATCH", 2)
         monkeypatch.setattr(snapshots, "EVENTS_PER_ROW", 0)
         assert reader.state_at(5) == app.state_at(5)

@@ -640,7 +640,8 @@ def test_refusals_are_told_by_target(memory: InMemoryStorage, clock: Clock, tmp_
     assert "and 3 other proxies" in page or ", 3 other proxies." in page
     assert "0.example refused 1 request since" in page
     assert "Other targets refused 3 requests." in page
-    assert "a.example" not in page
+    assert "shop.example; blocked; 403; 2 times" in page
+    assert "rests until" in page
     told = [line for line in timeline(tmp_path / "report") if line["type"] == "OutcomeReported"]
     assert len(told) == 9 + 7 + 2
     assert {line["proxy"] for line in told} >= {first.address}

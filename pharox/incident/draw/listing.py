@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ... import events
+from ...models import OutcomeKind
 from ..gather.running_state import RunningState
 from ..gather.window import Window
 from ..wording import REASONS, asked_for, span, waited
@@ -22,6 +23,11 @@ _ROUTINE = (
     "LeaseReleased",
     "CursorMoved",
     "ConsumerRegistered",
+)
+
+
+_AtTarget = (
+    events.OutcomeReported | events.CoolDownSet | events.TargetTroubled | events.TargetRecovered
 )
 
 
@@ -62,6 +68,8 @@ class Listing:
 def _is_routine(event: events.Event) -> bool:
     if isinstance(event, events.LeaseRenewed) and event.is_redated:
         return False
+    if isinstance(event, events.OutcomeReported):
+        return event.outcome is OutcomeKind.OK
     return event.type in (*_ROUTINE, "ProxiesChecked") or (
         isinstance(event, events.HealthChecked) and event.before == event.after
     )
@@ -82,7 +90,7 @@ def _entry(event: events.Event, running_state: RunningState, window: Window) -> 
 def _details(event: events.Event, window: Window) -> list[str]:
     match event:
         case events.LeaseAcquired():
-            asked = asked_for(event.selector, event.filters, predicate=event.predicate)
+            asked = _asked(event)
             until = f"until {window.format_moment(event.expires_at)}"
             description = [until, waited(event.waited_ms), asked]
         case events.LeaseRenewed():
@@ -97,7 +105,7 @@ def _details(event: events.Event, window: Window) -> list[str]:
                 f"taken back after {span(events.held(event))}",
             ]
         case events.AcquireMissed():
-            asked = asked_for(event.selector, event.filters, predicate=event.predicate)
+            asked = _asked(event)
             description = [REASONS[event.reason], waited(event.waited_ms), asked]
         case events.HealthChecked():
             description = [*_change(event.before, event.after), event.error]
@@ -105,6 +113,13 @@ def _details(event: events.Event, window: Window) -> list[str]:
                 description.append(f"{event.latency_ms} ms")
         case events.ProxiesChecked():
             description = [f"{len(event.proxy_ids)} proxies, whose status stays"]
+        case (
+            events.OutcomeReported()
+            | events.CoolDownSet()
+            | events.TargetTroubled()
+            | events.TargetRecovered()
+        ):
+            description = _at_target(event, window)
         case events.PoolRegistered() | events.PoolChanged():
             description = [event.name, event.description]
         case events.LeasesPruned():
@@ -113,6 +128,36 @@ def _details(event: events.Event, window: Window) -> list[str]:
             description = _change(getattr(event, "before", None), getattr(event, "after", None))
     description.append(event.correlation_id and f"job {event.correlation_id}")
     return [text for text in description if text]
+
+
+def _asked(event: events.LeaseAcquired | events.AcquireMissed) -> str | None:
+    return asked_for(event.selector, event.filters, predicate=event.predicate, target=event.target)
+
+
+def _at_target(event: _AtTarget, window: Window) -> list[str | None]:
+    """Return what happened at a target."""
+    match event:
+        case events.OutcomeReported():
+            return [*_reported(event), _rest(event, window), event.note]
+        case events.CoolDownSet():
+            return [event.target, _rest(event, window) or "rests no longer", event.reason]
+        case events.TargetTroubled():
+            return [event.target, f"{event.failed} of {event.proxies} proxies failed there"]
+        case events.TargetRecovered():
+            return [event.target]
+
+
+def _reported(event: events.OutcomeReported) -> list[str | None]:
+    times = f"{event.count:,} times" if event.count > 1 else None
+    status = None if event.status is None else str(event.status)
+    return [event.target, event.outcome.value, status, times]
+
+
+def _rest(event: events.OutcomeReported | events.CoolDownSet, window: Window) -> str | None:
+    """Return until when the pair rests after an event, or None if it does not."""
+    until = event.cools_until
+    rests = until is not None and until > event.recorded_at
+    return f"rests until {window.format_moment(until)}" if until and rests else None
 
 
 def _change(before: events.ProxyState | None, after: events.ProxyState | None) -> list[str | None]:

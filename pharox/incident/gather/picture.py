@@ -82,7 +82,12 @@ class Picture:
                     event.recorded_at,
                     event.expires_at,
                     event.position,
-                    asked_for(event.selector, event.filters, predicate=event.predicate),
+                    asked_for(
+                        event.selector,
+                        event.filters,
+                        predicate=event.predicate,
+                        target=event.target,
+                    ),
                     event.correlation_id,
                     waited_ms=event.waited_ms,
                 )
@@ -149,7 +154,8 @@ class Picture:
         slot = pool.misses.setdefault(number, MissSlot(begins))
         slot.reasons[event.reason] += 1
         slot.consumers[event.consumer] += 1
-        slot.asked[asked_for(None, event.filters, predicate=event.predicate)] += 1
+        asked = asked_for(None, event.filters, predicate=event.predicate, target=event.target)
+        slot.asked[asked] += 1
         pool.first_miss = pool.first_miss or event.recorded_at
         pool.last_miss = event.recorded_at
 

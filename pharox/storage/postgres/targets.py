@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from projections.pools import pools
 from projections.proxies import proxies
@@ -48,12 +49,19 @@ def _values(page: TargetPage) -> dict[str, Any]:
 
 
 def _wanted(given: frozenset[str]) -> list[sa.ColumnElement[bool]]:
+    """Return the conditions of a page, each such that an index serves it."""
+    of_pool = sa.select(pools.c.id).where(pools.c.name == parameter("pool_name"))
     conditions = {
-        "pool_name": pools.c.name == parameter("pool_name"),
+        "pool_name": _pair.c.pool_id == of_pool.scalar_subquery(),
         "target": _pair.c.target == parameter("target"),
         "proxy_id": _pair.c.proxy_id == parameter("proxy_id", sa.Uuid),
     }
-    return [conditions[name] for name in sorted(given)]
+    wanted = [conditions[name] for name in sorted(given)]
+    if "proxy_id" in given and "pool_name" not in given:
+        # The key begins with the pool: an array of all lets it be searched once for each.
+        every = sa.func.array(sa.select(pools.c.id).scalar_subquery(), type_=ARRAY(sa.Uuid))
+        wanted.append(_pair.c.pool_id == sa.any_(every))
+    return wanted
 
 
 def _after(*names: str) -> tuple[sa.ColumnElement[Any], ...]:
@@ -65,20 +73,8 @@ def _after(*names: str) -> tuple[sa.ColumnElement[Any], ...]:
 def _pairs_statement(schema: str, given: frozenset[str], cooling: bool) -> Statement:
     """Query a page of pairs with the addresses of their proxies, if they are still there."""
     place = (_pair.c.pool_id, _pair.c.proxy_id, _pair.c.target)
-    left = sa.extract("epoch", _pair.c.cools_until - now).cast(sa.Double)
-    query = (
-        sa.select(
-            _pair,
-            pools.c.name.label("pool_name"),
-            proxies.c.protocol,
-            proxies.c.host,
-            proxies.c.port,
-            sa.case((_COOLING, left)).label("remaining_seconds"),
-        )
-        .join(pools, pools.c.id == _pair.c.pool_id)
-        .outerjoin(
-            proxies, sa.and_(proxies.c.id == _pair.c.proxy_id, proxies.c.pool_id == pools.c.id)
-        )
+    page = (
+        sa.select(_pair)
         .where(
             sa.tuple_(*place) > sa.tuple_(*_after("pool", "proxy", "target")),
             *_wanted(given),
@@ -86,6 +82,23 @@ def _pairs_statement(schema: str, given: frozenset[str], cooling: bool) -> State
         )
         .order_by(*place)
         .limit(_LIMIT)
+        .subquery("page")
+    )
+    left = sa.extract("epoch", page.c.cools_until - now).cast(sa.Double)
+    query = (
+        sa.select(
+            page,
+            pools.c.name.label("pool_name"),
+            proxies.c.protocol,
+            proxies.c.host,
+            proxies.c.port,
+            sa.case((page.c.cools_until > now, left)).label("remaining_seconds"),
+        )
+        .join(pools, pools.c.id == page.c.pool_id)
+        .outerjoin(
+            proxies, sa.and_(proxies.c.id == page.c.proxy_id, proxies.c.pool_id == page.c.pool_id)
+        )
+        .order_by(page.c.pool_id, page.c.proxy_id, page.c.target)
     )
     return compiled(query, schema)
 
@@ -94,16 +107,14 @@ def _pairs_statement(schema: str, given: frozenset[str], cooling: bool) -> State
 def _targets_statement(schema: str, given: frozenset[str]) -> Statement:
     """Sum up the pairs of each target, in the order of ix_target_outcomes_target."""
     place = (_pair.c.pool_id, _pair.c.target)
-    age_s = sa.func.greatest(0, sa.extract("epoch", now - _pair.c.reported_at))
+    age_s = sa.func.date_part("epoch", now - _pair.c.reported_at)
     # Nothing is left after a hundred half-lives; far smaller numbers are an error.
-    half_lives = sa.func.least(100, age_s / int(HALF_LIFE_S)).cast(sa.Double)
-    kept = sa.func.power(0.5, half_lives)
+    half_lives = sa.func.least(100.0, sa.func.greatest(0.0, age_s) / HALF_LIFE_S)
+    kept = sa.func.power(sa.cast(0.5, sa.Double), sa.cast(half_lives, sa.Double))
     refused = _pair.c.outcome.in_([text_literal(kind.value) for kind in sorted(REFUSALS)])
-    query = (
+    page = (
         sa.select(
-            _pair.c.pool_id,
-            pools.c.name.label("pool_name"),
-            _pair.c.target,
+            *place,
             sa.func.count().label("pairs"),
             sa.func.count().filter(_COOLING).label("cooling"),
             sa.func.sum(_pair.c.successes * kept).label("successes"),
@@ -111,11 +122,16 @@ def _targets_statement(schema: str, given: frozenset[str]) -> Statement:
             sa.func.max(_pair.c.reported_at).filter(refused).label("refused_at"),
             sa.func.min(_pair.c.cools_until).filter(_COOLING).label("free_at"),
         )
-        .join(pools, pools.c.id == _pair.c.pool_id)
         .where(sa.tuple_(*place) > sa.tuple_(*_after("pool", "target")), *_wanted(given))
-        .group_by(*place, pools.c.name)
+        .group_by(*place)
         .order_by(*place)
         .limit(_LIMIT)
+        .subquery("page")
+    )
+    query = (
+        sa.select(page, pools.c.name.label("pool_name"))
+        .join(pools, pools.c.id == page.c.pool_id)
+        .order_by(page.c.pool_id, page.c.target)
     )
     return compiled(query, schema)
 
