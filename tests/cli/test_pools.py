@@ -129,7 +129,7 @@ class TestProxies:
         self, pharox: Pharox, storage: PostgresStorage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Proxies are listed without their credentials, so no key is needed."""
-        credentials = ProxyCredentials(user="ann", password="s3cret")
+        credentials = ProxyCredentials(user="quentin", password="s3cret")
         _, proxies = fill(storage, 3, name="p", credentials=credentials, country="AR")
         monkeypatch.delenv("PHAROX_SECRET_KEY")
         plain, as_json = pharox("proxies", "p"), pharox("proxies", "p", "--json")
@@ -138,7 +138,7 @@ class TestProxies:
         assert [proxy["id"] for proxy in as_json.objects] == ids
         assert "credentials" not in as_json.objects[0]
         assert "s3cret" not in plain.out + as_json.out
-        assert "ann" not in plain.out + as_json.out
+        assert "quentin" not in plain.out + as_json.out
 
     def test_nothing_is_cut(self, pharox: Pharox, storage: PostgresStorage) -> None:
         """Into a pipe every row goes whole, without colours."""

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import patch
 from uuid import UUID, uuid4
 
 import psycopg
@@ -29,6 +30,7 @@ from pharox import (
     TargetSummary,
 )
 from pharox.models import PairRecord
+from pharox.storage import reports as reports_of_storages
 from pharox.storage.postgres import PostgresStorage
 from pharox.storage.reports import CoolDownRequest, Reported, ReportRequest, report_rounds
 from tests.conftest import AnyStorage, Clock, clock_of, proxies_of
@@ -298,7 +300,8 @@ def test_reports_of_a_pair_are_in_rounds_of_their_own(
         )
         for proxy, target, of_lease in reports
     ]
-    rounds = report_rounds(requests, most)
+    with patch.object(reports_of_storages, "REPORTS_AT_ONCE", most):
+        rounds = report_rounds(requests)
     assert Counter(index for each in rounds for index in each) == Counter(range(len(requests)))
     assert all(0 < len(each) <= most for each in rounds)
     for each in rounds:
