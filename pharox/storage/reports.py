@@ -87,15 +87,13 @@ class CoolDownRequest:
             check_text(self.reason)
 
 
-def report_rounds(
-    requests: Sequence[ReportRequest], most: int = REPORTS_AT_ONCE
-) -> list[list[int]]:
+def report_rounds(requests: Sequence[ReportRequest]) -> list[list[int]]:
     """Return the indexes of reports in rounds of one commit, each with one of each pair."""
     rounds: list[list[int]] = []
     places: dict[Hashable, int] = {}
     for index, request in enumerate(requests):
         place = places.get(request.pair, 0)
-        while place < len(rounds) and len(rounds[place]) >= most:
+        while place < len(rounds) and len(rounds[place]) >= REPORTS_AT_ONCE:
             place += 1
         if place == len(rounds):
             rounds.append([])
