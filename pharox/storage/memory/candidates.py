@@ -21,7 +21,7 @@ from .state import State
 
 Matches = Callable[[UUID], bool]
 
-FRONT, FRONT_EACH = 16, 2
+FRONT, FRONT_EACH = 8, 2
 """How many of an order are looked at for a target, and how many more for each lease wanted."""
 
 
