@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from pharox import (
     CoolDown,
+    InMemoryStorage,
     InvalidInputError,
     Lease,
     MissReason,
     Outcome,
     ProxyFilters,
     ProxyManager,
+    ProxyPool,
     ProxyUnavailableError,
     SelectorStrategy,
 )
+from pharox.storage.postgres import PostgresStorage
 from pharox.storage.reports import CoolDownRequest, Reported, ReportRequest
 from pharox.storage.requests import AcquireRequest, AcquireSetRequest
-from tests.conftest import AnyStorage, clock_of, fill, threads, types_of
+from tests.conftest import AnyStorage, clock_of, fill, proxies_of, threads, types_of
 
 SHOP = "shop.example"
 
@@ -145,6 +149,25 @@ class TestPassingOver:
             rest(any_storage, lease)
         assert acquired(any_storage).proxy_id == left.proxy_id
         assert miss(any_storage) is MissReason.COOLING_DOWN
+
+    def test_memory_and_postgresql_take_the_same_of_the_others(
+        self, postgres: PostgresStorage
+    ) -> None:
+        """What is in front of the order rests, so the order is that of ids from some id on."""
+        pool = ProxyPool(name="pool")
+        proxies = proxies_of(pool, 60)
+        taken: list[list[UUID]] = []
+        for storage in (postgres, InMemoryStorage()):
+            clock = clock_of(storage)
+            storage.save_pool(pool)
+            storage.add_proxies_bulk(proxies)
+            for lease in [acquired(storage) for _ in range(30)]:
+                rest(storage, lease)
+            clock.advance(0.5)
+            taken.append([acquired(storage).proxy_id for _ in range(20)])
+            clock.advance(1)
+            taken[-1] += [acquired(storage).proxy_id for _ in range(10)]
+        assert taken[0] == taken[1]
 
     def test_other_reasons_for_a_miss_are_told(self, any_storage: AnyStorage) -> None:
         clock_of(any_storage)

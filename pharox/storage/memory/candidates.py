@@ -9,10 +9,11 @@ found lazily.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from hashlib import md5
 from heapq import heappop, heappush
 from itertools import groupby, islice, repeat
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from ...models import ProxyFilters, SelectorStrategy
 from .outcomes import is_tried, rests_for
@@ -55,7 +56,7 @@ def candidates(
         return _in_turns(state, pool, turn, matches, distinct=distinct)
     offered: Iterator[UUID] = filter(matches, pool.offered(selector))
     if target is not None and matches is not None:
-        offered = _past_resting(pool, selector, matches, count)
+        offered = _past_resting(pool, selector, matches, count, _start(state, target))
     if distinct:
         return offered
     if selector is SelectorStrategy.LEAST_USED:
@@ -106,12 +107,12 @@ def _no(_proxy_id: UUID) -> bool:
 
 
 def _past_resting(
-    pool: PoolIndex, selector: SelectorStrategy, matches: Matches, count: int
+    pool: PoolIndex, selector: SelectorStrategy, matches: Matches, count: int, start: UUID
 ) -> Iterator[UUID]:
     """Yield the proxies that match: those in front of a selector's order, and then all others.
 
-    The others come in the order of their ids from a random one on, so finding one costs the
-    same however many rest for a target (``free_for_target_v1``).
+    The others come in the order of their ids after ``start``, so finding one costs the same
+    however many rest for a target (``free_for_target_v1``).
     """
     size = FRONT + FRONT_EACH * count
     front = list(islice(pool.offered(selector), size))
@@ -119,7 +120,6 @@ def _past_resting(
     if len(front) < size:
         return
     known = set(front)
-    start = uuid4()
     for rank in pool.ranks():
         others = pool.from_turn(rank, start)
         yield from (each for each in others if each not in known and matches(each))
@@ -129,6 +129,12 @@ def _meeting(state: State, filters: ProxyFilters) -> Matches:
     """Return whether a proxy meets filters, by its id first: that needs no model of it."""
     wanted = filters.proxy_id
     return lambda proxy_id: wanted in (None, proxy_id) and filters.matches(state.proxy(proxy_id))
+
+
+def _start(state: State, target: str) -> UUID:
+    """Return where to begin among the others for a target: another place each second."""
+    second = f"{int(state.clock().timestamp())}.000000"
+    return UUID(md5(f"{target}{second}".encode(), usedforsecurity=False).hexdigest())
 
 
 def _room(state: State, pool: PoolIndex, proxy_id: UUID) -> float:
