@@ -95,6 +95,9 @@ if TYPE_CHECKING:
     from .models import RetryConfig as RetryConfig
     from .models import RevokeEventPayload as RevokeEventPayload
     from .models import SelectorStrategy as SelectorStrategy
+    from .models import Sticky as Sticky
+    from .models import StickyPolicy as StickyPolicy
+    from .models import StickySession as StickySession
     from .models import TargetOutcomes as TargetOutcomes
     from .models import TargetSummary as TargetSummary
     from .models.ids import new_lease_id as new_lease_id
@@ -201,6 +204,9 @@ _HOME = {
         "RetryConfig",
         "RevokeEventPayload",
         "SelectorStrategy",
+        "Sticky",
+        "StickyPolicy",
+        "StickySession",
         "TargetOutcomes",
         "TargetSummary",
     ),

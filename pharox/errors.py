@@ -126,6 +126,10 @@ class QueueFullError(PharoxError):
     """Too many requests wait for a proxy of the pool already. Ask again later."""
 
 
+class SessionNotFoundError(PharoxError):
+    """The key of a sticky session is not bound to a proxy. Its next lease binds it."""
+
+
 class LeaseEndedError(PharoxError):
     """The lease has ended, and somebody else may hold its proxy.
 

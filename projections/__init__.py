@@ -22,6 +22,7 @@ from .pools import POOLS, PoolRow, Pools
 from .proxies import PROXIES, Proxies, ProxyRow
 from .proxy_health import PROXY_HEALTH, HealthRow, ProxyHealth
 from .selector_cursors import SELECTOR_CURSORS, CursorRow, SelectorCursors
+from .sessions import SESSIONS, SessionRow, Sessions
 from .target_outcomes import TARGET_OUTCOMES, TargetOutcomes, TargetOutcomesRow
 from .troubled_targets import TROUBLED_TARGETS, TroubledTargetRow, TroubledTargets
 from .verify import Finding, State, current, differences, fold
@@ -38,6 +39,7 @@ ALL: tuple[Projection, ...] = (
     PROXY_HEALTH,
     TARGET_OUTCOMES,
     TROUBLED_TARGETS,
+    SESSIONS,
 )
 """The built-in projections, in the order in which an event is folded into them."""
 
@@ -79,6 +81,7 @@ __all__ = [
     "PROXIES",
     "PROXY_HEALTH",
     "SELECTOR_CURSORS",
+    "SESSIONS",
     "TARGET_OUTCOMES",
     "TROUBLED_TARGETS",
     "Availability",
@@ -104,6 +107,8 @@ __all__ = [
     "ProxyHealth",
     "ProxyRow",
     "SelectorCursors",
+    "SessionRow",
+    "Sessions",
     "State",
     "TargetOutcomes",
     "TargetOutcomesRow",

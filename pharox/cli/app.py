@@ -23,6 +23,7 @@ from . import (
     replay,
     running,
     stats,
+    sticky,
     subscriptions,
     sweeping,
     targets,
@@ -88,6 +89,7 @@ app.command("cooldown")(targets.cooldown)
 app.command("stats")(stats.stats)
 app.add_typer(pools.app, name="pools")
 app.add_typer(proxies.app, name="proxies")
+app.add_typer(sticky.app, name="sessions")
 app.command("log")(log.log)
 app.add_typer(audit.app, name="audit")
 app.command("replay")(replay.replay)

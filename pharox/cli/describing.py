@@ -28,6 +28,8 @@ _WHY_MISSED = {
     MissReason.TOO_FEW: "fewer proxies were free than a set needed",
     MissReason.RESTING: "a matching proxy rested after its last lease",
     MissReason.COOLING_DOWN: "all matching proxies that were free rested for the target",
+    MissReason.SESSION_BUSY: "the proxy that the session requires was not free",
+    MissReason.ALL_BOUND: "all matching proxies that were free were bound to other sessions",
     MissReason.TARGET_TROUBLED: "the target was in trouble, and a lease was trying it already",
 }
 _GROUPS = {"all_of": "all of", "any_of": "any of", "none_of": "none of"}
@@ -168,6 +170,9 @@ def _sentence(event: events.Event, pool: str, proxy: str) -> str:  # noqa: PLR09
             )
         case events.AcquireMissed():
             why = _WHY_MISSED[event.reason]
+            if event.reason is MissReason.SESSION_BUSY:
+                session, proxy_id = _quoted(event.session or ""), event.session_proxy_id
+                why = f"session {session} requires proxy {proxy_id}, which was not free"
             return f"{_quoted(event.consumer)} got nothing from pool {pool}{_waited(event)}: {why}"
         case events.HealthChecked():
             return f"{proxy} was checked: {_checked(event)}"
@@ -191,6 +196,12 @@ def _sentence(event: events.Event, pool: str, proxy: str) -> str:  # noqa: PLR09
             )
         case events.TargetRecovered():
             return f"{event.target} answers again in pool {pool}"
+        case events.SessionBound():
+            return _bound(event, proxy)
+        case events.SessionForgotten():
+            heir = event.inherited_by
+            how = "was forgotten" if heir is None else f"was inherited by {_quoted(heir)}"
+            return f"session {_quoted(event.key)}, bound to {proxy}, {how}"
         case events.LeasesPruned():
             return (
                 f"leases of pool {pool} that ended before {in_utc(event.ended_before)} were pruned"
@@ -238,6 +249,16 @@ def _until(event: events.OutcomeReported | events.CoolDownSet) -> str:
     until = event.cools_until or event.recorded_at
     length = lasting((until - event.recorded_at).total_seconds())
     return f"for {length}, until {clock(until)}"
+
+
+def _bound(event: events.SessionBound, proxy: str) -> str:
+    """Return which proxy a key is bound to, until when, and what it had before."""
+    until = f"session {_quoted(event.key)} is bound to {proxy} until {clock(event.expires_at)}"
+    if event.inherited_from is not None:
+        return f"{until}, inherited from {_quoted(event.inherited_from)}"
+    if event.replaced is not None:
+        return f"{until}, in place of {event.replaced}, which was {event.because}"
+    return until
 
 
 def _because(reason: str | None) -> str:

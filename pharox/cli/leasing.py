@@ -11,6 +11,7 @@ of the caller's it is kept, and the next attempt prints it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
@@ -25,6 +26,7 @@ from ..models import (
     ProxyFilters,
     ProxyProtocol,
     SelectorStrategy,
+    Sticky,
 )
 from .banning import ids_named
 from .checking import checked_filters, duration_of
@@ -43,6 +45,8 @@ _MISSES = {
     MissReason.AT_CAPACITY: "every matching proxy of pool {pool!r} is leased to its limit",
     MissReason.RESTING: "a matching proxy of pool {pool!r} rests after its last lease",
     MissReason.COOLING_DOWN: "what is free and fits in pool {pool!r} rests for the target",
+    MissReason.SESSION_BUSY: "the proxy that the session requires in pool {pool!r} is not free",
+    MissReason.ALL_BOUND: "what is free and fits in pool {pool!r} is bound to other sessions",
     MissReason.TARGET_TROUBLED: "the target is in trouble, and pool {pool!r} tries it already",
 }
 
@@ -108,6 +112,31 @@ Target = Annotated[
         help="What the proxy is for: one that rests for this host, or URL, is passed over.",
     ),
 ]
+StickyKey = Annotated[
+    str | None,
+    typer.Option(
+        "--sticky",
+        metavar="KEY",
+        help="Keep one proxy for this key, such as an account: the same one each time.",
+    ),
+]
+StickyFor = Annotated[
+    float,
+    typer.Option(metavar="TIME", parser=duration_of, help="How long the key keeps it: 30m, 2h."),
+]
+
+
+class Policy(StrEnum):
+    """What a sticky session does while its proxy is not free."""
+
+    prefer = "prefer"
+    require = "require"
+
+
+StickyPolicy = Annotated[
+    Policy,
+    typer.Option(help="Whether another proxy will do while the key's own is not free."),
+]
 Wait = Annotated[
     float,
     typer.Option(
@@ -132,6 +161,11 @@ class Wanted:
         if not self._proxies:
             return self._filters
         return checked_filters(proxy_id=ids_named(storage, pool, self._proxies), **self._others)
+
+
+def sticky_of(key: str | None, seconds: float, policy: Policy) -> Sticky | None:
+    """Return the sticky session that is asked for, if one is."""
+    return None if key is None else Sticky(key, seconds, policy.value)
 
 
 def missed(pool: str, acquisition: Acquisition) -> ProxyUnavailableError:
@@ -159,6 +193,9 @@ def acquire(
     isp: Isp = None,
     asn: Asn = None,
     target: Target = None,
+    sticky: StickyKey = None,
+    sticky_for: StickyFor = 1800,
+    sticky_policy: StickyPolicy = Policy.prefer,
     lease_id: _LeaseId = None,
     wait: Wait = 0,
     as_json: AsJson = False,
@@ -190,6 +227,7 @@ def acquire(
             lease_id=lease_id,
             wait_seconds=wait,
             target=target,
+            sticky=sticky_of(sticky, sticky_for, sticky_policy),
         )
         acquisition = storage.acquire_lease(request)
         if acquisition.lease is None:

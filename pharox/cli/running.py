@@ -31,15 +31,20 @@ from .leasing import (
     Country,
     Host,
     Isp,
+    Policy,
     Pool,
     Protocol,
     ProxyNames,
     Selector,
     Source,
+    StickyFor,
+    StickyKey,
+    StickyPolicy,
     Target,
     Wait,
     Wanted,
     missed,
+    sticky_of,
 )
 from .session import ledger
 
@@ -79,6 +84,9 @@ def run_command(
     isp: Isp = None,
     asn: Asn = None,
     target: Target = None,
+    sticky: StickyKey = None,
+    sticky_for: StickyFor = 1800,
+    sticky_policy: StickyPolicy = Policy.prefer,
     wait: Wait = 30,
 ) -> None:
     """Lease a proxy for a command, keep the lease while it runs, and release it.
@@ -116,6 +124,7 @@ def run_command(
             keep_alive=True,
             wait_seconds=wait,
             target=target,
+            sticky=sticky_of(sticky, sticky_for, sticky_policy),
         )
         acquisition = run(manager._acquiring(arguments), call)
         if acquisition.lease is None:

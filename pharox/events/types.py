@@ -215,7 +215,8 @@ class _LeaseEvent(_ProxyEvent):
 class LeaseAcquired(_LeaseEvent):
     """A consumer got a proxy until ``expires_at``. With ``own_id`` it chose the lease id.
 
-    ``target`` is the host that it asked for the proxy for, if it said so.
+    ``target`` is the host that it asked for the proxy for, if it said so, and ``session`` the key
+    of the sticky session.
 
     ``waited_ms`` is how long it waited in the pool's queue, in milliseconds; None if it did not.
     """
@@ -228,6 +229,7 @@ class LeaseAcquired(_LeaseEvent):
     own_id: bool = False
     waited_ms: int | None = None
     target: str | None = None
+    session: str | None = None
 
 
 class LeaseRenewed(EventBase):
@@ -365,7 +367,8 @@ class AcquireMissed(EventBase):
 
     ``count`` is how many leases were requested at once, ``free`` how many of them
     could have been granted. ``waited_ms`` is how long it waited in the pool's queue, in
-    milliseconds; None if it did not.
+    milliseconds; None if it did not. ``session`` is the key of the sticky session, and
+    ``session_proxy_id`` the proxy that it was bound to, if it was bound.
     """
 
     type: Literal["AcquireMissed"] = "AcquireMissed"
@@ -379,6 +382,40 @@ class AcquireMissed(EventBase):
     free: int = 0
     waited_ms: int | None = None
     target: str | None = None
+    session: str | None = None
+    session_proxy_id: UUID | None = None
+
+
+class SessionBound(EventBase):
+    """A key was bound to a proxy until ``expires_at``, or its binding lives longer.
+
+    ``country`` and ``exit_ip`` are those of the proxy. If another proxy was ``replaced``,
+    ``because`` says what it was. ``inherited_from`` is the key whose binding this was before; such
+    a binding comes without a lease. With ``shared`` other shared bindings may be to the proxy, too.
+    """
+
+    type: Literal["SessionBound"] = "SessionBound"
+    key: str
+    pool_name: str
+    proxy_id: UUID
+    expires_at: UtcDatetime
+    target: str | None = None
+    shared: bool = False
+    country: str | None = None
+    exit_ip: str | None = None
+    replaced: UUID | None = None
+    because: Literal["removed", "banned", "inactive"] | None = None
+    inherited_from: str | None = None
+
+
+class SessionForgotten(EventBase):
+    """A key's binding ended before its time: somebody forgot it, or another key inherited it."""
+
+    type: Literal["SessionForgotten"] = "SessionForgotten"
+    key: str
+    pool_name: str
+    proxy_id: UUID
+    inherited_by: str | None = None
 
 
 class CursorMoved(EventBase):
@@ -569,6 +606,8 @@ Event = Annotated[
     | CoolDownSet
     | TargetTroubled
     | TargetRecovered
+    | SessionBound
+    | SessionForgotten
     | AcquireMissed
     | CursorMoved
     | HealthChecked

@@ -14,6 +14,8 @@ REASONS = {
     MissReason.RESTING: "a proxy that fits was resting after its last lease",
     MissReason.COOLING_DOWN: "the free proxies that fit were resting for the target",
     MissReason.TARGET_TROUBLED: "the target was in trouble, and a lease was trying it already",
+    MissReason.SESSION_BUSY: "the proxy that the session requires was not free",
+    MissReason.ALL_BOUND: "the free proxies that fit were bound to other sessions",
     MissReason.NONE_HEALTHY: "no proxy that fits was healthy",
     MissReason.NO_MATCH: "no proxy fits the filters",
     MissReason.EMPTY_POOL: "the pool had no proxy",

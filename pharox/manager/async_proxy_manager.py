@@ -29,6 +29,7 @@ from ..models import (
     RetryConfig,
     RevokeEventPayload,
     SelectorStrategy,
+    StickySession,
 )
 from ..storage.async_interface import IAsyncStorage
 from ..storage.reports import Reported
@@ -246,6 +247,24 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
     async def revoke_leases(self, lease_ids: Iterable[UUID | str], reason: str) -> list[Lease]:
         """End leases of others, each as :meth:`revoke_lease` does: up to 500 in one commit."""
         return await run_async(self._revoking(lease_ids, reason), call_async)
+
+    async def sessions(
+        self,
+        pool_name: str | None = None,
+        *,
+        after: StickySession | None = None,
+        limit: int = 1000,
+    ) -> list[StickySession]:
+        """Return a page of the sticky sessions that live, as :meth:`ProxyManager.sessions` does."""
+        return await run_async(self._sessions(pool_name, after, limit), call_async)
+
+    async def forget_session(self, pool_name: str, key: str) -> bool:
+        """End the binding of a sticky session's key. Return whether it was bound."""
+        return await run_async(self._forgetting(pool_name, key), call_async)
+
+    async def inherit_session(self, pool_name: str, old: str, new: str) -> None:
+        """Have a key take over a binding, as :meth:`ProxyManager.inherit_session` does."""
+        await run_async(self._inheriting(pool_name, old, new), call_async)
 
     async def cleanup_expired_leases(self) -> int:
         """Expire all leases that have run out, and return how many there were."""

@@ -87,8 +87,7 @@ def opening_client(
     )
     lease = acquisition.lease
     if lease is None:
-        missed = (request.pool_name, acquisition, request.target)
-        raise (yield from leasing._unavailable(*missed))
+        raise (yield from leasing._unavailable(request, acquisition))
     try:
         client = kind(leasing, lease, options, report=report)
         notify(leasing.storage, lease, WeakCall(client._on_lost))

@@ -56,9 +56,12 @@ from ..models import (
     RetryConfig,
     RevokeEventPayload,
     SelectorStrategy,
+    Sticky,
+    StickySession,
     utc_now,
 )
 from ..models.building import built
+from ..storage.defaults import CANNOT_KEEP_SESSIONS
 from ..storage.requests import (
     AcquireRequest,
     AcquireSetRequest,
@@ -87,14 +90,18 @@ CALLBACK_FAILED = "callback failed"
 """The reason recorded for a release caused by a failing callback."""
 
 
+_OF_SESSIONS = (MissReason.SESSION_BUSY, MissReason.ALL_BOUND)
+"""The reasons for a miss that are due to sticky sessions."""
+
 _ENDS_BY_ITSELF = (
     MissReason.AT_CAPACITY,
     MissReason.TOO_FEW,
     MissReason.RESTING,
     MissReason.COOLING_DOWN,
     MissReason.TARGET_TROUBLED,
+    *_OF_SESSIONS,
 )
-"""The reasons for a miss that the end of a lease, or of a rest, can remove."""
+"""The reasons for a miss that the end of a lease, of a rest or of a binding can remove."""
 
 Request = AcquireRequest | AcquireSetRequest
 
@@ -111,6 +118,7 @@ class AcquireArguments(NamedTuple):
     keep_alive: bool = False
     wait_seconds: float | None = None
     target: str | None = None
+    sticky: Sticky | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +137,7 @@ class AcquireSetArguments:
     keep_alive: bool = False
     wait_seconds: float | None = None
     target: str | None = None
+    sticky: Sticky | None = None
 
 
 def if_given(**arguments: Any) -> dict[str, Any]:
@@ -237,8 +246,10 @@ class Leasing(Reporting, ABC, Generic[S]):
             arguments.lease_id,
             arguments.wait_seconds,
             arguments.target,
+            arguments.sticky,
         )
         self._check_wait(request)
+        self._check_sticky(request)
         begun = self._begin(keep_alive=arguments.keep_alive)
         answer: Acquisition = yield from self._leasing("acquire_lease", request)
         yield from self._hold([answer], request, begun, keep_alive=arguments.keep_alive)
@@ -246,6 +257,10 @@ class Leasing(Reporting, ABC, Generic[S]):
 
     def _acquiring_set(self, arguments: AcquireSetArguments) -> Calls[SetAcquisition]:
         """Lease several proxies and notify the callbacks of each."""
+        if arguments.sticky is not None:
+            raise InvalidInputError(
+                "a set of leases cannot be of a sticky session; lease one proxy"
+            )
         request = AcquireSetRequest(
             arguments.pool_name,
             arguments.consumer_name or self.DEFAULT_CONSUMER_NAME,
@@ -267,13 +282,18 @@ class Leasing(Reporting, ABC, Generic[S]):
         return found
 
     def _unavailable(
-        self, pool_name: str, missed: Acquisition | SetAcquisition, target: str | None
+        self,
+        arguments: AcquireArguments | AcquireSetArguments,
+        missed: Acquisition | SetAcquisition,
     ) -> Calls[ProxyUnavailableError]:
         """Return the error for a miss, with the time until waiting may help."""
-        reason, seconds = missed.miss_reason, None
+        reason, seconds, pool_name = missed.miss_reason, None, arguments.pool_name
         if reason in _ENDS_BY_ITSELF:
+            sought: tuple[str | None, ...] = (pool_name, arguments.target)
+            if arguments.sticky is not None and reason in _OF_SESSIONS:
+                sought = (*sought, arguments.sticky.key)
             with suppress(DatabaseError):  # The miss is known; only its hint is not.
-                seconds = yield partial(self._storage.seconds_to_next_change, pool_name, target)
+                seconds = yield partial(self._storage.seconds_to_next_change, *sought)
         free = missed.free if isinstance(missed, SetAcquisition) else 0
         waited = None if missed.waited_ms is None else missed.waited_ms / 1000
         return ProxyUnavailableError.of_pool(
@@ -297,6 +317,10 @@ class Leasing(Reporting, ABC, Generic[S]):
     def _check_wait(self, request: Request) -> None:
         if request.wait_seconds and not self._storage.can_wait:
             raise InvalidInputError(f"{type(self._storage).__name__} cannot wait for a proxy")
+
+    def _check_sticky(self, request: AcquireRequest) -> None:
+        if request.sticky is not None and not self._storage.can_stick:
+            raise InvalidInputError(CANNOT_KEEP_SESSIONS.format(type(self._storage).__name__))
 
     def _hold(
         self,
@@ -388,6 +412,7 @@ class Leasing(Reporting, ABC, Generic[S]):
             keep_alive=arguments.keep_alive or None,
             wait_seconds=arguments.wait_seconds,
             target=arguments.target,
+            sticky=arguments.sticky,
         )
 
         def attempt() -> Calls[Lease | None]:
@@ -427,6 +452,26 @@ class Leasing(Reporting, ABC, Generic[S]):
                 outcome.count_down(begun + seconds)
         raise_together([each for each in outcomes if isinstance(each, Exception)])
         return [each for each in outcomes if isinstance(each, Lease)]
+
+    def _sessions(
+        self, pool_name: str | None, after: StickySession | None, limit: int
+    ) -> Calls[list[StickySession]]:
+        """Return a page of the sticky sessions that live."""
+        page = partial(self._storage.list_sessions, pool_name, after=after, limit=limit)
+        found: list[StickySession] = yield page
+        return found
+
+    def _forgetting(self, pool_name: str, key: str) -> Calls[bool]:
+        """End the binding of a sticky session's key. Return whether it was bound."""
+        proxy_id, errors = yield from _to_the_end(
+            "forget_session", partial(self._storage.forget_session, pool_name, key)
+        )
+        _raise(errors)
+        return proxy_id is not None
+
+    def _inheriting(self, pool_name: str, old: str, new: str) -> Calls[None]:
+        """Have one key take over the binding of another."""
+        yield partial(self._storage.inherit_session, pool_name, old, new)
 
     def _revoking(self, lease_ids: Iterable[UUID | str], reason: str) -> Calls[list[Lease]]:
         """Revoke leases, notify their holders in this process and the callbacks."""

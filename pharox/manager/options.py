@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypedDict, cast, get_args
 
 from ..errors import InvalidInputError
-from ..models import ProxyFilters, SelectorStrategy
+from ..models import ProxyFilters, SelectorStrategy, Sticky
 
 OnLost = Literal["cancel", "tell"]
 """What a block does if a lease that is kept alive is lost before it ends.
@@ -29,11 +29,14 @@ class LeaseOptions(TypedDict, total=False):
 
     ``target`` is the host, or a URL of it, that the lease is for. A proxy that rests for it, as it
     was refused there, is passed over, and what is reported of the lease is of that target.
+
+    ``sticky`` asks for the same proxy each time, as :class:`pharox.Sticky`. A set of leases cannot.
     """
 
     keep_alive: bool
     wait_seconds: float | None
     target: str | None
+    sticky: Sticky | None
 
 
 def known_options(method: str, options: Mapping[str, Any]) -> LeaseOptions:

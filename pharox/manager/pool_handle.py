@@ -37,6 +37,7 @@ _DEFAULTS: PoolOptions = {
     "keep_alive": True,
     "wait_seconds": WAIT_S,
     "target": None,
+    "sticky": None,
 }
 
 
@@ -72,6 +73,7 @@ class Handle(Generic[M]):
             options["filters"],
             options["selector"],
             target=options["target"],
+            sticky=options["sticky"],
         )
         object.__setattr__(self, "options", MappingProxyType(options))
 
@@ -80,8 +82,7 @@ class Handle(Generic[M]):
         arguments = AcquireArguments(lease_id=lease_id, **self._chosen(options))
         acquisition = yield from self._manager._acquiring(arguments)
         if acquisition.lease is None:
-            missed = (self.pool_name, acquisition, arguments.target)
-            raise (yield from self._manager._unavailable(*missed))
+            raise (yield from self._manager._unavailable(arguments, acquisition))
         return acquisition.lease
 
     def _leasing_set(
@@ -103,8 +104,7 @@ class Handle(Generic[M]):
         )
         found = yield from self._manager._acquiring_set(arguments)
         if not found.acquisitions:
-            missed = (self.pool_name, found, arguments.target)
-            raise (yield from self._manager._unavailable(*missed))
+            raise (yield from self._manager._unavailable(arguments, found))
         return found.leases
 
     def _chosen(self, options: PoolOptions) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from ..models import (
     RetryConfig,
     RevokeEventPayload,
     SelectorStrategy,
+    StickySession,
 )
 from ..storage.interface import IStorage
 from ..storage.reports import Reported
@@ -497,6 +498,62 @@ class ProxyManager(Leasing[IStorage]):
         ``ExceptionGroup``.
         """
         return run(self._revoking(lease_ids, reason), call)
+
+    def sessions(
+        self,
+        pool_name: str | None = None,
+        *,
+        after: StickySession | None = None,
+        limit: int = 1000,
+    ) -> list[StickySession]:
+        """Return a page of the sticky sessions that live, ordered by the pool's id and key.
+
+        Parameters
+        ----------
+        pool_name:
+            Only sessions of this pool; of all pools if None.
+        after:
+            The last session of the page before; None for the first page.
+        limit:
+            How many to return at most. A shorter page is the last one.
+
+        Examples
+        --------
+        >>> from pharox import InMemoryStorage, ProxyManager, Sticky
+        >>> from pharox import bootstrap_pool, bootstrap_proxy
+        >>> storage = InMemoryStorage()
+        >>> pool = bootstrap_pool(storage, name="residential")
+        >>> proxy = bootstrap_proxy(storage, pool=pool, host="192.0.2.1", port=3128)
+        >>> manager = ProxyManager(storage)
+        >>> with manager.with_lease("residential", sticky=Sticky("account-42")) as lease:
+        ...     [session.key for session in manager.sessions("residential")]
+        ['account-42']
+        """
+        return run(self._sessions(pool_name, after, limit), call)
+
+    def forget_session(self, pool_name: str, key: str) -> bool:
+        """End the binding of a sticky session's key, so that its next lease makes a new one.
+
+        Returns
+        -------
+        bool
+            Whether the key was bound.
+        """
+        return run(self._forgetting(pool_name, key), call)
+
+    def inherit_session(self, pool_name: str, old: str, new: str) -> None:
+        """Have the key ``new`` take over the binding of ``old``, which is then not bound.
+
+        The binding ends when it would have ended.
+
+        Raises
+        ------
+        SessionNotFoundError
+            If the old key is not bound.
+        ConflictError
+            If the new key is bound itself.
+        """
+        run(self._inheriting(pool_name, old, new), call)
 
     def cleanup_expired_leases(self) -> int:
         """Expire all leases that have run out.

@@ -53,6 +53,7 @@ from .proxy import (
     ProxyStatus,
 )
 from .selection import DEFAULT_DURATION_S, DefaultSeconds, SelectorStrategy, check_selector
+from .sticky import Sticky, StickyPolicy, StickySession
 from .targets import TargetOutcomes, TargetSummary
 from .validation import (
     MAX_DURATION_S,
@@ -123,6 +124,9 @@ __all__ = [
     "RetryConfig",
     "RevokeEventPayload",
     "SelectorStrategy",
+    "Sticky",
+    "StickyPolicy",
+    "StickySession",
     "TargetOutcomes",
     "TargetSummary",
     "Text",

@@ -31,6 +31,8 @@ class MissReason(StrEnum):
     TOO_FEW: a set was requested and only some were free. RESTING: a proxy that fits has room, but
     rests after its last lease. COOLING_DOWN: a proxy that fits is free, but rests for the target.
     TARGET_TROUBLED: the target itself fails, so only one lease at a time is granted to try it.
+    SESSION_BUSY: the proxy that a sticky session requires is leased, rests or cools down, or is not
+    healthy. ALL_BOUND: what is free and fits is bound to other sticky sessions.
     """
 
     UNKNOWN_POOL = "unknown_pool"
@@ -42,6 +44,8 @@ class MissReason(StrEnum):
     RESTING = "resting"
     COOLING_DOWN = "cooling_down"
     TARGET_TROUBLED = "target_troubled"
+    SESSION_BUSY = "session_busy"
+    ALL_BOUND = "all_bound"
 
     @property
     def may_pass(self) -> bool:

@@ -31,6 +31,7 @@ from ..models import (
     ProxyStatus,
     QueueStats,
     SelectorStrategy,
+    StickySession,
     TargetOutcomes,
     TargetSummary,
     utc_now,
@@ -65,6 +66,7 @@ class AsyncInMemoryStorage(IAsyncStorage):
     """
 
     can_wait = True
+    can_stick = True
 
     def __init__(self, *, clock: Callable[[], datetime] = utc_now) -> None:
         self.memory = InMemoryStorage(clock=clock)
@@ -154,9 +156,9 @@ class AsyncInMemoryStorage(IAsyncStorage):
         return self.memory.seconds_to_next_expiry(pool_name)
 
     async def seconds_to_next_change(
-        self, pool_name: str, target: str | None = None
+        self, pool_name: str, target: str | None = None, session: str | None = None
     ) -> float | None:
-        return self.memory.seconds_to_next_change(pool_name, target)
+        return self.memory.seconds_to_next_change(pool_name, target, session)
 
     async def report_outcomes(
         self, requests: Sequence[ReportRequest]
@@ -189,6 +191,21 @@ class AsyncInMemoryStorage(IAsyncStorage):
         limit: int = 1000,
     ) -> list[TargetSummary]:
         return self.memory.summarize_targets(pool_name, target=target, after=after, limit=limit)
+
+    async def list_sessions(
+        self,
+        pool_name: str | None = None,
+        *,
+        after: StickySession | None = None,
+        limit: int = 1000,
+    ) -> list[StickySession]:
+        return self.memory.list_sessions(pool_name, after=after, limit=limit)
+
+    async def forget_session(self, pool_name: str, key: str) -> UUID | None:
+        return self.memory.forget_session(pool_name, key)
+
+    async def inherit_session(self, pool_name: str, old: str, new: str) -> None:
+        self.memory.inherit_session(pool_name, old, new)
 
     async def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
         return self.memory.revoke_leases(request)

@@ -57,6 +57,7 @@ CANNOT_RENEW = "{} cannot renew leases: it does not override renew_leases"
 CANNOT_DRAIN = "{} cannot drain proxies: it does not override drain_proxy"
 CANNOT_REPORT = "{} cannot record outcomes: it does not override report_outcomes"
 CANNOT_END_BANS = "{} cannot end a ban by itself: it does not override set_status"
+CANNOT_KEEP_SESSIONS = "{} cannot keep sticky sessions: it does not say can_stick"
 CANNOT_REVOKE = "{} cannot revoke leases: it does not override revoke_leases"
 
 

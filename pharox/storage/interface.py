@@ -30,6 +30,7 @@ from ..models import (
     ProxyStatus,
     QueueStats,
     SelectorStrategy,
+    StickySession,
     TargetOutcomes,
     TargetSummary,
 )
@@ -48,7 +49,14 @@ from .requests import (
     RevokeRequest,
     SetAcquisition,
 )
-from .validation import check_age, check_statuses, held_page, pool_named, target_page
+from .validation import (
+    check_age,
+    check_statuses,
+    held_page,
+    pool_named,
+    session_page,
+    target_page,
+)
 
 
 class IStorage(ABC):
@@ -56,6 +64,9 @@ class IStorage(ABC):
 
     can_wait: ClassVar[bool] = False
     """Whether ``acquire_lease`` and ``acquire_set`` obey ``wait_seconds`` of a request."""
+
+    can_stick: ClassVar[bool] = False
+    """Whether ``acquire_lease`` obeys ``sticky`` of a request."""
 
     @abstractmethod
     def find_available_proxy(
@@ -319,12 +330,15 @@ class IStorage(ABC):
         """
         return None
 
-    def seconds_to_next_change(self, pool_name: str, target: str | None = None) -> float | None:
+    def seconds_to_next_change(
+        self, pool_name: str, target: str | None = None, session: str | None = None
+    ) -> float | None:
         """Return the seconds until something of a pool may be free by itself, at least 0.
 
         That is when the next active lease runs out, the next rest is over, or the next rest for the
-        target. None if there is none of these. The manager asks for it after a miss. This
-        default knows leases only.
+        target. With a sticky session's key it is when its proxy may be free, or, if it is not
+        bound, also when the next binding ends. None if there is none of these. The manager asks
+        for it after a miss. This default knows leases only.
         """
         return self.seconds_to_next_expiry(pool_name)
 
@@ -403,6 +417,51 @@ class IStorage(ABC):
         """
         target_page(pool_name, target, after, limit)
         return []
+
+    def list_sessions(
+        self,
+        pool_name: str | None = None,
+        *,
+        after: StickySession | None = None,
+        limit: int = 1000,
+    ) -> list[StickySession]:
+        """Return a page of the sticky sessions that live, ordered by the pool's id and key.
+
+        Parameters
+        ----------
+        pool_name:
+            Only sessions of this pool.
+        after:
+            The last session of the page before; None for the first page.
+        limit:
+            How many sessions to return at most. A shorter page is the last one.
+        """
+        session_page(pool_name, after, limit)
+        return []
+
+    def forget_session(self, pool_name: str, key: str) -> UUID | None:
+        """End a key's binding. Return the proxy that it was to, or None if there was none.
+
+        Raises
+        ------
+        InvalidInputError
+            If this storage cannot keep sessions. This default cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_KEEP_SESSIONS.format(type(self).__name__))
+
+    def inherit_session(self, pool_name: str, old: str, new: str) -> None:
+        """Have the key ``new`` take over the binding of ``old``, until it would have ended.
+
+        Raises
+        ------
+        SessionNotFoundError
+            If the old key is not bound.
+        ConflictError
+            If the new key is bound itself.
+        InvalidInputError
+            If this storage cannot keep sessions. This default cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_KEEP_SESSIONS.format(type(self).__name__))
 
     def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
         """Revoke leases. Return the end of each, or why it was not revoked, in order.

@@ -31,6 +31,7 @@ from ..models import (
     ProxyHealthRecord,
     ProxyStatus,
     SelectorStrategy,
+    Sticky,
     check_duration,
     check_filters,
     check_name,
@@ -57,6 +58,7 @@ class AcquireRequest:
     None, else FIRST_AVAILABLE. For a ``lease_id`` that the caller chose, at most one lease is
     ever granted. ``wait_seconds`` is how long to wait in turn if nothing is free. ``target`` is
     the host, or a URL of it, that the proxy is for: one that rests for it is passed over.
+    ``sticky`` asks for the same proxy each time.
 
     Raises
     ------
@@ -75,8 +77,10 @@ class AcquireRequest:
     lease_id: UUID | None = None
     wait_seconds: float | None = None
     target: str | None = None
+    sticky: Sticky | None = None
 
     def __post_init__(self) -> None:
+        _check_sticky(self)
         if self.lease_id is not None and not isinstance(self.lease_id, UUID):
             object.__setattr__(self, "lease_id", _lease_id(self.lease_id))
         _check_asked(self)
@@ -262,6 +266,17 @@ def _check_asked(request: AcquireRequest | AcquireSetRequest) -> None:
         object.__setattr__(request, "target", target_of(request.target))
     if request.selector is not None and type(request.selector) is not SelectorStrategy:
         object.__setattr__(request, "selector", check_selector(request.selector))
+
+
+def _check_sticky(request: AcquireRequest) -> None:
+    if request.sticky is None:
+        return
+    if not isinstance(request.sticky, Sticky):
+        raise InvalidInputError(
+            'a sticky session is asked for as Sticky("account-42")', value=request.sticky
+        )
+    if isinstance(request.filters, ProxyFilters) and request.filters.requires_python():
+        raise InvalidInputError("a sticky session cannot be asked for with a predicate")
 
 
 def _checked_ids(lease_ids: Iterable[UUID], count: int) -> tuple[UUID, ...]:

@@ -10,13 +10,20 @@ from uuid import UUID
 from pydantic import BaseModel, ValidationError
 
 from ..effects import is_async
-from ..errors import ConflictError, InvalidInputError, LeaseEndedError, PoolNotFoundError
+from ..errors import (
+    ConflictError,
+    InvalidInputError,
+    LeaseEndedError,
+    PoolNotFoundError,
+    SessionNotFoundError,
+)
 from ..models import (
     MAX_DURATION_S,
     Lease,
     Proxy,
     ProxyPool,
     ProxyStatus,
+    StickySession,
     TargetOutcomes,
     TargetSummary,
     check_name,
@@ -254,6 +261,56 @@ def target_page(
     if after is not None:
         place = (after.pool_id, getattr(after, "proxy_id", NIL), after.target)
     return TargetPage(pool_name, wanted, proxy_id, bool(cooling), place, _check_limit(limit))
+
+
+class SessionPage(NamedTuple):
+    """Which sticky sessions a page has, checked: those after a pool and a key."""
+
+    pool_name: str | None
+    after: tuple[UUID, str]
+    limit: int
+
+
+def session_page(pool_name: str | None, after: StickySession | None, limit: int) -> SessionPage:
+    """Return the arguments of ``list_sessions``, checked."""
+    if pool_name is not None:
+        check_name(pool_name, "pool")
+    if after is not None and not isinstance(after, StickySession):
+        raise InvalidInputError("after is the last session of the page before", value=after)
+    place = (NIL, "") if after is None else (after.pool_id, after.key)
+    return SessionPage(pool_name, place, _check_limit(limit))
+
+
+def check_heirs(pool_name: str, old: str, new: str) -> None:
+    """Raise :class:`InvalidInputError` unless one key may take over the binding of another."""
+    check_session(pool_name, old)
+    check_session(pool_name, new)
+    if old == new:
+        raise InvalidInputError("a session cannot inherit from itself", value=new)
+
+
+def check_session(pool_name: str, key: str) -> None:
+    """Raise :class:`InvalidInputError` unless these may name a pool and a session's key."""
+    check_name(pool_name, "pool")
+    check_name(key, "session")
+
+
+def session_unknown(pool_name: str, key: str) -> SessionNotFoundError:
+    """Return the error for a key that is not bound."""
+    return SessionNotFoundError(
+        f"Session {key!r} of pool {pool_name!r} is not bound to a proxy.",
+        pool_name=pool_name,
+        key=key,
+    )
+
+
+def session_taken(pool_name: str, key: str) -> ConflictError:
+    """Return the error for an heir that has a proxy of its own."""
+    return ConflictError(
+        f"Session {key!r} of pool {pool_name!r} is bound to a proxy already; forget it first.",
+        pool_name=pool_name,
+        key=key,
+    )
 
 
 def id_from_text(text: str | UUID) -> UUID | None:

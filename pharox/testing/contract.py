@@ -47,9 +47,10 @@ from ..storage.requests import (
 )
 from .making import PassTime, lease_from, make_pool, make_proxy
 from .outcomes_contract import OutcomesContract
+from .sticky_contract import StickyContract
 
 
-class StorageContract(OutcomesContract):
+class StorageContract(OutcomesContract, StickyContract):
     """What every storage must do. Subclass it and give it a ``storage`` fixture."""
 
     @pytest.fixture

@@ -51,7 +51,7 @@ DIGESTS = {
     "0002": "a4dc6aa9ce5f5b4b3f795b93315df55460cb6b82d790192cee4b8bb3b8467abe",
     "0003": "ac24fc7cd9235072418fc6cd85a7b09778197b0bb54b733863d2abc1e0b1fc3b",
     "0004": "e6d1d06a059981b39f316b0d5e6d6197fac6054b6c986ca14d68adbff6095f5a",
-    "0005": "97a4e2800111eebe4b9349ba65fe7bf313fce1cfb66a02a5b0ebc57e7d56cb5f",
+    "0005": "1b2afdd2e9acf5d5ce36b88cef61be9c1336f8e40dea64bd391df7a2ef8971f7",
 }
 WORKERS = 8
 STEPS = 8

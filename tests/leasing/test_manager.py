@@ -152,7 +152,7 @@ def test_a_misspelled_option_is_named(method: str) -> None:
     awaited = AsyncInMemoryStorage()
     fill(awaited.memory)
     before = types_of(awaited.memory)
-    takes = "beside its named parameters it takes keep_alive, wait_seconds and target"
+    takes = "beside its named parameters it takes keep_alive, wait_seconds, target and sticky"
     why = rf"^{method}\(\) got an .* argument 'keepalive'; {takes}$"
     for manager in (ProxyManager(awaited.memory), AsyncProxyManager(awaited)):
         with pytest.raises(TypeError, match=why):

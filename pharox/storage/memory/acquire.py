@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from ...errors import ProxyNotFoundError, ProxyUnavailableError
-from ...events import AcquireMissed, CursorMoved, LeaseAcquired
+from ...events import AcquireMissed, CursorMoved, LeaseAcquired, SessionBound
 from ...events.attribution import attributed_to
 from ...models import (
     DefaultSeconds,
@@ -36,11 +36,13 @@ from ..requests import (
     SetAcquisition,
 )
 from ..validation import check_granted, granted_and_ended, too_few_granted
+from . import sessions
 from .candidates import candidates, without_kept
 from .pool_index import PoolIndex
 from .registry import consumer_id, end_bans
 from .release import expire
 from .renewal import redate_leases
+from .sessions import Choice
 from .state import State, lease_from_row
 from .waiting import Queue, Ticket, Told
 
@@ -55,12 +57,12 @@ def acquire(
     ids = ids_of(request)
     if granted := _granted_before(state, request, ids, now):
         return _answer(request, granted)
-    proxy_ids = _choose(state, request, *_wanted(request))
-    if len(proxy_ids) >= needed_by(request):
-        return _answer(request, _grant_all(state, request, proxy_ids, ids, now))
+    choice = _choose(state, request, now)
+    if len(choice.proxy_ids) >= needed_by(request):
+        return _answer(request, _grant_all(state, request, choice, ids, now))
     if request.wait_seconds and _may_wait(state, request, now):
         return state.queues.take_ticket(request, state.pool_ids[request.pool_name], now)
-    return _missed(state, request, now, len(proxy_ids))
+    return _missed(state, request, now, len(choice.proxy_ids))
 
 
 def serve_queue(state: State, pool_id: UUID, now: datetime) -> None:
@@ -76,7 +78,8 @@ def serve_queue(state: State, pool_id: UUID, now: datetime) -> None:
     for ticket in list(queue.tickets):
         request = ticket.request
         distinct = getattr(request, "distinct", True)
-        wish = request.filters, request.target, needed_by(request), distinct
+        sticky = getattr(request, "sticky", None)
+        wish = request.filters, request.target, needed_by(request), distinct, sticky
         if wish in unfit and not ids_of(request):
             continue
         try:
@@ -94,14 +97,15 @@ def _serve(state: State, queue: Queue, ticket: Ticket, now: datetime) -> list[UU
     if granted := _granted_before(state, request, ids, now):
         _tell(state, ticket, _answer(request, granted))
         return [each.lease.proxy_id for each in granted if each.lease is not None]
-    proxy_ids = _choose(state, request, *_wanted(request))
+    choice = _choose(state, request, now)
+    proxy_ids = choice.proxy_ids
     if 0 < len(proxy_ids) < needed_by(request):
         if _has_room(state, request, only_healthy=True):
             queue.kept.update(proxy_ids)
     elif proxy_ids:
         waited_ms = ticket.waited_ms(now)
         with attributed_to(ticket.attribution):
-            granted = _grant_all(state, request, proxy_ids, ids, now, waited_ms)
+            granted = _grant_all(state, request, choice, ids, now, waited_ms)
         _tell(state, ticket, replace(_answer(request, granted), waited_ms=waited_ms))
     return proxy_ids
 
@@ -128,7 +132,7 @@ def end_wait(state: State, ticket: Ticket, now: datetime) -> Told:
         return ticket.told.result()
     request, free = ticket.request, 0
     if isinstance(request, AcquireSetRequest):
-        free = len(_choose(state, request, *_wanted(request), of_all=True))
+        free = len(_choose(state, request, now, of_all=True).proxy_ids)
     return Told(_missed(state, request, now, free, ticket.waited_ms(now)), 0)
 
 
@@ -295,28 +299,31 @@ def _checked_lease(
 def _choose(
     state: State,
     request: AcquireRequest | AcquireSetRequest,
-    count: int,
-    distinct: bool,
+    now: datetime,
     *,
     of_all: bool = False,
-) -> list[UUID]:
-    """Return the proxies to lease, at most ``count``: those kept for who waits only ``of_all``."""
+) -> Choice:
+    """Return the proxies to lease: those that are kept for who waits only ``of_all``."""
+    if isinstance(request, AcquireRequest) and request.sticky is not None:
+        selector = _selector(state, request.pool_name, request.selector)
+        return sessions.choose(state, request, request.sticky, selector, now)
+    count, distinct = _wanted(request)
     pool_id = state.pool_ids.get(request.pool_name)
     if pool_id is None:
-        return []
+        return Choice([])
     pool = state.pools[pool_id]
     asked = _selector(state, request.pool_name, request.selector), request.filters, request.target
     found = candidates(state, pool, *asked, distinct=distinct, count=count)
     queue = state.queues.of(pool_id)
     if queue is not None and queue.kept and not of_all:
         found = without_kept(state, pool, found, queue.kept, distinct=distinct)
-    return list(islice(found, count))
+    return Choice(list(islice(found, count)))
 
 
 def _grant_all(
     state: State,
     request: AcquireRequest | AcquireSetRequest,
-    proxy_ids: Sequence[UUID],
+    choice: Choice,
     ids: Sequence[UUID],
     now: datetime,
     waited_ms: int | None = None,
@@ -328,8 +335,10 @@ def _grant_all(
         "own_id": bool(ids),
         "waited_ms": waited_ms,
     }
+    if choice.is_own:
+        request_fields["selector"] = None
     granted = []
-    for place, proxy_id in enumerate(proxy_ids):
+    for place, proxy_id in enumerate(choice.proxy_ids):
         lease = _grant(
             state,
             pool_id,
@@ -343,6 +352,9 @@ def _grant_all(
         stats = state.stats(pool_id, now) if request.with_stats else None
         selector = request_fields["selector"]
         granted.append(Acquisition(lease, None, stats, selector=selector))
+        if choice.binding is not None:
+            consumer, binding = request.consumer_name, choice.binding
+            state.append(SessionBound, now, lease_id=lease.id, consumer=consumer, **binding)
     return granted
 
 
@@ -403,6 +415,7 @@ def _miss(
         count=count,
         free=free,
         waited_ms=waited_ms,
+        session_proxy_id=_bound_proxy(state, pool_id, request, now),
         **_request_fields(state, request),
     )
     if reason in LEASED_OUT:
@@ -423,14 +436,37 @@ def _reason(
     pool = state.pools[pool_id]
     if not pool.members:
         return MissReason.EMPTY_POOL
+    if (reason := _reason_of_session(state, request, now)) is not None:
+        return reason
     if target is not None and _is_any_free(state, pool, filters):
         is_troubled = (pool_id, target) in state.rows["troubled_targets"]
         return MissReason.TARGET_TROUBLED if is_troubled else MissReason.COOLING_DOWN
-    if filters is None:
-        if pool.has_resting(now):
-            return MissReason.RESTING
-        return MissReason.AT_CAPACITY if pool.has_healthy() else MissReason.NONE_HEALTHY
-    return _reason_of_filters(state, pool, filters, now)
+    if filters is not None:
+        return _reason_of_filters(state, pool, filters, now)
+    leased_out = MissReason.AT_CAPACITY if pool.has_healthy() else MissReason.NONE_HEALTHY
+    return MissReason.RESTING if pool.has_resting(now) else leased_out
+
+
+def _reason_of_session(
+    state: State, request: AcquireRequest | AcquireSetRequest, now: datetime
+) -> MissReason | None:
+    """Return why a request got nothing, if that is due to sticky sessions."""
+    if not isinstance(request, AcquireRequest) or request.sticky is None:
+        return None
+    return sessions.reason(state, request, request.sticky, now)
+
+
+def _bound_proxy(
+    state: State,
+    pool_id: UUID | None,
+    request: AcquireRequest | AcquireSetRequest,
+    now: datetime,
+) -> UUID | None:
+    """Return the proxy that the key of a request is bound to, if it has one that is."""
+    sticky = getattr(request, "sticky", None)
+    if pool_id is None or sticky is None:
+        return None
+    return sessions.bound_proxy(state, pool_id, sticky.key, now)
 
 
 def _is_any_free(state: State, pool: PoolIndex, filters: ProxyFilters | None) -> bool:
@@ -453,12 +489,13 @@ def _reason_of_filters(
 
 def _request_fields(state: State, request: AcquireRequest | AcquireSetRequest) -> dict[str, Any]:
     """Return the fields of an event that describe the request."""
-    filters = request.filters
+    filters, sticky = request.filters, getattr(request, "sticky", None)
     return {
         "selector": _selector(state, request.pool_name, request.selector),
         "filters": None if filters is None else filters.recorded(),
         "predicate": filters is not None and filters.requires_python(),
         "target": request.target,
+        "session": sticky and sticky.key,
     }
 
 

@@ -35,6 +35,7 @@ def candidates(
     *,
     distinct: bool,
     count: int = 1,
+    also: Matches | None = None,
 ) -> Iterator[UUID]:
     """Yield the proxies that consecutive acquisitions would be granted.
 
@@ -47,16 +48,18 @@ def candidates(
         if its capacity is unlimited.
     count:
         How many are wanted.
+    also:
+        What a proxy must meet as well, which most of those in front may not.
     """
     if target is not None and is_tried(state, pool.pool_id, target):
         return iter(())
-    matches = _matching(state, pool, filters, target)
+    matches = _matching(state, pool, filters, target, also)
     if selector is SelectorStrategy.ROUND_ROBIN:
         turn = state.rows["selector_cursors"][pool.pool_id, selector.value].proxy_id
         return _in_turns(state, pool, turn, matches, distinct=distinct)
     offered: Iterator[UUID] = filter(matches, pool.offered(selector))
-    if target is not None and matches is not None:
-        offered = _past_resting(pool, selector, matches, count, _start(state, target))
+    if matches is not None and (target is not None or also is not None):
+        offered = _past_resting(pool, selector, matches, count, _start(state, target or ""))
     if distinct:
         return offered
     if selector is SelectorStrategy.LEAST_USED:
@@ -64,6 +67,20 @@ def candidates(
     if selector is SelectorStrategy.LEAST_RECENTLY_USED:
         return _last_after_each_lease(state, pool, offered)
     return (proxy_id for each in offered for proxy_id in _drained(state, pool, each))
+
+
+def is_free(
+    state: State,
+    pool: PoolIndex,
+    proxy_id: UUID,
+    filters: ProxyFilters | None,
+    target: str | None = None,
+) -> bool:
+    """Return whether a proxy is one that an acquisition could be granted."""
+    if target is not None and is_tried(state, pool.pool_id, target):
+        return False
+    matches = _matching(state, pool, filters, target)
+    return pool.is_leasable(proxy_id) and (matches is None or matches(proxy_id))
 
 
 def without_kept(
@@ -87,10 +104,16 @@ def without_kept(
 
 
 def _matching(
-    state: State, pool: PoolIndex, filters: ProxyFilters | None, target: str | None
+    state: State,
+    pool: PoolIndex,
+    filters: ProxyFilters | None,
+    target: str | None,
+    also: Matches | None = None,
 ) -> Matches | None:
     """Return what a proxy must meet beside being leasable: the filters, and not to rest."""
     meets = None if filters is None else _meeting(state, filters)
+    if also is not None:
+        meets = also if meets is None else _both(meets, also)
     if not pool.may_rest and target is None:
         return meets
     now = state.clock()
@@ -100,6 +123,10 @@ def _matching(
         and not rests(proxy_id)
         and (meets is None or meets(proxy_id))
     )
+
+
+def _both(one: Matches, other: Matches) -> Matches:
+    return lambda proxy_id: one(proxy_id) and other(proxy_id)
 
 
 def _no(_proxy_id: UUID) -> bool:

@@ -25,7 +25,7 @@ from ..requests import (
     SetAcquisition,
     new_leases,
 )
-from . import batch
+from . import batch, sessions
 from .acquire import end_wait
 from .state import State
 from .waiting import Ticket, Told
@@ -96,14 +96,21 @@ def _pause(state: State, ticket: Ticket) -> float:
     return max(0.001, LOOK_S if seconds is None else seconds)
 
 
-def seconds_to_change(state: State, pool_id: UUID, target: str | None) -> float | None:
-    """Return the seconds until a lease, rest or ban of a pool is over, or a rest for the target."""
+def seconds_to_change(
+    state: State, pool_id: UUID, target: str | None, session: str | None = None
+) -> float | None:
+    """Return the seconds until something of a pool may be free, or the proxy of a session."""
     pool, now = state.pools.get(pool_id), state.clock()
     if pool is None:
         return None
     moments = [pool.next_expiry(), pool.next_rest_over(now), pool.next_ban_over()]
     if target is not None:
         moments.append(state.targets.next_end(pool_id, target, now))
+    if session is not None:
+        moments = sessions.changes(state, pool_id, target, session, now) or [
+            *moments,
+            sessions.next_end(state, pool_id, now),
+        ]
     seconds = [(each - now).total_seconds() for each in moments if each is not None]
     return max(0.0, min(seconds)) if seconds else None
 

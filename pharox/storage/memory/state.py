@@ -20,7 +20,14 @@ from uuid import UUID
 import projections
 from projections import Availability, LeaseRow, PoolCounts, PoolRow, ProxyRow
 
-from ...events import CoolDownSet, Event, EventBase, OutcomeReported, ProxyState
+from ...events import (
+    CoolDownSet,
+    Event,
+    EventBase,
+    OutcomeReported,
+    ProxyState,
+    SessionBound,
+)
 from ...events.attribution import current_attribution
 from ...models import (
     Lease,
@@ -35,6 +42,7 @@ from ...models import (
 from ...models.building import built
 from ..list_import import Account
 from .pool_index import PoolIndex
+from .session_index import SessionIndex
 from .target_index import TargetIndex
 from .waiting import Queues
 
@@ -72,6 +80,7 @@ class State:
         self.fingerprint_key = os.urandom(32)
         self.checks: dict[UUID, list[int]] = {}
         self.targets = TargetIndex()
+        self.sessions = SessionIndex(self.rows["sessions"])
         self.queues = Queues()
         self.drained: list[UUID] = []
         self.latest = datetime.min.replace(tzinfo=UTC)
@@ -114,6 +123,8 @@ class State:
         elif isinstance(event, OutcomeReported | CoolDownSet) and event.target is not None:
             pair = (event.pool_id, event.proxy_id, event.target)
             self.targets.place(self.rows["target_outcomes"][pair])
+        elif isinstance(event, SessionBound):
+            self.sessions.place(self.rows["sessions"][event.pool_id, event.key])
 
     # Reading the read models
 

@@ -33,6 +33,7 @@ from ...models import (
     ProxyStatus,
     QueueStats,
     SelectorStrategy,
+    StickySession,
     TargetOutcomes,
     TargetSummary,
     check_name,
@@ -66,8 +67,28 @@ from ..requests import (
     RevokeRequest,
     SetAcquisition,
 )
-from ..validation import checked_model, held_page, id_from_text, target_page
-from . import acquire, batch, health, history, in_turn, lists, outcomes, registry, release, renewal
+from ..validation import (
+    check_heirs,
+    check_session,
+    checked_model,
+    held_page,
+    id_from_text,
+    session_page,
+    target_page,
+)
+from . import (
+    acquire,
+    batch,
+    health,
+    history,
+    in_turn,
+    lists,
+    outcomes,
+    registry,
+    release,
+    renewal,
+    sessions,
+)
 from .state import State
 
 T = TypeVar("T")
@@ -84,6 +105,7 @@ class InMemoryStorage(IStorage):
     """
 
     can_wait = True
+    can_stick = True
 
     def __init__(self, *, clock: Callable[[], datetime] = utc_now) -> None:
         self._state = State(clock)
@@ -116,14 +138,16 @@ class InMemoryStorage(IStorage):
         with self._state.lock:
             return renewal.renew_leases(self._state, requests)
 
-    def seconds_to_next_change(self, pool_name: str, target: str | None = None) -> float | None:
+    def seconds_to_next_change(
+        self, pool_name: str, target: str | None = None, session: str | None = None
+    ) -> float | None:
         check_name(pool_name, "pool")
         named = None if target is None else target_of(target)
         with self._state.lock:
             pool_id = self._state.pool_ids.get(pool_name)
             if pool_id is None:
                 return None
-            return in_turn.seconds_to_change(self._state, pool_id, named)
+            return in_turn.seconds_to_change(self._state, pool_id, named, session)
 
     def report_outcomes(
         self, requests: Sequence[ReportRequest]
@@ -160,6 +184,27 @@ class InMemoryStorage(IStorage):
         page = target_page(pool_name, target, after, limit)
         with self._state.lock:
             return outcomes.summarize(self._state, page)
+
+    def list_sessions(
+        self,
+        pool_name: str | None = None,
+        *,
+        after: StickySession | None = None,
+        limit: int = 1000,
+    ) -> list[StickySession]:
+        page = session_page(pool_name, after, limit)
+        with self._state.lock:
+            return sessions.list_sessions(self._state, page)
+
+    def forget_session(self, pool_name: str, key: str) -> UUID | None:
+        check_session(pool_name, key)
+        with self._freeing():
+            return sessions.forget(self._state, pool_name, key)
+
+    def inherit_session(self, pool_name: str, old: str, new: str) -> None:
+        check_heirs(pool_name, old, new)
+        with self._freeing():
+            sessions.inherit(self._state, pool_name, old, new)
 
     def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
         with self._freeing():

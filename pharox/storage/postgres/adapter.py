@@ -41,6 +41,7 @@ from ...models import (
     ProxyStatus,
     QueueStats,
     SelectorStrategy,
+    StickySession,
     TargetOutcomes,
     TargetSummary,
     check_aware,
@@ -78,8 +79,15 @@ from ..requests import (
     SetAcquisition,
 )
 from ..requests import Command as Request
-from ..validation import check_age, check_statuses, checked_model, held_page, target_page
-from . import in_turn, predicate_search, snapshots, verifying
+from ..validation import (
+    check_age,
+    check_statuses,
+    checked_model,
+    held_page,
+    session_page,
+    target_page,
+)
+from . import alone, in_turn, snapshots, verifying
 from . import schema as migrations
 from .attending import ThreadAttendant
 from .batch import (
@@ -89,9 +97,9 @@ from .batch import (
     Release,
     Returned,
     command_of,
-    has_predicate,
     lacks_stats,
     result_of,
+    runs_alone,
 )
 from .commands import Commands
 from .deadline import ANSWER_TIMEOUT_S, check_timeout
@@ -146,6 +154,7 @@ class PostgresStorage(IStorage):
     """
 
     can_wait = True
+    can_stick = True
 
     def __init__(
         self,
@@ -241,8 +250,10 @@ class PostgresStorage(IStorage):
     def seconds_to_next_expiry(self, pool_name: str | None = None) -> float | None:
         return self._run_in_time(self._commands.next_expiry(pool_name))
 
-    def seconds_to_next_change(self, pool_name: str, target: str | None = None) -> float | None:
-        return self._run_in_time(self._commands.next_change(pool_name, target))
+    def seconds_to_next_change(
+        self, pool_name: str, target: str | None = None, session: str | None = None
+    ) -> float | None:
+        return self._run_in_time(self._commands.next_change(pool_name, target, session))
 
     def report_outcomes(
         self, requests: Sequence[ReportRequest]
@@ -275,6 +286,23 @@ class PostgresStorage(IStorage):
     ) -> list[TargetSummary]:
         page = target_page(pool_name, target, after, limit)
         return self._run(self._commands.target_summaries(page))
+
+    def list_sessions(
+        self,
+        pool_name: str | None = None,
+        *,
+        after: StickySession | None = None,
+        limit: int = 1000,
+    ) -> list[StickySession]:
+        return self._run(self._commands.sessions(session_page(pool_name, after, limit)))
+
+    def forget_session(self, pool_name: str, key: str) -> UUID | None:
+        forgetting = self._commands.forget_session(pool_name, key)
+        return self._run_in_time(self._commands.freeing(forgetting))
+
+    def inherit_session(self, pool_name: str, old: str, new: str) -> None:
+        inheriting = self._commands.inherit_session(pool_name, old, new)
+        self._run_in_time(self._commands.freeing(inheriting))
 
     def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
         return self._run_in_time(self._commands.freeing(self._commands.revoke(request)))
@@ -731,8 +759,8 @@ class PostgresStorage(IStorage):
     def _acquire(self, request: AcquireRequest | AcquireSetRequest) -> Acquisition | SetAcquisition:
         if request.wait_seconds:
             return run(in_turn.acquire(self._attendant, request), call)
-        if has_predicate(request):
-            return self._found(predicate_search.acquire(self._commands, request))
+        if runs_alone(request):
+            return self._found(alone.acquire(self._commands, request))
         command = cast("Acquire", command_of(request))
         outcome = self._combiner.submit(command)
         if isinstance(outcome, Acquisition | SetAcquisition) and not lacks_stats(command, outcome):

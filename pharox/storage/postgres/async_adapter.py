@@ -37,6 +37,7 @@ from ...models import (
     ProxyStatus,
     QueueStats,
     SelectorStrategy,
+    StickySession,
     TargetOutcomes,
     TargetSummary,
     check_pause,
@@ -74,8 +75,15 @@ from ..requests import (
     new_leases,
 )
 from ..requests import Command as Request
-from ..validation import check_age, check_statuses, checked_model, held_page, target_page
-from . import in_turn, predicate_search
+from ..validation import (
+    check_age,
+    check_statuses,
+    checked_model,
+    held_page,
+    session_page,
+    target_page,
+)
+from . import alone, in_turn
 from .adapter import PostgresStorage
 from .async_driver import AsyncDriver, Stops
 from .attending import TaskAttendant
@@ -87,9 +95,9 @@ from .batch import (
     Returned,
     command_of,
     expired_of,
-    has_predicate,
     lacks_stats,
     result_of,
+    runs_alone,
 )
 from .commands import Commands
 from .deadline import ANSWER_TIMEOUT_S, check_timeout
@@ -146,6 +154,7 @@ class AsyncPostgresStorage(IAsyncStorage):
     """
 
     can_wait = True
+    can_stick = True
 
     def __init__(
         self,
@@ -301,9 +310,9 @@ class AsyncPostgresStorage(IAsyncStorage):
         return await self._run_in_time(self._commands.next_expiry(pool_name))
 
     async def seconds_to_next_change(
-        self, pool_name: str, target: str | None = None
+        self, pool_name: str, target: str | None = None, session: str | None = None
     ) -> float | None:
-        return await self._run_in_time(self._commands.next_change(pool_name, target))
+        return await self._run_in_time(self._commands.next_change(pool_name, target, session))
 
     async def report_outcomes(
         self, requests: Sequence[ReportRequest]
@@ -342,6 +351,23 @@ class AsyncPostgresStorage(IAsyncStorage):
     ) -> list[TargetSummary]:
         page = target_page(pool_name, target, after, limit)
         return await self._run(self._commands.target_summaries(page))
+
+    async def list_sessions(
+        self,
+        pool_name: str | None = None,
+        *,
+        after: StickySession | None = None,
+        limit: int = 1000,
+    ) -> list[StickySession]:
+        return await self._run(self._commands.sessions(session_page(pool_name, after, limit)))
+
+    async def forget_session(self, pool_name: str, key: str) -> UUID | None:
+        forgetting = self._commands.forget_session(pool_name, key)
+        return await self._run_in_time(self._commands.freeing(forgetting))
+
+    async def inherit_session(self, pool_name: str, old: str, new: str) -> None:
+        inheriting = self._commands.inherit_session(pool_name, old, new)
+        await self._run_in_time(self._commands.freeing(inheriting))
 
     async def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
         program = self._commands.freeing(self._commands.revoke(request))
@@ -634,8 +660,8 @@ class AsyncPostgresStorage(IAsyncStorage):
     async def _acquired(
         self, request: AcquireRequest | AcquireSetRequest
     ) -> tuple[Acquisition | SetAcquisition, asyncio.CancelledError | None]:
-        if has_predicate(request):
-            return await self._found(predicate_search.acquire(self._commands, request))
+        if runs_alone(request):
+            return await self._found(alone.acquire(self._commands, request))
         command = cast("Acquire", command_of(request))
         outcome, cancelled = await self._combiner.submit(command)
         if isinstance(outcome, Acquisition | SetAcquisition) and not lacks_stats(command, outcome):

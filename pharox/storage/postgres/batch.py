@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from uuid import UUID
 
 from ...errors import PharoxError
@@ -28,6 +28,7 @@ from ...models import (
     ProxyFilters,
     ProxyProtocol,
     SelectorStrategy,
+    Sticky,
 )
 from ...models.building import built
 from ...models.ids import made_lease_id
@@ -154,6 +155,16 @@ def command_of(request: AcquireRequest | AcquireSetRequest | ReleaseRequest) -> 
     return Acquire(request, run_of(request), made, request.lease_ids is not None)
 
 
+def runs_alone(request: AcquireRequest | AcquireSetRequest | ReleaseRequest) -> bool:
+    """Return whether a request is carried out in a commit of its own, and looks for itself."""
+    return is_sticky(request) or has_predicate(request)
+
+
+def is_sticky(request: AcquireRequest | AcquireSetRequest | ReleaseRequest) -> bool:
+    """Return whether a request is for a sticky session."""
+    return isinstance(request, AcquireRequest) and request.sticky is not None
+
+
 def has_predicate(request: AcquireRequest | AcquireSetRequest | ReleaseRequest) -> bool:
     """Return whether Python must evaluate proxies for a request, which is too slow for a batch."""
     if isinstance(request, ReleaseRequest) or request.filters is None:
@@ -169,7 +180,7 @@ def _plain_run(pool_name: str, selector: SelectorStrategy | None) -> Run:
 def run_of(request: AcquireRequest | AcquireSetRequest) -> Run:
     """Return the parameters that a request shares with similar ones."""
     run = _plain_run(request.pool_name, request.selector)
-    if request.filters is not None or request.target is not None:
+    if request.filters is not None or request.target is not None or is_sticky(request):
         condition, arguments = conditions(request.filters, request.target)
         details = json.dumps(request_details(request))
         run = run._replace(condition=condition, arguments=arguments, details=details)
@@ -209,6 +220,8 @@ def request_details(request: AcquireRequest | AcquireSetRequest) -> dict[str, An
         details["predicate"] = request.filters.requires_python()
     if request.target is not None:
         details["target"] = request.target
+    if isinstance(request, AcquireRequest) and request.sticky is not None:
+        details["session"] = request.sticky.key
     return details
 
 
@@ -258,6 +271,42 @@ _ACQUIRE_ONE = _ONE | {
 }
 _ACQUIRE_FOR_TARGET = _ACQUIRE_ONE | {"target": "text"}
 _RELEASE_ONE = _ONE | {"lease_id": "uuid", "reason": "text"}
+_ACQUIRE_STICKY = {
+    "own_process": "uuid",
+    "max_waiting": "integer",
+    "own_slot": "smallint",
+    "with_stats": "boolean",
+    "actor": "text",
+    "correlation_id": "text",
+    "pool_name": "text",
+    "selector": "text",
+    "lease_id": "uuid",
+    "own_id": "boolean",
+    "consumer": "text",
+    "duration": "double precision",
+    "default_duration": "double precision",
+    "filters": "text",
+    "arguments": "jsonb",
+    "target": "text",
+    "details": "jsonb",
+    "key": "text",
+    "seconds": "double precision",
+    "requires": "boolean",
+    "slides": "boolean",
+    "shares": "boolean",
+    "waits": "boolean",
+}
+_WAIT_STICKY = {
+    "chosen_ids": "uuid[]",
+    "pool_name": "text",
+    "selector": "text",
+    "filters": "text",
+    "arguments": "jsonb",
+    "target": "text",
+    "key": "text",
+    "requires": "boolean",
+    "shares": "boolean",
+}
 
 
 class Answer(NamedTuple):
@@ -399,6 +448,12 @@ def acquire_statement(schema: str) -> Statement:
 def target_statement(schema: str) -> Statement:
     """Return the statement that acquires one lease for a target."""
     return _granting(schema, "acquire_for_target_v1", _ACQUIRE_FOR_TARGET)
+
+
+@lru_cache(maxsize=8)
+def sticky_statement(schema: str) -> Statement:
+    """Return the statement that acquires one lease for a sticky session."""
+    return _granting(schema, "acquire_sticky_v1", _ACQUIRE_STICKY)
 
 
 @lru_cache(maxsize=8)
@@ -577,6 +632,8 @@ def _single_query(schema: str, command: Command, process: UUID | None) -> Query 
         values["reason"] = command.request.reason
         return Query(release_statement(schema), values)
     run, asked = command.run, command.request
+    if is_sticky(asked):
+        return Query(sticky_statement(schema), {**values, **_sticky_values(command)})
     if command.has_own_ids or run.selector == SelectorStrategy.ROUND_ROBIN.value:
         return None
     if run.kind != EACH or asked.filters is not None:
@@ -595,6 +652,32 @@ def _duration(request: AcquireRequest | AcquireSetRequest) -> float | None:
     """Return how long a lease was asked for, None if that is left to its pool."""
     seconds = request.duration_seconds
     return None if isinstance(seconds, DefaultSeconds) else float(seconds)
+
+
+def _sticky_values(command: Acquire) -> dict[str, Any]:
+    """Return what the statement for a sticky session needs beside what every one needs."""
+    request = cast("AcquireRequest", command.request)
+    sticky = cast("Sticky", request.sticky)
+    filters, arguments = conditions(request.filters, None)
+    return {
+        "max_waiting": MAX_WAITING,
+        "pool_name": request.pool_name,
+        "selector": command.run.selector,
+        "own_id": command.has_own_ids,
+        "consumer": request.consumer_name,
+        "duration": _duration(request),
+        "default_duration": float(request.duration_seconds),
+        "filters": filters,
+        "arguments": arguments,
+        "target": request.target,
+        "details": command.run.details,
+        "key": sticky.key,
+        "seconds": float(sticky.seconds),
+        "requires": sticky.policy == "require",
+        "slides": sticky.sliding,
+        "shares": sticky.shared,
+        "waits": command.run.kind == LOOK,
+    }
 
 
 def acquire_outcome(command: Acquire, answers: Sequence[Answer], vault: Vault) -> CommandOutcome:
@@ -717,10 +800,22 @@ def wait_statement(schema: str) -> Statement:
     return call_of(schema, "wait_v2", parameters)._replace(columns=("waited",))
 
 
+@lru_cache(maxsize=8)
+def _wait_sticky_statement(schema: str) -> Statement:
+    return call_of(schema, "wait_sticky_v1", _WAIT_STICKY)._replace(columns=("waited",))
+
+
 def wait_query(schema: str, command: Command) -> Query:
     """Return the query that waits for all locks that a command needs, in locking order."""
     if isinstance(command, Release):
         return wait_for_release(schema, command.lease_id)
+    if is_sticky(command.request):
+        known: dict[str, Any] = {
+            "chosen_ids": list(command.lease_ids) if command.has_own_ids else []
+        }
+        known |= _sticky_values(command)
+        statement = _wait_sticky_statement(schema)
+        return Query(statement, {name: known[name] for name in statement.names})
     values: dict[str, Any] = dict.fromkeys(wait_statement(schema).names)
     run = command.run
     values |= {

@@ -48,7 +48,18 @@ from ..requests import (
     RevokeRequest,
     SetAcquisition,
 )
-from . import filtering, finding, reading, redating, renewing, reporting, revoking, waiting
+from ..validation import check_heirs, check_session
+from . import (
+    filtering,
+    finding,
+    reading,
+    redating,
+    renewing,
+    reporting,
+    revoking,
+    sticky,
+    waiting,
+)
 from .appending import origin
 from .batch import (
     DUE,
@@ -103,6 +114,16 @@ class Commands(Imports, Health):
     def set_cool_down(self, request: CoolDownRequest) -> Program[datetime | None]:
         """Have a proxy rest for one target, or end that."""
         return reporting.set_cool_down(self.schema, request)
+
+    def forget_session(self, pool_name: str, key: str) -> Program[UUID | None]:
+        """End the binding of a sticky session's key."""
+        check_session(pool_name, key)
+        return sticky.forget_session(self.schema, pool_name, key)
+
+    def inherit_session(self, pool_name: str, old: str, new: str) -> Program[None]:
+        """Have one key take over the binding of another."""
+        check_heirs(pool_name, old, new)
+        return sticky.inherit_session(self.schema, pool_name, old, new)
 
     def revoke(self, request: RevokeRequest) -> Program[list[EndedLease | PharoxError]]:
         """End leases that have not ended, for a reason."""

@@ -29,7 +29,7 @@ from ..requests import (
     SetAcquisition,
     new_leases,
 )
-from . import predicate_search, waiting
+from . import alone, waiting
 from .batch import (
     LOOK,
     SET,
@@ -41,8 +41,9 @@ from .batch import (
     acquire_outcome,
     answers_of,
     command_of,
-    has_predicate,
+    is_sticky,
     run_of,
+    runs_alone,
 )
 from .commands import Commands
 from .driver import Program
@@ -131,7 +132,7 @@ def waiting_command(request: AcquireRequest | AcquireSetRequest) -> Acquire:
     command = command_of(request)
     assert isinstance(command, Acquire)  # noqa: S101 - it is an acquisition
     kind = WAIT_SET if command.run.kind == SET else WAIT
-    return replace(command, run=command.run._replace(kind=LOOK if has_predicate(request) else kind))
+    return replace(command, run=command.run._replace(kind=LOOK if runs_alone(request) else kind))
 
 
 def asked_again(command: Acquire) -> Acquire:
@@ -159,9 +160,13 @@ def _having_waited(commands: Commands, command: Acquire) -> Acquire:
 def look(commands: Commands, command: Acquire) -> Program[CommandOutcome]:
     """Search for a proxy that a predicate accepts, and take a ticket if there may be one later."""
     plain = _having_waited(commands, command)
-    outcome: CommandOutcome = yield from predicate_search.acquire(
+    if is_sticky(plain.request):
+        plain = replace(plain, run=plain.run._replace(kind=LOOK))
+    outcome: CommandOutcome = yield from alone.acquire(
         commands, plain.request, command=plain, waits=True
     )
+    if isinstance(outcome, Queued) and is_sticky(plain.request):
+        return outcome
     if isinstance(outcome, Queued):
         outcomes: list[CommandOutcome] = yield from commands.carry_out((command,))
         return outcomes[0]
@@ -174,7 +179,7 @@ def end_wait(commands: Commands, command: Acquire) -> Program[CommandOutcome]:
     if command.run.kind == LOOK:
         yield from _leave(commands, command, is_miss=False)
         plain = _having_waited(commands, command)
-        return (yield from predicate_search.acquire(commands, plain.request, command=plain))
+        return (yield from alone.acquire(commands, plain.request, command=plain))
     outcome = yield from _leave(commands, command, is_miss=True)
     if outcome is not None:
         return outcome

@@ -23,6 +23,7 @@ from ...models import (
     ProxyPool,
     ProxyStatus,
     QueueStats,
+    StickySession,
     TargetOutcomes,
     TargetSummary,
     check_name,
@@ -31,8 +32,8 @@ from ...models import (
 )
 from ...models.ids import NIL, following
 from ..requests import record_of_check
-from ..validation import HeldPage, TargetPage, id_from_text, pool_named
-from . import reading, retention, targets
+from ..validation import HeldPage, SessionPage, TargetPage, id_from_text, pool_named
+from . import reading, retention, sticky, targets
 from .driver import Program
 from .history import page_statement, positions_statement, seal_statement
 from .migrations import HEAD
@@ -226,6 +227,10 @@ class Lookups:
         """Return a page of the pairs of proxy and target."""
         return targets.list_pairs(self.schema, page)
 
+    def sessions(self, page: SessionPage) -> Program[list[StickySession]]:
+        """Return a page of the sticky sessions that live."""
+        return sticky.list_sessions(self.schema, page)
+
     def target_summaries(self, page: TargetPage) -> Program[list[TargetSummary]]:
         """Return a page of the targets of pools, each summed up."""
         return targets.summarize(self.schema, page)
@@ -234,10 +239,12 @@ class Lookups:
         """Return the seconds until the next active lease of a pool or of all runs out, or None."""
         return self._next_expiry(None if pool_name is None else check_name(pool_name, "pool"))
 
-    def next_change(self, pool_name: str, target: str | None) -> Program[float | None]:
+    def next_change(
+        self, pool_name: str, target: str | None, session: str | None = None
+    ) -> Program[float | None]:
         """Return the seconds until something of a pool may become free by itself, or None."""
         named = None if target is None else target_of(target)
-        return self._next_change(check_name(pool_name, "pool"), named)
+        return self._next_change(check_name(pool_name, "pool"), named, session)
 
     def last_health(self, proxy_id: UUID) -> Program[HealthCheckResult | None]:
         """Return the newest health check of a proxy, or None if there was none."""
@@ -311,10 +318,22 @@ class Lookups:
         row: Mapping[str, Any] = rows[0]
         return reading.stats_from_row(pool_name, row, row["collected_at"])
 
-    def _next_change(self, pool_name: str, target: str | None) -> Program[float | None]:
+    def _next_change(
+        self, pool_name: str, target: str | None, session: str | None
+    ) -> Program[float | None]:
         statement = reading.next_change_statement
         rows = yield from self.rows(statement, name=pool_name, target=target)
-        return rows[0]["seconds"] if rows else None
+        seconds: float | None = rows[0]["seconds"] if rows else None
+        if session is None or not rows:
+            return seconds
+        known = sticky.next_change_statement
+        (row,) = yield from self.rows(known, name=pool_name, target=target, key=session)
+        if row["is_bound"]:
+            of_proxy: float | None = row["of_proxy"]
+            return of_proxy
+        return min(
+            (each for each in (seconds, row["of_bindings"]) if each is not None), default=None
+        )
 
     def _next_expiry(self, pool_name: str | None) -> Program[float | None]:
         rows = yield from self.rows(reading.next_expiry_statement, name=pool_name)

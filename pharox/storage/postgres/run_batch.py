@@ -16,8 +16,8 @@ from ..requests import (
     batch_order,
 )
 from ..validation import check_commands
-from . import predicate_search
-from .batch import Release, command_of, has_predicate
+from . import alone
+from .batch import Release, command_of, runs_alone
 from .commands import Commands
 from .driver import Program
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 def run_batch(commands: Commands, requests: Sequence[Request]) -> Program[CommandOutcomes]:
     """Carry out requests of any kind: releases first, then acquisitions in request order.
 
-    A request with a predicate has its own commit, between those before and after it.
+    One with a predicate, or for a session, has its own commit, between those before and after it.
     """
     check_commands(requests)
     return _run_batch(commands, requests)
@@ -37,12 +37,12 @@ def _run_batch(commands: Commands, requests: Sequence[Request]) -> Program[Comma
     outcomes: list[Any] = [None] * len(requests)
     together: list[int] = []
     expired: list[EndedLease] = []
-    if any(map(has_predicate, requests)):
+    if any(map(runs_alone, requests)):
         expired = yield from _prepare(commands, requests)
     for place in batch_order(requests):
-        if has_predicate(requests[place]):
+        if runs_alone(requests[place]):
             yield from _run_together(commands, requests, together, outcomes)
-            search = predicate_search.acquire(commands, cast("Any", requests[place]))
+            search = alone.acquire(commands, cast("Any", requests[place]))
             outcomes[place] = yield from _outcome_or_error(search)
             together = []
         else:

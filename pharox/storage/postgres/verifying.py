@@ -121,7 +121,8 @@ SENSE = {
                           JOIN {ledger}.events AS e ON e.position = s.position
                           WHERE e.proxy_id IS NOT NULL
                             AND e.type NOT IN (
-                                'CursorMoved', 'LeaseRenewed', 'OutcomeReported', 'CoolDownSet'
+                                'CursorMoved', 'LeaseRenewed', 'OutcomeReported', 'CoolDownSet',
+                                'SessionBound', 'SessionForgotten'
                             )
                           -- Checks in a ProxiesChecked leave the state as it was.
                           UNION ALL

@@ -19,6 +19,7 @@ PARTS = (
     "exits",
     "selecting",
     "pool_defaults",
+    "sessions",
 )
 LOCKED = ("pools", "available_proxies", "leases", "proxies")
 

@@ -1171,5 +1171,99 @@ BEGIN
             {schema}.troubled_targets.pool_id = event.pool_id
             AND event.type = 'PoolRemoved';
     END IF;
+    IF types && ARRAY['SessionBound', 'SessionForgotten'] THEN
+        INSERT INTO {schema}.sessions (
+            pool_id,
+            key,
+            proxy_id,
+            target,
+            shared,
+            country,
+            exit_ip,
+            bound_at,
+            expires_at
+        )
+        SELECT
+            event.pool_id,
+            CAST(event.data #>> '{key}' AS TEXT),
+            event.proxy_id,
+            CAST(event.data #>> '{target}' AS TEXT),
+            coalesce(CAST(event.data #>> '{shared}' AS BOOLEAN), FALSE),
+            CAST(event.data #>> '{country}' AS TEXT),
+            CAST(event.data #>> '{exit_ip}' AS TEXT),
+            event.recorded_at,
+            event.expires_at
+        FROM UNNEST(appended) AS event
+        WHERE
+            (
+                event.pool_id,
+                CAST(event.data #>> '{key}' AS TEXT),
+                event.position
+            ) IN (
+                SELECT
+                    event.pool_id,
+                    CAST(event.data #>> '{key}' AS TEXT),
+                    max(event.position)
+                FROM UNNEST(appended) AS event
+                WHERE
+                    event.type IN ('SessionBound', 'SessionForgotten')
+                GROUP BY
+                    event.pool_id,
+                    CAST(event.data #>> '{key}' AS TEXT)
+            )
+            AND event.type = 'SessionBound'
+        ON CONFLICT ON CONSTRAINT pk_sessions DO UPDATE
+        SET
+            proxy_id = excluded.proxy_id,
+            target = excluded.target,
+            shared = excluded.shared,
+            country = excluded.country,
+            exit_ip = excluded.exit_ip,
+            bound_at = excluded.bound_at,
+            expires_at = excluded.expires_at;
+    END IF;
+    IF types && ARRAY['SessionBound', 'SessionForgotten'] THEN
+        DELETE FROM {schema}.sessions
+        WHERE
+            ({schema}.sessions.pool_id, {schema}.sessions.key) IN (
+                SELECT
+                    event.pool_id,
+                    CAST(event.data #>> '{key}' AS TEXT)
+                FROM UNNEST(appended) AS event
+                WHERE
+                    (
+                        event.pool_id,
+                        CAST(event.data #>> '{key}' AS TEXT),
+                        event.position
+                    ) IN (
+                        SELECT
+                            event.pool_id,
+                            CAST(event.data #>> '{key}' AS TEXT),
+                            max(event.position)
+                        FROM UNNEST(appended) AS event
+                        WHERE
+                            event.type IN ('SessionBound', 'SessionForgotten')
+                        GROUP BY
+                            event.pool_id,
+                            CAST(event.data #>> '{key}' AS TEXT)
+                    )
+                    AND event.type = 'SessionForgotten'
+            );
+    END IF;
+    IF types && ARRAY['LeasesPruned'] THEN
+        DELETE FROM {schema}.sessions
+        USING UNNEST(appended) AS event
+        WHERE
+            {schema}.sessions.pool_id = event.pool_id
+            AND {schema}.sessions.expires_at < CAST(event.data #>> '{ended_before}' AS TIMESTAMPTZ)
+            AND event.type = 'LeasesPruned';
+    END IF;
+    IF types && ARRAY['PoolRemoved'] THEN
+        DELETE FROM {schema}.sessions
+        USING UNNEST(appended) AS event
+        WHERE
+            {schema}.sessions.pool_id = event.pool_id
+            AND event.type = 'PoolRemoved';
+    END IF;
 END
 $$;

@@ -416,6 +416,13 @@ AS $$
             WHEN 'TargetTroubled' THEN
                 event.pool_name IS NOT NULL AND event.data ?& '{target,proxies,failed}'
             WHEN 'TargetRecovered' THEN event.pool_name IS NOT NULL AND event.data ? 'target'
+            WHEN 'SessionBound' THEN
+                event.pool_name IS NOT NULL AND event.proxy_id IS NOT NULL
+                AND event.expires_at IS NOT NULL AND event.status_before IS NULL
+                AND event.data ? 'key'
+            WHEN 'SessionForgotten' THEN
+                event.pool_name IS NOT NULL AND event.proxy_id IS NOT NULL
+                AND event.status_before IS NULL AND event.data ? 'key'
             ELSE false
         END
         AND (event.proxy_ids IS NULL OR event.type = 'ProxiesChecked')

@@ -80,3 +80,20 @@ $$;
 CREATE INDEX ix_available_proxies_least_recently_used
     ON {schema}.available_proxies (pool_id, lease_rank, leased_at NULLS FIRST, proxy_id)
     WHERE lease_rank IS NOT NULL;
+
+-- Which proxy each key of a pool is bound to.
+CREATE TABLE {schema}.sessions (
+    pool_id UUID NOT NULL,
+    key TEXT COLLATE "C" NOT NULL,
+    proxy_id UUID NOT NULL,
+    target TEXT,
+    shared BOOLEAN NOT NULL,
+    country TEXT,
+    exit_ip TEXT,
+    bound_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL,
+    CONSTRAINT pk_sessions PRIMARY KEY (pool_id, key)
+);
+CREATE INDEX ix_sessions_proxy
+    ON {schema}.sessions (pool_id, proxy_id, shared, expires_at);
+CREATE INDEX ix_sessions_expires ON {schema}.sessions (pool_id, expires_at);
