@@ -248,3 +248,20 @@ def test_the_examples_run(module: str) -> None:
     result = doctest.testmod(importlib.import_module(module))
     assert result.attempted
     assert result.failed == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("2001:db8::1", "2001:db8::1"),
+        ("[2001:DB8:0::1]:443", "2001:db8::1"),
+        ("[2001:db8::1]", "2001:db8::1"),
+        ("fe80::1%eth0", "fe80::1"),
+        ("::1", "::1"),
+        ("192.0.2.1:80", "192.0.2.1"),
+        ("https://Shop.Example:8443/x", "shop.example"),
+    ],
+)
+def test_an_address_is_a_target_as_a_whole(text: str, target: str) -> None:
+    """An IPv6 address without brackets is none with a port."""
+    assert Outcome.ok(text).target == target

@@ -15,6 +15,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -27,7 +28,6 @@ from ..models import (
     Lease,
     Outcome,
     OutcomeKind,
-    ProxyProtocol,
     ProxyStatus,
 )
 from ..storage.defaults import CANNOT_REPORT
@@ -144,7 +144,7 @@ class Reporting(ABC):
                 proxy_id = request.lease.proxy_id
                 last = yield partial(self._storage.get_last_health_result, proxy_id)
                 if last is not None:
-                    results.append(_failed_check(request, last.protocol))
+                    results.append(_failed_check(request, last))
             if results:
                 yield from self._recording(results, policy)
         except PharoxError as error:
@@ -153,14 +153,19 @@ class Reporting(ABC):
             )
 
 
-def _failed_check(request: ReportRequest, protocol: ProxyProtocol) -> HealthCheckResult:
-    """Return a reported failure as a health check. Its text is that of the outcome's note."""
+def _failed_check(request: ReportRequest, last: HealthCheckResult) -> HealthCheckResult:
+    """Return a reported failure as a health check. Its text is that of the outcome's note.
+
+    It is dated right after the last check, so that FIRST_AVAILABLE, which begins with what was
+    checked last, does not begin with what has just failed.
+    """
     note = request.outcome.note
     return HealthCheckResult(
         proxy_id=request.lease.proxy_id,
         status=ProxyStatus.INACTIVE,
         latency_ms=0,
-        protocol=protocol,
+        protocol=last.protocol,
+        checked_at=last.checked_at + timedelta(microseconds=1),
         error_message=f"a holder reported it{f': {note}' if note else ''}",
         failure=CheckFailure.REPORTED,
         status_code=request.outcome.status,

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
 from hashlib import md5
+from ipaddress import ip_address
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -84,6 +85,8 @@ def target_of(text: str) -> str:
 def _target_of(text: str) -> str:
     """Return the target of a text. A client asks the same hosts again and again."""
     address = text.strip()
+    if (plain := _plain_address(address)) is not None:
+        return plain
     try:
         host = urlsplit(address if "://" in address else f"//{address}").hostname
     except ValueError:
@@ -92,10 +95,18 @@ def _target_of(text: str) -> str:
         raise InvalidInputError(
             "a target is a host, such as shop.example, or a URL with one", value=text
         )
-    target = normal_host(host)
+    target = _plain_address(host) or normal_host(host)
     if not target or len(target) > MAX_NAME_LENGTH:
         raise InvalidInputError(f"a target has 1 to {MAX_NAME_LENGTH} characters", value=text)
     return target
+
+
+def _plain_address(text: str) -> str | None:
+    """Return an IP address that stands alone in its normal form, or None if it is none."""
+    try:
+        return str(ip_address(text.strip("[]").partition("%")[0]))
+    except ValueError:
+        return None
 
 
 def _target_or_none(url: str | None) -> str | None:
@@ -137,7 +148,7 @@ class Outcome(BaseModel):
         The host that was asked; a URL is reduced to its host. If None, it is the target that
         the lease was acquired for, and if there is none either, the outcome is of no pair.
     status:
-        The HTTP status, from 100 to 599.
+        The HTTP status, from 100 to 999.
     retry_after_seconds:
         How long the target asked to be left alone.
     bytes:
@@ -152,7 +163,7 @@ class Outcome(BaseModel):
 
     kind: OutcomeKind
     target: Target | None = None
-    status: Annotated[int, Field(ge=100, le=599)] | None = None
+    status: Annotated[int, Field(ge=100, le=999)] | None = None
     retry_after_seconds: (
         Annotated[float, Field(ge=0, le=MAX_RETRY_AFTER_S, allow_inf_nan=False)] | None
     ) = None
@@ -318,7 +329,7 @@ class PairRecord:
         """Return the record with the rest that an outcome begins or prolongs."""
         if policy.base_seconds == 0 or outcome.kind is OutcomeKind.PROXY_FAILED:
             return self
-        asked_s = outcome.retry_after_seconds
+        asked_s = outcome.retry_after_seconds or None  # Not to wait at all is to say nothing.
         is_cooling = self.cools_until is not None and self.cools_until > now
         if asked_s is not None:
             until = now + timedelta(seconds=asked_s)

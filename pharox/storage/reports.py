@@ -45,7 +45,7 @@ class ReportRequest:
 
     @property
     def pair(self) -> Hashable:
-        """What a storage records one report of at a time."""
+        """The proxy and the target."""
         return (self.lease.proxy_id, self.target)
 
 
@@ -80,6 +80,8 @@ class CoolDownRequest:
     reason: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.proxy_id, UUID):
+            raise InvalidInputError("proxy_id must be a UUID", value=self.proxy_id)
         object.__setattr__(self, "target", target_of(self.target))
         if self.seconds is not None:
             check_pause(self.seconds, "seconds")
@@ -88,17 +90,23 @@ class CoolDownRequest:
 
 
 def report_rounds(requests: Sequence[ReportRequest]) -> list[list[int]]:
-    """Return the indexes of reports in rounds of one commit, each with one of each pair."""
+    """Return the indexes of reports in rounds of one commit, each with one of each pair.
+
+    The target of a lease may be known to the storage only: then there is one of the proxy.
+    """
     rounds: list[list[int]] = []
     places: dict[Hashable, int] = {}
+    unclear = {each.lease.proxy_id for each in requests if each.target is None}
     for index, request in enumerate(requests):
-        place = places.get(request.pair, 0)
+        proxy_id = request.lease.proxy_id
+        key = proxy_id if proxy_id in unclear else request.pair
+        place = places.get(key, 0)
         while place < len(rounds) and len(rounds[place]) >= REPORTS_AT_ONCE:
             place += 1
         if place == len(rounds):
             rounds.append([])
         rounds[place].append(index)
-        places[request.pair] = place + 1
+        places[key] = place + 1
     return rounds
 
 

@@ -29,6 +29,7 @@ from pharox import (
     LeaseStatus,
     ProxyFilters,
     ProxyManager,
+    ProxyStatus,
     SchemaError,
     SelectorStrategy,
     Subscription,
@@ -51,7 +52,7 @@ DIGESTS = {
     "0002": "a4dc6aa9ce5f5b4b3f795b93315df55460cb6b82d790192cee4b8bb3b8467abe",
     "0003": "ac24fc7cd9235072418fc6cd85a7b09778197b0bb54b733863d2abc1e0b1fc3b",
     "0004": "e6d1d06a059981b39f316b0d5e6d6197fac6054b6c986ca14d68adbff6095f5a",
-    "0005": "1b2afdd2e9acf5d5ce36b88cef61be9c1336f8e40dea64bd391df7a2ef8971f7",
+    "0005": "7ecb84d014970551457c2bd739e102868bb2934cd05a34697b0952e619c637f6",
 }
 WORKERS = 8
 STEPS = 8
@@ -412,3 +413,17 @@ def test_an_index_that_was_cut_off_is_built_by_the_next_upgrade(
     assert run_sql(postgres.engine, valid) == [(False,)]
     postgres.upgrade_schema()
     assert run_sql(postgres.engine, valid) == [(True,)]
+
+
+def test_a_worker_of_before_gets_a_miss_where_a_ban_is_over(postgres: PostgresStorage) -> None:
+    """It does not know how a ban ends, and is not told that something is free for ever."""
+    _, (proxy,) = fill(postgres, 1)
+    postgres.set_status(proxy.id, ProxyStatus.BANNED, for_seconds=0.01)
+    time.sleep(0.05)
+    postgres.ensure_consumer("w")
+    asked = (
+        "SELECT outcome, reason FROM pharox.acquire_one_v2(NULL, 0::smallint, false, 'w', NULL, "
+        "'pool', 'first_available', gen_random_uuid(), 'w', 60)"
+    )
+    assert run_sql(postgres.engine, asked) == [("AcquireMissed", "none_healthy")]
+    assert ProxyManager(postgres).acquire_proxy("pool") is not None

@@ -252,3 +252,62 @@ class TestTrouble:
             report(any_storage, acquired(any_storage), Outcome.target_failed(status=500))
             clock.advance(7)
         assert "TargetTroubled" not in types_of(any_storage)
+
+    def test_what_is_asked_for_together_is_granted_once(self, any_storage: AnyStorage) -> None:
+        clock = clock_of(any_storage)
+        self._fail(any_storage)
+        clock.advance(1)
+        asked = [AcquireRequest("pool", "w", target=SHOP) for _ in range(6)]
+        outcomes = any_storage.run_batch(asked)
+        assert [getattr(each, "lease", None) is not None for each in outcomes].count(True) == 1
+        whole = any_storage.acquire_set(AcquireSetRequest("pool", "w", 3, target=SHOP))
+        assert whole.miss_reason is MissReason.TARGET_TROUBLED
+
+    def test_another_proxy_tries_it_each_second(self, any_storage: AnyStorage) -> None:
+        """So one proxy that always fails there does not keep the target in trouble."""
+        clock = clock_of(any_storage)
+        self._fail(any_storage)
+        tried = set()
+        for _ in range(12):
+            clock.advance(1)
+            lease = acquired(any_storage)
+            tried.add(lease.proxy_id)
+            report(any_storage, lease, Outcome.blocked(status=403))
+            any_storage.release_lease(lease)
+        assert len(tried) > 3
+
+    def test_it_is_over_when_nobody_says_more(self, any_storage: AnyStorage) -> None:
+        clock = clock_of(any_storage)
+        self._fail(any_storage)
+        clock.advance(15 * 60)
+        assert acquired(any_storage)
+        assert acquired(any_storage)
+
+    def test_with_a_predicate_the_reason_is_told(self, any_storage: AnyStorage) -> None:
+        clock = clock_of(any_storage)
+        self._fail(any_storage)
+        clock.advance(1)
+        filters = ProxyFilters(predicate=lambda _: True)
+        acquired(any_storage, filters=filters)
+        assert miss(any_storage, filters=filters) is MissReason.TARGET_TROUBLED
+
+    def test_rests_set_by_hand_hide_no_failure(self, any_storage: AnyStorage) -> None:
+        clock = clock_of(any_storage)
+        fill(any_storage, 13)
+        first = acquired(any_storage)
+        report(any_storage, first, Outcome.ok())
+        clock.advance(300)
+        for _ in range(10):
+            any_storage.set_cool_down(CoolDownRequest(first.proxy_id, SHOP, 60))
+            report(any_storage, acquired(any_storage), Outcome.unclear())
+        assert types_of(any_storage).count("TargetTroubled") == 1
+
+    @staticmethod
+    def _fail(storage: AnyStorage) -> None:
+        """Have a target fail for all proxies of a new pool."""
+        fill(storage, 12)
+        leases = [acquired(storage) for _ in range(12)]
+        for lease in leases:
+            report(storage, lease, Outcome.unclear())
+            storage.release_lease(lease)
+        assert types_of(storage).count("TargetTroubled") == 1

@@ -38,6 +38,7 @@ from ..requests import (
 from ..validation import check_granted, granted_and_ended, too_few_granted
 from . import sessions
 from .candidates import candidates, without_kept
+from .outcomes import is_troubled
 from .pool_index import PoolIndex
 from .registry import consumer_id, end_bans
 from .release import expire
@@ -439,8 +440,8 @@ def _reason(
     if (reason := _reason_of_session(state, request, now)) is not None:
         return reason
     if target is not None and _is_any_free(state, pool, filters):
-        is_troubled = (pool_id, target) in state.rows["troubled_targets"]
-        return MissReason.TARGET_TROUBLED if is_troubled else MissReason.COOLING_DOWN
+        troubled = is_troubled(state, pool_id, target)
+        return MissReason.TARGET_TROUBLED if troubled else MissReason.COOLING_DOWN
     if filters is not None:
         return _reason_of_filters(state, pool, filters, now)
     leased_out = MissReason.AT_CAPACITY if pool.has_healthy() else MissReason.NONE_HEALTHY

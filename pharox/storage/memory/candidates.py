@@ -16,7 +16,7 @@ from typing import Any
 from uuid import UUID
 
 from ...models import ProxyFilters, SelectorStrategy
-from .outcomes import is_tried, rests_for
+from .outcomes import is_tried, is_troubled, rests_for
 from .pool_index import PoolIndex
 from .state import State
 
@@ -58,10 +58,13 @@ def candidates(
         turn = state.rows["selector_cursors"][pool.pool_id, selector.value].proxy_id
         return _in_turns(state, pool, turn, matches, distinct=distinct)
     offered: Iterator[UUID] = filter(matches, pool.offered(selector))
+    # One tries a target in trouble, and not the first in the order, which may be what fails.
+    is_try = target is not None and is_troubled(state, pool.pool_id, target)
     if matches is not None and (target is not None or also is not None):
-        offered = _past_resting(pool, selector, matches, count, _start(state, target or ""))
-    if distinct:
-        return offered
+        start = _start(state, target or "")
+        offered = _past_resting(pool, selector, matches, 0 if is_try else count, start)
+    if is_try or distinct:
+        return islice(offered, 1) if is_try else offered
     if selector is SelectorStrategy.LEAST_USED:
         return _by_use(state, pool, offered)
     if selector is SelectorStrategy.LEAST_RECENTLY_USED:
@@ -141,7 +144,7 @@ def _past_resting(
     The others come in the order of their ids after ``start``, so finding one costs the same
     however many rest for a target (``free_for_target_v1``).
     """
-    size = FRONT + FRONT_EACH * count
+    size = FRONT + FRONT_EACH * count if count else 0
     front = list(islice(pool.offered(selector), size))
     yield from filter(matches, front)
     if len(front) < size:

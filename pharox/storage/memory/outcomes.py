@@ -34,6 +34,8 @@ _Site = tuple[UUID, str]
 
 FEWEST_PROXIES = 10
 LATELY = timedelta(minutes=1)
+TROUBLE = timedelta(minutes=15)
+"""For how long a target is in trouble of which nobody says more."""
 
 _RECORD = ("successes", "failures", "streak", "cool_downs", "cools_until")
 
@@ -54,7 +56,13 @@ def report_outcomes(
 
 def is_troubled(state: State, pool_id: UUID, target: str) -> bool:
     """Return whether a target itself fails."""
-    return (pool_id, target) in state.rows["troubled_targets"]
+    return _trouble(state, pool_id, target) is not None
+
+
+def _trouble(state: State, pool_id: UUID, target: str) -> TroubledTargetRow | None:
+    """Return since when a target itself fails, or None if it does not (``lasts_v1``)."""
+    row: TroubledTargetRow | None = state.rows["troubled_targets"].get((pool_id, target))
+    return row if row is not None and row.since > state.clock() - TROUBLE else None
 
 
 def rests_for(state: State, pool_id: UUID, target: str, now: datetime) -> Callable[[UUID], bool]:
@@ -72,7 +80,7 @@ def rests_for(state: State, pool_id: UUID, target: str, now: datetime) -> Callab
 
 def is_tried(state: State, pool_id: UUID, target: str) -> bool:
     """Return whether a target is in trouble, and a lease tries it already."""
-    trouble: TroubledTargetRow | None = state.rows["troubled_targets"].get((pool_id, target))
+    trouble = _trouble(state, pool_id, target)
     if trouble is None:
         return False
     active = (state.lease_row(each) for each in state.pools[pool_id].active())
@@ -168,10 +176,10 @@ def _judge(state: State, pool_id: UUID, target: str, kinds: set[OutcomeKind]) ->
         "pool_name": state.pool_name(pool_id),
         "target": target,
     }
-    if is_troubled(state, pool_id, target):
-        if is_ok:
+    if is_ok:
+        if (pool_id, target) in state.rows["troubled_targets"]:
             state.append(TargetRecovered, now, **site)
-    elif kinds & FAILURES and not is_ok:
+    elif kinds & FAILURES and not is_troubled(state, pool_id, target):
         proxies, failed = _lately(state, pool_id, target, now)
         if proxies >= FEWEST_PROXIES and 2 * failed > proxies:
             state.append(TargetTroubled, now, **site, proxies=proxies, failed=failed)

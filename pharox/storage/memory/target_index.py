@@ -20,7 +20,7 @@ class TargetIndex:
     def __init__(self) -> None:
         self._rests: dict[_Site, Any] = {}
         self._ends: dict[tuple[UUID, UUID, str], datetime] = {}
-        self._reported: dict[_Site, dict[UUID, None]] = {}
+        self._reported: dict[_Site, dict[UUID, datetime | None]] = {}
 
     def place(self, row: TargetOutcomesRow) -> None:
         """Move a pair to its current place."""
@@ -33,8 +33,9 @@ class TargetIndex:
             self._ends[pair] = row.cools_until
             rests.add((row.cools_until, row.proxy_id.int))
         reported = self._reported.setdefault(site, {})
-        reported.pop(row.proxy_id, None)
-        reported[row.proxy_id] = None
+        if row.proxy_id not in reported or reported[row.proxy_id] != row.reported_at:
+            reported.pop(row.proxy_id, None)
+            reported[row.proxy_id] = row.reported_at
 
     def next_end(self, pool_id: UUID, target: str, now: datetime) -> datetime | None:
         """Return when the next rest for a target is over, or None if no proxy rests for it."""

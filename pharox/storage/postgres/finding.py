@@ -10,6 +10,7 @@ from sqlalchemy import (
     ColumnElement,
     FromClause,
     Integer,
+    Interval,
     Select,
     Text,
     Uuid,
@@ -74,32 +75,49 @@ RESTED = or_(availability.c.rests_until.is_(None), availability.c.rests_until <=
 """The condition that a proxy does not rest."""
 
 
-def _rests_for_target() -> ColumnElement[bool]:
-    """Return the condition of ``for_target_v1`` that a proxy is passed over for a target."""
-    pair, trouble = target_outcomes.c, troubled_targets.c
-    target = parameter("target", Text)
-    tries = and_(
+TROUBLE = literal_column("interval '15 minutes'", Interval)
+"""For how long a target is in trouble of which nobody says more (``lasts_v1``)."""
+
+
+def _tries() -> ColumnElement[bool]:
+    """Return the condition that a lease is active for the target of a request."""
+    return and_(
         leases.c.pool_id == POOL_ID,
         leases.c.status == text_literal("active"),
-        leases.c.target == target,
+        leases.c.target == parameter("target", Text),
     )
-    of_pair = select(ONE).where(tries, leases.c.proxy_id == availability.c.proxy_id)
+
+
+def _is_tried() -> ColumnElement[bool]:
+    """Return the condition of ``for_target_v1`` that a target in trouble is tried already."""
+    trouble = troubled_targets.c
+    tries = select(ONE).where(_tries(), leases.c.acquired_at >= trouble.since)
+    return (
+        select(ONE)
+        .where(
+            trouble.pool_id == POOL_ID,
+            trouble.target == parameter("target", Text),
+            trouble.since > now - TROUBLE,
+            tries.exists(),
+        )
+        .exists()
+    )
+
+
+def _rests_for_target() -> ColumnElement[bool]:
+    """Return the condition of ``for_target_v1`` that a proxy is passed over for a target."""
+    pair = target_outcomes.c
+    of_pair = select(ONE).where(_tries(), leases.c.proxy_id == availability.c.proxy_id)
     rests = or_(pair.cools_until > now, and_(pair.cools_until.is_not(None), of_pair.exists()))
-    of_target = select(ONE).where(
-        trouble.pool_id == POOL_ID,
-        trouble.target == target,
-        select(ONE).where(tries, leases.c.acquired_at >= trouble.since).exists(),
-    )
-    return or_(
+    return (
         select(ONE)
         .where(
             pair.pool_id == POOL_ID,
             pair.proxy_id == availability.c.proxy_id,
-            pair.target == target,
+            pair.target == parameter("target", Text),
             rests,
         )
-        .exists(),
-        of_target.exists(),
+        .exists()
     )
 
 
@@ -211,12 +229,14 @@ def page_statement(
         and_(availability.c.status == text_literal("slow"), highest == literal_column("1")),
     )
     has_room = func.coalesce(availability.c.lease_rank <= highest, False)
-    cooling = _rests_for_target()
+    is_tried = _is_tried()
+    cooling = or_(_rests_for_target(), is_tried)
     page = (
         proxy_rows()
         .add_columns(
             and_(has_room, RESTED, not_(cooling)).label("leasable"),
             and_(has_room, RESTED, cooling).label("cooling"),
+            is_tried.label("troubled"),
             and_(has_room, not_(RESTED)).label("resting"),
             healthy.label("healthy"),
         )

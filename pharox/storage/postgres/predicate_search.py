@@ -50,6 +50,7 @@ class Seen:
     healthy: bool = False
     resting: bool = False
     cooling: bool = False
+    troubled: bool = False
     free: int = 0
 
     def judge(self, rows: Rows, filters: ProxyFilters, vault: Vault) -> list[UUID]:
@@ -64,6 +65,7 @@ class Seen:
                 self.healthy |= row["healthy"]
                 self.resting |= row["resting"]
                 self.cooling |= row["cooling"]
+                self.troubled |= row["troubled"]
                 if row["leasable"]:
                     free.append(proxy.id)
                     self.free += self._room(proxy)
@@ -83,7 +85,7 @@ class Seen:
         if not self.matched:
             return MissReason.NO_MATCH
         if self.cooling:
-            return MissReason.COOLING_DOWN
+            return MissReason.TARGET_TROUBLED if self.troubled else MissReason.COOLING_DOWN
         if self.resting:
             return MissReason.RESTING
         return MissReason.AT_CAPACITY if self.healthy else MissReason.NONE_HEALTHY

@@ -31,6 +31,8 @@ BEGIN
     ) THEN
         RETURN;
     END IF;
+    -- What others have locked is to be waited for (miss_reason_v1).
+    PERFORM set_config('pharox.ends_bans', 'on', true);
     PERFORM 1
     FROM {schema}.selector_cursors AS cursor
     WHERE cursor.pool_id = ANY (pools) AND cursor.selector = 'round_robin'

@@ -31,6 +31,7 @@ AS $$
               ON probe.pool_id = trouble.pool_id AND probe.status = 'active'
              AND probe.target = trouble.target AND probe.acquired_at >= trouble.since
             WHERE trouble.pool_id = $1 AND trouble.target = $5 ->> -1
+              AND {schema}.lasts_v1(trouble.since, {schema}.clock())
         ) $target$)
 $$;
 
@@ -124,6 +125,37 @@ BEGIN
 END
 $$;
 
+-- Whether this transaction may lease a proxy to try a target in trouble: nobody has one for that, or
+-- is getting one. The first number of the lock is pharox's own among those of a database.
+CREATE FUNCTION {schema}.may_try_v1(pool uuid, wished text)
+RETURNS boolean
+LANGUAGE plpgsql
+AS $$
+#variable_conflict use_variable
+DECLARE
+    site text := pool || ':' || wished || E'\n';
+    tried text := coalesce(current_setting('pharox.tried', true), '');
+BEGIN
+    -- What this statement has leased is in no read model yet.
+    IF position(site IN tried) > 0
+       OR NOT pg_try_advisory_xact_lock(1885890933, hashtext(site)) THEN
+        RETURN false;
+    END IF;
+    IF EXISTS (
+        SELECT 1
+        FROM {schema}.troubled_targets AS trouble
+        JOIN {schema}.leases AS probe
+          ON probe.pool_id = trouble.pool_id AND probe.status = 'active'
+         AND probe.target = trouble.target AND probe.acquired_at >= trouble.since
+        WHERE trouble.pool_id = pool AND trouble.target = wished
+    ) THEN
+        RETURN false;
+    END IF;
+    PERFORM set_config('pharox.tried', tried || site, true);
+    RETURN true;
+END
+$$;
+
 -- Up to so many free proxies that do not rest for a target, locked. They are looked for in front
 -- of the selector's order; what is not found there is taken from all others, in the order of
 -- their ids from an arbitrary one on. So finding one costs the same however many rest.
@@ -151,18 +183,23 @@ DECLARE
     start uuid := md5(wished || extract(epoch FROM date_trunc('second', {schema}.clock())));
     lowest uuid;
     highest uuid;
-BEGIN
-    IF EXISTS (
+    is_troubled boolean := EXISTS (
         SELECT 1
         FROM {schema}.troubled_targets AS trouble
-        JOIN {schema}.leases AS probe
-          ON probe.pool_id = trouble.pool_id AND probe.status = 'active'
-         AND probe.target = trouble.target AND probe.acquired_at >= trouble.since
         WHERE trouble.pool_id = pool AND trouble.target = wished
-    ) THEN
-        RETURN found;
+          AND {schema}.lasts_v1(trouble.since, {schema}.clock())
+    );
+BEGIN
+    IF is_troubled THEN
+        IF NOT {schema}.may_try_v1(pool, wished) THEN
+            RETURN found;
+        END IF;
+        wanted := 1;
+        size := 0; -- The first in the order may be the one that fails.
     END IF;
-    IF has_filter THEN
+    IF size = 0 THEN
+        front := '{}';
+    ELSIF has_filter THEN
         EXECUTE format(
             $sql$
                 SELECT array_agg(front.proxy_id)
@@ -336,6 +373,7 @@ BEGIN
         SELECT 1
         FROM {schema}.available_proxies AS banned
         WHERE banned.pool_id = pool AND banned.banned_until <= at
+          AND current_setting('pharox.ends_bans', true) = 'on' -- Others would ask for ever.
     ) THEN
         reason := 'free';
         RETURN;
@@ -401,6 +439,7 @@ BEGIN
             SELECT 1
             FROM {schema}.troubled_targets AS trouble
             WHERE trouble.pool_id = pool AND trouble.target = arguments ->> -1
+              AND {schema}.lasts_v1(trouble.since, at)
         ) THEN 'target_troubled'
         WHEN is_free THEN 'cooling_down'
         WHEN has_room THEN 'resting' -- None that has room is free.

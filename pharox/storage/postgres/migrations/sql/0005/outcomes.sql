@@ -64,6 +64,7 @@ DECLARE
     streak bigint := coalesce(pair.streak, 0);
     cool_downs integer := coalesce(pair.cool_downs, 0);
     cools_until timestamptz := pair.cools_until;
+    wish_s double precision := nullif(asked_s, 0); -- Not to wait at all is to say nothing.
     is_cooling boolean := coalesce(pair.cools_until > at, false);
 BEGIN
     IF is_ok THEN
@@ -79,11 +80,11 @@ BEGIN
     END IF;
     IF NOT is_ok AND kind <> 'proxy_failed' AND NOT is_troubled
        AND (policy ->> 'base_seconds')::double precision IS DISTINCT FROM 0 THEN
-        IF asked_s IS NOT NULL THEN
+        IF wish_s IS NOT NULL THEN
             IF is_cooling THEN
-                cools_until := greatest(cools_until, at + asked_s * interval '1 second');
+                cools_until := greatest(cools_until, at + wish_s * interval '1 second');
             ELSE
-                cools_until := at + asked_s * interval '1 second';
+                cools_until := at + wish_s * interval '1 second';
                 cool_downs := cool_downs + 1;
             END IF;
         ELSIF is_refusal AND NOT is_cooling
@@ -126,6 +127,16 @@ BEGIN
 END
 $$;
 
+-- Whether a target that is in trouble since a moment still is: nobody may say that it answers, and
+-- then it is found to be in trouble again, or not.
+CREATE FUNCTION {schema}.lasts_v1(since timestamptz, at timestamptz)
+RETURNS boolean
+LANGUAGE sql
+STABLE
+AS $$
+    SELECT since > at - interval '15 minutes'
+$$;
+
 -- Record which targets are in trouble after some reports, and which are no more. A target is if
 -- most of at least 10 proxies that were reported within a minute failed there last.
 CREATE FUNCTION {schema}.judge_targets_v1(
@@ -151,7 +162,8 @@ BEGIN
             report.data ->> 'target' AS target,
             bool_or(report.data ->> 'outcome' = 'ok') AS answers,
             bool_or(report.data ->> 'outcome' IN ('target_failed', 'unclear')) AS fails,
-            bool_or(trouble.target IS NOT NULL) AS is_troubled
+            bool_or(trouble.target IS NOT NULL) AS was_troubled,
+            bool_or(coalesce({schema}.lasts_v1(trouble.since, at), false)) AS is_troubled
         FROM unnest(reports) AS report
         LEFT JOIN {schema}.troubled_targets AS trouble
           ON trouble.pool_id = report.pool_id AND trouble.target = report.data ->> 'target'
@@ -159,7 +171,7 @@ BEGIN
         GROUP BY report.pool_id, report.pool_name, report.data ->> 'target'
         ORDER BY report.pool_id, (report.data ->> 'target') COLLATE "C"
     LOOP
-        IF site.is_troubled AND site.answers THEN
+        IF site.was_troubled AND site.answers THEN
             events := events || {schema}.lease_event_v1(
                 1, 'TargetRecovered', site.pool_id, site.pool_name, NULL, NULL, NULL, NULL, NULL,
                 NULL, NULL, NULL, NULL, NULL, NULL, jsonb_build_object('target', site.target)
@@ -253,6 +265,7 @@ BEGIN
                         FROM {schema}.troubled_targets AS trouble
                         WHERE trouble.pool_id = lease.pool_id
                           AND trouble.target = targets[asked.number]
+                          AND {schema}.lasts_v1(trouble.since, at)
                     )
                 )
             END
