@@ -170,6 +170,8 @@ TARGETS_MANY_PAIRS = Goal(
     "targets-many-pairs",
     "the time of a lease where 90 % of 100,000 proxies rest for its target: of one where none do",
     at_most=1.1,
+    limit="All in front of the order rest, so the others are looked through from some id on: some "
+    "ten pairs more are read, in one statement more.",
 )
 
 LEASE_FLOOR_1 = Goal(
