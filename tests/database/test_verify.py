@@ -19,6 +19,7 @@ from pharox import (
     ProxyProtocol,
     ProxyStatus,
     SelectorStrategy,
+    Sticky,
 )
 from pharox.log import events, last_tick, seals, ticks
 from pharox.log.tables import snapshot_rows
@@ -111,6 +112,9 @@ def _live(storage: PostgresStorage) -> None:
     assert lease is not None
     refused = Outcome.blocked("shop.example", status=429)
     assert storage.report_outcomes([ReportRequest(lease, refused)])
+    sticky = Sticky("account-42", shared=True)
+    fill(storage, 1, name="d", country="AR")
+    assert manager.acquire_proxy("d", target="shop.example", sticky=sticky)
     fill(storage, 10, name="c")
     down = Outcome.target_failed("down.example", status=503)
     leases = manager.acquire_proxies("c", 10)
