@@ -208,6 +208,7 @@ _APP_FUNCTIONS = (
     "missed_v1",
     "next_free_v1",
     "next_turns_v1",
+    "order_of_v1",
     "pair_after_v1",
     "places_v1",
     "queue_v1",

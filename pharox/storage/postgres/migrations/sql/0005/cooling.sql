@@ -56,6 +56,26 @@ AS $$
     END
 $$;
 
+-- The order of a selector, for statements that are made. Statements that are kept say it themselves.
+CREATE FUNCTION {schema}.order_of_v1(selector text)
+RETURNS text
+LANGUAGE sql
+IMMUTABLE
+AS $$
+    SELECT CASE selector
+        WHEN 'first_available' THEN
+            'availability.lease_rank, availability.checked_at DESC, availability.proxy_id'
+        WHEN 'least_used' THEN
+            'availability.lease_rank, availability.current_leases, availability.checked_at, '
+            'availability.proxy_id'
+        WHEN 'lowest_latency' THEN
+            'availability.lease_rank, availability.latency_ms, availability.proxy_id'
+        WHEN 'least_recently_used' THEN
+            'availability.lease_rank, availability.leased_at NULLS FIRST, availability.proxy_id'
+        ELSE 'availability.lease_rank, availability.proxy_id'
+    END
+$$;
+
 -- The first free proxies in a selector's order, locked by anybody or not.
 CREATE FUNCTION {schema}.front_v1(
     selector text,
@@ -214,18 +234,7 @@ BEGIN
                 ) AS front
             $sql$,
             {schema}.matching_v1(replace(condition, '/*target*/', '')),
-            CASE selector
-                WHEN 'first_available' THEN
-                    'availability.lease_rank, availability.checked_at DESC, availability.proxy_id'
-                WHEN 'least_used' THEN
-                    'availability.lease_rank, availability.current_leases, '
-                    'availability.checked_at, availability.proxy_id'
-                WHEN 'lowest_latency' THEN
-                    'availability.lease_rank, availability.latency_ms, availability.proxy_id'
-                WHEN 'least_recently_used' THEN
-                    'availability.lease_rank, availability.leased_at NULLS FIRST, '
-                    'availability.proxy_id'
-            END
+            {schema}.order_of_v1(selector)
         )
         INTO front
         USING pool, lowest_rank, size, highest_rank, arguments;
@@ -580,19 +589,7 @@ BEGIN
                 ) AS free
             $sql$,
             {schema}.matching_v1(condition),
-            CASE selector
-                WHEN 'first_available' THEN
-                    'availability.lease_rank, availability.checked_at DESC, availability.proxy_id'
-                WHEN 'least_used' THEN
-                    'availability.lease_rank, availability.current_leases, '
-                    'availability.checked_at, availability.proxy_id'
-                WHEN 'lowest_latency' THEN
-                    'availability.lease_rank, availability.latency_ms, availability.proxy_id'
-                WHEN 'least_recently_used' THEN
-                    'availability.lease_rank, availability.leased_at NULLS FIRST, '
-                    'availability.proxy_id'
-                ELSE 'availability.lease_rank, availability.proxy_id'
-            END
+            {schema}.order_of_v1(selector)
         )
         INTO found
         USING pool, lowest_rank, wanted, highest_rank, arguments, after, upto;

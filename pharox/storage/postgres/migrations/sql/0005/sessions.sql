@@ -95,17 +95,7 @@ BEGIN
             ) AS front
         $sql$,
         {schema}.matching_v1(filters),
-        CASE selector
-            WHEN 'first_available' THEN
-                'availability.lease_rank, availability.checked_at DESC, availability.proxy_id'
-            WHEN 'least_used' THEN
-                'availability.lease_rank, availability.current_leases, '
-                'availability.checked_at, availability.proxy_id'
-            WHEN 'lowest_latency' THEN
-                'availability.lease_rank, availability.latency_ms, availability.proxy_id'
-            WHEN 'least_recently_used' THEN
-                'availability.lease_rank, availability.leased_at NULLS FIRST, availability.proxy_id'
-        END
+        {schema}.order_of_v1(selector)
     )
     INTO front
     USING pool, highest_rank, size, NULL::text, arguments;
