@@ -34,8 +34,8 @@ autodoc_default_options = {
     "members": True,
     "exclude-members": "model_post_init",
     # Up to these: what a class has from them is said there.
-    "inherited-members": "ABC, BaseClient, BaseException, BaseModel, Enum, Generic, IAsyncStorage, "
-    "IStorage, PharoxError, int, str, tuple",
+    "inherited-members": "ABC, AsyncSession, BaseClient, BaseException, BaseModel, Enum, Generic, "
+    "IAsyncStorage, IStorage, PharoxError, Session, int, str, tuple",
 }
 autodoc_inherit_docstrings = False
 autodoc_typehints_format = "short"
@@ -56,7 +56,12 @@ nitpick_ignore_regex = [
     ("py:.*", r"(?!pharox\b|projections\b).*"),
     # What nobody imports, though the signature of something public names it.
     ("py:.*", r"pharox\.(events\.types|manager\.leasing|ledger\.subscriptions\.reader)\..*"),
+    ("py:.*", r"pharox\.manager\.holding\..*"),
     ("py:.*", r"pharox\.manager\.pool_handle\.M"),
+    ("py:.*", r"pharox\.fleet\.(ledgers\.[SM]_co|merging\.T)"),
+    ("py:.*", r"pharox\.history\.finding\.Leases"),
+    ("py:.*", r"pharox\.integrations\.testing\.lab\.Authority"),
+    ("py:.*", r"pharox\.models\.responses\.HasStatus(Code)?"),
     ("py:.*", r"pharox\.storage\.postgres\.\w+\..*"),
 ]
 

@@ -29,14 +29,17 @@ if TYPE_CHECKING:
     from .errors import ConsumerNotFoundError as ConsumerNotFoundError
     from .errors import DatabaseError as DatabaseError
     from .errors import DatabaseUnavailableError as DatabaseUnavailableError
+    from .errors import DirectoryUnavailableError as DirectoryUnavailableError
     from .errors import InvalidInputError as InvalidInputError
     from .errors import InvalidLeaseError as InvalidLeaseError
     from .errors import LeaseBusyError as LeaseBusyError
     from .errors import LeaseEndedError as LeaseEndedError
     from .errors import LeaseLostError as LeaseLostError
+    from .errors import MoveTimeoutError as MoveTimeoutError
     from .errors import OutcomeUnknownError as OutcomeUnknownError
     from .errors import OutOfResourcesError as OutOfResourcesError
     from .errors import PharoxError as PharoxError
+    from .errors import PoolMovedError as PoolMovedError
     from .errors import PoolNotFoundError as PoolNotFoundError
     from .errors import ProxyNotFoundError as ProxyNotFoundError
     from .errors import ProxyUnavailableError as ProxyUnavailableError
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
     from .errors import SecretKeyError as SecretKeyError
     from .errors import SubscriptionNotFoundError as SubscriptionNotFoundError
     from .events.attribution import attributed as attributed
+    from .fleet import AsyncFleet as AsyncFleet
+    from .fleet import Fleet as Fleet
     from .health import AcquisitionRate as AcquisitionRate
     from .health import HealthChecker as HealthChecker
     from .health import HealthCheckOrchestrator as HealthCheckOrchestrator
@@ -64,24 +69,37 @@ if TYPE_CHECKING:
     from .manager.pool_handle import AsyncPoolHandle as AsyncPoolHandle
     from .manager.pool_handle import PoolHandle as PoolHandle
     from .models import AcquireEventPayload as AcquireEventPayload
+    from .models import ApiRight as ApiRight
+    from .models import ApiToken as ApiToken
     from .models import CallbackFailurePayload as CallbackFailurePayload
     from .models import CheckFailure as CheckFailure
     from .models import Consumer as Consumer
     from .models import CoolDown as CoolDown
     from .models import DefaultSeconds as DefaultSeconds
     from .models import ExpireEventPayload as ExpireEventPayload
+    from .models import GatewayExit as GatewayExit
     from .models import HealthCheckOptions as HealthCheckOptions
     from .models import HealthCheckResult as HealthCheckResult
     from .models import HealthEventPayload as HealthEventPayload
     from .models import HealthPolicy as HealthPolicy
     from .models import HeldLease as HeldLease
+    from .models import KnownTargetRules as KnownTargetRules
     from .models import Lease as Lease
     from .models import LeasedProxy as LeasedProxy
     from .models import LeaseStatus as LeaseStatus
+    from .models import LimitReached as LimitReached
+    from .models import ListOptions as ListOptions
     from .models import LostEventPayload as LostEventPayload
     from .models import MissReason as MissReason
+    from .models import MoveStage as MoveStage
     from .models import Outcome as Outcome
+    from .models import OutcomeEventPayload as OutcomeEventPayload
     from .models import OutcomeKind as OutcomeKind
+    from .models import Pace as Pace
+    from .models import PoolLimits as PoolLimits
+    from .models import PoolMissed as PoolMissed
+    from .models import PoolMove as PoolMove
+    from .models import PoolPlace as PoolPlace
     from .models import PoolStatsSnapshot as PoolStatsSnapshot
     from .models import Proxy as Proxy
     from .models import ProxyCredentials as ProxyCredentials
@@ -89,23 +107,34 @@ if TYPE_CHECKING:
     from .models import ProxyHealthRecord as ProxyHealthRecord
     from .models import ProxyPool as ProxyPool
     from .models import ProxyProtocol as ProxyProtocol
+    from .models import ProxySource as ProxySource
     from .models import ProxyStatus as ProxyStatus
     from .models import QueueStats as QueueStats
     from .models import ReleaseEventPayload as ReleaseEventPayload
     from .models import RetryConfig as RetryConfig
     from .models import RevokeEventPayload as RevokeEventPayload
+    from .models import RotationAnswer as RotationAnswer
+    from .models import RotationFailure as RotationFailure
+    from .models import RotationPolicy as RotationPolicy
     from .models import SelectorStrategy as SelectorStrategy
+    from .models import SourceCounts as SourceCounts
+    from .models import SourceState as SourceState
+    from .models import SourceStatus as SourceStatus
     from .models import Sticky as Sticky
     from .models import StickyPolicy as StickyPolicy
     from .models import StickySession as StickySession
     from .models import TargetOutcomes as TargetOutcomes
+    from .models import TargetRules as TargetRules
     from .models import TargetSummary as TargetSummary
+    from .models import Usage as Usage
     from .models.ids import new_lease_id as new_lease_id
     from .observability import DEFAULT_LATENCY_BUCKETS as DEFAULT_LATENCY_BUCKETS
     from .observability import DEFAULT_QUANTILES as DEFAULT_QUANTILES
+    from .observability import OpenTelemetryMetricsRecorder as OpenTelemetryMetricsRecorder
     from .observability import PrometheusMetricsRecorder as PrometheusMetricsRecorder
     from .observability import StructuredLogger as StructuredLogger
     from .observability import TracingRecorder as TracingRecorder
+    from .observability import register_opentelemetry_metrics as register_opentelemetry_metrics
     from .observability import register_prometheus_metrics as register_prometheus_metrics
     from .observability import register_structured_logging as register_structured_logging
     from .observability import register_tracing as register_tracing
@@ -143,14 +172,17 @@ _HOME = {
         "ConsumerNotFoundError",
         "DatabaseError",
         "DatabaseUnavailableError",
+        "DirectoryUnavailableError",
         "InvalidInputError",
         "InvalidLeaseError",
         "LeaseBusyError",
         "LeaseEndedError",
         "LeaseLostError",
+        "MoveTimeoutError",
         "OutOfResourcesError",
         "OutcomeUnknownError",
         "PharoxError",
+        "PoolMovedError",
         "PoolNotFoundError",
         "ProxyNotFoundError",
         "ProxyUnavailableError",
@@ -160,6 +192,7 @@ _HOME = {
         "SecretKeyError",
         "SubscriptionNotFoundError",
     ),
+    ".fleet": ("AsyncFleet", "Fleet"),
     ".health": (
         "AcquisitionRate",
         "HealthCheckOrchestrator",
@@ -173,24 +206,37 @@ _HOME = {
     ".manager": ("AsyncProxyManager", "ProxyManager"),
     ".models": (
         "AcquireEventPayload",
+        "ApiRight",
+        "ApiToken",
         "CallbackFailurePayload",
         "CheckFailure",
         "Consumer",
         "CoolDown",
         "DefaultSeconds",
         "ExpireEventPayload",
+        "GatewayExit",
         "HealthCheckOptions",
         "HealthCheckResult",
         "HealthEventPayload",
         "HealthPolicy",
         "HeldLease",
+        "KnownTargetRules",
         "Lease",
         "LeasedProxy",
         "LeaseStatus",
+        "LimitReached",
+        "ListOptions",
         "LostEventPayload",
         "MissReason",
+        "MoveStage",
         "Outcome",
+        "OutcomeEventPayload",
         "OutcomeKind",
+        "Pace",
+        "PoolLimits",
+        "PoolMissed",
+        "PoolPlace",
+        "PoolMove",
         "PoolStatsSnapshot",
         "Proxy",
         "ProxyCredentials",
@@ -198,24 +244,35 @@ _HOME = {
         "ProxyHealthRecord",
         "ProxyPool",
         "ProxyProtocol",
+        "ProxySource",
         "ProxyStatus",
         "QueueStats",
         "ReleaseEventPayload",
         "RetryConfig",
         "RevokeEventPayload",
+        "RotationAnswer",
+        "RotationFailure",
+        "RotationPolicy",
         "SelectorStrategy",
+        "SourceCounts",
+        "SourceState",
+        "SourceStatus",
         "Sticky",
         "StickyPolicy",
         "StickySession",
         "TargetOutcomes",
+        "TargetRules",
         "TargetSummary",
+        "Usage",
     ),
     ".observability": (
         "DEFAULT_LATENCY_BUCKETS",
         "DEFAULT_QUANTILES",
+        "OpenTelemetryMetricsRecorder",
         "PrometheusMetricsRecorder",
         "StructuredLogger",
         "TracingRecorder",
+        "register_opentelemetry_metrics",
         "register_prometheus_metrics",
         "register_structured_logging",
         "register_tracing",

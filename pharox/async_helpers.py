@@ -33,6 +33,7 @@ from .models import (
     Lease,
     Outcome,
     ProxyFilters,
+    Response,
     RetryConfig,
     SelectorStrategy,
 )
@@ -113,7 +114,7 @@ async def acquire_proxy_with_retry_async(
 
 
 async def release_proxy_async(
-    manager: ProxyManager, lease: Lease, outcome: Outcome | None = None
+    manager: ProxyManager, lease: Lease, outcome: Outcome | Response | None = None
 ) -> None:
     """Do as :meth:`ProxyManager.release_proxy` without blocking the event loop.
 
@@ -235,6 +236,5 @@ def _held(
             raise cancelled from error
 
     leases = [] if lease is None else [lease]
-    return held_by_task(
-        manager.storage, leases, on_lost, release=release, release_after=release_after
-    )
+    storage = manager.storage if lease is None else manager._storage_of(lease)
+    return held_by_task(storage, leases, on_lost, release=release, release_after=release_after)

@@ -52,6 +52,44 @@ class PoolNotFoundError(PharoxError):
     """No pool has this id. Register it with ``storage.save_pool``."""
 
 
+class PoolMovedError(PharoxError):
+    """The pool has moved to another ledger, or is about to. Ask that one.
+
+    Attributes
+    ----------
+    pool_name, pool_id:
+        The pool.
+    ledger:
+        The name of the other ledger.
+    stage:
+        How far the move is, a :class:`pharox.MoveStage`. If it is not ``MOVED``, the pool may
+        still be cancelled to stay.
+    """
+
+    pool_name: str
+    pool_id: UUID
+    ledger: str
+    stage: Any = None
+
+
+class MoveTimeoutError(PharoxError):
+    """Leases of a pool that moves were still held when the time was over.
+
+    The pool goes on draining. Move it again to go on, with a time after which leases are revoked
+    if need be, or cancel the move.
+
+    Attributes
+    ----------
+    move:
+        The move, a :class:`pharox.PoolMove`.
+    leases:
+        How many leases are left.
+    """
+
+    move: Any
+    leases: int
+
+
 class ProxyNotFoundError(PharoxError):
     """No proxy has this id; it may have been removed since it was read."""
 
@@ -69,11 +107,14 @@ class ProxyUnavailableError(PharoxError):
         before. None if nobody knows, or if waiting for a lease does not help.
     waited_seconds:
         How long the call waited in turn. None if it did not.
+    limit:
+        The limit of the pool that was reached, a :class:`pharox.LimitReached`. None if it is none.
     """
 
     reason: str | None = None
     retry_after_seconds: float | None = None
     waited_seconds: float | None = None
+    limit: Any = None
 
     @classmethod
     def of_pool(
@@ -84,14 +125,23 @@ class ProxyUnavailableError(PharoxError):
         *,
         free: int,
         waited_seconds: float | None = None,
+        limit: Any = None,
+        others: Sequence[tuple[str, str | None]] = (),
     ) -> ProxyUnavailableError:
-        """Return the error for a miss, of which ``free`` proxies were too few."""
+        """Return the error for a miss, of which ``free`` proxies were too few.
+
+        ``others`` are the further pools that were tried, and why they had none.
+        """
         why = f": {reason}" if reason else ""
         waited = "" if waited_seconds is None else f" after {waited_seconds:.1f} s of waiting"
         found = f"only {free} free" if free else "no free proxy"
         message = f"Pool {pool_name!r} has {found}{waited}{why}."
+        if limit is not None:
+            message = f"A limit of pool {pool_name!r} is reached{waited}: {limit}."
         if reason == "unknown_pool":
             message = f"There is no pool {pool_name!r}."
+        for name, other in others:
+            message += f" Pool {name!r} has no free proxy either: {other}."
         return cls(
             message,
             pool_name=pool_name,
@@ -100,6 +150,7 @@ class ProxyUnavailableError(PharoxError):
             free=free,
             retry_after_seconds=retry_after_seconds,
             waited_seconds=waited_seconds,
+            limit=limit,
         )
 
     @classmethod
@@ -109,16 +160,20 @@ class ProxyUnavailableError(PharoxError):
         status: str,
         holders: Sequence[str],
         rests_until: datetime | None = None,
+        limit: Any = None,
     ) -> ProxyUnavailableError:
-        """Return the error that says why: it rests, who holds the proxy, or its status."""
+        """Return the error that says why: a limit, a rest, who holds the proxy, or its status."""
         why = f"held by {', '.join(holders)}" if holders else f"its status is {status}"
         if rests_until is not None:
             why = f"it rests until {rests_until.astimezone(UTC).isoformat()}"
+        if limit is not None:
+            why = f"a limit of its pool is reached: {limit}"
         return cls(
             f"Proxy {proxy_id} is not available: {why}.",
             proxy_id=proxy_id,
             status=status,
             holders=tuple(holders),
+            limit=limit,
         )
 
 
@@ -220,6 +275,13 @@ class DatabaseUnavailableError(DatabaseError):
     """No database could be reached. Check ``PHAROX_DATABASE_URL`` and the server."""
 
 
+class DirectoryUnavailableError(DatabaseUnavailableError):
+    """The home ledger of a fleet does not answer, and nobody knows which ledger the pool is in.
+
+    Pools whose place was read before go on. ``ledger`` is the home ledger.
+    """
+
+
 class ReadOnlyDatabaseError(DatabaseError):
     """The database takes no writes: it is a standby, or set to be read only.
 
@@ -248,8 +310,38 @@ class SourceError(PharoxError):
     """A list of proxies cannot be read to its end. Check the file or URL and its format."""
 
 
+class MissingHostError(PharoxError, ImportError):
+    """What an integration works with is not installed, or too old. Install the extra it names.
+
+    Attributes
+    ----------
+    extra:
+        The extra: ``pip install 'pharox[extra]'``.
+    host, least_version:
+        What is missing, and from which version on the integration works.
+    found_version:
+        The version that is installed; None if none is.
+    """
+
+    host: str
+    extra: str
+    least_version: str
+    found_version: str | None
+
+
 class ReportError(PharoxError):
     """The window is empty, or the folder cannot be used for a report. Choose another."""
+
+
+class CheckpointError(PharoxError):
+    """The log contradicts a checkpoint that was signed: it was changed, cut or restored.
+
+    Sign nothing more; ``pharox verify --checkpoint`` shows where it differs.
+    """
+
+
+class PublishingError(PharoxError):
+    """A web server did not take a checkpoint, or a witness did not sign it. Try again later."""
 
 
 class ArchivedError(PharoxError):

@@ -93,7 +93,8 @@ def outcome_of_error(
     if not isinstance(error, Exception) or isinstance(error, _CALLERS_OWN):
         return None
     response = getattr(error, "response", None)
-    if getattr(response, "status_code", None):  # curl_cffi has one with the status 0.
+    # curl_cffi has one with the status 0, or with that of an answer that broke off.
+    if getattr(response, "status_code", None) and not _curl_code(error):
         return Outcome.from_response(response, target=target)
     chain = list(chain_of(error))
     if any(map(_is_bad_name, chain)):

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import AnyHttpUrl, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from .errors import InvalidInputError
+from .errors import InvalidInputError, SecretKeyError
 
 
 class Settings(BaseSettings):
@@ -21,6 +21,10 @@ class Settings(BaseSettings):
     secret_key: SecretStr | None = None
     """Fernet keys, separated by commas or spaces: the first encrypts, all of them decrypt."""
 
+    secret_key_file: Path | None = None
+    """A file with these keys, such as a credential of systemd or a secret of Docker; only if
+    there is no ``PHAROX_SECRET_KEY``."""
+
     data_dir: Path | None = None
     """Where the embedded server keeps its data and its key file."""
 
@@ -28,10 +32,30 @@ class Settings(BaseSettings):
     """The page that ``pharox sweep`` fetches through proxies, unless it is given another."""
 
     def secret_keys(self) -> tuple[str, ...]:
-        """Return the Fernet keys, the encrypting one first."""
-        if self.secret_key is None:
-            return ()
-        return tuple(self.secret_key.get_secret_value().replace(",", " ").split())
+        """Return the Fernet keys, the encrypting one first.
+
+        Raises
+        ------
+        SecretKeyError
+            If their file cannot be read.
+        """
+        if self.secret_key is not None:
+            keys = self.secret_key.get_secret_value()
+        elif self.secret_key_file is not None:
+            keys = _read_key_file(self.secret_key_file)
+        else:
+            keys = ""
+        return tuple(keys.replace(",", " ").split())
+
+
+def _read_key_file(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not a text"
+        raise SecretKeyError(
+            f"{str(path)!r}, which PHAROX_SECRET_KEY_FILE names, cannot be read: {reason}"
+        ) from None  # the error's text could hold parts of a key
 
 
 def check_url(given: str | None, option: str) -> str:

@@ -10,6 +10,9 @@ LOWEST_LATENCY orders by ``latency_ms``, LEAST_RECENTLY_USED by ``leased_at``, t
 proxy's last lease, which is null before its first. ``streak`` counts consecutive successful health
 checks, or failed ones as a negative number, since a person last set the status.
 
+WEIGHTED orders by ``next_turn``, which is null before the proxy's first lease by it. The greatest
+``turn`` of a status is how far its proxies have come: who was away goes on from there.
+
 A ban with an end has ``banned_until`` and ``returns_to``, the status that follows it. The end is
 an event of its own, so the index on it finds what is due, as that on leases does.
 """
@@ -32,12 +35,18 @@ from pharox.events import (
     LeaseExpired,
     LeaseReleased,
     LeaseRevoked,
+    PoolStateCarried,
     ProxyChanged,
     ProxyRegistered,
     ProxyRemoved,
+    RotationAnswered,
+    RotationBegan,
+    RotationCalled,
 )
 
 from .base import HOT, Events, Fold, Projection, fact, last, metadata, of_type
+from .carrying import carry, carry_fold
+from .rotations import ROTATION_TYPES
 
 
 @dataclass(slots=True)
@@ -58,6 +67,8 @@ class Availability:
     banned_until: datetime | None
     returns_to: str | None
     leased_at: datetime | None
+    turn: int | None
+    next_turn: int | None
 
 
 RANK = """
@@ -85,6 +96,8 @@ available_proxies = sa.Table(
     sa.Column("banned_until", sa.DateTime(timezone=True)),
     sa.Column("returns_to", sa.Text),
     sa.Column("leased_at", sa.DateTime(timezone=True)),
+    sa.Column("turn", sa.BigInteger),
+    sa.Column("next_turn", sa.BigInteger),
     sa.Column("lease_rank", sa.SmallInteger, sa.Computed(RANK.strip(), persisted=True)),
     sa.PrimaryKeyConstraint("proxy_id", "pool_id"),
     sa.CheckConstraint("status IN ('active', 'inactive', 'slow', 'banned')", name="status"),
@@ -140,6 +153,21 @@ sa.Index(
     available_proxies.c.proxy_id,
     postgresql_where=_RANKED,
 )
+sa.Index(
+    "ix_available_proxies_weighted",
+    available_proxies.c.pool_id,
+    available_proxies.c.lease_rank,
+    available_proxies.c.next_turn.nulls_first(),
+    available_proxies.c.proxy_id,
+    postgresql_where=_RANKED,
+)
+sa.Index(
+    "ix_available_proxies_turns",
+    available_proxies.c.pool_id,
+    available_proxies.c.status,
+    available_proxies.c.turn,
+    postgresql_where=available_proxies.c.turn.is_not(None),
+)
 
 
 class AvailableProxies(Projection):
@@ -152,13 +180,19 @@ class AvailableProxies(Projection):
 
     def apply(self, state: dict[Any, Availability], event: EventBase) -> None:
         match event:
+            case PoolStateCarried():
+                carry(self, state, event)
             case LeaseAcquired() | LeaseReleased() | LeaseExpired() | LeaseRevoked():
                 row = state[event.proxy_id, event.pool_id]
                 row.current_leases = event.after.leases
                 if isinstance(event, LeaseAcquired):
                     row.rests_until, row.leased_at = None, event.recorded_at
+                    if event.next_turn is not None:
+                        row.turn, row.next_turn = event.turn, event.next_turn
                 else:
                     row.rests_until = event.rests_until
+            case RotationBegan() | RotationCalled() | RotationAnswered():
+                state[event.proxy_id, event.pool_id].rests_until = event.rests_until
             case ProxyRegistered():
                 state[event.proxy_id, event.pool_id] = Availability(
                     event.proxy_id,
@@ -175,33 +209,39 @@ class AvailableProxies(Projection):
                     None,
                     None,
                     None,
+                    None,
+                    None,
                 )
             case ProxyChanged() | HealthChecked(applied=True):
-                row = state[event.proxy_id, event.pool_id]
-                row.status = event.after.status.value
-                row.max_concurrency = event.after.max_concurrency
-                row.checked_at = event.checked_at
-                if isinstance(event, HealthChecked):
-                    row.probed_at = event.checked_at
-                    row.streak = event.streak
-                    if event.mean_latency_ms is not None:
-                        row.latency_ms = event.mean_latency_ms
-                else:
-                    row.drains = event.drains or None
-                    row.banned_until = event.until
-                    row.returns_to = event.returns_to and event.returns_to.value
-                    if event.before.status is not event.after.status:
-                        row.streak = 0
+                _apply_change(state[event.proxy_id, event.pool_id], event)
             case ProxyRemoved():
                 del state[event.proxy_id, event.pool_id]
 
     def folds(self) -> tuple[Fold, ...]:
         return (
             Fold(frozenset({"ProxyRegistered"}), _register),
-            Fold(frozenset({"LeaseAcquired", *ENDED_STATUS}), _count_leases),
+            carry_fold(self),
+            Fold(frozenset({"LeaseAcquired", *ENDED_STATUS, *ROTATION_TYPES}), _count_leases),
             Fold(frozenset({"ProxyChanged", "HealthChecked"}), _change),
             Fold(frozenset({"ProxyRemoved"}), _remove),
         )
+
+
+def _apply_change(row: Availability, event: ProxyChanged | HealthChecked) -> None:
+    row.status = event.after.status.value
+    row.max_concurrency = event.after.max_concurrency
+    row.checked_at = event.checked_at
+    if isinstance(event, HealthChecked):
+        row.probed_at = event.checked_at
+        row.streak = event.streak
+        if event.mean_latency_ms is not None:
+            row.latency_ms = event.mean_latency_ms
+        return
+    row.drains = event.drains or None
+    row.banned_until = event.until
+    row.returns_to = event.returns_to and event.returns_to.value
+    if event.before.status is not event.after.status:
+        row.streak = 0
 
 
 def _register(events: Events) -> UpdateBase:
@@ -227,16 +267,27 @@ def _register(events: Events) -> UpdateBase:
     )
 
 
+_TURNS = ("turn", "next_turn")
+
+
 def _count_leases(events: Events) -> UpdateBase:
     acquired = of_type(events, "LeaseAcquired")
-    ours = of_type(events, "LeaseAcquired", *ENDED_STATUS)
+    # A rotation changes no number of leases, but the rest: which comes last has to be known.
+    ours = of_type(events, "LeaseAcquired", *ENDED_STATUS, *ROTATION_TYPES)
     rests_until = fact(events, "rests_until", sa.DateTime(timezone=True))
     before = available_proxies.c.leased_at
+    turns = sa.and_(acquired, events.c.selector == sa.literal_column("'weighted'", sa.Text))
     if events.is_single:
         own: dict[str, sa.ColumnElement[Any]] = {
             "current_leases": events.c.leases_after,
             "rests_until": rests_until,
             "leased_at": sa.case((acquired, events.c.recorded_at), else_=before),
+            **{
+                name: sa.case(
+                    (turns, fact(events, name, sa.BigInteger)), else_=available_proxies.c[name]
+                )
+                for name in _TURNS
+            },
         }
         return _of_proxy(events.c).values(own).where(ours)
     # One pass over the events: what is appended together is joined without hashing.
@@ -247,6 +298,10 @@ def _count_leases(events: Events) -> UpdateBase:
             last(events, events.c.leases_after).label("leases_after"),
             last(events, rests_until).label("rests_until"),
             last(events, events.c.recorded_at, acquired).label("leased_at"),
+            *(
+                last(events, fact(events, name, sa.BigInteger), turns).label(name)
+                for name in _TURNS
+            ),
         )
         .where(ours)
         .group_by(events.c.pool_id, events.c.proxy_id)
@@ -256,6 +311,7 @@ def _count_leases(events: Events) -> UpdateBase:
         current_leases=newest.c.leases_after,
         rests_until=newest.c.rests_until,
         leased_at=sa.func.coalesce(newest.c.leased_at, before),
+        **{name: sa.func.coalesce(newest.c[name], available_proxies.c[name]) for name in _TURNS},
     )
 
 

@@ -23,11 +23,12 @@ from sqlalchemy import (
     true,
     tuple_,
 )
-from sqlalchemy.dialects.postgresql import aggregate_order_by, insert
+from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by, insert
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.types import TypeEngine
 
-from pharox.events import EventBase
+from pharox.events import EventBase, ExitRotated
+from pharox.models import GatewayExit
 
 metadata = MetaData(
     schema="pharox",
@@ -189,3 +190,20 @@ def last(
     """Return the value of the last event of a group, or of the last one that meets ``where``."""
     values = func.array_agg(aggregate_order_by(value, events.c.position.desc()))
     return (values if where is None else values.filter(where))[literal_column("1", Integer)]
+
+
+def recorded_exit(gateway_exit: GatewayExit | None) -> dict[str, Any] | None:
+    """Return the exit of a gateway as read models have it."""
+    return None if gateway_exit is None else gateway_exit.model_dump(exclude_none=True)
+
+
+def rotated_exit(before: dict[str, Any] | None, event: ExitRotated) -> dict[str, Any]:
+    """Return an exit with the session id that was taken."""
+    return {**(before or {}), "session": event.session_after}
+
+
+def with_session(gateway_exit: ColumnElement[Any], session: ColumnElement[Any]) -> Any:
+    """Return :func:`rotated_exit` in SQL."""
+    known = func.coalesce(gateway_exit, literal_column("'{}'::jsonb", JSONB), type_=JSONB)
+    own = func.jsonb_build_object(literal_column("'session'", Text), session, type_=JSONB)
+    return known.concat(own)

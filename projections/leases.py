@@ -2,7 +2,8 @@
 
 Ids are time-ordered, so inserts go to the end of the index, however many leases
 there have been. The partial index on expiry holds active leases only: checking
-whether one is due reads one entry.
+whether one is due reads one entry. Those of limited leases count what a consumer holds, and what is
+held for a target; other leases are in neither.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     ColumnElement,
@@ -33,11 +35,13 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.dml import UpdateBase
 
 from pharox.events import (
     ENDED_STATUS,
     EventBase,
+    ExitRotated,
     LeaseAcquired,
     LeaseExpired,
     LeaseReleased,
@@ -46,7 +50,18 @@ from pharox.events import (
 )
 from pharox.events import LeasesPruned as Pruned
 
-from .base import Events, Fold, Projection, fact, last, metadata, of_type
+from .base import (
+    Events,
+    Fold,
+    Projection,
+    fact,
+    last,
+    metadata,
+    of_type,
+    recorded_exit,
+    rotated_exit,
+    with_session,
+)
 
 
 @dataclass(slots=True)
@@ -67,6 +82,8 @@ class LeaseRow:
     renewed_at: datetime | None
     revoke_reason: str | None
     target: str | None
+    limited: bool | None
+    exit: dict[str, Any] | None
 
 
 leases = Table(
@@ -86,6 +103,8 @@ leases = Table(
     Column("renewed_at", DateTime(timezone=True)),
     Column("revoke_reason", Text),
     Column("target", Text),
+    Column("limited", Boolean),
+    Column("exit", JSONB),
     PrimaryKeyConstraint("id", "pool_id"),
     CheckConstraint("status IN ('active', 'released', 'expired', 'revoked')", name="status"),
     CheckConstraint("(status = 'active') = (released_at IS NULL)", name="released_at"),
@@ -103,6 +122,18 @@ Index(
     leases.c.pool_id,
     leases.c.proxy_id,
     postgresql_where=literal_column("status = 'active'"),
+)
+Index(
+    "ix_leases_of_consumer",
+    leases.c.pool_id,
+    leases.c.consumer_id,
+    postgresql_where=literal_column("status = 'active' AND limited"),
+)
+Index(
+    "ix_leases_for_target",
+    leases.c.pool_id,
+    leases.c.target,
+    postgresql_where=literal_column("status = 'active' AND limited AND target IS NOT NULL"),
 )
 
 
@@ -132,10 +163,15 @@ class Leases(Projection):
                     None,
                     None,
                     event.target,
+                    event.limited or None,
+                    recorded_exit(event.exit),
                 )
             case LeaseRenewed():
                 row = state[event.lease_id, event.pool_id]
                 row.expires_at, row.renewed_at = event.expires_at, event.recorded_at
+            case ExitRotated():
+                row = state[event.lease_id, event.pool_id]
+                row.exit = rotated_exit(row.exit, event)
             case LeaseReleased() | LeaseExpired() | LeaseRevoked():
                 row = state[event.lease_id, event.pool_id]
                 row.status = ENDED_STATUS[event.type].value
@@ -164,6 +200,7 @@ class Leases(Projection):
             Fold(frozenset({"LeaseAcquired"}), _acquire),
             Fold(frozenset(ENDED_STATUS), _end),
             Fold(frozenset({"LeaseRenewed"}), _renew),
+            Fold(frozenset({"ExitRotated"}), _rotate),
             Fold(frozenset({"LeasesPruned"}), _prune),
         )
 
@@ -182,6 +219,8 @@ def _acquire(events: Events) -> UpdateBase:
         "expires_at": events.c.expires_at,
         "fencing_token": events.c.position,
         "target": fact(events, "target", Text),
+        "limited": fact(events, "limited", Boolean),
+        "exit": fact(events, "exit", JSONB),
     }
     if events.is_single:
         return insert(leases).from_select(list(columns), select(*columns.values()))
@@ -241,6 +280,26 @@ def _renew(events: Events) -> UpdateBase:
     return (
         update(leases)
         .values(expires_at=last_of_each.c.expires_at, renewed_at=last_of_each.c.renewed_at)
+        .where(leases.c.pool_id == last_of_each.c.pool_id, leases.c.id == last_of_each.c.lease_id)
+    )
+
+
+def _rotate(events: Events) -> UpdateBase:
+    """Set the session id of each lease's exit to that of its last rotation."""
+    c = events.c
+    last_of_each = (
+        select(
+            c.lease_id,
+            c.pool_id,
+            last(events, fact(events, "session_after", Text)).label("session_after"),
+        )
+        .where(of_type(events, "ExitRotated"))
+        .group_by(c.lease_id, c.pool_id)
+        .subquery("rotated")
+    )
+    return (
+        update(leases)
+        .values(exit=with_session(leases.c.exit, last_of_each.c.session_after))
         .where(leases.c.pool_id == last_of_each.c.pool_id, leases.c.id == last_of_each.c.lease_id)
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -11,6 +12,7 @@ from sqlalchemy import (
     Column,
     Double,
     Integer,
+    Numeric,
     PrimaryKeyConstraint,
     Table,
     Text,
@@ -44,6 +46,11 @@ class PoolRow:
     selector: str | None
     lease_seconds: float | None
     max_concurrency: int | None
+    limits: dict[str, Any] | None
+    cost_per_gb: Decimal | None
+    cost_per_lease: Decimal | None
+    reported_failures: bool | None
+    rotation: dict[str, Any] | None
 
 
 pools = Table(
@@ -60,6 +67,11 @@ pools = Table(
     Column("selector", Text),
     Column("lease_seconds", Double),
     Column("max_concurrency", Integer),
+    Column("limits", JSONB),
+    Column("cost_per_gb", Numeric),
+    Column("cost_per_lease", Numeric),
+    Column("reported_failures", Boolean),
+    Column("rotation", JSONB),
     PrimaryKeyConstraint("id"),
     UniqueConstraint("name"),
 )
@@ -75,6 +87,11 @@ _FACTS = {
     "selector": Text,
     "lease_seconds": Double,
     "max_concurrency": Integer,
+    "limits": JSONB,
+    "cost_per_gb": Numeric,
+    "cost_per_lease": Numeric,
+    "reported_failures": Boolean,
+    "rotation": JSONB,
 }
 """What each event of a pool has of it."""
 
@@ -102,6 +119,11 @@ class Pools(Projection):
                     event.selector and event.selector.value,
                     event.lease_seconds,
                     event.max_concurrency,
+                    event.limits.model_dump(mode="json") if event.limits else None,
+                    event.cost_per_gb,
+                    event.cost_per_lease,
+                    event.reported_failures,
+                    event.rotation.model_dump() if event.rotation else None,
                 )
             case PoolRemoved():
                 del state[(event.pool_id,)]

@@ -20,9 +20,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.dml import UpdateBase
 
-from pharox.events import EventBase, HealthChecked, ProxyRemoved
+from pharox.events import EventBase, HealthChecked, PoolStateCarried, ProxyRemoved
 
 from .base import Events, Fold, Projection, delete_proxies, fact, keep_last, metadata, of_type
+from .carrying import carry, carry_fold
 
 
 @dataclass(slots=True)
@@ -79,6 +80,8 @@ class ProxyHealth(Projection):
 
     def apply(self, state: dict[Any, HealthRow], event: EventBase) -> None:
         match event:
+            case PoolStateCarried():
+                carry(self, state, event)
             case HealthChecked(applied=True):
                 state[event.proxy_id, event.pool_id] = HealthRow(
                     event.proxy_id,
@@ -97,6 +100,7 @@ class ProxyHealth(Projection):
 
     def folds(self) -> tuple[Fold, ...]:
         return (
+            carry_fold(self),
             Fold(frozenset({"HealthChecked"}), _record),
             Fold(frozenset({"ProxyRemoved"}), _remove),
         )

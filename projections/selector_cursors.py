@@ -25,9 +25,17 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.dml import UpdateBase
 
-from pharox.events import CursorMoved, EventBase, LeaseAcquired, PoolRegistered, PoolRemoved
+from pharox.events import (
+    CursorMoved,
+    EventBase,
+    LeaseAcquired,
+    PoolRegistered,
+    PoolRemoved,
+    PoolStateCarried,
+)
 
 from .base import HOT, Events, Fold, Projection, metadata, of_type
+from .carrying import carry, carry_fold
 
 ROUND_ROBIN = "round_robin"
 
@@ -62,6 +70,8 @@ class SelectorCursors(Projection):
 
     def apply(self, state: dict[Any, CursorRow], event: EventBase) -> None:
         match event:
+            case PoolStateCarried():
+                carry(self, state, event)
             case LeaseAcquired() | CursorMoved() if event.selector == ROUND_ROBIN:
                 state[event.pool_id, ROUND_ROBIN].proxy_id = event.proxy_id
             case PoolRegistered():
@@ -73,6 +83,7 @@ class SelectorCursors(Projection):
     def folds(self) -> tuple[Fold, ...]:
         return (
             Fold(frozenset({"PoolRegistered"}), _register),
+            carry_fold(self),
             Fold(frozenset({"LeaseAcquired", "CursorMoved"}), _move),
             Fold(frozenset({"PoolRemoved"}), _remove),
         )

@@ -26,18 +26,41 @@ from sqlalchemy import (
     func,
     select,
     tuple_,
+    update,
 )
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.sql.dml import UpdateBase
 
-from pharox.events import EventBase, LeasesPruned, PoolRemoved, SessionBound, SessionForgotten
+from pharox.events import (
+    EventBase,
+    ExitRotated,
+    LeasesPruned,
+    PoolRemoved,
+    PoolStateCarried,
+    SessionBound,
+    SessionForgotten,
+)
 
-from .base import Events, Fold, Projection, fact, metadata, of_type
+from .base import (
+    Events,
+    Fold,
+    Projection,
+    fact,
+    metadata,
+    of_type,
+    recorded_exit,
+    rotated_exit,
+    with_session,
+)
+from .carrying import carry, carry_fold
 
 
 @dataclass(slots=True)
 class SessionRow:
-    """A key's binding. ``country`` and ``exit_ip`` are those of the proxy when it was bound."""
+    """A key's binding. ``country`` and ``exit_ip`` are those of the proxy when it was bound.
+
+    ``exit`` is the exit of a gateway that the key keeps, if the proxy is a template.
+    """
 
     pool_id: UUID
     key: str
@@ -48,6 +71,7 @@ class SessionRow:
     exit_ip: str | None
     bound_at: datetime
     expires_at: datetime
+    exit: dict[str, Any] | None
 
 
 sessions = Table(
@@ -62,6 +86,7 @@ sessions = Table(
     Column("exit_ip", Text),
     Column("bound_at", DateTime(timezone=True), nullable=False),
     Column("expires_at", DateTime(timezone=True), nullable=False),
+    Column("exit", JSONB),
     PrimaryKeyConstraint("pool_id", "key"),
 )
 Index(
@@ -86,6 +111,8 @@ class Sessions(Projection):
 
     def apply(self, state: dict[Any, SessionRow], event: EventBase) -> None:
         match event:
+            case PoolStateCarried():
+                carry(self, state, event)
             case SessionBound():
                 state[event.pool_id, event.key] = SessionRow(
                     event.pool_id,
@@ -97,7 +124,11 @@ class Sessions(Projection):
                     event.exit_ip,
                     event.recorded_at,
                     event.expires_at,
+                    recorded_exit(event.exit),
                 )
+            case ExitRotated() if event.session is not None:
+                row = state[event.pool_id, event.session]
+                row.exit = rotated_exit(row.exit, event)
             case SessionForgotten():
                 state.pop((event.pool_id, event.key), None)
             case LeasesPruned():
@@ -107,8 +138,10 @@ class Sessions(Projection):
 
     def folds(self) -> tuple[Fold, ...]:
         return (
+            carry_fold(self),
             Fold(frozenset(_TYPES), _bind),
             Fold(frozenset(_TYPES), _forget),
+            Fold(frozenset({*_TYPES, "ExitRotated"}), _rotate),
             Fold(frozenset({"LeasesPruned"}), _prune),
             Fold(frozenset({"PoolRemoved"}), _remove),
         )
@@ -132,6 +165,7 @@ def _bind(events: Events) -> UpdateBase:
         "exit_ip": fact(events, "exit_ip", Text),
         "bound_at": events.c.recorded_at,
         "expires_at": events.c.expires_at,
+        "exit": fact(events, "exit", JSONB),
     }
     latest = select(*keys, *values.values()).where(
         events.is_latest(of_type(events, *_TYPES), *keys), of_type(events, "SessionBound")
@@ -149,6 +183,27 @@ def _forget(events: Events) -> UpdateBase:
         events.is_latest(of_type(events, *_TYPES), *keys), of_type(events, "SessionForgotten")
     )
     return delete(sessions).where(tuple_(sessions.c.pool_id, sessions.c.key).in_(latest))
+
+
+def _rotate(events: Events) -> UpdateBase:
+    """Set the exits of the keys of which the last event here is that they took another."""
+    # A binding comes with the exit that it has by then. An ExitRotated has its key as "session".
+    key = func.coalesce(fact(events, "key", Text), fact(events, "session", Text))
+    every = of_type(events, *_TYPES, "ExitRotated")
+    latest = (
+        select(
+            events.c.pool_id,
+            key.label("key"),
+            fact(events, "session_after", Text).label("session_after"),
+        )
+        .where(events.is_latest(every, events.c.pool_id, key), of_type(events, "ExitRotated"))
+        .subquery("rotated")
+    )
+    return (
+        update(sessions)
+        .values(exit=with_session(sessions.c.exit, latest.c.session_after))
+        .where(sessions.c.pool_id == latest.c.pool_id, sessions.c.key == latest.c.key)
+    )
 
 
 def _prune(events: Events) -> UpdateBase:

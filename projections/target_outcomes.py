@@ -3,8 +3,8 @@
 Each event has the record after it, so a fold takes the last one. A pair outlives its proxy, until
 it is pruned: what is known of it is of use if the proxy comes back. A rest that a person ended is
 kept with its end, so that no event makes a pair old, and a prune at the same time agrees with the
-log. The key finds a pair while a lease is decided; two indexes find the pairs of a target that
-rest, and those that were reported lately.
+log. The key finds a pair while a lease is decided; three indexes find the pairs of a target that
+rest, those that were reported lately, and those that succeed most.
 """
 
 from __future__ import annotations
@@ -29,14 +29,23 @@ from sqlalchemy import (
     delete,
     func,
     select,
+    text,
     true,
 )
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.dml import UpdateBase
 
-from pharox.events import CoolDownSet, EventBase, LeasesPruned, OutcomeReported, PoolRemoved
+from pharox.events import (
+    CoolDownSet,
+    EventBase,
+    LeasesPruned,
+    OutcomeReported,
+    PoolRemoved,
+    PoolStateCarried,
+)
 
 from .base import Events, Fold, Projection, fact, metadata, of_type
+from .carrying import carry, carry_fold
 
 
 @dataclass(slots=True)
@@ -87,6 +96,14 @@ Index(
     target_outcomes.c.reported_at,
 )
 
+Index(
+    "ix_target_outcomes_success",
+    target_outcomes.c.pool_id,
+    target_outcomes.c.target,
+    text("((successes + 1) / (successes + failures + 2)) DESC"),
+    target_outcomes.c.proxy_id,
+)
+
 _KEY = ("pool_id", "proxy_id", "target")
 _RECORD: dict[str, Any] = {
     "successes": Double,
@@ -110,6 +127,8 @@ class TargetOutcomes(Projection):
 
     def apply(self, state: dict[Any, TargetOutcomesRow], event: EventBase) -> None:
         match event:
+            case PoolStateCarried():
+                carry(self, state, event)
             case OutcomeReported(target=str(target)) | CoolDownSet(target=str(target)):
                 reported_at: datetime | None = event.recorded_at
                 cools_until = event.cools_until
@@ -136,6 +155,7 @@ class TargetOutcomes(Projection):
 
     def folds(self) -> tuple[Fold, ...]:
         return (
+            carry_fold(self),
             Fold(frozenset(_TYPES), _keep),
             Fold(frozenset({"LeasesPruned"}), _prune),
             Fold(frozenset({"PoolRemoved"}), _remove),

@@ -21,9 +21,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.dml import UpdateBase
 
-from pharox.events import EventBase, PoolRemoved, TargetRecovered, TargetTroubled
+from pharox.events import EventBase, PoolRemoved, PoolStateCarried, TargetRecovered, TargetTroubled
 
 from .base import Events, Fold, Projection, fact, metadata, of_type
+from .carrying import carry, carry_fold
 
 
 @dataclass(slots=True)
@@ -57,6 +58,8 @@ class TroubledTargets(Projection):
 
     def apply(self, state: dict[Any, TroubledTargetRow], event: EventBase) -> None:
         match event:
+            case PoolStateCarried():
+                carry(self, state, event)
             case TargetTroubled():
                 key = (event.pool_id, event.target)
                 state[key] = TroubledTargetRow(*key, event.recorded_at)
@@ -68,6 +71,7 @@ class TroubledTargets(Projection):
 
     def folds(self) -> tuple[Fold, ...]:
         return (
+            carry_fold(self),
             Fold(frozenset(_TYPES), _keep),
             Fold(frozenset(_TYPES), _recover),
             Fold(frozenset({"PoolRemoved"}), _remove),

@@ -17,7 +17,7 @@ from sqlglot import exp
 
 from pharox.storage.postgres.functions import folding_functions
 
-FILE = Path(__file__).parents[1] / "pharox/storage/postgres/migrations/sql/0005/folding.sql"
+FILE = Path(__file__).parents[1] / "pharox/storage/postgres/migrations/sql/0006/folding.sql"
 _STATEMENT = re.compile(r"^( +)((?:INSERT|UPDATE|DELETE|SELECT) .*);$", re.MULTILINE)
 _UNNAMED = re.compile(r"(anon|coalesce|max|recorded_at)_[0-9]+")
 """Names that SQLAlchemy gives to columns that have none, and that nobody refers to."""

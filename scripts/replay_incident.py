@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write a timeline and an illustrated page of a window of time to a folder.
+"""Write a timeline and an illustrated page of a window of time, as ``pharox report`` does.
 
 scripts/replay_incident.py --from 2026-01-31T10:00Z --to 2026-01-31T10:15Z --output report
 """
@@ -15,13 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 try:
     import typer
 
-    from pharox.cli.checking import moment_before
     from pharox.cli.failing import run
-    from pharox.cli.session import Archive, Schema, Target, Url, past
-    from pharox.cli.showing import say
-    from pharox.incident import write_report
+    from pharox.cli.report import End, Pools, Start, tell, write
+    from pharox.cli.session import Archive, Schema, Target, Url
     from pharox.models import utc_now
-    from pharox.models.text import escape_unprintable
+    from pharox.models.moments import moment_before
 except ModuleNotFoundError as error:
     sys.exit(
         f"replay_incident.py: this Python has no {error.name}: run scripts/setup-env, then "
@@ -34,29 +32,13 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 @app.command()
 def replay_incident(
     context: typer.Context,
-    start: Annotated[
-        str,
-        typer.Option(
-            "--from",
-            metavar="TIME",
-            help="The start of the window: a time with its zone, a span before now such as 30m, or "
-            "now.",
-        ),
-    ],
+    start: Start,
     output: Annotated[
         Path,
         typer.Option(metavar="FOLDER", help="The folder to write to; it must be new or empty."),
     ],
-    end: Annotated[
-        str,
-        typer.Option(
-            "--to", metavar="TIME", help="The end of the window, in the same forms as --from."
-        ),
-    ] = "now",
-    pool: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Only events of this pool; may be repeated."),
-    ] = None,
+    end: End = "now",
+    pool: Pools = None,
     archive: Archive = None,
     database_url: Url = None,
     schema: Schema = "pharox",
@@ -65,10 +47,7 @@ def replay_incident(
     now = utc_now()
     window = moment_before(start, now), moment_before(end, now)
     context.obj = Target(database_url, schema)
-    with past(context, archive) as log:
-        report = write_report(log, *window, output, pools=pool or ())
-    say(str(report))
-    print(escape_unprintable(str(report.page)))
+    tell(write(context, window, output, pool or (), archive))
 
 
 if __name__ == "__main__":

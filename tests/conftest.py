@@ -66,15 +66,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--every-server"):
         return
     others = set(servers.names()[1:])
-    places = [TESTS / name for name in servers.ON_EVERY]
     left_out = {
         item
         for item in items
-        if not others.isdisjoint(_parameters(item))
-        and (item.get_closest_marker("stress") or not any(map(item.path.is_relative_to, places)))
+        if not others.isdisjoint(_parameters(item)) and not _may_differ_on_another(item)
     }
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = [item for item in items if item not in left_out]
+
+
+def _may_differ_on_another(item: pytest.Item) -> bool:
+    """Return whether another version of PostgreSQL could answer a test otherwise."""
+    if item.get_closest_marker("stress") or item.get_closest_marker("one_server"):
+        return False
+    return any(item.path.is_relative_to(TESTS / name) for name in servers.ON_EVERY)
 
 
 def _parameters(item: pytest.Item) -> set[str]:
@@ -310,8 +315,8 @@ def zoo() -> Iterator[Zoo]:
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test depends on what the person who runs it has set, but for the server."""
-    for name in ("PHAROX_SECRET_KEY", "PHAROX_DATA_DIR", "PHAROX_CHECK_URL"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("SECRET_KEY", "SECRET_KEY_FILE", "DATA_DIR", "CHECK_URL"):
+        monkeypatch.delenv(f"PHAROX_{name}", raising=False)
 
 
 def clock_of(storage: IStorage) -> Clock:

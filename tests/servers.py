@@ -23,8 +23,12 @@ from pharox.connecting import embedded
 
 _SERVER_USERS = ("postgres", "pgserver")
 SYSTEM_BINARIES = Path("/usr/lib/postgresql")
-ON_EVERY = ("database", "leasing", "ledger", "properties", "test_contract.py")
-"""Below ``tests``, what runs on every server, unless it is marked as stress."""
+ON_EVERY = (
+    *("database", "properties", "test_contract.py"),
+    *(f"leasing/test_{name}.py" for name in ("limits", "sets", "sticky", "targets", "waiting")),
+    *(f"ledger/test_{name}.py" for name in ("archive", "rebuild", "subscription")),
+)
+"""Below ``tests``, what runs on every server, unless it is marked as stress or one_server."""
 
 # What the tests need of a server is its behaviour, not that it survives a power cut.
 _SPEED = {

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,8 +14,9 @@ from xml.etree import ElementTree
 import pytest
 
 from pharox.storage.postgres import PostgresStorage
-from scripts.benchmarks import core_callers
+from scripts.benchmarks import console_leasing, core_callers, starting
 from scripts.benchmarks.chart import draw
+from scripts.benchmarks.console_leasing import SteadyLeasing
 from scripts.benchmarks.core_bytes import written
 from scripts.benchmarks.goals import GOALS, Goal
 from scripts.benchmarks.machine import noise
@@ -157,6 +159,37 @@ class TestCallers:
         found = written(storage, lambda: run_sql(storage.engine, f"INSERT INTO things {rows}"))
         assert found.log == 0
         assert 1_000_000 < found.wal < 1_300_000
+
+
+class TestConsole:
+    """The console that is measured is asked for what is there, while leasing goes on."""
+
+    def test_steady_leasing_counts_what_it_does(
+        self, storage: PostgresStorage, database_url: str
+    ) -> None:
+        """Each lease that it tells of is in the log, and released when it ends."""
+        fill(storage, 2 * console_leasing.TASKS * console_leasing.HELD_EACH)
+        with SteadyLeasing(database_url, "pool", 200) as leasing:
+            while (told := leasing.look()).leases < 100:
+                time.sleep(0.05)
+        assert told.amiss == 0
+        assert told.cpu_s > 0
+        ((acquired, ended),) = run_sql(
+            storage.engine,
+            "SELECT count(*) FILTER (WHERE type = 'LeaseAcquired'), "
+            "count(*) FILTER (WHERE type = 'LeaseReleased') FROM pharox.events",
+        )
+        assert acquired == ended
+        assert int(str(acquired)) >= told.leases
+
+
+def test_a_command_takes_more_than_an_empty_program(database_url: str) -> None:
+    """What a command takes is the processor time of its process alone."""
+    bare, version = (
+        starting.processor_s(starting.COMMANDS[name], database_url)
+        for name in ("python -c pass", "pharox --version")
+    )
+    assert 0 < bare < version
 
 
 class TestFigures:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -48,6 +49,11 @@ class TestUrl:
         assert url.render_as_string(hide_password=False) == (
             "postgresql+psycopg://me:secret@host:5433/db?sslmode=require"
         )
+
+    def test_what_is_no_text_is_refused(self) -> None:
+        wrong: Any = 5
+        with pytest.raises(InvalidInputError, match=r"must be a text .*, not a int"):
+            connect(wrong)
 
     @pytest.mark.parametrize(
         "url",
@@ -168,6 +174,7 @@ class TestChoice:
 WITHOUT = """
 import asyncio, sys
 from pathlib import Path
+from typing import Any
 for name in sys.argv[1].split():
     sys.modules[name] = None
 import pharox

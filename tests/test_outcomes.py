@@ -156,6 +156,12 @@ def _curl(code: int, words: str) -> Exception:
     return error
 
 
+def _broken_off(code: int) -> Exception:
+    error = _curl(code, "transfer closed with outstanding read data remaining")
+    vars(error).update(response=SimpleNamespace(status_code=200))
+    return error
+
+
 def _because(error: Exception, cause: BaseException) -> Exception:
     error.__context__ = cause
     return error
@@ -194,6 +200,8 @@ def _because(error: Exception, cause: BaseException) -> Exception:
         ),
         (_because(_named("ConnectTimeoutError", "urllib3"), _pysocks("X")), "unclear", None),
         (_curl(28, "Connection timed out"), "unclear", None),
+        (_broken_off(18), "unclear", None),
+        (_broken_off(28), "unclear", None),
         (_curl(7, "Failed to connect to shop.example over proxy"), "proxy_failed", None),
         (_curl(7, "CONNECT tunnel failed, response 407. See"), "proxy_failed", 407),
         (_curl(7, "CONNECT tunnel failed, response 503. See"), "unclear", None),

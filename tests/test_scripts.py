@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,7 +58,13 @@ def test_gunicorn_and_the_ledger_count_the_same() -> None:
     """The demo of a web application: a worker is killed, and no lease is missing in the scrape."""
     told = run_python("-m", "scripts.lib.gunicorn_demo", timeout_s=300)
     assert told.returncode == 0, told.stdout + told.stderr
-    assert "Answered: 30. Leases in the scrape: 30, in the ledger: 30." in told.stdout
+    counts = re.search(
+        r"Answered: 30\. Leases in the scrape: (\d+), in the ledger: (\d+)\.", told.stdout
+    )
+    assert counts is not None, told.stdout
+    # The worker that is killed may have leased for a request whose answer it took along.
+    assert counts[1] == counts[2]
+    assert int(counts[1]) in (30, 31)
     assert 'gunicorn_worker_restarts_total{instance="' in told.stdout
 
 

@@ -17,6 +17,7 @@ from pharox import Proxy, ProxyProtocol, ProxyStatus
 from pharox.errors import SourceError
 from pharox.models import ProxyCredentials
 from pharox.models.ids import NIL
+from pharox.models.text import host_fault, normal_host
 from pharox.sources import BadEntry, Defaults, Entry, Format, open_source, read_proxies
 from pharox.sources.text import ENTRY_LIMIT
 from tests.conftest import serving
@@ -44,6 +45,9 @@ JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=5,
+)
+HOSTS = st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,20})", fullmatch=True).filter(
+    lambda host: host_fault(normal_host(host)) is None
 )
 SECRETS = st.text(st.characters(exclude_characters="\x00", codec="utf-8"), min_size=1).filter(
     str.strip
@@ -362,8 +366,7 @@ class TestAnySource:
     @given(
         user=SECRETS,
         password=SECRETS,
-        host=st.ip_addresses().map(str)
-        | st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,20})", fullmatch=True),
+        host=st.ip_addresses().map(str) | HOSTS,
         port=st.integers(1, 65535),
         protocol=st.sampled_from(ProxyProtocol),
     )

@@ -31,10 +31,9 @@ def _sections(command: Any, context: Any) -> Iterator[str]:
     rows = [(code(name), text) for name, text in filter(None, records) if name != "--help"]
     if rows:
         yield table(("argument or option", "meaning"), rows)
-    for name, part in getattr(command, "commands", {}).items():
-        yield from _sections(
-            part, context.command.context_class(part, info_name=name, parent=context)
-        )
+    for name in getattr(command, "commands", ()):
+        part = command.get_command(context, name)
+        yield from _sections(part, command.context_class(part, info_name=name, parent=context))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

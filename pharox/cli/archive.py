@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..models import utc_now
+from ..models.moments import moment_before
 from ..models.text import escape_unprintable
-from .checking import moment_before
-from .failing import FAILURE, USAGE
+from .exits import Exit
 from .once import Commands
 from .session import ledger
 from .showing import AsJson, print_json
@@ -46,7 +46,7 @@ def archive(
         return
     if before is None or to is None:
         print(context.get_help())
-        raise typer.Exit(USAGE)
+        raise typer.Exit(Exit.USAGE)
     from ..ledger.archive import archiving  # noqa: PLC0415 - it needs an extra
 
     moment = moment_before(before, utc_now())
@@ -99,7 +99,7 @@ def check(
         for line in _findings(checked):
             print(escape_unprintable(line))
     if checked.differences:
-        raise typer.Exit(FAILURE)
+        raise typer.Exit(Exit.FAILURE)
 
 
 def _describe(part: Archived) -> str:

@@ -1,34 +1,26 @@
-"""``pharox audit``: what happened to a lease, a proxy, a consumer or a pool.
-
-A story is printed day by day, each event with its time, its seq and a sentence, and
-ends with totals. The request and the actor are printed only where they differ from
-the previous ones.
-"""
+"""``pharox audit``: what happened to a lease, a proxy, a consumer, a pool or a source."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from datetime import MAXYEAR, datetime, timedelta
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..models import utc_now
-from ..models.text import escape_unprintable
-from .checking import end_of, start_of
-from .describing import Described, clock, counted, day_of, describe, lasting
+from ..models.moments import behind, end_of, start_of
+from .merged import check_of_all, print_story
 from .once import Commands
-from .session import Archive, past
+from .paging import NoPager, print_lines
+from .session import Archive, is_of_fleet, past
 from .showing import AsJson, in_utc, print_json, say
+from .story import lines_of
 
 if TYPE_CHECKING:
-    from ..history.audit import Entry, Story, Totals
+    from ..history.audit import Entry, Story
 
-app = Commands(help="Show what happened to a lease, a proxy, a consumer or a pool.")
-
-LISTED = 5
-"""How many targets are named that refused proxies."""
+app = Commands(help="Show what happened to a lease, a proxy, a consumer, a pool or a source.")
 
 WHEN = "TIME|SEQ"
 
@@ -48,16 +40,15 @@ To = Annotated[
 @app.command()
 def lease(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="ID", help="The lease's id.")],
+    name: Annotated[str, typer.Argument(metavar="ID", help="The lease's id, or its beginning.")],
     begin: From = None,
     end: To = None,
     archive: Archive = None,
+    no_pager: NoPager = False,
     as_json: AsJson = False,
 ) -> None:
     """Show who held which proxy for how long, and its health checks meanwhile."""
-    from ..history.audit import of_lease  # noqa: PLC0415 - SQLAlchemy takes a while to import
-
-    _audit(context, of_lease, name, begin, end, archive, as_json)
+    _audit(context, _of_lease, name, begin, end, archive, as_json=as_json, paged=not no_pager)
 
 
 @app.command()
@@ -69,12 +60,13 @@ def proxy(
     begin: From = None,
     end: To = None,
     archive: Archive = None,
+    no_pager: NoPager = False,
     as_json: AsJson = False,
 ) -> None:
     """Show how a proxy was registered and changed, who held it, and its health checks."""
-    from ..history.audit import of_proxy  # noqa: PLC0415
+    from ..history.audit import of_proxy  # noqa: PLC0415 - SQLAlchemy takes a while to import
 
-    _audit(context, of_proxy, name, begin, end, archive, as_json)
+    _audit(context, of_proxy, name, begin, end, archive, as_json=as_json, paged=not no_pager)
 
 
 @app.command()
@@ -84,12 +76,17 @@ def consumer(
     begin: From = None,
     end: To = None,
     archive: Archive = None,
+    no_pager: NoPager = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what a consumer leased and gave back, and each miss with its reason."""
     from ..history.audit import of_consumer  # noqa: PLC0415
 
-    _audit(context, of_consumer, name, begin, end, archive, as_json)
+    if is_of_fleet(context):
+        check_of_all({"--archive": archive})
+        print_story(context, name, begin, end, as_json=as_json, paged=not no_pager)
+        return
+    _audit(context, of_consumer, name, begin, end, archive, as_json=as_json, paged=not no_pager)
 
 
 @app.command()
@@ -99,12 +96,29 @@ def pool(
     begin: From = None,
     end: To = None,
     archive: Archive = None,
+    no_pager: NoPager = False,
     as_json: AsJson = False,
 ) -> None:
     """Show everything that happened in a pool, even if it was removed since."""
     from ..history.audit import of_pool  # noqa: PLC0415
 
-    _audit(context, of_pool, name, begin, end, archive, as_json)
+    _audit(context, of_pool, name, begin, end, archive, as_json=as_json, paged=not no_pager)
+
+
+@app.command()
+def source(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The source's name.")],
+    begin: From = None,
+    end: To = None,
+    archive: Archive = None,
+    as_json: AsJson = False,
+    no_pager: NoPager = False,
+) -> None:
+    """Show how a source was set and refreshed, which proxies came and went, and its failures."""
+    from ..history.audit import of_source  # noqa: PLC0415
+
+    _audit(context, of_source, name, begin, end, archive, as_json=as_json, paged=not no_pager)
 
 
 def _audit(
@@ -114,11 +128,13 @@ def _audit(
     begin: str | None,
     end: str | None,
     archive: list[Path] | None,
+    *,
     as_json: bool,
+    paged: bool,
 ) -> None:
     now = utc_now()
     since = None if begin is None else start_of(begin, now)
-    until = None if end is None else _behind(end_of(end, now))
+    until = None if end is None else behind(end_of(end, now))
     with past(context, archive) as log:
         story = audit(log, name, since=since, until=until)
         for namesake in story.namesakes:
@@ -130,86 +146,29 @@ def _audit(
             )
         if as_json:
             for entry in story.entries:
-                print_json(_attributes(entry))
+                print_json(attributes_of(entry))
         else:
-            for line in _lines(story):
-                print(escape_unprintable(line))
+            print_lines(lines_of(story), paged=paged)
 
 
-def _behind(end: int | datetime) -> int | datetime:
-    """Return an end as :mod:`pharox.history.audit` takes it: a time is exclusive there."""
-    if isinstance(end, int) or end.year == MAXYEAR:
-        return end
-    return end + timedelta(microseconds=1)
+def _of_lease(log: Any, name: str, **window: Any) -> Story:
+    """Return the story of the lease whose id begins so."""
+    from ..history.audit import of_lease  # noqa: PLC0415 - SQLAlchemy takes a while to import
+    from ..history.finding import find_lease  # noqa: PLC0415
+
+    # What is no id at all never was a lease: the same answer as for other names.
+    is_id = not set(name.strip().lower()) - set("0123456789abcdef-")
+    return of_lease(log, find_lease(log, name) if is_id else name, **window)
 
 
-def _attributes(entry: Entry) -> dict[str, object]:
+def attributes_of(entry: Entry) -> dict[str, object]:
+    """Return an entry as a command prints it in JSON."""
     return {
         **entry.event.model_dump(mode="json"),
         "pool": entry.pool,
         "address": entry.address,
         "held_s": entry.held_s,
+        "held_by": [held._asdict() for held in entry.holders],
         "pool_had": entry.pool_had and entry.pool_had.figures(),
+        "fallback_had": [had and had.figures() for had in entry.fallback_had],
     }
-
-
-def _lines(story: Story) -> Iterator[str]:
-    from ..history.audit import Totals  # noqa: PLC0415
-
-    called = "" if str(story.id) == story.name else f" ({story.id})"
-    yield f"{story.kind} {story.name}{called}"
-    totals, day, asked, by = Totals(), None, "", ""
-    for entry in story.entries:
-        totals.add(entry)
-        if (today := day_of(entry.event.recorded_at)) != day:
-            day = today
-            yield from ("", today)
-        description = describe(
-            entry.event, pool=entry.pool, address=entry.address, pool_had=entry.pool_had
-        )
-        margin = f"  {clock(entry.event.recorded_at)}  {entry.event.seq:>7}  "
-        yield margin + description.sentence
-        for line in _below(description, asked, by):
-            yield " " * len(margin) + line
-        asked, by = description.asked or asked, description.by
-    yield from ("", _adds_up(story, totals) if day else "nothing happened in this time")
-
-
-def _below(description: Described, asked: str, by: str) -> Iterator[str]:
-    """Yield the lines below a sentence, without an unchanged request or actor."""
-    if description.asked and description.asked != asked:
-        yield description.asked
-    yield from description.details
-    if description.by and description.by != by:
-        yield description.by
-
-
-def _adds_up(story: Story, totals: Totals) -> str:
-    if story.kind == "lease":
-        ended = totals.released or totals.expired or totals.revoked
-        end = f"held for {lasting(totals.held_s)}" if ended else "no end of it is recorded"
-        return "; ".join((end, *_refusals(totals)))
-    parts = [
-        f"{counted(totals.acquired, 'lease', 'leases')} acquired",
-        *([f"{totals.renewed} renewals"] if totals.renewed else []),
-        *([f"{totals.redated} re-dated"] if totals.redated else []),
-        f"{totals.released} given back",
-        f"{totals.expired} ran out",
-        *([f"{totals.revoked} revoked"] if totals.revoked else []),
-    ]
-    if totals.released or totals.expired or totals.revoked:
-        parts.append(f"held for {lasting(totals.held_s)} altogether")
-    misses = ", ".join(f"{number} {reason}" for reason, number in totals.missed.most_common())
-    if misses:
-        parts.append(f"{counted(totals.missed.total(), 'miss', 'misses')} ({misses})")
-    return "; ".join((*parts, *_refusals(totals)))
-
-
-def _refusals(totals: Totals) -> Iterator[str]:
-    """Yield how often targets refused proxies, and since when: those that did most often."""
-    most = sorted(totals.refused.items(), key=lambda each: -each[1].count)
-    for target, refused in most[:LISTED]:
-        times = counted(refused.count, "time", "times")
-        yield f"refused {times} by {target} since {in_utc(refused.since)}"
-    if len(most) > LISTED:
-        yield f"refused by {counted(len(most) - LISTED, 'target', 'targets')} more"

@@ -14,10 +14,10 @@ from uuid import UUID
 import typer
 
 from ..errors import PharoxError, ProxyNotFoundError
+from ..history.describing import counted
 from ..models import Proxy, ProxyStatus
 from ..models.text import escape_unprintable, url_of, without_secrets
 from .checking import duration_of
-from .describing import counted
 from .session import ledger
 from .showing import AsJson, in_utc, print_json
 
@@ -78,7 +78,12 @@ def unban(
 ) -> None:
     """Lift the ban on proxies: each may be leased again after a successful check."""
     status = ProxyStatus.ACTIVE if active else ProxyStatus.INACTIVE
-    description = "may be leased again" if active else "is inactive until a check succeeds"
+    description = (
+        "is active: it may be leased again"
+        if active
+        else "is inactive until a check succeeds: `pharox sweep` checks it, and "
+        "`pharox proxies set PROXY --status active` leases it again without"
+    )
     with ledger(context) as storage:
         banned = proxies_named(storage, names)
         _check_banned(banned)
@@ -183,8 +188,10 @@ def _check_banned(proxies: Sequence[Proxy]) -> None:
             f"{url_of(proxy.protocol, proxy.host, proxy.port)} is {proxy.status.value}"
             for proxy in others
         )
+        is_down = any(proxy.status is ProxyStatus.INACTIVE for proxy in others)
+        hint = "; `pharox proxies set PROXY --status active` leases it again" if is_down else ""
         raise PharoxError(
-            f"not banned: {which}; nothing was changed",
+            f"not banned: {which}; nothing was changed{hint}",
             proxy_ids=tuple(proxy.id for proxy in others),
         )
 

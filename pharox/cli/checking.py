@@ -3,39 +3,97 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from collections.abc import Collection, Iterator, Sequence
+from decimal import Decimal
+from typing import Annotated, Any, TypeVar
 
 import typer
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ..errors import InvalidInputError
 from ..models import (
     MAX_DURATION_S,
     CoolDown,
     HealthCheckOptions,
+    Pace,
+    PoolLimits,
     ProxyCredentials,
     ProxyFilters,
     ProxyPool,
+    RotationPolicy,
+    TargetRules,
 )
-from ..sources.entries import complaint
+from ..models.budgets import BUDGETS
+from ..models.moments import SECONDS_OF
+from ..models.money import Price
 
 M = TypeVar("M", bound=BaseModel)
 
-_SPAN = re.compile(r"([0-9]+)\s*([smhdw])")
 _DURATION = re.compile(r"(-?)([0-9]+(?:\.[0-9]+)?)\s*([smhdw]?)")
-_SECONDS_OF = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+_PRICE: TypeAdapter[Decimal] = TypeAdapter(Price)
+_SIZE = re.compile(r"([0-9]{1,16}(?:\.[0-9]{1,12})?)\s*([kmgt]?)b?", re.IGNORECASE)
 _LIMIT = re.compile("[0-9]{1,10}")
-_SEQ = re.compile("[0-9]{1,18}")
-_SECONDS = re.compile(r"[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:[.,]([0-9]{1,6}))?")
-_FORMS = "a time with its zone such as 2026-01-31T12:00Z, a span before now such as 30m, now"
-_TICK = timedelta(microseconds=1)
+_STATUS = re.compile("[1-5][0-9]{2}")
+
+
+CostPerGb = Annotated[
+    str | None,
+    typer.Option(
+        "--cost-per-gb",
+        metavar="PRICE",
+        help="What 10^9 bytes cost that are reported, as a plain number: 3.5; '' for none.",
+    ),
+]
+CostPerLease = Annotated[
+    str | None,
+    typer.Option("--cost-per-lease", metavar="PRICE", help="What each lease costs; '' for none."),
+]
+
+Weight = Annotated[
+    int | None,
+    typer.Option(
+        "--weight",
+        metavar="N",
+        min=1,
+        max=1000,
+        help="How many leases it gets by the selector `weighted`, beside one of weight 1.",
+    ),
+]
+
+
+def prices_of(cost_per_gb: str | None, cost_per_lease: str | None) -> dict[str, Decimal | None]:
+    """Return the prices that are given, by the names of their fields."""
+    given = {"cost_per_gb": cost_per_gb, "cost_per_lease": cost_per_lease}
+    return {
+        name: price_of(text, f"--{name.replace('_', '-')}")
+        for name, text in given.items()
+        if text is not None
+    }
 
 
 def checked_pool(**fields: Any) -> ProxyPool:
     """Return the pool that the options describe."""
     return _checked(ProxyPool, fields)
+
+
+def checked_rules(**fields: Any) -> TargetRules:
+    """Return the rules for a target that the options describe."""
+    return _checked(TargetRules, fields)
+
+
+def statuses_of(text: str) -> tuple[int, ...]:
+    """Parse HTTP statuses such as ``403,429``; none if the text is empty.
+
+    Raises
+    ------
+    InvalidInputError
+        If one is not a status.
+    """
+    parts = [part.strip() for part in text.split(",")] if text.strip() else []
+    for part in parts:
+        if not _STATUS.fullmatch(part):
+            raise InvalidInputError(f"{part!r} is not a status: give some such as 403,429")
+    return tuple(map(int, parts))
 
 
 def checked_credentials(**fields: Any) -> ProxyCredentials:
@@ -91,6 +149,50 @@ def limit_of(text: str) -> int | None:
     )
 
 
+def price_of(text: str | None, option: str) -> Decimal | None:
+    """Parse a price, such as ``3.5``; None for an empty text.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is not a number from 0 on with at most 9 decimal places and 15 digits.
+    """
+    if text is None or not text.strip():
+        return None
+    try:
+        return _PRICE.validate_python(text.strip())
+    except ValidationError as error:
+        raise InvalidInputError(
+            f"{option} must be a number such as 3.5, from 0 on, with at most 9 decimal places and "
+            f"15 digits, not {text!r}"
+        ) from error
+
+
+def budgets_of(text: str | dict[str, Any]) -> dict[str, Any]:
+    """Parse budgets, such as ``money=25,consumer-bytes=2GB``, to fields of a PoolLimits; 0 is None.
+
+    Raises
+    ------
+    typer.BadParameter
+        If one has no such name or no value, or is named twice.
+    """
+    if isinstance(text, dict):
+        return text
+    fields: dict[str, Any] = {}
+    for name, value in _named_parts(text, BUDGETS, "money=25,bytes=10GB,consumer-money=2.5"):
+        amount = _size_of(value) if name.endswith("bytes") else value
+        fields[BUDGETS[name]] = None if value == "0" else amount
+    return fields
+
+
+def _size_of(text: str) -> int:
+    """Parse a number of bytes, such as ``10GB``: a unit is a power of 1000."""
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is not a size; give one such as 500MB or 10GB")
+    return int(Decimal(found[1]) * 1000 ** ("", "k", "m", "g", "t").index(found[2].lower()))
+
+
 def duration_of(text: str | float) -> float:
     """Parse a duration such as ``30``, ``30s``, ``5m`` or ``2h``, and return its seconds.
 
@@ -106,7 +208,7 @@ def duration_of(text: str | float) -> float:
     if found is None or found[1]:
         what = "is not a duration" if found is None else "is negative"
         raise typer.BadParameter(f"{stripped!r} {what}; give one such as 30 (seconds), 5m or 2h")
-    seconds = float(found[2]) * _SECONDS_OF[found[3] or "s"]
+    seconds = float(found[2]) * SECONDS_OF[found[3] or "s"]
     if seconds > MAX_DURATION_S:
         raise typer.BadParameter(f"{stripped!r} is longer than a hundred years")
     return seconds
@@ -133,16 +235,88 @@ def cool_down_of(text: str | dict[str, Any]) -> dict[str, Any]:
     if isinstance(text, dict):
         return text
     fields: dict[str, Any] = {}
-    for part in text.split(","):
-        name, _, value = (word.strip() for word in part.partition("="))
-        field = _COOL_DOWN.get(name)
-        if field is None or not value or field in fields:
-            raise typer.BadParameter(
-                f"{part.strip()!r}: give each of {', '.join(_COOL_DOWN)} once at most, as in "
-                "base=30s,factor=2,max=15m,jitter=0.1,after=2"
-            )
+    example = "base=30s,factor=2,max=15m,jitter=0.1,after=2"
+    for name, value in _named_parts(text, _COOL_DOWN, example):
+        field = _COOL_DOWN[name]
         fields[field] = duration_of(value) if field.endswith("_seconds") else value
     return fields
+
+
+_ROTATION = {
+    "on": "on",
+    "within": "within_seconds",
+    "every": "every_seconds",
+    "settle": "settle_seconds",
+}
+"""What a rule for rotations is made of, and the field of each part."""
+
+
+def rotation_of(text: str | dict[str, Any]) -> dict[str, Any]:
+    """Parse parts of a rule for rotations, such as ``on=release,every=4m``, to fields of one.
+
+    Raises
+    ------
+    typer.BadParameter
+        If a part has no such name or no value, or is named twice.
+    """
+    if isinstance(text, dict):
+        return text
+    fields: dict[str, Any] = {}
+    example = "on=release,within=60s,every=4m,settle=10s"
+    for name, value in _named_parts(text, _ROTATION, example):
+        fields[_ROTATION[name]] = value if name == "on" else duration_of(value)
+    return fields
+
+
+def checked_rotation(known: RotationPolicy | None, changes: dict[str, Any]) -> RotationPolicy:
+    """Return a rule for rotations with some of its fields changed."""
+    before = {} if known is None else known.model_dump()
+    if "on" not in {**before, **changes}:
+        raise InvalidInputError("--rotate needs on=release or on=blocked")
+    return _checked(RotationPolicy, {**before, **changes})
+
+
+def _named_parts(text: str, names: Collection[str], example: str) -> Iterator[tuple[str, str]]:
+    """Yield the parts of a text such as ``base=30s,after=2``: each of the names once at most."""
+    seen: set[str] = set()
+    for part in text.split(","):
+        name, _, value = (word.strip() for word in part.partition("="))
+        if name not in names or not value or name in seen:
+            raise typer.BadParameter(
+                f"{part.strip()!r}: give each of {', '.join(names)} once at most, as in {example}"
+            )
+        seen.add(name)
+        yield name, value
+
+
+_PACE = re.compile(r"(proxy|pair|consumer):([0-9]{1,10})/(.+)")
+
+
+def pace_of(text: str) -> Pace:
+    """Parse a pace such as ``proxy:5/60s``: whose starts, how many of them, and in how long.
+
+    Raises
+    ------
+    InvalidInputError
+        If it has another form, or a number is out of range.
+    """
+    found = _PACE.fullmatch(text.strip())
+    if found is None:
+        raise InvalidInputError(
+            f"--pace must be proxy, pair or consumer, a number and a time, as in proxy:5/60s, "
+            f"not {text!r}"
+        )
+    try:
+        seconds = duration_of(found[3])
+    except typer.BadParameter as error:
+        raise InvalidInputError(f"--pace {text!r}: {error.message}") from error
+    return _checked(Pace, {"per": found[1], "starts": int(found[2]), "seconds": seconds})
+
+
+def checked_limits(known: PoolLimits | None, changes: dict[str, Any]) -> PoolLimits | None:
+    """Return the limits of a pool with some of them changed; None if none is left."""
+    limits = _checked(PoolLimits, {**(known or PoolLimits()).model_dump(), **changes})
+    return None if limits == PoolLimits() else limits
 
 
 def checked_cool_down(known: CoolDown, changes: dict[str, Any]) -> CoolDown:
@@ -150,71 +324,15 @@ def checked_cool_down(known: CoolDown, changes: dict[str, Any]) -> CoolDown:
     return _checked(CoolDown, {**known.model_dump(), **changes})
 
 
-def moment_before(text: str, now: datetime) -> datetime:
-    """Parse a moment.
-
-    Parameters
-    ----------
-    text:
-        ISO 8601 with a time zone, a span before now such as ``30d`` or ``12h``, or ``now``.
-    now:
-        The moment that spans count back from.
-
-    Raises
-    ------
-    InvalidInputError
-        If it is none of these, or outside of the calendar.
-    """
-    return _moment(text.strip(), now, _FORMS)
-
-
-def start_of(text: str, now: datetime) -> int | datetime:
-    """Parse a start: a seq if the text has only digits, else the first moment it names.
-
-    Parameters and errors are those of :func:`moment_before`.
-    """
-    text = text.strip()
-    return int(text) if _SEQ.fullmatch(text) else _moment(text, now, f"{_FORMS}, or a seq")
-
-
-def end_of(text: str, now: datetime) -> int | datetime:
-    """Parse an end: a seq if the text has only digits, else the last moment it names.
-
-    Times are shown truncated to the millisecond: an event shown at ``12:00:00.123``
-    may be as late as the end of that millisecond. So a time that is given to the second
-    or finer includes all of that unit, up to now.
-    """
-    start = start_of(text, now)
-    seconds = _SECONDS.search(text)
-    if isinstance(start, int) or seconds is None:
-        return start
-    whole: timedelta = timedelta(seconds=1) / 10 ** len(seconds[1] or "")
-    return min(start + (whole - _TICK), max(start, now))
-
-
-def _moment(text: str, now: datetime, forms: str) -> datetime:
-    try:
-        if text == "now":
-            return now
-        if _SPAN.fullmatch(text):
-            return now - _span(text)
-        moment = datetime.fromisoformat(text)
-    except (ValueError, OverflowError) as error:
-        raise InvalidInputError(f"{text!r} is not a moment: give {forms}") from error
-    if moment.tzinfo is None:
-        raise InvalidInputError(f"{text!r} has no time zone: add one, such as Z or +02:00")
-    return moment
-
-
-def _span(text: str) -> timedelta:
-    span = _SPAN.fullmatch(text)
-    if span is None:
-        raise ValueError("no span")
-    return timedelta(seconds=int(span[1]) * _SECONDS_OF[span[2]])
-
-
 def _checked(model: type[M], fields: dict[str, Any]) -> M:
     try:
         return model(**fields)
-    except ValidationError as error:
-        raise InvalidInputError("{}: {}".format(*complaint(error))) from error
+    except (ValidationError, InvalidInputError) as error:
+        cause = error if isinstance(error, ValidationError) else error.__cause__
+        if not isinstance(cause, ValidationError):
+            raise
+        from ..sources.entries import complaint  # noqa: PLC0415 - only of a bad value
+
+        place, why = complaint(cause)
+        words = f"{place}: {why}" if cause.errors()[0]["loc"] else why  # else of several fields
+        raise InvalidInputError(words) from error

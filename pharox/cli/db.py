@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import SchemaError
 from ..models.text import escape_unprintable
 from .once import Commands
 from .session import ledger
@@ -34,6 +35,30 @@ def current(context: typer.Context) -> None:
         if version is not None:
             print(version)
         check_version(version, storage.schema)
+
+
+@app.command()
+def distribute(
+    context: typer.Context,
+    *,
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="The worker; by default the one with fewest."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Create nothing; fail if no node has the ledger.")
+    ] = False,
+) -> None:
+    """Create the ledger on a worker of a Citus cluster, or say which node has it."""
+    from ..ledger.distributing import distribute, locate  # noqa: PLC0415 - SQLAlchemy is slow
+
+    with ledger(context) as storage:
+        placed = locate(storage) if check else distribute(storage, to)
+    if placed is None:
+        raise SchemaError(f"no node of the cluster has a ledger {storage.schema!r}")
+    verb = "is now" if placed.is_new else "is"
+    print(escape_unprintable(f"ledger {storage.schema} {verb} on {placed.node}"))
+    print(escape_unprintable(f"lease there: {placed.url}"))
 
 
 @app.command()

@@ -11,25 +11,23 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
 import typer
-from pydantic import ValidationError
 
 from ..errors import (
+    DatabaseError,
     InvalidInputError,
     InvalidLeaseError,
     PharoxError,
     ProxyUnavailableError,
     QueueFullError,
 )
-from ..models import MissReason
-from ..sources.entries import complaint
+from .exits import Exit
 from .showing import say
 
-FAILURE, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
-
-TRY_AGAIN = 75
-"""EX_TEMPFAIL of sysexits.h: nothing is wrong with the command, and it may succeed later."""
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 # Commands print a sentence of their own for what the storage logs.
 logging.getLogger("pharox").addHandler(logging.NullHandler())
@@ -43,16 +41,18 @@ def run(app: typer.Typer, arguments: Sequence[str], program: str = "pharox") -> 
             stream.reconfigure(errors="backslashreplace")
     if sys.stdout is None:
         say("standard output is closed")
-        return FAILURE
+        return Exit.FAILURE
     command = typer.main.get_command(app)
     try:
         status = command.main(list(arguments), prog_name=program, standalone_mode=False)
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
-        return INTERRUPTED
-    except (BrokenPipeError, SystemExit):  # typer turns BrokenPipeError into SystemExit
+        return Exit.INTERRUPTED
+    except SystemExit as ended:
+        return _status_of_typer(ended)
+    except BrokenPipeError:
         _drop_output()
-        return BROKEN_PIPE
+        return Exit.BROKEN_PIPE
     except Exception as error:
         found = _sentence(error)
         if found is None:
@@ -61,7 +61,16 @@ def run(app: typer.Typer, arguments: Sequence[str], program: str = "pharox") -> 
         say(sentence)
         if isinstance(error, OSError):
             _drop_output()
-    return status if isinstance(status, int) else 0
+    return status if isinstance(status, int) else Exit.OK
+
+
+def _status_of_typer(ended: SystemExit) -> int:
+    """Return the status with which typer itself ended the process: a completion, or a failure."""
+    if isinstance(ended.__context__, BrokenPipeError):
+        _drop_output()
+        return Exit.BROKEN_PIPE
+    sys.stdout.flush()
+    return Exit.FAILURE if ended.code else Exit.OK
 
 
 def _sentence(error: Exception) -> tuple[str, int] | None:
@@ -71,24 +80,30 @@ def _sentence(error: Exception) -> tuple[str, int] | None:
             return _of_usage(error), error.exit_code
         case PharoxError():
             return str(error), _status_of(error)
-        case ValidationError():
-            return "{}: {}".format(*complaint(error)), FAILURE
         case OSError():
-            return f"the output cannot be written: {error.strerror or error}", FAILURE
-        case _ if _is_of_driver(error):
-            return f"the database refused: {error}", FAILURE
+            return f"the output cannot be written: {error.strerror or error}", Exit.FAILURE
+        case _ if _is_of(error, "psycopg", "sqlalchemy"):
+            return f"the database refused: {error}", Exit.FAILURE
+        case _ if _is_of(error, "pydantic_core"):
+            return _of_model(error), Exit.FAILURE
     return None
 
 
-def _status_of(error: PharoxError) -> int:
+def _status_of(error: PharoxError) -> Exit:
     match error:
         case InvalidInputError() | InvalidLeaseError():
-            return USAGE
+            return Exit.USAGE
         case QueueFullError():
-            return TRY_AGAIN
-        case ProxyUnavailableError(reason=MissReason() as reason) if reason.may_pass:
-            return TRY_AGAIN
-    return FAILURE
+            return Exit.TRY_AGAIN
+        case ProxyUnavailableError(reason=reason) if getattr(reason, "may_pass", False):
+            return Exit.TRY_AGAIN
+    return Exit.FAILURE
+
+
+def _of_model(error: Exception) -> str:
+    from ..sources.entries import complaint  # noqa: PLC0415 - the models take a while to import
+
+    return "{}: {}".format(*complaint(cast("ValidationError", error)))
 
 
 def _of_usage(error: typer.TyperException) -> str:
@@ -99,10 +114,18 @@ def _of_usage(error: typer.TyperException) -> str:
     return f"{message}; see `{context.command_path} --help`"
 
 
-def _is_of_driver(error: Exception) -> bool:
-    """Return whether a database driver raised this, without importing one."""
-    packages = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
-    return not packages.isdisjoint({"psycopg", "sqlalchemy"})
+def _is_of(error: Exception, *packages: str) -> bool:
+    """Return whether a class of one of these packages was raised, without importing one."""
+    return not {cls.__module__.partition(".")[0] for cls in type(error).__mro__}.isdisjoint(
+        packages
+    )
+
+
+def database_said(error: Exception) -> str | None:
+    """Return the sentence of an error of the database, which may pass; None for any other."""
+    found = _sentence(error)
+    is_of_database = isinstance(error, DatabaseError) or _is_of(error, "psycopg", "sqlalchemy")
+    return found[0] if found is not None and is_of_database else None
 
 
 def _drop_output() -> None:

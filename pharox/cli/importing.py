@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InvalidInputError, SourceError
+from ..history.describing import counted
 from ..models import (
     Proxy,
     ProxyPool,
@@ -26,11 +27,13 @@ from ..models import (
     check_name,
     check_text,
 )
+from ..models.gateway import GATEWAY_CONCURRENCY, words_left_in
 from ..models.text import escape_unprintable, url_of
 from ..sources import BadEntry, Defaults, Entry, Format, open_source, read_proxies
+from ..sources.values import country_of
 from .bulk import rare_collections
-from .checking import limit_of
-from .describing import counted
+from .checking import CostPerGb, CostPerLease, Weight, limit_of, prices_of
+from .exits import Exit
 from .session import ledger
 from .showing import say
 
@@ -49,6 +52,7 @@ class Tally:
     good: int = 0
     bad: int = 0
     listed: list[BadEntry] = field(default_factory=list)
+    left: set[str] = field(default_factory=set)
     failure: SourceError | None = None
 
     def note_bad(self, entry: BadEntry) -> None:
@@ -56,6 +60,14 @@ class Tally:
         self.bad += 1
         if len(self.listed) < LISTED:
             self.listed.append(entry)
+
+    def note_left(self, proxy: Proxy) -> None:
+        """Remember what in a template looks like a placeholder. A password is not quoted."""
+        if not proxy.template or proxy.credentials is None or len(self.left) >= LISTED:
+            return
+        self.left |= words_left_in(proxy.credentials.user)
+        if words_left_in(proxy.credentials.password.get_secret_value()):
+            self.left.add("a {word} in a password")
 
     @property
     def is_clean(self) -> bool:
@@ -75,6 +87,11 @@ class Tally:
         _remark([str(entry) for entry in self.listed], self.bad)
         if report.changed:
             _remark([_of_change(change) for change in report.changes], report.changed)
+        for word in sorted(self.left):
+            say(
+                f"{word} is no placeholder and stays as it is: {{session}}, {{country}}, "
+                "{COUNTRY} and {lifetime} are filled"
+            )
         sums = {"updated": report.updated, "changed": report.changed}
         parts = [f"{report.new} new", f"{report.known} known already"]
         parts += [f"{number} {what}" for what, number in sums.items() if number]
@@ -89,7 +106,7 @@ _Source = Annotated[
     typer.Argument(metavar="SOURCE", help="A file, - for standard input, or an http(s) URL."),
 ]
 _Pool = Annotated[
-    str, typer.Option(metavar="NAME", help="The pool to import into; created if there is none.")
+    str, typer.Option(metavar="POOL", help="The pool to import into; created if there is none.")
 ]
 _Protocol = Annotated[
     ProxyProtocol | None,
@@ -101,7 +118,7 @@ _MaxConcurrency = Annotated[
     typer.Option(
         metavar="N",
         help="How many leases a proxy may have at once, or `unlimited`, for entries that name "
-        "none; as the pool says, or 1, if not given.",
+        "none; as the pool says, or 1 (100 with --template), if not given.",
     ),
 ]
 _Label = Annotated[
@@ -131,6 +148,21 @@ _MaxRemoved = Annotated[
         help="The most that --sync may remove (50%); it removes none if there are more.",
     ),
 ]
+_Country = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="The country of entries that name none; a template with {country} needs one.",
+    ),
+]
+_Template = Annotated[
+    bool | None,
+    typer.Option(
+        "--template/--no-template",
+        help="Whether {session}, {country}, {COUNTRY} and {lifetime} in credentials are filled for "
+        "each lease of a gateway, or are literal. An entry that has one needs either.",
+    ),
+]
 _Line = Annotated[
     str | None,
     typer.Option(
@@ -155,6 +187,11 @@ def import_source(
     sync: _Sync = False,
     max_removed: _MaxRemoved = None,
     line: _Line = None,
+    cost_per_gb: CostPerGb = None,
+    cost_per_lease: CostPerLease = None,
+    weight: Weight = None,
+    country: _Country = None,
+    template: _Template = None,
 ) -> None:
     """Import a list of proxies: addresses, CSV, JSON or JSON lines.
 
@@ -165,7 +202,9 @@ def import_source(
     """
     check_name(pool, "pool")
     check_text(label or "")
+    check_text(country or "")
     limit = None if max_concurrency is None else limit_of(max_concurrency)
+    prices = prices_of(cost_per_gb, cost_per_lease)
     most = _removable(max_removed, sync=sync)
     tally = Tally()
     removal: RemovalReport | None = None
@@ -179,8 +218,18 @@ def import_source(
         known = storage.get_pool_by_name(pool)
         wanted = known or ProxyPool(name=pool, selector=SelectorStrategy.LEAST_RECENTLY_USED)
         if max_concurrency is None:
-            limit = wanted.max_concurrency or 1
-        defaults = Defaults(protocol=protocol, status=status, max_concurrency=limit, source=label)
+            limit = wanted.max_concurrency or (GATEWAY_CONCURRENCY if template else 1)
+        defaults = Defaults(
+            protocol=protocol,
+            status=status,
+            max_concurrency=limit,
+            source=label,
+            cost_per_gb=prices.get("cost_per_gb"),
+            cost_per_lease=prices.get("cost_per_lease"),
+            weight=weight,
+            country=country_of(country),
+            template=template,
+        )
         batches = _batches(read_proxies(chunks, defaults, kind=kind, line=line), tally)
         report = storage.import_list(wanted.id, batches, update=update, make=wanted)
         if most is not None and tally.is_clean:
@@ -194,7 +243,7 @@ def import_source(
     if tally.failure is not None:
         raise tally.failure
     if tally.bad or report.changed or (most is not None and _is_unfinished(removal)):
-        raise typer.Exit(1)
+        raise typer.Exit(Exit.FAILURE)
 
 
 def _removable(max_removed: str | None, *, sync: bool) -> MaxRemoved | None:
@@ -207,12 +256,10 @@ def _removable(max_removed: str | None, *, sync: bool) -> MaxRemoved | None:
         return None
     if max_removed is None:
         return HALF
-    number, is_share = max_removed.strip().removesuffix("%"), max_removed.strip().endswith("%")
-    if not (number.isascii() and number.isdecimal() and len(number) < 10):
-        raise InvalidInputError(
-            f"--max-removed must be a number or a share such as 50%, not {max_removed!r}"
-        )
-    return MaxRemoved(share=int(number) / 100) if is_share else MaxRemoved(count=int(number))
+    try:
+        return MaxRemoved.parse(max_removed)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"--max-removed: {error}") from error
 
 
 def _print_removal(removal: RemovalReport | None, most: MaxRemoved) -> None:
@@ -262,6 +309,7 @@ def _batches(entries: Iterable[Entry | BadEntry], tally: Tally) -> Iterator[list
                 tally.note_bad(entry)
                 continue
             batch.append(entry.proxy)
+            tally.note_left(entry.proxy)
             tally.good += 1
             if len(batch) == BATCH:
                 yield batch

@@ -7,37 +7,80 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..history.describing import lasting
 from ..models import HeldLease
-from .describing import lasting
+from .merged import print_leases
+from .narrowing import SHORT_ID, Cell, Wide, print_fitting, shortened
+from .output import Format, Output
 from .pools import named
-from .session import ledger
-from .showing import PAGE, AsJson, in_utc, print_json, print_table
+from .session import is_of_fleet, ledger
+from .showing import PAGE, in_utc
 
 if TYPE_CHECKING:
     from ..storage.postgres import PostgresStorage
 
-_COLUMNS = ("lease", "pool", "proxy", "consumer", "acquired", "remaining", "renewed")
+_CELLS: dict[str, Cell[HeldLease]] = {
+    "lease": lambda lease: lease.id,
+    "pool": lambda lease: lease.pool_name,
+    "proxy": lambda lease: lease.address,
+    "consumer": lambda lease: lease.consumer_name,
+    "acquired": lambda lease: in_utc(lease.acquired_at),
+    "held": lambda lease: lasting(round(_held_s(lease))),
+    "remaining": lambda lease: _remaining(lease.remaining_seconds),
+    "renewed": lambda lease: lease.renewed_at and in_utc(lease.renewed_at),
+    "target": lambda lease: lease.target,
+    "session": lambda lease: lease.session,
+}
+_SHORT: dict[str, Cell[HeldLease]] = {
+    "lease": lambda lease: str(lease.id)[:SHORT_ID],
+    "consumer": lambda lease: shortened(lease.consumer_name or ""),
+}
+_SPARE = ("acquired", "renewed", "pool", "held", "session", "target")
+_RARE = ("renewed", "target", "session")
 
 
 def leases(
     context: typer.Context,
+    *,
     pool: Annotated[
         str | None, typer.Option(metavar="POOL", help="Only leases in this pool.")
     ] = None,
     consumer: Annotated[
         str | None, typer.Option(metavar="NAME", help="Only leases of this consumer.")
     ] = None,
-    as_json: AsJson = False,
+    wide: Wide = False,
+    output: Output = Format.TABLE,
 ) -> None:
-    """List the leases that are held now, by pool and proxy; `revoke` ends one by its id."""
+    """List the leases that are held now, by pool and proxy; `revoke` ends one by its id.
+
+    A narrow terminal shows the beginnings of ids, which commands take as well.
+    """
+    if is_of_fleet(context):
+        print_leases(context, pool, consumer, output)
+        return
     with ledger(context) as storage:
+        if consumer is not None:
+            _check_known(storage, consumer)
         pools = storage.list_pools() if pool is None else [named(storage, pool)]
-        held = (lease for each in pools for lease in _held_in(storage, each.name, consumer))
-        if as_json:
-            for lease in held:
-                print_json(lease)
-        else:
-            print_table(_COLUMNS, map(_row, held))
+        print_fitting(
+            output,
+            (lease for each in pools for lease in _held_in(storage, each.name, consumer)),
+            _CELLS,
+            fields=HeldLease,
+            spare=_SPARE,
+            short=_SHORT,
+            rare=_RARE,
+            wide=wide,
+            empty="nothing is leased",
+        )
+
+
+def _check_known(storage: PostgresStorage, consumer: str) -> None:
+    """Raise ConsumerNotFoundError if nobody ever had this name."""
+    from ..history.finding import find_consumer  # noqa: PLC0415 - SQLAlchemy takes a while
+    from ..history.sealed_log import beginning  # noqa: PLC0415
+
+    find_consumer(storage, consumer, beginning(storage))
 
 
 def _held_in(storage: PostgresStorage, pool_name: str, consumer: str | None) -> Iterator[HeldLease]:
@@ -50,14 +93,12 @@ def _held_in(storage: PostgresStorage, pool_name: str, consumer: str | None) -> 
         last = page[-1] if page else None
 
 
-def _row(lease: HeldLease) -> tuple[object, ...]:
-    left = lease.remaining_seconds
-    return (
-        lease.id,
-        lease.pool_name,
-        lease.address,
-        lease.consumer_name,
-        in_utc(lease.acquired_at),
-        lasting(left) if left > 0 else f"ran out {lasting(-left)} ago",
-        lease.renewed_at and in_utc(lease.renewed_at),
+def _held_s(lease: HeldLease) -> float:
+    """Return for how long it is held, by the storage's clock."""
+    return max(
+        0.0, (lease.expires_at - lease.acquired_at).total_seconds() - lease.remaining_seconds
     )
+
+
+def _remaining(left_s: float) -> str:
+    return lasting(round(left_s)) if left_s > 0 else f"ran out {lasting(round(-left_s))} ago"

@@ -11,13 +11,15 @@ of the caller's it is kept, and the next attempt prints it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
 
-from ..errors import InvalidInputError, PharoxError, ProxyUnavailableError
+from ..errors import DatabaseError, InvalidInputError, PharoxError, ProxyUnavailableError
+from ..history.describing import lasting
 from ..models import (
     DEFAULT_DURATION_S,
     Lease,
@@ -27,6 +29,7 @@ from ..models import (
     ProxyProtocol,
     SelectorStrategy,
     Sticky,
+    target_of,
 )
 from .banning import ids_named
 from .checking import checked_filters, duration_of
@@ -42,13 +45,20 @@ _MISSES = {
     MissReason.EMPTY_POOL: "pool {pool!r} has no proxies",
     MissReason.NO_MATCH: "no proxy of pool {pool!r} matches the filters",
     MissReason.NONE_HEALTHY: "no matching proxy of pool {pool!r} is healthy",
-    MissReason.AT_CAPACITY: "every matching proxy of pool {pool!r} is leased to its limit",
+    MissReason.AT_CAPACITY: "every healthy matching proxy of pool {pool!r} is leased to its limit",
     MissReason.RESTING: "a matching proxy of pool {pool!r} rests after its last lease",
-    MissReason.COOLING_DOWN: "what is free and fits in pool {pool!r} rests for the target",
+    MissReason.ROTATING: "a matching proxy of pool {pool!r} rests until it has another exit",
+    MissReason.COOLING_DOWN: "what is free and fits in pool {pool!r} rests for {target}",
     MissReason.SESSION_BUSY: "the proxy that the session requires in pool {pool!r} is not free",
     MissReason.ALL_BOUND: "what is free and fits in pool {pool!r} is bound to other sessions",
-    MissReason.TARGET_TROUBLED: "the target is in trouble, and pool {pool!r} tries it already",
+    MissReason.TARGET_TROUBLED: "{target} is in trouble, and pool {pool!r} tries it already",
+    MissReason.LIMIT_REACHED: "a limit of pool {pool!r} is reached",
+    MissReason.POOL_MOVING: "pool {pool!r} is moving to another ledger; ask again in a moment",
+    MissReason.POOL_MOVED: "pool {pool!r} has moved to another ledger; ask through the fleet",
 }
+
+_TIMED = (MissReason.COOLING_DOWN, MissReason.RESTING, MissReason.ROTATING)
+"""The reasons that time alone ends, but for limits: the pool is asked when."""
 
 _ENDINGS = {
     LeaseStatus.RELEASED: "been released",
@@ -71,8 +81,9 @@ _Duration = Annotated[
 Selector = Annotated[
     SelectorStrategy | None,
     typer.Option(
+        metavar="SELECTOR",
         help="How to choose among the free proxies; as the pool says, or first_available, if not "
-        "given."
+        f"given: {', '.join(SelectorStrategy)}.",
     ),
 ]
 ProxyNames = Annotated[
@@ -99,6 +110,12 @@ Source = Annotated[
 ]
 Isp = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Only proxies of this ISP.")]
 Asn = Annotated[list[int] | None, typer.Option(metavar="N", help="Only proxies in this network.")]
+LeaseId = Annotated[
+    str,
+    typer.Argument(
+        metavar="LEASE_ID", help="The lease's id, or as much of its beginning as no other has."
+    ),
+]
 _LeaseId = Annotated[
     UUID | None,
     typer.Option(metavar="UUID", help="The lease's id; the same id again returns the same lease."),
@@ -137,6 +154,14 @@ StickyPolicy = Annotated[
     Policy,
     typer.Option(help="Whether another proxy will do while the key's own is not free."),
 ]
+Fallback = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fallback",
+        metavar="POOL",
+        help="A pool to try if those before it have nothing; may be repeated, in that order.",
+    ),
+]
 Wait = Annotated[
     float,
     typer.Option(
@@ -168,13 +193,37 @@ def sticky_of(key: str | None, seconds: float, policy: Policy) -> Sticky | None:
     return None if key is None else Sticky(key, seconds, policy.value)
 
 
-def missed(pool: str, acquisition: Acquisition) -> ProxyUnavailableError:
-    """Return the error for an acquisition that found nothing."""
+def missed(
+    storage: PostgresStorage, pool: str, target: str | None, acquisition: Acquisition
+) -> ProxyUnavailableError:
+    """Return the error for an acquisition that found nothing: why, and when to come back."""
     reason, waited_ms = acquisition.miss_reason, acquisition.waited_ms
-    description = _MISSES.get(reason or MissReason.NO_MATCH, "no proxy was free").format(pool=pool)
+    missed_in = [(each.pool_name, each.reason) for each in acquisition.missed_in]
+    descriptions = [
+        _MISSES.get(why, "no proxy was free").format(pool=name, target=target and target_of(target))
+        for name, why in missed_in or [(pool, reason or MissReason.NO_MATCH)]
+    ]
+    description = "; ".join(descriptions)
+    if acquisition.limit is not None:
+        description += f": {acquisition.limit}"
+    seconds = acquisition.retry_after_seconds
+    if reason in _TIMED:
+        with suppress(DatabaseError):  # The miss is known; only its end is not.
+            seconds = storage.seconds_to_next_change(pool, target)
+    if seconds is not None:
+        description += _ending(acquisition, seconds)
     if waited_ms is not None:
         description += f", also after {waited_ms / 1000:.1f} s of waiting"
-    return ProxyUnavailableError(description, reason=reason)
+    return ProxyUnavailableError(description, reason=reason, retry_after_seconds=seconds)
+
+
+def _ending(acquisition: Acquisition, seconds: float) -> str:
+    """Return how a miss ends by time alone, as the end of its sentence."""
+    if acquisition.limit is None:
+        return f": the first may be free in {lasting(seconds)}"
+    if acquisition.limit.unit is not None:
+        return f"; the next day begins in {lasting(seconds)}, at midnight UTC"
+    return f"; time frees one in {lasting(seconds)}"
 
 
 def acquire(
@@ -196,6 +245,7 @@ def acquire(
     sticky: StickyKey = None,
     sticky_for: StickyFor = 1800,
     sticky_policy: StickyPolicy = Policy.prefer,
+    fallback: Fallback = None,
     lease_id: _LeaseId = None,
     wait: Wait = 0,
     as_json: AsJson = False,
@@ -203,7 +253,8 @@ def acquire(
     """Lease a proxy; print the lease's id and the proxy's URL.
 
     The URL includes the proxy's credentials, for curl and other programs. With --wait it takes its
-    turn in the pool's queue if nothing is free. The exit status is 75 if nothing is free now.
+    turn in the pool's queue if nothing is free. With --fallback other pools are tried,
+    too. The exit status is 75 if nothing is free now.
     """
     from ..storage.requests import AcquireRequest  # noqa: PLC0415 - SQLAlchemy takes a while to import
 
@@ -228,12 +279,13 @@ def acquire(
             wait_seconds=wait,
             target=target,
             sticky=sticky_of(sticky, sticky_for, sticky_policy),
+            fallback=fallback or (),
         )
         acquisition = storage.acquire_lease(request)
         if acquisition.lease is None:
-            raise missed(pool, acquisition)
+            raise missed(storage, pool, target, acquisition)
         try:
-            _hand_over(acquisition.lease, as_json)
+            hand_over(acquisition.lease, as_json=as_json)
         except BaseException:
             if lease_id is None:
                 storage.return_lease(acquisition.lease, reason="could not be handed over")
@@ -242,7 +294,7 @@ def acquire(
 
 def renew(
     context: typer.Context,
-    lease_id: Annotated[UUID, typer.Argument(metavar="LEASE_ID")],
+    lease_id: LeaseId,
     duration: Annotated[
         float | None,
         typer.Option(
@@ -257,7 +309,7 @@ def renew(
     from ..storage.requests import RenewRequest  # noqa: PLC0415 - SQLAlchemy takes a while to import
 
     with ledger(context) as storage:
-        lease = _known(storage, lease_id)
+        lease = known_lease(storage, lease_id)
         (outcome,) = storage.renew_leases([RenewRequest(lease, duration)])
         if isinstance(outcome, PharoxError):
             raise outcome
@@ -272,7 +324,7 @@ def renew(
 
 def release(
     context: typer.Context,
-    lease_id: Annotated[UUID, typer.Argument(metavar="LEASE_ID")],
+    lease_id: LeaseId,
     reason: Annotated[
         str | None, typer.Option(metavar="TEXT", help="The reason, for the log.")
     ] = None,
@@ -280,13 +332,13 @@ def release(
 ) -> None:
     """Give a lease back; fail if it has already ended."""
     with ledger(context) as storage:
-        lease = _known(storage, lease_id)
+        lease = known_lease(storage, lease_id)
         if storage.return_lease(lease, reason=reason).ending is None:
             how = _ENDINGS[lease.status]
             at = in_utc(lease.released_at) if lease.released_at else "an unknown time"
             why = f": {lease.revoke_reason}" if lease.revoke_reason else ""
             raise PharoxError(
-                f"lease {lease_id} had already {how}, at {at}{why}", lease_id=lease_id
+                f"lease {lease.id} had already {how}, at {at}{why}", lease_id=lease.id
             )
     if as_json:
         print_json(lease)
@@ -296,7 +348,7 @@ def release(
 
 def revoke(
     context: typer.Context,
-    lease_id: Annotated[UUID, typer.Argument(metavar="LEASE_ID")],
+    lease_id: LeaseId,
     *,
     reason: Annotated[
         str, typer.Option(metavar="TEXT", help="The reason, for the log and the holder.")
@@ -304,10 +356,12 @@ def revoke(
     as_json: AsJson = False,
 ) -> None:
     """End the lease of somebody else, whose proxy is then free; fail if it has already ended."""
-    from ..storage.requests import RevokeRequest  # noqa: PLC0415 - SQLAlchemy takes a while to import
+    from ..history.finding import find_lease  # noqa: PLC0415 - SQLAlchemy takes a while to import
+    from ..storage.requests import RevokeRequest  # noqa: PLC0415
 
     with ledger(context) as storage:
-        (outcome,) = storage.revoke_leases(RevokeRequest((lease_id,), reason))
+        found = find_lease(storage, lease_id)
+        (outcome,) = storage.revoke_leases(RevokeRequest((found,), reason))
     if isinstance(outcome, PharoxError):
         raise outcome
     lease = outcome.lease
@@ -317,16 +371,20 @@ def revoke(
         print(f"{lease.id} revoked after {(lease.duration_ms or 0) / 1000:.3f} s")
 
 
-def _known(storage: PostgresStorage, lease_id: UUID) -> Lease:
+def known_lease(storage: PostgresStorage, beginning: str) -> Lease:
+    """Return the lease whose id begins so, or raise the error for an id that no lease has."""
+    from ..history.finding import find_lease  # noqa: PLC0415 - SQLAlchemy takes a while to import
+    from ..storage.requests import no_lease  # noqa: PLC0415
+
+    lease_id = find_lease(storage, beginning)
     lease = storage.get_lease(str(lease_id))
     if lease is None:
-        from ..storage.requests import no_lease  # noqa: PLC0415 - as above
-
         raise no_lease(lease_id)
     return lease
 
 
-def _hand_over(lease: Lease, as_json: bool) -> None:
+def hand_over(lease: Lease, *, as_json: bool) -> None:
+    """Print a lease with the URL of its proxy, credentials included."""
     url = lease.proxy.url
     if as_json:
         print_json({**lease.model_dump(mode="json"), "url": url})

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
+from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import InvalidInputError
 from .once import Commands
-from .session import ledger
+from .session import fleet, is_of_fleet, ledger
 from .showing import say
 
 app = Commands(no_args_is_help=True)
@@ -56,26 +57,31 @@ def serve(
     the same counts; one of them counts.
     """
     try:
-        from ..observability.fleet import FleetServer  # noqa: PLC0415 - it needs an extra
+        from ..fleet.metrics import LedgersServer  # noqa: PLC0415 - it needs an extra
+        from ..observability.fleet import FleetServer  # noqa: PLC0415 - so does this
     except ModuleNotFoundError as error:
         raise InvalidInputError(str(error)) from error
 
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    with (
-        ledger(context) as storage,
-        FleetServer(
-            storage,
-            port=port,
-            address=bind,
-            name=name,
-            max_consumers=max_consumers,
-            max_pools=max_pools,
-            max_sources=max_sources,
-            certfile=str(certfile) if certfile else None,
-            keyfile=str(keyfile) if keyfile else None,
-        ) as server,
-    ):
+    options: dict[str, Any] = {
+        "port": port,
+        "address": bind,
+        "name": name,
+        "max_consumers": max_consumers,
+        "max_pools": max_pools,
+        "max_sources": max_sources,
+        "certfile": str(certfile) if certfile else None,
+        "keyfile": str(keyfile) if keyfile else None,
+    }
+    with ExitStack() as opened:
+        server: FleetServer | LedgersServer
+        if is_of_fleet(context):
+            ledgers = opened.enter_context(fleet(context))
+            server = opened.enter_context(LedgersServer(ledgers, **options))
+        else:
+            storage = opened.enter_context(ledger(context))
+            server = opened.enter_context(FleetServer(storage, **options))
         scheme = "https" if certfile else "http"
         shown = f"[{bind}]" if ":" in bind else bind
         say(f"serving {scheme}://{shown}:{server.port}/metrics")

@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from ..history.describing import counts_in_words, in_numbers, shown_status
+from ..models import SourceCounts
 from ..models.text import escape_unprintable
-from .describing import in_numbers, shown_status
 from .showing import in_utc, print_table
 
 if TYPE_CHECKING:
+    from projections import SourceRow
+
     from ..history.replay import Difference, PoolMoment, ProxyChange, ProxyMoment
 
 
@@ -29,6 +32,8 @@ def print_moment(moment: PoolMoment) -> None:
         if cursor.proxy_id is not None:
             turn = addresses.get(cursor.proxy_id, cursor.proxy_id)
             _print(f"{cursor.selector}: the last turn went to {turn}")
+    for source in moment.sources:
+        _print(_source(source))
     print()
     has_rests = any(proxy.cooling for proxy in moment.proxies)
     print_table(
@@ -69,6 +74,17 @@ def _row(proxy: ProxyMoment) -> tuple[object, ...]:
     )
 
 
+def _source(source: SourceRow) -> str:
+    """Return how the last refreshes of a source had gone."""
+    when = "no refresh yet"
+    if source.refreshed_at is not None and source.counts is not None:
+        found = counts_in_words(SourceCounts(**source.counts))
+        when = f"changed {in_utc(source.refreshed_at)} ({found})"
+    if source.failure is not None and source.failed_at is not None:
+        when += f"; failed {in_utc(source.failed_at)}: {source.failure}"
+    return f"source {source.name}: {when}"
+
+
 def _rests(proxy: ProxyMoment) -> str | None:
     """Return the targets that a proxy rested for, the first few, each with its end."""
     rests = [
@@ -96,6 +112,11 @@ def _differences(found: Difference, addresses: dict[Any, str]) -> Iterator[str]:
         yield f"  ~ {change.address} ({change.id}) {_changes_of(change)}"
     for lease in found.begun:
         yield f"  + lease {lease.id}: {lease.consumer_name} on {addresses[lease.proxy_id]}"
+    for lease in found.renewed:
+        yield (
+            f"  ~ lease {lease.id}: {lease.consumer_name} on {addresses[lease.proxy_id]}"
+            f" until {in_utc(lease.expires_at)}"
+        )
     for lease in found.ended:
         yield f"  - lease {lease.id}: {lease.consumer_name} on {addresses[lease.proxy_id]}"
 

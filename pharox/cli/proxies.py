@@ -6,25 +6,28 @@ All named proxies are looked up before any is changed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from enum import StrEnum
-from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import SecretStr
 
 from ..errors import ConflictError, InvalidInputError, ProxyNotFoundError
+from ..history.describing import counted, shown_status
 from ..models import Proxy, ProxyStatus
 from .banning import Names, Reason, print_proxy, proxies_named
 from .bulk import rare_collections
-from .checking import checked_credentials, limit_of
-from .describing import counted, shown_status
+from .checking import CostPerGb, CostPerLease, Weight, checked_credentials, limit_of, prices_of
+from .narrowing import Wide
 from .once import Commands, OnceGroup
+from .output import Format, Output, print_rows
 from .pools import named
+from .proxy_table import in_use, print_listed
 from .session import ledger
-from .showing import PAGE, AsJson, in_utc, print_json, print_table
+from .showing import AsJson, print_table
 
 if TYPE_CHECKING:
     from ..storage.postgres import PostgresStorage
@@ -39,14 +42,6 @@ class Shared(StrEnum):
     """What several proxies may share."""
 
     EXIT_IP = "exit_ip"
-
-
-_IF_ANY: dict[str, Callable[[Proxy], object]] = {
-    "rests until": lambda proxy: proxy.rests_until and in_utc(proxy.rests_until),
-    "banned until": lambda proxy: proxy.banned_until and in_utc(proxy.banned_until),
-    "exit": lambda proxy: proxy.exit_ip,
-}
-"""Columns of the list that are shown if a proxy has a value."""
 
 
 class _ListByDefault(OnceGroup):
@@ -70,77 +65,49 @@ app = Commands(
 def list_proxies(
     context: typer.Context,
     pool: Annotated[str, typer.Argument(metavar="POOL", help="The pool's name.")],
+    *,
     resting: Annotated[
-        bool, typer.Option("--resting", help="Only those that rest, or whose ban ends by itself.")
+        bool, typer.Option("--resting", help="Only those that rest or are banned.")
     ] = False,
     duplicates: Annotated[
         Shared | None,
         typer.Option(help="List the groups of proxies that share this instead."),
     ] = None,
-    as_json: AsJson = False,
+    wide: Wide = False,
+    output: Output = Format.TABLE,
 ) -> None:
-    """List a pool's proxies, without their credentials.
+    """List a pool's proxies with who holds them and their last checks, without credentials.
 
-    When a rest or a ban ends, and the address from which targets see a proxy, are shown if one of
-    the first thousand has such.
+    Columns in which none of the first thousand proxies has a value are left out.
     """
     with rare_collections(), ledger(context) as storage:
-        listed = storage.iter_proxies(named(storage, pool).id, with_credentials=False)
+        known = named(storage, pool)
+        listed = storage.iter_proxies(known.id, with_credentials=False)
         if resting:
-            listed = (proxy for proxy in listed if proxy.rests_until or proxy.banned_until)
+            listed = (proxy for proxy in listed if _is_resting(proxy))
         if duplicates is not None:
-            _list_duplicates(listed, as_json)
-        elif as_json:
-            for proxy in listed:
-                print_json(proxy.model_dump(mode="json", exclude={"credentials"}), flush=False)
-            sys.stdout.flush()
+            _list_duplicates(listed, output)
         else:
-            _list(listed)
+            print_listed(output, in_use(storage, known.name, listed), wide=wide)
 
 
-def _list(listed: Iterator[Proxy]) -> None:
-    first = list(islice(listed, PAGE))
-    shown = {
-        name: value_of
-        for name, value_of in _IF_ANY.items()
-        if any(value_of(proxy) is not None for proxy in first)
-    }
-    print_table(
-        (
-            *("id", "url", "status", "leases", "limit", *shown),
-            *("country", "city", "asn", "isp", "source"),
-        ),
-        (
-            (
-                proxy.id,
-                proxy.url,
-                shown_status(proxy.status, drains=proxy.draining),
-                proxy.current_leases,
-                proxy.max_concurrency,
-                *(value_of(proxy) for value_of in shown.values()),
-                proxy.country,
-                proxy.city,
-                proxy.asn,
-                proxy.isp,
-                proxy.source,
-            )
-            for proxy in chain(first, listed)
-        ),
-    )
+def _is_resting(proxy: Proxy) -> bool:
+    return proxy.rests_until is not None or proxy.status is ProxyStatus.BANNED
 
 
-def _list_duplicates(listed: Iterator[Proxy], as_json: bool) -> None:
+def _list_duplicates(listed: Iterator[Proxy], output: Format) -> None:
     """Print the groups of proxies that share an exit, ordered by their addresses."""
     groups: dict[str, list[Proxy]] = {}
     for proxy in listed:
         if proxy.exit_ip is not None:
             groups.setdefault(proxy.exit_ip, []).append(proxy)
     shared = [(ip, group) for ip, group in sorted(groups.items()) if len(group) > 1]
-    if as_json:
-        for exit_ip, group in shared:
-            members = [{"id": str(proxy.id), "url": proxy.url} for proxy in group]
-            print_json({"exit_ip": exit_ip, "proxies": members}, flush=False)
-        sys.stdout.flush()
+    if output is not Format.TABLE:
+        groups_of = (
+            {"exit_ip": ip, "proxies": [{"id": str(p.id), "url": p.url} for p in group]}
+            for ip, group in shared
+        )
+        print_rows(output, groups_of, (), lambda _: (), fields=("exit_ip", "proxies"))
         return
     print_table(
         ("exit", "id", "url", "status", "source"),
@@ -172,6 +139,9 @@ def set_proxies(
     country: Text = None,
     city: Text = None,
     isp: Text = None,
+    cost_per_gb: CostPerGb = None,
+    cost_per_lease: CostPerLease = None,
+    weight: Weight = None,
     user: Annotated[
         str | None,
         typer.Option(
@@ -186,17 +156,29 @@ def set_proxies(
             "users could see an argument.",
         ),
     ] = None,
+    rotate_url_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The file with the link that gives it another exit in the first line, which is "
+            "empty for none; - for standard input.",
+        ),
+    ] = None,
     reason: Reason = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change the status, limit of leases, description or credentials of proxies."""
+    """Change the status, limit of leases, description, prices, weight or credentials of proxies."""
     described = {"source": source, "country": country, "city": city, "isp": isp}
     changes: dict[str, Any] = {
         name: value or None for name, value in described.items() if value is not None
     }
     if max_concurrency is not None:
         changes["max_concurrency"] = limit_of(max_concurrency)
+    changes |= prices_of(cost_per_gb, cost_per_lease)
+    changes |= {} if weight is None else {"weight": weight}
     changes |= _credentials(user, password_file)
+    if rotate_url_file is not None:
+        changes["rotate_url"] = SecretStr(_first_line(rotate_url_file, "link").strip())
     if reason is not None and status is None:
         raise InvalidInputError("--reason needs --status")
     if not changes and status is None:
@@ -269,13 +251,13 @@ def _credentials(user: str | None, password_file: Path | None) -> dict[str, Any]
     return {"credentials": checked_credentials(user=user, password=password)}
 
 
-def _first_line(path: Path) -> str:
+def _first_line(path: Path, what: str = "password") -> str:
     try:
         with nullcontext(sys.stdin.buffer) if str(path) == "-" else path.open("rb") as file:
             return file.readline().decode().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise InvalidInputError(f"the password cannot be read from {path}: {why}") from error
+        raise InvalidInputError(f"the {what} cannot be read from {path}: {why}") from error
 
 
 def _change(storage: PostgresStorage, proxy: Proxy, changes: dict[str, Any]) -> None:
@@ -283,6 +265,8 @@ def _change(storage: PostgresStorage, proxy: Proxy, changes: dict[str, Any]) -> 
     stays = "credentials" not in changes
     current = _known(storage, proxy, with_credentials=stays)
     own = {name: value for name, value in changes.items() if name != "user"}
+    if not stays or "user" in changes:
+        own["template"] = None  # The new credentials say whether it is one.
     if "user" in changes:
         password = current.credentials.password if current.credentials else ""
         own["credentials"] = checked_credentials(user=changes["user"], password=password)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..models import utc_now
-from .checking import moment_before
+from ..models.moments import moment_before
 from .session import ledger
 
 

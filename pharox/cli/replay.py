@@ -13,10 +13,10 @@ import typer
 from pydantic_core import to_jsonable_python
 
 from ..errors import InvalidInputError
+from ..history.describing import clock, day_of, describe
 from ..models import utc_now
+from ..models.moments import end_of, start_of
 from ..models.text import escape_unprintable
-from .checking import end_of, start_of
-from .describing import clock, day_of, describe
 from .moments import print_difference, print_moment
 from .session import Archive, past
 from .showing import AsJson, print_json
@@ -32,7 +32,7 @@ def replay(
     context: typer.Context,
     *,
     pool: Annotated[
-        str, typer.Option(metavar="NAME", help="The pool's name at that time, or its id.")
+        str, typer.Option(metavar="POOL", help="The pool's name at that time, or its id.")
     ],
     at: Annotated[
         str | None,

@@ -23,12 +23,13 @@ from ..effects import call, run
 from ..errors import InvalidInputError
 from ..models import DefaultSeconds, Lease, LostEventPayload
 from .checking import duration_of
-from .failing import TRY_AGAIN
+from .exits import Exit
 from .leasing import (
     Asn,
     City,
     Consumer,
     Country,
+    Fallback,
     Host,
     Isp,
     Policy,
@@ -87,6 +88,7 @@ def run_command(
     sticky: StickyKey = None,
     sticky_for: StickyFor = 1800,
     sticky_policy: StickyPolicy = Policy.prefer,
+    fallback: Fallback = None,
     wait: Wait = 30,
 ) -> None:
     """Lease a proxy for a command, keep the lease while it runs, and release it.
@@ -125,17 +127,18 @@ def run_command(
             wait_seconds=wait,
             target=target,
             sticky=sticky_of(sticky, sticky_for, sticky_policy),
+            fallback=fallback or (),
         )
         acquisition = run(manager._acquiring(arguments), call)
         if acquisition.lease is None:
-            raise missed(pool, acquisition)
+            raise missed(storage, pool, target, acquisition)
         try:
             status = child.run(command, {**os.environ, **_environment(acquisition.lease)})
         finally:
             manager.release_proxy(acquisition.lease)
     if child.is_lost:
         print(f"pharox: {lost_error(acquisition.lease)}", file=sys.stderr)
-        status = TRY_AGAIN
+        status = Exit.TRY_AGAIN
     raise typer.Exit(status)
 
 
@@ -162,7 +165,7 @@ class _Child:
         with _forwarding(self):
             with self._lock:
                 if self.is_lost:
-                    return TRY_AGAIN
+                    return Exit.TRY_AGAIN
                 try:
                     self._process = subprocess.Popen(  # noqa: S603 - the user's own command
                         command, env=dict(environment)

@@ -1,8 +1,7 @@
 """Print text, tables and JSON, to a terminal or into a pipe.
 
 Names and hosts are untrusted, so unprintable characters are escaped: a terminal must
-not interpret them. No line is cut or wrapped; a narrow terminal wraps by itself, and a
-pipe gets whole rows.
+not interpret them. A table fits the terminal; into a pipe go whole rows, one a line.
 """
 
 from __future__ import annotations
@@ -11,26 +10,28 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from contextvars import ContextVar
 from functools import partial
 from itertools import chain, islice
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import BaseModel
 
-from ..models.text import escape_unprintable
+from ..printable import escape_unprintable
+from ..printable import in_utc as in_utc  # noqa: PLC0414 - all commands print moments so
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from rich.console import RenderableType
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
-"""The option that every command with a result for scripts has."""
+"""The option of a command that does something; one that lists has ``--output`` instead."""
+
+WRITE: ContextVar[Callable[[dict[str, Any]], None] | None] = ContextVar("WRITE", default=None)
+"""Prints an object in another form than a line of JSON; see ``printing_json``."""
 
 PAGE = 1000
 """How many rows of a table determine the widths of its columns."""
-
-
-def in_utc(moment: datetime) -> str:
-    """Return a moment as ISO 8601 with milliseconds."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
 
 
 def say(sentence: str) -> None:
@@ -40,9 +41,15 @@ def say(sentence: str) -> None:
 
 def print_json(attributes: BaseModel | dict[str, Any], *, flush: bool = True) -> None:
     """Print one JSON object as one line, in ASCII; of many, only the last needs a flush."""
-    if isinstance(attributes, BaseModel):
+    if not isinstance(attributes, dict):
         attributes = attributes.model_dump(mode="json")
-    print(json.dumps(attributes), flush=flush)
+    write = WRITE.get()
+    if write is None:
+        print(json.dumps(attributes), flush=flush)
+        return
+    write(attributes)
+    if flush:
+        sys.stdout.flush()
 
 
 @contextmanager
@@ -69,18 +76,30 @@ def progress_bar(
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print rows below a header, as they come."""
-    lines = table_lines(columns, rows)
-    header = next(lines)
     if sys.stdout.isatty():
-        from rich.console import Console  # noqa: PLC0415 - only where there are colours
-        from rich.text import Text  # noqa: PLC0415
+        from rich.console import Console  # noqa: PLC0415 - only where it can fit and has colours
 
-        Console().print(Text(header, style="bold"), soft_wrap=True)
+        # Rich would find numbers, links and names of emojis in cells otherwise.
+        console = Console(highlight=False, markup=False, emoji=False)
+        rows = iter(rows)
+        page = list(islice(rows, PAGE))
+        console.print(fitted_table(columns, page, console.width))
+        while page := list(islice(rows, PAGE)):
+            console.print(fitted_table(columns, page, console.width))
     else:
-        print(header)
-    for line in lines:
-        print(line)
+        for line in table_lines(columns, rows):
+            print(line)
     sys.stdout.flush()
+
+
+def fitted_table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], width: int
+) -> RenderableType:
+    """Return a table for a terminal of so many columns, such as for ``rich.live.Live``."""
+    from .fitting import fitted  # noqa: PLC0415 - rich takes a while to import
+
+    cells = [[_cell(value) for value in row] for row in rows]
+    return fitted(columns, cells, _numeric(columns, rows), width)
 
 
 def table_lines(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
@@ -89,10 +108,7 @@ def table_lines(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Ite
     page = list(islice(rows, PAGE))
     texts = [[_cell(value) for value in row] for row in page]
     widths = [max(map(_width, column)) for column in zip(columns, *texts, strict=True)]
-    numeric = [
-        bool(page) and all(isinstance(value, int | None) for value in column)
-        for column in zip(*page, strict=True)
-    ] or [False] * len(columns)
+    numeric = _numeric(columns, page)
 
     def line(cells: Sequence[str]) -> str:
         padded = []
@@ -104,6 +120,14 @@ def table_lines(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Ite
     yield line(columns)
     for row in chain(texts, ([_cell(value) for value in row] for row in rows)):
         yield line(row)
+
+
+def _numeric(columns: Sequence[str], page: Sequence[Sequence[object]]) -> list[bool]:
+    """Return of each column whether it has numbers only."""
+    return [
+        bool(page) and all(isinstance(value, int | None) for value in column)
+        for column in zip(*page, strict=True)
+    ] or [False] * len(columns)
 
 
 def _width(text: str) -> int:

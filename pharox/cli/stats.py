@@ -5,16 +5,18 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import InvalidInputError
 from ..models import PoolStatsSnapshot, QueueStats
 from .checking import duration_of
+from .merged import print_stats
+from .output import Format, Output, print_rows
 from .pools import NO_POOLS, named
-from .session import ledger
-from .showing import AsJson, print_json, print_table, say, table_lines
+from .session import is_of_fleet, ledger
+from .showing import table_lines
 
 if TYPE_CHECKING:
     from ..storage.postgres import PostgresStorage
@@ -31,7 +33,7 @@ def stats(
         str | None, typer.Argument(metavar="POOL", help="Only this pool; all if not given.")
     ] = None,
     *,
-    as_json: AsJson = False,
+    output: Output = Format.TABLE,
     watch: Annotated[bool, typer.Option("--watch", help="Repeat until Ctrl-C.")] = False,
     every: Annotated[
         float,
@@ -41,8 +43,11 @@ def stats(
     """Show every pool, or one, in numbers."""
     if every < _SHORTEST_S:
         raise InvalidInputError(f"--every must be at least {_SHORTEST_S}s")
+    if is_of_fleet(context):
+        print_stats(context, pool, output, every if watch else None)
+        return
     with ledger(context) as storage:
-        if watch and not as_json and sys.stdout.isatty():
+        if watch and output is Format.TABLE and sys.stdout.isatty():
             from rich.live import Live  # noqa: PLC0415 - only where it can redraw
             from rich.text import Text  # noqa: PLC0415
 
@@ -51,10 +56,10 @@ def stats(
                     lines = table_lines(_COLUMNS, map(_row, _pools_of(storage, pool)))
                     screen.update(Text("\n".join(lines), no_wrap=True), refresh=True)
                     time.sleep(every)
-        _print(_pools_of(storage, pool), as_json)
+        _print(_pools_of(storage, pool), output)
         while watch:
             time.sleep(every)
-            _print(_pools_of(storage, pool), as_json)
+            _print(_pools_of(storage, pool), output)
 
 
 def _pools_of(storage: PostgresStorage, pool: str | None) -> list[_Pool]:
@@ -69,14 +74,21 @@ def _pools_of(storage: PostgresStorage, pool: str | None) -> list[_Pool]:
     ]
 
 
-def _print(pools: Sequence[_Pool], as_json: bool) -> None:
-    if as_json:
-        for stats, queue in pools:
-            print_json({**stats.model_dump(mode="json"), **queue.model_dump(mode="json")})
-    elif pools:
-        print_table(_COLUMNS, map(_row, pools))
-    else:
-        say(NO_POOLS)
+def _print(pools: Sequence[_Pool], output: Format) -> None:
+    print_rows(
+        output,
+        pools,
+        _COLUMNS,
+        _row,
+        fields=tuple({**PoolStatsSnapshot.model_fields, **QueueStats.model_fields}),
+        attributes=_attributes,
+        empty=NO_POOLS,
+    )
+
+
+def _attributes(pool: _Pool) -> dict[str, Any]:
+    stats, queue = pool
+    return {**stats.model_dump(mode="json"), **queue.model_dump(mode="json")}
 
 
 def _row(pool: _Pool) -> tuple[object, ...]:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..history.describing import lasting
 from ..models import StickySession
-from .describing import lasting
 from .once import Commands
+from .output import Format, Output, print_rows
 from .pools import named
 from .session import ledger
-from .showing import PAGE, AsJson, in_utc, print_json, print_table, say
+from .showing import PAGE, in_utc, say
 
 if TYPE_CHECKING:
     from ..storage.postgres import PostgresStorage
@@ -30,7 +31,7 @@ def sessions(
     pool: Annotated[
         str | None, typer.Option(metavar="POOL", help="Only sessions in this pool.")
     ] = None,
-    as_json: AsJson = False,
+    output: Output = Format.TABLE,
 ) -> None:
     """List the sticky sessions: which proxy each key keeps, and for how long."""
     if context.invoked_subcommand is not None:
@@ -38,11 +39,7 @@ def sessions(
     with ledger(context) as storage:
         pools = storage.list_pools() if pool is None else [named(storage, pool)]
         living = (session for each in pools for session in _living_in(storage, each.name))
-        if as_json:
-            for session in living:
-                print_json(session)
-        else:
-            print_table(_COLUMNS, map(_row, living))
+        print_rows(output, living, _COLUMNS, _row, fields=StickySession)
 
 
 @app.command()

@@ -6,19 +6,21 @@ there is one.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from ..errors import InvalidInputError
+from ..history.describing import counted
 from ..models.text import escape_unprintable
-from .describing import counted
 from .once import Commands
+from .output import Format, Output, print_rows
 from .session import ledger
-from .showing import AsJson, in_utc, print_json, print_table, say
+from .showing import in_utc
 
 if TYPE_CHECKING:
+    from ..ledger.subscriptions import ParkedEvent, SubscriptionStatus
     from ..storage.postgres import PostgresStorage
 
 app = Commands()
@@ -30,64 +32,65 @@ ERROR_WIDTH = 60
 
 
 @app.callback(invoke_without_command=True)
-def subscriptions(context: typer.Context, *, as_json: AsJson = False) -> None:
+def subscriptions(context: typer.Context, *, output: Output = Format.TABLE) -> None:
     """Print the subscriptions, and how far each is behind the log."""
     if context.invoked_subcommand is not None:
         return
-    from ..ledger.subscriptions import subscriptions as statuses  # noqa: PLC0415 - slow to import
+    from ..ledger.subscriptions import SubscriptionStatus  # noqa: PLC0415 - slow to import
+    from ..ledger.subscriptions import subscriptions as statuses  # noqa: PLC0415
 
     with ledger(context) as storage:
         found = statuses(storage)
-    if as_json:
-        for status in found:
-            print_json(asdict(status))
-        return
-    if not found:
-        say("there are no subscriptions; a program creates one when it first reads")
-        return
-    print_table(
+    print_rows(
+        output,
+        found,
         ("name", "checkpoint", "behind", "seconds", "parked", "reader"),
-        (
-            (
-                status.name,
-                status.checkpoint,
-                status.lag_events,
-                f"{status.lag_seconds:.1f}",
-                status.parked,
-                "active" if status.active else "none",
-            )
-            for status in found
-        ),
+        _status_row,
+        fields=[field.name for field in fields(SubscriptionStatus)],
+        empty="there are no subscriptions; a program creates one when it first reads",
+    )
+
+
+def _status_row(status: SubscriptionStatus) -> tuple[object, ...]:
+    return (
+        status.name,
+        status.checkpoint,
+        status.lag_events,
+        f"{status.lag_seconds:.1f}",
+        status.parked,
+        "active" if status.active else "none",
     )
 
 
 @app.command()
-def parked(context: typer.Context, name: Name, *, as_json: AsJson = False) -> None:
+def parked(context: typer.Context, name: Name, *, output: Output = Format.TABLE) -> None:
     """Print the events that a subscription's handler failed on, and those that wait behind them.
 
-    A long error is cut; --json has all of it.
+    A table cuts a long error; the other forms have all of it.
     """
+    from ..ledger.subscriptions import ParkedEvent  # noqa: PLC0415
     from ..ledger.subscriptions import parked as parked_events  # noqa: PLC0415
 
     with ledger(context) as storage:
         found = parked_events(storage, name)
-    if as_json:
-        for event in found:
-            print_json({**asdict(event), "parked_at": in_utc(event.parked_at)})
-        return
-    print_table(
+    print_rows(
+        output,
+        found,
         ("seq", "type", "key", "attempts", "retry", "error"),
-        (
-            (
-                event.seq,
-                event.type,
-                event.key,
-                event.attempts,
-                "marked" if event.retry else None,
-                event.error and _beginning(event.error),
-            )
-            for event in found
-        ),
+        _parked_row,
+        fields=[field.name for field in fields(ParkedEvent)],
+        attributes=lambda event: {**asdict(event), "parked_at": in_utc(event.parked_at)},
+    )
+
+
+def _parked_row(event: ParkedEvent) -> tuple[object, ...]:
+    return (
+        event.seq,
+        event.type,
+        event.key,
+        event.attempts,
+        "marked" if event.retry else None,
+        event.error and _beginning(event.error),
     )
 
 

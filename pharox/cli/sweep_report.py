@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from ..history.describing import counted, lasting
 from ..models import LEASABLE, ProxyStatus
 from ..models.text import escape_unprintable
-from .describing import counted, lasting
 from .showing import in_utc, print_json, print_table, progress_bar, say
 
 if TYPE_CHECKING:

@@ -1,14 +1,12 @@
 """Run one sweep after another until a signal.
 
 The first SIGINT or SIGTERM ends the stream of checks: running checks are cancelled,
-and results found before are recorded and counted as usual. A later signal has its
-default effect.
+and results found before are recorded and counted as usual.
 """
 
 from __future__ import annotations
 
 import asyncio
-import signal
 import ssl
 import sys
 import time
@@ -16,16 +14,19 @@ from collections.abc import (
     AsyncGenerator,
     Callable,
 )
-from contextlib import AbstractContextManager, aclosing, suppress
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any
 
 import httpx
 
-from ..errors import DatabaseUnavailableError, InvalidInputError
+from ..effects import call, run
+from ..errors import InvalidInputError, PharoxError
 from ..health import HealthChecker, HealthCheckOrchestrator, SweepSummary
+from ..history.describing import counted
+from ..manager.rotator import calling_due, fetch_in_thread
 from ..models import (
     HealthCheckOptions,
     HealthCheckResult,
@@ -34,13 +35,8 @@ from ..models import (
     utc_now,
 )
 from ..storage.postgres import PostgresStorage
+from .repeating import Stop, repeat_until_stopped
 from .showing import say
-
-T = TypeVar("T")
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_ECHO_S = 0.25
-"""Signals within this time count as one: parents often forward what the terminal sent to both."""
 
 Progress = Callable[[int | None], AbstractContextManager[Callable[[], None]]]
 """Shows the progress of about so many checks; yields the function to call after each."""
@@ -112,76 +108,21 @@ async def sweep_until_stopped(
     async with Stop() as stop:
         checker = _StoppableChecker(stop, plan)
         orchestrator = HealthCheckOrchestrator(storage, checker, policy=plan.policy)
-        due_at = time.monotonic()
-        while True:
-            try:
-                report(await _sweep(storage, plan, orchestrator, stop, progress))
-            except DatabaseUnavailableError as error:
-                if every is None:
-                    raise
-                say(str(error))
-            if every is None:
-                return stop.signal
-            due_at = max(due_at + every.total_seconds(), time.monotonic())
-            if await stop.within(due_at - time.monotonic()):
-                return stop.signal
 
+        calls: asyncio.Task[None] | None = None
 
-class Stop:
-    """Whether a signal requested the program to end; handles signals during a block."""
+        async def once() -> None:
+            nonlocal calls
+            # Links that take long hold up no checks: those of the next round are called then.
+            if calls is None or calls.done():
+                calls = asyncio.create_task(asyncio.to_thread(_call_links, storage, stop))
+            report(await _sweep(storage, plan, orchestrator, stop, progress))
 
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._requested = asyncio.Event()
-
-    async def __aenter__(self) -> Self:
-        loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, self._ask, number)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self.signal is not None:
-            await asyncio.sleep(_ECHO_S)
-        self._let_go()
-
-    def _ask(self, number: int) -> None:
-        self.signal = self.signal or number
-        self._requested.set()
-        asyncio.get_running_loop().call_later(_ECHO_S, self._let_go)
-
-    def _let_go(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
-            loop.remove_signal_handler(number)
-
-    async def within(self, seconds: float) -> bool:
-        """Wait for at most so many seconds, and return whether the end was requested."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._requested.wait()
-        return self._requested.is_set()
-
-    async def cutting(self, chunks: AsyncGenerator[list[T], None]) -> AsyncGenerator[list[T], None]:
-        """Yield from ``chunks`` until the end is requested, then close it."""
-        requested = asyncio.create_task(self._requested.wait())
         try:
-            async with aclosing(chunks):
-                while not self._requested.is_set() and (chunk := await _unless(requested, chunks)):
-                    yield chunk
+            return await repeat_until_stopped(stop, once, every)
         finally:
-            requested.cancel()
-
-
-async def _unless(requested: asyncio.Task[bool], chunks: AsyncGenerator[list[T], None]) -> list[T]:
-    """Return the next chunk; an empty one at the end, or if ``requested`` is done first."""
-    chunk = asyncio.ensure_future(anext(chunks, []))
-    try:
-        await asyncio.wait({chunk, requested}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        chunk.cancel()
-        await asyncio.wait({chunk})
-    return [] if chunk.cancelled() else chunk.result()
+            if calls is not None:
+                await calls  # What came of the calls that are under way is recorded.
 
 
 class _StoppableChecker(HealthChecker):
@@ -219,6 +160,22 @@ async def _sweep(
     swept.seconds = time.monotonic() - begun
     swept.interrupted = stop.signal is not None
     return swept
+
+
+def _call_links(storage: PostgresStorage, stop: Stop) -> None:
+    """Call the links of mobile proxies that nobody called who should have."""
+    program = calling_due(storage, fetch_in_thread, lambda: stop.signal is not None)
+    try:
+        answers = run(program, call)
+    except PharoxError as error:
+        say(f"links could not be called: {error}")
+        return
+    except Exception as error:  # The checks go on. Its text may have what is secret.
+        say(f"links could not be called: {type(error).__name__}")
+        return
+    if answers:
+        rotated = sum(answer.is_rotated for answer in answers)
+        say(f"{rotated} of {counted(len(answers), 'link', 'links')} gave another exit")
 
 
 def _expected(storage: PostgresStorage, plan: Plan) -> int | None:

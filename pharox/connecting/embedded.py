@@ -45,15 +45,18 @@ from urllib.parse import quote
 from ..errors import DatabaseUnavailableError
 from ..settings import Settings
 
-_PORT = 5432  # part of the socket's name: the server listens on no address
+PORT = 5432  # part of the socket's name: the server listens on no address
 _START_TIMEOUT_S = 60
 _SOCKET_PATH_MAX = 103  # bytes; the smallest limit of a supported system
 _LOG_LINES = 15
+_CLUSTER = "postgres"
+"""The server's folder in the data folder."""
+
 _WATCHER = Path(__file__).with_name("embedded_watcher.py")
 _REJECTS = 1  # exit status of pg_isready: the server rejects connections now
 _SETTINGS = {
     "listen_addresses": "",
-    "port": str(_PORT),
+    "port": str(PORT),
     "unix_socket_permissions": "0700",
     "max_connections": "300",
     "log_checkpoints": "off",
@@ -102,8 +105,8 @@ def start(data_dir: Path | None = None) -> EmbeddedServer:
         If the wheel is not installed or the server does not start.
     """
     try:
-        folder = (data_dir or Settings().data_dir or _default_folder()).expanduser().resolve()
-        cluster = _Cluster(folder / "postgres")
+        folder = _folder(data_dir)
+        cluster = _Cluster(folder / _CLUSTER)
     except ImportError as error:
         raise DatabaseUnavailableError(_INSTALL) from error
     with _guard:
@@ -113,7 +116,7 @@ def start(data_dir: Path | None = None) -> EmbeddedServer:
             raise DatabaseUnavailableError(
                 f"the embedded PostgreSQL in {folder} cannot be used: {error}", data_dir=folder
             ) from error
-    url = f"postgresql+psycopg://postgres@/postgres?host={quote(str(socket_dir))}&port={_PORT}"
+    url = f"postgresql+psycopg://postgres@/postgres?host={quote(str(socket_dir))}&port={PORT}"
     return EmbeddedServer(url, folder, Settings().secret_keys() or (key,))
 
 
@@ -198,6 +201,36 @@ def _exclusively(path: Path, flags: int = 0) -> Iterator[None]:
 
 
 # The contents of the data folder
+
+
+def is_set_up(data_dir: Path | None = None) -> bool:
+    """Return whether a data folder has a server that was started before; it makes none.
+
+    Parameters
+    ----------
+    data_dir:
+        The folder, as :func:`start` takes it.
+    """
+    try:
+        return (_folder(data_dir) / _CLUSTER / "PG_VERSION").exists()
+    except ImportError:
+        return False
+
+
+def running_socket(data_dir: Path | None = None) -> Path | None:
+    """Return the folder of the socket of a server that runs, as far as its files say.
+
+    No server is started, waited for or asked. Who connects is no user of it: it may stop meanwhile.
+    """
+    try:
+        lines = (_folder(data_dir) / _CLUSTER / "postmaster.pid").read_text().splitlines()
+    except (ImportError, OSError):
+        return None
+    return Path(lines[4]) if len(lines) > 4 and lines[4] else None
+
+
+def _folder(data_dir: Path | None) -> Path:
+    return (data_dir or Settings().data_dir or _default_folder()).expanduser().resolve()
 
 
 def _default_folder() -> Path:
@@ -312,7 +345,7 @@ class _Cluster:
                 socket_dir = self._pid_file.read_text().splitlines()[4]
             except (OSError, IndexError):
                 return None
-            status = self._call("pg_isready", "-h", socket_dir, "-p", str(_PORT))[0]
+            status = self._call("pg_isready", "-h", socket_dir, "-p", str(PORT))[0]
             if status != _REJECTS or time.monotonic() > deadline:
                 return Path(socket_dir) if status in (0, _REJECTS) else None
             time.sleep(0.05)
@@ -444,7 +477,7 @@ class _Cluster:
 
 
 def _fits_a_socket(folder: Path) -> bool:
-    return len(os.fsencode(folder / f".s.PGSQL.{_PORT}")) <= _SOCKET_PATH_MAX
+    return len(os.fsencode(folder / f".s.PGSQL.{PORT}")) <= _SOCKET_PATH_MAX
 
 
 def _add_mode(path: Path, bits: int) -> None:

@@ -155,6 +155,10 @@ def _target(url: str | None) -> _Target:
 
 def _parsed(url: str) -> _Target:
     """Parse a URL; its password goes where SQLAlchemy hides it."""
+    if not isinstance(url, str):
+        raise InvalidInputError(
+            f"the database URL must be a text such as {_EXAMPLE}, not a {type(url).__name__}"
+        )
     without_hosts, hosts = _several_hosts(url)
     try:
         parsed = make_url(without_hosts)

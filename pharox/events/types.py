@@ -18,21 +18,40 @@ from datetime import timedelta
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    model_validator,
+)
 
 from ..models import (
+    ApiRight,
     CheckFailure,
     CoolDown,
+    GatewayExit,
     LeaseStatus,
+    LimitReached,
     MissReason,
     OutcomeKind,
+    PoolLimits,
+    PoolMissed,
     ProxyProtocol,
     ProxyStatus,
+    RotationCause,
+    RotationFailure,
+    RotationPolicy,
     SelectorStrategy,
+    SourceCounts,
     UtcDatetime,
+    explores,
+    seed_of,
 )
 from ..models.building import built
 from ..models.ids import NIL
+from ..models.money import Money, Price
 from .upcasting import Upcaster
 
 ENVELOPE = (
@@ -115,10 +134,15 @@ class _PoolEvent(EventBase):
     rest_after_release_seconds: float | None = None
     rest_after_expiry_seconds: float | None = None
     max_held_seconds: float | None = None
-    cool_down: CoolDown | None = None
+    cool_down: Annotated[CoolDown | None, BeforeValidator(CoolDown.as_saved)] = None
     selector: SelectorStrategy | None = None
     lease_seconds: float | None = None
     max_concurrency: int | None = None
+    limits: PoolLimits | None = None
+    cost_per_gb: Price | None = None
+    cost_per_lease: Price | None = None
+    reported_failures: bool | None = None
+    rotation: RotationPolicy | None = None
 
 
 class PoolRegistered(_PoolEvent):
@@ -157,7 +181,12 @@ class _ProxyEvent(EventBase):
 
 
 class ProxyDescribed(_ProxyEvent):
-    """The common base of ProxyRegistered and ProxyChanged: a proxy's full description."""
+    """The common base of ProxyRegistered and ProxyChanged: a proxy's full description.
+
+    ``placeholders`` are the names of what is filled for each lease, if the proxy is a template:
+    "country lifetime session", or fewer of these. ``rotate_id`` refers to the link that gives it
+    another exit, as ``credential_id`` does to its credentials.
+    """
 
     after: ProxyState
     host: str
@@ -172,6 +201,11 @@ class ProxyDescribed(_ProxyEvent):
     longitude: float | None = None
     isp: str | None = None
     asn: int | None = None
+    cost_per_gb: Price | None = None
+    cost_per_lease: Price | None = None
+    placeholders: str | None = None
+    weight: int | None = None
+    rotate_id: UUID | None = None
 
 
 class ProxyRegistered(ProxyDescribed):
@@ -194,6 +228,11 @@ class ProxyChanged(ProxyDescribed):
     drains: bool = False
     until: UtcDatetime | None = None
     returns_to: ProxyStatus | None = None
+
+    @property
+    def stays_banned(self) -> bool:
+        """Whether it was banned before and is now: ``until`` None is for good then."""
+        return self.before.status is self.after.status is ProxyStatus.BANNED
 
 
 class ProxyRemoved(_ProxyEvent):
@@ -219,6 +258,14 @@ class LeaseAcquired(_LeaseEvent):
     of the sticky session.
 
     ``waited_ms`` is how long it waited in the pool's queue, in milliseconds; None if it did not.
+    With ``limited`` the pool had limits, among which the lease counts; its start counts for
+    ``paced_seconds`` if the pool had a pace.
+    ``cost`` is what the lease costs by itself; None if nothing.
+    ``exit`` is for which exit of the gateway it asks, if the proxy is a template.
+    ``fallback_from`` are the pools that were asked before this one, and why each had nothing.
+    ``explored`` says whether MOST_SUCCESSFUL took any proxy rather than the best.
+    ``turn`` and ``next_turn`` are set by WEIGHTED: the place of the lease in the pool's order of
+    turns, and that of the proxy's next one.
     """
 
     type: Literal["LeaseAcquired"] = "LeaseAcquired"
@@ -230,6 +277,23 @@ class LeaseAcquired(_LeaseEvent):
     waited_ms: int | None = None
     target: str | None = None
     session: str | None = None
+    limited: bool = False
+    paced_seconds: float | None = None
+    cost: Money | None = None
+    exit: GatewayExit | None = None
+    fallback_from: tuple[PoolMissed, ...] = ()
+    turn: int | None = None
+    next_turn: int | None = None
+
+    @property
+    def explored(self) -> bool:
+        """Whether MOST_SUCCESSFUL took any proxy, rather than the best.
+
+        It is drawn from the target and the time of the event.
+        """
+        if self.selector is not SelectorStrategy.MOST_SUCCESSFUL or self.target is None:
+            return False
+        return explores(seed_of(self.target, self.recorded_at))
 
 
 class LeaseRenewed(EventBase):
@@ -273,7 +337,8 @@ class OutcomeReported(_PairEvent):
     """A holder said what became of ``count`` requests through its proxy.
 
     ``target`` is the host that was asked; if None, the outcome is of no pair. The pair is not
-    leased before ``cools_until``.
+    leased before ``cools_until``. ``cost`` is what the ``bytes`` cost; None if nothing.
+    ``begins_rest`` says that the proxy rests for the target from this one on.
     """
 
     type: Literal["OutcomeReported"] = "OutcomeReported"
@@ -287,11 +352,14 @@ class OutcomeReported(_PairEvent):
     retry_after_seconds: float | None = None
     bytes: int | None = None
     note: str | None = None
+    cost: Money | None = None
+    begins_rest: bool = False
 
 
 class CoolDownSet(_PairEvent):
     """A person had a proxy rest for one target until ``cools_until``, or, if None, ended its rest.
 
+    Its rest for a target that refused it also ends when it takes another exit by its link.
     ``outcome`` and ``status`` are the last ones, which were reported at ``reported_at``.
     """
 
@@ -321,6 +389,205 @@ class TargetRecovered(EventBase):
     type: Literal["TargetRecovered"] = "TargetRecovered"
     target: str
     pool_name: str
+
+
+class TargetRulesSet(EventBase):
+    """What answers of a target mean was said for the whole fleet, or, if None, unsaid.
+
+    ``target`` is a host, or ``*.`` and a host. ``rules`` are the other fields of
+    :class:`pharox.TargetRules` that are set.
+    """
+
+    type: Literal["TargetRulesSet"] = "TargetRulesSet"
+    target: str
+    rules: dict[str, Any] | None = None
+
+
+class PoolPlaced(EventBase):
+    """A pool is in a ledger of the fleet from now on. The home ledger records it.
+
+    ``ledger`` is a name of the fleet's settings, and ``ledger_before`` the one where the pool was.
+    The pool's own events are in its ledger.
+    """
+
+    type: Literal["PoolPlaced"] = "PoolPlaced"
+    pool_name: str
+    ledger: str
+    ledger_before: str | None = None
+
+
+class _SourceEvent(EventBase):
+    """An event of a source of a pool's proxies.
+
+    ``source`` is its name. Another source of the same name, after it was removed, has another
+    ``source_id``.
+    """
+
+    source: str
+    source_id: UUID
+    pool_name: str
+
+
+class SourceSaved(_SourceEvent):
+    """A source was added, or its settings were changed.
+
+    Of its URL only the ``host`` is recorded. ``secret_id`` refers to the row of another table that
+    has the URL and the headers, encrypted. ``options`` are those of :class:`pharox.ListOptions`
+    that are set.
+    """
+
+    type: Literal["SourceSaved"] = "SourceSaved"
+    host: str
+    every_seconds: float
+    max_removed: str
+    enabled: bool
+    options: dict[str, Any] = Field(default_factory=dict)
+    secret_id: UUID
+
+
+class SourceRemoved(_SourceEvent):
+    """A source was removed. Its proxies stay in the pool."""
+
+    type: Literal["SourceRemoved"] = "SourceRemoved"
+
+
+class SourceRefreshed(_SourceEvent):
+    """A source's list was fetched, and the pool is in step with it.
+
+    The proxies that came and went have events of their own, with the same ``correlation_id``.
+    ``reasons`` say of the first entries that were skipped why they could not be read. A refresh
+    that found nothing new is not recorded, unless the one before it failed.
+    """
+
+    type: Literal["SourceRefreshed"] = "SourceRefreshed"
+    counts: SourceCounts
+    reasons: tuple[str, ...] = ()
+
+
+class SourceFailed(_SourceEvent):
+    """A source's list could not be fetched or was not trusted; nothing was changed.
+
+    Of a source that fails in the same way again and again one event an hour is recorded.
+    """
+
+    type: Literal["SourceFailed"] = "SourceFailed"
+    reason: str
+
+
+class ApiTokenIssued(EventBase):
+    """A token was issued, with which a consumer leases over HTTP.
+
+    ``digest`` is the SHA-256 of its text, which nobody keeps. ``pools`` are those that it is for,
+    all if it names none. ``token_expires_at`` is from when on it is refused, if ever.
+    """
+
+    type: Literal["ApiTokenIssued"] = "ApiTokenIssued"
+    consumer: str
+    token_id: UUID
+    digest: str
+    rights: tuple[ApiRight, ...]
+    pools: tuple[str, ...] = ()
+    token_expires_at: UtcDatetime | None = None
+
+
+class ApiTokenWithdrawn(EventBase):
+    """A token was withdrawn: it is refused from then on, seconds later at most."""
+
+    type: Literal["ApiTokenWithdrawn"] = "ApiTokenWithdrawn"
+    consumer: str
+    token_id: UUID
+
+
+class ActionTaken(EventBase):
+    """A person did something that no other event says, or says without a reason.
+
+    ``action`` is what, such as ``rebuild``; ``subject`` is to what: the name of a pool, of a
+    subscription, of projections. What followed has the same ``correlation_id``.
+    """
+
+    type: Literal["ActionTaken"] = "ActionTaken"
+    action: str
+    subject: str
+    reason: str
+
+
+class _MoveEvent(EventBase):
+    """An event of a pool's move from one ledger to another. ``ledger`` names the other one.
+
+    A move has one ``move_id`` in both.
+    """
+
+    pool_name: str
+    move_id: UUID
+    ledger: str
+
+
+class _PassedOn(_MoveEvent):
+    """Where the pool's history ends in the ledger that it left, as both logs say it.
+
+    ``last_seq`` is the last sealed event before the pool left, ``root`` the hash of the chain up to
+    it (hex; None in memory, which seals nothing), ``last_position`` the highest position that any
+    of its events has there. Fencing tokens are positions, so those of the next ledger are higher.
+    """
+
+    last_seq: int
+    last_position: int
+    root: str | None = None
+
+
+class PoolMoveBegan(_MoveEvent):
+    """A pool began to move to ``ledger``: no more of its proxies are leased here."""
+
+    type: Literal["PoolMoveBegan"] = "PoolMoveBegan"
+
+
+class PoolStateCarried(_MoveEvent):
+    """Rows of a read model of a pool, as they were when it left a ledger.
+
+    The ledger that the pool leaves records them before it removes the pool; the one where it
+    ``arrived`` folds them, so the pool goes on there as it was.
+    """
+
+    type: Literal["PoolStateCarried"] = "PoolStateCarried"
+    read_model: str
+    rows: tuple[dict[str, Any], ...]
+    arrived: bool = False
+
+
+class PoolDeparted(_PassedOn):
+    """A pool left this ledger for another; earlier events carried its state and removed it.
+
+    ``carried`` events from ``first_position`` on have its state.
+    """
+
+    type: Literal["PoolDeparted"] = "PoolDeparted"
+    first_position: int
+    carried: int
+
+
+class PoolArrived(_PassedOn):
+    """A pool came from another ledger, whose log has its earlier history.
+
+    Later events register it.
+    """
+
+    type: Literal["PoolArrived"] = "PoolArrived"
+
+
+class PoolMoved(_PassedOn):
+    """The pool is in the other ledger, as this one knows: its secrets are deleted here."""
+
+    type: Literal["PoolMoved"] = "PoolMoved"
+
+
+class PoolMoveCancelled(_MoveEvent):
+    """A move was cancelled: the pool stays where it was.
+
+    The ledger that the pool should have come to records it too, if the pool may have been under
+    way: then it does not take it any more.
+    """
+
+    type: Literal["PoolMoveCancelled"] = "PoolMoveCancelled"
 
 
 class _LeaseEnd(_LeaseEvent):
@@ -368,7 +635,9 @@ class AcquireMissed(EventBase):
     ``count`` is how many leases were requested at once, ``free`` how many of them
     could have been granted. ``waited_ms`` is how long it waited in the pool's queue, in
     milliseconds; None if it did not. ``session`` is the key of the sticky session, and
-    ``session_proxy_id`` the proxy that it was bound to, if it was bound.
+    ``session_proxy_id`` the proxy that it was bound to, if it was bound. ``limit`` is the limit
+    that was reached, if that is the reason, which time frees in ``retry_after_seconds``.
+    ``fallback`` are the pools that were asked after this one, and why each had nothing either.
     """
 
     type: Literal["AcquireMissed"] = "AcquireMissed"
@@ -384,6 +653,9 @@ class AcquireMissed(EventBase):
     target: str | None = None
     session: str | None = None
     session_proxy_id: UUID | None = None
+    limit: LimitReached | None = None
+    retry_after_seconds: float | None = None
+    fallback: tuple[PoolMissed, ...] = ()
 
 
 class SessionBound(EventBase):
@@ -392,6 +664,7 @@ class SessionBound(EventBase):
     ``country`` and ``exit_ip`` are those of the proxy. If another proxy was ``replaced``,
     ``because`` says what it was. ``inherited_from`` is the key whose binding this was before; such
     a binding comes without a lease. With ``shared`` other shared bindings may be to the proxy, too.
+    ``exit`` is the exit of a gateway that the key keeps, if the proxy is a template.
     """
 
     type: Literal["SessionBound"] = "SessionBound"
@@ -406,6 +679,7 @@ class SessionBound(EventBase):
     replaced: UUID | None = None
     because: Literal["removed", "banned", "inactive"] | None = None
     inherited_from: str | None = None
+    exit: GatewayExit | None = None
 
 
 class SessionForgotten(EventBase):
@@ -416,6 +690,73 @@ class SessionForgotten(EventBase):
     pool_name: str
     proxy_id: UUID
     inherited_by: str | None = None
+
+
+class ExitRotated(EventBase):
+    """A lease of a template took another exit: a session id in place of the one before.
+
+    ``session`` is the key of the sticky session that had this exit and took the same one.
+    """
+
+    type: Literal["ExitRotated"] = "ExitRotated"
+    proxy_id: UUID
+    lease_id: UUID
+    consumer: str
+    consumer_id: UUID
+    pool_name: str
+    session_before: str
+    session_after: str
+    session: str | None = None
+
+
+class _RotationEvent(_ProxyEvent):
+    """The record of a proxy's rotations after the event. The proxy's state stays.
+
+    The rotation that is under way, for the cause ``because``, is over at ``ends_at`` at the latest;
+    both are None if there is none. Its link is not called before ``calls_at``, and by one process
+    alone until ``claimed_until``. The proxy is not leased before ``rests_until``; without the
+    rotation it would rest until ``rested_until``. It took its exit at ``rotated_at``.
+    """
+
+    before: ProxyState
+    after: ProxyState
+    pool_name: str
+    because: RotationCause | None = None
+    ends_at: UtcDatetime | None = None
+    calls_at: UtcDatetime | None = None
+    claimed_until: UtcDatetime | None = None
+    rotated_at: UtcDatetime | None = None
+    rested_until: UtcDatetime | None = None
+    rests_until: UtcDatetime | None = None
+
+
+class RotationBegan(_RotationEvent):
+    """A proxy rests until it has another exit, or until the bound."""
+
+    type: Literal["RotationBegan"] = "RotationBegan"
+    because: RotationCause
+    ends_at: UtcDatetime
+
+
+class RotationCalled(_RotationEvent):
+    """A process calls a proxy's link. No lease holds the proxy, and no other process calls it."""
+
+    type: Literal["RotationCalled"] = "RotationCalled"
+    because: RotationCause
+    claimed_until: UtcDatetime
+
+
+class RotationAnswered(_RotationEvent):
+    """A proxy's link gave it another exit, or, if there is a ``failure``, did not.
+
+    After a failure the link is called again at ``calls_at`` if that is before the bound; else the
+    rotation is given up. ``exit_ip`` is the new address, if the link's answer says it.
+    """
+
+    type: Literal["RotationAnswered"] = "RotationAnswered"
+    failure: RotationFailure | None = None
+    status: int | None = None
+    exit_ip: str | None = None
 
 
 class CursorMoved(EventBase):
@@ -585,6 +926,11 @@ def _group_of(check: HealthChecked) -> CheckGroup:
     )
 
 
+PoolMoveEvent = (
+    PoolMoveBegan | PoolStateCarried | PoolDeparted | PoolArrived | PoolMoved | PoolMoveCancelled
+)
+"""Any event of a pool's move between two ledgers."""
+
 BAN_OVER = "ban over"
 """The reason of the ``ProxyChanged`` with which a ban ends by itself."""
 
@@ -606,8 +952,22 @@ Event = Annotated[
     | CoolDownSet
     | TargetTroubled
     | TargetRecovered
+    | TargetRulesSet
+    | SourceSaved
+    | SourceRemoved
+    | SourceRefreshed
+    | SourceFailed
+    | ApiTokenIssued
+    | ApiTokenWithdrawn
+    | ActionTaken
+    | PoolPlaced
+    | PoolMoveEvent
     | SessionBound
     | SessionForgotten
+    | ExitRotated
+    | RotationBegan
+    | RotationCalled
+    | RotationAnswered
     | AcquireMissed
     | CursorMoved
     | HealthChecked
@@ -649,6 +1009,13 @@ def named_pool(event: EventBase) -> str | None:
     if isinstance(event, PoolRegistered | PoolChanged | PoolRemoved):
         return event.name
     return getattr(event, "pool_name", None)
+
+
+def fallback_of(event: EventBase) -> tuple[PoolMissed, ...]:
+    """Return the pools beside its own that an acquisition tried in vain."""
+    if isinstance(event, LeaseAcquired):
+        return event.fallback_from
+    return event.fallback if isinstance(event, AcquireMissed) else ()
 
 
 def decode(columns: dict[str, Any], data: dict[str, Any]) -> Event:

@@ -12,16 +12,19 @@ import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from contextlib import aclosing
+from uuid import uuid4
 
 from ..errors import InvalidInputError, OutOfResourcesError
 from ..models import (
     CheckFailure,
+    GatewayExit,
     HealthCheckOptions,
     HealthCheckResult,
     Proxy,
     ProxyProtocol,
     ProxyStatus,
 )
+from ..models.gateway import session_id_after
 from ..storage.validation import checked_model
 from .probing import HealthCheckStrategy, HTTPHealthCheckStrategy
 from .streaming import in_chunks
@@ -93,7 +96,8 @@ class HealthChecker:
         try:
             async with asyncio.timeout(chosen.timeout * chosen.attempts + GRACE_S) as deadline:
                 strategy = self._strategies[protocol]
-                return _for_this(proxy, await strategy.check(proxy, chosen), strategy)
+                result = await strategy.check(_with_own_exit(proxy), chosen)
+                return _without_exit(proxy, _for_this(proxy, result, strategy))
         except OutOfResourcesError:
             raise
         except Exception as error:
@@ -203,6 +207,20 @@ def _check_bound(name: str, value: object) -> None:
         raise InvalidInputError(f"{name} must be a whole number of at least 1", value=value)
 
 
+def _with_own_exit(proxy: Proxy) -> Proxy:
+    """Return the proxy to connect to: a template with an exit of this check's own."""
+    if not proxy.placeholders or proxy.credentials is None:
+        return proxy
+    gateway_exit = GatewayExit(session=session_id_after(uuid4()), country=proxy.country, minutes=1)
+    filled = {"credentials": proxy.credentials.filled(gateway_exit), "template": False}
+    return proxy.model_copy(update=filled)
+
+
+def _without_exit(proxy: Proxy, result: HealthCheckResult) -> HealthCheckResult:
+    """Return a result without the exit of a template, which leases do not have."""
+    return result.model_copy(update={"exit_ip": None}) if proxy.placeholders else result
+
+
 def _for_this(proxy: Proxy, result: object, strategy: HealthCheckStrategy) -> HealthCheckResult:
     if not isinstance(result, HealthCheckResult):
         raise _StrangeResultError(f"a {type(result).__name__} instead of a result")
@@ -210,7 +228,7 @@ def _for_this(proxy: Proxy, result: object, strategy: HealthCheckStrategy) -> He
         raise _StrangeResultError(f"a result for {result.proxy_id}")
     if type(strategy) is HTTPHealthCheckStrategy:  # its results are always valid
         return result
-    return checked_model(result)
+    return checked_model(result, HealthCheckResult)
 
 
 def _failure_of_strategy(proxy: Proxy, error: BaseException, *, late: bool) -> CheckFailure:

@@ -1,4 +1,4 @@
-"""Audit a lease, a proxy, a consumer or a pool: read its story from the log.
+"""Audit a lease, a proxy, a consumer, a pool or a source: read its story from the log.
 
 A story has the events in the sealed order. Each comes with data that the event
 lacks: the pool's name, the proxy's address, how long a lease was held, and the
@@ -18,9 +18,9 @@ from uuid import UUID
 
 from pharox.log import Extract
 from pharox.log.extract import BIGGEST
-from projections import CONSUMERS, ConsumerRow, PoolCounts
+from projections import PoolCounts
 
-from ..errors import ConsumerNotFoundError, InvalidInputError, PharoxError, ProxyNotFoundError
+from ..errors import InvalidInputError, PharoxError
 from ..events import (
     AcquireMissed,
     Event,
@@ -31,17 +31,25 @@ from ..events import (
     LeaseRenewed,
     LeaseRevoked,
     OutcomeReported,
+    ProxyDescribed,
+    SourceFailed,
+    SourceRefreshed,
+    SourceSaved,
+    fallback_of,
     held,
     named_pool,
 )
 from ..models import OutcomeKind, check_aware, utc_now
 from ..models.ids import NIL
-from ..models.text import without_secrets
+from ..storage.sources import REFRESH_JOB
 from ..storage.validation import id_from_text
-from .addresses import Addresses, proxies_at
-from .past_counts import PastCounts
+from .addresses import Addresses
+from .finding import find_consumer, find_proxy
+from .past_counts import Holding, PastCounts
 from .pool_names import PoolLife, find_pool, pool_names
 from .sealed_log import Beginning, SealedLog, beginning, seq_of
+
+_SOURCE_TYPES = ("SourceSaved", "SourceRemoved", "SourceRefreshed", "SourceFailed")
 
 Moment = int | datetime
 """A seq of the log, or a time."""
@@ -53,7 +61,9 @@ class Entry:
 
     ``pool`` is the pool's name and ``address`` the proxy's, as they were then.
     ``held_s`` is how many seconds the ended lease was held, and ``pool_had`` the
-    pool's statistics at a miss.
+    pool's statistics at a miss. ``fallback_had`` are those of the pools of ``fallback_from``, or
+    ``fallback``, of the event. ``holders`` held leases of the pool at a miss, those of most first.
+    ``known`` is the description of a changed proxy before, if the story has that.
     """
 
     event: Event
@@ -61,13 +71,16 @@ class Entry:
     address: str | None = None
     held_s: float | None = None
     pool_had: PoolCounts | None = None
+    fallback_had: tuple[PoolCounts | None, ...] = ()
+    holders: tuple[Holding, ...] = ()
+    known: ProxyDescribed | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Story:
     """The story of one object.
 
-    ``kind`` is "lease", "proxy", "consumer" or "pool", ``name`` its readable name,
+    ``kind`` is "lease", "proxy", "consumer", "pool" or "source", ``name`` its readable name,
     ``id`` its id. ``namesakes`` are earlier pools of the same name, whose events
     are not included. ``entries`` can be iterated once.
     """
@@ -92,7 +105,8 @@ class Totals:
     """Totals over entries; ``held_s`` is the sum over the leases that ended.
 
     ``renewed`` counts the renewals that holders asked for, ``redated`` those of a clock that went
-    back. ``refused`` has the refusals by target.
+    back. ``refused`` has the refusals by target. Of sources, ``came`` and ``went`` sum up the
+    proxies, and ``failed`` counts the failures that were recorded.
     """
 
     acquired: int = 0
@@ -104,6 +118,9 @@ class Totals:
     revoked: int = 0
     redated: int = 0
     refused: dict[str, Refusals] = field(default_factory=dict)
+    came: int = 0
+    went: int = 0
+    failed: int = 0
 
     def add(self, entry: Entry) -> None:
         """Count one entry."""
@@ -121,6 +138,11 @@ class Totals:
                 self.revoked += 1
             case AcquireMissed(reason=reason):
                 self.missed[reason.value] += 1
+            case SourceRefreshed(counts=counts):
+                self.came += counts.added + counts.returned
+                self.went += counts.removed + counts.draining
+            case SourceFailed():
+                self.failed += 1
             case OutcomeReported(outcome=OutcomeKind.BLOCKED, target=str(target)) as event:
                 known = self.refused.setdefault(target, Refusals(event.recorded_at))
                 known.count += event.count
@@ -153,7 +175,7 @@ def of_lease(
     InvalidInputError
         If the log does not reach to the beginning, or to a seq.
     """
-    window = _window(log, since, until)
+    window = extract_between(log, since, until)
     uuid = id_from_text(lease_id)
     known = [] if uuid is None else list(log.history(Extract(lease_id=uuid)))
     acquired = next((event for event in known if isinstance(event, LeaseAcquired)), None)
@@ -190,13 +212,9 @@ def of_proxy(
     PharoxError
         If several proxies had the address.
     """
-    window = _window(log, since, until)
+    window = extract_between(log, since, until)
     begin = beginning(log)
-    uuid = id_from_text(proxy) or _at_address(log, begin, str(proxy))
-    address = None if uuid is None else Addresses(log, begin).last(uuid)
-    if uuid is None or address is None:
-        shown = without_secrets(str(proxy))
-        raise ProxyNotFoundError(f"there never was a proxy {shown!r}", proxy_id=shown)
+    uuid, address = find_proxy(log, proxy, begin)
     events = log.history(window._replace(proxy_id=uuid))
     return Story("proxy", uuid, address, _entries(log, events, begin))
 
@@ -215,13 +233,9 @@ def of_consumer(
     ConsumerNotFoundError
         If there never was such a consumer. Parameters are those of :func:`of_lease`.
     """
-    window = _window(log, since, until)
+    window = extract_between(log, since, until)
     begin = beginning(log)
-    known = _consumer(log, consumer, begin)
-    if known is None:
-        raise ConsumerNotFoundError(
-            f"there never was a consumer {str(consumer)!r}", consumer=consumer
-        )
+    known = find_consumer(log, consumer, begin)
     events = log.history(window._replace(consumer=known.name))
     entries = _entries(log, events, begin, PastCounts(log))
     return Story("consumer", known.id, known.name, entries)
@@ -244,14 +258,63 @@ def of_pool(
     PoolNotFoundError
         If there never was such a pool. Parameters are those of :func:`of_lease`.
     """
-    window = _window(log, since, until)
+    window = extract_between(log, since, until)
     found = find_pool(log, pool)
     events = log.history(window._replace(pool_id=found.pool.id))
     entries = _entries(log, events, beginning(log), PastCounts(log, found.pool.id))
     return Story("pool", found.pool.id, found.pool.name, entries, found.namesakes)
 
 
-def _window(log: SealedLog, since: Moment | None, until: Moment | None) -> Extract:
+def of_source(
+    log: SealedLog,
+    source: str,
+    *,
+    since: Moment | None = None,
+    until: Moment | None = None,
+) -> Story:
+    """Return the story of a source, by name: its settings, refreshes and failures.
+
+    It includes the events of the proxies that its refreshes brought, changed and removed. Sources
+    of one name after another are one story.
+
+    Raises
+    ------
+    PharoxError
+        If there never was such a source. Parameters are those of :func:`of_lease`.
+    """
+    window = extract_between(log, since, until)
+    begin = beginning(log)
+    known: dict[UUID, UUID] = {
+        row.id: row.pool_id for row in begin.rows("sources").values() if row.name == source
+    }
+    for event in log.history(Extract(begin.seq, types=("SourceSaved",))):
+        if isinstance(event, SourceSaved) and event.source == source:
+            known[event.source_id] = event.pool_id
+    if not known:
+        raise PharoxError(f"there never was a source {source!r}", source=source)
+    types = (*_SOURCE_TYPES, "ProxyRegistered", "ProxyChanged", "ProxyRemoved")
+    pools = [
+        log.history(window._replace(pool_id=pool_id, types=types))
+        for pool_id in dict.fromkeys(known.values())
+    ]
+    job = f"{REFRESH_JOB}{source} "
+    events = (
+        event
+        for event in merge(*pools, key=attrgetter("seq"))
+        if getattr(event, "source_id", None) in known
+        or (event.correlation_id or "").startswith(job)
+    )
+    return Story("source", list(known)[-1], source, _entries(log, events, begin))
+
+
+def extract_between(log: SealedLog, since: Moment | None, until: Moment | None) -> Extract:
+    """Return the events from one moment on and before another; a seq is the last one itself.
+
+    Raises
+    ------
+    InvalidInputError
+        If the log does not reach to a moment, or the end is before the beginning.
+    """
     window = Extract()
     match since:
         case int():
@@ -274,49 +337,29 @@ def _is_before(a: datetime | None, b: datetime | None) -> bool:
     return a is not None and b is not None and a < b
 
 
-def _at_address(log: SealedLog, begin: Beginning, address: str) -> UUID | None:
-    """Return the proxy that had an address, or None."""
-    found = proxies_at(log, begin, address)
-    if len(found) > 1:
-        names = pool_names(log, begin)
-        which = ", ".join(f"{proxy_id} of pool {names[found[proxy_id]]!r}" for proxy_id in found)
-        raise PharoxError(
-            f"{len(found)} proxies had this address; ask for one by its id: {which}",
-            proxy_ids=tuple(found),
-        )
-    return next(iter(found), None)
-
-
-def _consumer(log: SealedLog, consumer: str | UUID, begin: Beginning) -> ConsumerRow | None:
-    registered = Extract(begin.seq, types=("ConsumerRegistered",))
-    state = dict(begin.rows("consumers"))
-    for event in log.history(registered._replace(consumer=str(consumer))):
-        CONSUMERS.apply(state, event)
-    named: ConsumerRow | None = state.get((str(consumer),))
-    if named is not None:
-        return named
-    if (uuid := id_from_text(consumer)) is None:
-        return None
-    for event in log.history(registered):
-        CONSUMERS.apply(state, event)
-    return next((row for row in state.values() if row.id == uuid), None)
-
-
 def _entries(
     log: SealedLog,
     events: Iterator[Event],
     begin: Beginning,
     counts: PastCounts | None = None,
 ) -> Iterator[Entry]:
-    addresses, names = Addresses(log, begin), _Names(log, begin)
+    addresses, names, of_others = Addresses(log, begin), _Names(log, begin), PastCounts(log)
+    described: dict[UUID | None, ProxyDescribed] = {}
     for event in events:
         held_s = pool_had = None
+        holders: tuple[Holding, ...] = ()
         match event:
             case LeaseReleased() | LeaseExpired() | LeaseRevoked():
                 held_s = held(event).total_seconds()
             case AcquireMissed() if counts is not None and event.pool_id != NIL:
                 pool_had = counts.of(event.pool_id, event.seq)
-        yield Entry(event, names.of(event), addresses.of(event), held_s, pool_had)
+                holders = counts.holders_of(event.pool_id)
+        fallback_had = tuple(of_others.of(each.pool_id, event.seq) for each in fallback_of(event))
+        pool, address = names.of(event), addresses.of(event)
+        known = described.get(event.proxy_id)
+        if isinstance(event, ProxyDescribed):
+            described[event.proxy_id] = event
+        yield Entry(event, pool, address, held_s, pool_had, fallback_had, holders, known)
 
 
 class _Names:

@@ -7,12 +7,13 @@ another pool can then take the name.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
 from pharox.log import Extract
+from projections import POOLS, PoolRow
 
 from ..errors import PoolNotFoundError
 from ..events import AcquireMissed, PoolChanged, PoolRegistered, PoolRemoved
@@ -70,6 +71,8 @@ def find_pool(log: SealedLog, pool: str | UUID) -> FoundPool:
                 new = PoolLife(event.pool_id, event.name, mark)
                 life = lives.setdefault(event.pool_id, new)
                 life.name = event.name
+                if isinstance(event, PoolRegistered):
+                    life.removed = None  # It moved to another ledger, and back.
                 if event.name == pool:
                     bearers.pop(life.id, None)
                     bearers[life.id] = life
@@ -99,6 +102,18 @@ def _never_was(log: SealedLog, begin: Beginning, pool: str) -> PoolNotFoundError
         number = "1 consumer" if len(consumers) == 1 else f"{len(consumers)} consumers"
         explanation = f"{explanation}; {number} asked for it: {some}"
     return PoolNotFoundError(explanation, pool=pool, asked_by=tuple(consumers))
+
+
+def pools_then(
+    log: SealedLog, begin: Beginning, seq: int, pool_id: UUID | None = None
+) -> dict[UUID, PoolRow]:
+    """Return the pools as they were after an event, or one of them; removed ones are left out."""
+    state = {
+        key: replace(row) for key, row in begin.rows("pools").items() if pool_id in (None, row.id)
+    }
+    for event in log.history(Extract(begin.seq, seq, types=_TYPES, pool_id=pool_id)):
+        POOLS.apply(state, event)
+    return {row.id: row for row in state.values()}
 
 
 def pool_names(log: SealedLog, begin: Beginning) -> dict[UUID, str]:

@@ -22,6 +22,7 @@ from projections import (
     PROXIES,
     PROXY_HEALTH,
     SELECTOR_CURSORS,
+    SOURCES,
     TARGET_OUTCOMES,
     Availability,
     CursorRow,
@@ -31,6 +32,7 @@ from projections import (
     PoolRow,
     Projection,
     ProxyRow,
+    SourceRow,
     State,
     TargetOutcomesRow,
 )
@@ -51,8 +53,10 @@ _PARTS: tuple[Projection, ...] = (
     SELECTOR_CURSORS,
     PROXY_HEALTH,
     TARGET_OUTCOMES,
+    SOURCES,
 )
 _CHECKED = ("status", "latency_ms", "protocol", "attempts", "status_code", "checked_at", "error")
+_OF_A_PAIR = ("pool_id", "proxy_id", "target")
 _PAGE = 10_000
 
 
@@ -75,12 +79,22 @@ class ProxyMoment:
         return address_of(self.proxy)
 
     def attributes(self) -> dict[str, Any]:
-        """Return all attributes that can change, except its holders, by name."""
+        """Return all attributes that can change, except its holders, by name.
+
+        Those of a target that it rested for begin with the target.
+        """
         checked = {} if self.health is None else asdict(self.health)
+        rests = {
+            f"{pair.target} {name}": value
+            for pair in self.cooling
+            for name, value in asdict(pair).items()
+            if name not in _OF_A_PAIR
+        }
         return {
             **asdict(self.proxy),
             **asdict(self.availability),
             **{f"check_{name}": checked.get(name) for name in _CHECKED},
+            **rests,
         }
 
 
@@ -88,7 +102,7 @@ class ProxyMoment:
 class PoolMoment:
     """A pool after the event ``seq``, which was recorded at ``recorded_at``.
 
-    Proxies are ordered by id, the holders of each by acquisition.
+    Proxies are ordered by id, the holders of each by acquisition, and ``sources`` by name.
     """
 
     seq: int
@@ -97,6 +111,7 @@ class PoolMoment:
     counts: PoolCounts
     cursors: tuple[CursorRow, ...]
     proxies: tuple[ProxyMoment, ...]
+    sources: tuple[SourceRow, ...] = ()
 
     @property
     def leases(self) -> dict[UUID, LeaseRow]:
@@ -142,6 +157,7 @@ class Difference:
     changed: tuple[ProxyChange, ...]
     begun: tuple[LeaseRow, ...]
     ended: tuple[LeaseRow, ...]
+    renewed: tuple[LeaseRow, ...] = ()
 
     def __bool__(self) -> bool:
         return any(getattr(self, name) for name in self.__dataclass_fields__)
@@ -235,6 +251,7 @@ class Replay:
                 )
                 for key in sorted(self._states[PROXIES.name])
             ),
+            tuple(sorted(self._states[SOURCES.name].values(), key=lambda row: row.name)),
         )
 
     def _steps(self, upto: int) -> Iterator[Step]:
@@ -358,10 +375,13 @@ def difference(a: PoolMoment, b: PoolMoment) -> Difference:
         tuple(altered),
         tuple(lease for lease_id, lease in holds.items() if lease_id not in held),
         tuple(lease for lease_id, lease in held.items() if lease_id not in holds),
+        tuple(lease for lease_id, lease in holds.items() if held.get(lease_id, lease) != lease),
     )
 
 
 def _of_pool(part: Projection, state: State, pool_id: UUID) -> State:
+    if part is SOURCES:
+        return {key: row for key, row in state.items() if row.pool_id == pool_id}
     place = part.key.index("id" if part is POOLS else "pool_id")
     return {key: row for key, row in state.items() if key[place] == pool_id}
 

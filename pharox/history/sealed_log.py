@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from datetime import UTC, datetime
+from itertools import islice
 from typing import NamedTuple, Protocol, cast
 
 from pharox.log import Extract
@@ -36,9 +37,14 @@ class SealedLog(Protocol):
 
 def first(log: SealedLog, extract: Extract) -> Event | None:
     """Return the first event of an extract, or None."""
+    return next(iter(first_of(log, extract, 1)), None)
+
+
+def first_of(log: SealedLog, extract: Extract, limit: int) -> list[Event]:
+    """Return the first events of an extract, at most so many."""
     # An unfinished generator keeps its connection until it is closed.
     with closing(cast("_Closable", log.history(extract))) as events:
-        return next(events, None)
+        return list(islice(events, limit))
 
 
 class Beginning(NamedTuple):
@@ -54,12 +60,19 @@ class Beginning(NamedTuple):
 
 def beginning(log: SealedLog) -> Beginning:
     """Return where a log begins: empty, or with the state that its archived part folds to."""
+    seq = archived_upto(log)
+    return Beginning(seq, log.state_at(seq)) if seq else Beginning(0, {})
+
+
+def archived_upto(log: SealedLog) -> int:
+    """Return the last seq that is archived, after which the log can be read; 0 if none is."""
+    if (parts := getattr(log, "archived_parts", None)) is not None:
+        return max((part["last_seq"] or 0 for part in parts(Extract())), default=0)
     try:
         first(log, Extract())
     except ArchivedError as error:
-        seq: int = error.data["last_seq"]
-        return Beginning(seq, log.state_at(seq))
-    return Beginning(0, {})
+        return int(error.data["last_seq"])
+    return 0
 
 
 def event_at(log: SealedLog, seq: int) -> Event | None:
@@ -69,6 +82,10 @@ def event_at(log: SealedLog, seq: int) -> Event | None:
 
 def last_seq(log: SealedLog) -> int:
     """Return the seq of the last event; 0 if there is none."""
+    if (seal := getattr(log, "seal", None)) is not None:
+        # A ledger knows its end; looking for it by time reads all that the last minute recorded.
+        sealed: int = seal()
+        return sealed
     # Events recorded before the latest one may have been sealed after it.
     latest = log.seq_at(_END_OF_TIME)
     return max((event.seq for event in log.history(Extract(after=latest))), default=latest)

@@ -13,16 +13,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from ..errors import ReportError
-from ..history.sealed_log import SealedLog
+from ..history.pool_names import pools_then
+from ..history.sealed_log import SealedLog, beginning
 from ..models import utc_now
 from .draw.listing import Listing
 from .draw.page import render
+from .gather.opening import opening
 from .gather.picture import Picture
 from .gather.running_state import RunningState
-from .gather.window import find_pools, find_window
+from .gather.window import Choice, Window, find_pools, find_window
 from .wording import count
 
 TIMELINE, PAGE = "timeline.jsonl", "index.html"
@@ -43,6 +45,11 @@ class Report:
     def page(self) -> Path:
         """The HTML file to open."""
         return self.folder / PAGE
+
+    @property
+    def timeline(self) -> Path:
+        """The file with every event, one JSON object a line."""
+        return self.folder / TIMELINE
 
     def __str__(self) -> str:
         numbers = (
@@ -87,13 +94,18 @@ def write_report(
     ReportError
         If nothing happened in the window, or the folder cannot be written.
     """
-    window = find_window(storage, start, end, utc_now())
+    return write_window(storage, find_window(storage, start, end, utc_now()), folder, pools=pools)
+
+
+def write_window(
+    storage: SealedLog, window: Window, folder: Path | str, *, pools: Collection[str] = ()
+) -> Report:
+    """Do what :func:`write_report` does for a window that was found."""
     with _new_folder(Path(folder)) as place:
-        state = storage.state_at(window.after)
-        known = {row.id: row.name for row in state["pools"].values()}
-        choice = find_pools(storage, window, known, pools)
-        running_state, listing = RunningState(state), Listing(window)
-        picture = Picture(window, choice, state, running_state)
+        known, choice = chosen_pools(storage, window, pools)
+        begins = opening(storage, known, choice, window.after)
+        running_state, listing = RunningState(begins), Listing(window)
+        picture = Picture(window, choice, begins, running_state)
         with (place / TIMELINE).open("w", encoding="ascii") as timeline:
             for event in storage.history(choice.extract(window)):
                 if choice.holds(event):
@@ -114,6 +126,21 @@ def write_report(
         sum(1 for pool in drawn for _ in pool.bars),
         sum(pool.miss_reasons.total() for pool in drawn),
     )
+
+
+def chosen_pools(
+    storage: SealedLog, window: Window, pools: Collection[str]
+) -> tuple[dict[UUID, str], Choice]:
+    """Return the names of all pools before a window, and those of a report of it.
+
+    Raises
+    ------
+    PoolNotFoundError
+        If a name was neither a pool's nor requested.
+    """
+    then = pools_then(storage, beginning(storage), window.after)
+    known = {row.id: row.name for row in then.values()}
+    return known, find_pools(storage, window, known, pools)
 
 
 @contextmanager

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ..models import MissReason
+from ..models import MissReason, PoolMissed
 
 REASONS = {
     MissReason.AT_CAPACITY: "every proxy that fits was at capacity",
     MissReason.RESTING: "a proxy that fits was resting after its last lease",
+    MissReason.ROTATING: "a proxy that fits was resting until it has another exit",
     MissReason.COOLING_DOWN: "the free proxies that fit were resting for the target",
     MissReason.TARGET_TROUBLED: "the target was in trouble, and a lease was trying it already",
     MissReason.SESSION_BUSY: "the proxy that the session requires was not free",
     MissReason.ALL_BOUND: "the free proxies that fit were bound to other sessions",
+    MissReason.LIMIT_REACHED: "a limit of the pool left no room",
     MissReason.NONE_HEALTHY: "no proxy that fits was healthy",
     MissReason.NO_MATCH: "no proxy fits the filters",
     MissReason.EMPTY_POOL: "the pool had no proxy",
     MissReason.UNKNOWN_POOL: "no pool had this name",
+    MissReason.POOL_MOVING: "the pool was moving to another ledger",
+    MissReason.POOL_MOVED: "the pool had moved to another ledger",
     MissReason.TOO_FEW: "fewer were free than a set needed",
 }
 """The reasons of misses, worded to follow "because"."""
@@ -65,6 +69,12 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
 def waited(milliseconds: int | None) -> str | None:
     """Return how long an acquisition waited, or None if it did not."""
     return None if milliseconds is None else f"waited {span(milliseconds / 1000)}"
+
+
+def fell_back(missed: Sequence[PoolMissed]) -> str | None:
+    """Return which other pools had none, and why; None if no others were tried."""
+    had = (f"{each.pool_name} had none: {REASONS[each.reason]}" for each in missed)
+    return "; ".join(had) or None
 
 
 def asked_for(

@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 
 from ..errors import ConflictError
+from ..storage.postgres.citus import changes_here_alone
 from ..storage.postgres.driver import check_own_session
 from ..storage.postgres.schema import ALONE_LOCK, check_version, version_statement
 
@@ -34,7 +35,8 @@ def maintenance_lock(
     ConflictError
         If another process still holds the lock after that time.
     DatabaseError
-        If a pooler shares the connection's session with other clients.
+        If a pooler shares the connection's session with other clients, or Citus distributes
+        the ledger's tables.
     SchemaError
         If the schema is not of the version that this code was written for.
     """
@@ -52,7 +54,8 @@ def maintenance_lock(
     try:
         (version,) = connection.execute(version_statement(schema).text).fetchone() or (None,)
         check_version(version, schema)
-        yield
+        with changes_here_alone(connection, schema):
+            yield
     finally:
         if not connection.closed:
             connection.execute("SELECT pg_advisory_unlock(%s, hashtext(%s))", lock)

@@ -1,6 +1,6 @@
 """Grant database roles their rights on a ledger: as its owner, an app, a reader or a fence.
 
-    owner    everything: upgrades, rebuilds, archives, rotates keys, grants
+    owner    everything: upgrades, rebuilds, archives, rotates keys, grants, moves pools
     app      appends to the log, keeps the read models, reads proxies' credentials
     reader   reads the log and the read models, never credentials
     fence    may call require_lease in transactions of its own, and nothing else
@@ -11,7 +11,8 @@ whatever the source: ownership, membership, PUBLIC, default privileges. If that 
 more than it should be, or less, everything is rolled back.
 
 Sealing and partitioning run in functions with their owner's rights. So an app cannot
-order events, choose an event's position or transaction, or hide an event. It cannot
+order events, choose an event's position or transaction, or hide an event; nor move a pool,
+for which the positions of a ledger are set. It cannot
 write the stored states of the past either, with which all folds begin after events
 were archived.
 """
@@ -32,7 +33,7 @@ from pharox.log import tables as log
 from ..errors import DatabaseError, InvalidInputError
 from ..models import check_text
 from ..storage.postgres import PostgresStorage
-from ..storage.postgres.tables import proxy_credentials
+from ..storage.postgres.tables import proxy_credentials, source_secrets, source_turns
 from .maintenance_lock import maintenance_lock
 
 PATIENCE_S = 5.0
@@ -135,6 +136,7 @@ _READ = (
             log.events,
             log.seals,
             log.ticks,
+            log.tree_nodes,
             log.last_tick,
             log.partitions,
             log.snapshots,
@@ -146,50 +148,68 @@ _READ = (
     ),
 )
 _KEPT_BY_APPS = tuple(t.name for t in (log.subscriptions, log.parked_events, log.fleet_counts))
-_QUEUES = ("waiting_processes", "waiting_tickets")
-_CREDENTIALS = proxy_credentials.name
+_QUEUES = ("waiting_processes", "waiting_tickets", source_turns.name)
+_SECRETS = (proxy_credentials.name, source_secrets.name)
 _READ_FUNCTIONS = (
     "are_checks_v1",
     "checks_v1",
     "clock",
     "digest",
     "is_event_v1",
+    "keep_tree_v1",
     "oldest_client",
     "root",
     "seal",
     "seq_at_v1",
     "silence_v1",
+    "tree_node_v1",
 )
 _APP_FUNCTIONS = (
+    "acquire_fallback_v1",
     "acquire_for_target_v1",
     "acquire_one_v1",
     "acquire_one_v2",
     "acquire_one_v3",
     "acquire_sticky_v1",
+    "acquire_sticky_v2",
     "add_partition",
     "answer_one_v1",
+    "answer_rotation_v1",
     "append_one_v1",
     "append_v1",
+    "ask_pool_v1",
     "beat_v1",
+    "begin_rotation_v1",
+    "begin_rotations_v1",
     "bind_session_v1",
     "binding_turn_v1",
+    "budgets_v1",
+    "bytes_cost_v1",
+    "claim_rotations_v1",
     "cool_down_s_v1",
     "counts_after_v1",
     "due_leases_v1",
     "end_bans_v1",
+    "exit_session_v1",
+    "explores_v1",
     "fits_session_v1",
     "fold_available_proxies_v1",
     "fold_lease_ids_v1",
     "fold_selector_cursors_v1",
+    "for_limits_v1",
     "for_target_v1",
     "forget_credentials",
     "forget_session_v1",
     "forget_silent_v1",
+    "forget_source_secrets_v1",
     "free_for_session_v1",
     "free_for_target_v1",
+    "free_in_order_for_session_v1",
+    "free_in_order_for_target_v1",
     "free_proxies_v1",
     "front_v1",
     "granted_before_v1",
+    "has_budget_v1",
     "has_room_v1",
     "inherit_session_v1",
     "is_made_v1",
@@ -201,42 +221,84 @@ _APP_FUNCTIONS = (
     "lease_commands_v3",
     "lease_event_v1",
     "leased_proxy_v1",
+    "leased_proxy_v2",
     "leave_queue_v1",
+    "leave_queues_v1",
+    "limit_keys_v1",
+    "limit_most_v1",
+    "limit_room_v1",
+    "limited_by_v1",
+    "limited_commands_v1",
+    "limited_details_v1",
+    "limited_proxies_v1",
+    "limited_v1",
+    "limits_v1",
+    "lock_cursors_v1",
+    "mark_ticket_v1",
     "matching_v1",
     "may_try_v1",
+    "minutes_v1",
     "miss_reason_v1",
     "missed_v1",
+    "moved_reason_v1",
+    "most_successful_v1",
+    "next_day_v1",
     "next_free_v1",
     "next_turns_v1",
     "order_of_v1",
+    "paces_v1",
     "pair_after_v1",
+    "place_pool_v1",
+    "places_in_turn_v1",
     "places_v1",
     "queue_v1",
+    "reached_details_v1",
+    "reached_limit_v1",
     "reason_v1",
+    "recorded_turn_v1",
     "redate_leases_v1",
     "release_one_v1",
     "release_one_v2",
     "renew_leases_v1",
     "report_outcomes_v1",
     "require_lease",
+    "rest_or_rotation_v1",
     "rest_v1",
+    "resting_reason_v1",
     "returned_leases_v1",
     "revoke_leases_v1",
+    "rotate_exit_v1",
+    "rotation_event_v1",
+    "rotation_times_v1",
+    "seed_v1",
     "serve_v1",
+    "session_turns_v1",
     "set_cool_down_v1",
+    "set_size_v1",
     "take_turns_v1",
+    "try_limits_v1",
     "try_request_v1",
     "try_sticky_v1",
     "try_turn_v1",
+    "turns_v1",
     "unbound_v1",
+    "unlimited_v1",
     "unreserved_v1",
+    "wait_fallback_v1",
     "wait_for_turn_v1",
+    "wait_limits_v1",
     "wait_sticky_v1",
+    "wait_sticky_v2",
     "wait_v1",
     "wait_v2",
+    "wait_v3",
     "waited_ms_v1",
+    "wished_country_v1",
+    "with_costs_v1",
     "with_defaults_v1",
+    "with_exit_v1",
     "with_reason_v1",
+    "with_rest_v1",
     "without_reserved_v1",
 )
 
@@ -263,8 +325,9 @@ def _app_rights() -> Iterator[Right]:
     for table in (*_KEPT_BY_APPS, *_QUEUES, *_read_models()):
         for privilege in ("INSERT", "UPDATE", "DELETE"):
             yield Right("table", table, None, privilege)
-    for privilege in ("SELECT", "INSERT"):
-        yield Right("table", _CREDENTIALS, None, privilege)
+    for table in _SECRETS:
+        for privilege in ("SELECT", "INSERT"):
+            yield Right("table", table, None, privilege)
     for function in _APP_FUNCTIONS:
         yield Right("function", function, None, "EXECUTE")
 

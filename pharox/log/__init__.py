@@ -11,6 +11,7 @@ from .tables import (
     seals,
     subscriptions,
     ticks,
+    tree_nodes,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "seals",
     "subscriptions",
     "ticks",
+    "tree_nodes",
 ]

@@ -18,9 +18,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
+
+from pharox.errors import InvalidInputError
 
 DIGEST_VERSION = 1
 """Determines the covered columns and their order. A seal stores the version it was made with."""
@@ -74,6 +78,27 @@ def digest(row: Mapping[str, Any]) -> bytes:
     return hashlib.sha256(canonical(row)).digest()
 
 
+def row_of(content: bytes) -> dict[str, Any]:
+    """Return the row whose canonical bytes these are; its ``data`` is parsed.
+
+    Raises
+    ------
+    InvalidInputError
+        If they are not those of an event in the version that is known here.
+    """
+    try:
+        version, *values = _values(content.decode())
+        if version != str(DIGEST_VERSION):
+            raise InvalidInputError(f"the event is sealed in version {version}, unknown here")
+        columns = zip(_COLUMNS, values, strict=True)
+        row = {name: None if value is None else read(value) for (name, read), value in columns}
+    except (ValueError, OverflowError, RecursionError) as error:
+        if isinstance(error, InvalidInputError):
+            raise
+        raise InvalidInputError("these are not the bytes of an event") from error
+    return row
+
+
 def root(before: bytes, tick: Mapping[str, Any], digests: Iterable[bytes]) -> bytes:
     """Return the root of a tick.
 
@@ -101,6 +126,70 @@ def root(before: bytes, tick: Mapping[str, Any], digests: Iterable[bytes]) -> by
     for one in digests:
         total.update(one)
     return total.digest()
+
+
+def _values(text: str) -> Iterator[str | None]:
+    """Yield the values of a line: quoted texts as they were, None for what is null or empty."""
+    at = 0
+    for _ in range(len(_COLUMNS)):  # the version, and all but ``data``, which ends the line
+        found = _VALUE.match(text, at)
+        if found is None:
+            raise ValueError(at)
+        escaped, quoted, plain = found.groups()
+        if quoted is None:
+            yield None if plain in ("", "NULL") else plain
+        else:
+            unquoted = quoted.replace("''", "'")
+            yield unquoted.replace("\\\\", "\\") if escaped else unquoted
+        at = found.end()
+    yield text[at:] or None
+
+
+def _at(text: str) -> datetime:
+    """Return a moment given as seconds since 1970."""
+    found = _SECONDS.fullmatch(text)
+    if found is None:
+        raise ValueError(text)
+    sign, whole, rest = found.groups()
+    elapsed = timedelta(seconds=int(whole), microseconds=int(rest))
+    return _EPOCH - elapsed if sign else _EPOCH + elapsed
+
+
+def _read_ids(text: str) -> list[UUID]:
+    return [UUID(each) for each in text.strip("{}").split(",") if each]
+
+
+_SECONDS = re.compile(r"(-?)([0-9]+)\.([0-9]{6})")
+_VALUE = re.compile(r"(?:(E?)'((?:[^']|'')*)'|(\{[^}]*\}|[^,']*)),")
+"""A value of a line and the comma behind it."""
+
+_COLUMNS: tuple[tuple[str, Callable[[str], Any]], ...] = (
+    ("position", int),
+    ("tx", int),
+    ("recorded_at", _at),
+    ("type", str),
+    ("schema_version", int),
+    ("pool_id", UUID),
+    ("proxy_id", UUID),
+    ("lease_id", UUID),
+    ("consumer", str),
+    ("consumer_id", UUID),
+    ("pool_name", str),
+    ("expires_at", _at),
+    ("acquired_at", _at),
+    ("status_before", str),
+    ("status_after", str),
+    ("leases_before", int),
+    ("leases_after", int),
+    ("max_concurrency_before", int),
+    ("max_concurrency_after", int),
+    ("selector", str),
+    ("actor", str),
+    ("correlation_id", str),
+    ("proxy_ids", _read_ids),
+    ("data", json.loads),
+)
+"""The columns of a line behind its version, and how each is read."""
 
 
 def _literal(value: str | None) -> str:

@@ -31,6 +31,7 @@ class Extract(NamedTuple):
     proxy_id: UUID | None = None
     lease_id: UUID | None = None
     consumer: str | None = None
+    target: str | None = None
     since: datetime | None = None
     until: datetime | None = None
 
@@ -45,7 +46,8 @@ class Extract(NamedTuple):
         check_whole(self.upto, "upto")
         if isinstance(self.types, str):
             raise InvalidInputError("types must be a collection, not a text", value=self.types)
-        for text in (*(self.types or ()), *([] if self.consumer is None else [self.consumer])):
+        named = (text for text in (self.consumer, self.target) if text is not None)
+        for text in (*(self.types or ()), *named):
             check_text(text)
         for moment in (self.since, self.until):
             if moment is not None:
@@ -79,6 +81,7 @@ class Extract(NamedTuple):
             and (self.proxy_id is None or event.part_of(self.proxy_id) is not None)
             and (self.lease_id is None or event.lease_id == self.lease_id)
             and (self.consumer is None or event.consumer == self.consumer)
+            and (self.target is None or getattr(event, "target", None) == self.target)
             and (self.since is None or event.recorded_at >= self.since)
             and (self.until is None or event.recorded_at < self.until)
         )

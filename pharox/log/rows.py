@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from pharox.errors import UndecodableEventError
 from pharox.events import ENVELOPE, Event, decode
 
+from .tables import events
+
 ATTRIBUTES = ("expires_at", "acquired_at", "consumer_id", "pool_name", "selector", "proxy_ids")
 """The columns of ``events`` that only some event types use. They are named as the fields."""
+
+_OWN = frozenset((*events.c.keys(), "before", "after", "seq"))
+"""The fields of events that are not in their ``data``."""
+
+
+def row_from_event(event: Event) -> dict[str, Any]:
+    """Return an event as a row of ``events``, for a log that has no table.
+
+    ``tx`` is the position, as each event is a transaction of its own there, and ``data`` is text.
+    """
+    known = {name: getattr(event, name) for name in ENVELOPE}
+    fields = event.model_dump(mode="json", exclude_defaults=True)
+    rest = {name: value for name, value in fields.items() if name not in _OWN}
+    row = dict.fromkeys(events.c.keys()) | known | {"tx": event.position}
+    row |= {name: getattr(event, name, None) for name in ATTRIBUTES}
+    for side in ("before", "after"):
+        if (state := getattr(event, side, None)) is not None:
+            row |= {f"{name}_{side}": value for name, value in asdict(state).items()}
+    row["data"] = json.dumps(rest, ensure_ascii=False) if rest else None
+    return row
 
 
 def event_from_row(row: Mapping[str, Any]) -> Event:

@@ -97,6 +97,17 @@ sa.Index(
     postgresql_using="brin",
     postgresql_with={"autosummarize": "on", "pages_per_range": 32},
 )
+sa.Index(
+    "ix_events_kinds",
+    events.c.pool_id,
+    events.c.type,
+    postgresql_using="brin",
+    postgresql_ops={
+        "pool_id": "uuid_bloom_ops (n_distinct_per_range = 64)",
+        "type": "text_bloom_ops (n_distinct_per_range = 32)",
+    },
+    postgresql_with={"autosummarize": "on", "pages_per_range": 32},
+)
 sa.Index("ix_events_lease", events.c.lease_id, postgresql_where=events.c.lease_id.is_not(None))
 sa.Index("ix_events_proxy", events.c.proxy_id, postgresql_where=events.c.proxy_id.is_not(None))
 sa.Index(
@@ -170,6 +181,19 @@ last_tick = sa.Table(
     sa.Column("appended_upto", sa.BigInteger, nullable=False),
 )
 """The last tick, which grows until it is complete, and the state that the next sealing needs."""
+
+tree_nodes = sa.Table(
+    "tree_nodes",
+    metadata,
+    sa.Column("level", sa.SmallInteger, nullable=False, autoincrement=False),
+    sa.Column("index", sa.BigInteger, nullable=False, autoincrement=False),
+    sa.Column("hash", sa.LargeBinary, nullable=False),
+    sa.PrimaryKeyConstraint("level", "index"),
+)
+"""Hashes of complete subtrees of the log's Merkle tree, see ``pharox.log.tree``.
+
+Those of every eighth level, so far as they were needed, those that a published checkpoint
+ends with, and the leaves at the end of what was archived. They follow from the seals."""
 
 partitions = sa.Table(
     "partitions",

@@ -26,8 +26,10 @@ from ..models import (
     Outcome,
     ProxyFilters,
     ReleaseEventPayload,
+    Response,
     RetryConfig,
     RevokeEventPayload,
+    RotationAnswer,
     SelectorStrategy,
     StickySession,
 )
@@ -49,6 +51,8 @@ from .options import LeaseOptions, OnLost, PoolOptions, check_on_lost, known_opt
 from .pool_handle import AsyncPoolHandle
 from .reporting import REPORTED_FAILURES
 from .retrying import checked_config, in_both_orders
+from .rotator import Rotator, TaskRotator, fetch_in_loop, rotator_of
+from .ruling import OutcomeOf
 from .tally import Tally, TaskTally, tally_of
 
 if TYPE_CHECKING:
@@ -68,6 +72,8 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         Where the ledger is kept.
     reported_failures:
         As for :class:`pharox.ProxyManager`.
+    outcome_of:
+        As for :class:`pharox.ProxyManager`. It is not awaited.
 
     Raises
     ------
@@ -80,9 +86,10 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         storage: IAsyncStorage,
         *,
         reported_failures: HealthPolicy | None = REPORTED_FAILURES,
+        outcome_of: OutcomeOf | None = None,
     ) -> None:
         check_storage(storage, awaited=True)
-        super().__init__(storage, reported_failures=reported_failures)
+        super().__init__(storage, reported_failures=reported_failures, outcome_of=outcome_of)
         self._running: set[asyncio.Task[Any]] = set()
 
     async def acquire_proxy(
@@ -198,7 +205,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         """Extend leases, each as :meth:`renew_lease` does: up to 500 in one commit."""
         return await run_async(self._renewing(leases, duration_seconds), call_async)
 
-    async def release_proxy(self, lease: Lease, outcome: Outcome | None = None) -> None:
+    async def release_proxy(self, lease: Lease, outcome: Outcome | Response | None = None) -> None:
         """Give a lease back, even if the task is cancelled meanwhile.
 
         As :meth:`pharox.ProxyManager.release_proxy`.
@@ -206,7 +213,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         await run_async(self._releasing(lease, outcome), call_async)
 
     async def release_proxies(
-        self, leases: Iterable[Lease], outcomes: Iterable[Outcome | None] | None = None
+        self, leases: Iterable[Lease], outcomes: Iterable[Outcome | Response | None] | None = None
     ) -> None:
         """Give all these leases back, even if the task is cancelled meanwhile.
 
@@ -214,7 +221,7 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         """
         await run_async(self._releasing_all(leases, outcomes), call_async)
 
-    async def report(self, lease: Lease, outcome: Outcome) -> Reported | None:
+    async def report(self, lease: Lease, outcome: Outcome | Response) -> Reported | None:
         """Record what became of a request, or of several alike, through a leased proxy.
 
         As :meth:`pharox.ProxyManager.report`. An outcome that is being written is recorded even
@@ -222,7 +229,9 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
         """
         return await run_async(self._reporting(lease, outcome), call_async)
 
-    async def report_outcomes(self, reports: Iterable[tuple[Lease, Outcome]]) -> list[Reported]:
+    async def report_outcomes(
+        self, reports: Iterable[tuple[Lease, Outcome | Response]]
+    ) -> list[Reported]:
         """Record outcomes now, successes as well: up to 500 in one commit.
 
         As :meth:`pharox.ProxyManager.report_outcomes`.
@@ -257,6 +266,21 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
     ) -> list[StickySession]:
         """Return a page of the sticky sessions that live, as :meth:`ProxyManager.sessions` does."""
         return await run_async(self._sessions(pool_name, after, limit), call_async)
+
+    async def rotate(self, lease: Lease) -> Lease:
+        """Have a lease take another exit, as :meth:`ProxyManager.rotate` does."""
+        return await run_async(self._rotating(lease), call_async)
+
+    async def rotate_proxy(
+        self, proxy_id: UUID | str, *, within_seconds: float | None = None
+    ) -> RotationAnswer:
+        """Have a proxy take another exit, as :meth:`ProxyManager.rotate_proxy` does."""
+        program = self._rotating_proxy(proxy_id, within_seconds, fetch_in_loop, asyncio.sleep)
+        return await run_async(program, call_async)
+
+    async def rotate_due(self) -> list[RotationAnswer]:
+        """Call all links that are due now, as :meth:`ProxyManager.rotate_due` does."""
+        return await run_async(self._calling_due(fetch_in_loop), call_async)
 
     async def forget_session(self, pool_name: str, key: str) -> bool:
         """End the binding of a sticky session's key. Return whether it was bound."""
@@ -516,6 +540,9 @@ class AsyncProxyManager(Leasing[IAsyncStorage]):
 
     def _tally(self) -> Tally:
         return tally_of(self._storage, TaskTally)
+
+    def _rotator(self) -> Rotator:
+        return rotator_of(self._storage, TaskRotator)
 
     def _run_later(self, program: Calls[Any]) -> None:
         task = asyncio.get_running_loop().create_task(run_async(program, call_async))

@@ -6,13 +6,13 @@ The lease is kept alive. If it is lost, somebody else may hold the proxy: the cl
 ends what is in flight and sends nothing more.
 
 Each response and each failure is reported in the background, with the host as target: a request
-waits for no report, and fails because of none.
+waits for no report, and fails because of none. Where a rule or the caller's function looks at the
+body, its first 64 KiB are kept as they are read, and the response is reported after them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import ssl
 from collections.abc import (
@@ -27,7 +27,6 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from types import TracebackType
 from typing import Any, TypeVar
-from weakref import WeakMethod
 
 import httpx
 import python_socks
@@ -35,22 +34,13 @@ from httpx_socks import AsyncProxyTransport, SyncProxyTransport
 from python_socks import ProxyType
 
 from ..effects import Calls, call, call_async, run, run_async
-from ..errors import InvalidInputError, LeaseEndedError
-from ..models import (
-    Lease,
-    LeasedProxy,
-    LeaseStatus,
-    Outcome,
-    ProxyProtocol,
-    RetryConfig,
-)
+from ..errors import InvalidInputError
+from ..models import LeasedProxy, ProxyProtocol, RetryConfig, target_or_none
 from ..models.text import url_of
-from ..outcomes import outcome_of_error
 from ..storage.requests import Acquisition
-from .keeper import is_kept, lost_error, notify
-from .leasing import AcquireArguments, Leasing, releasing_after, retrying
-
-logger = logging.getLogger("pharox")
+from .beginnings import Beginning
+from .holding import Holding, making
+from .leasing import AcquireArguments, Leasing, retrying
 
 C = TypeVar("C", "LeasedClient", "AsyncLeasedClient")
 
@@ -78,6 +68,8 @@ def opening_client(
             f"requests go through the leased proxy; client_options cannot have {', '.join(chosen)}"
         )
     config = retry_config or RetryConfig(max_attempts=1)
+    if report:
+        yield from leasing._reading_rules()
 
     def attempt() -> Calls[Acquisition]:
         return (yield from leasing._acquiring(request))
@@ -88,18 +80,8 @@ def opening_client(
     lease = acquisition.lease
     if lease is None:
         raise (yield from leasing._unavailable(request, acquisition))
-    try:
-        client = kind(leasing, lease, options, report=report)
-        notify(leasing.storage, lease, WeakCall(client._on_lost))
-        return client
-    except GeneratorExit:
-        raise
-    except asyncio.CancelledError:
-        yield from leasing._giving_up(lease)
-        raise
-    except BaseException as error:
-        yield from releasing_after(error, leasing.release_proxy, lease)
-        raise
+    holding = Holding(leasing, lease, report=report)
+    return (yield from making(holding, partial(kind, options=options)))
 
 
 class LeasedClient(httpx.Client):
@@ -114,19 +96,14 @@ class LeasedClient(httpx.Client):
         What is given back when the client is closed.
     """
 
-    def __init__(
-        self,
-        leasing: Leasing[Any],
-        lease: Lease,
-        options: dict[str, Any],
-        *,
-        report: bool = True,
-    ) -> None:
-        self._leasing, self.lease = leasing, lease
-        self._is_held = True
-        transport = _transport(lease.proxy, options, httpx.HTTPTransport, SyncProxyTransport)
-        self._leased = _LeasedTransport(lease, transport, leasing if report else None)
+    def __init__(self, holding: Holding, options: dict[str, Any]) -> None:
+        self._holding, self.lease = holding, holding.lease
+        transport = transport_through(
+            self.lease.proxy, options, httpx.HTTPTransport, SyncProxyTransport
+        )
+        self._leased = LeasedTransport(holding, transport)
         super().__init__(transport=self._leased, **options)
+        holding.call_when_lost(self._on_lost)
 
     def _on_lost(self, *_: object) -> None:
         """End the requests that are in flight, as somebody else may use the proxy now."""
@@ -151,7 +128,7 @@ class LeasedClient(httpx.Client):
             self._give_back(exc_value)
 
     def _give_back(self, error: BaseException | None) -> None:
-        run(_giving_back(self, error), call)
+        run(self._holding.giving_back(error), call)
 
 
 class AsyncLeasedClient(httpx.AsyncClient):
@@ -166,19 +143,14 @@ class AsyncLeasedClient(httpx.AsyncClient):
         What is given back when the client is closed.
     """
 
-    def __init__(
-        self,
-        leasing: Leasing[Any],
-        lease: Lease,
-        options: dict[str, Any],
-        *,
-        report: bool = True,
-    ) -> None:
-        self._leasing, self.lease = leasing, lease
-        self._is_held = True
-        transport = _transport(lease.proxy, options, httpx.AsyncHTTPTransport, AsyncProxyTransport)
-        self._leased = _AsyncLeasedTransport(lease, transport, leasing if report else None)
+    def __init__(self, holding: Holding, options: dict[str, Any]) -> None:
+        self._holding, self.lease = holding, holding.lease
+        transport = transport_through(
+            self.lease.proxy, options, httpx.AsyncHTTPTransport, AsyncProxyTransport
+        )
+        self._leased = AsyncLeasedTransport(holding, transport)
         super().__init__(transport=self._leased, **options)
+        holding.call_when_lost(self._on_lost)
 
     def _on_lost(self, *_: object) -> None:
         """End the requests that are in flight, as somebody else may use the proxy now."""
@@ -203,7 +175,7 @@ class AsyncLeasedClient(httpx.AsyncClient):
             await self._give_back(exc_value)
 
     async def _give_back(self, error: BaseException | None) -> None:
-        await run_async(_giving_back(self, error), call_async)
+        await run_async(self._holding.giving_back(error), call_async)
 
 
 class OpeningClient:
@@ -231,41 +203,20 @@ class OpeningClient:
         return run_async(program, call_async)
 
 
-class WeakCall:
-    """A call of a method that does not keep its object alive."""
-
-    def __init__(self, method: Callable[..., None]) -> None:
-        self._method = WeakMethod(method)
-
-    def __call__(self, *arguments: Any) -> None:
-        """Call the method, unless its object is gone."""
-        method = self._method()
-        if method is not None:
-            method(*arguments)
-
-
 @contextmanager
-def _request_within(lease: Lease, request: httpx.Request) -> Iterator[None]:
+def _request_within(holding: Holding, request: httpx.Request) -> Iterator[None]:
     """Refuse a request after the lease's end; note the proxy on the error of one that fails."""
-    _check_held(lease)
+    holding.check()
     try:
         with _as_httpx_errors(request):
             yield
     except Exception as error:
-        if lease.is_lost and is_kept(lease):
-            raise lost_error(lease) from error
+        if holding.is_lost:
+            raise holding.lost_error() from error
         if isinstance(error, httpx.TransportError):
+            lease = holding.lease
             error.add_note(f"through proxy {lease.proxy_id}, lease {lease.id}")
         raise
-
-
-def _check_held(lease: Lease) -> None:
-    """Raise an error if the lease was lost, has run out or was released."""
-    if lease.is_lost and is_kept(lease):
-        raise lost_error(lease)
-    if lease.is_lost or lease.status is not LeaseStatus.ACTIVE:
-        how = "has run out" if lease.is_lost else "was released"
-        raise LeaseEndedError(f"Lease {lease.id} {how}; open another client.", lease_id=lease.id)
 
 
 @contextmanager
@@ -295,16 +246,18 @@ def _check_target(request: httpx.Request) -> None:
 
 
 class _Exchange:
-    """One request and its response, which are reported unless ``leasing`` is None."""
+    """One request and its response, which are reported."""
 
-    def __init__(self, lease: Lease, leasing: Leasing[Any] | None, request: httpx.Request) -> None:
-        self._lease, self._leasing, self._request = lease, leasing, request
+    def __init__(self, holding: Holding, request: httpx.Request) -> None:
+        self._holding, self._request = holding, request
         self._is_connected: bool | None = None
+        self._beginning: Beginning | None = None
+        self._target = target_or_none(request.url.raw_host.decode("ascii"))
 
     @contextmanager
     def sending(self) -> Iterator[None]:
         """Refuse the request after the lease's end, and report if it fails."""
-        with self.reading(), _request_within(self._lease, self._request):
+        with self.reading(), _request_within(self._holding, self._request):
             yield
 
     @contextmanager
@@ -313,11 +266,19 @@ class _Exchange:
         try:
             yield
         except httpx.HTTPError as error:
+            if self._holding.is_lost:
+                raise self._holding.lost_error() from error
+            self.read_enough()
             self._report(error)
             raise
 
     def note(self, event: str) -> None:
-        """Note an event of httpcore: whether the connection to the proxy stands."""
+        """Note an event of httpcore: whether the connection to the proxy stands.
+
+        Nothing goes on after the lease's end, but for closing what there is.
+        """
+        if "response_closed" not in event:
+            self._holding.check()
         if event.startswith("connection."):
             self._is_connected = False
         elif event.startswith(("http11.", "http2.", "proxy.")):
@@ -326,28 +287,37 @@ class _Exchange:
     def answered(self, response: httpx.Response) -> httpx.Response:
         """Report a response. Its body is still to come, and reported again if it breaks off."""
         response.request = self._request
-        self._report(response)
+        if self._holding.needs_body(self._target):
+            self._beginning = Beginning(response)
+        else:
+            self._report(response)
         if isinstance(response.stream, httpx.SyncByteStream):
             response.stream = _Body(response.stream, self)
         else:
             response.stream = _AsyncBody(response.stream, self)
         return response
 
-    def _report(self, result: httpx.Response | httpx.HTTPError) -> None:
+    def read(self, part: bytes) -> None:
+        """Keep a part of the body, and report the response once that is enough to judge it."""
+        if self._beginning is not None and self._beginning.add(part):
+            self.read_enough()
+
+    def read_enough(self) -> None:
+        """Report a response by what was read of its body, unless that was done."""
+        beginning, self._beginning = self._beginning, None
+        if beginning is not None:
+            self._report(beginning)
+
+    def _report(self, result: httpx.Response | httpx.HTTPError | Beginning) -> None:
         """Have a result recorded in the background. It never raises."""
-        if self._leasing is None or (self._lease.is_lost and is_kept(self._lease)):
-            return  # Requests that are ended because a lease is lost say nothing.
-        try:
-            target = self._request.url.host or None
-            if isinstance(result, httpx.Response):
-                outcome: Outcome | None = Outcome.from_response(result, target=target)
-            else:
-                connected = self._is_connected
-                outcome = outcome_of_error(result, target=target, is_connected=connected)
-        except Exception:
-            logger.exception("pharox.report.failed: of lease %s", self._lease.id)
+        if self._target is None:
+            return  # No name that could be asked for is a mistake of the caller.
+        note = partial(self._holding.note, target=self._target)
+        if isinstance(result, Beginning):
+            response = result.response()
+            note(response, body=response.content)
         else:
-            self._leasing._note(self._lease, outcome)
+            note(result, is_connected=self._is_connected)
 
 
 class _Body(httpx.SyncByteStream):
@@ -358,9 +328,13 @@ class _Body(httpx.SyncByteStream):
 
     def __iter__(self) -> Iterator[bytes]:
         with self._exchange.reading():
-            yield from self._stream
+            for part in self._stream:
+                self._exchange.read(part)
+                yield part
+            self._exchange.read_enough()
 
     def close(self) -> None:
+        self._exchange.read_enough()
         self._stream.close()
 
 
@@ -373,32 +347,43 @@ class _AsyncBody(httpx.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         with self._exchange.reading():
             async for part in self._stream:
+                self._exchange.read(part)
                 yield part
+            self._exchange.read_enough()
 
     async def aclose(self) -> None:
+        self._exchange.read_enough()
         await self._stream.aclose()
 
 
-class _LeasedTransport(httpx.BaseTransport):
+@contextmanager
+def _traced(request: httpx.Request, trace: Callable[..., Any]) -> Iterator[None]:
+    """Have a request traced while it is sent; one that a redirect makes of it is not."""
+    before = request.extensions
+    request.extensions = {**before, "trace": trace}
+    try:
+        yield
+    finally:
+        request.extensions = before
+
+
+class LeasedTransport(httpx.BaseTransport):
     """A transport through a leased proxy that refuses requests after the lease, and reports."""
 
-    def __init__(
-        self, lease: Lease, transport: httpx.BaseTransport, leasing: Leasing[Any] | None
-    ) -> None:
-        self._lease, self._transport, self._leasing = lease, transport, leasing
+    def __init__(self, holding: Holding, transport: httpx.BaseTransport) -> None:
+        self._holding, self._transport = holding, transport
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request through the leased proxy."""
         asked: Callable[..., Any] | None = request.extensions.get("trace")
-        exchange = _Exchange(self._lease, self._leasing, request)
+        exchange = _Exchange(self._holding, request)
 
         def trace(name: str, info: Mapping[str, Any]) -> None:
-            _check_held(self._lease)
             exchange.note(name)
             if asked is not None:
                 asked(name, info)
 
-        with exchange.sending():
-            request.extensions = {**request.extensions, "trace": trace}
+        with exchange.sending(), _traced(request, trace):
             return exchange.answered(self._transport.handle_request(request))
 
     def end_requests(self) -> None:
@@ -411,32 +396,31 @@ class _LeasedTransport(httpx.BaseTransport):
                 stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
+        """Close the connections."""
         self._transport.close()
 
 
-class _AsyncLeasedTransport(httpx.AsyncBaseTransport):
-    """The asyncio form of :class:`_LeasedTransport`."""
+class AsyncLeasedTransport(httpx.AsyncBaseTransport):
+    """The asyncio form of :class:`LeasedTransport`."""
 
-    def __init__(
-        self, lease: Lease, transport: httpx.AsyncBaseTransport, leasing: Leasing[Any] | None
-    ) -> None:
-        self._lease, self._transport, self._leasing = lease, transport, leasing
+    def __init__(self, holding: Holding, transport: httpx.AsyncBaseTransport) -> None:
+        self._holding, self._transport = holding, transport
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request through the leased proxy."""
         asked: Callable[..., Any] | None = request.extensions.get("trace")
-        exchange = _Exchange(self._lease, self._leasing, request)
+        exchange = _Exchange(self._holding, request)
 
         async def trace(name: str, info: Mapping[str, Any]) -> None:
-            _check_held(self._lease)
             exchange.note(name)
             if asked is not None:
                 await asked(name, info)
 
-        with exchange.sending():
-            request.extensions = {**request.extensions, "trace": trace}
+        with exchange.sending(), _traced(request, trace):
             return exchange.answered(await self._transport.handle_async_request(request))
 
     async def aclose(self) -> None:
+        """Close the connections."""
         await self._transport.aclose()
 
 
@@ -455,23 +439,7 @@ def _streams_of(transport: Any) -> Iterator[Any]:
             inner = getattr(inner, "_connection", None)
 
 
-def _giving_back(
-    client: LeasedClient | AsyncLeasedClient, error: BaseException | None
-) -> Calls[None]:
-    """Release a client's lease once; the exception of a failing block takes precedence."""
-    if not client._is_held:
-        return
-    release = client._leasing.release_proxy
-    try:
-        if error is None:
-            yield partial(release, client.lease)
-        else:
-            yield from releasing_after(error, release, client.lease)
-    finally:  # A failed release can be repeated; a cancelled one was completed.
-        client._is_held = client.lease.status is LeaseStatus.ACTIVE
-
-
-def _transport(proxy: LeasedProxy, options: dict[str, Any], http: Any, socks: Any) -> Any:
+def transport_through(proxy: LeasedProxy, options: dict[str, Any], http: Any, socks: Any) -> Any:
     """Return a transport through a proxy, and remove its options from ``options``."""
     named = {name: options.pop(name) for name in _OF_TRANSPORTS if name in options}
     context = _ssl_context(options, http2=named.get("http2", False))

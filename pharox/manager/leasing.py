@@ -50,18 +50,24 @@ from ..models import (
     LostEventPayload,
     MissReason,
     Outcome,
+    OutcomeEventPayload,
     PoolStatsSnapshot,
     ProxyFilters,
     ReleaseEventPayload,
+    Response,
     RetryConfig,
     RevokeEventPayload,
+    RotationAnswer,
+    RotationFailure,
     SelectorStrategy,
     Sticky,
     StickySession,
     utc_now,
 )
 from ..models.building import built
-from ..storage.defaults import CANNOT_KEEP_SESSIONS
+from ..models.ids import NIL
+from ..storage.defaults import CANNOT_FALL_BACK, CANNOT_KEEP_SESSIONS
+from ..storage.reports import Reported, ReportRequest
 from ..storage.requests import (
     AcquireRequest,
     AcquireSetRequest,
@@ -77,9 +83,12 @@ from ..storage.requests import (
     given_up,
     new_leases,
 )
+from ..storage.validation import id_from_text
 from .keeper import Keeping, Owner, can_renew, is_kept, let_go, lose, lost_error, renewed_for_s
 from .options import WAIT_S, LeaseOptions
-from .reporting import REPORTED_FAILURES, Reporting
+from .reporting import REPORTED_FAILURES, Reporting, check_said
+from .rotator import Fetch, Pause, Rotator, calling_due, rotating
+from .ruling import OutcomeOf
 from .tally import has_reports
 
 P = TypeVar("P")
@@ -97,6 +106,7 @@ _ENDS_BY_ITSELF = (
     MissReason.AT_CAPACITY,
     MissReason.TOO_FEW,
     MissReason.RESTING,
+    MissReason.ROTATING,
     MissReason.COOLING_DOWN,
     MissReason.TARGET_TROUBLED,
     *_OF_SESSIONS,
@@ -119,6 +129,7 @@ class AcquireArguments(NamedTuple):
     wait_seconds: float | None = None
     target: str | None = None
     sticky: Sticky | None = None
+    fallback: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +149,7 @@ class AcquireSetArguments:
     wait_seconds: float | None = None
     target: str | None = None
     sticky: Sticky | None = None
+    fallback: Sequence[str] = ()
 
 
 def if_given(**arguments: Any) -> dict[str, Any]:
@@ -151,9 +163,13 @@ class Leasing(Reporting, ABC, Generic[S]):
     DEFAULT_CONSUMER_NAME = "default"
 
     def __init__(
-        self, storage: S, *, reported_failures: HealthPolicy | None = REPORTED_FAILURES
+        self,
+        storage: S,
+        *,
+        reported_failures: HealthPolicy | None = REPORTED_FAILURES,
+        outcome_of: OutcomeOf | None = None,
     ) -> None:
-        super().__init__(reported_failures)
+        super().__init__(reported_failures, outcome_of)
         self._storage: Any = storage
         self._acquire_callbacks: list[Callable[[AcquireEventPayload], Any]] = []
         self._release_callbacks: list[Callable[[ReleaseEventPayload], Any]] = []
@@ -161,7 +177,9 @@ class Leasing(Reporting, ABC, Generic[S]):
         self._revoke_callbacks: list[Callable[[RevokeEventPayload], Any]] = []
         self._health_callbacks: list[Callable[[HealthEventPayload], Any]] = []
         self._lost_callbacks: list[Callable[[LostEventPayload], Any]] = []
+        self._outcome_callbacks: list[Callable[[OutcomeEventPayload], Any]] = []
         self._failure_callbacks: list[Callable[[CallbackFailurePayload], Any]] = []
+        self._watchers: tuple[Callable[[str], Callable[[], None]], ...] = ()
 
     @property
     def storage(self) -> S:
@@ -203,6 +221,13 @@ class Leasing(Reporting, ABC, Generic[S]):
         """
         self._lost_callbacks.append(self._checked(callback))
 
+    def register_outcome_callback(self, callback: Callable[[OutcomeEventPayload], Any]) -> None:
+        """Call ``callback`` for every outcome that was reported to this manager, once recorded.
+
+        It may be called in a thread of its own, or in the event loop. Its exceptions are logged.
+        """
+        self._outcome_callbacks.append(self._checked(callback))
+
     def register_failure_callback(self, callback: Callable[[CallbackFailurePayload], Any]) -> None:
         """Call ``callback`` for every other callback that raised.
 
@@ -210,13 +235,25 @@ class Leasing(Reporting, ABC, Generic[S]):
         """
         self._failure_callbacks.append(self._checked(callback))
 
+    def watch_requests(self, watcher: Callable[[str], Callable[[], None]]) -> None:
+        """Call ``watcher`` with the pool's name when a request for a lease begins.
+
+        It returns a function, which is called when the request is answered, fails or is
+        cancelled. Both have to be quick and must not raise.
+        """
+        self._watchers = (*self._watchers, watcher)
+
     @abstractmethod
     def acquire_proxy(self, *arguments: Any, **options: Any) -> Any:
         """Lease a proxy of a pool: each kind of manager has its own signature."""
 
     @abstractmethod
-    def release_proxy(self, lease: Lease, outcome: Outcome | None = None) -> Any:
+    def release_proxy(self, lease: Lease, outcome: Outcome | Response | None = None) -> Any:
         """Give a lease back."""
+
+    def _storage_of(self, lease: Lease) -> Any:
+        """Return where a lease is kept."""
+        return self._storage
 
     @abstractmethod
     def _keeper(self) -> Keeping:
@@ -247,9 +284,11 @@ class Leasing(Reporting, ABC, Generic[S]):
             arguments.wait_seconds,
             arguments.target,
             arguments.sticky,
+            arguments.fallback,
         )
         self._check_wait(request)
         self._check_sticky(request)
+        self._check_fallback(request)
         begun = self._begin(keep_alive=arguments.keep_alive)
         answer: Acquisition = yield from self._leasing("acquire_lease", request)
         yield from self._hold([answer], request, begun, keep_alive=arguments.keep_alive)
@@ -274,8 +313,10 @@ class Leasing(Reporting, ABC, Generic[S]):
             arguments.lease_ids,  # type: ignore[arg-type] # which the request makes a tuple
             arguments.wait_seconds,
             arguments.target,
+            arguments.fallback,
         )
         self._check_wait(request)
+        self._check_fallback(request)
         begun = self._begin(keep_alive=arguments.keep_alive)
         found: SetAcquisition = yield from self._leasing("acquire_set", request)
         yield from self._hold(found.acquisitions, request, begun, keep_alive=arguments.keep_alive)
@@ -287,17 +328,32 @@ class Leasing(Reporting, ABC, Generic[S]):
         missed: Acquisition | SetAcquisition,
     ) -> Calls[ProxyUnavailableError]:
         """Return the error for a miss, with the time until waiting may help."""
-        reason, seconds, pool_name = missed.miss_reason, None, arguments.pool_name
-        if reason in _ENDS_BY_ITSELF:
+        pools: list[tuple[str, MissReason | None]]
+        pools = [(each.pool_name, each.reason) for each in missed.missed_in]
+        pools = pools or [(arguments.pool_name, missed.miss_reason)]
+        changes: list[float] = []
+        if missed.retry_after_seconds is not None:
+            changes.append(missed.retry_after_seconds)
+        for pool_name, reason in pools:
+            if reason not in _ENDS_BY_ITSELF or reason is MissReason.LIMIT_REACHED:
+                continue
             sought: tuple[str | None, ...] = (pool_name, arguments.target)
             if arguments.sticky is not None and reason in _OF_SESSIONS:
                 sought = (*sought, arguments.sticky.key)
             with suppress(DatabaseError):  # The miss is known; only its hint is not.
                 seconds = yield partial(self._storage.seconds_to_next_change, *sought)
+                changes += [] if seconds is None else [seconds]
+        (pool_name, reason), *others = pools
         free = missed.free if isinstance(missed, SetAcquisition) else 0
         waited = None if missed.waited_ms is None else missed.waited_ms / 1000
         return ProxyUnavailableError.of_pool(
-            pool_name, reason, seconds, free=free, waited_seconds=waited
+            pool_name,
+            reason,
+            min(changes, default=None),
+            free=free,
+            waited_seconds=waited,
+            limit=missed.limit,
+            others=others,
         )
 
     def _begin(self, *, keep_alive: bool) -> float:
@@ -321,6 +377,10 @@ class Leasing(Reporting, ABC, Generic[S]):
     def _check_sticky(self, request: AcquireRequest) -> None:
         if request.sticky is not None and not self._storage.can_stick:
             raise InvalidInputError(CANNOT_KEEP_SESSIONS.format(type(self._storage).__name__))
+
+    def _check_fallback(self, request: Request) -> None:
+        if request.fallback and not self._storage.can_fall_back:
+            raise InvalidInputError(CANNOT_FALL_BACK.format(type(self._storage).__name__))
 
     def _hold(
         self,
@@ -359,6 +419,7 @@ class Leasing(Reporting, ABC, Generic[S]):
     def _leasing(self, command: str, request: Request) -> Calls[Any]:
         """Have the storage carry out an acquisition, and notify the callbacks of the outcome."""
         started_at = utc_now()
+        ends = [watcher(request.pool_name) for watcher in self._watchers]
         try:
             outcome = yield partial(getattr(self._storage, command), request)
         except asyncio.CancelledError as cancelled:
@@ -369,6 +430,9 @@ class Leasing(Reporting, ABC, Generic[S]):
         except (ConflictError, LeaseEndedError) as refused:
             _log((yield from self._notify_expired(refused.data.get("expired", ()))))
             raise
+        finally:
+            for end in ends:
+                end()
         if request.with_stats:
             yield from self._notify_acquired(request, outcome, started_at)
         return outcome
@@ -413,6 +477,7 @@ class Leasing(Reporting, ABC, Generic[S]):
             wait_seconds=arguments.wait_seconds,
             target=arguments.target,
             sticky=arguments.sticky,
+            fallback=arguments.fallback or None,
         )
 
         def attempt() -> Calls[Lease | None]:
@@ -423,12 +488,12 @@ class Leasing(Reporting, ABC, Generic[S]):
             yield from retrying(attempt, config, sleep, is_enough=lambda lease: lease is not None)
         )
 
-    def _releasing(self, lease: Lease, outcome: Outcome | None = None) -> Calls[None]:
+    def _releasing(self, lease: Lease, outcome: Outcome | Response | None = None) -> Calls[None]:
         """Report an outcome, give the lease back in any case, and notify the callbacks."""
         _raise((yield from self._returning(lease, outcome=outcome)))
 
     def _releasing_all(
-        self, leases: Iterable[Lease], outcomes: Iterable[Outcome | None] | None = None
+        self, leases: Iterable[Lease], outcomes: Iterable[Outcome | Response | None] | None = None
     ) -> Calls[None]:
         """Report outcomes, give all leases back even if some fail, and notify the callbacks."""
         _raise((yield from self._returning_all(leases, outcomes=outcomes)))
@@ -452,6 +517,42 @@ class Leasing(Reporting, ABC, Generic[S]):
                 outcome.count_down(begun + seconds)
         raise_together([each for each in outcomes if isinstance(each, Exception)])
         return [each for each in outcomes if isinstance(each, Lease)]
+
+    def _rotating(self, lease: Lease) -> Calls[Lease]:
+        """Have a lease take another exit of its gateway."""
+        check_lease(lease)
+        gateway_exit, errors = yield from _to_the_end(
+            "rotate_exit", partial(self._storage.rotate_exit, lease.id)
+        )
+        _raise(errors)
+        lease.take_exit(gateway_exit)
+        return lease
+
+    def _rotating_proxy(
+        self, proxy_id: UUID | str, within_seconds: float | None, fetch: Fetch, pause: Pause
+    ) -> Calls[RotationAnswer]:
+        """Have a proxy take another exit, and wait until it has or the bound."""
+        uuid = id_from_text(proxy_id) or NIL
+        _, errors = yield from _to_the_end(
+            "begin_rotation", partial(self._storage.begin_rotation, uuid, within_seconds)
+        )
+        _raise(errors)
+        answer = yield from rotating(self._storage, fetch, pause, uuid)
+        return answer or RotationAnswer(RotationFailure.HELD)
+
+    def _calling_due(self, fetch: Fetch) -> Calls[list[RotationAnswer]]:
+        """Call all links that are due now."""
+        return calling_due(self._storage, fetch)
+
+    @abstractmethod
+    def _rotator(self) -> Rotator:
+        """Return what calls links of the storage in the background."""
+
+    def _rotate_later(self, leases: Iterable[Lease]) -> None:
+        """Have links called of proxies whose leases have ended, if their pools want it."""
+        for lease in leases:
+            if lease.rotates:
+                self._rotator().note(lease.proxy_id)
 
     def _sessions(
         self, pool_name: str | None, after: StickySession | None, limit: int
@@ -512,10 +613,11 @@ class Leasing(Reporting, ABC, Generic[S]):
         return outcomes
 
     def _returning(
-        self, lease: Lease, reason: str | None = None, outcome: Outcome | None = None
+        self, lease: Lease, reason: str | None = None, outcome: Outcome | Response | None = None
     ) -> Calls[list[BaseException]]:
         """Give a lease back, notify the callbacks, and return what they raised."""
         check_lease(lease)
+        check_said(outcome)
         reported: list[BaseException] = []
         if outcome is not None or has_reports(self._storage, lease.proxy_id):
             reported = yield from self._reporting_at_the_end([lease], [outcome])
@@ -533,6 +635,7 @@ class Leasing(Reporting, ABC, Generic[S]):
             )
         except Exception as error:
             raise _with_reports(error, reported) from error.__cause__
+        self._rotate_later([lease])
         errors += yield from self._notify_returned([returned], started_at)
         return reported + errors
 
@@ -540,15 +643,15 @@ class Leasing(Reporting, ABC, Generic[S]):
         self,
         leases: Iterable[Lease],
         reason: str | None = None,
-        outcomes: Iterable[Outcome | None] | None = None,
+        outcomes: Iterable[Outcome | Response | None] | None = None,
     ) -> Calls[list[BaseException]]:
         """Give leases back, notify the callbacks, and return all errors."""
         wanted = self._is_release_listened_to()
         requests = [ReleaseRequest(lease, reason, wanted) for lease in leases]
-        given, reported = _outcomes_for(requests, outcomes)
+        given = outcomes_for(requests, outcomes)
         if len(requests) == 1:  # A single release may have a faster path.
-            return reported + (yield from self._returning(requests[0].lease, reason, given[0]))
-        reported += yield from self._reporting_at_the_end(
+            return (yield from self._returning(requests[0].lease, reason, given[0]))
+        reported = yield from self._reporting_at_the_end(
             [request.lease for request in requests], given
         )
         let_go(self._storage, [request.lease.id for request in requests])
@@ -559,6 +662,7 @@ class Leasing(Reporting, ABC, Generic[S]):
             )
         except Exception as error:
             raise _with_reports(error, reported) from error.__cause__
+        self._rotate_later(request.lease for request in requests)
         errors += [each for each in released if isinstance(each, Exception)]
         returned = [each for each in released if not isinstance(each, Exception)]
         errors += yield from self._notify_returned(returned, started_at)
@@ -592,6 +696,28 @@ class Leasing(Reporting, ABC, Generic[S]):
             for ending in expired
         )
         return (yield from self._notify("expire", self._expire_callbacks, payloads))
+
+    def _notify_outcomes(self, reports: Sequence[tuple[ReportRequest, Reported]]) -> Calls[None]:
+        """Notify the callbacks of outcomes that were recorded, and log what they raise."""
+        if not self._outcome_callbacks:
+            return
+        payloads = (
+            built(
+                OutcomeEventPayload,
+                {
+                    "lease": request.lease,
+                    "pool_name": request.lease.pool_name,
+                    "outcome": request.outcome,
+                    "target": reported.target,
+                    "cools_until": reported.cools_until,
+                },
+            )
+            for request, reported in reports
+        )
+        errors = yield from self._notify("outcome", self._outcome_callbacks, payloads)
+        _log(errors)
+        if (cancellation := _cancellation(errors)) is not None:
+            raise cancellation
 
     def _notify_health(self, outcomes: Sequence[HealthOutcome]) -> Calls[list[BaseException]]:
         if not self._health_callbacks:
@@ -701,8 +827,13 @@ def _acquire_payloads(
 ) -> list[AcquireEventPayload]:
     """Return a payload for each lease, or one for a miss."""
     completed_at = utc_now()
+    pool_name = request.pool_name
+    if request.fallback:
+        tried = (missed.pool_name for missed in outcome.missed_in)
+        granted = (str(lease.pool_name) for lease in _leases_of(outcome))
+        pool_name = next(granted, next(tried, pool_name))
     common = {
-        "pool_name": request.pool_name,
+        "pool_name": pool_name,
         "consumer_name": request.consumer_name,
         "filters": request.filters,
         "selector": outcome.selector or request.selector or SelectorStrategy.FIRST_AVAILABLE,
@@ -711,6 +842,7 @@ def _acquire_payloads(
         "duration_ms": max(0, int((completed_at - started_at).total_seconds() * 1000)),
         "miss_reason": outcome.miss_reason,
         "waited_ms": outcome.waited_ms,
+        "fallback_from": () if outcome.miss_reason is not None else outcome.missed_in,
     }
     if isinstance(outcome, SetAcquisition):
         hits = [(each.lease, each.stats) for each in outcome.acquisitions]
@@ -721,6 +853,12 @@ def _acquire_payloads(
         built(AcquireEventPayload, {"lease": lease, **common, "pool_stats": stats})
         for lease, stats in results
     ]
+
+
+def _leases_of(outcome: Acquisition | SetAcquisition) -> list[Lease]:
+    """Return the leases of an outcome, whenever they were granted."""
+    parts = (outcome,) if isinstance(outcome, Acquisition) else outcome.acquisitions
+    return [each.lease for each in parts if each.lease is not None]
 
 
 def _release_payload(ending: EndedLease, started_at: datetime) -> ReleaseEventPayload:
@@ -818,18 +956,20 @@ def _with_reports(error: Exception, reported: Sequence[BaseException]) -> BaseEx
     return cancellation or error
 
 
-def _outcomes_for(
-    requests: Sequence[ReleaseRequest], outcomes: Iterable[Outcome | None] | None
-) -> tuple[list[Outcome | None], list[BaseException]]:
-    """Return an outcome or None for each release, and what is wrong with those given."""
-    nothing: list[Outcome | None] = [None] * len(requests)
-    given = nothing if outcomes is None else [*outcomes]
-    if len(given) == len(requests):
-        return given, []
-    error = InvalidInputError(
-        f"outcomes must be one for each lease, or None: {len(given)} for {len(requests)} leases"
-    )
-    return nothing, [error]
+def outcomes_for(
+    releases: Sequence[object], outcomes: Iterable[Outcome | Response | None] | None
+) -> list[Outcome | Response | None]:
+    """Return an outcome or None for each release; raises :class:`InvalidInputError`."""
+    if outcomes is None:
+        return [None] * len(releases)
+    given = [*outcomes] if isinstance(outcomes, Iterable) else [outcomes]
+    for said in given:
+        check_said(said)
+    if len(given) != len(releases):
+        raise InvalidInputError(
+            f"outcomes must be one for each lease, or None: {len(given)} for {len(releases)} leases"
+        )
+    return given
 
 
 def _to_the_end(

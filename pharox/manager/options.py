@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict, cast, get_args
 
 from ..errors import InvalidInputError
@@ -31,12 +31,16 @@ class LeaseOptions(TypedDict, total=False):
     was refused there, is passed over, and what is reported of the lease is of that target.
 
     ``sticky`` asks for the same proxy each time, as :class:`pharox.Sticky`. A set of leases cannot.
+
+    ``fallback`` are the names of further pools, which are tried in their order if the first has
+    nothing, whatever the reason. ``lease.pool_name`` says which pool granted.
     """
 
     keep_alive: bool
     wait_seconds: float | None
     target: str | None
     sticky: Sticky | None
+    fallback: Sequence[str]
 
 
 def known_options(method: str, options: Mapping[str, Any]) -> LeaseOptions:

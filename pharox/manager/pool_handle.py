@@ -16,7 +16,7 @@ from uuid import UUID
 
 from ..effects import Calls, call, call_async, run, run_async
 from ..errors import InvalidInputError
-from ..models import DefaultSeconds, Lease, Outcome, RetryConfig, check_pause
+from ..models import DefaultSeconds, Lease, Outcome, Response, RetryConfig, check_pause
 from ..storage.reports import Reported
 from ..storage.requests import AcquireRequest
 from .leasing import AcquireArguments, AcquireSetArguments, Leasing
@@ -38,6 +38,7 @@ _DEFAULTS: PoolOptions = {
     "wait_seconds": WAIT_S,
     "target": None,
     "sticky": None,
+    "fallback": (),
 }
 
 
@@ -74,6 +75,7 @@ class Handle(Generic[M]):
             options["selector"],
             target=options["target"],
             sticky=options["sticky"],
+            fallback=options["fallback"],
         )
         object.__setattr__(self, "options", MappingProxyType(options))
 
@@ -223,7 +225,7 @@ class PoolHandle(Handle["ProxyManager"]):
             **self._chosen(options),
         )
 
-    def report(self, lease: Lease, outcome: Outcome) -> Reported | None:
+    def report(self, lease: Lease, outcome: Outcome | Response) -> Reported | None:
         """Record what became of a request, as :meth:`pharox.ProxyManager.report` does."""
         return self._manager.report(lease, outcome)
 
@@ -298,7 +300,7 @@ class AsyncPoolHandle(Handle["AsyncProxyManager"]):
             **self._chosen(options),
         )
 
-    async def report(self, lease: Lease, outcome: Outcome) -> Reported | None:
+    async def report(self, lease: Lease, outcome: Outcome | Response) -> Reported | None:
         """Record what became of a request, as :meth:`pharox.AsyncProxyManager.report` does."""
         return await self._manager.report(lease, outcome)
 

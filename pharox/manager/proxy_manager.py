@@ -25,8 +25,10 @@ from ..models import (
     Outcome,
     ProxyFilters,
     ReleaseEventPayload,
+    Response,
     RetryConfig,
     RevokeEventPayload,
+    RotationAnswer,
     SelectorStrategy,
     StickySession,
 )
@@ -48,6 +50,8 @@ from .options import LeaseOptions, OnLost, PoolOptions, check_on_lost, known_opt
 from .pool_handle import PoolHandle
 from .reporting import REPORTED_FAILURES
 from .retrying import checked_config, in_both_orders
+from .rotator import Rotator, ThreadRotator, fetch_in_thread, rotator_of
+from .ruling import OutcomeOf
 from .tally import Tally, ThreadTally, tally_of
 
 if TYPE_CHECKING:
@@ -70,6 +74,11 @@ class ProxyManager(Leasing[IStorage]):
         When a proxy becomes inactive that holders report as failed: after three failed checks
         in a row, unless another policy is given. Sweeps count in the same row. None counts no
         reports.
+        A pool's own ``reported_failures`` takes precedence.
+    outcome_of:
+        A function of a response and its lease that says what it means: an :class:`Outcome`, or
+        None for the rules of the fleet, then the default ones. :meth:`client` and whoever
+        reports a response ask it. It is called in the caller's thread.
 
     Raises
     ------
@@ -82,9 +91,10 @@ class ProxyManager(Leasing[IStorage]):
         storage: IStorage,
         *,
         reported_failures: HealthPolicy | None = REPORTED_FAILURES,
+        outcome_of: OutcomeOf | None = None,
     ) -> None:
         check_storage(storage, awaited=False)
-        super().__init__(storage, reported_failures=reported_failures)
+        super().__init__(storage, reported_failures=reported_failures, outcome_of=outcome_of)
 
     def acquire_proxy(
         self,
@@ -331,7 +341,7 @@ class ProxyManager(Leasing[IStorage]):
         """
         return run(self._renewing(leases, duration_seconds), call)
 
-    def release_proxy(self, lease: Lease, outcome: Outcome | None = None) -> None:
+    def release_proxy(self, lease: Lease, outcome: Outcome | Response | None = None) -> None:
         """Give a lease back.
 
         Only its id counts. ``lease`` gets the status and ``released_at`` that the
@@ -343,16 +353,16 @@ class ProxyManager(Leasing[IStorage]):
         lease:
             The lease that :meth:`acquire_proxy` returned.
         outcome:
-            What became of the last request, recorded before the release, with the successes
-            of :meth:`report`. What cannot be written is tried again for five minutes.
+            What became of the last request, or its response, recorded before the release, with
+            the successes of :meth:`report`. What cannot be written is tried again for five minutes.
 
         Raises
         ------
         LeaseEndedError
             If there is an outcome, and no such lease.
         InvalidInputError
-            If it is not an outcome, or the storage cannot record outcomes. The lease is given
-            back in all cases.
+            If it is not an outcome: then nothing is done, the lease is still held. Or if the
+            storage cannot record outcomes: the lease is given back, as with all other errors.
 
         Examples
         --------
@@ -369,7 +379,7 @@ class ProxyManager(Leasing[IStorage]):
         run(self._releasing(lease, outcome), call)
 
     def release_proxies(
-        self, leases: Iterable[Lease], outcomes: Iterable[Outcome | None] | None = None
+        self, leases: Iterable[Lease], outcomes: Iterable[Outcome | Response | None] | None = None
     ) -> None:
         """Give leases back, each as :meth:`release_proxy` does.
 
@@ -382,10 +392,15 @@ class ProxyManager(Leasing[IStorage]):
             The leases, of :meth:`acquire_proxies` or any others.
         outcomes:
             An outcome or None for each lease, in the same order.
+
+        Raises
+        ------
+        InvalidInputError
+            If one is not an outcome, or there are more or fewer than leases: nothing is done.
         """
         run(self._releasing_all(leases, outcomes), call)
 
-    def report(self, lease: Lease, outcome: Outcome) -> Reported | None:
+    def report(self, lease: Lease, outcome: Outcome | Response) -> Reported | None:
         """Record what became of a request, or of several alike, through a leased proxy.
 
         Successes are counted in this process and written together: with the lease's release,
@@ -398,7 +413,8 @@ class ProxyManager(Leasing[IStorage]):
         lease:
             A lease, which may have ended. It stays as it is.
         outcome:
-            What became of it. Without a target it is of the target that the lease is for.
+            What became of it, or the response: then ``outcome_of`` and the rules of the fleet
+            say what it means. Without a target it is of the target that the lease is for.
 
         Returns
         -------
@@ -434,7 +450,9 @@ class ProxyManager(Leasing[IStorage]):
         """
         return run(self._reporting(lease, outcome), call)
 
-    def report_outcomes(self, reports: Iterable[tuple[Lease, Outcome]]) -> list[Reported]:
+    def report_outcomes(
+        self, reports: Iterable[tuple[Lease, Outcome | Response]]
+    ) -> list[Reported]:
         """Record outcomes now, successes as well: up to 500 in one commit.
 
         All of them are tried. Errors are raised afterwards, several as an ``ExceptionGroup``.
@@ -530,6 +548,76 @@ class ProxyManager(Leasing[IStorage]):
         ['account-42']
         """
         return run(self._sessions(pool_name, after, limit), call)
+
+    def rotate(self, lease: Lease) -> Lease:
+        """Have a lease take another exit of its gateway: ``lease.proxy.url`` is for that one then.
+
+        The proxy has to be a template with ``{session}``. If the lease has the exit of a sticky
+        session, the session keeps the new one. Clients and connections that were opened before
+        have the old one.
+
+        Parameters
+        ----------
+        lease:
+            A lease that has not ended. ``lease.exit`` gets the new session id.
+
+        Returns
+        -------
+        Lease
+            The same object.
+
+        Raises
+        ------
+        LeaseEndedError
+            If it has ended or run out.
+        InvalidInputError
+            If its proxy has no session id that could be changed, or the storage does not know
+            templates.
+        OutcomeUnknownError
+            If the connection to the database broke before the answer. Rotate it again.
+        """
+        return run(self._rotating(lease), call)
+
+    def rotate_proxy(
+        self, proxy_id: UUID | str, *, within_seconds: float | None = None
+    ) -> RotationAnswer:
+        """Have a mobile proxy take another exit by its ``rotate_url``, and wait until it has.
+
+        Nobody is granted the proxy meanwhile. If leases hold it, their ends are waited for, as the
+        link is never called before. A link that fails is called again until the bound.
+
+        Parameters
+        ----------
+        proxy_id:
+            A proxy that was saved with a ``rotate_url``.
+        within_seconds:
+            How long to try at most; what its pool says if None, else 60.
+
+        Returns
+        -------
+        RotationAnswer
+            What came of it last: ``is_rotated``, or the ``failure``.
+
+        Raises
+        ------
+        ProxyNotFoundError
+            If there is no such proxy.
+        ConflictError
+            If its link may not be called in that time: ``retry_after_seconds`` says when.
+        InvalidInputError
+            If it has no link, or the storage does not know links.
+        """
+        program = self._rotating_proxy(proxy_id, within_seconds, fetch_in_thread, time.sleep)
+        return run(program, call)
+
+    def rotate_due(self) -> list[RotationAnswer]:
+        """Call all links that are due now, of the whole ledger, and return what came of them.
+
+        Those of leases that were released are called in the background by who released them. This
+        is for what is left: leases that ran out or were revoked, and processes that died.
+        `pharox sweep` does it, too.
+        """
+        return run(self._calling_due(fetch_in_thread), call)
 
     def forget_session(self, pool_name: str, key: str) -> bool:
         """End the binding of a sticky session's key, so that its next lease makes a new one.
@@ -878,6 +966,9 @@ class ProxyManager(Leasing[IStorage]):
 
     def _tally(self) -> Tally:
         return tally_of(self._storage, ThreadTally)
+
+    def _rotator(self) -> Rotator:
+        return rotator_of(self._storage, ThreadRotator)
 
     def _run_later(self, program: Calls[Any]) -> None:
         run(program, call)  # in the thread that found a lease lost, which has nothing else to do

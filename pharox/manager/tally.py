@@ -46,6 +46,7 @@ from ..storage.closing import before_close
 from ..storage.interface import IStorage
 from ..storage.reports import Reported, ReportRequest, report_rounds
 from .per_storage import PerStorage
+from .ruling import known_rules
 
 PERIOD_S = 10.0
 """How long a success waits at most, and after how long what failed is tried again."""
@@ -68,8 +69,8 @@ INFINITY = float("inf")
 
 logger = logging.getLogger("pharox")
 
-Owner = Callable[[Sequence[ReportRequest]], Calls[None]]
-"""What the manager that reported does about proxies that failed, once that is written."""
+Owner = Callable[[Sequence[tuple[ReportRequest, Reported]]], Calls[None]]
+"""What the manager that reported does about outcomes, once they are written."""
 
 
 @dataclass(slots=True, eq=False)
@@ -221,7 +222,7 @@ class Tally(ABC):
 
     def note(self, report: Report) -> None:
         """Have a report written in the background: a success with others, all others at once."""
-        is_urgent = report.outcome.kind is not OutcomeKind.OK
+        is_urgent = report.outcome.kind is not OutcomeKind.OK or self._rules_are_due()
         self._enter()
         with self._lock():
             self._add(report)
@@ -304,6 +305,22 @@ class Tally(ABC):
                 "after it, failed",
                 exc_info=True,
             )
+
+    def ringing(self) -> Calls[None]:
+        """Do what the timer is for: write what waits, and read the rules anew if that is due."""
+        yield from self.flushing()
+        storage = self._storage_ref()
+        rules = None if storage is None else known_rules(storage)
+        if rules is not None and rules.is_due:
+            try:
+                yield from rules.reading(storage)
+            except Exception:
+                logger.exception("pharox.rules.failed: the known rules for targets hold")
+
+    def _rules_are_due(self) -> bool:
+        storage = self._storage_ref()
+        rules = None if storage is None else known_rules(storage)
+        return rules is not None and rules.is_due
 
     def _begin_after_others(
         self, proxies: Collection[UUID], own: Sequence[Report] = ()
@@ -415,14 +432,13 @@ class Tally(ABC):
                 logger.warning("pharox.report.refused: %s", outcome)
 
     def _follow(self, known: dict[Report, Any]) -> Calls[None]:
-        """Have managers do what follows from proxies that failed."""
-        failed: dict[Owner, list[ReportRequest]] = {}
+        """Have managers do what follows from what was recorded."""
+        recorded: dict[Owner, list[tuple[ReportRequest, Reported]]] = {}
         for report, outcome in known.items():
-            is_failure = report.outcome.kind is OutcomeKind.PROXY_FAILED
-            if is_failure and isinstance(outcome, Reported):
-                failed.setdefault(report.owner, []).append(report.request)
-        for owner, requests in failed.items():
-            yield from owner(requests)
+            if isinstance(outcome, Reported):
+                recorded.setdefault(report.owner, []).append((report.request, outcome))
+        for owner, reports in recorded.items():
+            yield from owner(reports)
 
     def _add(self, report: Report) -> Report | None:
         """Have a report wait. Return it, or the one in which it is counted; None if it is lost."""
@@ -477,7 +493,7 @@ class ThreadTally(Tally):
 
     def _run(self) -> None:
         while self._is_due():
-            run(self.flushing(), call)
+            run(self.ringing(), call)
 
     def _is_due(self) -> bool:
         """Wait until something is to be written. Return False if nothing waits then."""
@@ -534,7 +550,7 @@ class TaskTally(Tally):
         self._timer, self._rings_at = None, INFINITY
         if self._size:
             loop = asyncio.get_running_loop()
-            task = loop.create_task(run_async(self.flushing(), call_async))
+            task = loop.create_task(run_async(self.ringing(), call_async))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from ..errors import InvalidInputError
+from .gateway import COUNTRY, wished_country
 from .geo import same_coordinate, within_radius
 from .proxy import Proxy, ProxyProtocol
 from .text import normal_host
@@ -121,14 +122,24 @@ class ProxyFilters(BaseModel):
         return self
 
     def matches(self, proxy: Proxy) -> bool:
-        """Return whether the proxy meets every condition."""
+        """Return whether the proxy meets every condition.
+
+        A template with ``{country}`` is in the country that the filters name: the first that they
+        do, in their own field, ``all_of`` or ``any_of``.
+        """
+        wished = wished_country(self)
+        if wished is not None and COUNTRY in proxy.placeholders:
+            return self._matches(proxy.model_copy(update={"country": wished}))
+        return self._matches(proxy)
+
+    def _matches(self, proxy: Proxy) -> bool:
         return (
             self._matches_attributes(proxy)
             and self._matches_location(proxy)
             and (self.predicate is None or bool(self.predicate(proxy)))
-            and all(child.matches(proxy) for child in self.all_of or ())
-            and (not self.any_of or any(child.matches(proxy) for child in self.any_of))
-            and not any(child.matches(proxy) for child in self.none_of or ())
+            and all(child._matches(proxy) for child in self.all_of or ())
+            and (not self.any_of or any(child._matches(proxy) for child in self.any_of))
+            and not any(child._matches(proxy) for child in self.none_of or ())
         )
 
     def requires_python(self) -> bool:

@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 from pydantic import BaseModel, Field
 
 from ..errors import InvalidInputError, ProxyNotFoundError
+from .gateway import GatewayExit
 from .proxy import LeasedProxy
 from .validation import Name, UtcDatetime, utc_now
 
@@ -32,7 +33,11 @@ class MissReason(StrEnum):
     rests after its last lease. COOLING_DOWN: a proxy that fits is free, but rests for the target.
     TARGET_TROUBLED: the target itself fails, so only one lease at a time is granted to try it.
     SESSION_BUSY: the proxy that a sticky session requires is leased, rests or cools down, or is not
-    healthy. ALL_BOUND: what is free and fits is bound to other sticky sessions.
+    healthy. ALL_BOUND: what is free and fits is bound to other sticky sessions. LIMIT_REACHED: a
+    limit of the pool leaves no room; the outcome says which, and when there is some. ROTATING: a
+    proxy that fits has room, but rests until it has another exit. POOL_MOVED: the pool has moved to
+    another ledger, which ``storage.list_pool_moves`` names. POOL_MOVING: it is about to, and is
+    there, or here again, in a moment.
     """
 
     UNKNOWN_POOL = "unknown_pool"
@@ -46,11 +51,16 @@ class MissReason(StrEnum):
     TARGET_TROUBLED = "target_troubled"
     SESSION_BUSY = "session_busy"
     ALL_BOUND = "all_bound"
+    LIMIT_REACHED = "limit_reached"
+    ROTATING = "rotating"
+    POOL_MOVING = "pool_moving"
+    POOL_MOVED = "pool_moved"
 
     @property
     def may_pass(self) -> bool:
         """Whether the same request may be granted later, with the pool's proxies as they are."""
-        return self not in (self.UNKNOWN_POOL, self.EMPTY_POOL, self.NO_MATCH)
+        never = (self.UNKNOWN_POOL, self.EMPTY_POOL, self.NO_MATCH, self.POOL_MOVED)
+        return self not in never
 
 
 class Countdown:
@@ -78,7 +88,8 @@ class Lease(BaseModel):
     ``renewed_at`` is when it was last renewed, None if it never was. ``fencing_token`` is
     the log position of the event that granted the lease. Of two leases on one proxy the
     later one has the greater token. ``revoke_reason`` says why it was revoked, if it was.
-    ``target`` is the host that it was asked for, if that was said.
+    ``target`` is the host that it was asked for, if that was said. ``exit`` is the exit that it
+    asks a gateway for, if the proxy is a template.
     """
 
     id: UUID = Field(default_factory=uuid4)
@@ -95,6 +106,7 @@ class Lease(BaseModel):
     renewed_at: UtcDatetime | None = None
     revoke_reason: str | None = None
     target: str | None = None
+    exit: GatewayExit | None = None
 
     @property
     def proxy(self) -> LeasedProxy:
@@ -116,6 +128,15 @@ class Lease(BaseModel):
             )
         return known
 
+    @property
+    def rotates(self) -> bool:
+        """Whether its proxy may take another exit after it, as its pool says.
+
+        :meta private:
+        """
+        known: LeasedProxy | None = self.__dict__.get(_PROXY)
+        return known is not None and known.rotates
+
     def carry(self, proxy: LeasedProxy | None) -> Lease:
         """Add the proxy to the lease of an acquisition, and return the lease.
 
@@ -125,6 +146,16 @@ class Lease(BaseModel):
             # It is not a field: see count_down.
             self.__dict__[_PROXY] = proxy
         return self
+
+    def take_exit(self, gateway_exit: GatewayExit) -> None:
+        """Note that the lease has another exit, so that its proxy's URL is for that one.
+
+        :meta private:
+        """
+        self.exit = gateway_exit
+        known: LeasedProxy | None = self.__dict__.get(_PROXY)
+        if known is not None:
+            self.__dict__[_PROXY] = known.with_exit(gateway_exit)
 
     @property
     def is_lost(self) -> bool:
@@ -175,10 +206,12 @@ class HeldLease(Lease):
 
     ``address`` is the proxy's URL without credentials. ``remaining_seconds`` is until it runs out,
     by the storage's clock. It is negative if the lease has run out and was not taken back yet.
+    ``session`` is the key of the sticky session that it was asked for, if that was said.
     """
 
     address: str
     remaining_seconds: float
+    session: str | None = None
 
 
 class Consumer(BaseModel, extra="forbid"):

@@ -12,15 +12,16 @@ from enum import StrEnum
 from functools import lru_cache
 from hashlib import md5
 from ipaddress import ip_address
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from ..errors import InvalidInputError
+from .refusing import Refusing
 from .responses import length_of, retry_after_of, status_of, url_of_response
-from .text import escape_unprintable, normal_host
+from .text import escape_unprintable, host_fault, normal_host
 from .validation import MAX_NAME_LENGTH, check_text
 
 HALF_LIFE_S = 3600.0
@@ -42,6 +43,10 @@ _SERVER_ERROR = 500
 _STATUSES = (100, 599)
 _MAX_EXPONENT = 60
 _MOST_IN_A_ROW = 2**31 - 1
+
+
+UNCLEAR_LATELY = timedelta(minutes=10)
+"""For how long a failure counts against a proxy of which nobody knows the cause."""
 
 
 def kept_part(since: datetime, now: datetime) -> float:
@@ -98,6 +103,9 @@ def _target_of(text: str) -> str:
     target = _plain_address(host) or normal_host(host)
     if not target or len(target) > MAX_NAME_LENGTH:
         raise InvalidInputError(f"a target has 1 to {MAX_NAME_LENGTH} characters", value=text)
+    is_address = ":" in target or _plain_address(target) is not None
+    if not is_address and (fault := host_fault(target)) is not None:
+        raise InvalidInputError(f"a target is a host: {fault}", value=text)
     return target
 
 
@@ -109,8 +117,13 @@ def _plain_address(text: str) -> str | None:
         return None
 
 
-def _target_or_none(url: str | None) -> str | None:
-    """Return the target of a URL that somebody else wrote, None if it has none."""
+def target_of_response(response: Any) -> str | None:
+    """Return the target of a response, None if it does not know its URL."""
+    return target_or_none(url_of_response(response))
+
+
+def target_or_none(url: str | None) -> str | None:
+    """Return the target of a URL or host that somebody else wrote, None if it has none."""
     try:
         return None if url is None else target_of(url)
     except InvalidInputError:
@@ -137,7 +150,7 @@ def _note(text: str) -> str:
 Target = Annotated[str, AfterValidator(target_of)]
 
 
-class Outcome(BaseModel):
+class Outcome(Refusing):
     """What became of one request, or of ``count`` requests alike, through a leased proxy.
 
     Parameters
@@ -200,7 +213,9 @@ class Outcome(BaseModel):
         return cls._of(OutcomeKind.UNCLEAR, target, known)
 
     @classmethod
-    def from_response(cls, response: Any, *, target: str | None = None) -> Self:
+    def from_response(
+        cls, response: Any, *, target: str | None = None, kind: OutcomeKind | None = None
+    ) -> Self:
         """Return what a response says, of httpx, requests, aiohttp or a library like them.
 
         403 and 429 are BLOCKED, other 5xx TARGET_FAILED, 407 PROXY_FAILED unless it came through
@@ -213,6 +228,8 @@ class Outcome(BaseModel):
             Anything with ``status_code`` or ``status``, and ``headers`` and ``url`` if it has them.
         target:
             The host that was asked; the one of the response's URL if None.
+        kind:
+            Who is to blame, for who knows it better than by the status.
 
         Raises
         ------
@@ -228,11 +245,12 @@ class Outcome(BaseModel):
         20.0
         """
         status, url = status_of(response), url_of_response(response)
-        kind = _kind_of_status(status, is_tunnelled=(url or "").lower().startswith("https:"))
+        if kind is None:
+            kind = _kind_of_status(status, is_tunnelled=(url or "").lower().startswith("https:"))
         is_valid = _STATUSES[0] <= status <= _STATUSES[1]
         return cls(
             kind=kind,
-            target=_target_or_none(url) if target is None else target_of(target),
+            target=target_or_none(url) if target is None else target_of(target),
             status=status if is_valid else None,
             retry_after_seconds=(
                 None if kind is OutcomeKind.OK else retry_after_of(response, MAX_RETRY_AFTER_S)
@@ -248,7 +266,7 @@ class Outcome(BaseModel):
         return cls(kind=kind, target=target, **known)
 
 
-class CoolDown(BaseModel):
+class CoolDown(Refusing):
     """How long a pair of proxy and target rests after the target refused the proxy.
 
     After ``after`` refusals in a row (one if its status is 429 or it says when to come back)
@@ -265,6 +283,29 @@ class CoolDown(BaseModel):
     max_seconds: Annotated[float, Field(ge=0, le=MAX_RETRY_AFTER_S, allow_inf_nan=False)] = 900
     jitter: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.1
     after: Annotated[int, Field(ge=1, le=1_000_000)] = 2
+
+    if not TYPE_CHECKING:  # A type checker knows the arguments by the fields.
+
+        def __init__(self, **given: Any) -> None:
+            super().__init__(**given)
+            # No validator does it: that would be asked again of a rule that was saved before.
+            if self.base_seconds > self.max_seconds:
+                raise InvalidInputError(
+                    "CoolDown: base_seconds, the first rest, must be at most max_seconds, the "
+                    f"longest: {self.base_seconds:g} is above {self.max_seconds:g}",
+                    value=self.base_seconds,
+                )
+
+    @classmethod
+    def as_saved(cls, given: Any) -> Any:
+        """Return a rule as it was saved: once the first rest could be longer than the longest."""
+        if not isinstance(given, dict):
+            return given
+        first = given.get("base_seconds", cls.model_fields["base_seconds"].default)
+        longest = given.get("max_seconds", cls.model_fields["max_seconds"].default)
+        if first <= longest:
+            return cls(**given)
+        return cls(**given | {"max_seconds": first}).model_copy(update={"max_seconds": longest})
 
     def seconds(self, times: int, seed: str) -> float:
         """Return how long a pair rests that has rested so many times since its last success."""

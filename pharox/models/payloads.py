@@ -7,9 +7,11 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field
 
+from .fallback import PoolMissed
 from .filters import ProxyFilters
 from .health import HealthCheckResult
 from .lease import Lease, MissReason
+from .outcome import Outcome
 from .proxy import ProxyStatus
 from .selection import SelectorStrategy
 from .validation import UtcDatetime, utc_now
@@ -55,7 +57,8 @@ class AcquireEventPayload(BaseModel):
 
     On a miss ``lease`` is None and ``miss_reason`` says why. The
     duration covers expiry, search and commit, in milliseconds by this
-    machine's clock. ``waited_ms`` is how long it waited in the pool's queue, in
+    machine's clock. ``fallback_from`` are the pools that had nothing before this one granted.
+    ``waited_ms`` is how long it waited in the pool's queue, in
     milliseconds; None if it did not.
     """
 
@@ -70,6 +73,7 @@ class AcquireEventPayload(BaseModel):
     pool_stats: PoolStatsSnapshot | None = None
     miss_reason: MissReason | None = None
     waited_ms: int | None = Field(default=None, ge=0)
+    fallback_from: tuple[PoolMissed, ...] = ()
 
 
 class ReleaseEventPayload(BaseModel):
@@ -142,6 +146,20 @@ class LostEventPayload(BaseModel):
     reason: str
 
 
+class OutcomeEventPayload(BaseModel):
+    """The payload of an outcome callback, for one outcome as it was recorded.
+
+    ``outcome`` has the ``count`` and the ``bytes`` of all requests that were counted together.
+    ``cools_until`` is until when proxy and target rest, None if they do not.
+    """
+
+    lease: Lease
+    pool_name: str | None = None
+    outcome: Outcome
+    target: str | None = None
+    cools_until: UtcDatetime | None = None
+
+
 class CallbackFailurePayload(BaseModel):
     """The payload of a failure callback, for a callback that raised.
 
@@ -149,7 +167,7 @@ class CallbackFailurePayload(BaseModel):
     included, as its text may contain secrets. The exception itself is raised to the caller.
     """
 
-    told: Literal["acquire", "release", "expire", "revoke", "health", "lost"]
+    told: Literal["acquire", "release", "expire", "revoke", "health", "lost", "outcome"]
     callback: str
     error_type: str
     pool_name: str | None = None

@@ -5,25 +5,31 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
-from typing import Annotated, Any
-from urllib.parse import quote
+from typing import Annotated, Any, Self
+from urllib.parse import quote, urlsplit
 from uuid import UUID, uuid4
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     Field,
     IPvAnyAddress,
     SecretStr,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
+from .gateway import COUNTRY, GatewayExit, placeholders_in
+from .limits import PoolLimits
+from .money import Price
 from .outcome import CoolDown
+from .refusing import Refusing
+from .rotation import RotationPolicy
 from .selection import SelectorStrategy
-from .text import normal_host, url_of
+from .text import host_fault, normal_host, url_of
 from .validation import (
     MAX_DURATION_S,
     MAX_NAME_LENGTH,
@@ -35,6 +41,7 @@ from .validation import (
     Name,
     Text,
     UtcDatetime,
+    Weight,
     check_text,
     utc_now,
 )
@@ -91,6 +98,16 @@ class ProxyCredentials(Confidential, extra="forbid"):
         check_text(value.get_secret_value())
         return value
 
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        """The names of the placeholders in it, sorted: "country", "lifetime" and "session"."""
+        return placeholders_in(self.user, self.password.get_secret_value())
+
+    def filled(self, gateway_exit: GatewayExit) -> ProxyCredentials:
+        """Return the credentials that ask a gateway for an exit."""
+        password = gateway_exit.fill(self.password.get_secret_value())
+        return ProxyCredentials(user=gateway_exit.fill(self.user), password=password)
+
 
 _MAX_CREDENTIAL_BYTES = {ProxyProtocol.SOCKS5: 255}
 """The maximum length in a protocol's handshake (RFC 1929)."""
@@ -99,7 +116,11 @@ _NO_HOST = "/@:?#[]<>\\^|%"
 """Characters that a host must not contain: some client would parse another host or a path."""
 
 
-def _check_host(host: Any) -> Any:
+RECORDED = {"is_recorded": True}
+"""The context in which a proxy is validated that was saved before hosts were checked as now."""
+
+
+def _check_host(host: Any, info: ValidationInfo) -> Any:
     if isinstance(host, str):
         check_text(host)
         if len(host) > MAX_NAME_LENGTH:
@@ -108,6 +129,8 @@ def _check_host(host: Any) -> Any:
             raise ValueError(
                 f"a host is a name or an address, without spaces or any of {' '.join(_NO_HOST)}"
             )
+        if info.context != RECORDED and (fault := host_fault(host)) is not None:
+            raise ValueError(fault)
     return host
 
 
@@ -132,8 +155,15 @@ def _is_text_or_address(host: Any) -> Any:
 class Proxy(Confidential, extra="forbid"):
     """A network proxy, its description and its current state.
 
-    The ledger sets ``current_leases``, ``draining``, ``rests_until``, ``banned_until`` and
-    ``exit_ip``. Values from the caller are ignored when the proxy is saved.
+    The ledger sets ``current_leases``, ``draining``, ``rests_until``, ``banned_until``,
+    ``exit_ip`` and ``rotates``. Values from the caller are ignored when the proxy is saved.
+
+    ``rotate_url`` is only written: the ledger gives it to nobody but who calls it. Saving a known
+    proxy without one leaves its link alone; an empty one removes it.
+
+    If its credentials hold ``{session}``, ``{country}``, ``{COUNTRY}`` or ``{lifetime}``, the
+    proxy is a template of a gateway: each lease has them filled. With ``template=False`` these
+    are taken literally; with ``template=True`` there has to be one.
     """
 
     id: UUID = Field(default_factory=uuid4)
@@ -146,6 +176,10 @@ class Proxy(Confidential, extra="forbid"):
     status: ProxyStatus = ProxyStatus.INACTIVE
     checked_at: UtcDatetime = Field(default_factory=utc_now)
     credentials: ProxyCredentials | None = None
+    template: bool | None = Field(
+        default=None,
+        description="Whether its credentials are filled for each lease; None: if they can be.",
+    )
     source: Text | None = None
     country: Text | None = None
     city: Text | None = None
@@ -169,6 +203,31 @@ class Proxy(Confidential, extra="forbid"):
     exit_ip: Text | None = Field(
         default=None, description="The address from which a target last saw it, as checks found."
     )
+    cost_per_gb: Price | None = Field(
+        default=None, description="What 10**9 bytes through it cost; None for what its pool says."
+    )
+    cost_per_lease: Price | None = Field(
+        default=None, description="What each lease of it costs; None for what its pool says."
+    )
+    weight: Weight | None = Field(
+        default=None, description="How many leases it gets beside one of weight 1; None for 1."
+    )
+
+    rotate_url: SecretStr | None = Field(
+        default=None,
+        repr=False,
+        description="The provider's link that gives it another exit, http or https; a secret.",
+    )
+    rotates: bool = Field(default=False, description="Whether the ledger has such a link.")
+
+    @field_validator("rotate_url")
+    @classmethod
+    def _link_can_be_called(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and (link := value.get_secret_value()):
+            check_text(link)
+            if not _is_callable(link):
+                raise ValueError("it is not the URL of a link: http://... or https://...")
+        return value
 
     @field_validator("credentials")
     @classmethod
@@ -186,19 +245,77 @@ class Proxy(Confidential, extra="forbid"):
                     )
         return credentials
 
+    @model_validator(mode="after")
+    def _template_can_be_filled(self) -> Self:
+        if self.template and self.credentials is not None and not self.placeholders:
+            raise ValueError(
+                "the credentials of a template hold {session}, {country} or {lifetime}"
+            )
+        if COUNTRY in self.placeholders and self.country is None:
+            raise ValueError(
+                "a template with {country} needs a country, for leases that ask for none"
+            )
+        return self
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        """What is filled for each lease: "country", "lifetime", "session"; empty if no template."""
+        if self.template is False or self.credentials is None:
+            return ()
+        return self.credentials.placeholders
+
+    @property
+    def recorded_placeholders(self) -> str | None:
+        """The placeholders as events record them; None if the proxy is no template.
+
+        :meta private:
+        """
+        return " ".join(self.placeholders) or None
+
+    def with_exit(self, gateway_exit: GatewayExit | None) -> LeasedProxy:
+        """Return what the holder of a lease with this exit connects to (``lease.exit``)."""
+        filled_with = gateway_exit if self.placeholders else None
+        place = self.protocol, str(self.host), self.port
+        return LeasedProxy(*place, self.credentials, filled_with, rotates=self.rotates)
+
     @property
     def url(self) -> str:
-        """The proxy's URL with its credentials, quoted so that a client sends them unchanged."""
+        """The proxy's URL with its credentials, quoted so that a client sends them unchanged.
+
+        That of a template is not filled: ``lease.proxy.url`` is.
+        """
         return _url_with_login(self.protocol, self.host, self.port, self.credentials)
+
+
+def _is_callable(link: str) -> bool:
+    """Return whether a link is a URL that a client takes; no error says what stands in it."""
+    import httpx  # noqa: PLC0415 - it takes a while to import
+
+    try:
+        parts = urlsplit(link)
+        host = httpx.URL(link).host
+        return parts.scheme in ("http", "https") and bool(host) and parts.port != 0
+    except (ValueError, httpx.InvalidURL):  # a port that is no number, or too large a one
+        return False
+
+
+def recorded_template(
+    credentials: ProxyCredentials | None, placeholders: str | None
+) -> bool | None:
+    """Return ``template`` of a recorded proxy: False only if it has to be said."""
+    if placeholders is not None:
+        return True
+    return False if credentials is not None and credentials.placeholders else None
 
 
 class LeasedProxy:
     """The proxy of a lease: what a client needs to connect through it.
 
-    Its repr has no credentials. They are decrypted when they are first read.
+    Its repr has no credentials. They are decrypted when they are first read. Those of a template
+    are filled with the lease's exit.
     """
 
-    __slots__ = ("_credentials", "host", "port", "protocol")
+    __slots__ = ("_credentials", "_exit", "host", "port", "protocol", "rotates")
 
     def __init__(
         self,
@@ -206,11 +323,16 @@ class LeasedProxy:
         host: str,
         port: int,
         credentials: ProxyCredentials | Callable[[], ProxyCredentials] | None,
+        gateway_exit: GatewayExit | None = None,
+        *,
+        rotates: bool = False,
     ) -> None:
         self.protocol = protocol
         self.host = host
         self.port = port
         self._credentials = credentials
+        self._exit = gateway_exit
+        self.rotates = rotates
 
     @property
     def credentials(self) -> ProxyCredentials | None:
@@ -221,6 +343,19 @@ class LeasedProxy:
         SecretKeyError
             If they cannot be decrypted with the keys of this process.
         """
+        known = self._template()
+        return known if known is None or self._exit is None else known.filled(self._exit)
+
+    def with_exit(self, gateway_exit: GatewayExit | None) -> LeasedProxy:
+        """Return the proxy with another exit of the same gateway.
+
+        :meta private:
+        """
+        place = self.protocol, self.host, self.port
+        return LeasedProxy(*place, self._template(), gateway_exit, rotates=self.rotates)
+
+    def _template(self) -> ProxyCredentials | None:
+        """Return the credentials as they are kept."""
         if callable(self._credentials):
             self._credentials = self._credentials()
         return self._credentials
@@ -234,7 +369,9 @@ class LeasedProxy:
         return f"LeasedProxy({url_of(self.protocol, self.host, self.port)!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LeasedProxy, (self.protocol, self.host, self.port, self.credentials)
+        place = self.protocol, self.host, self.port
+        make = partial(LeasedProxy, rotates=self.rotates)
+        return make, (*place, self._template(), self._exit)
 
 
 def _url_with_login(
@@ -252,7 +389,7 @@ RestSeconds = Annotated[float, Field(ge=0, le=MAX_DURATION_S, allow_inf_nan=Fals
 HeldSeconds = Annotated[float, Field(gt=0, le=MAX_DURATION_S, allow_inf_nan=False)]
 
 
-class ProxyPool(BaseModel, extra="forbid"):
+class ProxyPool(Refusing, extra="forbid"):
     """A named set of proxies.
 
     With ``lease_slow`` its SLOW proxies may be leased too, after all ACTIVE ones. After a lease
@@ -264,9 +401,23 @@ class ProxyPool(BaseModel, extra="forbid"):
 
     ``cool_down`` says when a proxy rests for a target that refused it. None is ``CoolDown()``.
 
+    ``limits`` bound how many leases there are at once and how many begin in a window of time. None
+    is no limit.
+
     The others are for who does not say: the ``selector`` of an acquisition without one, the
     duration of a lease in ``lease_seconds``, and the ``max_concurrency`` of a proxy that is
     registered without one. None is pharox's own: FIRST_AVAILABLE, 300 seconds, no limit.
+
+    ``reported_failures`` says whether a proxy that holders report as failed has failed a health
+    check, too. None leaves it to the manager that reports, which counts them unless it was made
+    without.
+
+    ``cost_per_gb`` is what 10**9 bytes cost that outcomes report, and ``cost_per_lease`` what each
+    lease does, unless the proxy says it. They are plain numbers in a currency of one's own. None
+    is nothing.
+
+    ``rotation`` says when proxies that have a ``rotate_url`` take another exit. None is only when
+    somebody asks for it.
     """
 
     id: UUID = Field(default_factory=uuid4)
@@ -280,3 +431,8 @@ class ProxyPool(BaseModel, extra="forbid"):
     selector: SelectorStrategy | None = None
     lease_seconds: HeldSeconds | None = None
     max_concurrency: MaxConcurrency | None = None
+    limits: PoolLimits | None = None
+    cost_per_gb: Price | None = None
+    cost_per_lease: Price | None = None
+    reported_failures: bool | None = None
+    rotation: RotationPolicy | None = None

@@ -9,13 +9,32 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import InvalidInputError
 from .validation import utc_now
 
 _SECONDS = re.compile(r"\d{1,18}(\.\d{1,9})?", re.ASCII)
 _BYTES = re.compile(r"\d{1,18}", re.ASCII)
+
+
+class HasStatusCode(Protocol):
+    """A response of httpx, requests or curl_cffi."""
+
+    @property
+    def status_code(self) -> int:
+        """Its HTTP status."""
+
+
+class HasStatus(Protocol):
+    """A response of aiohttp or Scrapy."""
+
+    @property
+    def status(self) -> int:
+        """Its HTTP status."""
+
+
+Response = HasStatusCode | HasStatus
 
 
 def status_of(response: Any) -> int:
@@ -65,6 +84,33 @@ def url_of_response(response: Any) -> str | None:
     except Exception:  # httpx raises for a response that was made without a request.
         return None
     return None if url is None else str(url)
+
+
+def is_response(response: Any) -> bool:
+    """Return whether something has a status, as responses of all libraries do."""
+    try:
+        status_of(response)
+    except InvalidInputError:
+        return False
+    return True
+
+
+def body_of(response: Any) -> bytes | None:
+    """Return the body of a response, without content coding; None if it was not read.
+
+    httpx, requests and curl_cffi have it in ``content``, Scrapy in ``body``. aiohttp keeps it once
+    it was read.
+    """
+    if getattr(response, "_content", None) is False:
+        return None  # requests would read it now.
+    for name in ("content", "body", "_body"):
+        try:
+            body = getattr(response, name, None)
+        except Exception:  # httpx raises if it was not read.
+            return None
+        if isinstance(body, bytes):
+            return body
+    return None
 
 
 def _header(response: Any, name: str) -> str | None:

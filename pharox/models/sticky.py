@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal, get_args
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
 from ..errors import InvalidInputError
+from .gateway import GatewayExit
 from .validation import UtcDatetime, check_duration, check_name
 
 StickyPolicy = Literal["prefer", "require"]
@@ -64,13 +66,22 @@ class Sticky:
             if not isinstance(getattr(self, name), bool):
                 raise InvalidInputError(f"{name} must be True or False")
 
+    @property
+    def lasts(self) -> timedelta:
+        """How long a binding lives.
+
+        :meta private:
+        """
+        return timedelta(seconds=self.seconds)
+
 
 class StickySession(BaseModel):
     """A living binding of a key to a proxy of a pool.
 
     ``address`` is the proxy's URL without credentials, None if the proxy was removed: the next
     lease replaces it. ``target`` is what the binding was made for, if it was for one.
-    ``remaining_seconds`` is how long the binding lives on, by the storage's clock.
+    ``remaining_seconds`` is how long the binding lives on, by the storage's clock. ``exit`` is the
+    exit of a gateway that the key keeps, if the proxy is a template.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -85,3 +96,4 @@ class StickySession(BaseModel):
     bound_at: UtcDatetime
     expires_at: UtcDatetime
     remaining_seconds: float
+    exit: GatewayExit | None = None

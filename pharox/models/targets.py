@@ -15,7 +15,8 @@ class TargetOutcomes(BaseModel):
 
     ``address`` is the proxy's URL without credentials, None if the proxy was removed.
     ``successes`` and ``failures`` have a half-life of an hour, and are as of ``reported_at``.
-    ``streak`` counts successes in a row, or refusals as a negative number. ``cool_downs`` is how
+    ``streak`` counts successes in a row, or refusals and unclear outcomes as a negative number.
+    ``cool_downs`` is how
     often the pair has rested since its last success. ``outcome`` and ``status`` are of the last
     report; None if there was none. ``remaining_seconds`` is how long the pair still rests, by the
     storage's clock, None if it does not rest.
@@ -48,9 +49,9 @@ class TargetSummary(BaseModel):
     """What the proxies of a pool have come to at a target.
 
     ``pairs`` is how many proxies are known there, and ``cooling`` how many of them rest.
-    ``successes`` and ``failures`` have a half-life of an hour, and are as of now. ``refused_at``
-    is the newest report among the proxies whose last outcome was a refusal. ``free_at`` is when
-    the first of those that rest comes back.
+    ``successes`` and ``failures`` have a half-life of an hour, and are as of now. ``blocked``
+    and ``unclear`` are how many of the proxies had this outcome last; ``refused_at`` is the newest
+    report of those that are blocked. ``free_at`` is when the first of those that rest comes back.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,6 +61,8 @@ class TargetSummary(BaseModel):
     target: str
     pairs: int
     cooling: int
+    blocked: int
+    unclear: int
     successes: float
     failures: float
     refused_at: UtcDatetime | None

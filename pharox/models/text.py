@@ -1,7 +1,7 @@
 """Normalize hosts, and format names and addresses for display.
 
 They come from outside. Unprintable characters are escaped, so that a name cannot control
-a terminal or reverse the text of a page.
+a terminal or reverse the text of a page: :func:`pharox.printable.escape_unprintable`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,13 @@ from ipaddress import IPv6Address, ip_address
 
 import idna
 
+from ..printable import escape_unprintable as escape_unprintable  # noqa: PLC0414 - of this room
+from ..printable import in_utc as in_utc  # noqa: PLC0414
+
 _HIDDEN = "***"
+_LABEL = re.compile(r"[A-Za-z0-9_-]+")
+_MAX_LABEL_LENGTH = 63
+_MAX_HOST_LENGTH = 253
 _PLACE = re.compile(r"(\[[^\[\]]*\]|[^\s:/@\[\]]+)(:[0-9]{1,5})?")
 _HOST_WITH_DOT = re.compile(r"(\[.*\]|[^:]*[.][^:]*)(:[0-9]{1,5})?")
 
@@ -27,6 +33,29 @@ def normal_host(host: str) -> str:
         with suppress(idna.IDNAError):  # such as for an emoji
             host = idna.encode(host, uts46=True).decode()
     return host.rstrip(".").lower()
+
+
+def host_fault(host: str) -> str | None:
+    """Return why a host in its normal form can be no host, or None if it can be one.
+
+    Clients would refuse it with an error of their own. Underscores are none in the DNS, but
+    container networks and many others have them.
+    """
+    if not host.isascii():
+        return "a name with other letters must be one that the DNS can carry (IDNA 2008)"
+    labels = host.split(".")
+    if not all(labels):
+        return "a name has no empty part between its dots"
+    if len(host) > _MAX_HOST_LENGTH or max(map(len, labels)) > _MAX_LABEL_LENGTH:
+        return (
+            f"a name has at most {_MAX_HOST_LENGTH} characters, and {_MAX_LABEL_LENGTH} between "
+            "its dots"
+        )
+    if not all(map(_LABEL.fullmatch, labels)):
+        return "a name has only letters, digits, hyphens and underscores between its dots"
+    if all(map(str.isdecimal, labels)):
+        return "numbers with dots are an IPv4 address, and these are none"
+    return None
 
 
 def normal_ip(address: object) -> str | None:
@@ -47,11 +76,14 @@ def normal_ip(address: object) -> str | None:
     return str(found)
 
 
-def escape_unprintable(text: str) -> str:
-    """Return text with every unprintable character escaped as in a Python literal."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def is_loopback(host: str | None) -> bool:
+    """Return whether a name or an address of a host is this machine's own."""
+    if host in (None, "", "localhost"):
+        return host == "localhost"
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def url_of(protocol: str, host: object, port: int, login: str = "") -> str:

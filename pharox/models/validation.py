@@ -22,6 +22,9 @@ from ..errors import InvalidInputError, InvalidLeaseError
 MAX_NAME_LENGTH = 500
 """For pools, consumers and hosts. An index entry is limited to a few thousand bytes."""
 
+MAX_REMARK_LENGTH = 1000
+"""For a reason or a description that is recorded from now on: the log keeps it forever."""
+
 MAX_TEXT_LENGTH = 100_000
 """For every text, in characters: the log keeps it forever, and sends it to every reader."""
 
@@ -66,13 +69,35 @@ def check_text(value: str) -> str:
     return value
 
 
+def check_remark(value: str, what: str) -> str:
+    """Return a reason or a description that is to be recorded, if it is valid.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is too long, or cannot be stored.
+    """
+    if isinstance(value, str) and len(value) > MAX_REMARK_LENGTH:
+        raise InvalidInputError(f"a {what} has at most {MAX_REMARK_LENGTH} characters")
+    return check_text(value)
+
+
 def check_name(value: str, what: str) -> str:
     """Return the name of a pool or consumer if valid, else raise :class:`InvalidInputError`."""
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str):
+        raise _no_name(value, what)
+    if not value.strip():
         raise InvalidInputError(f"a {what} name cannot be empty", name=value)
     if len(value) > MAX_NAME_LENGTH:
         raise InvalidInputError(f"a {what} name has at most {MAX_NAME_LENGTH} characters")
     return check_text(value)
+
+
+def _no_name(value: object, what: str) -> InvalidInputError:
+    """Return the error for what is no text; of a ProxyPool, its name is wanted."""
+    kind = "None" if value is None else f"a {type(value).__name__}"
+    hint = "; give its .name" if isinstance(getattr(value, "name", None), str) else ""
+    return InvalidInputError(f"a {what} name must be a text, not {kind}{hint}", name=value)
 
 
 def check_whole(value: int, name: str) -> int:
@@ -137,6 +162,7 @@ Longitude = Annotated[
 ]
 Asn = Annotated[int, Field(ge=0, le=2**32 - 1)]
 MaxConcurrency = Annotated[int, Field(gt=0, le=2**31 - 1)]
+Weight = Annotated[int, Field(ge=1, le=1000)]
 
 
 class Confidential(BaseModel):

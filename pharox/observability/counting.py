@@ -19,6 +19,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from projections.leases import leases
 from projections.pools import pools
+from projections.sessions import sessions
 from projections.target_outcomes import target_outcomes
 
 from .. import events
@@ -34,6 +35,7 @@ from .metrics import (
     DEFAULT_LATENCY_BUCKETS,
     DEFAULT_LEASE_BUCKETS,
     DEFAULT_WAIT_BUCKETS,
+    FELL_BACK,
     WAITED,
 )
 
@@ -49,9 +51,15 @@ LABELS = {
     "events": ("type",),
     "leases_acquired": ("pool", "consumer", "selector"),
     "acquire_misses": ("pool", "consumer", "selector", "reason"),
+    "fallbacks": FELL_BACK,
     "health_checks": (*CHECKED, "status", "failure"),
     "outcomes": ("pool", "outcome"),
+    "bytes": ("pool",),
+    "money": ("pool",),
+    "cool_downs": ("pool", "cause"),
     "troubled_targets": ("pool",),
+    "sessions_bound": ("pool", "how"),
+    "rotations": ("pool", "outcome"),
 }
 """The counters and their labels."""
 
@@ -165,13 +173,17 @@ class FleetCounter:
             add_statement(self._storage.schema), subscription=self._name, rows=json.dumps(rows)
         )
 
-    def _add(self, event: events.Event, added: dict[Count, float]) -> None:
+    def _add(  # noqa: PLR0912 - a type each
+        self, event: events.Event, added: dict[Count, float]
+    ) -> None:
         added["events", (event.type,)] += 1
         match event:
             case events.PoolRegistered() | events.PoolChanged():
                 self._pools[event.pool_id] = event.name
             case events.LeaseAcquired():
                 added["leases_acquired", self._asked(event)] += 1
+                self._add_fallbacks(event, added)
+                self._add_cost(event, added)
                 self._add_wait(event, "granted", added)
             case events.AcquireMissed():
                 added["acquire_misses", (*self._asked(event), event.reason.value)] += 1
@@ -185,13 +197,40 @@ class FleetCounter:
             case events.OutcomeReported():
                 pool = self._pool(event.pool_name)
                 added["outcomes", (pool, event.outcome.value)] += event.count
+                if event.bytes:
+                    added["bytes", (pool,)] += event.bytes
+                if event.begins_rest:
+                    added["cool_downs", (pool, event.outcome.value)] += 1
+                self._add_cost(event, added)
+            case events.CoolDownSet(cools_until=until) if until is not None:
+                pool = self._pool(self._pools.get(event.pool_id))
+                added["cool_downs", (pool, "asked")] += 1
             case events.TargetTroubled():
                 added["troubled_targets", (self._pool(event.pool_name),)] += 1
+            case events.SessionBound():
+                moved = "bound" if event.replaced is None else "moved"
+                how = moved if event.inherited_from is None else "inherited"
+                added["sessions_bound", (self._pool(event.pool_name), how)] += 1
+            case events.RotationAnswered():
+                outcome = event.failure.value if event.failure else "rotated"
+                added["rotations", (self._pool(event.pool_name), outcome)] += 1
             case events.HealthChecked():
                 self._add_check(event, added)
             case events.ProxiesChecked():
                 for check in event.checks():
                     self._add_check(check, added)
+
+    def _add_fallbacks(self, event: events.LeaseAcquired, added: dict[Count, float]) -> None:
+        for missed in event.fallback_from:
+            pools = self._pool(event.pool_name), self._pool(missed.pool_name)
+            added["fallbacks", (*pools, missed.reason.value)] += 1
+
+    def _add_cost(
+        self, event: events.LeaseAcquired | events.OutcomeReported, added: dict[Count, float]
+    ) -> None:
+        """Add what something cost. Metrics are floats; exact sums are those of ``usage``."""
+        if event.cost is not None:
+            added["money", (self._pool(event.pool_name),)] += float(event.cost)
 
     def _add_wait(
         self,
@@ -313,5 +352,21 @@ def cooling_statement() -> Any:
     return (
         select(pools.c.name, func.coalesce(cooling.c.cooling, 0).label("cooling"))
         .outerjoin(cooling, cooling.c.pool_id == pools.c.id)
+        .order_by(pools.c.name.collate("C"))
+    )
+
+
+@by_schema
+def sessions_statement() -> Any:
+    """Select, for each pool, how many keys of sticky sessions are bound."""
+    bound = (
+        select(sessions.c.pool_id, func.count().label("bound"))
+        .where(sessions.c.expires_at > now)
+        .group_by(sessions.c.pool_id)
+        .subquery()
+    )
+    return (
+        select(pools.c.name, func.coalesce(bound.c.bound, 0).label("bound"))
+        .outerjoin(bound, bound.c.pool_id == pools.c.id)
         .order_by(pools.c.name.collate("C"))
     )

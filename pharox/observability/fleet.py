@@ -21,10 +21,10 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from ..errors import PharoxError
+from ..errors import PharoxError, ReadOnlyDatabaseError
 from ..ledger.subscriptions import Running, subscriptions
 from ..ledger.subscriptions.fleet import UNNAMED
-from ..models import QueueStats
+from ..models import QueueStats, utc_now
 from ..scraping.server import Certificates, MetricsServer
 from ..storage.postgres import PostgresStorage
 from .counting import (
@@ -36,6 +36,7 @@ from .counting import (
     bound_label,
     cooling_statement,
     held_statement,
+    sessions_statement,
 )
 from .metrics import POOL_GAUGES, pool_figures
 
@@ -45,9 +46,15 @@ COUNTERS = {
     "events": "Events in the log, by type.",
     "leases_acquired": "Leases granted.",
     "acquire_misses": "Attempts to lease that found no proxy.",
+    "fallbacks": "Leases granted by a pool as another one, which was asked before, had nothing.",
     "health_checks": "Health checks that were recorded.",
     "outcomes": "Requests whose outcome was reported, by who is to blame.",
+    "bytes": "Bytes that outcomes reported.",
+    "money": "What leases and bytes cost, in the currency of the pool's prices.",
+    "cool_downs": "How often a proxy began to rest for a target, by what was reported, or asked.",
     "troubled_targets": "How often most proxies failed at a target within a minute.",
+    "sessions_bound": "How often keys of sticky sessions were bound to proxies.",
+    "rotations": "How often links of mobile proxies were called for another exit, by outcome.",
 }
 DURATIONS = {
     "lease_duration_seconds": "How long leases were held.",
@@ -59,9 +66,16 @@ GAUGES = {
     "overdue_leases": "Leases that have run out and were not yet taken back.",
 }
 COOLING = "cooling_pairs"
+SESSIONS = "sessions"
 QUEUE_GAUGES = {
     "waiting": "Requests that wait for a proxy.",
     "longest_wait_seconds": "How long the oldest of them has waited.",
+}
+SOURCE_GAUGES = {
+    "source_age_seconds": "How long ago the list of the source was last fetched well, if ever.",
+    "source_interval_seconds": "How often the list of the source is to be fetched.",
+    "source_failures": "How many refreshes of the source in a row have failed.",
+    "source_proxies": "Proxies in the list of the source when it last changed.",
 }
 SUBSCRIPTION_GAUGES = {
     "subscription_lag_events": "Events that the subscription has not read yet.",
@@ -106,6 +120,7 @@ class FleetCollector(Collector):
                 *_counters(self._counter.counts()),
                 *self._pool_gauges(),
                 *self._queue_gauges(),
+                *self._source_gauges(),
                 *self._subscription_gauges(),
             ]
         except PharoxError as error:
@@ -134,6 +149,7 @@ class FleetCollector(Collector):
         with self._storage.session() as session:
             rows = session.rows(held_statement(self._storage.schema))
             pairs = session.rows(cooling_statement(self._storage.schema))
+            bound = session.rows(sessions_statement(self._storage.schema))
         for row in rows:
             oldest.add_metric([row["pool_name"]], max(0.0, row["oldest_s"]))
             overdue.add_metric([row["pool_name"]], row["overdue"])
@@ -142,7 +158,12 @@ class FleetCollector(Collector):
         )
         for row in pairs:
             cooling.add_metric([row["name"]], row["cooling"])
-        yield from (oldest, overdue, cooling)
+        sessions = GaugeMetricFamily(
+            f"{NAMESPACE}_{SESSIONS}", "Keys of sticky sessions that are bound.", labels=["pool"]
+        )
+        for row in bound:
+            sessions.add_metric([row["name"]], row["bound"])
+        yield from (oldest, overdue, cooling, sessions)
 
     def _queue_gauges(self) -> Iterator[Metric]:
         waiting, longest = (
@@ -155,6 +176,24 @@ class FleetCollector(Collector):
             waiting.add_metric([pool.name], queue.waiting)
             longest.add_metric([pool.name], queue.longest_wait_seconds)
         yield from (waiting, longest)
+
+    def _source_gauges(self) -> Iterator[Metric]:
+        """Yield the gauges of the sources that are not paused."""
+        families = [
+            GaugeMetricFamily(f"{NAMESPACE}_{name}", text, labels=["source", "pool"])
+            for name, text in SOURCE_GAUGES.items()
+        ]
+        for source in (each for each in self._storage.list_sources() if each.enabled):
+            age = utc_now() - (source.succeeded_at or source.saved_at)
+            numbers = (
+                max(0.0, age.total_seconds()),
+                source.every_seconds,
+                source.failures,
+                source.counts.listed if source.counts else 0,
+            )
+            for family, number in zip(families, numbers, strict=True):
+                family.add_metric([source.name, source.pool_name], number)
+        yield from families
 
     def _subscription_gauges(self) -> Iterator[Metric]:
         families = [
@@ -208,6 +247,8 @@ def _cumulated(buckets: dict[str, float]) -> list[tuple[str, float]]:
 class FleetServer(AbstractContextManager["FleetServer"]):
     """Counts the log of a ledger and serves ``/metrics``, for a block.
 
+    On a standby it counts nothing and shows what a server of the same name counts at the primary.
+
     Parameters
     ----------
     storage:
@@ -254,6 +295,12 @@ class FleetServer(AbstractContextManager["FleetServer"]):
         self.port = self._server.port
         try:
             self._counting = counter.subscription().running(storage)
+        except ReadOnlyDatabaseError as error:
+            # A standby has what a server at the primary has counted, and may show it.
+            if not error.data["is_standby"]:
+                self._server.close()
+                raise
+            logger.info("pharox.metrics.standby: a server at the primary counts")
         except BaseException:
             self._server.close()
             raise

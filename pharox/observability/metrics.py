@@ -55,6 +55,9 @@ DEFAULT_WAIT_BUCKETS: Sequence[float] = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 WAITED = ("pool", "outcome")
 """Labels of a wait; ``outcome`` is "granted" or "missed"."""
 
+FELL_BACK = ("pool", "fallback_from", "reason")
+"""Labels of a lease of a pool that was asked after another one, which had nothing."""
+
 DEFAULT_QUANTILES: Sequence[float] = (0.5, 0.95, 0.99)
 """Kept for 0.11.0. The client library computes no quantiles; ``histogram_quantile`` does."""
 
@@ -146,6 +149,9 @@ class PrometheusMetricsRecorder:
         if payload.lease is None:
             reason = payload.miss_reason.value if payload.miss_reason else "unknown"
             metrics.misses[pool, consumer, selector, reason].inc()
+        for missed in payload.fallback_from:
+            others = metrics.pool(missed.pool_name), missed.reason.value
+            metrics.fallbacks[pool, *others].inc()
         if metrics.acquire_summary is not None:
             metrics.acquire_summary[pool, status].observe(seconds)
         if payload.waited_ms is not None:
@@ -183,6 +189,11 @@ class PrometheusMetricsRecorder:
     def handle_lost(self, payload: models.LostEventPayload) -> None:
         """Count a lease that could not be kept alive."""
         self._metrics.lost_total[self._metrics.pool(payload.pool_name),].inc()
+
+    def handle_outcome(self, payload: models.OutcomeEventPayload) -> None:
+        """Count requests by who is to blame for what became of them."""
+        pool, outcome = self._metrics.pool(payload.pool_name), payload.outcome
+        self._metrics.outcomes_total[pool, outcome.kind.value].inc(outcome.count)
 
     def handle_failure(self, payload: models.CallbackFailurePayload) -> None:
         """Count a callback that raised."""
@@ -293,6 +304,13 @@ class _Metrics:
             (*asked, "reason"),
             **own,
         )
+        self.fallbacks = _Series(
+            Counter,
+            "fallbacks_total",
+            "Leases granted by a pool as another one, which was asked before, had nothing.",
+            FELL_BACK,
+            **own,
+        )
         self.release_total = _Series(
             Counter, "release_total", "Leases given back.", ("pool",), **own
         )
@@ -304,6 +322,13 @@ class _Metrics:
         )
         self.lost_total = _Series(
             Counter, "lost_total", "Kept leases that were lost.", ("pool",), **own
+        )
+        self.outcomes_total = _Series(
+            Counter,
+            "outcomes_total",
+            "Requests whose outcome was recorded, by who is to blame.",
+            ("pool", "outcome"),
+            **own,
         )
         self.lease_seconds = _Series(
             Histogram,
@@ -331,7 +356,7 @@ class _Metrics:
         self.callback_failures = _Series(
             Counter, "callback_failures_total", "Callbacks that raised.", ("told",), **own
         )
-        for kind in ("acquire", "release", "expire", "revoke", "health", "lost"):
+        for kind in ("acquire", "release", "expire", "revoke", "health", "lost", "outcome"):
             self.callback_failures[kind,]  # start at 0, so that the first one is an increase
         self.gauges = {
             name: _Series(

@@ -16,24 +16,27 @@ from ..manager.leasing import Leasing
 
 _registered: WeakKeyDictionary[Leasing[Any], set[Hashable]] = WeakKeyDictionary()
 _lock = Lock()
-_KINDS = ("acquire", "release", "expire", "revoke", "health", "lost", "failure")
+_KINDS = ("acquire", "release", "expire", "revoke", "health", "lost", "outcome", "failure")
 
 
-def register_once(manager: Leasing[Any], identity: Hashable, recorder: object) -> None:
+def register_once(manager: Leasing[Any], identity: Hashable, recorder: object) -> bool:
     """Register a recorder with a manager, unless the manager has one of the same identity.
+
+    Return whether it was registered.
 
     Parameters
     ----------
     recorder:
         Its callbacks are its methods ``handle_acquire``, ``handle_release``, ``handle_expire``,
-        ``handle_revoke``, ``handle_health``, ``handle_lost`` and ``handle_failure``, as far as it
-        has them.
+        ``handle_revoke``, ``handle_health``, ``handle_lost``, ``handle_outcome`` and
+        ``handle_failure``, as far as it has them.
     """
     with _lock:
         known = _registered.setdefault(manager, set())
         if identity in known:
-            return
+            return False
         known.add(identity)
     for kind in _KINDS:
         if handler := getattr(recorder, f"handle_{kind}", None):
             getattr(manager, f"register_{kind}_callback")(handler)
+    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from ipaddress import IPv6Address
 from typing import Any, Literal
 from uuid import UUID
@@ -12,6 +13,7 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from ..models import PROTOCOL_ALIASES, Proxy, ProxyProtocol, ProxyStatus, utc_now
+from ..models.gateway import placeholders_in
 from ..models.ids import NIL
 from .unreadable import Unreadable
 from .values import protocol_of_name, words_of
@@ -34,6 +36,10 @@ _TAKEN = (
     "isp",
     "asn",
     "max_concurrency",
+    "cost_per_gb",
+    "cost_per_lease",
+    "weight",
+    "rotate_url",
 )
 _SOCKS = (ProxyProtocol.SOCKS4, ProxyProtocol.SOCKS5)
 
@@ -62,7 +68,9 @@ class BadEntry:
 class Defaults:
     """Defaults for the proxies of a source.
 
-    ``protocol`` also selects one of the protocols that an entry offers.
+    ``protocol`` also selects one of the protocols that an entry offers. With ``template`` each
+    entry has to be a template of a gateway; if it is False, none is, and if it is None, an entry
+    with a placeholder cannot be read.
     """
 
     pool_id: UUID = NIL
@@ -70,7 +78,12 @@ class Defaults:
     status: ProxyStatus = ProxyStatus.ACTIVE
     max_concurrency: int | None = 1
     source: str | None = None
+    country: str | None = None
+    template: bool | None = None
     checked_at: datetime = field(default_factory=utc_now)
+    cost_per_gb: Decimal | None = None
+    cost_per_lease: Decimal | None = None
+    weight: int | None = None
 
     def proxies(self, parts: Mapping[str, Any]) -> list[Proxy]:
         """Return the described proxies, one for each offered protocol.
@@ -97,6 +110,8 @@ class Defaults:
         for name in ("host", "port", "protocol"):
             if (offers[0][name] if name != "host" else fields.get(name)) is None:
                 raise Unreadable(f"has no {name}")
+        if self.template is None:
+            _check_literal(fields["credentials"])
         return [_proxy(fields | offer) for offer in offers]
 
     def _offers(self, parts: Mapping[str, Any], port: Any) -> Iterator[dict[str, Any]]:
@@ -159,6 +174,16 @@ def _credentials(parts: Mapping[str, Any]) -> dict[str, Any] | None:
     if not user:
         raise Unreadable("has a password but no user")
     return {"user": user, "password": password or ""}
+
+
+def _check_literal(credentials: Mapping[str, Any] | None) -> None:
+    """Refuse credentials of which nobody said whether their placeholders are filled."""
+    texts = [each for each in (credentials or {}).values() if isinstance(each, str)]
+    if names := placeholders_in(*texts):
+        raise Unreadable(
+            f"has {' and '.join(f'{{{name}}}' for name in names)} in its credentials: --template "
+            "fills this for each lease, --no-template takes it literally"
+        )
 
 
 def _checked(name: str, value: Any) -> Any:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
 
-from ..errors import SourceError
+from ..errors import PharoxError, SourceError
 from ..models.text import without_secrets
 
 if TYPE_CHECKING:
@@ -112,12 +112,12 @@ def _fetched(url: str) -> Iterator[OpenedSource]:
 
     headers = {"accept-encoding": "gzip"}
     stream = httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=TIMEOUT_S)
-    with _our_errors(url):
+    with our_errors(url):
         response = stream.__enter__()
     try:
         if not response.is_success:
             answer = f"{response.status_code} {response.reason_phrase}".rstrip()
-            raise SourceError(f"{_shown(url)} answered {answer}", source=_shown(url))
+            raise SourceError(f"{shown_url(url)} answered {answer}", source=shown_url(url))
         yield OpenedSource(_body(response, url), _size_of(response))
     finally:
         stream.__exit__(None, None, None)
@@ -125,8 +125,8 @@ def _fetched(url: str) -> Iterator[OpenedSource]:
 
 def _body(response: httpx.Response, url: str) -> Iterator[bytes]:
     length, waited_s = 0, 0.0
-    with _our_errors(url):
-        chunks = _decoded(response, _shown(url))
+    with our_errors(url):
+        chunks = decoded(response, shown_url(url))
         while True:
             began = time.monotonic()
             chunk = next(chunks, None)
@@ -143,13 +143,13 @@ def _body(response: httpx.Response, url: str) -> Iterator[bytes]:
 
 def _endless(url: str, how_much: str) -> SourceError:
     return SourceError(
-        f"{_shown(url)} sends {how_much}, and may never end; save what you need of it to a file, "
-        "and import that",
-        source=_shown(url),
+        f"{shown_url(url)} sends {how_much}, and may never end; save what you need of it to a "
+        "file, and import that",
+        source=shown_url(url),
     )
 
 
-def _decoded(response: httpx.Response, shown: str) -> Iterator[bytes]:
+def decoded(response: httpx.Response, shown: str) -> Iterator[bytes]:
     """Yield the decompressed content in pieces of bounded size."""
     chunks = response.iter_raw()
     encodings = response.headers.get_list("content-encoding", split_commas=True)
@@ -157,14 +157,15 @@ def _decoded(response: httpx.Response, shown: str) -> Iterator[bytes]:
         case []:
             yield from chunks
         case ["gzip" | "x-gzip"]:
-            yield from _unzipped(chunks, shown)
+            yield from unzipped(chunks, shown)
         case _:
             raise SourceError(
                 f"{shown} answered with a Content-Encoding that was not requested", source=shown
             )
 
 
-def _unzipped(chunks: Iterable[bytes], shown: str) -> Iterator[bytes]:
+def unzipped(chunks: Iterable[bytes], shown: str) -> Iterator[bytes]:
+    """Yield what gzip's members have, in pieces of bounded size."""
     decoder, has_begun = zlib.decompressobj(_GZIP_WINDOW_BITS), False
     try:
         for chunk in chunks:
@@ -191,20 +192,32 @@ def _size_of(response: httpx.Response) -> int | None:
 
 
 @contextmanager
-def _our_errors(url: str) -> Iterator[None]:
+def our_errors(url: str) -> Iterator[None]:
+    """Raise errors of httpx, and those of a URL that is none, as :class:`SourceError`, for a block.
+
+    The URL may be one that the server answered with: of a redirect or of a next page.
+    """
     import httpx  # noqa: PLC0415
 
     try:
         yield
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        # If it is not a valid URL, any part may be a password.
-        is_url = isinstance(error, httpx.HTTPError)
+    except PharoxError:  # Some of ours are a ValueError.
+        raise
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        # If it is not a valid URL, any part may be a password. httpx repeats the part that is wrong
+        # with the URL of a redirect.
+        is_url = isinstance(error, httpx.HTTPError) and not isinstance(
+            error.__context__, httpx.InvalidURL
+        )
         why = _USERINFO.sub("", str(error)) if is_url else "it is not a valid URL"
         why = why or type(error).__name__
-        raise SourceError(f"{_shown(url)} cannot be read: {why}", source=_shown(url)) from error
+        raise SourceError(
+            f"{shown_url(url)} cannot be read: {why}", source=shown_url(url)
+        ) from error
 
 
-def _shown(url: str) -> str:
+def shown_url(url: str) -> str:
+    """Return what of a URL may be shown: its scheme and its host."""
     try:
         parts = urlsplit(url)
         return f"{parts.scheme}://{parts.hostname or ''}"

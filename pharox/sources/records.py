@@ -50,10 +50,20 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "status": ("status",),
     "checked_at": ("checkedat",),
     "max_concurrency": ("maxconcurrency",),
+    "cost_per_gb": ("costpergb",),
+    "cost_per_lease": ("costperlease",),
+    "weight": ("weight",),
+    "rotate_url": (
+        *("rotateurl", "rotationurl", "rotationlink", "rotatelink", "rotateipurl", "rotateip"),
+        *("changeipurl", "changeiplink", "changeip", "reseturl", "resetlink", "linkreboot"),
+    ),
 }
 _FIELD_OF = {name: field for field, names in _NAMES.items() for name in names}
 _RANK = {name: rank for names in _NAMES.values() for rank, name in enumerate(names)}
-_TAKEN_OVER = ("latitude", "longitude", "source", "checked_at", "max_concurrency")
+_TAKEN_OVER = (
+    *("latitude", "longitude", "source", "checked_at", "max_concurrency"),
+    *("cost_per_gb", "cost_per_lease", "weight", "rotate_url"),
+)
 _OF_PLACES = ("country", "city", "latitude", "longitude", "isp", "asn")
 _PREFIXES = re.compile(r"(?:ipdata|geolocation|geoip|geo|location)(?=[a-z])")
 _NO_WORD = re.compile(r"[^a-z0-9]+")

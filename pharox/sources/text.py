@@ -22,6 +22,22 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _BLANK = re.compile(r"\s*")
 
 
+def text_of(content: bytes) -> str:
+    """Return the text of a whole source, decoded as :class:`SourceText` does.
+
+    Raises
+    ------
+    UnicodeDecodeError
+        If it begins like UTF-16 but is not.
+    """
+    return content.decode(*_encoding_of(content))
+
+
+def _encoding_of(start: bytes) -> tuple[str, str]:
+    """Return the encoding that the first bytes show, and how to decode what is invalid."""
+    return ("utf-16", "surrogatepass") if start.startswith(_UTF16) else _UTF8
+
+
 class SourceText:
     """The text from ``at`` on; :meth:`fill` reads enough for one whole entry."""
 
@@ -53,8 +69,8 @@ class SourceText:
             self._start += chunk
             if len(self._start) < len(codecs.BOM_UTF8) and not self._is_ended:
                 return ""
-            chunk, is_utf16 = self._start, self._start.startswith(_UTF16)
-            kind, errors = ("utf-16", "surrogatepass") if is_utf16 else _UTF8
+            chunk = self._start
+            kind, errors = _encoding_of(chunk)
             self._decoder = codecs.getincrementaldecoder(kind)(errors)
         try:
             return self._decoder.decode(chunk, final=self._is_ended)

@@ -1,9 +1,11 @@
 """The storage interface, and the in-memory adapter, which needs no server."""
 
-from .async_in_memory import AsyncInMemoryStorage
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from .async_interface import IAsyncStorage
 from .interface import IStorage
-from .memory import InMemoryStorage
 from .requests import (
     AcquireRequest,
     AcquireSetRequest,
@@ -15,6 +17,10 @@ from .requests import (
     RevokeRequest,
     SetAcquisition,
 )
+
+if TYPE_CHECKING:
+    from .async_in_memory import AsyncInMemoryStorage
+    from .memory import InMemoryStorage
 
 __all__ = [
     "AcquireRequest",
@@ -31,3 +37,16 @@ __all__ = [
     "RevokeRequest",
     "SetAcquisition",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the adapters in memory when they are asked for: a ledger on a server needs none."""
+    if name == "InMemoryStorage":
+        from .memory import InMemoryStorage  # noqa: PLC0415
+
+        return InMemoryStorage
+    if name == "AsyncInMemoryStorage":
+        from .async_in_memory import AsyncInMemoryStorage  # noqa: PLC0415
+
+        return AsyncInMemoryStorage
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

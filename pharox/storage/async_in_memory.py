@@ -12,34 +12,48 @@ from datetime import datetime, timedelta
 from typing import Any, Self
 from uuid import UUID
 
+from pharox.log.tree import Inclusion, TreeHead
 from projections import Finding, State
 
 from ..effects import call_async, result_within_async, run_async
 from ..errors import PharoxError
 from ..events import Event
 from ..models import (
+    ApiToken,
     Consumer,
+    DueRotation,
+    GatewayExit,
     HealthCheckResult,
     HealthPolicy,
     HeldLease,
+    KnownTargetRules,
     Lease,
+    PoolMove,
+    PoolPlace,
     PoolStatsSnapshot,
     Proxy,
     ProxyFilters,
     ProxyHealthRecord,
     ProxyPool,
+    ProxySource,
     ProxyStatus,
     QueueStats,
+    RotationAnswer,
+    RotationClaims,
     SelectorStrategy,
+    SourceStatus,
     StickySession,
     TargetOutcomes,
+    TargetRules,
     TargetSummary,
+    Usage,
     utc_now,
 )
 from .async_interface import IAsyncStorage
 from .closing import finishing
 from .list_import import HALF, ImportReport, ListedIds, Match, MaxRemoved, RemovalReport
 from .memory import InMemoryStorage, in_turn
+from .moving import MoveOrder
 from .reports import CoolDownRequest, Reported, ReportRequest
 from .requests import (
     AcquireRequest,
@@ -54,6 +68,7 @@ from .requests import (
     RevokeRequest,
     SetAcquisition,
 )
+from .sources import HELD_S, RefreshResult, SourceClaim, SyncReport
 
 
 class AsyncInMemoryStorage(IAsyncStorage):
@@ -67,6 +82,7 @@ class AsyncInMemoryStorage(IAsyncStorage):
 
     can_wait = True
     can_stick = True
+    can_fall_back = True
 
     def __init__(self, *, clock: Callable[[], datetime] = utc_now) -> None:
         self.memory = InMemoryStorage(clock=clock)
@@ -192,6 +208,89 @@ class AsyncInMemoryStorage(IAsyncStorage):
     ) -> list[TargetSummary]:
         return self.memory.summarize_targets(pool_name, target=target, after=after, limit=limit)
 
+    async def count_unclear_targets(self, proxy_id: UUID) -> int:
+        return self.memory.count_unclear_targets(proxy_id)
+
+    async def set_target_rules(self, rules: TargetRules) -> bool:
+        return self.memory.set_target_rules(rules)
+
+    async def unset_target_rules(self, target: str) -> bool:
+        return self.memory.unset_target_rules(target)
+
+    async def add_api_token(self, token: ApiToken) -> None:
+        self.memory.add_api_token(token)
+
+    async def withdraw_api_token(self, token_id: UUID | str) -> bool:
+        return self.memory.withdraw_api_token(token_id)
+
+    async def list_api_tokens(self) -> list[ApiToken]:
+        return self.memory.list_api_tokens()
+
+    async def place_pool(
+        self, pool_name: str, ledger: str, *, instead_of: str | None = None
+    ) -> bool:
+        return self.memory.place_pool(pool_name, ledger, instead_of=instead_of)
+
+    async def list_places(self, pool_names: Collection[str] | None = None) -> list[PoolPlace]:
+        return self.memory.list_places(pool_names)
+
+    async def record_action(
+        self, action: str, subject: str, reason: str, *, pool_id: UUID | None = None
+    ) -> None:
+        self.memory.record_action(action, subject, reason, pool_id=pool_id)
+
+    async def carry_out_move(self, order: MoveOrder) -> Any:
+        return self.memory.carry_out_move(order)
+
+    async def list_pool_moves(self, pool_name: str | None = None) -> list[PoolMove]:
+        return self.memory.list_pool_moves(pool_name)
+
+    async def list_target_rules(self) -> list[KnownTargetRules]:
+        return self.memory.list_target_rules()
+
+    async def save_source(self, source: ProxySource) -> bool:
+        return self.memory.save_source(source)
+
+    async def get_source(self, name: str) -> ProxySource:
+        return self.memory.get_source(name)
+
+    async def remove_source(self, name: str) -> bool:
+        return self.memory.remove_source(name)
+
+    async def list_sources(self, pool_name: str | None = None) -> list[SourceStatus]:
+        return self.memory.list_sources(pool_name)
+
+    async def claim_source(
+        self, name: str, *, for_seconds: float = HELD_S, only_due: bool = False
+    ) -> SourceClaim | None:
+        return self.memory.claim_source(name, for_seconds=for_seconds, only_due=only_due)
+
+    async def sync_source(
+        self,
+        claim: SourceClaim,
+        listed: Sequence[Proxy],
+        *,
+        keeps_unlisted: bool = False,
+        dry_run: bool = False,
+    ) -> SyncReport:
+        return self.memory.sync_source(
+            claim, listed, keeps_unlisted=keeps_unlisted, dry_run=dry_run
+        )
+
+    async def finish_refresh(self, claim: SourceClaim, result: RefreshResult | None) -> bool:
+        return self.memory.finish_refresh(claim, result)
+
+    async def usage(
+        self,
+        by: Sequence[str] = ("pool",),
+        *,
+        pool_name: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int = 1000,
+    ) -> list[Usage]:
+        return self.memory.usage(by, pool_name=pool_name, since=since, until=until, limit=limit)
+
     async def list_sessions(
         self,
         pool_name: str | None = None,
@@ -206,6 +305,20 @@ class AsyncInMemoryStorage(IAsyncStorage):
 
     async def inherit_session(self, pool_name: str, old: str, new: str) -> None:
         self.memory.inherit_session(pool_name, old, new)
+
+    async def begin_rotation(self, proxy_id: UUID, within_seconds: float | None = None) -> None:
+        self.memory.begin_rotation(proxy_id, within_seconds)
+
+    async def claim_rotations(
+        self, proxy_ids: Collection[UUID] | None = None, *, seconds: float = 35.0, most: int = 10
+    ) -> RotationClaims:
+        return self.memory.claim_rotations(proxy_ids, seconds=seconds, most=most)
+
+    async def answer_rotation(self, due: DueRotation, answer: RotationAnswer) -> bool:
+        return self.memory.answer_rotation(due, answer)
+
+    async def rotate_exit(self, lease_id: UUID) -> GatewayExit:
+        return self.memory.rotate_exit(lease_id)
 
     async def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
         return self.memory.revoke_leases(request)
@@ -367,6 +480,14 @@ class AsyncInMemoryStorage(IAsyncStorage):
     async def get_last_health_result(self, proxy_id: UUID) -> HealthCheckResult | None:
         return self.memory.get_last_health_result(proxy_id)
 
+    async def last_checks(self, proxy_ids: Sequence[UUID]) -> dict[UUID, HealthCheckResult]:
+        """Return the newest health check of each of some proxies that has one, by its id."""
+        return self.memory.last_checks(proxy_ids)
+
+    async def lease_ids(self, beginning: str, *, limit: int = 10) -> list[UUID]:
+        """Return the ids of leases in the log that begin so, as the sync storage does."""
+        return self.memory.lease_ids(beginning, limit=limit)
+
     async def save_health_record(self, record: ProxyHealthRecord) -> None:
         self.memory.save_health_record(record)
 
@@ -386,6 +507,22 @@ class AsyncInMemoryStorage(IAsyncStorage):
         """Return all read models as they were after the event with this seq."""
         return self.memory.state_at(seq)
 
-    async def verify(self) -> list[Finding]:
-        """Fold the whole log again and return every row of a read model that differs."""
-        return self.memory.verify()
+    async def tree_size(self) -> int:
+        """Return how many events the log's Merkle tree covers: all of them."""
+        return self.memory.tree_size()
+
+    async def tree_head(self, size: int | None = None) -> TreeHead:
+        """Return the head of the Merkle tree over the first ``size`` events, or all."""
+        return self.memory.tree_head(size)
+
+    async def prove_inclusion(self, seq: int, size: int | None = None) -> Inclusion:
+        """Return the proof that an event is among the first ``size`` events, or all."""
+        return self.memory.prove_inclusion(seq, size)
+
+    async def prove_consistency(self, old: int, size: int | None = None) -> tuple[bytes, ...]:
+        """Return the proof that the tree over ``size`` events, or all, continues ``old``'s."""
+        return self.memory.prove_consistency(old, size)
+
+    async def verify(self, *, heads: Collection[TreeHead] = ()) -> list[Finding]:
+        """Fold the whole log again and return what differs; compare it with signed heads."""
+        return self.memory.verify(heads=heads)

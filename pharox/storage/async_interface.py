@@ -14,30 +14,44 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 from uuid import UUID
 
 from ..effects import Calls, call_async, run_async
 from ..effects.cancelling import CANCELLED, to_the_end, with_outcome
 from ..errors import InvalidInputError, PharoxError
 from ..models import (
+    ApiToken,
+    DueRotation,
+    GatewayExit,
     HealthCheckResult,
     HealthPolicy,
     HeldLease,
+    KnownTargetRules,
     Lease,
+    PoolMove,
+    PoolPlace,
     PoolStatsSnapshot,
     Proxy,
     ProxyFilters,
     ProxyHealthRecord,
     ProxyPool,
+    ProxySource,
     ProxyStatus,
     QueueStats,
+    RotationAnswer,
+    RotationClaims,
     SelectorStrategy,
+    SourceStatus,
     StickySession,
     TargetOutcomes,
+    TargetRules,
     TargetSummary,
+    Usage,
+    check_name,
 )
 from . import defaults
+from .moving import MoveOrder
 from .reports import CoolDownRequest, Reported, ReportRequest
 from .requests import (
     AcquireRequest,
@@ -54,13 +68,17 @@ from .requests import (
     given_up,
     new_leases,
 )
+from .sources import HELD_S, RefreshResult, SourceClaim, SyncReport, source_unknown
 from .validation import (
     check_age,
+    check_claim,
     check_statuses,
+    check_within,
     held_page,
     pool_named,
     session_page,
     target_page,
+    usage_wish,
 )
 
 T = TypeVar("T")
@@ -74,6 +92,9 @@ class IAsyncStorage(ABC):
 
     can_stick: ClassVar[bool] = False
     """Whether ``acquire_lease`` obeys ``sticky`` of a request."""
+
+    can_fall_back: ClassVar[bool] = False
+    """Whether ``acquire_lease`` and ``acquire_set`` obey ``fallback`` of a request."""
 
     @abstractmethod
     async def find_available_proxy(
@@ -251,7 +272,8 @@ class IAsyncStorage(ABC):
         ProxyNotFoundError
             If there is no such proxy.
         InvalidInputError
-            If this storage does not know targets. This default does not.
+            If the proxy is a template with ``{session}``, whose exits would all rest, or this
+            storage does not know targets. This default does not.
         """
         raise InvalidInputError(defaults.CANNOT_REPORT.format(type(self).__name__))
 
@@ -279,6 +301,262 @@ class IAsyncStorage(ABC):
     ) -> list[TargetSummary]:
         """Return a page of the targets of pools, as in ``IStorage``."""
         target_page(pool_name, target, after, limit)
+        return []
+
+    async def count_unclear_targets(self, proxy_id: UUID) -> int:
+        """Return at how many targets a proxy's last request failed, nobody knows why.
+
+        Only failures of the last ten minutes count that are later than any success of the proxy.
+        A storage that cannot record outcomes knows of none.
+        """
+        return 0
+
+    async def set_target_rules(self, rules: TargetRules) -> bool:
+        """Say what answers of a target mean, for the whole fleet. Return if that is a change.
+
+        Managers read all rules every 30 seconds at most. The rules of one target replace those
+        that it had.
+
+        Raises
+        ------
+        InvalidInputError
+            If these are no rules, or a thousand targets have some, or this storage cannot keep
+            rules. This default cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_KEEP_RULES.format(type(self).__name__))
+
+    async def unset_target_rules(self, target: str) -> bool:
+        """Have the default rules hold for a target again. Return whether it had rules.
+
+        Raises
+        ------
+        InvalidInputError
+            If it is neither a host, nor ``*.`` and a host, or this storage cannot keep rules. This
+            default cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_KEEP_RULES.format(type(self).__name__))
+
+    async def list_target_rules(self) -> list[KnownTargetRules]:
+        """Return the rules of all targets that have some, by target."""
+        return []
+
+    async def place_pool(
+        self, pool_name: str, ledger: str, *, instead_of: str | None = None
+    ) -> bool:
+        """Record which ledger of a fleet a pool is in. Return whether that is new.
+
+        This is for the home ledger of a fleet, which keeps the directory of all its pools.
+
+        Parameters
+        ----------
+        pool_name:
+            The pool, which need not be in this ledger.
+        ledger:
+            The ledger's name in the settings of the fleet.
+        instead_of:
+            The ledger that the pool was in, if it moves.
+
+        Raises
+        ------
+        ConflictError
+            If the directory has the pool in another ledger, which the error's ``ledger`` names.
+        InvalidInputError
+            If a name is not valid, or this storage cannot keep a directory. This default cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_PLACE_POOLS.format(type(self).__name__))
+
+    async def list_places(self, pool_names: Collection[str] | None = None) -> list[PoolPlace]:
+        """Return which ledgers pools are in, ordered by the pools' names: the named ones, or all.
+
+        A pool that was never placed is left out.
+        """
+        return []
+
+    async def save_source(self, source: ProxySource) -> bool:
+        """Add a source of a pool's proxies, or change its settings. Return if that is a change.
+
+        Raises
+        ------
+        PoolNotFoundError
+            If there is no such pool.
+        SecretKeyError
+            If there is no key to encrypt its URL with.
+        InvalidInputError
+            If a source of the name is of another pool, or a thousand sources exist, or this storage
+            cannot keep sources. This default cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_KEEP_SOURCES.format(type(self).__name__))
+
+    async def get_source(self, name: str) -> ProxySource:
+        """Return the settings of a source, with its URL and its headers.
+
+        Raises
+        ------
+        PharoxError
+            If there is no such source.
+        SecretKeyError
+            If no key can decrypt them.
+        """
+        raise source_unknown(check_name(name, "source"))
+
+    async def remove_source(self, name: str) -> bool:
+        """Remove a source; its proxies stay in the pool. Return whether there was one."""
+        check_name(name, "source")
+        return False
+
+    async def list_sources(self, pool_name: str | None = None) -> list[SourceStatus]:
+        """Return all sources, or those of a pool, by name, and how their refreshes went."""
+        return []
+
+    async def claim_source(
+        self, name: str, *, for_seconds: float = HELD_S, only_due: bool = False
+    ) -> SourceClaim | None:
+        """Claim a source, so that nobody else refreshes it until the claim is given back.
+
+        Parameters
+        ----------
+        for_seconds:
+            After how long the claim runs out if nothing is heard of its holder.
+        only_due:
+            Whether only a source is claimed whose list is to be fetched now.
+
+        Returns
+        -------
+        SourceClaim or None
+            None if somebody else has it, or it is not due.
+
+        Raises
+        ------
+        PharoxError
+            If there is no such source.
+        SecretKeyError
+            If no key can decrypt its URL.
+        """
+        raise source_unknown(check_name(name, "source"))
+
+    async def sync_source(
+        self,
+        claim: SourceClaim,
+        listed: Sequence[Proxy],
+        *,
+        keeps_unlisted: bool = False,
+        dry_run: bool = False,
+    ) -> SyncReport:
+        """Bring the proxies of a claimed source in step with its list.
+
+        Parameters
+        ----------
+        listed:
+            The whole list. Their ``source`` has to be the name of the source.
+        keeps_unlisted:
+            Whether to remove nothing.
+        dry_run:
+            Whether to write nothing, and to return what would be done.
+
+        Raises
+        ------
+        ConflictError
+            If the claim was lost meanwhile.
+        """
+        raise source_unknown(claim.source.name)
+
+    async def finish_refresh(self, claim: SourceClaim, result: RefreshResult | None) -> bool:
+        """Record what a refresh found, if it is new, and give the claim back.
+
+        ``result`` is None if nothing was found out, as of a refresh that was stopped. Returns
+        False if the claim was lost: then nothing is recorded.
+        """
+        return False
+
+    async def add_api_token(self, token: ApiToken) -> None:
+        """Store a token that :meth:`pharox.ApiToken.draw` has drawn, from when on it is good.
+
+        Raises
+        ------
+        ConflictError
+            If there is one with this id.
+        InvalidInputError
+            If it is none, or there are a thousand, or this storage cannot keep tokens. This default
+            cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_KEEP_TOKENS.format(type(self).__name__))
+
+    async def withdraw_api_token(self, token_id: UUID | str) -> bool:
+        """Have a token be refused. Return whether there was one with this id.
+
+        Who serves the API refuses it ten seconds later at most.
+
+        Raises
+        ------
+        InvalidInputError
+            If it is no id, or this storage cannot keep tokens. This default cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_KEEP_TOKENS.format(type(self).__name__))
+
+    async def list_api_tokens(self) -> list[ApiToken]:
+        """Return the tokens that were not withdrawn, by consumer and issue."""
+        return []
+
+    async def record_action(
+        self, action: str, subject: str, reason: str, *, pool_id: UUID | None = None
+    ) -> None:
+        """Record that a person did something, and why.
+
+        What is done has events of its own, if any; give both one ``correlation_id`` by
+        :func:`pharox.attributed`, which also says who.
+
+        Parameters
+        ----------
+        action:
+            What, such as ``rebuild``.
+        subject:
+            To what, such as the name of a pool.
+        pool_id:
+            The pool that it concerns, if one.
+
+        Raises
+        ------
+        InvalidInputError
+            If a text cannot be stored, or this storage cannot record actions. This default cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_RECORD_ACTIONS.format(type(self).__name__))
+
+    async def carry_out_move(self, order: MoveOrder) -> Any:
+        """Carry out one step of a pool's move; use :func:`pharox.fleet.move_pool_async`.
+
+        Parameters
+        ----------
+        order:
+            A step of :mod:`pharox.storage.moving`, which says what it returns.
+
+        Raises
+        ------
+        InvalidInputError
+            If this storage cannot move pools. This default cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_MOVE_POOLS.format(type(self).__name__))
+
+    async def list_pool_moves(self, pool_name: str | None = None) -> list[PoolMove]:
+        """Return the moves of pools to and from other ledgers, the last one first.
+
+        Parameters
+        ----------
+        pool_name:
+            Only those of pools that had this name.
+        """
+        return []
+
+    async def usage(
+        self,
+        by: Sequence[str] = ("pool",),
+        *,
+        pool_name: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int = 1000,
+    ) -> list[Usage]:
+        """Return what was used of proxies, as in ``IStorage``."""
+        usage_wish(by, pool_name, since, until, limit)
         return []
 
     async def list_sessions(
@@ -325,6 +603,67 @@ class IAsyncStorage(ABC):
             If this storage cannot keep sessions. This default cannot.
         """
         raise InvalidInputError(defaults.CANNOT_KEEP_SESSIONS.format(type(self).__name__))
+
+    async def begin_rotation(self, proxy_id: UUID, within_seconds: float | None = None) -> None:
+        """Have a proxy take another exit by its ``rotate_url``: it rests until it has one.
+
+        Nobody is granted the proxy before, or before ``within_seconds`` are over, None for what its
+        pool says, else 60. The link is called by whoever claims it, once no lease holds the proxy.
+
+        Raises
+        ------
+        ProxyNotFoundError
+            If there is no such proxy.
+        ConflictError
+            If its link may not be called before that.
+        InvalidInputError
+            If it has no link, or this storage does not know links. This default does not.
+        """
+        check_within(within_seconds)
+        raise InvalidInputError(defaults.CANNOT_ROTATE_PROXIES.format(type(self).__name__))
+
+    async def claim_rotations(
+        self, proxy_ids: Collection[UUID] | None = None, *, seconds: float = 35.0, most: int = 10
+    ) -> RotationClaims:
+        """Claim links that are to be called now: nobody else calls them for so many ``seconds``.
+
+        Only those of proxies that no lease holds; each rests while it is claimed.
+
+        Parameters
+        ----------
+        proxy_ids:
+            Only those of these proxies.
+        seconds:
+            For how long they are claimed. Whoever calls one has to give up before.
+        most:
+            How many to claim at most.
+        """
+        check_claim(seconds, most)
+        return RotationClaims()
+
+    async def answer_rotation(self, due: DueRotation, answer: RotationAnswer) -> bool:
+        """Record what came of calling a claimed link. Return False if it is not claimed any more.
+
+        A proxy that has another exit may be leased again, unless its pool has it rest. After a
+        failure its link is due again after ``retry_after_seconds``, or 5; if that is not before the
+        bound, the rotation is given up and the proxy may be leased with the exit that it has.
+        """
+        return False
+
+    async def rotate_exit(self, lease_id: UUID) -> GatewayExit:
+        """Have a lease of a template take another exit, and return it.
+
+        The sticky session that keeps the exit takes the same one.
+
+        Raises
+        ------
+        LeaseEndedError
+            If the lease has ended or run out, or there is none with this id.
+        InvalidInputError
+            If its proxy is no template with ``{session}``, or this storage does not know
+            templates. This default does not.
+        """
+        raise InvalidInputError(defaults.CANNOT_ROTATE.format(type(self).__name__))
 
     async def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
         """Revoke leases. Return the end of each, or why it was not revoked, in order.

@@ -22,7 +22,6 @@ from ..models import (
     HealthPolicy,
     HeldLease,
     Lease,
-    LeasedProxy,
     LeaseStatus,
     MissReason,
     PoolStatsSnapshot,
@@ -31,6 +30,7 @@ from ..models import (
     ProxyStatus,
     utc_now,
 )
+from ..models.gateway import exit_for_lease, wished_country
 from ..models.ids import NIL
 from ..models.text import url_of
 from .requests import (
@@ -57,7 +57,17 @@ CANNOT_RENEW = "{} cannot renew leases: it does not override renew_leases"
 CANNOT_DRAIN = "{} cannot drain proxies: it does not override drain_proxy"
 CANNOT_REPORT = "{} cannot record outcomes: it does not override report_outcomes"
 CANNOT_END_BANS = "{} cannot end a ban by itself: it does not override set_status"
+CANNOT_KEEP_RULES = "{} cannot keep rules for targets: it does not override set_target_rules"
+CANNOT_KEEP_TOKENS = "{} cannot keep tokens of the API: it does not override add_api_token"
+CANNOT_KEEP_SOURCES = "{} cannot keep sources: it does not override save_source"
+CANNOT_PLACE_POOLS = "{} cannot keep a directory of pools: it does not override place_pool"
+
+CANNOT_RECORD_ACTIONS = "{} cannot record actions: it does not override record_action"
+CANNOT_MOVE_POOLS = "{} cannot move pools: it does not override carry_out_move"
 CANNOT_KEEP_SESSIONS = "{} cannot keep sticky sessions: it does not say can_stick"
+CANNOT_FALL_BACK = "{} cannot fall back to another pool: it does not say can_fall_back"
+CANNOT_ROTATE = "{} cannot rotate exits: it does not override rotate_exit"
+CANNOT_ROTATE_PROXIES = "{} cannot rotate proxies: it does not override claim_rotations"
 CANNOT_REVOKE = "{} cannot revoke leases: it does not override revoke_leases"
 
 
@@ -75,7 +85,11 @@ def acquire_lease(storage: Any, request: AcquireRequest) -> Calls[Acquisition]:
         return Acquisition(None, stats=(yield from _stats(storage, request)))
     terms = (request.consumer_name, request.duration_seconds)
     lease = yield partial(storage.create_lease, proxy, *terms)
-    lease.carry(LeasedProxy(proxy.protocol, str(proxy.host), proxy.port, proxy.credentials))
+    if proxy.placeholders:
+        country = wished_country(request.filters) or proxy.country
+        lasting = timedelta(seconds=request.duration_seconds)
+        lease.exit = exit_for_lease(proxy.placeholders, lease.id, country, lasting)
+    lease.carry(proxy.with_exit(lease.exit))
     try:
         return Acquisition(lease, stats=(yield from _stats(storage, request)))
     except GeneratorExit:

@@ -12,29 +12,43 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import ClassVar
+from typing import Any, ClassVar
 from uuid import UUID
 
 from ..effects import call, run
 from ..errors import InvalidInputError, PharoxError
 from ..models import (
+    ApiToken,
+    DueRotation,
+    GatewayExit,
     HealthCheckResult,
     HealthPolicy,
     HeldLease,
+    KnownTargetRules,
     Lease,
+    PoolMove,
+    PoolPlace,
     PoolStatsSnapshot,
     Proxy,
     ProxyFilters,
     ProxyHealthRecord,
     ProxyPool,
+    ProxySource,
     ProxyStatus,
     QueueStats,
+    RotationAnswer,
+    RotationClaims,
     SelectorStrategy,
+    SourceStatus,
     StickySession,
     TargetOutcomes,
+    TargetRules,
     TargetSummary,
+    Usage,
+    check_name,
 )
 from . import defaults
+from .moving import MoveOrder
 from .reports import CoolDownRequest, Reported, ReportRequest
 from .requests import (
     AcquireRequest,
@@ -49,13 +63,17 @@ from .requests import (
     RevokeRequest,
     SetAcquisition,
 )
+from .sources import HELD_S, RefreshResult, SourceClaim, SyncReport, source_unknown
 from .validation import (
     check_age,
+    check_claim,
     check_statuses,
+    check_within,
     held_page,
     pool_named,
     session_page,
     target_page,
+    usage_wish,
 )
 
 
@@ -68,6 +86,9 @@ class IStorage(ABC):
     can_stick: ClassVar[bool] = False
     """Whether ``acquire_lease`` obeys ``sticky`` of a request."""
 
+    can_fall_back: ClassVar[bool] = False
+    """Whether ``acquire_lease`` and ``acquire_set`` obey ``fallback`` of a request."""
+
     @abstractmethod
     def find_available_proxy(
         self,
@@ -77,7 +98,8 @@ class IStorage(ABC):
     ) -> Proxy | None:
         """Return the proxy that the selector offers next, without leasing it.
 
-        With ROUND_ROBIN this call moves the cursor.
+        With ROUND_ROBIN this call moves the cursor. The limits of the pool bound leases, not what
+        is shown: a lease of this proxy may be refused for one.
 
         Parameters
         ----------
@@ -368,7 +390,8 @@ class IStorage(ABC):
         ProxyNotFoundError
             If there is no such proxy.
         InvalidInputError
-            If this storage does not know targets. This default does not.
+            If the proxy is a template with ``{session}``, whose exits would all rest, or this
+            storage does not know targets. This default does not.
         """
         raise InvalidInputError(defaults.CANNOT_REPORT.format(type(self).__name__))
 
@@ -390,7 +413,8 @@ class IStorage(ABC):
         Parameters
         ----------
         pool_name, target, proxy_id:
-            Only pairs of this pool, this target (a host, or a URL with one) and this proxy.
+            Only pairs of this pool, this target (a host, or a URL with one) and this proxy. An
+            unknown one has none.
         cooling:
             Only pairs that rest now.
         after:
@@ -416,6 +440,279 @@ class IStorage(ABC):
         of the targets are read.
         """
         target_page(pool_name, target, after, limit)
+        return []
+
+    def count_unclear_targets(self, proxy_id: UUID) -> int:
+        """Return at how many targets a proxy's last request failed, nobody knows why.
+
+        Only failures of the last ten minutes count that are later than any success of the proxy.
+        A storage that cannot record outcomes knows of none.
+        """
+        return 0
+
+    def set_target_rules(self, rules: TargetRules) -> bool:
+        """Say what answers of a target mean, for the whole fleet. Return if that is a change.
+
+        Managers read all rules every 30 seconds at most. The rules of one target replace those
+        that it had.
+
+        Raises
+        ------
+        InvalidInputError
+            If these are no rules, or a thousand targets have some, or this storage cannot keep
+            rules. This default cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_KEEP_RULES.format(type(self).__name__))
+
+    def unset_target_rules(self, target: str) -> bool:
+        """Have the default rules hold for a target again. Return whether it had rules.
+
+        Raises
+        ------
+        InvalidInputError
+            If it is neither a host, nor ``*.`` and a host, or this storage cannot keep rules. This
+            default cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_KEEP_RULES.format(type(self).__name__))
+
+    def list_target_rules(self) -> list[KnownTargetRules]:
+        """Return the rules of all targets that have some, by target."""
+        return []
+
+    def place_pool(self, pool_name: str, ledger: str, *, instead_of: str | None = None) -> bool:
+        """Record which ledger of a fleet a pool is in. Return whether that is new.
+
+        This is for the home ledger of a fleet, which keeps the directory of all its pools.
+
+        Parameters
+        ----------
+        pool_name:
+            The pool, which need not be in this ledger.
+        ledger:
+            The ledger's name in the settings of the fleet.
+        instead_of:
+            The ledger that the pool was in, if it moves.
+
+        Raises
+        ------
+        ConflictError
+            If the directory has the pool in another ledger, which the error's ``ledger`` names.
+        InvalidInputError
+            If a name is not valid, or this storage cannot keep a directory. This default cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_PLACE_POOLS.format(type(self).__name__))
+
+    def list_places(self, pool_names: Collection[str] | None = None) -> list[PoolPlace]:
+        """Return which ledgers pools are in, ordered by the pools' names: the named ones, or all.
+
+        A pool that was never placed is left out.
+        """
+        return []
+
+    def save_source(self, source: ProxySource) -> bool:
+        """Add a source of a pool's proxies, or change its settings. Return if that is a change.
+
+        Raises
+        ------
+        PoolNotFoundError
+            If there is no such pool.
+        SecretKeyError
+            If there is no key to encrypt its URL with.
+        InvalidInputError
+            If a source of the name is of another pool, or a thousand sources exist, or this storage
+            cannot keep sources. This default cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_KEEP_SOURCES.format(type(self).__name__))
+
+    def get_source(self, name: str) -> ProxySource:
+        """Return the settings of a source, with its URL and its headers.
+
+        Raises
+        ------
+        PharoxError
+            If there is no such source.
+        SecretKeyError
+            If no key can decrypt them.
+        """
+        raise source_unknown(check_name(name, "source"))
+
+    def remove_source(self, name: str) -> bool:
+        """Remove a source; its proxies stay in the pool. Return whether there was one."""
+        check_name(name, "source")
+        return False
+
+    def list_sources(self, pool_name: str | None = None) -> list[SourceStatus]:
+        """Return all sources, or those of a pool, by name, and how their refreshes went."""
+        return []
+
+    def claim_source(
+        self, name: str, *, for_seconds: float = HELD_S, only_due: bool = False
+    ) -> SourceClaim | None:
+        """Claim a source, so that nobody else refreshes it until the claim is given back.
+
+        Parameters
+        ----------
+        for_seconds:
+            After how long the claim runs out if nothing is heard of its holder.
+        only_due:
+            Whether only a source is claimed whose list is to be fetched now.
+
+        Returns
+        -------
+        SourceClaim or None
+            None if somebody else has it, or it is not due.
+
+        Raises
+        ------
+        PharoxError
+            If there is no such source.
+        SecretKeyError
+            If no key can decrypt its URL.
+        """
+        raise source_unknown(check_name(name, "source"))
+
+    def sync_source(
+        self,
+        claim: SourceClaim,
+        listed: Sequence[Proxy],
+        *,
+        keeps_unlisted: bool = False,
+        dry_run: bool = False,
+    ) -> SyncReport:
+        """Bring the proxies of a claimed source in step with its list.
+
+        Parameters
+        ----------
+        listed:
+            The whole list. Their ``source`` has to be the name of the source.
+        keeps_unlisted:
+            Whether to remove nothing.
+        dry_run:
+            Whether to write nothing, and to return what would be done.
+
+        Raises
+        ------
+        ConflictError
+            If the claim was lost meanwhile.
+        """
+        raise source_unknown(claim.source.name)
+
+    def finish_refresh(self, claim: SourceClaim, result: RefreshResult | None) -> bool:
+        """Record what a refresh found, if it is new, and give the claim back.
+
+        ``result`` is None if nothing was found out, as of a refresh that was stopped. Returns
+        False if the claim was lost: then nothing is recorded.
+        """
+        return False
+
+    def add_api_token(self, token: ApiToken) -> None:
+        """Store a token that :meth:`pharox.ApiToken.draw` has drawn, from when on it is good.
+
+        Raises
+        ------
+        ConflictError
+            If there is one with this id.
+        InvalidInputError
+            If it is none, or there are a thousand, or this storage cannot keep tokens. This default
+            cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_KEEP_TOKENS.format(type(self).__name__))
+
+    def withdraw_api_token(self, token_id: UUID | str) -> bool:
+        """Have a token be refused. Return whether there was one with this id.
+
+        Who serves the API refuses it ten seconds later at most.
+
+        Raises
+        ------
+        InvalidInputError
+            If it is no id, or this storage cannot keep tokens. This default cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_KEEP_TOKENS.format(type(self).__name__))
+
+    def list_api_tokens(self) -> list[ApiToken]:
+        """Return the tokens that were not withdrawn, by consumer and issue."""
+        return []
+
+    def record_action(
+        self, action: str, subject: str, reason: str, *, pool_id: UUID | None = None
+    ) -> None:
+        """Record that a person did something, and why.
+
+        What is done has events of its own, if any; give both one ``correlation_id`` by
+        :func:`pharox.attributed`, which also says who.
+
+        Parameters
+        ----------
+        action:
+            What, such as ``rebuild``.
+        subject:
+            To what, such as the name of a pool.
+        pool_id:
+            The pool that it concerns, if one.
+
+        Raises
+        ------
+        InvalidInputError
+            If a text cannot be stored, or this storage cannot record actions. This default cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_RECORD_ACTIONS.format(type(self).__name__))
+
+    def carry_out_move(self, order: MoveOrder) -> Any:
+        """Carry out one step of a pool's move; use :func:`pharox.fleet.move_pool`.
+
+        Parameters
+        ----------
+        order:
+            A step of :mod:`pharox.storage.moving`, which says what it returns.
+
+        Raises
+        ------
+        InvalidInputError
+            If this storage cannot move pools. This default cannot.
+        """
+        raise InvalidInputError(defaults.CANNOT_MOVE_POOLS.format(type(self).__name__))
+
+    def list_pool_moves(self, pool_name: str | None = None) -> list[PoolMove]:
+        """Return the moves of pools to and from other ledgers, the last one first.
+
+        Parameters
+        ----------
+        pool_name:
+            Only those of pools that had this name.
+        """
+        return []
+
+    def usage(
+        self,
+        by: Sequence[str] = ("pool",),
+        *,
+        pool_name: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int = 1000,
+    ) -> list[Usage]:
+        """Return what was used of proxies, summed up from the log: what cost most comes first.
+
+        Parameters
+        ----------
+        by:
+            What to sum up by, some of "consumer", "source", "target", "pool" and "day" (of UTC).
+            With none there is one row, of all; if nothing was used, there is no row.
+        pool_name:
+            Only what was used of the pool while it had this name. It may have been removed; of a
+            name that no pool ever had, nothing was used.
+        since, until:
+            Only what was recorded from ``since`` on and before ``until``, with time zones.
+        limit:
+            How many rows to return at most.
+
+        Raises
+        ------
+        InvalidInputError
+            If an argument is none of these.
+        """
+        usage_wish(by, pool_name, since, until, limit)
         return []
 
     def list_sessions(
@@ -462,6 +759,67 @@ class IStorage(ABC):
             If this storage cannot keep sessions. This default cannot.
         """
         raise InvalidInputError(defaults.CANNOT_KEEP_SESSIONS.format(type(self).__name__))
+
+    def begin_rotation(self, proxy_id: UUID, within_seconds: float | None = None) -> None:
+        """Have a proxy take another exit by its ``rotate_url``: it rests until it has one.
+
+        Nobody is granted the proxy before, or before ``within_seconds`` are over, None for what its
+        pool says, else 60. The link is called by whoever claims it, once no lease holds the proxy.
+
+        Raises
+        ------
+        ProxyNotFoundError
+            If there is no such proxy.
+        ConflictError
+            If its link may not be called before that.
+        InvalidInputError
+            If it has no link, or this storage does not know links. This default does not.
+        """
+        check_within(within_seconds)
+        raise InvalidInputError(defaults.CANNOT_ROTATE_PROXIES.format(type(self).__name__))
+
+    def claim_rotations(
+        self, proxy_ids: Collection[UUID] | None = None, *, seconds: float = 35.0, most: int = 10
+    ) -> RotationClaims:
+        """Claim links that are to be called now: nobody else calls them for so many ``seconds``.
+
+        Only those of proxies that no lease holds; each rests while it is claimed.
+
+        Parameters
+        ----------
+        proxy_ids:
+            Only those of these proxies.
+        seconds:
+            For how long they are claimed. Whoever calls one has to give up before.
+        most:
+            How many to claim at most.
+        """
+        check_claim(seconds, most)
+        return RotationClaims()
+
+    def answer_rotation(self, due: DueRotation, answer: RotationAnswer) -> bool:
+        """Record what came of calling a claimed link. Return False if it is not claimed any more.
+
+        A proxy that has another exit may be leased again, unless its pool has it rest. After a
+        failure its link is due again after ``retry_after_seconds``, or 5; if that is not before the
+        bound, the rotation is given up and the proxy may be leased with the exit that it has.
+        """
+        return False
+
+    def rotate_exit(self, lease_id: UUID) -> GatewayExit:
+        """Have a lease of a template take another exit, and return it.
+
+        The sticky session that keeps the exit takes the same one.
+
+        Raises
+        ------
+        LeaseEndedError
+            If the lease has ended or run out, or there is none with this id.
+        InvalidInputError
+            If its proxy is no template with ``{session}``, or this storage does not know
+            templates. This default does not.
+        """
+        raise InvalidInputError(defaults.CANNOT_ROTATE.format(type(self).__name__))
 
     def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
         """Revoke leases. Return the end of each, or why it was not revoked, in order.

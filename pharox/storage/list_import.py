@@ -21,8 +21,26 @@ from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 from ..effects import Calls
-from ..errors import InvalidInputError, PoolNotFoundError
+from ..errors import PoolNotFoundError
 from ..models import Proxy, ProxyPool
+from ..models.removal import HALF, MaxRemoved
+from .validation import check_kind
+
+__all__ = [
+    "HALF",
+    "LISTED",
+    "WAITING",
+    "ChangedProxy",
+    "Decisions",
+    "ImportReport",
+    "ListSteps",
+    "ListedIds",
+    "Match",
+    "MaxRemoved",
+    "RemovalReport",
+    "import_list",
+    "remove_unlisted",
+]
 
 WAITING = 10_000
 """How many proxies that may be changed can wait for the end of the list."""
@@ -108,33 +126,6 @@ class ImportReport:
     listed: ListedIds = field(default_factory=ListedIds, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class MaxRemoved:
-    """How many unlisted proxies may be removed: a number, or a share."""
-
-    count: int | None = None
-    share: float | None = None
-
-    def __post_init__(self) -> None:
-        if (self.count is None) == (self.share is None):
-            raise InvalidInputError("give either a number of proxies or a share of them")
-        if self.share is not None and not 0 <= self.share <= 1:
-            raise InvalidInputError("a share of proxies must be from 0 to 100 %")
-        if self.count is not None and self.count < 0:
-            raise InvalidInputError("a number of proxies cannot be negative")
-
-    def allows(self, gone: int, had: int) -> bool:
-        """Return whether ``gone`` of ``had`` proxies may be removed."""
-        most = self.count if self.count is not None else (self.share or 0) * had
-        return gone <= most
-
-    def __str__(self) -> str:
-        return f"{self.share:.0%}" if self.share is not None else str(self.count)
-
-
-HALF = MaxRemoved(share=0.5)
-
-
 @dataclass
 class RemovalReport:
     """The result of removing proxies that are no longer in a list.
@@ -178,7 +169,7 @@ class ListSteps(Protocol):
         """Remove those that are not leased. Return their ids."""
 
 
-class _Decisions:
+class Decisions:
     """The state of an import: its report, and the proxies that wait for a decision."""
 
     def __init__(self, pool_id: UUID) -> None:
@@ -246,8 +237,10 @@ def import_list(
     With ``update`` changed proxies get the list's credentials. If the pool does not exist,
     ``make`` is registered, also if somebody removed the pool during the import.
     """
-    decisions = _Decisions(pool_id)
+    decisions = Decisions(pool_id)
     for batch in batches:
+        for proxy in batch:
+            check_kind(proxy, Proxy)
         try:
             matches = yield partial(call_step, steps.match_listed, pool_id, batch)
         except PoolNotFoundError:
@@ -307,7 +300,7 @@ def password_of(proxy: Proxy) -> str:
 
 
 def _settle(
-    steps: ListSteps, call_step: CallStep, pool_id: UUID, decisions: _Decisions, *, update: bool
+    steps: ListSteps, call_step: CallStep, pool_id: UUID, decisions: Decisions, *, update: bool
 ) -> Calls[None]:
     fresh, changes = decisions.settle()
     yield from _register(steps, call_step, pool_id, decisions, fresh)
@@ -323,7 +316,7 @@ def _register(
     steps: ListSteps,
     call_step: CallStep,
     pool_id: UUID,
-    decisions: _Decisions,
+    decisions: Decisions,
     fresh: list[Proxy],
 ) -> Calls[None]:
     if not fresh:

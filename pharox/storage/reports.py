@@ -8,7 +8,7 @@ from datetime import datetime
 from uuid import UUID
 
 from ..errors import InvalidInputError
-from ..models import Lease, Outcome, check_pause, check_text, target_of
+from ..models import Lease, Outcome, check_pause, check_remark, target_of
 from .requests import check_lease
 
 REPORTS_AT_ONCE = 500
@@ -33,10 +33,7 @@ class ReportRequest:
     def __post_init__(self) -> None:
         check_lease(self.lease)
         if not isinstance(self.outcome, Outcome):
-            raise InvalidInputError(
-                f"an Outcome is needed, such as Outcome.blocked(), not a {_type(self.outcome)}",
-                value=self.outcome,
-            )
+            raise no_outcome(self.outcome)
 
     @property
     def target(self) -> str | None:
@@ -66,7 +63,8 @@ class Reported:
 class CoolDownRequest:
     """A request of a person to have a proxy rest for one target, or to end that.
 
-    ``seconds`` is for how long from now; None ends the rest.
+    ``seconds`` is for how long from now; None ends the rest, and records nothing where there is
+    none.
 
     Raises
     ------
@@ -83,10 +81,12 @@ class CoolDownRequest:
         if not isinstance(self.proxy_id, UUID):
             raise InvalidInputError("proxy_id must be a UUID", value=self.proxy_id)
         object.__setattr__(self, "target", target_of(self.target))
-        if self.seconds is not None:
-            check_pause(self.seconds, "seconds")
+        if self.seconds is not None and not check_pause(self.seconds, "seconds"):
+            raise InvalidInputError(
+                "seconds must be greater than zero; None ends the rest", value=self.seconds
+            )
         if self.reason is not None:
-            check_text(self.reason)
+            check_remark(self.reason, "reason")
 
 
 def report_rounds(requests: Sequence[ReportRequest]) -> list[list[int]]:
@@ -108,6 +108,13 @@ def report_rounds(requests: Sequence[ReportRequest]) -> list[list[int]]:
         rounds[place].append(index)
         places[key] = place + 1
     return rounds
+
+
+def no_outcome(value: object) -> InvalidInputError:
+    """Return the error for what is no outcome."""
+    return InvalidInputError(
+        f"an Outcome is needed, such as Outcome.blocked(), not a {_type(value)}", value=value
+    )
 
 
 def _type(value: object) -> str:

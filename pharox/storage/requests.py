@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import cast
+from typing import TypeVar, cast
 from uuid import UUID
 
 from ..errors import (
@@ -25,7 +25,9 @@ from ..models import (
     HeldLease,
     Lease,
     LeaseStatus,
+    LimitReached,
     MissReason,
+    PoolMissed,
     PoolStatsSnapshot,
     ProxyFilters,
     ProxyHealthRecord,
@@ -33,11 +35,12 @@ from ..models import (
     SelectorStrategy,
     Sticky,
     check_duration,
+    check_fallback,
     check_filters,
     check_name,
     check_pause,
+    check_remark,
     check_selector,
-    check_text,
     check_whole,
     target_of,
 )
@@ -58,7 +61,8 @@ class AcquireRequest:
     None, else FIRST_AVAILABLE. For a ``lease_id`` that the caller chose, at most one lease is
     ever granted. ``wait_seconds`` is how long to wait in turn if nothing is free. ``target`` is
     the host, or a URL of it, that the proxy is for: one that rests for it is passed over.
-    ``sticky`` asks for the same proxy each time.
+    ``sticky`` asks for the same proxy each time. ``fallback`` are the pools to try, in order, if
+    the first has nothing.
 
     Raises
     ------
@@ -78,12 +82,18 @@ class AcquireRequest:
     wait_seconds: float | None = None
     target: str | None = None
     sticky: Sticky | None = None
+    fallback: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         _check_sticky(self)
         if self.lease_id is not None and not isinstance(self.lease_id, UUID):
-            object.__setattr__(self, "lease_id", _lease_id(self.lease_id))
+            object.__setattr__(self, "lease_id", lease_id_of(self.lease_id))
         _check_asked(self)
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """The names of the pools to try, in order."""
+        return (self.pool_name, *self.fallback)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +104,8 @@ class AcquireSetRequest:
     nothing is. With ``distinct`` no proxy is leased twice. The caller may choose
     ``lease_ids``, one for each lease. A set with these ids is granted only once.
     ``wait_seconds`` is how long to wait in turn if too few are free; a set that waits keeps what
-    becomes free from those behind it. ``target`` is as for :class:`AcquireRequest`.
+    becomes free from those behind it. ``target`` and ``fallback`` are as for
+    :class:`AcquireRequest`; all leases of a set are of one pool.
 
     Raises
     ------
@@ -116,6 +127,7 @@ class AcquireSetRequest:
     lease_ids: tuple[UUID, ...] | None = None
     wait_seconds: float | None = None
     target: str | None = None
+    fallback: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= check_whole(self.count, "count") <= MAX_SET:
@@ -131,6 +143,11 @@ class AcquireSetRequest:
         """The minimum number of leases in the set."""
         return self.count if self.at_least is None else self.at_least
 
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """The names of the pools to try, in order."""
+        return (self.pool_name, *self.fallback)
+
 
 @dataclass(frozen=True, slots=True)
 class ReleaseRequest:
@@ -143,7 +160,7 @@ class ReleaseRequest:
     def __post_init__(self) -> None:
         check_lease(self.lease)
         if self.reason is not None:
-            check_text(self.reason)
+            check_remark(self.reason, "reason")
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,9 +215,9 @@ class RevokeRequest:
     with_stats: bool = False
 
     def __post_init__(self) -> None:
-        ids = tuple(_lease_id(each) for each in self.lease_ids)
+        ids = tuple(lease_id_of(each) for each in self.lease_ids)
         object.__setattr__(self, "lease_ids", ids)
-        if not check_text(self.reason).strip():
+        if not check_remark(self.reason, "reason").strip():
             raise InvalidInputError("a lease is revoked for a reason", value=self.reason)
 
     def outcomes(
@@ -240,7 +257,7 @@ def check_lease(lease: Lease) -> None:
         )
 
 
-def _lease_id(text: UUID | str) -> UUID:
+def lease_id_of(text: UUID | str) -> UUID:
     """Return the id of a lease, which may be given as text."""
     try:
         return text if isinstance(text, UUID) else UUID(text)
@@ -260,6 +277,9 @@ def _check_asked(request: AcquireRequest | AcquireSetRequest) -> None:
     check_name(request.pool_name, "pool")
     check_name(request.consumer_name, "consumer")
     check_filters(request.filters)
+    if request.fallback != ():
+        fallback = check_fallback(request.pool_name, request.fallback)
+        object.__setattr__(request, "fallback", fallback)
     if request.wait_seconds is not None:
         check_pause(request.wait_seconds, "wait_seconds")
     if request.target is not None:
@@ -282,7 +302,7 @@ def _check_sticky(request: AcquireRequest) -> None:
 def _checked_ids(lease_ids: Iterable[UUID], count: int) -> tuple[UUID, ...]:
     if isinstance(lease_ids, str) or not isinstance(lease_ids, Iterable):
         raise InvalidInputError("lease_ids must be a sequence of UUIDs", value=lease_ids)
-    ids = tuple(_lease_id(each) for each in lease_ids)
+    ids = tuple(lease_id_of(each) for each in lease_ids)
     if len(ids) != count or len(set(ids)) != count:
         raise InvalidInputError(f"lease_ids must be {count} different UUIDs, one per lease")
     return ids
@@ -297,10 +317,11 @@ class EndedLease:
     reason: str | None = None
 
 
-def held_lease(lease: Lease, address: str, now: datetime) -> HeldLease:
+def held_lease(lease: Lease, address: str, now: datetime, session: str | None = None) -> HeldLease:
     """Return an active lease with its proxy's address and the time left."""
     left = (lease.expires_at - now).total_seconds()
-    return HeldLease(**lease.model_dump(), address=address, remaining_seconds=left)
+    facts = lease.model_dump()
+    return HeldLease(**facts, address=address, remaining_seconds=left, session=session)
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +345,10 @@ class Acquisition:
     id: then this call must not end it. ``counts_from`` is a moment of the monotonic clock not
     after the lease was granted; None if it was granted within the call without waiting.
     ``waited_ms`` is how long the call waited in turn, in milliseconds; None if it did not.
-    ``selector`` is the one that was used, None if the storage does not say it.
+    ``selector`` is the one that was used, None if the storage does not say it. ``limit`` is the one
+    that a miss is due to, if it is, which time frees in ``retry_after_seconds``. ``missed_in`` are
+    the pools in which a request with a fallback got nothing, in the order of trying; of a miss
+    ``retry_after_seconds`` is then the soonest of theirs.
     """
 
     lease: Lease | None
@@ -335,6 +359,13 @@ class Acquisition:
     counts_from: float | None = None
     waited_ms: int | None = None
     selector: SelectorStrategy | None = None
+    limit: LimitReached | None = None
+    retry_after_seconds: float | None = None
+    missed_in: tuple[PoolMissed, ...] = ()
+
+    def having_missed(self, missed_in: Sequence[PoolMissed]) -> Acquisition:
+        """Return the outcome of a request with a fallback that got nothing in these pools."""
+        return _having_missed(self, missed_in, missed=self.lease is None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,7 +375,8 @@ class SetAcquisition:
     ``acquisitions`` has the granted leases in order, each with the statistics after
     it. It is empty for a miss; then ``free`` is how many could have been leased, and ``stats``
     are the statistics after the miss. ``expired`` are the due leases that this call expired.
-    ``waited_ms`` and ``selector`` are as for :class:`Acquisition`.
+    ``waited_ms``, ``selector``, ``limit``, ``retry_after_seconds`` and ``missed_in`` are as for
+    :class:`Acquisition`.
     """
 
     acquisitions: tuple[Acquisition, ...] = ()
@@ -354,11 +386,31 @@ class SetAcquisition:
     expired: Sequence[EndedLease] = field(default=())
     waited_ms: int | None = None
     selector: SelectorStrategy | None = None
+    limit: LimitReached | None = None
+    retry_after_seconds: float | None = None
+    missed_in: tuple[PoolMissed, ...] = ()
+
+    def having_missed(self, missed_in: Sequence[PoolMissed]) -> SetAcquisition:
+        """Return the outcome of a request with a fallback that got nothing in these pools."""
+        return _having_missed(self, missed_in, missed=not self.acquisitions)
 
     @property
     def leases(self) -> list[Lease]:
         """The granted leases, in order."""
         return [each.lease for each in self.acquisitions if each.lease is not None]
+
+
+_Found = TypeVar("_Found", Acquisition, SetAcquisition)
+
+
+def _having_missed(found: _Found, missed_in: Sequence[PoolMissed], *, missed: bool) -> _Found:
+    """Return an outcome with the pools that had nothing; of a miss with the soonest time of all."""
+    if not missed:  # The limits of those pools are in the event.
+        bare = {"limit": None, "retry_after_seconds": None}
+        return replace(found, missed_in=tuple(each.model_copy(update=bare) for each in missed_in))
+    known = (found.retry_after_seconds, *(each.retry_after_seconds for each in missed_in))
+    soonest = min((seconds for seconds in known if seconds is not None), default=None)
+    return replace(found, missed_in=tuple(missed_in), retry_after_seconds=soonest)
 
 
 CommandOutcome = Acquisition | SetAcquisition | ReleaseResult
@@ -368,7 +420,15 @@ CommandOutcomes = list[CommandOutcome | Exception]
 """The outcomes of a batch of commands. The outcome of a failed command is its error."""
 
 
-LEASED_OUT = frozenset({MissReason.AT_CAPACITY, MissReason.TOO_FEW, MissReason.RESTING})
+LEASED_OUT = frozenset(
+    {
+        MissReason.AT_CAPACITY,
+        MissReason.TOO_FEW,
+        MissReason.RESTING,
+        MissReason.ROTATING,
+        MissReason.LIMIT_REACHED,
+    }
+)
 """Why an acquisition missed that the end of somebody's lease would have helped."""
 
 MAX_WAITING = 10_000

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
-from datetime import timedelta
-from typing import NamedTuple, TypeVar
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
@@ -19,20 +20,30 @@ from ..errors import (
 )
 from ..models import (
     MAX_DURATION_S,
+    MAX_ROTATION_S,
+    MAX_RULES,
+    MAX_TOKENS,
+    ApiToken,
+    DueRotation,
     Lease,
     Proxy,
     ProxyPool,
     ProxyStatus,
+    RotationAnswer,
     StickySession,
     TargetOutcomes,
+    TargetRules,
     TargetSummary,
+    check_aware,
     check_name,
     check_pause,
-    check_text,
+    check_remark,
     check_whole,
     target_of,
 )
 from ..models.ids import NIL
+from ..models.refusing import faults_of
+from ..models.usage import checked_keys
 from .requests import (
     AcquireRequest,
     AcquireSetRequest,
@@ -44,26 +55,39 @@ from .requests import (
 
 M = TypeVar("M", bound=BaseModel)
 
+ID_DIGITS = 4
+"""How many digits of an id are needed at least to look for it."""
+
+_ID_BEGINS = re.compile(f"[0-9a-f]{{{ID_DIGITS},32}}")
 _COMMANDS = (AcquireRequest, ReleaseRequest, AcquireSetRequest)
 
 
-def checked_model(model: M) -> M:
+def checked_model(model: M, kind: type[M]) -> M:
     """Validate a model again, because fields may have been assigned after creation.
 
     Raises
     ------
     InvalidInputError
-        If a field is invalid: if it were stored, it could not be read back.
+        If it is not of this kind, or a field is invalid: if it were stored, it could not be read
+        back.
     """
+    check_kind(model, kind)
     try:
         checked = type(model).model_validate(model.model_dump(warnings=False))
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
-        )
-        raise InvalidInputError(f"{type(model).__name__} is not valid: {faults}") from None
+        name = type(model).__name__
+        raise InvalidInputError(f"{name} is not valid: {faults_of(error, name)}") from None
     checked.model_fields_set.intersection_update(model.model_fields_set)
     return checked
+
+
+def check_kind(model: object, kind: type[BaseModel]) -> None:
+    """Raise :class:`InvalidInputError` unless a model is of this kind.
+
+    What it is instead is not quoted: it may be a URL with a password.
+    """
+    if not isinstance(model, kind):
+        raise InvalidInputError(f"a {kind.__name__} is needed, not a {type(model).__name__}")
 
 
 def check_storage(storage: object, *, awaited: bool) -> None:
@@ -88,7 +112,36 @@ def check_storage(storage: object, *, awaited: bool) -> None:
 def check_reason(reason: str | None) -> None:
     """Raise :class:`InvalidInputError` if a release's reason cannot be stored."""
     if reason is not None:
-        check_text(reason)
+        check_remark(reason, "reason")
+
+
+def checked_pool(given: ProxyPool) -> ProxyPool:
+    """Return a pool that is to be saved, validated again.
+
+    Raises
+    ------
+    InvalidInputError
+        If a field is invalid. Pools that were saved before may have what is refused only here.
+    """
+    pool = checked_model(given, ProxyPool)
+    if pool.description is not None:
+        check_remark(pool.description, "description")
+    return pool
+
+
+def check_action(action: str, subject: str, reason: str) -> dict[str, Any]:
+    """Return the facts of an action that a person took.
+
+    Raises
+    ------
+    InvalidInputError
+        If one is empty or cannot be stored.
+    """
+    taken = {"action": action, "subject": subject, "reason": reason}
+    for what, text in taken.items():
+        if not check_remark(text, what).strip():
+            raise InvalidInputError(f"an action has a {what}", value=text)
+    return taken
 
 
 def pool_named(pool_name: str | None, pools: Sequence[ProxyPool]) -> Sequence[ProxyPool]:
@@ -140,9 +193,13 @@ def check_ban(status: ProxyStatus, for_seconds: float | None) -> None:
 
 
 def check_one_pool_each(proxies: Sequence[Proxy]) -> Sequence[Proxy]:
-    """Return the proxies if each is given for one pool only, else raise ConflictError."""
+    """Return the proxies if each is given for one pool only, else raise ConflictError.
+
+    Raises :class:`InvalidInputError` if one cannot be the template that it is said to be.
+    """
     pools: dict[UUID, UUID] = {}
     for proxy in proxies:
+        check_template(proxy)
         if pools.setdefault(proxy.id, proxy.pool_id) != proxy.pool_id:
             raise ConflictError(f"proxy {proxy.id} is given for two pools", proxy_id=proxy.id)
     return proxies
@@ -158,18 +215,24 @@ def check_commands(commands: Sequence[Command]) -> None:
 
 
 def check_granted(
-    lease: Lease, request: AcquireRequest | AcquireSetRequest, expired: Sequence[EndedLease] = ()
+    lease: Lease,
+    request: AcquireRequest | AcquireSetRequest,
+    expired: Sequence[EndedLease] = (),
+    *,
+    also_in: Sequence[str] = (),
 ) -> None:
     """Check that the lease with the request's id was granted to this consumer.
 
-    The error carries the leases that this call expired, so that the manager can report them.
+    It may be of one of the request's pools, or of one that is named in ``also_in``. The
+    error carries the leases that this call expired, so that the manager can report them.
 
     Raises
     ------
     ConflictError
         If it belongs to another consumer or another pool.
     """
-    if (lease.pool_name, lease.consumer_name) != (request.pool_name, request.consumer_name):
+    pools = (*request.pools, *also_in)
+    if lease.pool_name not in pools or lease.consumer_name != request.consumer_name:
         raise ConflictError(
             f"lease {lease.id} belongs to {lease.consumer_name!r} in pool {lease.pool_name!r}",
             lease_id=lease.id,
@@ -198,6 +261,30 @@ def granted_and_ended(
         lease_id=lease_id,
         expired=tuple(expired),
     )
+
+
+class IdSpan(NamedTuple):
+    """The ids that begin alike: from ``first`` to ``last``, both inclusive."""
+
+    first: UUID
+    last: UUID
+
+
+def id_span(beginning: str) -> IdSpan:
+    """Return the ids that begin with this text, which may have their dashes or not.
+
+    Raises
+    ------
+    InvalidInputError
+        If an id cannot begin so, or it is shorter than four digits.
+    """
+    digits = str(beginning).strip().replace("-", "").lower()
+    if not _ID_BEGINS.fullmatch(digits):
+        raise InvalidInputError(
+            f"{beginning!r} is not an id, nor the first {ID_DIGITS} or more digits of one",
+            value=beginning,
+        )
+    return IdSpan(UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f")))
 
 
 class HeldPage(NamedTuple):
@@ -263,6 +350,78 @@ def target_page(
     return TargetPage(pool_name, wanted, proxy_id, bool(cooling), place, _check_limit(limit))
 
 
+def check_rules(rules: TargetRules) -> TargetRules:
+    """Return rules for a target, else raise :class:`InvalidInputError`."""
+    if not isinstance(rules, TargetRules):
+        raise InvalidInputError(
+            f"TargetRules are needed, not a {type(rules).__name__}", value=rules
+        )
+    return rules
+
+
+def too_many_rules(target: str) -> InvalidInputError:
+    """Return the error for rules of one target more than there may be."""
+    return InvalidInputError(
+        f"{MAX_RULES} targets have rules, and every process reads them all: unset some first",
+        target=target,
+    )
+
+
+def check_token(token: ApiToken) -> ApiToken:
+    """Return a token, or raise InvalidInputError if it is none."""
+    if not isinstance(token, ApiToken):
+        raise InvalidInputError(
+            f"an ApiToken is needed, as ApiToken.draw() returns one, not a {type(token).__name__}"
+        )
+    return token
+
+
+def check_token_id(token_id: UUID | str) -> UUID:
+    """Return the id of a token, which may be given as text."""
+    try:
+        return token_id if isinstance(token_id, UUID) else UUID(token_id)
+    except (ValueError, AttributeError, TypeError):
+        raise InvalidInputError("the id of a token is a UUID", value=token_id) from None
+
+
+def token_known(token: ApiToken) -> ConflictError:
+    """Return the error for a token that is stored already."""
+    return ConflictError(f"There is a token {token.id} already.", token_id=token.id)
+
+
+def too_many_tokens() -> InvalidInputError:
+    """Return the error for one token more than there may be."""
+    return InvalidInputError(
+        f"there are {MAX_TOKENS} tokens, and who serves the API reads them all: withdraw some first"
+    )
+
+
+class UsageWish(NamedTuple):
+    """What usage is asked for, checked: by what, and of what."""
+
+    by: tuple[str, ...]
+    pool_name: str | None
+    since: datetime | None
+    until: datetime | None
+    limit: int
+
+
+def usage_wish(
+    by: Sequence[str],
+    pool_name: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    limit: int,
+) -> UsageWish:
+    """Return the arguments of ``usage``, checked."""
+    if pool_name is not None:
+        check_name(pool_name, "pool")
+    begin, end = (None if moment is None else check_aware(moment) for moment in (since, until))
+    if begin is not None and end is not None and end < begin:
+        raise InvalidInputError(f"the end, {end}, is before the beginning, {begin}")
+    return UsageWish(checked_keys(by), pool_name, begin, end, _check_limit(limit))
+
+
 class SessionPage(NamedTuple):
     """Which sticky sessions a page has, checked: those after a pool and a key."""
 
@@ -302,6 +461,86 @@ def session_unknown(pool_name: str, key: str) -> SessionNotFoundError:
         pool_name=pool_name,
         key=key,
     )
+
+
+RETRY_LINK_S = 5.0
+"""After how many seconds a link that failed is called again, unless it says itself."""
+
+MAX_CLAIM_S = 600
+
+
+def no_rotate_url(proxy_id: UUID) -> InvalidInputError:
+    """Return the error for a proxy that is to take another exit and has no link for it."""
+    return InvalidInputError(
+        f"proxy {proxy_id} has no rotate_url: save it with the link of its provider",
+        proxy_id=proxy_id,
+    )
+
+
+def rotates_too_soon(proxy_id: UUID, seconds: float) -> ConflictError:
+    """Return the error for a proxy whose link may not be called before the bound."""
+    return ConflictError(
+        f"the link of proxy {proxy_id} may be called again in {seconds:.0f} s: wait, or allow for "
+        "more time",
+        proxy_id=proxy_id,
+        retry_after_seconds=seconds,
+    )
+
+
+def check_within(seconds: float | None) -> float | None:
+    """Return the bound of a rotation in seconds; raises :class:`InvalidInputError`."""
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise InvalidInputError("within_seconds must be a number", value=seconds)
+    if not 0 < seconds <= MAX_ROTATION_S:
+        raise InvalidInputError(
+            f"within_seconds must be above 0 and at most {MAX_ROTATION_S}", value=seconds
+        )
+    return float(seconds)
+
+
+def check_rotation(due: object, answer: object) -> None:
+    """Raise :class:`InvalidInputError` unless they are a claim and what came of it."""
+    if not isinstance(due, DueRotation) or not isinstance(answer, RotationAnswer):
+        raise InvalidInputError(
+            "give a DueRotation that was claimed, and a RotationAnswer", value=(due, answer)
+        )
+
+
+def check_claim(seconds: float, most: int) -> None:
+    """Raise :class:`InvalidInputError` if links cannot be claimed for so long, or so many."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise InvalidInputError("seconds must be a number", value=seconds)
+    if not 0 < seconds <= MAX_CLAIM_S:
+        raise InvalidInputError(f"seconds must be above 0 and at most {MAX_CLAIM_S}", value=seconds)
+    if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= 1000:
+        raise InvalidInputError("most must be from 1 to 1000", value=most)
+
+
+def no_session_id(lease_id: UUID) -> InvalidInputError:
+    """Return the error for a lease whose exit has no session id that could be changed."""
+    return InvalidInputError(
+        f"lease {lease_id} has no session id to change: its proxy is no template with {{session}}",
+        lease_id=lease_id,
+    )
+
+
+def rests_no_gateway(proxy_id: UUID) -> InvalidInputError:
+    """Return the error for a rest of a template whose leases have exits of their own."""
+    return InvalidInputError(
+        f"proxy {proxy_id} is a gateway, a template with {{session}}: a rest would be of all its "
+        "exits; rotate the lease, or give it back and take another",
+        proxy_id=proxy_id,
+    )
+
+
+def check_template(proxy: Proxy) -> None:
+    """Raise :class:`InvalidInputError` if a proxy is said to be a template and cannot be one."""
+    if proxy.template and not proxy.placeholders:
+        raise InvalidInputError(
+            "a template needs credentials with {session}, {country} or {lifetime}"
+        )
 
 
 def session_taken(pool_name: str, key: str) -> ConflictError:

@@ -45,12 +45,14 @@ from ..storage.requests import (
     RenewRequest,
     RevokeRequest,
 )
+from .fallback_contract import FallbackContract
+from .gateways_contract import GatewaysContract
 from .making import PassTime, lease_from, make_pool, make_proxy
 from .outcomes_contract import OutcomesContract
 from .sticky_contract import StickyContract
 
 
-class StorageContract(OutcomesContract, StickyContract):
+class StorageContract(FallbackContract, GatewaysContract, OutcomesContract, StickyContract):
     """What every storage must do. Subclass it and give it a ``storage`` fixture."""
 
     @pytest.fixture

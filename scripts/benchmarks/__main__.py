@@ -24,7 +24,10 @@ def main() -> None:
         "--events", type=int, default=1_000_000, help="in the long log, for core and ledger"
     )
     parser.add_argument(
-        "--history", type=int, default=10_000_000, help="most events behind a lease, for ledger"
+        "--history",
+        type=int,
+        default=10_000_000,
+        help="most events behind a lease or a page, for ledger and console",
     )
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument(

@@ -10,8 +10,9 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from statistics import fmean, quantiles
@@ -144,11 +145,7 @@ def in_processes(
     **named: P.kwargs,
 ) -> Run:
     """Run a function in several new processes that start together; return their joint result."""
-    context = get_context("spawn")
-    group = context.Barrier(processes)
-    with ProcessPoolExecutor(processes, context, _join, (group,)) as pool:
-        asked = [pool.submit(function, url, *arguments, **named) for _ in range(processes)]
-        runs = [each.result() for each in asked]
+    runs = side_by_side([partial(function, url, *arguments, **named)] * processes)
     return Run(
         seconds=fmean(run.seconds for run in runs),
         cycles=sum(run.cycles for run in runs),
@@ -158,6 +155,14 @@ def in_processes(
         p50_ms=fmean(run.p50_ms for run in runs),
         p99_ms=fmean(run.p99_ms for run in runs),
     )
+
+
+def side_by_side(calls: Sequence[Callable[[], Run]]) -> list[Run]:
+    """Run each of these in a new process, all from a common start; return their results."""
+    context = get_context("spawn")
+    group = context.Barrier(len(calls))
+    with ProcessPoolExecutor(len(calls), context, _join, (group,)) as pool:
+        return [asked.result() for asked in [pool.submit(call) for call in calls]]
 
 
 def make_floor(url: str) -> None:

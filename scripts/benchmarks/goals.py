@@ -174,6 +174,18 @@ TARGETS_MANY_PAIRS = Goal(
     "ten pairs more are read, in one statement more.",
 )
 
+SCRAPY_RATE = Goal(
+    "scrapy-rate",
+    "pages a second of a crawl of Scrapy through leased proxies: of one through fixed ones",
+    at_least=0.9,
+    limit="A slot of Scrapy waits for a lease before each page, and a lease and its release take "
+    "the crawler and the server processor time, while both, and the proxies, have two cores "
+    "between them.",
+)
+SCRAPY_ONCE = Goal("scrapy-once", "pages of 2,000 that came once", at_least=2_000)
+SCRAPY_LEFT = Goal("scrapy-left", "leases that a crawl has left", at_most=0)
+SCRAPY_RESTS = Goal("scrapy-rests", "leases of a crawl of a proxy that rested", at_most=0)
+
 LEASE_FLOOR_1 = Goal(
     "lease-floor-1",
     "lease cycles, 1 client: of the floor of two commits",
@@ -366,6 +378,64 @@ SCRAPE_DEAD = Goal(
     limit="What the dead counted is one file a type, whatever their number; it is read once.",
 )
 
+CONSOLE_PAGE = Goal(
+    "console-page",
+    "ms until a page of the console is there, 19 of 20 times",
+    at_most=200,
+    limit="See the load of the run. Server, leasing and console share the machine's cores with "
+    "whatever else runs, and a page asks some ten to sixty statements, each of which waits for a "
+    "core. Why somebody got nothing folds the whole pool as it was then, with all its read models, "
+    "and makes objects of 10,000 proxies; a report asks for the past of its pool, too; of a target "
+    "10,000 events are looked through in Python, as the log has no index by target.",
+)
+CONSOLE_FIRST = Goal(
+    "console-first",
+    "ms until the slider shows a moment of a quarter of an hour, for the first time",
+    at_most=1_500,
+    limit="The first state is reached from the present by reading all events in between, of all "
+    "leases, in two statements: some hundred thousand at 1,000 leases a second.",
+)
+CONSOLE_STEP = Goal(
+    "console-step",
+    "ms until the slider shows another moment, 19 of 20 times",
+    at_most=200,
+    limit="A step reads what happened between two moments, and asks for fifty leases and 25 "
+    "addresses of then; with more processes than cores each of them waits.",
+)
+CONSOLE = Goal(
+    "console",
+    "% that an open overview and pool add to the processor time of server and leasing",
+    at_most=3,
+    limit="Most of it are the counts of the pool, which are made anew every one to ten seconds "
+    "whatever the rate of leasing is, and sealing, which somebody has to do; with fewer leases a "
+    "second than 1,000 they are a greater part.",
+)
+
+API_RATE = Goal(
+    "api-rate",
+    "cycles a second of 64 clients over HTTP",
+    at_least=3_000,
+    limit="Two requests are read, checked and answered for a cycle in one thread, beside the work "
+    "of its leases; the ledger and the clients share the machine's cores with it. The processor "
+    "times of all are in the table.",
+)
+
+SCALE_LINEAR = Goal(
+    "scale-linear",
+    "lease cycles of ledgers side by side: of as many times one ledger's",
+    at_least=0.85,
+    limit="Ledgers share nothing but the machine. Whatever else runs on it takes a part of some "
+    "core while all of them are in use, and all commits are flushed to the same disk.",
+)
+
+START = Goal(
+    "start",
+    "s of processor time that a command of pharox takes in all",
+    at_most=0.25,
+    limit="A command on a ledger imports SQLAlchemy, psycopg, pydantic with the models, and the "
+    "statements of the storage; that is nearly all of it.",
+)
+
 GOALS = {goal.name: goal for goal in list(globals().values()) if isinstance(goal, Goal)}
 """All of them, by name."""
 
@@ -377,5 +447,8 @@ SEVERAL = (
     HEALTH_ALL,
     HEALTH_SILENT,
     HEALTH_ON_TIME,
+    CONSOLE_PAGE,
+    SCALE_LINEAR,
+    START,
 )
 """Those that are bounds of several figures."""

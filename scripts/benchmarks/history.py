@@ -6,6 +6,8 @@ health check and one a miss. Only the log is written; a rebuild makes the read m
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -15,7 +17,7 @@ from sqlalchemy.engine import Engine
 from pharox.storage.postgres.sql import quoted
 from scripts.benchmarks.server import connected
 
-_START = "2026-01-01T00:00Z"
+_START = datetime(2026, 1, 1, tzinfo=UTC)
 
 ONE_EVENT = """
 INSERT INTO {table} (
@@ -76,8 +78,8 @@ SELECT
 FROM (
     SELECT
         cycle,
-        CAST(%(start)s AS timestamptz) + (2 * cycle + half) * interval '2 ms' AS at,
-        CAST(%(start)s AS timestamptz) + 2 * cycle * interval '2 ms' AS acquired_at,
+        CAST(%(start)s AS timestamptz) + (2 * cycle + half) * CAST(%(step)s AS interval) AS at,
+        CAST(%(start)s AS timestamptz) + 2 * cycle * CAST(%(step)s AS interval) AS acquired_at,
         CASE
             WHEN cycle %% 10 = 9 THEN (ARRAY['HealthChecked', 'AcquireMissed'])[1 + half]
             WHEN half = 0 THEN 'LeaseAcquired'
@@ -96,23 +98,41 @@ FROM (
 """
 
 
-def make_history(engine: Engine, schema: str, pool_id: UUID, events: int) -> None:
+def make_history(
+    engine: Engine,
+    schema: str,
+    pool_id: UUID,
+    events: int,
+    *,
+    start: datetime = _START,
+    step_ms: float = 2,
+    per_batch: int = 100_000,
+    after_batch: Callable[[], object] = lambda: None,
+) -> None:
     """Append a consistent history of so many events to the log of a pool of exclusive proxies.
 
     One session produces the events and another one stores them, both with COPY.
+
+    Parameters
+    ----------
+    start, step_ms:
+        When the first event was recorded, and the milliseconds from each to the next.
+    per_batch, after_batch:
+        How many pairs of events are committed at once, and what to do after each commit.
     """
     url = engine.url.render_as_string(hide_password=False)
-    per_batch = 100_000
     with connected(url) as source, connected(url) as log:
         log.execute("SET synchronous_commit = off")
+        pace = {"start": start, "step": timedelta(milliseconds=step_ms)}
         for first in range(0, events // 2, per_batch):
             last = min(first + per_batch, events // 2) - 1
-            values = {"pool_id": pool_id, "first": first, "last": last, "start": _START}
+            values = {"pool_id": pool_id, "first": first, "last": last, **pace}
             try:
                 _copy(source, log, schema, values)
             except psycopg.errors.CheckViolation:  # the log is at the end of its last part
                 log.execute(f"SELECT {quoted(schema)}.add_partition()")
                 _copy(source, log, schema, values)
+            after_batch()
 
 
 def _copy(

@@ -10,14 +10,19 @@ from typing import Any, NamedTuple
 
 from pharox.connecting import embedded
 from scripts.benchmarks import (
+    api,
     asynchronous,
+    console,
     core,
+    crawl,
     health,
     importing,
     keep,
     lease,
     ledger,
     observe,
+    scale,
+    starting,
     targets,
     wait,
 )
@@ -39,11 +44,16 @@ ALL = {
     "keep": Benchmark(keep.prepare, "Leases that are kept", keep.__doc__ or ""),
     "wait": Benchmark(wait.prepare, "Waiting in turn", wait.__doc__ or ""),
     "targets": Benchmark(targets.prepare, "Targets that refuse", targets.__doc__ or ""),
+    "scrapy": Benchmark(crawl.prepare, "A crawl of Scrapy", crawl.__doc__ or ""),
     "async": Benchmark(asynchronous.prepare, "Leasing from asyncio", asynchronous.__doc__ or ""),
     "ledger": Benchmark(ledger.prepare, "The ledger", ledger.__doc__ or ""),
     "health": Benchmark(health.prepare, "Health checks", health.__doc__ or ""),
     "import": Benchmark(importing.prepare, "Importing lists", importing.__doc__ or ""),
     "observe": Benchmark(observe.prepare, "Logs and metrics", observe.__doc__ or ""),
+    "console": Benchmark(console.prepare, "The console", console.__doc__ or ""),
+    "api": Benchmark(api.prepare, "Leasing over HTTP", api.__doc__ or ""),
+    "scale": Benchmark(scale.prepare, "Past one server", scale.__doc__ or ""),
+    "start": Benchmark(starting.prepare, "Starting the command line", starting.__doc__ or ""),
 }
 """The benchmarks by name, in the order of the page."""
 

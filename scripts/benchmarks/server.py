@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import psycopg
@@ -17,6 +17,9 @@ from sqlalchemy import make_url
 import pharox
 from pharox import Proxy, ProxyPool
 from pharox.storage.interface import IStorage
+
+if TYPE_CHECKING:
+    import psutil  # type: ignore[import-untyped]
 
 
 def connected(url: str) -> psycopg.Connection[Any]:
@@ -40,19 +43,41 @@ def settled(url: str) -> None:
         connection.execute("CHECKPOINT")
 
 
-def processor_s(url: str) -> float:
-    """Return the processor time of the server and all processes that it ever started."""
-    import psutil  # type: ignore[import-untyped]
+def postmaster(url: str) -> psutil.Process:
+    """Return the process that all others of the server come from."""
+    import psutil
 
     with connected(url) as connection:
         row = connection.execute("SHOW data_directory").fetchone()
     assert row is not None
-    postmaster = psutil.Process(int((Path(row[0]) / "postmaster.pid").read_text().split()[0]))
+    return psutil.Process(int((Path(row[0]) / "postmaster.pid").read_text().split()[0]))
+
+
+def processor_s(url: str) -> float:
+    """Return the processor time of the server and all processes that it ever started."""
+    import psutil
+
+    server = postmaster(url)
     spent = 0.0
-    for process in (postmaster, *postmaster.children()):
+    for process in (server, *server.children()):
         with suppress(psutil.NoSuchProcess):  # the postmaster counts it from now on
             times = process.cpu_times()
             spent += times.user + times.system + times.children_user + times.children_system
+    return spent
+
+
+def backends_processor_s(url: str, role: str) -> float:
+    """Return the processor time of the connections that a role has now."""
+    import psutil
+
+    with connected(url) as connection:
+        rows = connection.execute("SELECT pid FROM pg_stat_activity WHERE usename = %s", (role,))
+        pids = [row[0] for row in rows]
+    spent = 0.0
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            times = psutil.Process(pid).cpu_times()
+            spent += times.user + times.system
     return spent
 
 

@@ -1,4 +1,4 @@
-"""How many requests a target refuses if proxies rest for it, and what that costs a lease.
+"""How many requests a target refuses if proxies rest for it; what that costs, and what limits cost.
 
 A simulated site takes 60 requests of each proxy and then refuses it for 60 seconds, with 429 and
 a Retry-After. 4 processes of 8 workers send what they can through 50 exclusive proxies, a request
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import pharox
-from pharox import Outcome, ProxyManager
+from pharox import Outcome, Pace, PoolLimits, ProxyManager
 from scripts.benchmarks import goals
 from scripts.benchmarks.parts import Bench, Figures, Line, Part
 from scripts.benchmarks.server import connected, new_ledger, settled
@@ -31,6 +31,11 @@ REQUEST_S, CRAWL_S = 2.0 / FASTER, 600.0 / FASTER
 SITE = "shop.example"
 MANY, PAIRS_EACH = 100_000, 10
 LEASES = 300
+LIMITS = {
+    "unlimited": None,
+    "bounded": PoolLimits(leases_per_consumer=100),
+    "paced": PoolLimits(leases_per_consumer=100, paces=(Pace(starts=10_000, seconds=1),)),
+}
 
 
 class Site:
@@ -85,10 +90,17 @@ _LEASES = (
         goal=goals.TARGETS_MANY_PAIRS,
     ),
 )
+_LIMITED = (
+    Line("in a pool without limits", "unlimited p50", "ms"),
+    Line("bounded for its consumer", "bounded p50", "ms"),
+    Line("and paced for its proxy", "paced p50", "ms"),
+    Line("the second of the first", "bounded p50", "", per="unlimited p50"),
+    Line("the third of the first", "paced p50", "", per="unlimited p50"),
+)
 
 
 def prepare(bench: Bench) -> list[Part]:
-    """Return the parts: the crawl, and a lease where a million pairs rest."""
+    """Return the parts: the crawl, a lease where a million pairs rest, and one within limits."""
     url = ""
 
     def many_pairs() -> Figures:
@@ -104,6 +116,7 @@ def prepare(bench: Bench) -> list[Part]:
             lambda: _crawls(bench),
         ),
         Part("leases", {title: _LEASES}, many_pairs),
+        Part("limits", {"3. A lease within limits": _LIMITED}, lambda: _limited(bench)),
     ]
 
 
@@ -190,13 +203,28 @@ def _leases(url: str) -> Figures:
         manager = ProxyManager(storage)
         for _ in range(LEASES):
             for name, target in (("fresh", "fresh.example"), ("resting", "t1.example")):
-                times[name].append(_timed(manager, target))
+                times[name].append(_timed(manager, "pool", target))
     return {f"{name} p50": 1000 * median(each) for name, each in times.items()}
 
 
-def _timed(manager: ProxyManager, target: str) -> float:
+def _limited(bench: Bench) -> Figures:
+    """Return the time of a lease in pools with limits that are never reached, in turns."""
+    url = new_ledger(bench.url, "limited", dict.fromkeys(LIMITS, 200))
+    settled(url)
+    times: dict[str, list[float]] = {name: [] for name in LIMITS}
+    with closing(pharox.connect(url)) as storage:
+        manager = ProxyManager(storage)
+        for pool in storage.list_pools():
+            storage.save_pool(pool.model_copy(update={"limits": LIMITS[pool.name]}))
+        for _ in range(LEASES):
+            for name in LIMITS:
+                times[name].append(_timed(manager, name))
+    return {f"{name} p50": 1000 * median(each) for name, each in times.items()}
+
+
+def _timed(manager: ProxyManager, pool: str, target: str | None = None) -> float:
     begun = time.perf_counter()
-    lease = manager.acquire_proxy("pool", "worker", target=target)
+    lease = manager.acquire_proxy(pool, "worker", target=target)
     took = time.perf_counter() - begun
     assert lease is not None
     manager.release_proxy(lease)

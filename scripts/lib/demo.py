@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,11 +19,13 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 from uuid import UUID, uuid4
 
+import httpx
 from cryptography.fernet import Fernet
 from rich.console import Console
 from rich.table import Table
@@ -32,9 +36,9 @@ from sqlalchemy.schema import DropSchema
 import projections
 from pharox import (
     ExpireEventPayload,
-    Lease,
     MissReason,
     PharoxError,
+    ProxyFilters,
     ProxyManager,
     ProxyStatus,
     ProxyUnavailableError,
@@ -56,13 +60,15 @@ from pharox.events import (
     held,
 )
 from pharox.manager.pool_handle import PoolHandle
+from pharox.proof import EventProof
 from pharox.storage.postgres import PostgresStorage
 from scripts.lib import demo_refusals
-from scripts.lib.demo_proxies import RealProxy, running_proxies, running_site
+from scripts.lib.demo_proxies import HOST, RealProxy, running_proxies, running_site
 
 POOL, CRAWLED = "demo", "crawled"
 WORKERS = 4
 WAITERS, WAITED_S = 8, 0.5
+KILLED_S = 2
 MAX_CONCURRENCY = 1  # exclusive: as many proxies as workers, so each must always find one
 WIDTH = 100
 
@@ -107,19 +113,40 @@ class Demo:
         self.pharox("db", "upgrade")
 
     def import_list(self, proxies: Sequence[RealProxy], folder: Path) -> None:
-        self.story.step("Import a list of real proxies twice")
+        self.story.step("Import the lists of two providers twice: URLs, and CSV")
         for proxy in proxies:
             login = f", asks for {proxy.kind.user}'s password" if proxy.kind.user else ""
             what = f"{proxy.kind.program}, {proxy.kind.protocol}{login}"
             self.story.say(f"      port {proxy.port}: {what}")
-        file = folder / "proxies.txt"
-        file.write_text("".join(f"{proxy.url}\n" for proxy in proxies))
-        capacity = ("--max-concurrency", str(MAX_CONCURRENCY))
-        first = self.pharox("import", str(file), "--pool", POOL, *capacity)
-        second = self.pharox("import", str(file), "--pool", POOL, *capacity)
-        count = len(proxies)
-        self.story.held(f"the first import took all {count}", when=f" {count} new" in first)
-        self.story.held("the second one changed nothing", when=" 0 new" in second)
+        lists = {
+            "acme.txt": "".join(f"{proxy.url}\n" for proxy in proxies[:2]),
+            "globex.csv": "ip,port,protocol,username,password\n"
+            + "".join(
+                f"{HOST},{each.port},{each.kind.protocol},{each.kind.user},{each.kind.password}\n"
+                for each in proxies[2:]
+            ),
+        }
+        to_pool = ("--pool", POOL, "--max-concurrency", str(MAX_CONCURRENCY))
+        for name, content in lists.items():
+            file = folder / name
+            file.write_text(content)
+            first = self.pharox("import", str(file), *to_pool)
+            second = self.pharox("import", str(file), *to_pool)
+            self.story.held("the first import took all of it", when=" 2 new" in first)
+            self.story.held("the second one changed nothing", when=" 0 new" in second)
+
+    def import_gateway(self, folder: Path) -> None:
+        self.story.step("Import a gateway: one address, an exit of its own for each lease")
+        file = folder / "gateway.txt"
+        file.write_text(f"http://ann-cc-{{country}}-sess-{{session}}:open-sesame@{HOST}:9\n")
+        self.pharox("import", str(file), "--pool", "gateway", "--template", "--country", "AR")
+        leases = self.manager.acquire_proxies("gateway", 2, "shopper", distinct=False)
+        logins = [lease.proxy.credentials for lease in leases]
+        users = {login.user for login in logins if login is not None}
+        for user in sorted(users):
+            self.story.say(f"      {user}")
+        self.story.held("two leases ask for two exits", when=len(users) == len(leases))
+        self.manager.release_proxies(leases)
 
     def check(self, page_url: str) -> None:
         self.story.step("Check each proxy, and record the results")
@@ -207,17 +234,34 @@ class Demo:
         ids = [payload.lease.id for payload in told]
         self.story.held("the callback was notified", when=ids == [lease.id])
 
+    def kill(self) -> None:
+        self.story.step("Kill a worker with -9: whoever waits for its proxy has it")
+        (proxy, *_) = self.storage.load_proxies_for_healthchecks(POOL)
+        only = ("--proxy", str(proxy.id), "--duration", f"{KILLED_S}")
+        doomed = self.started("run", POOL, "--consumer", "doomed", *only, "--", "sleep", "60")
+        while not self.storage.list_held_leases(POOL, consumer_name="doomed"):
+            time.sleep(0.05)
+        os.killpg(doomed.pid, signal.SIGKILL)
+        doomed.wait()
+        begun = time.monotonic()
+        waiter = self.manager.pool(
+            POOL, consumer="patient", filters=ProxyFilters(proxy_id=proxy.id)
+        )
+        with waiter.lease():
+            waited_s = time.monotonic() - begun
+        self.story.say(f"      its lease of {KILLED_S} s ran out; served after {waited_s:.1f} s")
+        self.story.held("the waiter was served", when=waited_s < KILLED_S + 2)
+
     def miss_and_release(self) -> None:
         self.story.step("Lease every proxy, miss, and release")
         reasons: list[MissReason | None] = []
         self.manager.register_acquire_callback(lambda payload: reasons.append(payload.miss_reason))
-        leases: list[Lease] = []
-        while (lease := self.manager.acquire_proxy(POOL, "hoarder")) is not None:
-            leases.append(lease)
         pool = self.storage.get_pool_by_name(POOL)
         assert pool is not None
         capacity = MAX_CONCURRENCY * len(self.storage.list_proxies(str(pool.id)))
+        leases = self.manager.acquire_proxies(POOL, capacity, "hoarder")
         self.story.held(f"{len(leases)} leases were granted", when=len(leases) == capacity)
+        assert self.manager.acquire_proxy(POOL, "latecomer") is None
         self.story.held(
             "the next one was a miss, because all proxies are at capacity",
             when=reasons[-1] is MissReason.AT_CAPACITY,
@@ -237,11 +281,11 @@ class Demo:
         leased = WORKERS * len(SelectorStrategy)
         hoarded = MAX_CONCURRENCY * len(proxies)
         expected = {
-            "ProxyRegistered": len(proxies),
+            "ProxyRegistered": len(proxies) + 1,
             "HealthChecked": len(proxies),
-            "LeaseAcquired": leased + hoarded + self.waited + 2,
-            "LeaseReleased": leased + hoarded + self.waited + 1,
-            "LeaseExpired": 1,
+            "LeaseAcquired": leased + hoarded + self.waited + 6,
+            "LeaseReleased": leased + hoarded + self.waited + 4,
+            "LeaseExpired": 2,
             "AcquireMissed": 1,
         }
         for name, count in expected.items():
@@ -249,19 +293,21 @@ class Demo:
         self.story.held(
             f"{types['LeaseRenewed']} renewals of the long job", when=types["LeaseRenewed"] >= 5
         )
-        most = max(event.after.leases for event in events if isinstance(event, LeaseAcquired))
+        leases = [e for e in events if isinstance(e, LeaseAcquired) and e.pool_name == POOL]
+        most = max(event.after.leases for event in leases)
         self.story.held(
             f"no proxy ever had more than {most} lease of {MAX_CONCURRENCY} allowed",
             when=most == MAX_CONCURRENCY,
         )
         written = "".join(event.model_dump_json() for event in events)
         passwords = [proxy.kind.password for proxy in proxies if proxy.kind.password]
+        passwords.append("open-sesame")
         self.story.held("no password in it", when=not any(p in written for p in passwords))
 
     def explain(self) -> None:
-        self.story.step("Why did the hoarder get nothing in the end?")
-        told = self.pharox("audit", "consumer", "hoarder")
-        self.story.held("the log has the reason", when="capacity" in told)
+        self.story.step("Why did the latecomer get nothing?")
+        told = self.pharox("why", "latecomer")
+        self.story.held("the log names who held what", when="  hoarder, " in told)
 
     def refuse(self) -> None:
         self.story.step(
@@ -295,6 +341,35 @@ class Demo:
         self.story.step("The pool in numbers")
         self.pharox("stats")
 
+    @contextmanager
+    def console(self) -> Iterator[str]:
+        """Serve the console for a block, and yield its address once it answers."""
+        self.story.step("Open the console in a browser, for as long as this runs")
+        with socket.socket() as free:
+            free.bind((HOST, 0))
+            port = free.getsockname()[1]
+        serving = self.started("console", "--port", str(port))
+        address = f"http://{HOST}:{port}/"
+        try:
+            until = time.monotonic() + 30
+            while time.monotonic() < until and serving.poll() is None:
+                with suppress(httpx.TransportError):
+                    httpx.get(address, trust_env=False)
+                    break
+                time.sleep(0.1)
+            yield address
+        finally:
+            serving.terminate()
+            serving.wait()
+
+    def look(self, address: str) -> None:
+        self.story.step("Look at the console")
+        found = httpx.get(address, trust_env=False)
+        self.story.say(f"      {address} shows pools, alerts, stories, and any moment of this demo")
+        self.story.held("the console shows the pool", when=f">{POOL}<" in found.text)
+        why = httpx.get(f"{address}why", params={"consumer": "latecomer"}, trust_env=False)
+        self.story.held("and who stood in latecomer's way", when="hoarder" in why.text)
+
     def fold_again(self) -> None:
         self.story.step("Fold the log again, and compare it with the live read models")
         folded = projections.fold(self.storage.events(), projections.ALL)
@@ -309,22 +384,41 @@ class Demo:
         self.story.held("the read models match the fold of the log", when=live == folded)
         self.story.held("no event was changed since it was sealed", when=not findings)
 
-    def pharox(self, *arguments: str) -> str:
-        """Print and run a command, and return its output."""
+    def prove(self, folder: Path) -> None:
+        self.story.step("Prove a lease to somebody who trusts neither the database nor its owner")
+        key, published, proof = folder / "key", folder / "checkpoints", folder / "lease.proof"
+        self.pharox("checkpoint", "keygen", "--out", str(key), "--name", "demo.example/proxies")
+        self.pharox("checkpoint", "publish", "--to", str(published), "--key", str(key))
+        lease = next(each for each in self.storage.events() if isinstance(each, LeaseAcquired))
+        proven = self.pharox("prove", str(lease.seq), "--checkpoint", str(published), shows=False)
+        self.story.say(f"      {proof.write_text(proven):,} bytes, to hand on")
+        told = self.pharox("check", str(proof), "--key", f"{key}.pub")
+        self.story.held("the lease is proven without the database", when=lease.consumer in told)
+        shown = EventProof.parse(proof.read_text())
+        other = shown.inclusion.event.replace(lease.consumer.encode(), b"somebody-else")
+        forged = replace(shown, inclusion=shown.inclusion._replace(event=other))
+        self.story.held("with another consumer it is not", when=not forged.is_consistent())
+
+    def pharox(self, *arguments: str, shows: bool = True) -> str:
+        """Print and run a command, and return its output, which is printed if it ``shows``."""
+        command = self._command(arguments)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if shows:
+            self.story.console.print(done.stdout.rstrip(), soft_wrap=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"`pharox {arguments[0]}` failed with status {done.returncode}")
+        return done.stdout
+
+    def started(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Print a command and start it, with what it starts in a process group of its own."""
+        return subprocess.Popen(self._command(arguments), start_new_session=True)
+
+    def _command(self, arguments: tuple[str, ...]) -> list[str]:
         if self.storage.schema != "pharox":
             arguments = ("--schema", self.storage.schema, *arguments)
         self.story.say(Text(f"$ pharox {shlex.join(arguments)}", "cyan"))
         program = "import sys; from pharox.cli import main; sys.exit(main())"
-        done = subprocess.run(
-            [sys.executable, "-c", program, *arguments],
-            stdout=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-        self.story.console.print(done.stdout.rstrip(), soft_wrap=True)
-        if done.returncode != 0:
-            raise RuntimeError(f"`pharox {arguments[0]}` failed with status {done.returncode}")
-        return done.stdout
+        return [sys.executable, "-c", program, *arguments]
 
 
 def trail(events: Sequence[Event]) -> Table:
@@ -414,18 +508,23 @@ def tell(story: Story) -> None:
         demo = Demo(story, storage)
         demo.upgrade()
         demo.import_list(proxies, Path(scratch))
-        demo.check(page_url)
-        demo.work(page_url)
-        demo.keep()
-        demo.wait()
-        demo.expire()
-        demo.miss_and_release()
-        demo.audit(proxies)
-        demo.explain()
-        demo.refuse()
-        demo.break_down()
-        demo.statistics()
+        demo.import_gateway(Path(scratch))
+        with demo.console() as address:
+            demo.check(page_url)
+            demo.work(page_url)
+            demo.keep()
+            demo.wait()
+            demo.expire()
+            demo.kill()
+            demo.miss_and_release()
+            demo.audit(proxies)
+            demo.explain()
+            demo.refuse()
+            demo.break_down()
+            demo.statistics()
+            demo.look(address)
         demo.fold_again()
+        demo.prove(Path(scratch))
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from pharox import Outcome, Proxy, ProxyManager, ProxyPool
+from pharox.integrations.testing import Behaviour, Script, Verdict
 
 SITE = "shop.example"
 TAKEN, REFUSED_FOR_S = 5, 1.0
@@ -25,23 +26,16 @@ class Site:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._taken: dict[UUID, int] = defaultdict(int)
-        self._refused_until: dict[UUID, float] = {}
+        behaviour = Behaviour(blocks_after=TAKEN, blocks_for_s=REFUSED_FOR_S)
+        self._exits: dict[UUID, Script] = defaultdict(lambda: Script(behaviour))
 
     def refuses(self, exit_id: UUID) -> float | None:
         """Take a request. Return for how many seconds the exit is refused, or None if not."""
         time.sleep(REQUEST_S)
         with self._lock:
-            now = time.monotonic()
-            left = self._refused_until.get(exit_id, 0.0) - now
-            if left > 0:
-                return left
-            self._taken[exit_id] += 1
-            if self._taken[exit_id] <= TAKEN:
-                return None
-            self._taken[exit_id] = 0
-            self._refused_until[exit_id] = now + REFUSED_FOR_S
-            return REFUSED_FOR_S
+            now, script = time.monotonic(), self._exits[exit_id]
+            is_refused = script.decide(now) is Verdict.REFUSED
+            return script.refused_for_s(now) if is_refused else None
 
 
 class Crawl(NamedTuple):

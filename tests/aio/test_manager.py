@@ -54,7 +54,12 @@ def test_every_method_of_the_manager_is_here() -> None:
             (p.name, p.default, p.kind) for p in theirs.values()
         ]
         begins = inspect.unwrap(twin)  # of a context manager, its function
-        without_waiting = name in ("client", "pool") or name.startswith("register_")
+        without_waiting = name in (
+            "client",
+            "pool",
+            "report_later",
+            "watch_requests",
+        ) or name.startswith("register_")
         is_async = inspect.iscoroutinefunction(begins) or inspect.isasyncgenfunction(begins)
         assert is_async is not without_waiting
 

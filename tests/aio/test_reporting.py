@@ -14,7 +14,6 @@ from pharox import (
     InvalidInputError,
     Lease,
     LeaseEndedError,
-    LeaseStatus,
     Outcome,
 )
 from pharox.manager import tally
@@ -28,6 +27,24 @@ async def leased(manager: AsyncProxyManager) -> Lease:
     lease = await manager.acquire_proxy("pool", "w", 60)
     assert lease is not None
     return lease
+
+
+def test_what_is_no_outcome_is_refused_before_anything_is_released(kept: Kept) -> None:
+    """Alone and in a batch."""
+    fill(kept.blocking, 2)
+    manager: Any = AsyncProxyManager(kept.storage)
+
+    async def main() -> None:
+        pair = [await leased(manager), await leased(manager)]
+        with pytest.raises(InvalidInputError, match="an Outcome is needed"):
+            await manager.release_proxy(pair[0], "blocked")
+        with pytest.raises(InvalidInputError, match="an Outcome is needed"):
+            await manager.release_proxies(pair, [OK, "blocked"])
+        assert "LeaseReleased" not in types_of(kept.blocking)
+        await manager.release_proxies(pair, [OK, None])
+
+    kept.run(main())
+    assert types_of(kept.blocking).count("LeaseReleased") == 2
 
 
 def test_a_task_reports(kept: Kept) -> None:
@@ -65,7 +82,7 @@ def test_a_task_reports(kept: Kept) -> None:
 
 
 def test_bad_input_is_refused(kept: Kept) -> None:
-    """With the errors of the other manager; a release is done nonetheless."""
+    """With the errors of the other manager."""
     fill(kept.blocking, 1)
     manager: Any = AsyncProxyManager(kept.storage)
 
@@ -75,9 +92,7 @@ def test_bad_input_is_refused(kept: Kept) -> None:
             await manager.report(lease, "ok")
         with pytest.raises(LeaseEndedError):
             await manager.report(lease.model_copy(update={"id": uuid4()}), BLOCKED)
-        with pytest.raises(InvalidInputError):
-            await manager.release_proxy(lease, "ok")
-        assert lease.status is LeaseStatus.RELEASED
+        await manager.release_proxy(lease)
 
     kept.run(main())
     kept.assert_nothing_is_left()

@@ -6,10 +6,12 @@ from datetime import timedelta
 from uuid import UUID
 
 import pytest
+from pydantic import SecretStr
 
 import pharox as px
-from pharox.cli.describing import in_words, lasting
+from pharox import ProxyCredentials
 from pharox.history import audit
+from pharox.history.describing import in_words, lasting
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import clock_of, fill
 
@@ -88,7 +90,7 @@ class TestStory:
     def test_a_miss_is_told_in_words(self, pharox: Pharox, incident: Incident) -> None:
         """Why a consumer got nothing, and what the pool had then."""
         out = pharox("audit", "consumer", "late").out
-        assert "late got nothing from pool 'a pool': every matching proxy was leased" in out
+        assert "late got nothing from pool 'a pool': every healthy matching proxy was leased" in out
         assert "the pool had 1 proxy: 1 active, 0 available, 1 leased (1 lease)" in out
         assert out.endswith("0 leases acquired; 0 given back; 0 ran out; 1 miss (1 at_capacity)\n")
 
@@ -333,3 +335,17 @@ class TestWords:
     ) -> None:
         """Nested ones too, and a predicate only as that."""
         assert in_words(filters.recorded()) == words
+
+
+def test_a_change_says_what_was_changed(pharox: Pharox, storage: PostgresStorage) -> None:
+    """Of a secret that there is another one, and of anything else what it was and is."""
+    _, (proxy,) = fill(storage, 1)
+    link = SecretStr("https://provider.example/x?token=hunter2")
+    login = ProxyCredentials(user="u", password=SecretStr("hunter2"))
+    for change in ({"credentials": login}, {"weight": 5, "country": "DE"}, {"rotate_url": link}):
+        storage.save_proxy(storage.get_proxy(str(proxy.id)).model_copy(update=change))
+    told = pharox("audit", "proxy", proxy.id).out
+    assert "was changed: its credentials" in told
+    assert "was changed: country none -> DE, weight none -> 5" in told
+    assert "was changed: its link for another exit" in told
+    assert "hunter2" not in told

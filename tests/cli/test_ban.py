@@ -85,13 +85,12 @@ class TestBan:
         assert types_of(storage) == before
 
     def test_json_has_the_proxies(self, pharox: Pharox, storage: PostgresStorage) -> None:
-        """As ``pharox proxies --json`` prints them."""
+        """As ``pharox proxies --json`` prints them, which has more: who holds them, for one."""
         _, proxies = fill(storage, 2)
         banned = pharox("ban", *(proxy.id for proxy in proxies), "--json").objects
-        assert (
-            sorted(banned, key=lambda p: str(p["id"]))
-            == pharox("proxies", "pool", "--json").objects
-        )
+        listed = pharox("proxies", "pool", "--json").objects
+        own = [{name: each[name] for name in banned[0]} for each in listed]
+        assert sorted(banned, key=lambda p: str(p["id"])) == own
 
     @pytest.mark.parametrize("name", ["nope", "10.9.9.9:80", str(UUID(int=7)), "", "\udcff"])
     def test_an_unknown_one_keeps_all_as_they_are(
@@ -170,7 +169,7 @@ class TestUnban:
         _, (proxy,) = fill(storage, status=ProxyStatus.BANNED)
         outcome = pharox("unban", proxy.id, "--reason", "appealed")
         assert outcome.status == 0
-        assert outcome.out.endswith("is inactive until a check succeeds\n")
+        assert "is inactive until a check succeeds: `pharox sweep` checks it" in outcome.out
         *_, event = storage.events()
         assert isinstance(event, ProxyChanged)
         assert (event.after.status, event.reason) == (ProxyStatus.INACTIVE, "appealed")
@@ -245,3 +244,15 @@ class TestBanForATime:
         _, (proxy,) = fill(storage, 1)
         assert pharox("ban", proxy.id, "--for", time).status != 0
         assert statuses(storage, [proxy]) == ["active"]
+
+
+def test_a_ban_that_becomes_permanent_is_told(pharox: Pharox, storage: PostgresStorage) -> None:
+    """The status stays BANNED, so its end is what changed."""
+    _, (proxy,) = fill(storage, 1)
+    address = f"{proxy.host}:{proxy.port}"
+    assert pharox("ban", address, "--reason", "429", "--for", "30m").status == 0
+    assert pharox("ban", address, "--reason", "hostile").status == 0
+    assert "stays banned, for good: hostile" in pharox("audit", "proxy", address).out
+    last = pharox("log", "--last", "1").out
+    assert " status=banned until=never " in last
+    assert " reason=hostile" in last

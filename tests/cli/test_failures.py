@@ -55,23 +55,6 @@ class TestUsage:
         assert outcome.err.count("\n") == 1
         assert "s3cret" not in outcome.err
 
-    def test_no_command_shows_the_help(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """``pharox`` alone shows what there is, with the exit status of a wrong call."""
-        alone, asked = run(capsys), run(capsys, "--help")
-        assert (alone.status, asked.status) == (2, 0)
-        assert alone.out == asked.out
-
-    def test_the_help_loads_no_database_driver(self) -> None:
-        """``pharox --help`` is quick, as it imports neither SQLAlchemy nor alembic nor httpx."""
-        code = (
-            "import sys; from pharox.cli import main; main(['--help']);"
-            "print([m for m in ('sqlalchemy', 'alembic', 'psycopg', 'httpx') if m in sys.modules])"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
-        )
-        assert done.stdout.splitlines()[-1] == "[]"
-
 
 class TestTheDatabase:
     def test_no_server_is_one_sentence(self, capsys: pytest.CaptureFixture[str]) -> None:

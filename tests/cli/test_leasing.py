@@ -92,7 +92,7 @@ class TestLeases:
     ) -> None:
         """By pool and proxy, over any number of pages, with the ids that `revoke` takes."""
         monkeypatch.setattr(listing, "PAGE", 2)
-        assert pharox("leases").out.split() == [*listing._COLUMNS]
+        assert pharox("leases") == (0, "", "pharox: nothing is leased\n")
         held = {}
         for name in ("q", "p"):
             _, proxies = fill(storage, 3, name=name)
@@ -111,12 +111,14 @@ class TestLeases:
         assert [row.split()[0] for row in rows] == [str(lease.id) for lease in expected]
         row = next(row for row in rows if str(renewed.id) in row)
         assert re.search(
-            r"  p +http://10\.0\.0\.0:8000  c0 .*Z  (10 min 0 s|9 min \d+ s)  2.*Z$", row
+            r"  p +http://10\.0\.0\.0:8000  c0 .*Z  \d+ s +(10 min 0 s|9 min \d+ s)  2.*Z$", row
         )
         found = pharox("leases", "--pool", "p", "--consumer", "c1", "--json").objects
         assert [each["id"] for each in found] == [str(held["p"][1].id)]
         assert pharox("revoke", found[0]["id"], "--reason", "why").status == 0
         assert pharox("leases", "--pool", "p", "--consumer", "c1", "--json").objects == []
+        unknown = pharox("leases", "--consumer", "nobody")
+        assert (unknown.status, "there never was a consumer" in unknown.err) == (1, True)
         nowhere = pharox("leases", "--pool", "nowhere")
         assert nowhere == (1, "", "pharox: no pool is named 'nowhere'\n")
 
@@ -124,7 +126,7 @@ class TestLeases:
         """A lease that nobody has taken back yet is listed, with how long it is over."""
         fill(storage, name="p")
         pharox("acquire", "p", "--duration", "0.001")
-        assert re.search(r"  ran out [\d.]+ s ago +-$", pharox("leases").out.splitlines()[1])
+        assert re.search(r"  ran out \d+ s ago$", pharox("leases").out.splitlines()[1])
 
 
 class TestAcquire:
@@ -174,7 +176,7 @@ class TestAcquire:
             (["empty"], "pool 'empty' has no proxies", 1),
             (["p", "--country", "AR"], "no proxy of pool 'p' matches the filters", 1),
             (["sick"], "no matching proxy of pool 'sick' is healthy", 75),
-            (["taken"], "every matching proxy of pool 'taken' is leased to its limit", 75),
+            (["taken"], "every healthy matching proxy of pool 'taken' is leased to its limit", 75),
         ],
     )
     def test_a_miss_is_a_sentence_that_says_why(
@@ -273,10 +275,10 @@ class TestAcquire:
     ) -> None:
         """Ctrl-C between the lease and its printing leaves nothing held."""
 
-        def interrupted(*_: object) -> None:
+        def interrupted(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(leasing, "_hand_over", interrupted)
+        monkeypatch.setattr(leasing, "hand_over", interrupted)
         fill(storage, name="p")
         assert pharox("acquire", "p") == (130, "", "")
         assert types_of(storage)[-1] == "LeaseReleased"
@@ -377,3 +379,38 @@ class TestAddresses:
         assert (outcome.status, "in pool 'pool'" in outcome.err) == (1, True)
         assert pharox("acquire", "pool", "--proxy", "").status == 2
         assert types_of(storage) == before
+
+
+class TestFallback:
+    def test_another_pool_is_tried(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """The lease is of the pool that had one, and the audit says what the first one lacked."""
+        fill(storage, 3, name="residential")
+        fill(storage, 1, name="datacenter")
+        asked = ("acquire", "residential", "--consumer", "w", "--fallback", "datacenter", "--json")
+        leases = [pharox(*asked).objects[0] for _ in range(4)]
+        assert [lease["pool_name"] for lease in leases] == [*["residential"] * 3, "datacenter"]
+        missed = pharox(*asked)
+        assert missed.status == 75
+        assert "'residential' is leased" in missed.err
+        assert "'datacenter' is leased" in missed.err
+        story = pharox("audit", "lease", leases[3]["id"]).out
+        assert (
+            "pool residential had none: every healthy matching proxy was leased to its limit"
+            in story
+        )
+        assert "pool residential had 3 proxies: 3 active, 0 available, 3 leased" in story
+        story = pharox("audit", "pool", "residential").out
+        assert "pool datacenter had none either: every healthy matching proxy" in story
+        assert "pool datacenter had 1 proxy: 1 active, 0 available, 1 leased" in story
+        assert "fallback_from=residential:at_capacity" in pharox("log").out
+        assert "fallback=datacenter:at_capacity" in pharox("log").out
+
+    def test_a_command_runs_with_it(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """As `acquire` has it."""
+        fill(storage, 0, name="residential")
+        fill(storage, 1, name="datacenter")
+        run = pharox("run", "residential", "--fallback", "datacenter", "--", "true")
+        assert run.status == 0
+        again = pharox("run", "residential", "--fallback", "residential", "--", "true")
+        assert again.status == 2
+        assert "twice" in again.err

@@ -7,13 +7,26 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import combinations_with_replacement
+from typing import Any, cast
 
 import pytest
 
-from pharox import CheckFailure, InvalidInputError, ProxyPool, ProxyStatus
-from pharox.cli.checking import moment_before
+from pharox import (
+    CheckFailure,
+    InMemoryStorage,
+    InvalidInputError,
+    ProxyManager,
+    ProxyPool,
+    ProxyStatus,
+    attributed,
+)
+from pharox.cli.log import _only_pool
+from pharox.events import Event
 from pharox.models import HealthCheckResult, ProxyProtocol, SelectorStrategy
+from pharox.models.moments import moment_before
 from pharox.storage.postgres import PostgresStorage
 from pharox.testing import checked
 from tests.conftest import clock_of, fill, types_of
@@ -94,6 +107,12 @@ class TestLog:
         lead_a_life(storage, pharox)
         assert facts in pharox("log", "--type", type_).out
 
+    def test_who_did_it_is_told(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """And as part of which job."""
+        with attributed(actor="ada", correlation_id="job-7"):
+            fill(storage, 1)
+        assert all(line.endswith("actor=ada job=job-7") for line in pharox("log").out.splitlines())
+
     def test_json_is_the_whole_event(self, pharox: Pharox, storage: PostgresStorage) -> None:
         """With --json each event is one object with all of its facts."""
         lead_a_life(storage, pharox)
@@ -108,6 +127,13 @@ class TestLog:
         positions = [event.position for event in storage.events()]
         shown = pharox("log", "--after", positions[1], "--limit", "2", "--json").objects
         assert [event["position"] for event in shown] == positions[2:4]
+
+    def test_the_last_ones_may_be_more_than_any_log_has(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """Then it is the whole log."""
+        fill(storage, 1)
+        assert pharox("log", "--last", "9" * 30).out == pharox("log").out != ""
 
     def test_it_can_be_of_one_pool_and_type(self, pharox: Pharox, storage: PostgresStorage) -> None:
         """--pool and --type leave out all others; --type may be repeated."""
@@ -128,6 +154,70 @@ class TestLog:
             "AcquireMissed",
         ]
         assert "reason=unknown_pool" in pharox("log", "--pool", "typo").out
+
+    def test_it_can_be_of_a_consumer_a_proxy_and_a_time(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """Each option leaves out all others, together they are all of them; --last is the end."""
+        clock = clock_of(storage)
+        _, proxies = fill(storage, 3, name="p")
+        manager = ProxyManager(storage)
+        for number in range(12):
+            clock.advance(10)
+            lease = manager.acquire_proxy("p", f"c{number % 2}")
+            if lease is not None and number % 3:
+                manager.release_proxy(lease)
+            storage.apply_health_check_result(checked(proxies[number % 3]))
+        log = list(storage.events())
+        moments = sorted({event.recorded_at for event in log})
+        proxy, start, end = proxies[1], moments[3], moments[8]
+
+        def is_of_proxy(event: Event) -> bool:
+            return event.part_of(proxy.id) is not None
+
+        conditions: list[tuple[tuple[object, ...], Callable[[Event], bool]]] = [
+            (("--consumer", "c1"), lambda event: event.consumer == "c1"),
+            (("--proxy", "10.0.0.1:8000"), is_of_proxy),
+            (("--since", start.isoformat()), lambda event: event.recorded_at >= start),
+            (("--until", end.isoformat()), lambda event: event.recorded_at <= end),
+            (("--since", 7), lambda event: event.seq >= 7),
+            (("--until", 9), lambda event: event.seq <= 9),
+            (("--pool", "p"), lambda event: event.pool_id == proxy.pool_id),
+            (("--type", "LeaseAcquired"), lambda event: event.type == "LeaseAcquired"),
+        ]
+        for (one, is_one), (other, is_other) in combinations_with_replacement(conditions, 2):
+            if one[0] == other[0] and one != other:
+                continue
+            words = one if one == other else (*one, *other)
+            expected = [event.seq for event in log if is_one(event) and is_other(event)]
+            assert [each["seq"] for each in pharox("log", *words, "--json").objects] == expected
+            last = pharox("log", *words, "--last", 2, "--json").objects
+            assert [each["seq"] for each in last] == expected[-2:]
+
+    def test_the_last_ones_and_then_what_comes(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """--follow with --last shows the end of the log first; it has no end of its own."""
+        fill(storage, 5, name="p")
+        shown = pharox("log", "--follow", "--last", 3, "--limit", 3, "--json").objects
+        assert [event["seq"] for event in shown] == [4, 5, 6]
+        assert pharox("log", "--follow", "--until", "now").status == 2
+        assert "before the beginning" in pharox("log", "--since", 5, "--until", 3).err
+        assert "there never was a consumer 'x'" in pharox("log", "--consumer", "x").err
+
+    def test_a_name_counts_that_a_pool_had_then(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """Also where the event that gave it the name is not among those that are shown."""
+        pool, _ = fill(storage, 1, name="old")
+        pharox("acquire", "old")
+        storage.save_pool(pool.model_copy(update={"name": "new"}))
+        pharox("acquire", "new")
+        types = ("--type", "LeaseAcquired", "--type", "AcquireMissed", "--json")
+        (lease,) = pharox("log", "--pool", "old", *types).objects
+        (miss,) = pharox("log", "--pool", "new", *types).objects
+        assert (lease["type"], miss["type"]) == ("LeaseAcquired", "AcquireMissed")
+        assert pharox("log", "--pool", "old", *types, "--last", 1).objects == [lease]
 
     def test_a_pool_may_be_gone_but_not_unknown(
         self, pharox: Pharox, storage: PostgresStorage
@@ -226,3 +316,16 @@ class TestPrune:
         outcome = pharox("prune", "--ended-before", text)
         assert (outcome.status, outcome.out) == (2, "")
         assert "has no time zone" in outcome.err
+
+
+def test_a_mistyped_name_leaves_the_index_to_the_others() -> None:
+    """A pool's events are found by its id, unless a miss had its name before it was there."""
+    storage = InMemoryStorage()
+    manager = ProxyManager(storage)
+    manager.acquire_proxy("late", "w")
+    for name in ("pool", "late"):
+        storage.save_pool(ProxyPool(name=name))
+    manager.acquire_proxy("pol", "w")
+    (pool_id,) = (pool.id for pool in storage.list_pools() if pool.name == "pool")
+    assert _only_pool(cast("Any", storage), "pool") == pool_id
+    assert _only_pool(cast("Any", storage), "late") is None

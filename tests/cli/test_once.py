@@ -17,8 +17,8 @@ from .conftest import Pharox
 def commands(command: Any, words: tuple[str, ...] = ()) -> Any:
     """Yield every command and group with the words that call it."""
     yield words, command
-    for name, child in getattr(command, "commands", {}).items():
-        yield from commands(child, (*words, name))
+    for name in getattr(command, "commands", ()):
+        yield from commands(command.get_command(None, name), (*words, name))
 
 
 TWICE = [

@@ -252,7 +252,7 @@ class TestListColumns:
                 for proxy, exit_ip in zip(proxies, exits, strict=True)
             ]
         )
-        assert " exit " in pharox("proxies", "pool").out.splitlines()[0]
+        assert "exit" in pharox("proxies", "pool").out.splitlines()[0].split()
         found = pharox("proxies", "pool", "--duplicates", "exit_ip", "--json").objects
         groups = {row["exit_ip"]: {each["id"] for each in row["proxies"]} for row in found}
         ids = [str(proxy.id) for proxy in proxies]
@@ -267,3 +267,23 @@ class TestListColumns:
             *["2001:db8::1"] * 2,
         ]
         assert pharox("proxies", "pool", "--duplicates", "isp").status != 0
+
+
+def test_weights_are_read_set_and_shown(pharox: Pharox, storage: PostgresStorage) -> None:
+    """A column of a list says the weight of an entry, an option that of those without one."""
+    text = "host,port,protocol,weight\n192.0.2.1,80,http,7\n192.0.2.2,80,http,\n"
+    assert pharox("import", "-", "--pool", "w", "--weight", "3", stdin=text).status == 0
+    pool = storage.get_pool_by_name("w")
+    assert pool is not None
+    known = {str(proxy.host): proxy for proxy in storage.list_proxies(str(pool.id))}
+    assert {host: proxy.weight for host, proxy in known.items()} == {"192.0.2.1": 7, "192.0.2.2": 3}
+    assert pharox("proxies", "set", "192.0.2.1:80", "--weight", "20").status == 0
+    shown = pharox("proxies", "w").out
+    assert "weight" in shown
+    assert "20" in shown
+    assert "weight=20" in pharox("log").out
+    for wrong in ("0", "1001", "heavy"):
+        refused = pharox("proxies", "set", "192.0.2.1:80", "--weight", wrong)
+        assert (refused.status, refused.out) == (2, "")
+    bad = pharox("import", "-", "--pool", "w", stdin=text.replace("7", "0"))
+    assert "weight" in bad.err

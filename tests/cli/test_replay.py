@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pharox as px
-from pharox.cli.checking import end_of, start_of
 from pharox.cli.replay import paced
 from pharox.cli.showing import in_utc
 from pharox.history.replay import changes, pool_at
 from pharox.history.sealed_log import last_seq
+from pharox.models.moments import end_of, start_of
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import clock_of, fill
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pharox import CoolDown, Lease, Outcome, ProxyManager
 from pharox.events import CoolDownSet
+from pharox.history.describing import describe
 from pharox.storage.postgres import PostgresStorage
 from pharox.storage.reports import ReportRequest
 from tests.conftest import clock_of, fill
@@ -34,8 +35,8 @@ class TestTargets:
         found = pharox("targets")
         header, news, shop = found.out.splitlines()
         assert header.split("  ")[0] == "target"
-        assert news.split()[:5] == [NEWS, "pool", "1", "0", "100.0%"]
-        assert shop.split()[:5] == [SHOP, "pool", "2", "1", "75.0%"]
+        assert news.split()[:7] == [NEWS, "pool", "1", "0", "0", "0", "100.0%"]
+        assert shop.split()[:7] == [SHOP, "pool", "2", "1", "1", "0", "75.0%"]
         assert pharox("targets", "--pool", "pool").out == found.out
         assert [each["target"] for each in pharox("targets", "--json").objects] == [NEWS, SHOP]
 
@@ -48,7 +49,7 @@ class TestTargets:
         resting = next(line for line in lines if "blocked" in line)
         assert len(lines) == 2
         assert "blocked (429)" in resting
-        assert "1 refusal " in resting
+        assert "1 refused or unclear " in resting
         assert resting.endswith("1 min 30 s")
         only = pharox("targets", "--cooling", "--json").objects
         assert [pair["proxy_id"] for pair in only] == [str(leases[1].proxy_id)]
@@ -76,7 +77,7 @@ class TestCoolDown:
         (pair,) = storage.list_target_outcomes(cooling=True)
         assert pair.remaining_seconds == 1800
         assert pharox("cooldown", proxy.id, *target, "--end").out.endswith(
-            f"no longer rests for {SHOP}\n"
+            f"does not rest for {SHOP}\n"
         )
         assert storage.list_target_outcomes(cooling=True) == []
         first, last = (event for event in storage.events() if isinstance(event, CoolDownSet))
@@ -173,8 +174,8 @@ class TestStories:
             assert f"{SHOP} answered {url}, 40 times, said crawler" in story.out
             assert f"{SHOP} refused {url} with 403, said crawler: captcha\n" in story.out
             assert (
-                f"{SHOP} refused {url} with 403, 2 refusals in a row, said crawler; the proxy "
-                "rests for it, for 30 s, until "
+                f"{SHOP} refused {url} with 403, 2 times in a row refused or unclear, "
+                "said crawler; the proxy rests for it, for 30 s, until "
             ) in story.out
             assert (
                 f"{NEWS} failed, asked through {url} with 503, asking to be left alone for 20 s, "
@@ -189,3 +190,128 @@ class TestStories:
         assert f"{SHOP} until 2" in row
         lines = pharox("log", "--type", "OutcomeReported").out.splitlines()
         assert f"outcome=blocked target={SHOP} count=1 status=403 note=captcha" in lines[1]
+
+
+class TestRules:
+    def test_rules_are_set_changed_listed_and_unset(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """What is not named stays; `targets` shows them beside the target, and the log has all."""
+        reported(storage, Outcome.ok(SHOP), Outcome.ok(NEWS))
+        pattern = "captcha|unusual traffic"
+        options = ("--blocked-status", "429, 403", "--blocked-if-body", pattern)
+        first = pharox("targets", "set", f"https://{SHOP}/cart", *options)
+        words = f"403, 429 blocked; a body with '{pattern}' blocked"
+        assert first.err == f"pharox: rules for {SHOP}: {words}\n"
+        pharox("targets", "set", SHOP, "--ok-status", "404", "--target-failed-status", "418")
+        pharox("targets", "set", SHOP, "--blocked-status", "")
+        (known,) = pharox("targets", "rules", "--json").objects
+        assert known.pop("set_at")
+        assert known == {
+            "target": SHOP,
+            "ok_statuses": [404],
+            "blocked_statuses": [],
+            "target_failed_statuses": [418],
+            "blocked_if_body": pattern,
+        }
+        words = f"404 ok; 418 target_failed; a body with '{pattern}' blocked"
+        assert words in pharox("targets", "rules").out
+        _, news, shop = pharox("targets").out.splitlines()
+        assert shop.endswith(words)
+        assert news.endswith("-")
+        assert pharox("targets", "unset", SHOP).status == 0
+        assert storage.list_target_rules() == []
+        assert pharox("log", "--type", "TargetRulesSet").out.count("TargetRulesSet") == 4
+        told = [
+            describe(e, pool=None, address=None).sentence
+            for e in storage.events()
+            if e.type == "TargetRulesSet"
+        ]
+        assert told[-2:] == [
+            f"rules were set for {SHOP}: {words}",
+            f"the default rules hold for {SHOP} again",
+        ]
+
+    def test_a_status_of_another_kind_by_stored_rules_is_named(
+        self, pharox: Pharox, storage: PostgresStorage
+    ) -> None:
+        """With what to give to move it."""
+        pharox("targets", "set", SHOP, "--blocked-status", "403,404")
+        refused = pharox("targets", "set", SHOP, "--ok-status", "404")
+        assert refused.status == 2
+        assert f"the rules of {SHOP} that are there already have 404 as blocked" in refused.err
+        assert "give --blocked-status without it" in refused.err
+        both = ("--ok-status", "404", "--blocked-status", "403")
+        assert pharox("targets", "set", SHOP, *both).status == 0
+        assert pharox("targets", "set", "*.a.example", "--ok-status", "404").status == 0
+
+    def test_a_wrong_rule_is_refused(self, pharox: Pharox, storage: PostgresStorage) -> None:
+        """With one line that names it; nothing is written."""
+        for options, message in (
+            ((SHOP,), "say what to set"),
+            ((SHOP, "--blocked-status", "403;429"), "'403;429' is not a status"),
+            (
+                (SHOP, "--blocked-status", "403", "--ok-status", "403"),
+                "pharox: 403: a status is of one kind only",
+            ),
+            ((SHOP, "--blocked-if-body", ".*captcha"), "a repetition needs a bound"),
+            ((SHOP, "--blocked-if-body", ""), "need a status or a pattern"),
+            (("a..b", "--ok-status", "404"), "empty part"),
+        ):
+            refused = pharox("targets", "set", *options)
+            assert refused.status != 0
+            assert message in refused.err
+            assert refused.err.count("\n") == 1
+        unset = pharox("targets", "unset", SHOP)
+        assert unset == (1, "", f"pharox: {SHOP} has no rules of its own\n")
+        assert "no target has rules" in pharox("targets", "rules").err
+        assert list(storage.events()) == []
+
+
+def test_blocked_and_unclear_are_told_apart(pharox: Pharox, storage: PostgresStorage) -> None:
+    """A failure that nobody knows the cause of is no refusal of the target."""
+    reported(storage, Outcome.blocked(SHOP, status=403), *[Outcome.unclear(SHOP)] * 2)
+    (target,) = pharox("targets", "--json").objects
+    assert (target["blocked"], target["unclear"]) == (1, 2)
+    (blocked,) = [p for p in pharox("targets", "--target", SHOP, "--json").objects if p["status"]]
+    assert target["refused_at"] == blocked["reported_at"]
+    header, _ = pharox("targets").out.splitlines()
+    assert "blocked  unclear" in header
+
+
+def test_ending_where_nothing_rests_is_no_event(pharox: Pharox, storage: PostgresStorage) -> None:
+    """Neither for an unknown pair nor for one that was refused and does not rest."""
+    (lease,) = reported(storage, Outcome.blocked(SHOP, status=403))
+    name = str(lease.proxy_id)
+    for target in (NEWS, SHOP):
+        ended = pharox("cooldown", name, "--target", target, "--end")
+        assert (ended.status, "does not rest" in ended.out) == (0, True)
+    assert not any(isinstance(event, CoolDownSet) for event in storage.events())
+    assert pharox("cooldown", name, "--target", SHOP, "--for", "0").status != 0
+    assert not any(isinstance(event, CoolDownSet) for event in storage.events())
+
+
+def test_a_miss_says_when_the_first_comes_back(pharox: Pharox, storage: PostgresStorage) -> None:
+    """And for which target; with the exit status of a miss."""
+    (lease,) = reported(storage, Outcome.blocked(SHOP, status=429, retry_after=90))
+    ProxyManager(storage).release_proxy(lease)
+    for command, words in (("acquire", ()), ("run", ("--", "true"))):
+        missed = pharox(command, "pool", "--target", f"https://{SHOP}/cart", *words)
+        assert missed.status != 0
+        assert f"rests for {SHOP}: the first may be free in 1 min 30 s" in missed.err
+
+
+def test_a_pool_says_whether_reported_failures_count(
+    pharox: Pharox, storage: PostgresStorage
+) -> None:
+    """Yes, no, or as each manager has it; the log and the list say it."""
+    pharox("pools", "add", "residential", "--reported-failures", "no")
+    assert storage.list_pools()[0].reported_failures is False
+    assert "reported failures do not count" in pharox("pools").out
+    pharox("pools", "set", "residential", "--reported-failures", "yes")
+    assert storage.list_pools()[0].reported_failures is True
+    pharox("pools", "set", "residential", "--reported-failures", "default")
+    assert storage.list_pools()[0].reported_failures is None
+    story = pharox("audit", "pool", "residential").out
+    assert "failures that holders report do not count as failed health checks" in story
+    assert "failures that holders report count as failed health checks" in story

@@ -13,8 +13,8 @@ from uuid import UUID
 import pytest
 
 from pharox import MissReason, ProxyManager
-from pharox.cli.describing import describe
 from pharox.events import AcquireMissed
+from pharox.history.describing import describe
 from pharox.models import SelectorStrategy
 from pharox.storage.postgres import PostgresStorage, batch
 from tests.conftest import DatabaseClock, fill, types_of
@@ -24,7 +24,7 @@ from tests.queueing import add_ticket, live_with_waits, waiting_in
 from .conftest import Pharox
 from .test_run import running
 
-TAKEN = "every matching proxy of pool 'pool' is leased to its limit"
+TAKEN = "every healthy matching proxy of pool 'pool' is leased to its limit"
 
 
 @contextmanager
@@ -162,7 +162,7 @@ class TestHistory:
         assert (
             "late got http://10.0.0.0:8000 of pool pool for 5 min 0 s, having waited 0.9 s" in told
         )
-        assert "vain got nothing from pool pool, having waited 0 s: every matching" in told
+        assert "vain got nothing from pool pool, having waited 0 s: every healthy matching" in told
         assert told.count("having waited") == 2
         assert "having waited 0.9 s" in pharox("replay", "--pool", "pool", "--from", "1").out
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from itertools import islice
+from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import create_engine
 
-from pharox import DatabaseUnavailableError, ProxyManager
-from pharox.storage.postgres import PostgresStorage
+from pharox import DatabaseError, DatabaseUnavailableError, ProxyManager
+from pharox.storage.postgres import PostgresStorage, driver
 from tests.conftest import fill, open_engine, run_sql
 
 
@@ -43,6 +45,43 @@ def test_an_exhausted_pool_is_told(database_url: str, postgres: PostgresStorage)
     ):
         storage.list_pools()
     engine.dispose()
+
+
+def test_what_is_lent_while_a_storage_is_closed_is_closed_as_it_returns(
+    postgres: PostgresStorage, database_url: str
+) -> None:
+    """None of its connections is left open until Python happens to collect it."""
+    storage = PostgresStorage(open_engine(database_url))
+    with storage.session() as lent:
+        connection = lent.connection
+        storage.close()
+        assert not connection.closed
+    assert connection.closed
+    assert storage.list_pools() == []  # Whoever goes on gets another.
+    storage.close()
+
+
+def test_a_deadlock_is_tried_again(
+    postgres: PostgresStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the server ended did nothing, so it begins anew; a fourth time is told."""
+    fill(postgres, 1)
+    answer, refused = driver._answer, list[None]()
+
+    def deadlock(*arguments: Any) -> Any:
+        if len(refused) < times:
+            refused.append(None)
+            raise psycopg.errors.DeadlockDetected("deadlock detected")
+        return answer(*arguments)
+
+    monkeypatch.setattr(driver, "_answer", deadlock)
+    times = 3
+    assert postgres.get_pool_by_name("pool") is not None
+    refused.clear()
+    times = 4
+    with pytest.raises(DatabaseError, match="deadlock detected"):
+        postgres.get_pool_by_name("pool")
+    assert len(refused) == 4
 
 
 def test_no_server_is_told() -> None:

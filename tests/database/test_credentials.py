@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from uuid import uuid4
 
 import httpx
@@ -135,6 +136,30 @@ def test_the_environment_names_the_keys(database_url: str, monkeypatch: pytest.M
     with pytest.raises(SecretKeyError) as refused:
         PostgresStorage(engine)
     assert "not-a-key" not in str(refused.value)
+    engine.dispose()
+
+
+def test_a_file_holds_the_keys(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """PHAROX_SECRET_KEY_FILE counts if there is no key in the environment, and must be readable."""
+    engine = open_engine(database_url)
+    proxy = proxy_with_password(PostgresStorage(engine, secret_keys=[SECRET_KEY]))
+    file = tmp_path / "secret-key"
+    file.write_text(f"{Fernet.generate_key().decode()}\n{SECRET_KEY}\n")
+    monkeypatch.setenv("PHAROX_SECRET_KEY_FILE", str(file))
+    assert PostgresStorage(engine).get_proxy(str(proxy.id)) == proxy
+    monkeypatch.setenv("PHAROX_SECRET_KEY", Fernet.generate_key().decode())
+    with pytest.raises(SecretKeyError, match="none of the keys"):
+        PostgresStorage(engine).get_proxy(str(proxy.id))
+    monkeypatch.delenv("PHAROX_SECRET_KEY")
+    file.write_bytes(b"\xff hidden")
+    with pytest.raises(SecretKeyError, match="it is not a text") as refused:
+        PostgresStorage(engine)
+    assert "hidden" not in repr(refused.value)
+    file.unlink()
+    with pytest.raises(SecretKeyError, match="No such file"):
+        PostgresStorage(engine)
     engine.dispose()
 
 

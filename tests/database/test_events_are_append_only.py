@@ -14,6 +14,7 @@ TABLES = {
     "seals": ("position", "digest = ''"),
     "seals_0": ("position", "digest = ''"),
     "ticks": ("last_seq", "root = ''"),
+    "tree_nodes": ("level, index", "hash = ''"),
 }
 """What may never change, each with its key and how one would forge it."""
 

@@ -7,21 +7,28 @@ from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import psycopg
 import pytest
 from psycopg import sql
+from pydantic import SecretStr
 from sqlalchemy import make_url
 
 from pharox import (
     DatabaseError,
     IAsyncStorage,
+    InMemoryStorage,
     InvalidInputError,
+    MoveStage,
     Outcome,
     ProxyCredentials,
     ProxyManager,
+    ProxyPool,
+    ProxySource,
     Subscription,
 )
+from pharox.fleet import LedgerEnd, move_pool
 from pharox.history import audit
 from pharox.history.replay import pool_at
 from pharox.incident.report import write_report
@@ -33,8 +40,17 @@ from pharox.observability.counting import NAME, FleetCounter
 from pharox.storage.interface import IStorage
 from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage, snapshots
 from pharox.storage.reports import CoolDownRequest, ReportRequest
+from pharox.storage.sources import RefreshResult
 from pharox.testing import AsyncStorageContract, Awaited, StorageContract
-from tests.conftest import SECRET_KEY, fill, ledger, open_async_engine, run_sql, types_of
+from tests.conftest import (
+    SECRET_KEY,
+    fill,
+    ledger,
+    new_database,
+    open_async_engine,
+    run_sql,
+    types_of,
+)
 from tests.ledger.following import BOTH, following, is_level, until
 
 from .sealing import Connection, check_seal, connected, new_role
@@ -56,17 +72,34 @@ def as_role(url: str, name: str) -> str:
     return make_url(url).set(username=name).render_as_string(hide_password=False)
 
 
-@pytest.fixture
-def parties(database_url: str) -> Iterator[Parties]:
-    """A ledger that belongs to an ordinary role, with an app and a reader."""
+@pytest.fixture(scope="module")
+def granted(server_url: str, template: str) -> Iterator[tuple[str, Roles]]:
+    """A database to copy, whose ledger belongs to an ordinary role, and the roles."""
     with ExitStack() as until_the_end:
-        server = until_the_end.enter_context(connected(database_url))
+        server = until_the_end.enter_context(connected(server_url))
         owner, app, reader = (until_the_end.enter_context(new_role(server)) for _ in range(3))
         roles = Roles(app=[app], reader=[reader], owner=owner)
-        with ledger(database_url) as storage:
+        name = f"pharox_{uuid4().hex[:12]}"
+        url = until_the_end.enter_context(new_database(server_url, name, template))
+        with ledger(url) as storage:
             grant(storage, roles)
-        owns, leases, reads = (as_role(database_url, name) for name in (owner, app, reader))
-        yield Parties(database_url, owns, leases, reads, roles)
+        yield name, roles
+
+
+@pytest.fixture
+def parties(server_url: str, granted: tuple[str, Roles]) -> Iterator[Parties]:
+    """A ledger that belongs to an ordinary role, with an app and a reader."""
+    granted_template, roles = granted
+    with new_database(server_url, f"pharox_{uuid4().hex[:12]}", granted_template) as url:
+        with connected(url) as server:  # A copy has no rights on the database itself.
+            server.execute(
+                sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(
+                    *map(sql.Identifier, (server.info.dbname, str(roles.owner)))
+                )
+            )
+        names = (str(roles.owner), *roles.app, *roles.reader)
+        owns, leases, reads = (as_role(url, name) for name in names)
+        yield Parties(url, owns, leases, reads, roles)
 
 
 @pytest.fixture
@@ -133,6 +166,22 @@ class TestApp:
         assert app.verify() == []
         app.delete_pool(str(pool.id))
         assert run_sql(app.engine, "SELECT 1 FROM pharox.proxy_credentials") == []
+
+    def test_it_keeps_sources(self, app: PostgresStorage) -> None:
+        """It saves, claims and removes them; their secrets it can neither change nor delete."""
+        app.save_pool(ProxyPool(name="pool"))
+        source = ProxySource(name="shop", pool_name="pool", url="http://provider.example/list")
+        for url in ("http://provider.example/list", "http://provider.example/other"):
+            app.save_source(source.model_copy(update={"url": SecretStr(url)}))
+        refused(app, "DELETE FROM pharox.source_secrets")
+        refused(app, "UPDATE pharox.source_secrets SET secret = ''")
+        assert len(run_sql(app.engine, "SELECT 1 FROM pharox.source_secrets")) == 1
+        claim = app.claim_source("shop")
+        assert claim is not None
+        assert app.finish_refresh(claim, RefreshResult(failure="busy"))
+        assert app.verify() == []
+        assert app.remove_source("shop")
+        assert run_sql(app.engine, "SELECT 1 FROM pharox.source_secrets") == []
 
     @pytest.mark.parametrize("driver", BOTH)
     def test_it_follows_the_log(self, app: PostgresStorage, driver: str) -> None:
@@ -221,6 +270,7 @@ FOR_NOBODY = [
     "DROP SCHEMA pharox CASCADE",
     "SET session_replication_role = replica",
     "SELECT pharox.protect('pharox.events')",
+    "SELECT pharox.advance_positions_v1(987654321)",
     "SELECT * FROM pg_authid",
     "SELECT * FROM other.proxy_credentials",
     "SELECT * FROM other.events",
@@ -228,6 +278,7 @@ FOR_NOBODY = [
 FOR_NO_READER = [
     "SELECT * FROM pharox.proxy_credentials",
     "SELECT secret FROM pharox.proxy_credentials",
+    "SELECT secret FROM pharox.source_secrets",
     *(f"DELETE FROM pharox.{table}" for table in ("leases", "pools", "subscriptions")),
     "UPDATE pharox.available_proxies SET current_leases = 0",
     "INSERT INTO pharox.consumers VALUES ('me', gen_random_uuid())",
@@ -259,6 +310,21 @@ def test_neither_can_do_more(
         assert storage.verify() == []
     with connected(parties.url) as server:
         check_seal(server)
+
+
+def test_only_the_owner_moves_pools(owner: PostgresStorage, app: PostgresStorage) -> None:
+    """An app is refused before anything is begun, and no position is beyond 2^53."""
+    pool, _ = fill(owner, 1)
+    elsewhere = LedgerEnd("b", InMemoryStorage())
+    with pytest.raises(DatabaseError, match="the database refused"):
+        move_pool(pool.name, LedgerEnd("a", app), elsewhere)
+    assert owner.list_pool_moves() == []
+    assert move_pool(pool.name, LedgerEnd("a", owner), elsewhere).stage is MoveStage.MOVED
+    with pytest.raises(DatabaseError, match="the database refused"):
+        move_pool(pool.name, elsewhere, LedgerEnd("a", app))
+    assert move_pool(pool.name, elsewhere, LedgerEnd("a", owner)).stage is MoveStage.MOVED
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="2\\^53"):
+        run_sql(owner.engine, f"SELECT pharox.advance_positions_v1({2**53 + 1})")
 
 
 class TestReader:
@@ -423,10 +489,10 @@ class TestGranting:
         with ProxyManager(app).with_lease("pool") as lease:
             assert lease is not None
 
-    def test_what_is_printed_is_what_is_applied(self, parties: Parties, database_url: str) -> None:
+    def test_what_is_printed_is_what_is_applied(self, parties: Parties) -> None:
         """Run as a script, the statements do the same, in a schema whose name is awkward too."""
         awkward = 'a "quoted" Name; %s \x1b[31m'
-        with connected(database_url) as server, ledger(database_url) as storage:
+        with connected(parties.url) as server, ledger(parties.url) as storage:
             elsewhere = PostgresStorage(storage.engine, schema=awkward, secret_keys=[SECRET_KEY])
             elsewhere.upgrade_schema()
             script = "BEGIN;" + ";".join(statements(elsewhere, parties.roles)) + ";COMMIT"
@@ -488,6 +554,17 @@ def test_roles_that_make_no_sense_are_refused(roles: dict[str, Any]) -> None:
     """Nobody, a name that is none, and one role for two things."""
     with pytest.raises(InvalidInputError):
         Roles(**roles)
+
+
+def test_a_right_of_the_database_is_said_to_be_missing(
+    parties: Parties, owner: PostgresStorage
+) -> None:
+    """Verifying needs temporary tables, which ``db grant`` cannot allow."""
+    with connected(parties.url) as server:
+        name = sql.Identifier(str(make_url(parties.url).database))
+        server.execute(sql.SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC").format(name))
+    with pytest.raises(DatabaseError, match="GRANT TEMPORARY ON DATABASE"):
+        owner.verify()
 
 
 def test_an_upgrade_without_rights_is_our_error(parties: Parties, owner: PostgresStorage) -> None:

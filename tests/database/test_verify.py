@@ -4,30 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from decimal import Decimal
 from uuid import uuid4
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg import sql
+from pydantic import SecretStr
 
 import projections
 from pharox import (
+    ApiToken,
     Outcome,
+    Pace,
+    PoolLimits,
+    ProxyCredentials,
     ProxyManager,
     ProxyPool,
     ProxyProtocol,
+    ProxySource,
     ProxyStatus,
+    RotationPolicy,
     SelectorStrategy,
+    SourceCounts,
     Sticky,
+    TargetRules,
 )
 from pharox.log import events, last_tick, seals, ticks
 from pharox.log.tables import snapshot_rows
 from pharox.models import HealthCheckResult
 from pharox.models.ids import new_lease_id
+from pharox.storage.moving import BeginMove
 from pharox.storage.postgres import PostgresStorage
 from pharox.storage.reports import ReportRequest
+from pharox.storage.sources import RefreshResult
 from pharox.testing import checked
+from projections import Finding
 from tests.conftest import clock_of, fill, ledger, new_database, run_sql
 
 TABLES = (
@@ -54,11 +67,14 @@ OTHER = {
     "int2": "coalesce({}, 0) + 100",
     "int4": "coalesce({}, 0) + 100",
     "int8": "coalesce({}, 0) + 1000000",
+    "numeric": "coalesce({}, 0) + 1",
+    "date": "{} + 1",
     "float8": "coalesce({}, 0) + 0.5",
     "bool": "coalesce(NOT {}, true)",
     "timestamptz": "coalesce({}, now()) + interval '1 microsecond'",
     "bytea": "set_byte({0}, 3, (get_byte({0}, 3) + 1) % 256)",
-    "jsonb": "jsonb_set(coalesce({}, '{{}}'), '{{added}}', 'true')",
+    "jsonb": "CASE jsonb_typeof({0}) WHEN 'array' THEN {0} || 'true' "
+    "ELSE jsonb_set(coalesce({0}, '{{}}'), '{{added}}', 'true') END",
     "xid8": "({}::text::bigint + 1)::text::xid8",
     "pg_snapshot": "'1:1:'::pg_snapshot",
 }
@@ -112,9 +128,34 @@ def _live(storage: PostgresStorage) -> None:
     assert lease is not None
     refused = Outcome.blocked("shop.example", status=429)
     assert storage.report_outcomes([ReportRequest(lease, refused)])
+    storage.set_target_rules(TargetRules(target="shop.example", blocked_statuses=(403,)))
+    _administer(storage)
+    storage.save_source(ProxySource(name="s", pool_name="a", url="http://provider.example/list"))
+    for result in (
+        RefreshResult(SourceCounts(listed=3, added=3), owned=3),
+        RefreshResult(failure="http://provider.example answered 503"),
+    ):
+        claim = storage.claim_source("s")
+        assert claim is not None
+        assert storage.finish_refresh(claim, result)
     sticky = Sticky("account-42", shared=True)
     fill(storage, 1, name="d", country="AR")
     assert manager.acquire_proxy("d", target="shop.example", sticky=sticky)
+    pool, _ = fill(storage, 1, name="e")
+    limits = PoolLimits(leases_per_consumer=2, paces=(Pace(starts=1, seconds=60),))
+    prices = {"cost_per_gb": Decimal("3.5"), "cost_per_lease": Decimal("0.25")}
+    storage.save_pool(pool.model_copy(update={"limits": limits, **prices}))
+    assert manager.acquire_proxy("e", target="shop.example")
+    login = ProxyCredentials(user="user-{session}", password="p")
+    fill(storage, 1, name="gateway", credentials=login, max_concurrency=None)
+    through_gateway = manager.acquire_proxy("gateway", sticky=sticky)
+    assert through_gateway is not None
+    manager.rotate(through_gateway)
+    mobile, (phone,) = fill(storage, 1, name="mobile", rotate_url=SecretStr("https://x.example/y"))
+    policy = RotationPolicy(on="release")
+    storage.save_pool(mobile.model_copy(update={"rotation": policy}))
+    storage.begin_rotation(phone.id)
+    storage.claim_rotations([phone.id])
     fill(storage, 10, name="c")
     down = Outcome.target_failed("down.example", status=503)
     leases = manager.acquire_proxies("c", 10)
@@ -141,9 +182,22 @@ def _live(storage: PostgresStorage) -> None:
     storage.seal()
 
 
+def _administer(storage: PostgresStorage) -> None:
+    token, _ = ApiToken.draw("worker", pools=["a"])
+    storage.add_api_token(token)
+    storage.place_pool("a", "east")
+    fill(storage, 0, name="moving")
+    storage.carry_out_move(BeginMove("moving", "west", uuid4()))
+
+
+def differences(storage: PostgresStorage) -> list[Finding]:
+    """What verify finds, beside that the log's triggers are disabled here."""
+    return [finding for finding in storage.verify() if finding.check != "triggers"]
+
+
 def test_a_ledger_that_nobody_touched_is_right(lived_in: PostgresStorage) -> None:
     """There is no finding, and there is something to be found in each table."""
-    assert lived_in.verify() == []
+    assert differences(lived_in) == []
     for table in TABLES:
         assert run_sql(lived_in.engine, f"SELECT count(*) > 0 FROM pharox.{table.name}") == [
             (True,)
@@ -166,6 +220,7 @@ def test_a_wrong_hint_is_found_by_what_it_hides(postgres: PostgresStorage) -> No
     assert finding.expected is None
 
 
+@pytest.mark.one_server
 @pytest.mark.parametrize(("table", "column"), CELLS)
 @settings(max_examples=2)
 @given(pick=st.integers(0, 10**6))
@@ -188,7 +243,7 @@ def test_a_changed_cell_is_found(
     change = sql.SQL("UPDATE {} SET {} = {} WHERE ctid = {}::tid RETURNING ctid::text")
     ((now_at,),) = run_sql(engine, change.format(part, cell, other, place))
     try:
-        findings = lived_in.verify()
+        findings = differences(lived_in)
     finally:
         back = sql.SQL("{}::{}").format(sql.Literal(before), sql.SQL(str(type_)))
         run_sql(engine, change.format(part, cell, back, sql.Literal(now_at)))
@@ -211,12 +266,12 @@ def test_a_missing_row_is_found(lived_in: PostgresStorage, table: str) -> None:
         f"DELETE FROM {part} WHERE ctid = (SELECT ctid FROM {part} LIMIT 1 OFFSET 0)",
     )
     try:
-        findings = lived_in.verify()
+        findings = differences(lived_in)
     finally:
         run_sql(lived_in.engine, f"INSERT INTO {part} ({columns}) SELECT {columns} FROM kept")
         run_sql(lived_in.engine, "DROP TABLE kept")
     assert findings
-    assert lived_in.verify() == []
+    assert differences(lived_in) == []
 
 
 def test_a_lease_that_was_due_and_left_is_found(postgres: PostgresStorage) -> None:

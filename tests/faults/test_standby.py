@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 
@@ -23,6 +25,8 @@ from pharox import (
     connect,
     connect_async,
 )
+from pharox.observability.counting import FleetCounter
+from pharox.observability.fleet import FleetServer
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import fill
 from tests.faults import cluster as clusters
@@ -66,6 +70,23 @@ def test_what_reads_works(standby: PostgresStorage) -> None:
     assert [event.type for event in standby.events()][-1] == "LeaseReleased"
     assert standby.find_available_proxy("pool") is not None
     assert standby.verify_log() == []
+
+
+def test_metrics_are_those_that_the_primary_counts(
+    servers: tuple[Cluster, Cluster], standby: PostgresStorage
+) -> None:
+    """A server at the standby counts nothing, and shows the counts and the read models."""
+    with closing(connect(servers[0].url)) as storage, FleetServer(storage, port=0):
+        counter = FleetCounter(standby)
+        while not any(name == "leases_acquired" for name, _ in counter.counts()):
+            time.sleep(0.02)
+    with FleetServer(standby, port=0) as server:
+        assert not server.is_counting
+        shown = httpx.get(f"http://127.0.0.1:{server.port}/metrics", trust_env=False).text
+    assert "pharox_fleet_up 1.0" in shown
+    assert "pharox_fleet_counting 0.0" in shown
+    assert 'pharox_fleet_pool_total_proxies{pool="pool"} 2.0' in shown
+    assert re.search(r"pharox_fleet_leases_acquired_total\{.*\} [1-9]", shown)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from uuid import UUID
 
 import trustme
 
+from pharox.integrations.testing.proxies import pipe
 from pharox.models import Proxy, ProxyCredentials, ProxyProtocol
 
 HOST = "127.0.0.1"
@@ -376,16 +377,9 @@ def _front(port: int) -> Serve:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         behind, towards = await asyncio.open_connection(HOST, port)
-        await asyncio.gather(_pipe(reader, towards), _pipe(behind, writer))
+        await asyncio.gather(pipe(reader, towards), pipe(behind, writer))
 
     return serve
-
-
-async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65_536):
-        writer.write(data)
-        await writer.drain()
-    writer.close()
 
 
 async def _listen(serve: Serve, context: ssl.SSLContext | None = None) -> int:

@@ -151,6 +151,50 @@ def logs(both: list[Any]) -> list[list[str]]:
     return [types_of(storage) for storage in both[:2]]
 
 
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda it: it.save_pool("p"), "a ProxyPool is needed, not a str"),
+        (lambda it: it.save_pool(made_proxy()), "a ProxyPool is needed, not a Proxy"),
+        (lambda it: it.save_proxy("1.2.3.4:80"), "a Proxy is needed, not a str"),
+        (lambda it: it.add_proxies_bulk([None]), "a Proxy is needed, not a NoneType"),
+        (lambda it: it.import_proxies(IDS[0], ["1.2.3.4:80"]), "a Proxy is needed, not a str"),
+        (lambda it: it.import_list(IDS[0], [["1.2.3.4:80"]]), "a Proxy is needed, not a str"),
+        (lambda it: it.add_consumer("c"), "a Consumer is needed, not a str"),
+        (lambda it: it.record_health_checks(["ok"]), "a HealthCheckResult is needed, not a str"),
+    ],
+)
+def test_what_is_no_model_is_refused(
+    both: list[Any], call: Callable[[Any], Any], words: str
+) -> None:
+    """With what is needed and the type of what was given; nothing is recorded."""
+    for storage in both:
+        before = len(list(storage.events()))
+        with pytest.raises(InvalidInputError, match=f"^{words}$"):
+            call(storage)
+        assert len(list(storage.events())) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (5, "not a int"),
+        (None, "not None"),
+        (ProxyPool(name="pool"), "not a ProxyPool; give its .name"),
+        (" ", "cannot be empty"),
+    ],
+)
+def test_what_is_no_name_is_refused(both: list[Any], name: Any, words: str) -> None:
+    """Of a pool, of one that is fallen back to, and of a consumer."""
+    for storage in (both[0], both[1]):
+        manager: Any = ProxyManager(storage)
+        for asked, options in ((name, {}), ("pool", {"fallback": [name]})):
+            with pytest.raises(InvalidInputError, match=f"^a pool name .*{words}$"):
+                manager.acquire_proxy(asked, "c", **options)
+        with pytest.raises(InvalidInputError, match=f"^a consumer name .*{words}$"):
+            storage.ensure_consumer(name)
+
+
 @pytest.mark.parametrize("value", UNSTORABLE)
 @pytest.mark.parametrize("what", [*WRITES, *READS])
 def test_no_storage_takes_such_a_text(both: list[Any], what: str, value: str) -> None:
@@ -446,6 +490,8 @@ def test_as_many_filters_as_there_may_be_are_answered(any_storage: AnyStorage) -
 def test_the_longest_text_is_kept(postgres: PostgresStorage) -> None:
     """A text of the greatest length is stored and read, by every way that the log has."""
     text = "\U0001f9ff" * MAX_TEXT_LENGTH
-    postgres.save_pool(ProxyPool(name="pool", description=text))
-    assert postgres.list_pools()[0].description == text
+    proxy = made_proxy()
+    postgres.save_pool(ProxyPool(id=proxy.pool_id, name="pool"))
+    postgres.save_proxy(proxy.model_copy(update={"isp": text}))
+    assert postgres.get_proxy(str(proxy.id)).isp == text
     assert postgres.verify() == []

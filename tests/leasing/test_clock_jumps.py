@@ -20,10 +20,10 @@ from pharox import (
     ProxyManager,
     ProxyUnavailableError,
 )
-from pharox.cli.describing import describe
 from pharox.cli.event_lines import line_of
 from pharox.events import LeaseRenewed
 from pharox.history import audit
+from pharox.history.describing import describe
 from pharox.incident import write_report
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import AnyStorage, clock_of, fill, for_tasks
@@ -42,7 +42,7 @@ def test_forward_keepers_find_out(any_storage: AnyStorage) -> None:
         with manager.with_lease("pool", "w", 1, keep_alive=True) as lease:
             assert lease is not None
             clock.advance(HOUR)
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while not lease.is_lost and time.monotonic() < deadline:
                 time.sleep(0.01)
 
@@ -210,7 +210,7 @@ def test_back_is_told_in_plain_words(any_storage: AnyStorage, tmp_path: Path) ->
     clock.advance(-HOUR)
     clean_up(any_storage)
     (event,) = redated(any_storage)
-    assert line_of(event, "pool").endswith("reason=clock_went_back")
+    assert " reason=clock_went_back " in line_of(event, "pool")
     assert describe(event, pool="pool", address="there").sentence == (
         "the lease of w on there was re-dated, as the clock went back: 1 min 0 s from now"
     )

@@ -152,7 +152,9 @@ def test_a_misspelled_option_is_named(method: str) -> None:
     awaited = AsyncInMemoryStorage()
     fill(awaited.memory)
     before = types_of(awaited.memory)
-    takes = "beside its named parameters it takes keep_alive, wait_seconds, target and sticky"
+    takes = (
+        "beside its named parameters it takes keep_alive, wait_seconds, target, sticky and fallback"
+    )
     why = rf"^{method}\(\) got an .* argument 'keepalive'; {takes}$"
     for manager in (ProxyManager(awaited.memory), AsyncProxyManager(awaited)):
         with pytest.raises(TypeError, match=why):

@@ -277,7 +277,7 @@ def test_a_selector_that_there_is_not(any_storage: AnyStorage, selector: Any) ->
         lambda: AcquireRequest("pool", "w", selector=selector),
     )
     for call in calls:
-        with pytest.raises(InvalidInputError, match=r"one of first_available, .*_used, not"):
+        with pytest.raises(InvalidInputError, match=r"one of first_available, .*weighted, not"):
             call()
 
 

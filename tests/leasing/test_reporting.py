@@ -25,6 +25,7 @@ from pharox import (
     LeaseEndedError,
     LeaseStatus,
     Outcome,
+    OutcomeEventPayload,
     OutcomeUnknownError,
     ProxyManager,
     ProxyStatus,
@@ -34,7 +35,7 @@ from pharox.manager import tally
 from pharox.manager.tally import ThreadTally, known_tally, tally_of
 from pharox.storage.interface import IStorage
 from pharox.storage.reports import ReportRequest
-from tests.conftest import AnyStorage, fill, types_of
+from tests.conftest import AnyStorage, clock_of, fill, types_of
 from tests.ledger.following import until
 
 SHOP = "shop.example"
@@ -181,21 +182,29 @@ def test_bad_input_is_refused(any_storage: AnyStorage) -> None:
         manager.report(lease.model_copy(update={"id": uuid4()}), BLOCKED)
 
 
-def test_whatever_is_wrong_with_an_outcome_the_lease_is_released(any_storage: AnyStorage) -> None:
+def test_what_is_no_outcome_is_refused_before_anything_is_released(
+    any_storage: AnyStorage,
+) -> None:
+    """Alone and in batches, with too few too; then the same leases are released."""
     fill(any_storage, 4)
     manager: Any = ProxyManager(any_storage)
-    lease = leased(manager)
-    with pytest.raises(InvalidInputError, match="an Outcome is needed"):
-        manager.release_proxy(lease, "blocked")
-    assert lease.status is LeaseStatus.RELEASED
-    pair = [leased(manager), leased(manager)]
-    with pytest.raises(InvalidInputError, match="1 for 2 leases"):
-        manager.release_proxies(pair, [BLOCKED])
-    assert {each.status for each in pair} == {LeaseStatus.RELEASED}
-    one = [leased(manager)]
-    with pytest.raises(InvalidInputError, match="0 for 1 leases"):
-        manager.release_proxies(one, [])
-    assert one[0].status is LeaseStatus.RELEASED
+    lease, *pair = (leased(manager) for _ in range(3))
+    types = types_of(any_storage)
+    calls: list[tuple[Callable[[], Any], str]] = [
+        (lambda: manager.release_proxy(lease, "blocked"), "an Outcome is needed"),
+        (lambda: manager.release_proxies([lease], ["blocked"]), "not a str"),
+        (lambda: manager.release_proxies(pair, [BLOCKED, "blocked"]), "an Outcome is needed"),
+        (lambda: manager.release_proxies(pair, 5), "an Outcome is needed"),
+        (lambda: manager.release_proxies(pair, [BLOCKED]), "1 for 2 leases"),
+        (lambda: manager.release_proxies([lease], []), "0 for 1 leases"),
+    ]
+    for call, words in calls:
+        with pytest.raises(InvalidInputError, match=words):
+            call()
+    assert types_of(any_storage) == types
+    manager.release_proxy(lease)
+    manager.release_proxies(pair)
+    assert {each.status for each in (lease, *pair)} == {LeaseStatus.RELEASED}
     assert reports(any_storage) == []
     unknown = leased(manager).model_copy(update={"id": uuid4()})
     with pytest.raises(LeaseEndedError, match="There is no lease"):
@@ -267,7 +276,7 @@ def test_what_failed_is_tried_again_in_its_order(caplog: pytest.LogCaptureFixtur
     manager.report(lease, OK)
     manager.flush_reports()
     manager.report(lease, OK)
-    manager._note(lease, BLOCKED)
+    manager.report_later(lease, BLOCKED)
     until(lambda: not waiting(storage) and not storage.errors, 5)
     assert [each[0] for each in told(storage)] == ["ok", "ok", "blocked"]
     assert sum(each.count for each in reports(storage)) == 3
@@ -499,7 +508,7 @@ def test_a_storage_without_support_says_so() -> None:
     for outcome in (OK, BLOCKED):
         with pytest.raises(InvalidInputError, match="Plain cannot record outcomes"):
             manager.report(lease, outcome)
-    manager._note(lease, BLOCKED)
+    manager.report_later(lease, BLOCKED)
     with pytest.raises(InvalidInputError, match="Plain cannot record outcomes"):
         manager.release_proxy(lease, BLOCKED)
     assert lease.status is LeaseStatus.RELEASED
@@ -598,3 +607,88 @@ def test_a_tally_is_its_storages() -> None:
     assert waiting(storage) == 1
     second.release_proxy(lease)
     assert told(storage) == [("ok", 200, 2, 2)]
+
+
+def test_unclear_failures_count_from_two_targets(any_storage: AnyStorage) -> None:
+    """Of late, and with no success of the proxy since: else one bad site ends a good proxy."""
+    _, (proxy,) = fill(any_storage, 1)
+    clock = clock_of(any_storage)
+    manager = ProxyManager(any_storage, reported_failures=HealthPolicy())
+    lease = leased(manager)
+
+    def failed_checks(*outcomes: Outcome) -> int:
+        """Report outcomes, and return how many checks have failed by them."""
+        checked(any_storage, proxy.id)
+        before = len(list(any_storage.events()))
+        for outcome in outcomes:
+            clock.advance(1)
+            manager.report_outcomes([(lease, outcome)])
+        later = list(any_storage.events())[before:]
+        return len([each for each in later if isinstance(each, HealthChecked)])
+
+    shop, news = Outcome.unclear("shop.example"), Outcome.unclear("news.example")
+    assert failed_checks(shop, shop, Outcome.unclear()) == 0
+    clock.advance(601)
+    assert failed_checks(news, news) == 0, "the other is too long ago"
+    assert failed_checks(Outcome.ok("mail.example"), shop) == 0, "something has succeeded since"
+    assert failed_checks(Outcome.blocked("mail.example"), Outcome.target_failed("a.example")) == 0
+    assert failed_checks(news) == 1
+    assert any_storage.get_proxy(str(proxy.id)).status is ProxyStatus.INACTIVE
+    assert any_storage.count_unclear_targets(proxy.id) == 2
+    assert any_storage.count_unclear_targets(uuid4()) == 0
+    assert any_storage.verify() == []
+
+
+@pytest.mark.parametrize(
+    ("of_pool", "of_manager", "counts"),
+    [
+        (None, HealthPolicy(), True),
+        (False, HealthPolicy(), False),
+        (True, HealthPolicy(), True),
+        (None, None, False),
+        (True, None, True),
+    ],
+)
+def test_a_pool_says_whether_its_proxies_are_counted(
+    any_storage: AnyStorage, of_pool: bool | None, of_manager: HealthPolicy | None, counts: bool
+) -> None:
+    """If it says nothing, the manager does."""
+    pool, (proxy,) = fill(any_storage, 1)
+    any_storage.save_pool(pool.model_copy(update={"reported_failures": of_pool}))
+    assert any_storage.get_pool(str(pool.id)).reported_failures is of_pool
+    checked(any_storage, proxy.id)
+    before = len(types_of(any_storage))
+    manager = ProxyManager(any_storage, reported_failures=of_manager)
+    manager.report(leased(manager), Outcome.proxy_failed(SHOP))
+    assert ("HealthChecked" in types_of(any_storage)[before:]) is counts
+    assert any_storage.verify() == []
+
+
+def test_callbacks_hear_of_recorded_outcomes(
+    any_storage: AnyStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of successes once they are written, with their count; what a callback raises is logged."""
+    fill(any_storage, 1)
+    manager, heard = ProxyManager(any_storage), list[OutcomeEventPayload]()
+
+    def fail(payload: OutcomeEventPayload) -> None:
+        raise KeyError("mine")
+
+    manager.register_outcome_callback(fail)
+    manager.register_outcome_callback(heard.append)
+    lease = leased(manager)
+    manager.report(lease, OK)
+    manager.report(lease, OK)
+    assert heard == []
+    with caplog.at_level(logging.ERROR, "pharox"):
+        manager.report(lease, Outcome.blocked(status=429, retry_after=60, target=SHOP))
+    manager.release_proxy(lease, Outcome.unclear())
+    assert [(each.outcome.kind.value, each.outcome.count) for each in heard] == [
+        ("ok", 2),
+        ("blocked", 1),
+        ("unclear", 1),
+    ]
+    assert [each.target for each in heard] == [SHOP, SHOP, None]
+    assert [each.cools_until is not None for each in heard] == [False, True, False]
+    assert {each.pool_name for each in heard} == {"pool"}
+    assert "mine" in caplog.text

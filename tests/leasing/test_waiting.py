@@ -295,13 +295,13 @@ def test_a_lease_that_was_waited_for_counts_from_its_grant(
 ) -> None:
     """Waiting takes nothing from its duration, and it can be kept alive."""
     (held,) = lease_all(manager, 1)
-    waiter = wait(duration_seconds=1, keep_alive=True)
-    time.sleep(1.2)
+    waiter = wait(duration_seconds=2, keep_alive=True)
+    time.sleep(2.2)
     manager.release_proxy(held)
     lease = waiter.result(10)
     assert lease is not None
     assert not lease.is_lost
-    time.sleep(1.2)
+    time.sleep(2.2)
     assert not lease.is_lost
     manager.release_proxy(lease)
 
@@ -466,7 +466,7 @@ def test_a_wait_for_nothing_does_not_wait(manager: ProxyManager) -> None:
 
 
 def test_workers_share_proxies_evenly(manager: ProxyManager) -> None:
-    """Nobody is far ahead of another, nobody misses, and no proxy is held twice."""
+    """While somebody waits nobody else has many turns; nobody misses; no proxy is held twice."""
     fill(manager.storage, 2)
     workers, turns = 8, 6
     start = threading.Barrier(workers)
@@ -482,11 +482,14 @@ def test_workers_share_proxies_evenly(manager: ProxyManager) -> None:
         list(pool.map(work, [f"w{n}" for n in range(workers)]))
     events = list(manager.storage.events())  # type: ignore[attr-defined]
     assert sum(isinstance(each, AcquireMissed) for each in events) == 0
-    waited = [each for each in events if isinstance(each, LeaseAcquired) and each.waited_ms]
-    had = Counter({f"w{n}": 0 for n in range(workers)})
-    for grant in waited:
-        had[grant.consumer] += 1
-        assert max(had.values()) - min(had.values()) < turns
+    grants = [each for each in events if isinstance(each, LeaseAcquired)]
+    assert len(grants) == workers * turns
+    for grant in grants:
+        came_at = grant.recorded_at - timedelta(milliseconds=grant.waited_ms or 0)
+        meanwhile = Counter(
+            each.consumer for each in grants if came_at < each.recorded_at < grant.recorded_at
+        )
+        assert max(meanwhile.values(), default=0) < turns / 2
     assert set(most_holders_at_once(events).values()) == {1}
     assert manager.storage.verify() == []  # type: ignore[attr-defined]
 

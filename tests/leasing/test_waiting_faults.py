@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -551,8 +552,49 @@ def test_a_closed_storage_keeps_no_caller_waiting(
     assert_nothing_is_left(storage)
 
 
+def test_whoever_waits_while_an_attendant_ends_has_the_next(
+    storage: PostgresStorage, waiting: Waiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that was told to end, and is slow to, is not taken for one that attends."""
+    (lease,) = held(storage)
+    attendant, threads = storage._attendant, set[threading.Thread]()
+    attend, ask, is_attended = attendant.attend, attendant._ask, threading.Event()
+
+    def attend_again() -> None:
+        attend()
+        if threads:
+            is_attended.set()
+
+    def ask_and_stop(program: Any) -> Any:
+        thread = threading.current_thread()
+        if thread.name == "pharox-waiting" and not threads:
+            threads.add(thread)
+            until(lambda: bool(attendant.room.queued()), 10)
+            attendant.stop()  # By which the caller has one started, while this thread is here.
+            assert is_attended.wait(10)
+        return ask(program)
+
+    monkeypatch.setattr(attendant, "attend", attend_again)
+    monkeypatch.setattr(attendant, "_ask", ask_and_stop)
+    answer = waiting.start(storage, wait_seconds=20)
+    assert is_attended.wait(10)
+    (ended,) = threads
+    ended.join(10)
+    with ledger(storage.engine.url.render_as_string(hide_password=False)) as elsewhere:
+        ProxyManager(elsewhere).release_proxy(lease)
+        found = answer.result(10)
+    assert found is not None
+    ProxyManager(storage).release_proxy(found)
+    assert_nothing_is_left(storage)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_an_interrupted_wait_leaves_no_place(any_storage: AnyStorage) -> None:
-    """A KeyboardInterrupt at any moment of a wait leaves neither a ticket nor a lease."""
+    """A KeyboardInterrupt at any moment of a wait leaves neither a ticket nor a lease.
+
+    One within psycopg or SQLAlchemy may leave a connection to the collector, which warns.
+    """
     fill(any_storage, 1)
     manager, other = ProxyManager(any_storage), ThreadPoolExecutor(1)
     for number in range(40):
@@ -571,6 +613,7 @@ def test_an_interrupted_wait_leaves_no_place(any_storage: AnyStorage) -> None:
         until(lambda: tickets(any_storage) == 0 and not active(any_storage), 10)
     other.shutdown()
     assert_nothing_is_left(any_storage)
+    gc.collect()  # Here, and not in the middle of another test.
 
 
 def _release_after(manager: ProxyManager, lease: Lease, seconds: float) -> None:

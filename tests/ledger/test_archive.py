@@ -377,6 +377,7 @@ class TestKilled:
         arguments = [moment.isoformat(), str(folder), *map(str, step)]
         return subprocess.Popen([sys.executable, "-c", KILLED, *arguments], env=environment)
 
+    @pytest.mark.one_server
     @pytest.mark.parametrize("step", STEPS, ids=lambda step: "-".join(map(str, step)))
     def test_between_two_steps(
         self, postgres: PostgresStorage, tmp_path: Path, step: tuple[object, ...]

@@ -38,6 +38,7 @@ def extract_of(events: list[Event], wanted: set[str], pick: int) -> Extract:
         "proxy_id": event.proxy_id,
         "lease_id": event.lease_id,
         "consumer": event.consumer,
+        "target": getattr(event, "target", None),
         "since": event.recorded_at,
         "until": event.recorded_at + timedelta(seconds=pick % 100),
     }

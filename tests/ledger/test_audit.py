@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -391,7 +392,7 @@ def test_stories_in_postgres_agree_with_the_replay(postgres: PostgresStorage) ->
 def test_past_counts_are_the_same_by_any_way(
     commands: list[Command], places: set[int], page: int, leap: int
 ) -> None:
-    """Folding on, and asking for a state ahead, come to the same statistics."""
+    """Folding on, and asking for a state ahead, come to the same statistics and holders."""
     storage = InMemoryStorage()
     life = Life(storage, clock_of(storage))
     life.lead(commands)
@@ -400,9 +401,13 @@ def test_past_counts_are_the_same_by_any_way(
         every = PastCounts(storage, page=page, leap=leap)
         one = PastCounts(storage, pool.id, page=page, leap=leap)
         for seq in sorted(place % (last + 1) for place in places):
-            expected = storage.state_at(seq)["pool_stats"].get((pool.id,))
-            assert every.of(pool.id, seq) == expected
-            assert one.of(pool.id, seq) == expected
+            state = storage.state_at(seq)
+            expected = state["pool_stats"].get((pool.id,))
+            leases = [row for row in state["leases"].values() if row.pool_id == pool.id]
+            holders = Counter(lease.consumer_name for lease in leases)
+            for counts in (every, one):
+                assert counts.of(pool.id, seq) == expected
+                assert Counter(dict(counts.holders_of(pool.id))) == holders
 
 
 class TestArchived:

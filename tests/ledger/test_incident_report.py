@@ -33,7 +33,7 @@ from pharox.events import LeaseExpired, LeaseReleased
 from pharox.incident import write_report
 from pharox.incident.gather.shapes import LeaseBar, Point
 from pharox.incident.gather.thinning import MOST_LINES, Scale, grouped, lowest, stacked
-from pharox.incident.gather.window import Window
+from pharox.incident.gather.window import Fold, Window
 from pharox.incident.wording import span
 from pharox.log import Extract
 from pharox.models.ids import NIL
@@ -107,6 +107,21 @@ class TestTimeline:
         for line in [line for line in lines if "pool_stats" in line][::25]:
             (row,) = any_storage.state_at(line["seq"])["pool_stats"].values()
             assert line["pool_stats"] == {name: getattr(row, name) for name in COUNTS}
+
+    def test_the_page_says_what_was_fallen_back_from(
+        self, any_storage: AnyStorage, tmp_path: Path
+    ) -> None:
+        """Why a lease of the second pool was given, at its bar and in the list."""
+        fill(any_storage, 0, name="residential")
+        fill(any_storage, 1, name="datacenter")
+        manager = ProxyManager(any_storage)
+        manager.acquire_proxy("residential", fallback=["datacenter"])
+        manager.acquire_proxy("residential", fallback=["datacenter"])
+        last = list(any_storage.events())[-1].recorded_at
+        report = write_report(any_storage, last - MINUTE, last + MINUTE, tmp_path / "report")
+        page = report.page.read_text()
+        assert page.count("residential had none: the pool had no proxy") == 2
+        assert "datacenter had none: every proxy that fits was at capacity" in page
 
     def test_only_the_pools_that_were_asked_for(
         self, memory: InMemoryStorage, clock: Clock, tmp_path: Path
@@ -403,15 +418,15 @@ def test_a_proxy_that_changes_its_pool(tmp_path: Path) -> None:
     storage = InMemoryStorage(clock=clock)
     _, (proxy,) = fill(storage, 1, name="a")
     other, _ = fill(storage, 0, name="b")
-    clock.advance(60)
+    clock.advance(10)
     start = clock.now
-    clock.advance(30)
+    clock.advance(5)
     storage.delete_proxy(str(proxy.id))
     storage.save_proxy(proxy.model_copy(update={"pool_id": other.id}))
-    clock.advance(30)
+    clock.advance(5)
     storage.delete_proxy(str(proxy.id))
     storage.save_proxy(proxy)
-    clock.advance(60)
+    clock.advance(10)  # in less than a minute nothing is folded
     page = write_report(storage, start, clock.now, tmp_path / "report").page.read_text()
     spans = re.findall(r'class="span s-absent" x="(.*?)%" width="(.*?)%"', page)
     assert [(float(x), float(width)) for x, width in spans] == [(25, 25), (0, 25), (50, 50)]
@@ -518,6 +533,47 @@ class TestSentences:
             "Changes of status: 5 to active, 3 to banned, 2 to slow.",
         ):
             assert sentence in page
+
+    def test_the_cause_is_named(self, tmp_path: Path) -> None:
+        """Who held most while none was available, as the log has it; who banned what, and why."""
+        storage = InMemoryStorage()
+        incident = Incident(storage)
+        incident.play()
+        with pharox.attributed(actor="ops"):
+            for proxy in incident.proxies[:2]:
+                storage.set_status(proxy.id, ProxyStatus.BANNED, reason="the target answers 429")
+        end = incident.clock.now
+        page = write_report(storage, START, end, tmp_path / "report").page.read_text()
+        lines = timeline(tmp_path / "report")
+        held: Counter[str] = Counter()
+        leases = storage.state_at(storage.seq_at(START))["leases"].values()
+        holders = Counter(lease.consumer_name for lease in leases)
+        dry_s = inactive_s = 0.0
+        for line, following in pairwise(lines):
+            holders[line["consumer"]] += (line["type"] == "LeaseAcquired") - (
+                line["type"] in ("LeaseReleased", "LeaseExpired")
+            )
+            at, until = (datetime.fromisoformat(x["recorded_at"]) for x in (line, following))
+            if "pool_stats" in line and not line["pool_stats"]["available_proxies"]:
+                seconds = (until - at).total_seconds()
+                dry_s += seconds
+                pool = line["pool_stats"]
+                inactive_s += seconds * (pool["total_proxies"] - pool["active_proxies"])
+                held.update({name: seconds * number for name, number in holders.items()})
+        (first, most), (second, _) = held.most_common(2)
+        share = most / sum(held.values())
+        assert (
+            f"While none was available, {first} held most: {most / dry_s:.1f} leases on average, "
+            f"{share:.0%} of all; then {second} ("
+        ) in page
+        inactive = f"{inactive_s / dry_s:.1f}".removesuffix(".0")
+        assert f"{inactive} of 12 proxies were not active on average while none" in page
+        assert "ops banned 2 proxies, first at 10:14:" in page
+        assert ": the target answers 429 (" in page
+        assert "Health checks banned 3 proxies, first at 10:05:01: 403 (" in page
+        missed = Counter(line["consumer"] for line in lines if line["type"] == "AcquireMissed")
+        (name, times), *_ = missed.most_common()
+        assert f"Misses by consumer: {name} ({times}), " in page
 
     @pytest.mark.parametrize(
         ("misses", "told"),
@@ -719,3 +775,39 @@ def test_a_revoked_lease_is_told_from_others(
     assert "after 30 s; its subnet is banned" in page
     entry = next(each for each in timeline(tmp_path / "report") if each["type"] == "LeaseRevoked")
     assert (entry["reason"], entry["held_seconds"]) == ("its subnet is banned", 30)
+
+
+def test_time_in_which_nothing_happened_is_folded(tmp_path: Path) -> None:
+    """The page says from when to when; what happened keeps its order, and its share of the rest."""
+    clock = Clock()
+    storage = InMemoryStorage(clock=clock)
+    start = clock.now
+    fill(storage, 1, name="pool")
+    manager = ProxyManager(storage)
+    for pause in (60, 7200, 60, 3600):
+        clock.advance(pause)
+        lease = manager.acquire_proxy("pool", "worker", 30)
+        assert lease is not None
+        clock.advance(20)
+        manager.release_proxy(lease)
+    page = write_report(storage, start, clock.now, tmp_path / "r").page.read_text()
+    bounds = re.findall(r'data-start="([^"]+)" data-end="([^"]+)"', page)
+    folds = [Fold(*map(datetime.fromisoformat, fold)) for fold in dict.fromkeys(bounds)]
+    assert len(folds) == 2
+    assert "Folded, as nothing happened: 00:0" in page
+    window = Window(start, clock.now, 0, 1, tuple(folds))
+    scale = Scale(window)
+    bars = re.findall(r'x="([\d.]+)%" width="([\d.]+)%"[^>]* data-lease', page)
+    began = [event.recorded_at for event in storage.events() if event.type == "LeaseAcquired"]
+    for (x, width), at in zip(bars, began, strict=True):
+        ended = scale(at + timedelta(seconds=20))
+        assert float(x) / 100 == pytest.approx(scale(at), abs=1e-6)
+        assert float(width) / 100 == pytest.approx(ended - scale(at), abs=1e-6)
+        assert not any(fold.start < at < fold.end for fold in folds)
+    assert float(bars[0][1]) > 2  # of 20 seconds in three hours
+    moments = [start + n * (clock.now - start) / 997 for n in range(998)]
+    places = list(map(scale, moments))
+    assert places == sorted(places)
+    assert (places[0], places[-1]) == (0, 1)
+    for moment, place in zip(moments, places, strict=True):
+        assert abs(scale.moment(place) - moment) < timedelta(milliseconds=1)

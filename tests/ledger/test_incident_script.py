@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pharox import ProxyManager
+from pharox.cli import main
 from pharox.ledger.archive import archive
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import fill
@@ -54,6 +55,31 @@ def test_it_writes_a_report(postgres: PostgresStorage, database_url: str, tmp_pa
     ]
     assert done.stderr.startswith(f"pharox: {len(lines)} events, ")
     assert {line["pool"] for line in lines} == {"residential-eu"}
+
+
+def test_the_command_writes_the_same(
+    postgres: PostgresStorage,
+    database_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`pharox report` comes with the library; without --out its folder is named after the start."""
+    Incident(postgres).play(5)
+    end = START + timedelta(minutes=2)
+    window = ("--from", START.isoformat(), "--to", end.isoformat())
+    replay(*window, "--output", tmp_path / "script", "--database-url", database_url)
+    monkeypatch.chdir(tmp_path)
+    words = ("report", *window, "--pool", "residential-eu", "--json")
+    assert main(["--url", database_url, *words]) == 0
+    folder = Path("incident-2026-01-01T100000Z")
+    written = json.loads(capsys.readouterr().out)
+    assert written["page"] == f"{folder}/index.html"
+    assert written["timeline"] == f"{folder}/timeline.jsonl"
+    for name in ("index.html", "timeline.jsonl"):
+        assert (folder / name).read_text() == (tmp_path / "script" / name).read_text()
+    assert main(["--url", database_url, *words]) == 1
+    assert "is not an empty folder" in capsys.readouterr().err
 
 
 def test_a_window_may_be_told_as_how_long_ago(

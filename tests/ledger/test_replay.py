@@ -23,7 +23,7 @@ from pharox import (
 )
 from pharox.events import Event
 from pharox.history import replay
-from pharox.history.replay import PoolMoment, Replay, pool_at
+from pharox.history.replay import PoolMoment, ProxyMoment, Replay, pool_at
 from pharox.history.sealed_log import last_seq, seq_of
 from pharox.storage.postgres import PostgresStorage
 from pharox.storage.reports import CoolDownRequest, ReportRequest
@@ -105,22 +105,34 @@ def check_replay(storage: AnyStorage, first: int, picks: tuple[int, int]) -> Non
             check_difference(was, becomes)
 
 
+def known(proxy: ProxyMoment) -> dict[str, Any]:
+    """Return the attributes of a proxy that are not None."""
+    return {name: value for name, value in proxy.attributes().items() if value is not None}
+
+
+def attributes_of(moment: PoolMoment) -> dict[UUID, dict[str, Any]]:
+    return {proxy.proxy.id: known(proxy) for proxy in moment.proxies}
+
+
 def check_difference(a: PoolMoment, b: PoolMoment) -> None:
     """Fail unless what ``a`` becomes with the difference put in is ``b``."""
     found = replay.difference(a, b)
     assert bool(found) == (replace(a, seq=b.seq, recorded_at=b.recorded_at) != b)
-    facts = {p.proxy.id: p.attributes() for p in a.proxies}
+    facts, held = attributes_of(a), a.leases
     for gone in found.removed:
         del facts[gone.proxy.id]
     for new in found.added:
-        facts[new.proxy.id] = new.attributes()
+        facts[new.proxy.id] = known(new)
     for change in found.changed:
         for name, (was, becomes) in change.attributes.items():
-            assert facts[change.id][name] == was != becomes
-            facts[change.id][name] = becomes
-    assert facts == {p.proxy.id: p.attributes() for p in b.proxies}
-    begun, ended = ({lease.id for lease in leases} for leases in (found.begun, found.ended))
-    assert (a.leases.keys() - ended) | begun == b.leases.keys()
+            assert facts[change.id].pop(name, None) == was != becomes
+            if becomes is not None:
+                facts[change.id][name] = becomes
+    assert facts == attributes_of(b)
+    for lease in found.ended:
+        del held[lease.id]
+    held.update({lease.id: lease for lease in (*found.begun, *found.renewed)})
+    assert held == b.leases
 
 
 @given(commands=COMMANDS, picks=st.tuples(PICK, PICK))
@@ -291,6 +303,22 @@ def test_a_moment_has_the_targets_that_proxies_rested_for(any_storage: AnyStorag
     assert resting(1) == {lease.proxy_id: both, other.id: ["shop.example"]}
     assert resting(0) == {lease.proxy_id: ["news.example"], other.id: []}
     assert resting(4) == {lease.proxy_id: [], other.id: []}
+    first, second = (pool_at(any_storage, "pool", last_seq(any_storage) - back) for back in (3, 2))
+    (change,) = replay.difference(first, second).changed
+    assert change.id == lease.proxy_id
+    assert change.attributes["news.example outcome"] == (None, "blocked")
+
+
+def test_a_renewed_lease_is_a_difference(any_storage: AnyStorage) -> None:
+    clock_of(any_storage)
+    fill(any_storage, 1)
+    manager = ProxyManager(any_storage)
+    lease = manager.acquire_proxy("pool", "w", 60)
+    assert lease is not None
+    renewed = manager.renew_lease(lease, 600)
+    was, becomes = (pool_at(any_storage, "pool", last_seq(any_storage) - back) for back in (1, 0))
+    (found,) = replay.difference(was, becomes).renewed
+    assert (found.id, found.expires_at) == (lease.id, renewed.expires_at)
 
 
 class TestChanges:

@@ -13,14 +13,25 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
 
-from pharox import CheckFailure, InvalidInputError, Outcome, ProxyManager, ProxyStatus
+from pharox import (
+    CheckFailure,
+    InvalidInputError,
+    Outcome,
+    ProxyManager,
+    ProxyPool,
+    ProxyStatus,
+    RotationAnswer,
+    RotationFailure,
+    Sticky,
+)
 from pharox.ledger.subscriptions import reset
 from pharox.observability.fleet import FleetServer
 from pharox.storage.postgres import PostgresStorage
-from pharox.storage.reports import ReportRequest
+from pharox.storage.reports import CoolDownRequest, ReportRequest
 from pharox.testing import checked
-from tests.conftest import DatabaseClock, fill, ledger, run_sql
+from tests.conftest import DatabaseClock, clock_of, fill, ledger, run_sql
 from tests.hostile.values import AWKWARD
 from tests.ledger.following import until
 
@@ -78,6 +89,24 @@ def level(server: FleetServer, events: int) -> Samples:
     return scraped(server.port)
 
 
+def test_bytes_and_money_are_counted_by_pool(storage: PostgresStorage) -> None:
+    """Of leases and of outcomes; a pool without prices has bytes alone."""
+    for name, price in (("priced", "2.5"), ("free", None)):
+        pool, _ = fill(storage, 1, name=name)
+        prices = {"cost_per_gb": price, "cost_per_lease": price}
+        storage.save_pool(ProxyPool(**{**pool.model_dump(), **prices}))
+        lease = ProxyManager(storage).acquire_proxy(name)
+        assert lease is not None
+        outcomes = [Outcome.ok(bytes=10**9), Outcome.blocked(bytes=10**9), Outcome.unclear()]
+        storage.report_outcomes([ReportRequest(lease, outcome) for outcome in outcomes])
+    storage.seal()
+    with FleetServer(storage, port=0) as server:
+        found = level(server, len(list(storage.events())))
+    assert found["bytes_total", ("priced",)] == found["bytes_total", ("free",)] == 2 * 10**9
+    assert found["money_total", ("priced",)] == 7.5
+    assert ("money_total", ("free",)) not in found
+
+
 def test_everything_that_happened_is_counted(storage: PostgresStorage) -> None:
     """By whatever process, before the server was there or since."""
     clock = DatabaseClock(storage)
@@ -126,6 +155,24 @@ def test_everything_that_happened_is_counted(storage: PostgresStorage) -> None:
     assert found["overdue_leases", ("pool",)] == 1
     assert found["subscription_lag_events", ("pharox-metrics",)] == 0
     assert found["up", ()] == 1
+
+
+def test_fallbacks_are_counted_by_both_pools(storage: PostgresStorage) -> None:
+    """The one that granted and the one that had none, and the reason; bounded as pools are."""
+    fill(storage, 0, name="residential")
+    fill(storage, 1, name="datacenter")
+    manager = ProxyManager(storage)
+    manager.acquire_proxy("residential", fallback=["datacenter"])
+    manager.acquire_proxy("residential", fallback=["datacenter"])
+    storage.seal()
+    with FleetServer(storage, port=0) as server:
+        found = level(server, len(list(storage.events())))
+    labels = ("residential", "datacenter", "empty_pool")
+    assert found["fallbacks_total", labels] == 1
+    assert (
+        found["acquire_misses_total", ("default", "residential", "empty_pool", "first_available")]
+        == 1
+    )
 
 
 def test_checks_are_counted_by_provider_and_failure(storage: PostgresStorage) -> None:
@@ -351,3 +398,58 @@ def test_a_killed_reader_without_a_name_is_not_shown(storage: PostgresStorage) -
         found = level(server, 2)
     shown = {key[1][0] for key in found if key[0] == "subscription_lag_events"}
     assert shown == {"audit", "pharox-metrics"}
+
+
+def test_sticky_sessions_are_counted(storage: PostgresStorage) -> None:
+    """Those that live, and how often a key was bound, moved to another proxy, and inherited."""
+    clock = clock_of(storage)
+    clock.advance(0)
+    fill(storage, 3)
+    fill(storage, 0, name="empty")
+    manager = ProxyManager(storage)
+    for key, seconds in (("account-1", 600), ("account-2", 600), ("short", 5)):
+        lease = manager.acquire_proxy("pool", sticky=Sticky(key, seconds=seconds))
+        assert lease is not None
+        if key == "account-1":
+            first = lease.proxy_id
+        manager.release_proxy(lease)
+    clock.advance(60)
+    storage.set_status(first, ProxyStatus.BANNED)
+    moved = manager.acquire_proxy("pool", sticky=Sticky("account-1", seconds=600))
+    assert moved is not None
+    assert moved.proxy_id != first
+    manager.inherit_session("pool", "account-2", "account-2b")
+    storage.seal()
+    with FleetServer(storage, port=0) as server:
+        found = level(server, len(list(storage.events())))
+    assert found["sessions", ("pool",)] == 2
+    assert found["sessions", ("empty",)] == 0
+    assert found["sessions_bound_total", ("bound", "pool")] == 3
+    assert found["sessions_bound_total", ("moved", "pool")] == 1
+    assert found["sessions_bound_total", ("inherited", "pool")] == 1
+
+
+def test_rests_and_rotations_are_counted(storage: PostgresStorage) -> None:
+    """A rest when it begins, not what prolongs it; a rotation by what came of calling the link."""
+    clock = clock_of(storage)
+    other, (resting,) = fill(storage, 1, name="other")
+    manager = ProxyManager(storage)
+    lease = manager.acquire_proxy(other.name, target="shop.example")
+    assert lease is not None
+    for outcome in (Outcome.blocked(status=429), Outcome.blocked(status=429), Outcome.unclear()):
+        manager.report(lease, outcome)
+    for seconds in (60, None):
+        storage.set_cool_down(CoolDownRequest(resting.id, "api.example", seconds, "a test"))
+    _, (proxy,) = fill(storage, 1, rotate_url=SecretStr("https://provider.example/x"))
+    for answer in (RotationAnswer(RotationFailure.TIMEOUT), RotationAnswer(), RotationAnswer()):
+        storage.begin_rotation(proxy.id)
+        clock.advance(10)
+        for due in storage.claim_rotations().due:
+            storage.answer_rotation(due, answer)
+    storage.seal()
+    with FleetServer(storage, port=0) as server:
+        found = level(server, len(list(storage.events())))
+    assert found["cool_downs_total", ("blocked", "other")] == 1
+    assert found["cool_downs_total", ("asked", "other")] == 1
+    assert found["rotations_total", ("rotated", "pool")] == 2
+    assert found["rotations_total", ("timeout", "pool")] == 1

@@ -18,6 +18,7 @@ from pharox import (
     CheckFailure,
     InMemoryStorage,
     InvalidInputError,
+    Outcome,
     PrometheusMetricsRecorder,
     ProxyManager,
     ProxyStatus,
@@ -215,3 +216,20 @@ def test_names_are_inert_in_a_scrape(name: str) -> None:
     register_prometheus_metrics(manager, registry=registry)
     manager.acquire_proxy(name, name)
     assert samples(registry)["pharox_acquire_total", (name, name, "first_available", "hit")] == 1
+
+
+def test_outcomes_are_counted_once_recorded() -> None:
+    """By pool and kind, never by target; a success counts when it is written."""
+    storage = InMemoryStorage()
+    fill(storage, 1)
+    manager, registry = ProxyManager(storage), CollectorRegistry()
+    register_prometheus_metrics(manager, registry=registry)
+    lease = manager.acquire_proxy("pool", "crawler", target="shop.example")
+    assert lease is not None
+    manager.report(lease, Outcome.ok(count=3))
+    assert ("pharox_outcomes_total", ("ok", "pool")) not in samples(registry)
+    manager.report(lease, Outcome.blocked(status=403))
+    manager.release_proxy(lease, Outcome.ok())
+    found = samples(registry)
+    assert found["pharox_outcomes_total", ("ok", "pool")] == 4
+    assert found["pharox_outcomes_total", ("blocked", "pool")] == 1

@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
-from math import ceil
+from hashlib import md5
+from math import ceil, floor
 from typing import Any
 from uuid import UUID
 
@@ -61,6 +62,7 @@ class PlainModel:
     rests: dict[UUID, datetime] = field(default_factory=dict)
     bans: dict[UUID, tuple[datetime, ProxyStatus]] = field(default_factory=dict)
     leased_at: dict[UUID, datetime] = field(default_factory=dict)
+    in_turn: dict[UUID, tuple[int, int]] = field(default_factory=dict)
     since_decided: dict[UUID, list[bool]] = field(default_factory=dict)
 
     def held(self, proxy_id: UUID) -> int:
@@ -113,8 +115,13 @@ class PlainModel:
             and (filters is None or filters.matches(p))
         ]
         turn = self.turns.get(pool.id)
+
+        def newest_check(p: Proxy) -> tuple[Any, ...]:
+            return -p.checked_at.timestamp(), p.id
+
         keys: dict[SelectorStrategy, Callable[[Proxy], tuple[Any, ...]]] = {
-            SelectorStrategy.FIRST_AVAILABLE: lambda p: (-p.checked_at.timestamp(), p.id),
+            SelectorStrategy.FIRST_AVAILABLE: newest_check,
+            SelectorStrategy.MOST_SUCCESSFUL: newest_check,  # Of no target there is no record.
             SelectorStrategy.LEAST_USED: lambda p: (self.held(p.id), p.checked_at, p.id),
             SelectorStrategy.ROUND_ROBIN: lambda p: (turn is not None and p.id <= turn, p.id),
             SelectorStrategy.LOWEST_LATENCY: lambda p: (
@@ -127,6 +134,7 @@ class PlainModel:
                 self.leased_at.get(p.id, never),
                 p.id,
             ),
+            SelectorStrategy.WEIGHTED: lambda p: (self.in_turn.get(p.id, (0, -1))[1], p.id),
         }
         key = keys[self.used(pool, selector)]
         free.sort(key=lambda p: (p.status is ProxyStatus.SLOW, key(p)))
@@ -143,7 +151,7 @@ class PlainModel:
     ) -> list[Proxy]:
         """Lease one after the other, look what that was, and forget it."""
         leases, turns, rests = len(self.leases), dict(self.turns), dict(self.rests)
-        leased_at = dict(self.leased_at)
+        leased_at, in_turn = dict(self.leased_at), dict(self.in_turn)
         order: list[UUID] = []
         found: list[Proxy] = []
         for _ in range(count):
@@ -156,7 +164,8 @@ class PlainModel:
             self.grant(proxy, "nobody", 1)
             self.turn(proxy, selector)
         del self.leases[leases:]
-        self.turns, self.rests, self.leased_at = turns, rests, leased_at
+        self.turns, self.rests = turns, rests
+        self.leased_at, self.in_turn = leased_at, in_turn
         return found
 
     def used(self, pool: ProxyPool, selector: SelectorStrategy | None) -> SelectorStrategy:
@@ -164,8 +173,20 @@ class PlainModel:
 
     def turn(self, proxy: Proxy, selector: SelectorStrategy | None) -> None:
         """Note whose turn it was, if the selector takes turns."""
-        if self.used(self.pools[proxy.pool_id], selector) is SelectorStrategy.ROUND_ROBIN:
+        pool = self.pools[proxy.pool_id]
+        used = self.used(pool, selector)
+        if used is SelectorStrategy.ROUND_ROBIN:
             self.turns[proxy.pool_id] = proxy.id
+        if used is SelectorStrategy.WEIGHTED:
+            alike = [p.id for p in self.members(pool) if p.status is proxy.status]
+            turn = max([0, *(self.in_turn[each][0] for each in alike if each in self.in_turn)])
+            step, after = 306_306_000 // (proxy.weight or 1), None
+            if proxy.id in self.in_turn:
+                turn = max(turn, self.in_turn[proxy.id][1])
+            else:  # a place in the first step that comes from its id
+                place = Fraction(int(md5(str(proxy.id).encode()).hexdigest()[:8], 16), 2**32)
+                after = turn + 1 + floor(step * place)
+            self.in_turn[proxy.id] = (turn, turn + step if after is None else after)
 
     def reason(self, pool: ProxyPool, filters: ProxyFilters | None) -> MissReason:
         members = self.members(pool)
@@ -293,6 +314,7 @@ class PlainModel:
             self.rests,
             self.bans,
             self.leased_at,
+            self.in_turn,
             self.probed,
             self.latency,
             self.exits,

@@ -63,7 +63,7 @@ RECORDS = st.builds(
 POLICIES = st.one_of(
     st.none(),
     st.builds(
-        CoolDown,
+        lambda **given: CoolDown.as_saved(given),  # Also such as is not made any more.
         base_seconds=LENGTHS,
         factor=st.floats(1, 100),
         max_seconds=LENGTHS,
@@ -203,7 +203,7 @@ class TwoLives:
             assert (ours.cools_until is None) == (theirs.cools_until is None)
 
     def rest(self, pick: int, _: Outcome) -> None:
-        seconds = (None, 0, 30, 5000.5)[pick // 3 % 4]
+        seconds = (None, 1, 30, 5000.5)[pick // 3 % 4]
         request = CoolDownRequest(self.proxies[pick % 3].id, "shop.example", seconds)
         for storage in self.both:
             with suppress(ProxyNotFoundError):

@@ -77,6 +77,7 @@ def test_a_set_is_what_single_acquisitions_would_be(
             checked_at=model.now - timedelta(minutes=age),
             country=country,
             max_concurrency=capacity,
+            weight=(None, 3, 7)[number % 3],
         )
         storage.save_proxy(proxy)
         model.decide(proxy)

@@ -81,7 +81,7 @@ class Work:
         if how == "report":
             self.manager.report(lease, outcome)
         elif how == "note":
-            self.manager._note(lease, outcome)
+            self.manager.report_later(lease, outcome)
         elif how == "batch":
             self.manager.report_outcomes([(lease, outcome)])
         else:

@@ -29,7 +29,7 @@ class Tick(NamedTuple):
 
 def ticks(window: Window, zoom: int) -> list[Tick]:
     """Return round times within a window, about eight of them visible at once."""
-    at_least = window.seconds / zoom / _TICKS
+    at_least = window.drawn_seconds / zoom / _TICKS
     step = next((step for step in _STEPS_S if step >= at_least), None)
     if step is None:
         step = _STEPS_S[-1] * math.ceil(at_least / _STEPS_S[-1])
@@ -38,8 +38,17 @@ def ticks(window: Window, zoom: int) -> list[Tick]:
 
 def _every(step: timedelta, window: Window) -> Iterator[Tick]:
     midnight = window.start.replace(hour=0, minute=0, second=0, microsecond=0)
-    at = midnight + step * math.ceil((window.start - midnight) / step)
+
+    def round_from(moment: datetime) -> datetime:
+        return midnight + step * math.ceil((moment - midnight) / step)
+
+    at = round_from(window.start)
     while at <= window.end:
+        # What is folded may be hours of a window of which seconds are drawn.
+        folded = next((fold for fold in window.folds if fold.start < at < fold.end), None)
+        if folded is not None:
+            at = round_from(folded.end)
+            continue
         yield Tick(at, _label(at, step))
         at += step
 

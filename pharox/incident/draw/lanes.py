@@ -248,6 +248,7 @@ def _describe(lane: Lane, bar: LeaseBar, window: Window) -> Tip:
                 f"{window.format_moment(bar.expires_at)} ({span(bar.expires_at - bar.began)})",
             ),
             ("Renewed", count(bar.renewals, "time") if bar.renewals else None),
+            ("Fell back", bar.fell_back),
             ("Waited", None if bar.waited_ms is None else span(bar.waited_ms / 1000)),
             ("Asked for", bar.asked),
             ("Job", bar.job),

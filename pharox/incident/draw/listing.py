@@ -6,13 +6,14 @@ first. The page says how many are only in the timeline.
 
 from __future__ import annotations
 
+import json
 from typing import NamedTuple
 
 from ... import events
 from ...models import OutcomeKind
 from ..gather.running_state import RunningState
 from ..gather.window import Window
-from ..wording import REASONS, asked_for, span, waited
+from ..wording import REASONS, asked_for, fell_back, span, waited
 
 MOST = 2000
 """How many events a page lists at most."""
@@ -27,8 +28,25 @@ _ROUTINE = (
 
 
 _AtTarget = (
-    events.OutcomeReported | events.CoolDownSet | events.TargetTroubled | events.TargetRecovered
+    events.OutcomeReported
+    | events.CoolDownSet
+    | events.TargetTroubled
+    | events.TargetRecovered
+    | events.TargetRulesSet
 )
+
+
+_SourceEvent = (
+    events.SourceSaved | events.SourceRemoved | events.SourceRefreshed | events.SourceFailed
+)
+
+
+_Housekeeping = (
+    events.ActionTaken | events.LeasesPruned | events.ApiTokenIssued | events.ApiTokenWithdrawn
+)
+
+
+_OfLedgers = events.PoolPlaced | events.PoolMoveEvent
 
 
 class Entry(NamedTuple):
@@ -66,6 +84,8 @@ class Listing:
 
 
 def _is_routine(event: events.Event) -> bool:
+    if isinstance(event, events.LeaseAcquired) and event.fallback_from:
+        return False
     if isinstance(event, events.LeaseRenewed) and event.is_redated:
         return False
     if isinstance(event, events.OutcomeReported):
@@ -92,7 +112,8 @@ def _details(event: events.Event, window: Window) -> list[str]:
         case events.LeaseAcquired():
             asked = _asked(event)
             until = f"until {window.format_moment(event.expires_at)}"
-            description = [until, waited(event.waited_ms), asked]
+            others = fell_back(event.fallback_from)
+            description = [until, waited(event.waited_ms), others, asked]
         case events.LeaseRenewed():
             until = f"until {window.format_moment(event.expires_at)}"
             why = "re-dated: the clock went back" if event.is_redated else None
@@ -106,28 +127,55 @@ def _details(event: events.Event, window: Window) -> list[str]:
             ]
         case events.AcquireMissed():
             asked = _asked(event)
-            description = [REASONS[event.reason], waited(event.waited_ms), asked]
-        case events.HealthChecked():
-            description = [*_change(event.before, event.after), event.error]
-            if event.latency_ms is not None and event.reachable:
-                description.append(f"{event.latency_ms} ms")
-        case events.ProxiesChecked():
-            description = [f"{len(event.proxy_ids)} proxies, whose status stays"]
+            others = fell_back(event.fallback)
+            description = [REASONS[event.reason], waited(event.waited_ms), others, asked]
+        case events.HealthChecked() | events.ProxiesChecked():
+            description = _checked(event)
         case (
             events.OutcomeReported()
             | events.CoolDownSet()
             | events.TargetTroubled()
             | events.TargetRecovered()
+            | events.TargetRulesSet()
         ):
             description = _at_target(event, window)
+        case (
+            events.SourceSaved()
+            | events.SourceRemoved()
+            | events.SourceRefreshed()
+            | events.SourceFailed()
+        ):
+            description = _of_source(event)
         case events.PoolRegistered() | events.PoolChanged():
             description = [event.name, event.description]
-        case events.LeasesPruned():
-            description = [f"ended before {window.format_moment(event.ended_before)}"]
+        case _ if isinstance(event, _OfLedgers):
+            description = _between_ledgers(event)
+        case (
+            events.ActionTaken()
+            | events.LeasesPruned()
+            | events.ApiTokenIssued()
+            | events.ApiTokenWithdrawn()
+        ):
+            description = _housekeeping(event, window)
         case _:
             description = _change(getattr(event, "before", None), getattr(event, "after", None))
     description.append(event.correlation_id and f"job {event.correlation_id}")
     return [text for text in description if text]
+
+
+def _between_ledgers(event: _OfLedgers) -> list[str | None]:
+    """Return which ledger a pool is in, goes to or comes from, and where its history ends there."""
+    if isinstance(event, events.PoolStateCarried):
+        return [f"{len(event.rows)} rows of {event.read_model}", f"ledger {event.ledger}"]
+    last_seq = getattr(event, "last_seq", None)
+    return [f"ledger {event.ledger}", None if last_seq is None else f"up to seq {last_seq}"]
+
+
+def _checked(event: events.HealthChecked | events.ProxiesChecked) -> list[str | None]:
+    if isinstance(event, events.ProxiesChecked):
+        return [f"{len(event.proxy_ids)} proxies, whose status stays"]
+    took = f"{event.latency_ms} ms" if event.latency_ms is not None and event.reachable else None
+    return [*_change(event.before, event.after), event.error, took]
 
 
 def _asked(event: events.LeaseAcquired | events.AcquireMissed) -> str | None:
@@ -145,6 +193,33 @@ def _at_target(event: _AtTarget, window: Window) -> list[str | None]:
             return [event.target, f"{event.failed} of {event.proxies} proxies failed there"]
         case events.TargetRecovered():
             return [event.target]
+        case events.TargetRulesSet():
+            rules = "the default rules" if event.rules is None else json.dumps(event.rules)
+            return [event.target, rules]
+
+
+def _of_source(event: _SourceEvent) -> list[str | None]:
+    """Return what happened to a source of proxies."""
+    what = None
+    if isinstance(event, events.SourceRefreshed):
+        counts = event.counts
+        went = counts.removed + counts.draining
+        what = f"{counts.added} came, {went} of {went + counts.changed + counts.unchanged} went"
+    elif isinstance(event, events.SourceFailed):
+        what = event.reason
+    return [f"source {event.source}", what]
+
+
+def _housekeeping(event: _Housekeeping, window: Window) -> list[str | None]:
+    match event:
+        case events.LeasesPruned():
+            return [f"ended before {window.format_moment(event.ended_before)}"]
+        case events.ApiTokenIssued():
+            return [f"token {event.token_id}", ", ".join(event.rights)]
+        case events.ApiTokenWithdrawn():
+            return [f"token {event.token_id}"]
+        case events.ActionTaken():
+            return [event.action.replace("_", " "), event.subject, event.reason]
 
 
 def _reported(event: events.OutcomeReported) -> list[str | None]:

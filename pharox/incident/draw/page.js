@@ -104,8 +104,15 @@
     element.style.left = `${offset + left * across.clientWidth}px`;
     if (right !== undefined) element.style.width = `${(right - left) * across.clientWidth}px`;
   };
+  // The scale is even between pins, which are seconds and places; a fold is between two of them.
+  const pins = JSON.parse(chart.dataset.pins);
+  const secondsAt = (where) => {
+    const next = Math.max(1, pins.findIndex(([, pin]) => pin >= where));
+    const [[a, low], [b, high]] = [pins[next - 1], pins[next]];
+    return a + ((where - low) / (high - low)) * (b - a);
+  };
   const moment = (at) => {
-    const iso = new Date(start + (from + at / zoom) * (end - start)).toISOString();
+    const iso = new Date(start + 1000 * secondsAt(from + at / zoom)).toISOString();
     return iso.slice(11, (end - start) / zoom < 120000 ? 23 : 19);
   };
 

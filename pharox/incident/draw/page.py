@@ -15,7 +15,7 @@ from xml.etree.ElementTree import Element
 
 from ..gather.picture import Picture
 from ..gather.thinning import MOST_LINES
-from ..gather.window import Window
+from ..gather.window import Fold, Window
 from ..wording import count, full_moment, span
 from .charts import AVAILABILITY_SLOTS
 from .legend import draw_tools
@@ -27,7 +27,7 @@ from .selection import Selection, select
 
 def render(picture: Picture, listing: Listing) -> str:
     """Return the page of a picture and its events."""
-    window = picture.window
+    window = picture.folded_window
     selection = select(picture.pools(), window)
     root = Element("html", {"lang": "en", "data-colour": "consumer"})
     _draw_head(root, window)
@@ -49,7 +49,7 @@ def render(picture: Picture, listing: Listing) -> str:
 def _draw_head(root: Element, window: Window) -> None:
     head = add(root, "head")
     add(head, "meta", charset="utf-8")
-    add(head, "meta", http_equiv="Content-Security-Policy", content=_policy())
+    add(head, "meta", http_equiv="Content-Security-Policy", content=policy())
     add(head, "meta", name="viewport", content="width=device-width")
     add(head, "meta", name="color-scheme", content="light dark")
     add(head, "title", f"Incident report, {full_moment(window.start)}")
@@ -65,6 +65,14 @@ def _draw_header(body: Element, window: Window, events: int) -> None:
     add(when, "time", full_moment(window.end), datetime=window.end.isoformat())
     places = f"(seq {window.after + 1} to {window.upto})"
     add(when, "span", f" · {span(window.seconds)} · {count(events, 'event')} {places}")
+    if window.folds:
+        folds = ", ".join(_described(fold, window) for fold in window.folds)
+        add(header, "p", f"Folded, as nothing happened: {folds}.", class_="folds")
+
+
+def _described(fold: Fold, window: Window) -> str:
+    start, end = (window.format_moment(moment, roughly=True) for moment in fold)
+    return f"{start} to {end} ({span(fold.end - fold.start)})"
 
 
 def _notes(selection: Selection) -> Iterator[str]:
@@ -76,7 +84,7 @@ def _notes(selection: Selection) -> Iterator[str]:
     yield (
         "Available means active and below its capacity. Where this changed more than "
         f"{AVAILABILITY_SLOTS} times, the lowest numbers of every "
-        f"{span(window.seconds / AVAILABILITY_SLOTS)} are drawn."
+        f"{span(window.drawn_seconds / AVAILABILITY_SLOTS)} are drawn."
     )
     yield (
         "A tinted line means that the proxy was not active: slow, inactive, banned, or not in the "
@@ -89,7 +97,7 @@ def _notes(selection: Selection) -> Iterator[str]:
     if resolution is not None:
         yield (
             "This window is busy: leases and changes that begin in the same "
-            f"{span(window.seconds / resolution)} and are shorter than that share a bar."
+            f"{span(window.drawn_seconds / resolution)} and are shorter than that share a bar."
         )
     if selection.pools_left_out:
         yield f"{count(selection.pools_left_out, 'pool')} with less activity are not drawn."
@@ -123,7 +131,7 @@ def _asset(name: str) -> str:
     return files(__package__).joinpath(name).read_text("utf-8")
 
 
-def _policy() -> str:
+def policy() -> str:
     """Return the policy that allows only the page's own style and script."""
     style, script = (
         b64encode(hashlib.sha256(_asset(name).encode()).digest()).decode()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
 from ...models import MissReason
 from ..gather.shapes import Lane, PoolPicture
-from ..gather.thinning import Scale
+from ..gather.thinning import Scale, pins
 from ..gather.window import Window
 from ..wording import REASONS, count, span
 from .axis import ZOOMS, ticks
@@ -24,7 +25,8 @@ _AVAILABILITY_HEIGHT, _MISSES_HEIGHT = 84, 52
 def draw_chart(body: Element, selection: Selection, miss_slot_s: float) -> None:
     """Draw everything along the time axis."""
     window = selection.style.window
-    main = add(add(body, "div", class_="view"), "main", class_="chart")
+    shape = json.dumps([[round(number, 6) for number in pin] for pin in pins(window)])
+    main = add(add(body, "div", class_="view"), "main", class_="chart", data_pins=shape)
     defs = add(add(main, "svg", class_="defs", width=0, height=0, aria_hidden="true"), "defs")
     for status, path in MARKS.items():
         add(defs, "path", id=f"mark-{status}", d=path)
@@ -48,6 +50,19 @@ def draw_chart(body: Element, selection: Selection, miss_slot_s: float) -> None:
 def _draw_ticks(track: Element, window: Window, *, labels: bool = False) -> None:
     svg = add(track, "svg", height=28 if labels else "100%", aria_hidden="true")
     scale = Scale(window)
+    for fold in window.folds:
+        left, right = scale(fold.start), scale(fold.end)
+        band = add(
+            svg,
+            "rect",
+            class_="fold",
+            x=percent(left),
+            width=percent(right - left),
+            height="100%",
+            data_start=fold.start.isoformat(),
+            data_end=fold.end.isoformat(),
+        )
+        add(band, "title", f"{span(fold.end - fold.start)} in which nothing happened")
     for zoom in ZOOMS:
         level = add(svg, "g", class_="level on" if zoom == 1 else "level", data_zoom=zoom)
         for tick in ticks(window, zoom):

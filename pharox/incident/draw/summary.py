@@ -11,6 +11,7 @@ from ...models import LeaseStatus
 from ..gather.shapes import PoolPicture
 from ..gather.window import Window
 from ..wording import REASONS, count, span
+from .cause import bans, causes, missed_by
 
 LISTED = 5
 """How many targets are named that refused proxies, and how many proxies of each."""
@@ -22,8 +23,13 @@ def sentences(pool: PoolPicture, window: Window, miss_slot_s: float) -> Iterator
     if pool.misses:
         yield _most_misses(pool, window, miss_slot_s)
     if pool.exists:
+        yield from causes(pool, window, miss_slot_s)
+        yield from bans(pool, window)
+    yield from missed_by(pool)
+    if pool.exists:
         yield from _availability(pool, window)
         yield from _endings(pool, window)
+        yield from _sources(pool, window)
         yield from _refusals(pool, window)
         yield from _changes(pool)
 
@@ -104,6 +110,21 @@ def _endings(pool: PoolPicture, window: Window) -> Iterator[str]:
         yield f"{count(expired.total(), 'lease')} ran out instead of being released{whose}."
     if revoked := sum(bar.ending is LeaseStatus.REVOKED for bar in bars):
         yield f"{count(revoked, 'lease')} {'was' if revoked == 1 else 'were'} revoked."
+
+
+def _sources(pool: PoolPicture, window: Window) -> Iterator[str]:
+    """Yield which sources took proxies away or failed: those that took most come first."""
+    worst = sorted(pool.sources.items(), key=lambda each: (-each[1].went, -each[1].failed))
+    for source, news in worst[:LISTED]:
+        if news.took_at is not None:
+            when = window.format_moment(news.took_at, roughly=True)
+            yield (
+                f"Source {source} no longer listed {news.went:,} of "
+                f"{count(news.had, 'proxy', 'proxies')} at {when}."
+            )
+        if news.failed_at is not None:
+            since = window.format_moment(news.failed_at, roughly=True)
+            yield f"Source {source} failed from {since} on, and changed nothing: {news.reason}."
 
 
 def _refusals(pool: PoolPicture, window: Window) -> Iterator[str]:

@@ -8,18 +8,21 @@ timeline.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from projections import LeaseRow, PoolCounts, State
+from projections import PoolCounts
 
 from ... import events
 from ...models import OutcomeKind
-from ..wording import asked_for
+from ...storage.sources import REFRESH_JOB
+from ..wording import asked_for, fell_back
+from .folding import Calm
+from .opening import Opening
 from .running_state import RunningState
-from .shapes import Lane, LeaseBar, Mark, MissSlot, Point, PoolPicture, Refusals
+from .shapes import Lane, LeaseBar, Mark, MissSlot, Point, PoolPicture, Refusals, SourceNews
 from .window import Choice, Window
 
 _StateChange = (
@@ -46,8 +49,8 @@ class Picture:
         The window of the picture.
     choice:
         The pools in it.
-    state:
-        The read models before the window.
+    begins:
+        The pools before the window.
     running_state:
         The fold of the events, one step ahead of :meth:`take`.
     """
@@ -56,7 +59,7 @@ class Picture:
         self,
         window: Window,
         choice: Choice,
-        state: Mapping[str, State],
+        begins: Opening,
         running_state: RunningState,
     ) -> None:
         self.window = window
@@ -66,10 +69,17 @@ class Picture:
         self._pools: dict[UUID | str, PoolPicture] = {}
         self._open: dict[UUID, LeaseBar] = {}
         self._statuses: dict[Any, str] = {}
-        self._begin(state, choice)
+        self._calm = Calm(window)
+        self._begin(begins, choice)
+
+    @property
+    def folded_window(self) -> Window:
+        """The window with the time in which nothing happened as folds."""
+        return replace(self.window, folds=self._calm.folds())
 
     def take(self, event: events.Event) -> None:
         """Add the next event, already folded into the running state."""
+        self._calm.take(event)
         if event.pool_id in self._running_state.names:
             self._pool(event).happened = True
         match event:
@@ -90,6 +100,7 @@ class Picture:
                     ),
                     event.correlation_id,
                     waited_ms=event.waited_ms,
+                    fell_back=fell_back(event.fallback_from),
                 )
                 self._lane(event.pool_id, event.proxy_id).bars.append(bar)
                 self._open[event.lease_id] = bar
@@ -108,6 +119,8 @@ class Picture:
                 self._mark_change(event)
             case events.OutcomeReported(outcome=OutcomeKind.BLOCKED):
                 self._refuse(event)
+            case events.SourceRefreshed() | events.SourceFailed():
+                self._note_source(event)
             case events.PoolRemoved():
                 self._pool(event).points.append(Point(event.recorded_at, 0, 0, 0, 0))
         self._count(event)
@@ -121,19 +134,16 @@ class Picture:
             (pool for pool in self._pools.values() if pool.happened), key=lambda pool: pool.name
         )
 
-    def _begin(self, state: Mapping[str, State], choice: Choice) -> None:
-        start = self.window.start
-        counts: PoolCounts
-        for counts in state["pool_stats"].values():
+    def _begin(self, begins: Opening, choice: Choice) -> None:
+        for counts in begins.counts.values():
             if choice.has(counts.pool_id):
                 name = self._running_state.names[counts.pool_id]
+                points = [_point(self.window.start, counts)]
                 self._pools[counts.pool_id] = PoolPicture(
-                    name, known_proxies=counts.total_proxies, points=[_point(start, counts)]
+                    name, known_proxies=counts.total_proxies, points=points
                 )
-        for key, available in state["available_proxies"].items():
-            self._statuses[key] = available.status
-        lease: LeaseRow
-        for lease in sorted(state["leases"].values(), key=lambda row: row.fencing_token):
+        self._statuses.update(begins.statuses)
+        for lease in sorted(begins.leases, key=lambda row: row.fencing_token):
             if choice.has(lease.pool_id):
                 self._open[lease.id] = bar = LeaseBar(
                     lease.id,
@@ -168,6 +178,19 @@ class Picture:
         address = self._running_state.proxy_of(event.proxy_id)
         refusals.add(address, event.count, event.recorded_at, REFUSED_PROXIES)
 
+    def _note_source(self, event: events.SourceRefreshed | events.SourceFailed) -> None:
+        news = self._pool(event).sources.setdefault(event.source, SourceNews())
+        if isinstance(event, events.SourceFailed):
+            news.failed += 1
+            news.failed_at = news.failed_at or event.recorded_at
+            news.reason = event.reason
+            return
+        counts = event.counts
+        went = counts.removed + counts.draining
+        if went > news.went:
+            news.went, news.took_at = went, event.recorded_at
+            news.had = went + counts.changed + counts.unchanged + counts.kept
+
     def _end(self, event: events.LeaseEnd) -> None:
         bar = self._open.pop(event.lease_id)
         bar.ended = event.recorded_at
@@ -180,7 +203,8 @@ class Picture:
         if isinstance(event, events.ProxyRegistered) and event.proxy_id not in pool.lanes:
             pool.known_proxies += 1
         if event.before != event.after:
-            mark = Mark(event.recorded_at, event.before, event.after, _why(event))
+            origin = _by_whom(event)
+            mark = Mark(event.recorded_at, event.before, event.after, _why(event), *origin)
             self._lane(event.pool_id, event.proxy_id).marks.append(mark)
 
     def _count(self, event: events.Event) -> None:
@@ -231,12 +255,22 @@ def _slot_length(seconds: float) -> float:
     return next(length for length in (*parts, *_NICE_S) if length >= at_least)
 
 
+def _by_whom(event: _StateChange) -> tuple[str | None, str | None]:
+    """Return who changed a proxy, and why."""
+    if isinstance(event, events.HealthChecked):
+        status = None if event.status_code is None else f"status {event.status_code}"
+        return "Health checks", event.error or status or event.failure
+    return event.actor, event.reason if isinstance(event, events.ProxyChanged) else None
+
+
 def _why_changed(event: events.ProxyChanged) -> str:
     if event.reason == events.BAN_OVER:
         return event.reason
-    if event.until is None:
-        return "changed by hand"
-    return f"banned by hand until {event.until:%Y-%m-%d %H:%M:%S} UTC"
+    if event.reason and (event.correlation_id or "").startswith(REFRESH_JOB):
+        return event.reason
+    what = "changed" if event.until is None else f"banned until {event.until:%Y-%m-%d %H:%M:%S} UTC"
+    by = f"{what} by {event.actor}" if event.actor else f"{what} by hand"
+    return f"{by}: {event.reason}" if event.reason else by
 
 
 def _why(event: _StateChange) -> str:

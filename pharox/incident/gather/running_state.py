@@ -6,7 +6,6 @@ the names of removed pools and proxies, as later events may refer to them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -15,6 +14,7 @@ from projections import POOL_STATS, PoolCounts, State
 
 from ... import events
 from ...history.addresses import address_of
+from .opening import Opening
 
 _POOL_STATS_TYPES = POOL_STATS.types()
 
@@ -24,14 +24,14 @@ class RunningState:
 
     Parameters
     ----------
-    state:
-        The read models before the first event. They are not modified.
+    begins:
+        The pools before the first event. They are not modified.
     """
 
-    def __init__(self, state: Mapping[str, State]) -> None:
-        self.names: dict[UUID, str] = {row.id: row.name for row in state["pools"].values()}
-        self._addresses = {row.id: address_of(row) for row in state["proxies"].values()}
-        self._counts: State = {key: replace(row) for key, row in state["pool_stats"].items()}
+    def __init__(self, begins: Opening) -> None:
+        self.names = dict(begins.names)
+        self._addresses = dict(begins.addresses)
+        self._counts: State = {(key,): replace(row) for key, row in begins.counts.items()}
 
     def take(self, event: events.Event) -> None:
         """Fold the next event."""

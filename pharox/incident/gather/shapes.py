@@ -32,15 +32,21 @@ class LeaseBar:
     reason: str | None = None
     renewals: int = 0
     waited_ms: int | None = None
+    fell_back: str | None = None
 
 
 class Mark(NamedTuple):
-    """A change of a proxy's state; None where it was not in the pool."""
+    """A change of a proxy's state; None where it was not in the pool.
+
+    ``by`` is who made it, and ``reason`` what they said, or what a health check found.
+    """
 
     at: datetime
     was: ProxyState | None
     becomes: ProxyState | None
     why: str
+    by: str | None = None
+    reason: str | None = None
 
 
 @dataclass(slots=True)
@@ -101,6 +107,22 @@ class Refusals:
 
 
 @dataclass(slots=True)
+class SourceNews:
+    """What a source did to a pool: the refresh that took most proxies away, and its failures.
+
+    ``went`` of ``had`` proxies went at ``took_at``. ``failed`` events of failures were recorded
+    since ``failed_at``, the last one for ``reason``.
+    """
+
+    went: int = 0
+    had: int = 0
+    took_at: datetime | None = None
+    failed: int = 0
+    failed_at: datetime | None = None
+    reason: str = ""
+
+
+@dataclass(slots=True)
 class PoolPicture:
     """One pool, or a requested name that no pool had.
 
@@ -119,6 +141,7 @@ class PoolPicture:
     last_miss: datetime | None = None
     refusals: dict[str, Refusals] = field(default_factory=dict)
     refused_elsewhere: int = 0
+    sources: dict[str, SourceNews] = field(default_factory=dict)
 
     @property
     def bars(self) -> Iterator[LeaseBar]:

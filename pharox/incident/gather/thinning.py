@@ -7,8 +7,11 @@ everything fits.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import lru_cache
+from operator import itemgetter
 from typing import TypeVar
 
 from .shapes import LeaseBar, Point
@@ -19,11 +22,17 @@ T = TypeVar("T")
 MOST_LINES = 8
 """How many leases of one proxy to draw above each other."""
 
+FOLDED = 0.02
+"""How wide a fold is drawn."""
+
 _RESOLUTIONS = (4096, 2048, 1024, 512, 256, 128)
 
 
 class Scale:
-    """Maps moments to places in a window, from 0 to 1; moments outside are at the edges."""
+    """Maps moments to places in a window, from 0 to 1; moments outside are at the edges.
+
+    Places are proportional to times, but for folds: each is as narrow as ``FOLDED``.
+    """
 
     def __init__(self, window: Window) -> None:
         self._window = window
@@ -31,11 +40,40 @@ class Scale:
     def __call__(self, moment: datetime) -> float:
         """Return the place of a moment."""
         seconds = (moment - self._window.start).total_seconds()
+        if self._window.folds:
+            return _between(pins(self._window), seconds)
         return min(1.0, max(0.0, seconds / self._window.seconds))
+
+    def moment(self, place: float) -> datetime:
+        """Return the moment that is at a place."""
+        turned = [(at, seconds) for seconds, at in pins(self._window)]
+        return self._window.start + timedelta(seconds=_between(turned, place))
 
     def ends(self, bar: LeaseBar) -> tuple[float, float]:
         """Return the places where a lease begins and ends."""
         return self(bar.began), self(self._window.end if bar.ended is None else bar.ended)
+
+
+@lru_cache(maxsize=8)
+def pins(window: Window) -> Sequence[tuple[float, float]]:
+    """Return the seconds and the places between which the scale of a window is even."""
+    width = FOLDED * len(window.folds)
+    found, place, at = [(0.0, 0.0)], 0.0, 0.0
+    for fold in window.folds:
+        start, end = ((moment - window.start).total_seconds() for moment in fold)
+        place += (start - at) / window.drawn_seconds * (1 - width)
+        found.append((start, place))
+        place += FOLDED
+        found.append((end, place))
+        at = end
+    return (*found, (window.seconds, 1.0))
+
+
+def _between(pins: Sequence[tuple[float, float]], value: float) -> float:
+    """Return what a value maps to, evenly between each two pins."""
+    number = bisect_right(pins, value, 1, len(pins) - 1, key=itemgetter(0))
+    (a, low), (b, high) = pins[number - 1], pins[number]
+    return min(high, max(low, low + (value - a) / (b - a) * (high - low)))
 
 
 def stacked(bars: Iterable[LeaseBar]) -> list[list[LeaseBar]]:
@@ -92,7 +130,7 @@ def lowest(points: Sequence[Point], window: Window, slots: int) -> list[Point]:
     if len(points) <= slots:
         return list(points)
     scale = Scale(window)
-    length = (window.end - window.start) / slots
+    begins = [scale.moment(slot / slots) for slot in range(slots)]
     found: list[Point] = []
     carried, place = points[0], 0
     for slot in range(slots):
@@ -102,5 +140,5 @@ def lowest(points: Sequence[Point], window: Window, slots: int) -> list[Point]:
             inside.append(carried)
             place += 1
         counts = [min(values) for values in zip(*(point[1:] for point in inside), strict=True)]
-        found.append(Point(window.start + slot * length, *counts))
+        found.append(Point(begins[slot], *counts))
     return found

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import chain
+from typing import NamedTuple
 from uuid import UUID
 
 from pharox.log import Extract
@@ -22,19 +23,35 @@ from ...models.ids import NIL
 from ..wording import full_moment, time_of_day
 
 
+class Fold(NamedTuple):
+    """A part of a window in which nothing happened, which is drawn narrower than it was long."""
+
+    start: datetime
+    end: datetime
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
-    """From ``start`` to ``end``, both inclusive: the events with ``after < seq <= upto``."""
+    """From ``start`` to ``end``, both inclusive: the events with ``after < seq <= upto``.
+
+    ``folds`` are in order, and do not overlap.
+    """
 
     start: datetime
     end: datetime
     after: int
     upto: int
+    folds: tuple[Fold, ...] = ()
 
     @property
     def seconds(self) -> float:
         """The length of the window in seconds."""
         return (self.end - self.start).total_seconds()
+
+    @property
+    def drawn_seconds(self) -> float:
+        """The length of what is drawn at the full scale, in seconds."""
+        return self.seconds - sum((fold.end - fold.start).total_seconds() for fold in self.folds)
 
     def format_moment(self, moment: datetime, *, roughly: bool = False) -> str:
         """Return a moment's time, with the date unless it is on the window's first day.

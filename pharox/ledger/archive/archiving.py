@@ -25,7 +25,7 @@ from pharox.log.canonical import digest
 
 from ...errors import ArchiveFileError, InvalidInputError
 from ...models import check_aware
-from ...storage.postgres import PostgresStorage, snapshots
+from ...storage.postgres import PostgresStorage, snapshots, tree
 from ..archive_check import Checked, check
 from ..maintenance_lock import maintenance_lock
 from . import files as archive_files
@@ -221,13 +221,17 @@ class _Archiving:
             )
 
     def _prepare(self, leaving: dict[Part, Contents]) -> None:
-        """Prune leases and take a snapshot, so that read models no longer need these events."""
+        """Keep the tree, prune leases and take a snapshot: nothing needs these events then."""
+        last = max(c.last_seq or 0 for c in leaving.values())
+        with self._storage.session() as session:
+            query = tree.keep(self._storage.schema, last)
+            session.rows(query.statement, **query.values)
         settled = [c.settled_at for c in leaving.values() if c.settled_at is not None]
         if settled:
             self._storage.prune_leases(max(settled) + timedelta(microseconds=1))
             with self._storage.session() as session:
                 base = snapshots.archived_upto(session, self._storage.schema)
-            self._storage.take_snapshot(max(base, *(c.last_seq or 0 for c in leaving.values())))
+            self._storage.take_snapshot(max(base, last))
 
     def _record(self, leaving: dict[Part, Contents]) -> None:
         """List the parts as archived, all at once: the snapshot is after the last of them."""

@@ -16,15 +16,18 @@ from itertools import chain, islice
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast
+from uuid import UUID
 
 import projections
 from pharox.log import Extract, event_from_row
+from pharox.log.tree import Inclusion
 from projections import State
 
 from ...errors import ArchivedError, ArchiveFileError
 from ...events import Event
-from ...models import ProxyPool, check_aware
+from ...models import Lease, ProxyPool, check_aware, check_whole
 from ...storage.postgres import PostgresStorage
+from ...storage.postgres.tree import tile_of
 from .files import EVENTS, all_files_in
 
 try:
@@ -96,6 +99,14 @@ class WithArchive:
         """Yield the whole log after a seq, in its sealed order."""
         return self.history(Extract(after=after))
 
+    def lease_ids(self, beginning: str, *, limit: int = 10) -> list[UUID]:
+        """Return the ids of leases in the live log that begin so; archived ones are not found."""
+        return self._storage.lease_ids(beginning, limit=limit)
+
+    def get_lease(self, lease_id: str) -> Lease | None:
+        """Return a lease as the ledger has it, or None."""
+        return self._storage.get_lease(lease_id)
+
     def history(self, extract: Extract) -> Iterator[Event]:
         """Yield the events of an extract, in the sealed order.
 
@@ -140,6 +151,22 @@ class WithArchive:
             wanted = projections.registered()
             states = projections.fold(self.history(Extract(upto=seq)), wanted)
             return projections.current(states, wanted)
+
+    def prove_inclusion(self, seq: int, size: int | None = None) -> Inclusion:
+        """Return the proof that an event is among the first ``size`` events, or all.
+
+        Raises
+        ------
+        ArchivedError
+            If it needs a part of the archive that none of the folders has.
+        """
+        after, upto = tile_of(check_whole(seq, "seq"))
+        extract = Extract(after=after, upto=upto)
+        files = [self._file(part) for part in self._storage.archived_parts(extract)]
+        query = "SELECT * FROM read_parquet($path) WHERE seq > $after AND seq <= $upto"
+        span = {"after": after, "upto": upto}
+        rows = [row for path in files for row in _rows(path, query, span)]
+        return self._storage.prove_inclusion(seq, size, archived=rows)
 
     def list_pools(self) -> Sequence[ProxyPool]:
         """Return the current pools."""

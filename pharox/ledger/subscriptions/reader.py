@@ -141,6 +141,11 @@ class Reader:
         self._given_up: GivenUp | None = None
         self._one_by_one = range(0)
 
+    @property
+    def checkpoint(self) -> int:
+        """The seq up to which everything is delivered and committed; 0 until it is known."""
+        return self._checkpoint
+
     def run(self) -> Program[None]:
         """Read until stopped, through as many connections as it takes.
 

@@ -67,11 +67,14 @@ class Subscription(SubscriptionOptions):
         If these are not valid.
     """
 
-    def run(self, storage: IStorage, stop: threading.Event | None = None) -> None:
+    def run(
+        self, storage: IStorage, stop: threading.Event | None = None, *, follow: bool = True
+    ) -> None:
         """Deliver events in this thread until ``stop`` is set.
 
-        While another process reads under this name, it waits to take over. While the
-        database is away, it reconnects with growing pauses.
+        Without ``follow``, it ends after the events that there are at the call. While
+        another process reads under this name, it waits to take over. While the database is
+        away, it reconnects with growing pauses.
 
         Raises
         ------
@@ -85,7 +88,7 @@ class Subscription(SubscriptionOptions):
         ArchivedError
             If the next event may have been archived; see :func:`reset`.
         """
-        self._read(self._prepared(storage), stop or threading.Event())
+        self._read(self._prepared(storage), stop or threading.Event(), follow=follow)
 
     def running(self, storage: IStorage) -> Running:
         """Deliver events in a thread of its own, until the block ends or ``stop()`` is called.
@@ -96,7 +99,11 @@ class Subscription(SubscriptionOptions):
         return Running(self, self._prepared(storage))
 
     async def run_async(
-        self, storage: IStorage | IAsyncStorage, stop: asyncio.Event | None = None
+        self,
+        storage: IStorage | IAsyncStorage,
+        stop: asyncio.Event | None = None,
+        *,
+        follow: bool = True,
     ) -> None:
         """Do as :meth:`run`, in the running event loop.
 
@@ -106,13 +113,15 @@ class Subscription(SubscriptionOptions):
         blocking = await for_threads(storage)
         reading = await asyncio.to_thread(self._prepared, blocking, may_be_async=True)
         try:
-            await AsyncioDriver(reading.storage, stop).run(Reader(reading, stop.is_set).run())
+            reader = await asyncio.to_thread(_reader, reading, stop, follow)
+            await AsyncioDriver(reading.storage, stop).run(reader.run())
         finally:
             await asyncio.to_thread(self._end, reading.storage)
 
-    def _read(self, reading: Reading, stop: threading.Event) -> None:
+    def _read(self, reading: Reading, stop: threading.Event, *, follow: bool = True) -> None:
         try:
-            ThreadDriver(reading.storage, stop).run(Reader(reading, stop.is_set).run())
+            reader = _reader(reading, stop, follow)
+            ThreadDriver(reading.storage, stop).run(reader.run())
         finally:
             self._end(reading.storage)
 
@@ -152,17 +161,17 @@ class BoundSubscription:
     subscription: Subscription
     storage: IStorage
 
-    def run(self, stop: threading.Event | None = None) -> None:
-        """Deliver events in this thread until ``stop`` is set."""
-        self.subscription.run(self.storage, stop)
+    def run(self, stop: threading.Event | None = None, *, follow: bool = True) -> None:
+        """Deliver events in this thread until ``stop`` is set, or those that there are."""
+        self.subscription.run(self.storage, stop, follow=follow)
 
     def running(self) -> Running:
         """Deliver events in a thread of its own, until the block ends or ``stop()`` is called."""
         return self.subscription.running(self.storage)
 
-    async def run_async(self, stop: asyncio.Event | None = None) -> None:
-        """Deliver events in the running event loop until ``stop`` is set."""
-        await self.subscription.run_async(self.storage, stop)
+    async def run_async(self, stop: asyncio.Event | None = None, *, follow: bool = True) -> None:
+        """Deliver events in the running event loop until ``stop`` is set, or those there are."""
+        await self.subscription.run_async(self.storage, stop, follow=follow)
 
 
 class Running:
@@ -204,6 +213,15 @@ class Running:
         except BaseException as error:
             logger.exception("pharox.subscription.ended: %s", escape_unprintable(subscription.name))
             self._error = error
+
+
+def _reader(reading: Reading, stop: threading.Event | asyncio.Event, follow: bool) -> Reader:
+    """Return a reader that ends when ``stop`` is set, or has read what there is now."""
+    if follow:
+        return Reader(reading, stop.is_set)
+    last = reading.storage.seal()
+    reader = Reader(reading, lambda: stop.is_set() or reader.checkpoint >= last)
+    return reader
 
 
 async def for_threads(storage: IStorage | IAsyncStorage) -> IStorage:

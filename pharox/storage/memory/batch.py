@@ -29,6 +29,7 @@ from ..requests import (
 )
 from ..validation import check_commands
 from .acquire import acquire, ids_of, is_granted, serve_queue
+from .fallback import attempts
 from .registry import consumer_id, end_bans, remove_drained
 from .release import active_row, expire, release
 from .renewal import redate_leases
@@ -46,8 +47,7 @@ def carry_out(state: State, commands: Sequence[Command]) -> list[Any]:
     """Carry out commands, as ``run_batch`` does. Those that wait may get a ticket instead."""
     now = state.clock()
     asking = [each for each in commands if not isinstance(each, ReleaseRequest)]
-    asked = {_pool_of(state, each) for each in asking}
-    pool_ids = sorted(each for each in asked if each is not None)
+    pool_ids = sorted({pool_id for each in asking for pool_id in _pools_of(state, each)})
     expired: dict[UUID, Sequence[EndedLease]] = {}
     if len(commands) > 1 and any(map(_has_predicate, commands)):
         # PostgreSQL prepares such a batch by a commit for each pool.
@@ -76,12 +76,13 @@ def carry_out(state: State, commands: Sequence[Command]) -> list[Any]:
         serve_queues(state, queues, now)
     remove_drained(state)
     for pool_id, ended in expired.items():
-        places = [place for place in order if _pool_of(state, commands[place]) == pool_id]
+        places = [place for place in order if pool_id in _pools_of(state, commands[place])]
         ticket = next((each for each in outcomes if isinstance(each, Ticket)), None)
         if ticket is not None:  # It is the only command.
             ticket.expired += ended
         else:
-            assign_expired(outcomes, places, ended)
+            # A session that it bound may be of another of its pools now.
+            assign_expired(outcomes, places or order, ended)
     return outcomes
 
 
@@ -110,7 +111,7 @@ def serve_queues(state: State, pool_ids: Sequence[UUID], now: datetime) -> None:
 
 def _queues_of(state: State, commands: Sequence[Command]) -> list[UUID]:
     """Return the pools of commands in which somebody waits."""
-    pool_ids = {_pool_of(state, command) for command in commands}
+    pool_ids = {pool_id for command in commands for pool_id in _pools_of(state, command)}
     return [each for each in state.queues.pools() if each in pool_ids]
 
 
@@ -132,9 +133,8 @@ def _take_back(
         if ids and any(is_granted(state, lease_id) for lease_id in ids):
             continue
         consumer_id(state, command.consumer_name, now=now)
-        pool_id = state.pool_ids.get(command.pool_name)
-        if pool_id is not None and state.pools[pool_id].has_due(now):
-            pool_ids.add(pool_id)
+        of_command = _pools_of(state, command)
+        pool_ids |= {each for each in of_command if state.pools[each].has_due(now)}
     if not pool_ids:
         return {}
     with_stats = any(command.with_stats for command in commands)
@@ -159,7 +159,12 @@ def _has_predicate(command: Command) -> bool:
     return command.filters.requires_python()
 
 
-def _pool_of(state: State, command: Command) -> UUID | None:
+def _pools_of(state: State, command: Command) -> set[UUID]:
+    """Return the pools of a command: of one with a fallback, those that it tries."""
     if isinstance(command, ReleaseRequest):
-        return state.pool_of_lease.get(command.lease.id)
-    return state.pool_ids.get(command.pool_name)
+        pool_id = state.pool_of_lease.get(command.lease.id)
+        return set() if pool_id is None else {pool_id}
+    names = dict.fromkeys(
+        each.request.pool_name for each in attempts(state, command, state.clock())
+    )
+    return {state.pool_ids[name] for name in names if name in state.pool_ids}

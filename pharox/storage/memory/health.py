@@ -33,7 +33,8 @@ def record_checks(
     state: State, results: Sequence[HealthCheckResult], policy: HealthPolicy | None
 ) -> list[HealthOutcome]:
     """Record health checks. Return the outcome of each, in the same order."""
-    seen = [Observation(result, result.healthy) for result in map(checked_model, results)]
+    checked = (checked_model(result, HealthCheckResult) for result in results)
+    seen = [Observation(result, result.healthy) for result in checked]
     outcomes = [HealthOutcome(check.result, known=False) for check in seen]
     for pool_id, places in in_rounds(seen, state.pool_of_proxy):
         checks = [seen[place] for place in places]
@@ -96,7 +97,7 @@ def records_of(state: State, proxy_id: UUID, limit: int) -> list[ProxyHealthReco
     check_whole(limit, "limit")
     uuid = id_from_text(proxy_id) or NIL
     places = state.checks.get(uuid, ())
-    checks = [cast("HealthChecked", state.log[place - 1].part_of(uuid)) for place in places]
+    checks = [cast("HealthChecked", state.event_at(place).part_of(uuid)) for place in places]
     checks.sort(key=lambda event: (event.checked_at, event.position), reverse=True)
     return [record_of_check(event) for event in checks[: max(limit, 0)]]
 

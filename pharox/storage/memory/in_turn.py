@@ -25,7 +25,7 @@ from ..requests import (
     SetAcquisition,
     new_leases,
 )
-from . import batch, sessions
+from . import batch, limits, sessions
 from .acquire import end_wait
 from .state import State
 from .waiting import Ticket, Told
@@ -92,8 +92,17 @@ def _found(outcome: Any) -> Found:
 def _pause(state: State, ticket: Ticket) -> float:
     """Return for how long a waiting ticket's caller need not look by itself."""
     with state.lock:
-        seconds = seconds_to_change(state, ticket.pool_id, ticket.request.target)
-    return max(0.001, LOOK_S if seconds is None else seconds)
+        changes = [
+            seconds_to_change(state, pool_id, ticket.request.target) for pool_id in ticket.rounds
+        ]
+        now = state.clock()
+        starts = [
+            limits.next_start(state, pool_id, now)
+            for pool_id in ticket.rounds
+            if pool_id in state.pools
+        ]
+    changes += [(start - now).total_seconds() for start in starts if start is not None]
+    return max(0.001, min((each for each in changes if each is not None), default=LOOK_S))
 
 
 def seconds_to_change(

@@ -36,7 +36,7 @@ def replace_credentials(state: State, changes: Sequence[ChangedProxy]) -> int:
     """Set the credentials of known proxies from the list. Return how many still exist."""
     known = [each for each in changes if each.proxy_id in state.pool_of_proxy]
     for proxy_id, listed in known:
-        update = {"credentials": listed.credentials}
+        update = {"credentials": listed.credentials, "template": listed.template}
         save_proxies(state, [state.proxy(proxy_id).model_copy(update=update)], change=True)
     return len(known)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -13,7 +13,7 @@ from projections import LeaseRow, PoolRow, ProxyRow, TargetOutcomesRow, Troubled
 from ...errors import PharoxError, ProxyNotFoundError
 from ...events import CoolDownSet, OutcomeReported, TargetRecovered, TargetTroubled
 from ...models import (
-    REFUSALS,
+    UNCLEAR_LATELY,
     CoolDown,
     OutcomeKind,
     PairRecord,
@@ -21,16 +21,21 @@ from ...models import (
     TargetSummary,
     kept_part,
 )
+from ...models.money import cost_of_bytes
 from ...models.text import url_of
 from ..reports import CoolDownRequest, Reported, ReportRequest, report_rounds
 from ..requests import no_lease
-from ..validation import TargetPage
+from ..validation import TargetPage, rests_no_gateway
+from .exits import is_template_with_sessions
+from .prices import price_of
 from .state import State
 
 FAILURES = frozenset({OutcomeKind.TARGET_FAILED, OutcomeKind.UNCLEAR})
 """The kinds for which a target itself may be to blame."""
 
 _Site = tuple[UUID, str]
+
+_BLOCKED = OutcomeKind.BLOCKED.value
 
 FEWEST_PROXIES = 10
 LATELY = timedelta(minutes=1)
@@ -96,8 +101,12 @@ def set_cool_down(state: State, request: CoolDownRequest) -> datetime | None:
     pool_id = state.pool_of_proxy.get(request.proxy_id)
     if pool_id is None:
         raise ProxyNotFoundError(f"Proxy {request.proxy_id} not found.", proxy_id=request.proxy_id)
+    if request.seconds is not None and is_template_with_sessions(state, pool_id, request.proxy_id):
+        raise rests_no_gateway(request.proxy_id)
     now = state.clock()
     row = pair_row(state, pool_id, request.proxy_id, request.target)
+    if request.seconds is None and (row is None or not _is_cooling(row, now)):
+        return None
     known = _record(row)
     until = None if request.seconds is None else now + timedelta(seconds=request.seconds)
     is_ended = until is None
@@ -120,6 +129,18 @@ def set_cool_down(state: State, request: CoolDownRequest) -> datetime | None:
     return until
 
 
+def end_cool_downs(state: State, proxy_id: UUID) -> None:
+    """End the rests of a proxy for targets that refused an exit, if another is taken for that."""
+    now, pool_id = state.clock(), state.pool_of_proxy[proxy_id]
+    pool: PoolRow = state.rows["pools"][(pool_id,)]
+    if pool.rotation is None or pool.rotation["on"] != "blocked":
+        return
+    pairs = state.targets.of_proxy(state.rows["target_outcomes"], pool_id, proxy_id)
+    refusing = [row.target for row in pairs if row.outcome == _BLOCKED and _is_cooling(row, now)]
+    for target in sorted(refusing):
+        set_cool_down(state, CoolDownRequest(proxy_id, target, None, "another exit"))
+
+
 def pair_row(state: State, pool_id: UUID, proxy_id: UUID, target: str) -> TargetOutcomesRow | None:
     """Return the row of a pair, or None if nothing is known of it."""
     row: TargetOutcomesRow | None = state.rows["target_outcomes"].get((pool_id, proxy_id, target))
@@ -139,6 +160,9 @@ def _report(
     if target is not None:
         pool: PoolRow = state.rows["pools"][(pool_id,)]
         policy = CoolDown.model_validate(pool.cool_down or {})
+        if is_template_with_sessions(state, pool_id, row.proxy_id):
+            # The target refuses an exit of the gateway, and the gateway has others.
+            policy = policy.model_copy(update={"base_seconds": 0})
         known = _record(pair_row(state, pool_id, row.proxy_id, target))
         after = known.after(
             outcome.model_copy(update={"target": target}),
@@ -148,6 +172,7 @@ def _report(
             is_troubled=is_troubled(state, pool_id, target),
         )
         record = {name: getattr(after, name) for name in _RECORD}
+        record["begins_rest"] = after.cool_downs > known.cool_downs
     state.append(
         OutcomeReported,
         now,
@@ -160,6 +185,7 @@ def _report(
         outcome=outcome.kind,
         target=target,
         **outcome.model_dump(exclude={"kind", "target"}),
+        cost=cost_of_bytes(outcome.bytes, price_of(state, pool_id, row.proxy_id, "cost_per_gb")),
         **record,
     )
     if target is not None:
@@ -197,6 +223,23 @@ def _lately(state: State, pool_id: UUID, target: str, now: datetime) -> tuple[in
         proxies += 1
         failed += pair.outcome in FAILURES
     return proxies, failed
+
+
+def count_unclear(state: State, proxy_id: UUID) -> int:
+    """Return at how many targets a proxy failed lately, nobody knows why, and since any success."""
+    pool_id = state.pool_of_proxy.get(proxy_id)
+    pairs: list[TargetOutcomesRow] = [
+        row
+        for (pool, proxy, _), row in state.rows["target_outcomes"].items()
+        if (pool, proxy) == (pool_id, proxy_id) and row.reported_at is not None
+    ]
+    since = max(
+        (row.reported_at for row in pairs if row.outcome == OutcomeKind.OK and row.reported_at),
+        default=datetime.min.replace(tzinfo=UTC),
+    )
+    since = max(since, state.clock() - UNCLEAR_LATELY)
+    unclear = [row for row in pairs if row.outcome == OutcomeKind.UNCLEAR]
+    return sum(row.reported_at is not None and row.reported_at > since for row in unclear)
 
 
 def _record(row: TargetOutcomesRow | None) -> PairRecord:
@@ -260,7 +303,7 @@ def _listed(state: State, row: TargetOutcomesRow, now: datetime) -> TargetOutcom
 def _summary(state: State, rows: Sequence[TargetOutcomesRow], now: datetime) -> TargetSummary:
     kept = [1.0 if row.reported_at is None else kept_part(row.reported_at, now) for row in rows]
     resting = [row.cools_until for row in rows if row.cools_until and _is_cooling(row, now)]
-    refused = [row.reported_at for row in rows if row.reported_at and row.outcome in REFUSALS]
+    blocked = [row for row in rows if row.outcome == OutcomeKind.BLOCKED]
     return TargetSummary(
         pool_id=rows[0].pool_id,
         pool_name=state.pool_name(rows[0].pool_id),
@@ -269,6 +312,8 @@ def _summary(state: State, rows: Sequence[TargetOutcomesRow], now: datetime) -> 
         cooling=len(resting),
         successes=sum(row.successes * part for row, part in zip(rows, kept, strict=True)),
         failures=sum(row.failures * part for row, part in zip(rows, kept, strict=True)),
-        refused_at=max(refused, default=None),
+        blocked=len(blocked),
+        unclear=sum(row.outcome == OutcomeKind.UNCLEAR for row in rows),
+        refused_at=max((row.reported_at for row in blocked if row.reported_at), default=None),
         free_at=min(resting, default=None),
     )

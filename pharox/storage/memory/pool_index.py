@@ -7,7 +7,7 @@ expiry. Each update takes logarithmic time in the pool's size.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -57,6 +57,11 @@ def _longest_unused_first(row: Availability, rank: int) -> _Key:
     return rank, leased, row.proxy_id.int, row.proxy_id
 
 
+def _next_turn_first(row: Availability, rank: int) -> _Key:
+    turn = -1 if row.next_turn is None else row.next_turn
+    return rank, turn, row.proxy_id.int, row.proxy_id
+
+
 _RANKS = {ProxyStatus.ACTIVE.value: 0, ProxyStatus.SLOW.value: 1}
 _ORDERS: dict[SelectorStrategy, Callable[[Availability, int], _Key]] = {
     SelectorStrategy.FIRST_AVAILABLE: _newest_first,
@@ -64,6 +69,8 @@ _ORDERS: dict[SelectorStrategy, Callable[[Availability, int], _Key]] = {
     SelectorStrategy.ROUND_ROBIN: _by_id,
     SelectorStrategy.LOWEST_LATENCY: _quickest_first,
     SelectorStrategy.LEAST_RECENTLY_USED: _longest_unused_first,
+    SelectorStrategy.MOST_SUCCESSFUL: _by_id,  # while a target is in trouble
+    SelectorStrategy.WEIGHTED: _next_turn_first,
 }
 """The sort key of a proxy for each selector, after its rank.
 
@@ -108,6 +115,8 @@ class PoolIndex:
         self._orders: dict[SelectorStrategy, _Order] = {}
         self._expiries: Any = SortedList()
         self._held: dict[UUID, set[UUID]] = {}
+        self._turns: dict[UUID, tuple[str, int]] = {}
+        self._turns_of: defaultdict[str, Any] = defaultdict(SortedList)
 
     def place(self, proxy_id: UUID, row: Availability | None) -> None:
         """Move a proxy to its current place in all orders, or remove it if ``row`` is None."""
@@ -116,6 +125,7 @@ class PoolIndex:
         if row is not None and row.rests_until is not None:
             self._rests[proxy_id] = row.rests_until
         self._end_ban_at(proxy_id, None if row is None else row.banned_until)
+        self._turn_at(proxy_id, row)
         rank = None if row is None else _rank(row)
         if row is None or rank is None:
             self._leasable.pop(proxy_id, None)
@@ -148,6 +158,15 @@ class PoolIndex:
         order = self._order(SelectorStrategy.LEAST_USED)
         rank, leases, checked, number, _ = order.places[proxy_id]
         return rank, leases, checked, number
+
+    def turn_of(self, proxy_id: UUID) -> tuple[int, int, int]:
+        """Return a leasable proxy's WEIGHTED key: rank, next turn, number."""
+        rank, turn, number, _ = self._order(SelectorStrategy.WEIGHTED).places[proxy_id]
+        return rank, turn, number
+
+    def turns_reached(self) -> dict[str, int]:
+        """Return the latest turn of the proxies of each status that have had one."""
+        return {status: turns[-1] for status, turns in self._turns_of.items() if turns}
 
     def rank_of(self, proxy_id: UUID) -> int | None:
         """Return the rank of a leasable proxy."""
@@ -264,6 +283,18 @@ class PoolIndex:
         if until is not None:
             self._bans[proxy_id] = until
             self._ban_ends.add((until, proxy_id.int, proxy_id))
+
+    def _turn_at(self, proxy_id: UUID, row: Availability | None) -> None:
+        new = None if row is None or row.turn is None else (row.status, row.turn)
+        old = self._turns.get(proxy_id)
+        if old == new:
+            return
+        if old is not None:
+            self._turns_of[old[0]].remove(old[1])
+            del self._turns[proxy_id]
+        if new is not None:
+            self._turns[proxy_id] = new
+            self._turns_of[new[0]].add(new[1])
 
     def _leased_statuses(self) -> tuple[str, ...]:
         slow = (ProxyStatus.SLOW.value,) if self.lease_slow else ()

@@ -23,22 +23,30 @@ from ...events import (
     ProxyState,
 )
 from ...models import Proxy, ProxyPool, ProxyStatus, check_name
+from ...models.gateway import GATEWAY_CONCURRENCY
 from ..list_import import account_of
 from ..validation import (
     check_ban,
+    check_kind,
     check_one_pool_each,
     check_reason,
     check_status,
     checked_model,
+    checked_pool,
     id_from_text,
 )
 from .identities import forget_identity, remember_identity
+from .moves import check_not_moved
 from .pool_index import PoolIndex
 from .release import release_held
 from .state import State
 
 _DESCRIBED = frozenset(ProxyRegistered.model_fields)
-_KEPT_BY_THE_LEDGER = {"current_leases", "draining", "rests_until", "banned_until", "exit_ip"}
+_NOT_COMPARED = {
+    *("current_leases", "draining", "rests_until", "banned_until", "exit_ip"),
+    *("template", "rotate_url", "rotates"),
+}
+"""What the ledger keeps of a proxy, and whether it is said to be a template, beside what it is."""
 
 # Consumers
 
@@ -63,23 +71,35 @@ def consumer_id(
 
 def save_pool(state: State, given: ProxyPool) -> None:
     """Register a pool, or change the one with this id."""
-    pool = checked_model(given)
+    pool = checked_pool(given)
     if state.pool_ids.get(pool.name, pool.id) != pool.id:
         raise ConflictError(f"another pool is named {pool.name!r}", name=pool.name)
+    check_not_moved(state, pool.name)
     known = state.rows["pools"].get((pool.id,))
     fields = pool.model_dump(exclude={"id"})
     if known is None:
         state.pools[pool.id] = PoolIndex(pool.id)
         state.append(PoolRegistered, pool_id=pool.id, **fields)
-    elif asdict(known) != pool.model_dump():
+    elif ProxyPool(**asdict(known)) != pool:
         del state.pool_ids[known.name]
         state.append(PoolChanged, pool_id=pool.id, **fields)
     state.pool_ids[pool.name] = pool.id
     state.pools[pool.id].lease_slow = pool.lease_slow
 
 
+def rename_pool(state: State, pool: ProxyPool, name: str) -> None:
+    """Give a pool another name, as when it moves."""
+    fields = {**pool.model_dump(exclude={"id"}), "name": name}
+    if name in state.pool_ids:
+        raise ConflictError(f"another pool is named {name!r}", name=name)
+    del state.pool_ids[pool.name]
+    state.append(PoolChanged, pool_id=pool.id, **fields)
+    state.pool_ids[name] = pool.id
+
+
 def ensure_pool(state: State, pool: ProxyPool) -> UUID:
     """Register a pool and return its id, or the id of the pool with the same name."""
+    check_kind(pool, ProxyPool)
     known = pool_by_name(state, pool.name)
     if known is None:
         save_pool(state, pool)
@@ -123,7 +143,7 @@ def delete_pool(state: State, pool_id: str) -> None:
 
 def save_proxies(state: State, given: Sequence[Proxy], *, change: bool) -> int:
     """Register proxies atomically, and ``change`` known ones. Return how many are new."""
-    proxies = [checked_model(proxy) for proxy in given]
+    proxies = [checked_model(proxy, Proxy) for proxy in given]
     for proxy in check_one_pool_each(proxies):
         _check_pool(state, proxy)
     last_given = {proxy.id: _limited(state, proxy) for proxy in proxies}
@@ -229,6 +249,7 @@ def remove(state: State, pool_id: UUID, proxy_id: UUID) -> None:
     state.append(ProxyRemoved, pool_id=pool_id, proxy_id=proxy_id, before=before)
     del state.pool_of_proxy[proxy_id]
     state.credentials.pop(proxy_id, None)
+    state.links.pop(proxy_id, None)
 
 
 def _limited(state: State, proxy: Proxy) -> Proxy:
@@ -236,6 +257,8 @@ def _limited(state: State, proxy: Proxy) -> Proxy:
     if "max_concurrency" in proxy.model_fields_set:
         return proxy
     limit = state.rows["pools"][(proxy.pool_id,)].max_concurrency
+    if limit is None and proxy.placeholders:
+        limit = GATEWAY_CONCURRENCY
     return proxy.model_copy(update={"max_concurrency": limit})
 
 
@@ -262,7 +285,7 @@ def _save_proxy(state: State, proxy: Proxy, *, change: bool) -> bool:
             ProxyRegistered, pool_id=proxy.pool_id, proxy_id=proxy.id, after=after, **fields
         )
         return True
-    if change and not _is_same(proxy, earlier):
+    if change and (not _is_same(proxy, earlier) or _has_new_link(state, proxy)):
         row = state.availability(proxy.pool_id, proxy.id)
         end: dict[str, Any] = {}
         if row.banned_until is not None and proxy.status is ProxyStatus.BANNED:
@@ -293,10 +316,28 @@ def _described(state: State, proxy: Proxy, earlier: Proxy | None) -> dict[str, A
     """Return the fields that describe a proxy in an event. Its secrets are kept beside it."""
     known = proxy.model_dump(exclude={"id", "pool_id", "credentials"}).items()
     fields = {**{name: x for name, x in known if name in _DESCRIBED}, "host": str(proxy.host)}
+    fields["placeholders"] = proxy.recorded_placeholders
     if proxy.credentials is not None:
         fields["credential_id"] = _credential_id(state, proxy, earlier)
+    fields["rotate_id"] = _rotate_id(state, proxy, earlier)
     _keep_secrets(state, proxy, earlier)
     return fields
+
+
+def _rotate_id(state: State, proxy: Proxy, earlier: Proxy | None) -> UUID | None:
+    """Return the id of a proxy's link: the known one unless another link, or none, is given."""
+    known = None if earlier is None else state.proxy_row(proxy.id).rotate_id
+    if proxy.rotate_url is None or not _has_new_link(state, proxy):
+        return known
+    return uuid4() if proxy.rotate_url.get_secret_value() else None
+
+
+def _has_new_link(state: State, proxy: Proxy) -> bool:
+    """Return whether a proxy is given another link than it has; an empty one removes it."""
+    if proxy.rotate_url is None:
+        return False
+    known = state.links.get(proxy.id)
+    return proxy.rotate_url.get_secret_value() != (known.get_secret_value() if known else "")
 
 
 def _credential_id(state: State, proxy: Proxy, earlier: Proxy | None) -> UUID:
@@ -317,10 +358,14 @@ def _keep_secrets(state: State, proxy: Proxy, earlier: Proxy | None) -> None:
         state.credentials.pop(proxy.id, None)
     else:
         state.credentials[proxy.id] = proxy.credentials.model_copy()
+    if proxy.rotate_url is not None:
+        state.links.pop(proxy.id, None)
+        if proxy.rotate_url.get_secret_value():
+            state.links[proxy.id] = proxy.rotate_url
     state.pool_of_proxy[proxy.id] = proxy.pool_id
 
 
 def _is_same(proxy: Proxy, known: Proxy) -> bool:
-    return proxy.model_dump(exclude=_KEPT_BY_THE_LEDGER) == known.model_dump(
-        exclude=_KEPT_BY_THE_LEDGER
-    )
+    return proxy.placeholders == known.placeholders and proxy.model_dump(
+        exclude=_NOT_COMPARED
+    ) == known.model_dump(exclude=_NOT_COMPARED)

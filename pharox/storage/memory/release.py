@@ -20,6 +20,7 @@ from ..requests import (
     copy_ending,
     log_late_release,
 )
+from . import rotations
 from .state import State, lease_from_row
 
 ACTIVE = LeaseStatus.ACTIVE.value
@@ -93,7 +94,13 @@ def end(
 ) -> None:
     """Append the event that ends a lease. A proxy that is being removed does not rest."""
     before = state.current_state(row.pool_id, row.proxy_id)
-    rests_until = None if is_removed else _rests_until(state, kind, row, now)
+    own_rest = rests_until = None if is_removed else _rests_until(state, kind, row, now)
+    place, policy = (row.pool_id, row.proxy_id), None
+    if not is_removed:
+        policy = rotations.begins(state, *place, before.leases - 1, now)
+    if policy is not None:
+        ends_at = rotations.bound(state, *place, policy, now)
+        rests_until = max(ends_at, own_rest or ends_at)
     state.append(
         kind,
         now,
@@ -105,6 +112,8 @@ def end(
         **why,
     )
     state.pools[row.pool_id].let_go(row.id, row.proxy_id, row.expires_at)
+    if policy is not None:
+        rotations.begin_after_lease(state, *place, row.id, policy, now, own_rest)
     is_last = before.leases == 1 and not is_removed
     if is_last and state.availability(row.pool_id, row.proxy_id).drains:
         state.drained.append(row.proxy_id)

@@ -10,11 +10,14 @@ from uuid import UUID
 from projections import ProxyRow, SessionRow
 
 from ...events import SessionBound, SessionForgotten
-from ...models import MissReason, ProxyStatus, SelectorStrategy, Sticky, StickySession
+from ...models import GatewayExit, MissReason, ProxyStatus, SelectorStrategy, Sticky, StickySession
+from ...models.gateway import wished_country
 from ...models.text import url_of
-from ..requests import AcquireRequest
+from ..requests import AcquireRequest, AcquireSetRequest
 from ..validation import SessionPage, session_taken, session_unknown
 from .candidates import candidates, is_free, without_kept
+from .exits import fits, is_template_with_sessions
+from .exits import living_binding as living
 from .outcomes import is_troubled, pair_row
 from .pool_index import PoolIndex
 from .state import State
@@ -53,7 +56,9 @@ def choose(
     because = None if row is None else _replaced_because(state, row)
     until = now + timedelta(seconds=sticky.seconds)
     if row is not None and because is None:
-        if _is_free(state, pool, row.proxy_id, request):
+        if fits(row, wished_country(request.filters)) and _is_free(
+            state, pool, row.proxy_id, request
+        ):
             slides = sticky.sliding and until > row.expires_at
             binding = _binding(state, row.proxy_id, row, until) if slides else None
             return Choice([row.proxy_id], binding, is_own=True)
@@ -69,22 +74,38 @@ def choose(
     if not found:
         return Choice([])
     made = SessionRow(
-        pool_id, sticky.key, found[0], request.target, sticky.shared, None, None, now, until
+        pool_id, sticky.key, found[0], request.target, sticky.shared, None, None, now, until, None
     )
     replaced = {} if row is None else {"replaced": row.proxy_id, "because": because}
     return Choice(found, {**_binding(state, found[0], made, until), **replaced})
 
 
-def living(state: State, pool_id: UUID, key: str, now: datetime) -> SessionRow | None:
-    """Return the binding of a key, unless it is over."""
-    row: SessionRow | None = state.rows["sessions"].get((pool_id, key))
-    return row if row is not None and row.expires_at > now else None
+def lend(
+    state: State,
+    request: AcquireRequest,
+    sticky: Sticky,
+    selector: SelectorStrategy,
+    now: datetime,
+) -> Choice:
+    """Return a proxy for a key that is bound in another pool, and is not bound in this one."""
+    pool = state.pools[state.pool_ids[request.pool_name]]
+    return Choice(_others(state, pool, request, sticky, selector, now))
 
 
 def bound_proxy(state: State, pool_id: UUID, key: str, now: datetime) -> UUID | None:
     """Return the proxy that a key is bound to, unless it has to be replaced."""
     row = living(state, pool_id, key, now)
     return row.proxy_id if row is not None and _replaced_because(state, row) is None else None
+
+
+def required_proxy(
+    state: State, pool_id: UUID, request: AcquireRequest | AcquireSetRequest, now: datetime
+) -> UUID | None:
+    """Return the only proxy that will do for a request, if its session requires one."""
+    sticky = request.sticky if isinstance(request, AcquireRequest) else None
+    if sticky is None or sticky.policy != "require":
+        return None
+    return bound_proxy(state, pool_id, sticky.key, now)
 
 
 def reason(
@@ -95,15 +116,20 @@ def reason(
     proxy_id = bound_proxy(state, pool.pool_id, sticky.key, now)
     filters, target = request.filters, request.target
     if proxy_id is not None and sticky.policy == "require":
-        if filters is not None and not filters.matches(state.proxy(proxy_id)):
+        row = state.rows["sessions"][pool.pool_id, sticky.key]
+        is_elsewhere = not fits(row, wished_country(filters))
+        if is_elsewhere or not (filters is None or filters.matches(state.proxy(proxy_id))):
             return MissReason.NO_MATCH
         if (
             target is not None
-            and is_free(state, pool, proxy_id, filters)
+            and is_free(state, pool, proxy_id, filters, is_unpaced=True)
             and is_troubled(state, pool.pool_id, target)
         ):
             return MissReason.TARGET_TROUBLED
-        return MissReason.SESSION_BUSY
+        is_paced = is_free(state, pool, proxy_id, filters, target, is_unpaced=True) and not is_free(
+            state, pool, proxy_id, filters, target
+        )
+        return MissReason.LIMIT_REACHED if is_paced else MissReason.SESSION_BUSY
     order = SelectorStrategy.FIRST_AVAILABLE
     if next(candidates(state, pool, order, filters, target, distinct=True), None) is None:
         return None
@@ -161,6 +187,7 @@ def inherit(state: State, pool_name: str, old: str, new: str) -> None:
         "key": new,
         "country": row.country,
         "exit_ip": row.exit_ip,
+        "exit": row.exit,
         "inherited_from": old,
     }
     state.append(SessionBound, now, **binding)
@@ -205,6 +232,7 @@ def _listed(state: State, row: SessionRow, now: datetime) -> StickySession:
         bound_at=row.bound_at,
         expires_at=row.expires_at,
         remaining_seconds=(row.expires_at - now).total_seconds(),
+        exit=None if row.exit is None else GatewayExit(**row.exit),
     )
 
 
@@ -261,6 +289,7 @@ def _others(
         request.filters,
         request.target,
         distinct=True,
+        now=now,
         also=lambda each: (
             is_unbound(each)
             and (alike is None or getattr(state.proxy_row(each), alike[0]) == alike[1])
@@ -279,7 +308,7 @@ def _unbound(
     """Return the function that says whether no other living key excludes a binding to a proxy."""
 
     def is_unbound(proxy_id: UUID) -> bool:
-        return not any(
+        return is_template_with_sessions(state, pool_id, proxy_id) or not any(
             row.key != sticky.key
             and row.expires_at > now
             and not (row.shared and sticky.shared)

@@ -11,25 +11,42 @@ from __future__ import annotations
 
 import os
 import threading
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import fields
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from operator import attrgetter
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
+from pydantic import SecretStr
+
 import projections
-from projections import Availability, LeaseRow, PoolCounts, PoolRow, ProxyRow
+from pharox.log.tree import Tree
+from projections import (
+    Availability,
+    LeaseRow,
+    LeaseStartRow,
+    PoolCounts,
+    PoolRow,
+    ProxyRow,
+    SessionRow,
+    TargetOutcomesRow,
+)
+from projections.carrying import rows_of
 
 from ...events import (
     CoolDownSet,
     Event,
     EventBase,
     OutcomeReported,
+    PoolStateCarried,
     ProxyState,
     SessionBound,
 )
 from ...events.attribution import current_attribution
 from ...models import (
+    GatewayExit,
     Lease,
     LeasedProxy,
     LeaseStatus,
@@ -37,22 +54,39 @@ from ...models import (
     Proxy,
     ProxyCredentials,
     ProxyProtocol,
+    ProxySource,
     ProxyStatus,
 )
 from ...models.building import built
+from ...models.proxy import recorded_template
 from ..list_import import Account
+from .limit_index import LimitIndex
 from .pool_index import PoolIndex
 from .session_index import SessionIndex
+from .source_turns import SourceTurn
 from .target_index import TargetIndex
 from .waiting import Queues
 
 E = TypeVar("E", bound=EventBase)
 Fold = Callable[[EventBase], None]
 
-_PROXY_FIELDS = tuple(f.name for f in fields(ProxyRow) if f.name != "credential_id")
+_PROXY_FIELDS = tuple(
+    f.name for f in fields(ProxyRow) if f.name not in ("credential_id", "placeholders", "rotate_id")
+)
 _LEASE_STATUSES = {status.value: status for status in LeaseStatus}
 _PROTOCOLS = {protocol.value: protocol for protocol in ProxyProtocol}
 _PROXY_STATUSES = {status.value: status for status in ProxyStatus}
+
+
+_CARRIED = {projection.name: projection for projection in projections.ALL}
+
+
+class DepartedSecrets(NamedTuple):
+    """The secrets of a pool that has left for another ledger, and may not be there yet."""
+
+    credentials: dict[UUID, ProxyCredentials]
+    links: dict[UUID, SecretStr]
+    sources: dict[UUID, ProxySource]
 
 
 class State:
@@ -68,6 +102,11 @@ class State:
         self.clock = clock
         self.lock = threading.RLock()
         self.log: list[Event] = []
+        self.tree = Tree()
+        """Over the events that somebody has asked for proofs of."""
+        self.skipped = 0
+        """How many positions were left out, so that they go on after those of another ledger."""
+        self.departed: dict[UUID, DepartedSecrets] = {}
         self.rows: dict[str, dict[Any, Any]] = {p.name: {} for p in projections.registered()}
         self.pools: dict[UUID, PoolIndex] = {}
         self.pool_ids: dict[str, UUID] = {}
@@ -76,13 +115,17 @@ class State:
         self.pruned_ids: set[UUID] = set()
         self.consumer_ids: set[UUID] = set()
         self.credentials: dict[UUID, ProxyCredentials] = {}
+        self.links: dict[UUID, SecretStr] = {}
         self.accounts: dict[tuple[UUID, Account], dict[str, set[UUID]]] = {}
         self.fingerprint_key = os.urandom(32)
         self.checks: dict[UUID, list[int]] = {}
         self.targets = TargetIndex()
         self.sessions = SessionIndex(self.rows["sessions"])
+        self.limits = LimitIndex(self.rows["lease_starts"])
         self.queues = Queues()
         self.drained: list[UUID] = []
+        self.source_secrets: dict[UUID, ProxySource] = {}
+        self.source_turns: dict[UUID, SourceTurn] = {}
         self.latest = datetime.min.replace(tzinfo=UTC)
         """The latest time of an event since leases were last re-dated."""
         self._folds = _folds_of(self.rows)
@@ -103,7 +146,8 @@ class State:
         fields:
             The event's fields, without its position, time and attribution.
         """
-        fields["seq"] = fields["position"] = len(self.log) + 1
+        fields["seq"] = seq = len(self.log) + 1
+        fields["position"] = seq + self.skipped
         fields["recorded_at"] = now = at or self.clock()
         fields["actor"], fields["correlation_id"] = current_attribution()
         event = built(kind, fields) if is_valid else kind(**fields)
@@ -114,9 +158,14 @@ class State:
         self.latest = max(self.latest, now)
         return event
 
+    def event_at(self, position: int) -> Event:
+        """Return the event that has a position."""
+        return self.log[bisect_left(self.log, position, key=attrgetter("position"))]
+
     def _fold(self, event: EventBase) -> None:
         for fold in self._folds.get(event.type, ()):  # type: ignore[attr-defined]
             fold(event)
+        self.limits.place(event)
         if event.touches_proxy:
             key = (event.proxy_id, event.pool_id)
             self.pools[event.pool_id].place(event.proxy_id, self.rows["available_proxies"].get(key))  # type: ignore[arg-type]
@@ -125,6 +174,23 @@ class State:
             self.targets.place(self.rows["target_outcomes"][pair])
         elif isinstance(event, SessionBound):
             self.sessions.place(self.rows["sessions"][event.pool_id, event.key])
+        elif isinstance(event, PoolStateCarried) and event.arrived:
+            self._place_rows(event)
+
+    def _place_rows(self, event: PoolStateCarried) -> None:
+        """Put rows that a pool brought along into the indexes."""
+        projection = _CARRIED[event.read_model]
+        for row in rows_of(projection, event.rows):
+            match row:
+                case Availability():
+                    kept = self.availability(row.pool_id, row.proxy_id)
+                    self.pools[row.pool_id].place(row.proxy_id, kept)
+                case TargetOutcomesRow():
+                    self.targets.place(row)
+                case SessionRow():
+                    self.sessions.place(row)
+                case LeaseStartRow():
+                    self.limits.carry(row)
 
     # Reading the read models
 
@@ -158,9 +224,11 @@ class State:
         row = self.proxy_row(proxy_id)
         availability = self.availability(row.pool_id, proxy_id)
         pool = self.pools[row.pool_id]
+        credentials = self.credentials.get(proxy_id)
         return Proxy(
             **{name: getattr(row, name) for name in _PROXY_FIELDS},
-            credentials=self.credentials.get(proxy_id),
+            credentials=credentials,
+            template=recorded_template(credentials, row.placeholders),
             status=_PROXY_STATUSES[availability.status],
             checked_at=availability.checked_at,
             max_concurrency=availability.max_concurrency,
@@ -168,6 +236,7 @@ class State:
             draining=bool(availability.drains),
             rests_until=pool.rests_until(proxy_id, self.clock()) if pool.may_rest else None,
             banned_until=availability.banned_until,
+            rotates=row.rotate_id is not None,
         )
 
     def lease_row(self, lease_id: UUID) -> LeaseRow:
@@ -179,13 +248,19 @@ class State:
         """Return a lease."""
         return lease_from_row(self.lease_row(lease_id))
 
-    def leased_proxy(self, pool_id: UUID, proxy_id: UUID) -> LeasedProxy | None:
-        """Return what the holder of a proxy needs, or None if the proxy was removed."""
-        row: ProxyRow | None = self.rows["proxies"].get((proxy_id, pool_id))
+    def leased_proxy(self, lease: Lease, pool_id: UUID) -> LeasedProxy | None:
+        """Return what the holder of a lease needs, or None if the proxy was removed."""
+        row: ProxyRow | None = self.rows["proxies"].get((lease.proxy_id, pool_id))
         if row is None:
             return None
         return LeasedProxy(
-            _PROTOCOLS[row.protocol], row.host, row.port, self.credentials.get(proxy_id)
+            _PROTOCOLS[row.protocol],
+            row.host,
+            row.port,
+            self.credentials.get(lease.proxy_id),
+            None if row.placeholders is None else lease.exit,
+            rotates=row.rotate_id is not None
+            and self.rows["pools"][(pool_id,)].rotation is not None,
         )
 
     def held_rows(self, pool_id: UUID, proxy_id: UUID) -> list[LeaseRow]:
@@ -229,6 +304,7 @@ def lease_from_row(row: LeaseRow) -> Lease:
             "renewed_at": row.renewed_at,
             "revoke_reason": row.revoke_reason,
             "target": row.target,
+            "exit": None if row.exit is None else GatewayExit(**row.exit),
         },
     )
 

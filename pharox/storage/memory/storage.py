@@ -13,33 +13,48 @@ from uuid import UUID
 
 import projections
 from pharox.log import Extract
+from pharox.log.tree import Inclusion, TreeHead
 from projections import Finding
 from projections import State as Rows
 
 from ...effects import call, result_within, run
 from ...errors import PharoxError
-from ...events import Event
+from ...events import ActionTaken, Event
 from ...models import (
+    ApiToken,
     Consumer,
+    DueRotation,
+    GatewayExit,
     HealthCheckResult,
     HealthPolicy,
     HeldLease,
+    KnownTargetRules,
     Lease,
+    PoolMove,
+    PoolPlace,
     PoolStatsSnapshot,
     Proxy,
     ProxyFilters,
     ProxyHealthRecord,
     ProxyPool,
+    ProxySource,
     ProxyStatus,
     QueueStats,
+    RotationAnswer,
+    RotationClaims,
     SelectorStrategy,
+    SourceStatus,
     StickySession,
     TargetOutcomes,
+    TargetRules,
     TargetSummary,
+    Usage,
     check_name,
+    rule_target_of,
     target_of,
     utc_now,
 )
+from ...models.ids import NIL
 from ..interface import IStorage
 from ..list_import import (
     HALF,
@@ -52,6 +67,8 @@ from ..list_import import (
     import_list,
     remove_unlisted,
 )
+from ..moving import MoveOrder
+from ..places import check_places, place_request
 from ..reports import CoolDownRequest, Reported, ReportRequest
 from ..requests import (
     AcquireRequest,
@@ -66,28 +83,50 @@ from ..requests import (
     RenewRequest,
     RevokeRequest,
     SetAcquisition,
+    lease_id_of,
 )
+from ..source_sync import sync_source
+from ..sources import HELD_S, RefreshResult, SourceClaim, SyncReport, check_source
 from ..validation import (
+    check_action,
+    check_claim,
     check_heirs,
+    check_kind,
+    check_rotation,
+    check_rules,
     check_session,
+    check_token,
+    check_token_id,
+    check_within,
     checked_model,
     held_page,
     id_from_text,
+    id_span,
     session_page,
     target_page,
+    usage_wish,
 )
 from . import (
     acquire,
+    api_tokens,
     batch,
+    exits,
     health,
     history,
     in_turn,
     lists,
+    moves,
+    moving,
     outcomes,
+    places,
     registry,
     release,
     renewal,
+    rotations,
     sessions,
+    sources,
+    target_rules,
+    usage,
 )
 from .state import State
 
@@ -106,6 +145,7 @@ class InMemoryStorage(IStorage):
 
     can_wait = True
     can_stick = True
+    can_fall_back = True
 
     def __init__(self, *, clock: Callable[[], datetime] = utc_now) -> None:
         self._state = State(clock)
@@ -185,6 +225,129 @@ class InMemoryStorage(IStorage):
         with self._state.lock:
             return outcomes.summarize(self._state, page)
 
+    def count_unclear_targets(self, proxy_id: UUID) -> int:
+        with self._state.lock:
+            return outcomes.count_unclear(self._state, proxy_id)
+
+    def set_target_rules(self, rules: TargetRules) -> bool:
+        with self._state.lock:
+            return target_rules.set_rules(self._state, check_rules(rules))
+
+    def unset_target_rules(self, target: str) -> bool:
+        with self._state.lock:
+            return target_rules.unset_rules(self._state, rule_target_of(target))
+
+    def add_api_token(self, token: ApiToken) -> None:
+        with self._state.lock:
+            api_tokens.add(self._state, check_token(token))
+
+    def withdraw_api_token(self, token_id: UUID | str) -> bool:
+        with self._state.lock:
+            return api_tokens.withdraw(self._state, check_token_id(token_id))
+
+    def list_api_tokens(self) -> list[ApiToken]:
+        with self._state.lock:
+            return api_tokens.listed(self._state)
+
+    def place_pool(self, pool_name: str, ledger: str, *, instead_of: str | None = None) -> bool:
+        request = place_request(pool_name, ledger, instead_of)
+        with self._state.lock:
+            return places.place_pool(self._state, request)
+
+    def list_places(self, pool_names: Collection[str] | None = None) -> list[PoolPlace]:
+        named = check_places(pool_names)
+        with self._state.lock:
+            return places.list_places(self._state, named)
+
+    def record_action(
+        self, action: str, subject: str, reason: str, *, pool_id: UUID | None = None
+    ) -> None:
+        taken = check_action(action, subject, reason)
+        with self._state.lock:
+            self._state.append(ActionTaken, pool_id=pool_id or NIL, **taken)
+
+    def carry_out_move(self, order: MoveOrder) -> Any:
+        with self._state.lock:
+            return moving.carry_out(self._state, order)
+
+    def list_pool_moves(self, pool_name: str | None = None) -> list[PoolMove]:
+        if pool_name is not None:
+            check_name(pool_name, "pool")
+        with self._state.lock:
+            return moves.moves(self._state, pool_name)
+
+    def list_target_rules(self) -> list[KnownTargetRules]:
+        with self._state.lock:
+            return target_rules.list_rules(self._state)
+
+    def save_source(self, source: ProxySource) -> bool:
+        with self._state.lock:
+            return sources.save(self._state, check_source(source))
+
+    def get_source(self, name: str) -> ProxySource:
+        with self._state.lock:
+            return sources.get(self._state, check_name(name, "source"))
+
+    def remove_source(self, name: str) -> bool:
+        with self._state.lock:
+            return sources.remove(self._state, check_name(name, "source"))
+
+    def list_sources(self, pool_name: str | None = None) -> list[SourceStatus]:
+        if pool_name is not None:
+            check_name(pool_name, "pool")
+        with self._state.lock:
+            return sources.listed(self._state, pool_name)
+
+    def claim_source(
+        self, name: str, *, for_seconds: float = HELD_S, only_due: bool = False
+    ) -> SourceClaim | None:
+        check_name(name, "source")
+        with self._state.lock:
+            return sources.claim(self._state, name, for_seconds, only_due=only_due)
+
+    def sync_source(
+        self,
+        claim: SourceClaim,
+        listed: Sequence[Proxy],
+        *,
+        keeps_unlisted: bool = False,
+        dry_run: bool = False,
+    ) -> SyncReport:
+        self.cleanup_expired_leases()  # An expired lease must not keep a proxy.
+        steps = sync_source(
+            self, self, _ask, claim, listed, keeps_unlisted=keeps_unlisted, dry_run=dry_run
+        )
+        return run(steps, call)
+
+    def finish_refresh(self, claim: SourceClaim, result: RefreshResult | None) -> bool:
+        with self._state.lock:
+            return sources.finish(self._state, claim, result)
+
+    def owned_page(
+        self, pool_id: UUID, source: str, first: UUID
+    ) -> tuple[list[tuple[UUID, bool]], UUID | None]:
+        """Return the ids of a source's proxies, each with whether it drains, as one page."""
+        with self._state.lock:
+            return sources.owned(self._state, pool_id, source), None
+
+    def hold_source(self, claim: SourceClaim, for_seconds: float) -> bool:
+        """Extend a claim. Return False if it was lost."""
+        with self._state.lock:
+            return sources.hold(self._state, claim, for_seconds)
+
+    def usage(
+        self,
+        by: Sequence[str] = ("pool",),
+        *,
+        pool_name: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int = 1000,
+    ) -> list[Usage]:
+        wish = usage_wish(by, pool_name, since, until, limit)
+        with self._state.lock:
+            return usage.usage(self._state, wish)
+
     def list_sessions(
         self,
         pool_name: str | None = None,
@@ -205,6 +368,31 @@ class InMemoryStorage(IStorage):
         check_heirs(pool_name, old, new)
         with self._freeing():
             sessions.inherit(self._state, pool_name, old, new)
+
+    def begin_rotation(self, proxy_id: UUID, within_seconds: float | None = None) -> None:
+        uuid, within = id_from_text(proxy_id) or NIL, check_within(within_seconds)
+        with self._state.lock:
+            rotations.begin(self._state, uuid, within)
+
+    def claim_rotations(
+        self, proxy_ids: Collection[UUID] | None = None, *, seconds: float = 35.0, most: int = 10
+    ) -> RotationClaims:
+        check_claim(seconds, most)
+        with self._state.lock:
+            return rotations.claim(self._state, proxy_ids, seconds, most)
+
+    def answer_rotation(self, due: DueRotation, answer: RotationAnswer) -> bool:
+        check_rotation(due, answer)
+        with self._freeing():
+            is_recorded = rotations.answer(self._state, due, answer)
+            if is_recorded and answer.is_rotated:
+                outcomes.end_cool_downs(self._state, due.proxy_id)
+            return is_recorded
+
+    def rotate_exit(self, lease_id: UUID) -> GatewayExit:
+        wanted = lease_id_of(lease_id)
+        with self._state.lock:
+            return exits.rotate(self._state, wanted)
 
     def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
         with self._freeing():
@@ -298,6 +486,7 @@ class InMemoryStorage(IStorage):
 
     def add_consumer(self, consumer: Consumer) -> Consumer:
         """Register a consumer and return it, with its existing id if the name is registered."""
+        check_kind(consumer, Consumer)
         with self._state.lock:
             uuid = registry.consumer_id(self._state, consumer.name, consumer.id)
         return Consumer(id=uuid, name=consumer.name)
@@ -392,7 +581,7 @@ class InMemoryStorage(IStorage):
 
         A proxy is known if the pool has its protocol, host and port with the same credentials.
         """
-        return self.import_list(pool_id, [[checked_model(proxy) for proxy in proxies]]).new
+        return self.import_list(pool_id, [[checked_model(proxy, Proxy) for proxy in proxies]]).new
 
     def import_list(
         self,
@@ -498,6 +687,20 @@ class InMemoryStorage(IStorage):
         with self._state.lock:
             return health.last_result(self._state, proxy_id)
 
+    def last_checks(self, proxy_ids: Sequence[UUID]) -> dict[UUID, HealthCheckResult]:
+        """Return the newest health check of each of some proxies that has one, by its id."""
+        with self._state.lock:
+            found = ((each, health.last_result(self._state, each)) for each in proxy_ids)
+            return {proxy_id: result for proxy_id, result in found if result is not None}
+
+    def lease_ids(self, beginning: str, *, limit: int = 10) -> list[UUID]:
+        """Return the ids of leases in the log that begin so, the first ones in their order.
+
+        Parameters and errors are those of the storage in PostgreSQL.
+        """
+        with self._state.lock:
+            return history.lease_ids(self._state, id_span(beginning), limit)
+
     def list_health_records(self, proxy_id: UUID, limit: int = 100) -> Sequence[ProxyHealthRecord]:
         with self._state.lock:
             return health.records_of(self._state, proxy_id, limit)
@@ -523,6 +726,49 @@ class InMemoryStorage(IStorage):
         with self._state.lock:
             return history.seq_at(self._state, moment)
 
+    def tree_size(self) -> int:
+        """Return how many events the log's Merkle tree covers: all of them."""
+        with self._state.lock:
+            return len(self._state.log)
+
+    def tree_head(self, size: int | None = None) -> TreeHead:
+        """Return the head of the Merkle tree over the first ``size`` events, or all.
+
+        Raises
+        ------
+        InvalidInputError
+            If the log has fewer events.
+        """
+        with self._state.lock:
+            return history.tree_head(self._state, size)
+
+    def prove_inclusion(self, seq: int, size: int | None = None) -> Inclusion:
+        """Return the proof that an event is among the first ``size`` events, or all.
+
+        Raises
+        ------
+        InvalidInputError
+            If there is no such event, or the log has fewer events than ``size``.
+        """
+        with self._state.lock:
+            return history.prove_inclusion(self._state, seq, size)
+
+    def prove_consistency(self, old: int, size: int | None = None) -> tuple[bytes, ...]:
+        """Return the proof that the tree over ``size`` events, or all, continues that over ``old``.
+
+        Returns
+        -------
+        tuple
+            Hashes for :func:`pharox.proof.proves_consistency`.
+
+        Raises
+        ------
+        InvalidInputError
+            If the log has fewer events.
+        """
+        with self._state.lock:
+            return history.prove_consistency(self._state, old, size)
+
     def state_at(self, seq: int) -> dict[str, Rows]:
         """Return all read models as they were after the event with this seq.
 
@@ -535,10 +781,16 @@ class InMemoryStorage(IStorage):
         states = projections.fold(self.history(Extract(upto=seq)), projections.registered())
         return projections.current(states, projections.registered())
 
-    def verify(self) -> list[Finding]:
-        """Fold the whole log again and return every row of a read model that differs."""
+    def verify(self, *, heads: Collection[TreeHead] = ()) -> list[Finding]:
+        """Fold the whole log again and return every row of a read model that differs.
+
+        Parameters
+        ----------
+        heads:
+            Heads of the log's tree that were signed earlier; the log is compared with each.
+        """
         with self._state.lock:
-            return history.verify(self._state)
+            return [*history.verify_heads(self._state, heads), *history.verify(self._state)]
 
     # Internals
 

@@ -8,6 +8,7 @@ at once, under the same lock, so nobody overtakes. Turns are taken by rounds, as
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -37,11 +38,13 @@ class Told(NamedTuple):
 
 @dataclass(eq=False)
 class Ticket:
-    """A place in a queue."""
+    """A place in a queue, or one in the queue of each pool of a request with a fallback.
+
+    ``rounds`` has its round in each pool.
+    """
 
     request: Request
-    pool_id: UUID
-    round: int
+    rounds: dict[UUID, int]
     number: int
     since: datetime
     attribution: tuple[str, str | None] = field(default_factory=current_attribution)
@@ -91,40 +94,51 @@ class Queues:
         """Return the pools in which somebody waits."""
         return sorted(self._queues)
 
-    def take_ticket(self, request: Request, pool_id: UUID, now: datetime) -> Ticket:
-        """Add a request to the queue of its pool.
+    def take_ticket(
+        self, request: Request, names: Sequence[str], pool_ids: Sequence[UUID], now: datetime
+    ) -> Ticket:
+        """Add a request to the queues of its pools.
 
         Raises
         ------
         QueueFullError
-            If it is as long as it may be.
+            If one of them is as long as it may be.
         """
-        queue = self._queues.setdefault(pool_id, Queue())
-        if len(queue.tickets) >= MAX_WAITING:
-            raise queue_full(request.pool_name)
-        first = queue.tickets[0].round if queue.tickets else 0
-        own = (
-            each.round + 1
-            for each in queue.tickets
-            if each.request.consumer_name == request.consumer_name
-        )
-        turn = max(first, max(own, default=0))
-        ticket = Ticket(request, pool_id, turn, next(self._numbers), now)
-        queue.tickets.append(ticket)
-        queue.tickets.sort(key=lambda each: (each.round, each.number))
+        for name, pool_id in zip(names, pool_ids, strict=True):
+            if pool_id in self._queues and len(self._queues[pool_id].tickets) >= MAX_WAITING:
+                raise queue_full(name)
+        rounds = {pool_id: self._next_round(request, pool_id) for pool_id in pool_ids}
+        ticket = Ticket(request, rounds, next(self._numbers), now)
+        for pool_id in pool_ids:
+            queue = self._queues.setdefault(pool_id, Queue())
+            queue.tickets.append(ticket)
+            queue.tickets.sort(key=lambda each: (each.rounds[pool_id], each.number))
         return ticket
 
+    def _next_round(self, request: Request, pool_id: UUID) -> int:
+        tickets = self._queues[pool_id].tickets if pool_id in self._queues else []
+        first = tickets[0].rounds[pool_id] if tickets else 0
+        own = (
+            each.rounds[pool_id] + 1
+            for each in tickets
+            if each.request.consumer_name == request.consumer_name
+        )
+        return max(first, max(own, default=0))
+
     def is_first(self, ticket: Ticket) -> bool:
-        """Return whether a ticket is the first in its queue."""
-        queue = self._queues.get(ticket.pool_id)
-        return queue is not None and queue.tickets[0] is ticket
+        """Return whether a ticket is the first in a queue."""
+        queues = (self._queues.get(pool_id) for pool_id in ticket.rounds)
+        return any(queue is not None and queue.tickets[0] is ticket for queue in queues)
 
     def leave(self, ticket: Ticket) -> bool:
-        """Give up a place. Return whether there was one."""
-        queue = self._queues.get(ticket.pool_id)
-        if queue is None or ticket not in queue.tickets:
-            return False
-        queue.tickets.remove(ticket)
-        if not queue.tickets:
-            del self._queues[ticket.pool_id]
-        return True
+        """Give up all places of a ticket. Return whether there were any."""
+        left = False
+        for pool_id in ticket.rounds:
+            queue = self._queues.get(pool_id)
+            if queue is None or ticket not in queue.tickets:
+                continue
+            left = True
+            queue.tickets.remove(ticket)
+            if not queue.tickets:
+                del self._queues[pool_id]
+        return left

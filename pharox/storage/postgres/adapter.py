@@ -22,28 +22,41 @@ from sqlalchemy.engine import Engine
 
 import projections
 from pharox.log import Extract, event_from_row
+from pharox.log.tree import Inclusion, TreeHead
 from projections import Finding, State
 
 from ...effects import call, run
 from ...errors import DatabaseError, InvalidInputError, PharoxError
 from ...events import Event
 from ...models import (
+    ApiToken,
     Consumer,
+    DueRotation,
+    GatewayExit,
     HealthCheckResult,
     HealthPolicy,
     HeldLease,
+    KnownTargetRules,
     Lease,
+    PoolMove,
+    PoolPlace,
     PoolStatsSnapshot,
     Proxy,
     ProxyFilters,
     ProxyHealthRecord,
     ProxyPool,
+    ProxySource,
     ProxyStatus,
     QueueStats,
+    RotationAnswer,
+    RotationClaims,
     SelectorStrategy,
+    SourceStatus,
     StickySession,
     TargetOutcomes,
+    TargetRules,
     TargetSummary,
+    Usage,
     check_aware,
     check_pause,
     check_whole,
@@ -64,6 +77,8 @@ from ..list_import import (
     import_list,
     remove_unlisted,
 )
+from ..moving import MoveOrder
+from ..places import check_places, place_request
 from ..reports import CoolDownRequest, Reported, ReportRequest
 from ..requests import (
     AcquireRequest,
@@ -79,15 +94,19 @@ from ..requests import (
     SetAcquisition,
 )
 from ..requests import Command as Request
+from ..source_sync import sync_source
+from ..sources import HELD_S, RefreshResult, SourceClaim, SyncReport
 from ..validation import (
     check_age,
     check_statuses,
     checked_model,
     held_page,
+    id_span,
     session_page,
     target_page,
+    usage_wish,
 )
-from . import alone, in_turn, snapshots, verifying
+from . import alone, in_turn, snapshots, tree, verifying, verifying_schema, verifying_tree
 from . import schema as migrations
 from .attending import ThreadAttendant
 from .batch import (
@@ -103,6 +122,7 @@ from .batch import (
 )
 from .commands import Commands
 from .deadline import ANSWER_TIMEOUT_S, check_timeout
+from .disposing import dispose
 from .driver import Driver, Program, Session
 from .folding import read_states
 from .history import history_statement, positions_statement, seq_at_statement
@@ -131,9 +151,9 @@ class PostgresStorage(IStorage):
         Fernet keys for proxies' credentials, the encrypting one first;
         if None, those in ``PHAROX_SECRET_KEY``.
     answer_timeout_s:
-        How many seconds the server has to answer each statement of leasing. Then it is
-        asked to cancel the statement, and :data:`~.deadline.CANCEL_S` later the
-        connection is closed. None for no timeout.
+        How many seconds the server has to answer each statement of leasing, and of reads such
+        as pools and statistics. Then it is asked to cancel the statement, and
+        :data:`~.deadline.CANCEL_S` later the connection is closed. None for no timeout.
     prepare:
         Whether to prepare statements on the server. If None, they are prepared unless
         there is a pooler, which may mix up those of several clients.
@@ -155,6 +175,7 @@ class PostgresStorage(IStorage):
 
     can_wait = True
     can_stick = True
+    can_fall_back = True
 
     def __init__(
         self,
@@ -178,6 +199,7 @@ class PostgresStorage(IStorage):
         self.engine = engine
         self.schema = migrations.check_schema_name(schema)
         self._answer_timeout_s = check_timeout(answer_timeout_s)
+        self._sealed_upto = 0
         keys = Settings().secret_keys() if secret_keys is None else secret_keys
         self._commands = Commands(schema, Vault(keys))
         self._driver = Driver(engine, schema, prepare=check_prepare(prepare))
@@ -205,9 +227,14 @@ class PostgresStorage(IStorage):
         """Return the schema's version, or None if the database has none."""
         return self._driver.run(self._commands.schema_version())
 
+    @property
+    def vault(self) -> Vault:
+        """The vault that encrypts and decrypts credentials with this storage's keys."""
+        return self._commands.vault
+
     def rotate_secrets(self) -> int:
-        """Encrypt all credentials again with the first key, and return how many."""
-        return self._run(self._commands.rotate_secrets())
+        """Encrypt all credentials and URLs of sources again with the first key; return how many."""
+        return self._run(self._commands.rotate_all_secrets())
 
     def close(self) -> None:
         """Close the engine's idle connections, and attend to waiting callers no longer.
@@ -216,7 +243,7 @@ class PostgresStorage(IStorage):
         """
         run(finishing(self), call)
         self._attendant.stop()
-        self.engine.dispose()
+        dispose(self.engine)
 
     # Leasing
 
@@ -287,6 +314,93 @@ class PostgresStorage(IStorage):
         page = target_page(pool_name, target, after, limit)
         return self._run(self._commands.target_summaries(page))
 
+    def count_unclear_targets(self, proxy_id: UUID) -> int:
+        return self._run(self._commands.unclear_targets(proxy_id))
+
+    def set_target_rules(self, rules: TargetRules) -> bool:
+        return self._run_in_time(self._commands.set_target_rules(rules))
+
+    def unset_target_rules(self, target: str) -> bool:
+        return self._run_in_time(self._commands.unset_target_rules(target))
+
+    def add_api_token(self, token: ApiToken) -> None:
+        self._run_in_time(self._commands.add_api_token(token))
+
+    def withdraw_api_token(self, token_id: UUID | str) -> bool:
+        return self._run_in_time(self._commands.withdraw_api_token(token_id))
+
+    def list_api_tokens(self) -> list[ApiToken]:
+        return self._run(self._commands.api_tokens())
+
+    def place_pool(self, pool_name: str, ledger: str, *, instead_of: str | None = None) -> bool:
+        request = place_request(pool_name, ledger, instead_of)
+        return self._run_in_time(self._commands.place_pool(request))
+
+    def list_places(self, pool_names: Collection[str] | None = None) -> list[PoolPlace]:
+        return self._run_in_time(self._commands.places(check_places(pool_names)))
+
+    def record_action(
+        self, action: str, subject: str, reason: str, *, pool_id: UUID | None = None
+    ) -> None:
+        self._run_in_time(self._commands.record_action(action, subject, reason, pool_id))
+
+    def carry_out_move(self, order: MoveOrder) -> Any:
+        return self._run(self._commands.carry_out_move(order))
+
+    def list_pool_moves(self, pool_name: str | None = None) -> list[PoolMove]:
+        return self._run_in_time(self._commands.pool_moves(pool_name))
+
+    def list_target_rules(self) -> list[KnownTargetRules]:
+        return self._run(self._commands.target_rules())
+
+    def save_source(self, source: ProxySource) -> bool:
+        return self._run_in_time(self._commands.save_source(source))
+
+    def get_source(self, name: str) -> ProxySource:
+        return self._run(self._commands.get_source(name))
+
+    def remove_source(self, name: str) -> bool:
+        return self._run_in_time(self._commands.remove_source(name))
+
+    def list_sources(self, pool_name: str | None = None) -> list[SourceStatus]:
+        return self._run(self._commands.list_sources(pool_name))
+
+    def claim_source(
+        self, name: str, *, for_seconds: float = HELD_S, only_due: bool = False
+    ) -> SourceClaim | None:
+        claiming = self._commands.claim_source(name, for_seconds, only_due=only_due)
+        return self._run_in_time(claiming)
+
+    def sync_source(
+        self,
+        claim: SourceClaim,
+        listed: Sequence[Proxy],
+        *,
+        keeps_unlisted: bool = False,
+        dry_run: bool = False,
+    ) -> SyncReport:
+        self.cleanup_expired_leases()  # An expired lease must not keep a proxy.
+        options = {"keeps_unlisted": keeps_unlisted, "dry_run": dry_run}
+        steps = sync_source(self, self._commands, self._ask, claim, listed, **options)
+        report = run(steps, call)
+        if report.counts.added or report.counts.returned:
+            self._run(self._commands.freeing(self._commands.nothing()))
+        return report
+
+    def finish_refresh(self, claim: SourceClaim, result: RefreshResult | None) -> bool:
+        return self._run_in_time(self._commands.finish_refresh(claim, result))
+
+    def usage(
+        self,
+        by: Sequence[str] = ("pool",),
+        *,
+        pool_name: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int = 1000,
+    ) -> list[Usage]:
+        return self._run(self._commands.usage(usage_wish(by, pool_name, since, until, limit)))
+
     def list_sessions(
         self,
         pool_name: str | None = None,
@@ -294,7 +408,7 @@ class PostgresStorage(IStorage):
         after: StickySession | None = None,
         limit: int = 1000,
     ) -> list[StickySession]:
-        return self._run(self._commands.sessions(session_page(pool_name, after, limit)))
+        return self._run_in_time(self._commands.sessions(session_page(pool_name, after, limit)))
 
     def forget_session(self, pool_name: str, key: str) -> UUID | None:
         forgetting = self._commands.forget_session(pool_name, key)
@@ -303,6 +417,21 @@ class PostgresStorage(IStorage):
     def inherit_session(self, pool_name: str, old: str, new: str) -> None:
         inheriting = self._commands.inherit_session(pool_name, old, new)
         self._run_in_time(self._commands.freeing(inheriting))
+
+    def begin_rotation(self, proxy_id: UUID, within_seconds: float | None = None) -> None:
+        self._run_in_time(self._commands.begin_rotation(proxy_id, within_seconds))
+
+    def claim_rotations(
+        self, proxy_ids: Collection[UUID] | None = None, *, seconds: float = 35.0, most: int = 10
+    ) -> RotationClaims:
+        return self._run_in_time(self._commands.claim_rotations(proxy_ids, seconds, most))
+
+    def answer_rotation(self, due: DueRotation, answer: RotationAnswer) -> bool:
+        program = self._commands.answer_rotation(due, answer)
+        return self._run_in_time(self._commands.freeing(program))
+
+    def rotate_exit(self, lease_id: UUID) -> GatewayExit:
+        return self._run_in_time(self._commands.rotate_exit(lease_id))
 
     def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
         return self._run_in_time(self._commands.freeing(self._commands.revoke(request)))
@@ -345,7 +474,7 @@ class PostgresStorage(IStorage):
         limit: int = 1000,
     ) -> list[HeldLease]:
         page = held_page(pool_name, consumer_name, after, limit)
-        return self._run(self._commands.held_leases(page))
+        return self._run_in_time(self._commands.held_leases(page))
 
     def prune_leases(self, ended_before: datetime) -> int:
         """Delete leases that ended before a given time, from the read model only.
@@ -386,10 +515,10 @@ class PostgresStorage(IStorage):
 
     def get_pool_by_name(self, name: str) -> ProxyPool | None:
         """Return the pool with this name, or None."""
-        return self._run(self._commands.pool_by_name(name))
+        return self._run_in_time(self._commands.pool_by_name(name))
 
     def list_pools(self) -> Sequence[ProxyPool]:
-        return self._run(self._commands.pools())
+        return self._run_in_time(self._commands.pools())
 
     def delete_pool(self, pool_id: str) -> None:
         self._run(self._commands.delete_pool(pool_id))
@@ -421,7 +550,7 @@ class PostgresStorage(IStorage):
         Its id is derived from these, so two concurrent imports register it once.
         :meth:`import_list` returns a detailed report.
         """
-        return self.import_list(pool_id, [[checked_model(proxy) for proxy in proxies]]).new
+        return self.import_list(pool_id, [[checked_model(proxy, Proxy) for proxy in proxies]]).new
 
     def import_list(
         self,
@@ -480,7 +609,7 @@ class PostgresStorage(IStorage):
         return run(steps, call)
 
     def get_proxy(self, proxy_id: str) -> Proxy:
-        return self._run(self._commands.proxy(proxy_id))
+        return self._run_in_time(self._commands.proxy(proxy_id))
 
     def get_proxy_by_id(self, proxy_id: UUID) -> Proxy | None:
         """Return a proxy, or None."""
@@ -511,7 +640,7 @@ class PostgresStorage(IStorage):
 
     def list_pool_stats(self) -> Sequence[PoolStatsSnapshot]:
         """Return the statistics of every pool, ordered by name."""
-        return self._run(self._commands.all_stats())
+        return self._run_in_time(self._commands.all_stats())
 
     def queue_stats(self, pool_name: str | None = None) -> list[QueueStats]:
         return self._run_in_time(self._commands.queue_stats(pool_name))
@@ -556,6 +685,27 @@ class PostgresStorage(IStorage):
     def get_last_health_result(self, proxy_id: UUID) -> HealthCheckResult | None:
         return self._run(self._commands.last_health(proxy_id))
 
+    def last_checks(self, proxy_ids: Sequence[UUID]) -> dict[UUID, HealthCheckResult]:
+        """Return the newest health check of each of some proxies that has one, by its id."""
+        return self._run(self._commands.last_checks(proxy_ids))
+
+    def lease_ids(self, beginning: str, *, limit: int = 10) -> list[UUID]:
+        """Return the ids of leases in the log that begin so, the first ones in their order.
+
+        Parameters
+        ----------
+        beginning:
+            At least four digits of an id, with its dashes or without.
+        limit:
+            How many at most.
+
+        Raises
+        ------
+        InvalidInputError
+            If no id can begin so.
+        """
+        return self._run(self._commands.lease_ids(id_span(beginning), limit))
+
     def save_health_record(self, record: ProxyHealthRecord) -> None:
         self._run(self._commands.save_health_record(record))
 
@@ -569,7 +719,16 @@ class PostgresStorage(IStorage):
 
         All methods that read the log call it first, so callers need not.
         """
-        return self._run(self._commands.seal())
+        self._sealed_upto = self._run(self._commands.seal())
+        return self._sealed_upto
+
+    def _sealed(self, upto: int) -> int:
+        """Return the last seq that is not after ``upto``.
+
+        Up to what was sealed before nothing is sealed anew: a page that reads many stretches up to
+        one end has the ledger sealed once.
+        """
+        return upto if upto <= self._sealed_upto else min(upto, self.seal())
 
     def events(self, *, after: int = 0) -> Iterator[Event]:
         """Yield the events that were committed before the call, in sealed order.
@@ -597,8 +756,7 @@ class PostgresStorage(IStorage):
             If an event of the extract may be in an archived part of the log.
         """
         extract.check()
-        last = self.seal()
-        values = extract._replace(upto=min(extract.upto, last)).given()
+        values = extract._replace(upto=self._sealed(extract.upto)).given()
         statement = history_statement(self.schema, frozenset(values))
         with self.session() as session:
             positions = session.rows(
@@ -655,6 +813,64 @@ class PostgresStorage(IStorage):
         last_archived = max((part["last_seq"] for part in archived), default=0)
         return max(rows[0]["seq"] or 0, last_archived)
 
+    def tree_size(self) -> int:
+        """Return how many events the log's Merkle tree covers: all that are committed."""
+        return self.seal()
+
+    def tree_head(self, size: int | None = None) -> TreeHead:
+        """Return the head of the Merkle tree over the first ``size`` events, or all.
+
+        What is needed for it later is kept in the ledger.
+
+        Raises
+        ------
+        InvalidInputError
+            If the log has fewer events.
+        ArchivedError
+            If archived events are needed of whose tree nothing was kept.
+        """
+        return self._run(tree.head(self.schema, size))
+
+    def prove_inclusion(
+        self,
+        seq: int,
+        size: int | None = None,
+        *,
+        archived: Iterable[Mapping[str, Any]] = (),
+    ) -> Inclusion:
+        """Return the proof that an event is among the first ``size`` events, or all.
+
+        Parameters
+        ----------
+        archived:
+            Rows of an archive that the proof needs; ``WithArchive`` gives them.
+
+        Raises
+        ------
+        InvalidInputError
+            If there is no such event, or the log has fewer events than ``size``.
+        ArchivedError
+            If archived events are needed of whose tree nothing was kept.
+        """
+        return self._run(tree.inclusion(self.schema, seq, size, archived))
+
+    def prove_consistency(self, old: int, size: int | None = None) -> tuple[bytes, ...]:
+        """Return the proof that the tree over ``size`` events, or all, continues that over ``old``.
+
+        Returns
+        -------
+        tuple
+            Hashes for :func:`pharox.proof.proves_consistency`.
+
+        Raises
+        ------
+        InvalidInputError
+            If the log has fewer events.
+        ArchivedError
+            If archived events are needed of whose tree nothing was kept.
+        """
+        return self._run(tree.consistency(self.schema, old, size))
+
     def archived_parts(self, extract: Extract) -> Sequence[Mapping[str, Any]]:
         """Return the archived parts of the log that may contain matching events, oldest first.
 
@@ -675,7 +891,7 @@ class PostgresStorage(IStorage):
             then are included.
         """
         wanted = projections.registered()
-        seq = min(check_whole(seq, "seq"), self.seal())
+        seq = self._sealed(check_whole(seq, "seq"))
         with self.session() as session:
             folder = snapshots.fold_to(session, self.schema, wanted, seq)
             states = folder.states()
@@ -718,7 +934,13 @@ class PostgresStorage(IStorage):
             verifying.hold(session, self.schema, projections.registered())
             return read_states(session, self.schema, projections.registered())
 
-    def verify(self, *, limit: int = 100) -> list[Finding]:
+    def verify(
+        self,
+        *,
+        limit: int = 100,
+        progress: verifying.Progress | None = None,
+        heads: Collection[TreeHead] = (),
+    ) -> list[Finding]:
         """Verify the whole ledger in one snapshot, and return what is wrong.
 
         It compares the events with their seals and the chain of roots, every
@@ -731,10 +953,32 @@ class PostgresStorage(IStorage):
         ----------
         limit:
             The maximum number of findings.
+        progress:
+            Called with what is checked now, and how many of how many checks are done; while the
+            log is folded, with "fold", the seq reached and the last one.
+        heads:
+            Heads of the log's tree that were signed earlier, see ``pharox.proof``. The log is
+            then read and hashed here, event by event, and compared with each.
         """
         self._seal_if_possible()
         with self.session(snapshot=True, keep=False) as session:
-            return _first(limit, self._findings(session, limit))
+            return _first(limit, self._findings(session, limit, progress, heads))
+
+    def verify_notes(self) -> list[str]:
+        """Return what verification cannot vouch for, one sentence each: no findings.
+
+        A function that an owner may replace was, events are archived, or credentials cannot be
+        checked.
+        """
+        with self.session(snapshot=True, keep=False) as session:
+            notes = list(verifying_schema.schema_notes(session, self.schema))
+            notes += verifying_tree.archive_notes(session, self.schema)
+        if not self._commands.vault.has_keys:
+            notes.append(
+                "without PHAROX_SECRET_KEY nobody can tell whether credentials are bound to "
+                "their proxies"
+            )
+        return notes
 
     def verify_log(self, *, limit: int = 100) -> list[Finding]:
         """Verify only that the log was not changed."""
@@ -742,8 +986,15 @@ class PostgresStorage(IStorage):
         with self.session(snapshot=True, keep=False) as session:
             return _first(limit, verifying.verify_log(session, self.schema, limit))
 
-    def _findings(self, session: Session, limit: int) -> Generator[Finding]:
-        yield from verifying.verify(session, self.schema, projections.registered(), limit)
+    def _findings(
+        self,
+        session: Session,
+        limit: int,
+        progress: verifying.Progress | None,
+        heads: Collection[TreeHead],
+    ) -> Generator[Finding]:
+        known = projections.registered()
+        yield from verifying.verify(session, self.schema, known, limit, progress, heads)
         yield from verify_credentials(session, self.schema, self._commands.vault)
 
     def _seal_if_possible(self) -> None:

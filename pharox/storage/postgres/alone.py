@@ -1,7 +1,7 @@
 """Acquire in a commit of one's own: what looks for itself, and never runs in a batch.
 
-That is a request with a predicate, which may be slow, and one for a sticky session, which waits for
-the turn of its key.
+That is a request with a predicate, which may be slow; one for a sticky session, which waits for the
+turn of its key; and one with a fallback, which decides in several pools.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import cast
 
 from ..requests import AcquireRequest, AcquireSetRequest, Acquisition, SetAcquisition
 from . import predicate_search
-from .batch import Acquire, Queued, command_of, is_sticky
+from .batch import Acquire, Queued, command_of, has_predicate
 from .commands import Commands
 from .driver import Program
 
@@ -24,9 +24,9 @@ def acquire(
 ) -> Program[Acquisition | SetAcquisition | Queued]:
     """Lease a proxy or a set of them, or record a miss.
 
-    The parameters are those of :func:`.predicate_search.acquire`. A request for a sticky session
-    that waits is returned with its ticket.
+    The parameters are those of :func:`.predicate_search.acquire`. A request of the
+    other kinds that waits is returned with its ticket.
     """
-    if not is_sticky(request):
+    if has_predicate(request):
         return predicate_search.acquire(commands, request, command=command, waits=waits)
     return commands.finish_acquisition(command or cast("Acquire", command_of(request)))

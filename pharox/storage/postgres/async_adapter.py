@@ -9,7 +9,7 @@ the same ledger for blocking code.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Self, TypeVar, cast
@@ -19,27 +19,41 @@ import psycopg
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from pharox.log.tree import Inclusion, TreeHead
+
 from ...effects import call_async, run_async
 from ...effects.cancelling import with_outcome
 from ...errors import InvalidInputError, PharoxError
 from ...events import Event
 from ...models import (
+    ApiToken,
     Consumer,
+    DueRotation,
+    GatewayExit,
     HealthCheckResult,
     HealthPolicy,
     HeldLease,
+    KnownTargetRules,
     Lease,
+    PoolMove,
+    PoolPlace,
     PoolStatsSnapshot,
     Proxy,
     ProxyFilters,
     ProxyHealthRecord,
     ProxyPool,
+    ProxySource,
     ProxyStatus,
     QueueStats,
+    RotationAnswer,
+    RotationClaims,
     SelectorStrategy,
+    SourceStatus,
     StickySession,
     TargetOutcomes,
+    TargetRules,
     TargetSummary,
+    Usage,
     check_pause,
     check_whole,
 )
@@ -59,6 +73,8 @@ from ..list_import import (
     import_list,
     remove_unlisted,
 )
+from ..moving import MoveOrder
+from ..places import check_places, place_request
 from ..reports import CoolDownRequest, Reported, ReportRequest
 from ..requests import (
     AcquireRequest,
@@ -75,15 +91,19 @@ from ..requests import (
     new_leases,
 )
 from ..requests import Command as Request
+from ..source_sync import sync_source
+from ..sources import HELD_S, RefreshResult, SourceClaim, SyncReport
 from ..validation import (
     check_age,
     check_statuses,
     checked_model,
     held_page,
+    id_span,
     session_page,
     target_page,
+    usage_wish,
 )
-from . import alone, in_turn
+from . import alone, in_turn, tree
 from .adapter import PostgresStorage
 from .async_driver import AsyncDriver, Stops
 from .attending import TaskAttendant
@@ -101,6 +121,7 @@ from .batch import (
 )
 from .commands import Commands
 from .deadline import ANSWER_TIMEOUT_S, check_timeout
+from .disposing import dispose_async
 from .driver import Program
 from .lookups import Page
 from .run_batch import run_batch
@@ -155,6 +176,7 @@ class AsyncPostgresStorage(IAsyncStorage):
 
     can_wait = True
     can_stick = True
+    can_fall_back = True
 
     def __init__(
         self,
@@ -210,8 +232,8 @@ class AsyncPostgresStorage(IAsyncStorage):
         await self.schema_version()
 
     async def rotate_secrets(self) -> int:
-        """Encrypt all credentials again with the first key, and return how many."""
-        return await self._run(self._commands.rotate_secrets())
+        """Encrypt all credentials and URLs of sources again with the first key; return how many."""
+        return await self._run(self._commands.rotate_all_secrets())
 
     async def blocking(self) -> PostgresStorage:
         """Return the same ledger for blocking code, to be used in threads.
@@ -255,7 +277,7 @@ class AsyncPostgresStorage(IAsyncStorage):
         await self._attendant.stop()
         if self._blocking is not None:
             await asyncio.to_thread(self._blocking.close)
-        await self.engine.dispose()
+        await dispose_async(self.engine)
 
     # Leasing
 
@@ -352,6 +374,95 @@ class AsyncPostgresStorage(IAsyncStorage):
         page = target_page(pool_name, target, after, limit)
         return await self._run(self._commands.target_summaries(page))
 
+    async def count_unclear_targets(self, proxy_id: UUID) -> int:
+        return await self._run(self._commands.unclear_targets(proxy_id))
+
+    async def set_target_rules(self, rules: TargetRules) -> bool:
+        return await self._run_in_time(self._commands.set_target_rules(rules))
+
+    async def unset_target_rules(self, target: str) -> bool:
+        return await self._run_in_time(self._commands.unset_target_rules(target))
+
+    async def add_api_token(self, token: ApiToken) -> None:
+        await self._run_in_time(self._commands.add_api_token(token))
+
+    async def withdraw_api_token(self, token_id: UUID | str) -> bool:
+        return await self._run_in_time(self._commands.withdraw_api_token(token_id))
+
+    async def list_api_tokens(self) -> list[ApiToken]:
+        return await self._run(self._commands.api_tokens())
+
+    async def place_pool(
+        self, pool_name: str, ledger: str, *, instead_of: str | None = None
+    ) -> bool:
+        request = place_request(pool_name, ledger, instead_of)
+        return await self._run_in_time(self._commands.place_pool(request))
+
+    async def list_places(self, pool_names: Collection[str] | None = None) -> list[PoolPlace]:
+        return await self._run_in_time(self._commands.places(check_places(pool_names)))
+
+    async def record_action(
+        self, action: str, subject: str, reason: str, *, pool_id: UUID | None = None
+    ) -> None:
+        await self._run_in_time(self._commands.record_action(action, subject, reason, pool_id))
+
+    async def carry_out_move(self, order: MoveOrder) -> Any:
+        return await self._run(self._commands.carry_out_move(order))
+
+    async def list_pool_moves(self, pool_name: str | None = None) -> list[PoolMove]:
+        return await self._run_in_time(self._commands.pool_moves(pool_name))
+
+    async def list_target_rules(self) -> list[KnownTargetRules]:
+        return await self._run(self._commands.target_rules())
+
+    async def save_source(self, source: ProxySource) -> bool:
+        return await self._run_in_time(self._commands.save_source(source))
+
+    async def get_source(self, name: str) -> ProxySource:
+        return await self._run(self._commands.get_source(name))
+
+    async def remove_source(self, name: str) -> bool:
+        return await self._run_in_time(self._commands.remove_source(name))
+
+    async def list_sources(self, pool_name: str | None = None) -> list[SourceStatus]:
+        return await self._run(self._commands.list_sources(pool_name))
+
+    async def claim_source(
+        self, name: str, *, for_seconds: float = HELD_S, only_due: bool = False
+    ) -> SourceClaim | None:
+        claiming = self._commands.claim_source(name, for_seconds, only_due=only_due)
+        return await self._run_in_time(claiming)
+
+    async def sync_source(
+        self,
+        claim: SourceClaim,
+        listed: Sequence[Proxy],
+        *,
+        keeps_unlisted: bool = False,
+        dry_run: bool = False,
+    ) -> SyncReport:
+        await self.cleanup_expired_leases()  # An expired lease must not keep a proxy.
+        options = {"keeps_unlisted": keeps_unlisted, "dry_run": dry_run}
+        steps = sync_source(self, self._commands, self._ask, claim, listed, **options)
+        report = await run_async(steps, call_async)
+        if report.counts.added or report.counts.returned:
+            await self._run(self._commands.freeing(self._commands.nothing()))
+        return report
+
+    async def finish_refresh(self, claim: SourceClaim, result: RefreshResult | None) -> bool:
+        return await self._run_in_time(self._commands.finish_refresh(claim, result))
+
+    async def usage(
+        self,
+        by: Sequence[str] = ("pool",),
+        *,
+        pool_name: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int = 1000,
+    ) -> list[Usage]:
+        return await self._run(self._commands.usage(usage_wish(by, pool_name, since, until, limit)))
+
     async def list_sessions(
         self,
         pool_name: str | None = None,
@@ -359,7 +470,9 @@ class AsyncPostgresStorage(IAsyncStorage):
         after: StickySession | None = None,
         limit: int = 1000,
     ) -> list[StickySession]:
-        return await self._run(self._commands.sessions(session_page(pool_name, after, limit)))
+        return await self._run_in_time(
+            self._commands.sessions(session_page(pool_name, after, limit))
+        )
 
     async def forget_session(self, pool_name: str, key: str) -> UUID | None:
         forgetting = self._commands.forget_session(pool_name, key)
@@ -368,6 +481,21 @@ class AsyncPostgresStorage(IAsyncStorage):
     async def inherit_session(self, pool_name: str, old: str, new: str) -> None:
         inheriting = self._commands.inherit_session(pool_name, old, new)
         await self._run_in_time(self._commands.freeing(inheriting))
+
+    async def begin_rotation(self, proxy_id: UUID, within_seconds: float | None = None) -> None:
+        await self._run_in_time(self._commands.begin_rotation(proxy_id, within_seconds))
+
+    async def claim_rotations(
+        self, proxy_ids: Collection[UUID] | None = None, *, seconds: float = 35.0, most: int = 10
+    ) -> RotationClaims:
+        return await self._run_in_time(self._commands.claim_rotations(proxy_ids, seconds, most))
+
+    async def answer_rotation(self, due: DueRotation, answer: RotationAnswer) -> bool:
+        program = self._commands.answer_rotation(due, answer)
+        return await self._run_in_time(self._commands.freeing(program))
+
+    async def rotate_exit(self, lease_id: UUID) -> GatewayExit:
+        return await self._run_in_time(self._commands.rotate_exit(lease_id))
 
     async def revoke_leases(self, request: RevokeRequest) -> Sequence[EndedLease | PharoxError]:
         program = self._commands.freeing(self._commands.revoke(request))
@@ -412,7 +540,7 @@ class AsyncPostgresStorage(IAsyncStorage):
         limit: int = 1000,
     ) -> list[HeldLease]:
         page = held_page(pool_name, consumer_name, after, limit)
-        return await self._run(self._commands.held_leases(page))
+        return await self._run_in_time(self._commands.held_leases(page))
 
     async def prune_leases(self, ended_before: datetime) -> int:
         """Delete leases that ended before a given time, from the read model only."""
@@ -435,10 +563,10 @@ class AsyncPostgresStorage(IAsyncStorage):
 
     async def get_pool_by_name(self, name: str) -> ProxyPool | None:
         """Return the pool with this name, or None."""
-        return await self._run(self._commands.pool_by_name(name))
+        return await self._run_in_time(self._commands.pool_by_name(name))
 
     async def list_pools(self) -> Sequence[ProxyPool]:
-        return await self._run(self._commands.pools())
+        return await self._run_in_time(self._commands.pools())
 
     async def delete_pool(self, pool_id: str) -> None:
         await self._run(self._commands.delete_pool(pool_id))
@@ -457,7 +585,7 @@ class AsyncPostgresStorage(IAsyncStorage):
 
     async def import_proxies(self, pool_id: UUID, proxies: Sequence[Proxy]) -> int:
         """Register the proxies of a list that are new to the pool, and return how many."""
-        batch = [checked_model(proxy) for proxy in proxies]
+        batch = [checked_model(proxy, Proxy) for proxy in proxies]
         return (await self.import_list(pool_id, [batch])).new
 
     async def import_list(
@@ -492,7 +620,7 @@ class AsyncPostgresStorage(IAsyncStorage):
         return await run_async(steps, call_async)
 
     async def get_proxy(self, proxy_id: str) -> Proxy:
-        return await self._run(self._commands.proxy(proxy_id))
+        return await self._run_in_time(self._commands.proxy(proxy_id))
 
     async def get_proxy_by_id(self, proxy_id: UUID) -> Proxy | None:
         """Return a proxy, or None."""
@@ -523,7 +651,7 @@ class AsyncPostgresStorage(IAsyncStorage):
 
     async def list_pool_stats(self) -> Sequence[PoolStatsSnapshot]:
         """Return the statistics of every pool, ordered by name."""
-        return await self._run(self._commands.all_stats())
+        return await self._run_in_time(self._commands.all_stats())
 
     async def queue_stats(self, pool_name: str | None = None) -> list[QueueStats]:
         return await self._run_in_time(self._commands.queue_stats(pool_name))
@@ -575,6 +703,14 @@ class AsyncPostgresStorage(IAsyncStorage):
 
     async def get_last_health_result(self, proxy_id: UUID) -> HealthCheckResult | None:
         return await self._run(self._commands.last_health(proxy_id))
+
+    async def last_checks(self, proxy_ids: Sequence[UUID]) -> dict[UUID, HealthCheckResult]:
+        """Return the newest health check of each of some proxies that has one, by its id."""
+        return await self._run(self._commands.last_checks(proxy_ids))
+
+    async def lease_ids(self, beginning: str, *, limit: int = 10) -> list[UUID]:
+        """Return the ids of leases in the log that begin so, as the sync storage does."""
+        return await self._run(self._commands.lease_ids(id_span(beginning), limit))
 
     async def save_health_record(self, record: ProxyHealthRecord) -> None:
         await self._run(self._commands.save_health_record(record))
@@ -636,6 +772,64 @@ class AsyncPostgresStorage(IAsyncStorage):
                 yield event
             if not page:
                 await asyncio.sleep(poll_s)
+
+    async def tree_size(self) -> int:
+        """Return how many events the log's Merkle tree covers: all that are committed."""
+        return await self.seal()
+
+    async def tree_head(self, size: int | None = None) -> TreeHead:
+        """Return the head of the Merkle tree over the first ``size`` events, or all.
+
+        What is needed for it later is kept in the ledger.
+
+        Raises
+        ------
+        InvalidInputError
+            If the log has fewer events.
+        ArchivedError
+            If archived events are needed of whose tree nothing was kept.
+        """
+        return await self._run(tree.head(self._commands.schema, size))
+
+    async def prove_inclusion(
+        self,
+        seq: int,
+        size: int | None = None,
+        *,
+        archived: Iterable[Mapping[str, Any]] = (),
+    ) -> Inclusion:
+        """Return the proof that an event is among the first ``size`` events, or all.
+
+        Parameters
+        ----------
+        archived:
+            Rows of an archive that the proof needs; ``WithArchive`` gives them.
+
+        Raises
+        ------
+        InvalidInputError
+            If there is no such event, or the log has fewer events than ``size``.
+        ArchivedError
+            If archived events are needed of whose tree nothing was kept.
+        """
+        return await self._run(tree.inclusion(self._commands.schema, seq, size, archived))
+
+    async def prove_consistency(self, old: int, size: int | None = None) -> tuple[bytes, ...]:
+        """Return the proof that the tree over ``size`` events, or all, continues that over ``old``.
+
+        Returns
+        -------
+        tuple
+            Hashes for :func:`pharox.proof.proves_consistency`.
+
+        Raises
+        ------
+        InvalidInputError
+            If the log has fewer events.
+        ArchivedError
+            If archived events are needed of whose tree nothing was kept.
+        """
+        return await self._run(tree.consistency(self._commands.schema, old, size))
 
     # Internals
 

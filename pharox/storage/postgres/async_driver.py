@@ -26,13 +26,16 @@ from ... import effects
 from ...errors import DatabaseError, DatabaseUnavailableError, InvalidInputError
 from ..combining import Batch
 from .cancellation_guard import CancellationGuard, forget
+from .disposing import dispose_async
 from .driver import (
+    ATTEMPTS,
     CommitUncertainty,
     Program,
     Rows,
     Step,
     add_partition_statement,
     lacks_partition,
+    may_repeat,
     parameters_of,
     query_of,
 )
@@ -194,14 +197,20 @@ class AsyncDriver:
         slot: int,
         request: Query | Sequence[Step],
         obeying: CancellationGuard,
+        attempts: int = ATTEMPTS,
     ) -> Rows | list[Rows]:
+        refused: psycopg.Error
         try:
             return await _answer(cursor, slot, request, obeying)
-        except psycopg.IntegrityError as error:
-            if not lacks_partition(error):
+        except (psycopg.IntegrityError, psycopg.errors.DeadlockDetected) as error:
+            if not may_repeat(error, attempts):
                 raise
-        await cursor.execute(self._add_partition)
-        return await self._ask(cursor, slot, request, obeying)
+            refused = error
+        if lacks_partition(refused):
+            await cursor.execute(self._add_partition)
+        else:
+            attempts -= 1
+        return await self._ask(cursor, slot, request, obeying, attempts)
 
     async def _with_connection(
         self, work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]], guard: CancellationGuard
@@ -221,7 +230,7 @@ class AsyncDriver:
                 return await work(connection)
         except DatabaseUnavailableError:
             with guard:
-                await self._engine.dispose()  # the pool's others are probably broken too
+                await dispose_async(self._engine)  # the pool's others are probably broken too
             raise
         finally:
             try:

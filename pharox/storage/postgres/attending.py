@@ -29,7 +29,7 @@ from . import in_turn
 from .batch import Acquire, Unsettled, lacks_stats
 from .commands import Commands
 from .in_turn import Found
-from .waiting import BEAT_S, LOST, Waiter, channel_of
+from .waiting import BEAT_S, UNATTENDED, Waiter, channel_of
 
 LINGER_S = 2.0
 """How long an attendant goes on after the last waiting caller."""
@@ -54,9 +54,9 @@ class _Attending:
     def _is_idle(self) -> bool:
         return not self.room and time.monotonic() > self.room.emptied_at + LINGER_S
 
-    def _have_ask_again(self) -> None:
+    def _leave_unattended(self) -> None:
         for waiter in self.room.queued():
-            waiter.tell(LOST)
+            waiter.tell(UNATTENDED)
 
     def _channel(self) -> str:
         return channel_of(self.room.process)
@@ -131,12 +131,15 @@ class ThreadAttendant(_Attending):
             self._start_alone()
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
-                self._is_stopped.clear()
+                # Of its own: one that is ending, and may be slow to, stays told to end.
+                self._is_stopped = threading.Event()
                 if not self._stops_at_exit:
                     # Before the interpreter, and a server that ends with it.
                     atexit.register(_stop, ref(self))
                     self._stops_at_exit = True
-                thread = threading.Thread(target=self._run, name="pharox-waiting", daemon=True)
+                thread = threading.Thread(
+                    target=self._run, args=(self._is_stopped,), name="pharox-waiting", daemon=True
+                )
                 thread.start()
                 self._thread = thread
 
@@ -169,26 +172,29 @@ class ThreadAttendant(_Attending):
     # Attending
 
     def stop(self) -> None:
-        """End, and wait for it. Those who still wait ask again, and have it start anew."""
-        thread = self._thread
-        self._is_stopped.set()
+        """End, and wait for it. Those who still wait keep their places, and have it start anew."""
+        with self._lock:  # Whoever has to be attended to from now on has a thread started.
+            thread, self._thread = self._thread, None
+            self._is_stopped.set()
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout=5)
-        self._have_ask_again()
+        self._leave_unattended()
 
-    def _run(self) -> None:
+    def _run(self, is_stopped: threading.Event) -> None:
         with self._listening() as listening:
-            while self._goes_on():
+            while self._goes_on(is_stopped):
                 self.room.looks_at = time.monotonic() + BEAT_S
                 try:
                     self._ask(self._commands.serve())
                 except (PharoxError, psycopg.Error) as error:
                     self._failed("serving", error)
-                self._wait(listening())
+                self._wait(listening(), is_stopped)
 
-    def _goes_on(self) -> bool:
+    def _goes_on(self, is_stopped: threading.Event) -> bool:
         with self._lock:
-            if self._is_idle() or self._is_stopped.is_set():
+            if is_stopped.is_set():
+                return False
+            if self._is_idle():
                 self._thread = None
                 return False
             return True
@@ -216,11 +222,13 @@ class ThreadAttendant(_Attending):
             if connection is not None:
                 connection.close()
 
-    def _wait(self, connection: psycopg.Connection[Any] | None) -> None:
+    def _wait(
+        self, connection: psycopg.Connection[Any] | None, is_stopped: threading.Event
+    ) -> None:
         """Wait for a wake-up, or until it is time to look."""
-        while not self._is_stopped.is_set() and (seconds := self._pause(connection)) > 0:
+        while not is_stopped.is_set() and (seconds := self._pause(connection)) > 0:
             if connection is None:
-                self._is_stopped.wait(seconds)
+                is_stopped.wait(seconds)
                 continue
             try:
                 if list(connection.notifies(timeout=seconds, stop_after=1)):
@@ -303,12 +311,12 @@ class TaskAttendant(_Attending):
     # Attending
 
     async def stop(self) -> None:
-        """End, and wait for it. Those who still wait ask again, and have it start anew."""
+        """End, and wait for it. Those who still wait keep their places, and have it start anew."""
         task, self._task = self._task, None
         if task is not None and not task.done() and task is not asyncio.current_task():
             task.cancel()
             await asyncio.wait({task})
-        self._have_ask_again()
+        self._leave_unattended()
 
     async def _run(self) -> None:
         async with self._listening() as listening:

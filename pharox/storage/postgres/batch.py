@@ -20,10 +20,13 @@ from ...errors import PharoxError
 from ...events.attribution import current_attribution
 from ...models import (
     DefaultSeconds,
+    GatewayExit,
     Lease,
     LeasedProxy,
     LeaseStatus,
+    LimitReached,
     MissReason,
+    PoolMissed,
     PoolStatsSnapshot,
     ProxyFilters,
     ProxyProtocol,
@@ -76,13 +79,19 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Acquire:
-    """An acquisition of one lease or a set, with its attribution."""
+    """An acquisition of one lease or a set, with its attribution.
+
+    ``ticket_ids`` are those of its tickets in the pools that it falls back to. If one of several
+    pools is tried alone, ``also_in`` are the others, where its ids may have been granted before.
+    """
 
     request: AcquireRequest | AcquireSetRequest
     run: Run
     lease_ids: tuple[UUID, ...]
     has_own_ids: bool
     attribution: tuple[str, str | None] = field(default_factory=current_attribution)
+    ticket_ids: tuple[UUID, ...] = ()
+    also_in: tuple[str, ...] = ()
 
     @property
     def lease_id(self) -> UUID:
@@ -157,7 +166,12 @@ def command_of(request: AcquireRequest | AcquireSetRequest | ReleaseRequest) -> 
 
 def runs_alone(request: AcquireRequest | AcquireSetRequest | ReleaseRequest) -> bool:
     """Return whether a request is carried out in a commit of its own, and looks for itself."""
-    return is_sticky(request) or has_predicate(request)
+    return is_sticky(request) or has_predicate(request) or falls_back(request)
+
+
+def falls_back(request: AcquireRequest | AcquireSetRequest | ReleaseRequest) -> bool:
+    """Return whether a request tries several pools."""
+    return not isinstance(request, ReleaseRequest) and bool(request.fallback)
 
 
 def is_sticky(request: AcquireRequest | AcquireSetRequest | ReleaseRequest) -> bool:
@@ -296,6 +310,47 @@ _ACQUIRE_STICKY = {
     "shares": "boolean",
     "waits": "boolean",
 }
+_ACQUIRE_FALLBACK = {
+    "own_process": "uuid",
+    "max_waiting": "integer",
+    "own_slot": "smallint",
+    "with_stats": "boolean",
+    "actor": "text",
+    "correlation_id": "text",
+    "pool_names": "text[]",
+    "selector": "text",
+    "needs": "integer",
+    "is_distinct": "boolean",
+    "asked_ids": "uuid[]",
+    "own_id": "boolean",
+    "consumer": "text",
+    "duration": "double precision",
+    "default_duration": "double precision",
+    "filters": "text",
+    "arguments": "jsonb",
+    "target": "text",
+    "details": "jsonb",
+    "key": "text",
+    "seconds": "double precision",
+    "requires": "boolean",
+    "slides": "boolean",
+    "shares": "boolean",
+    "ticket_ids": "uuid[]",
+    "looks": "boolean",
+}
+_WAIT_FALLBACK = {
+    "chosen_ids": "uuid[]",
+    "pool_names": "text[]",
+    "selector": "text",
+    "filters": "text",
+    "arguments": "jsonb",
+    "target": "text",
+    "key": "text",
+    "requires": "boolean",
+    "shares": "boolean",
+    "wanted": "integer",
+    "consumer": "text",
+}
 _WAIT_STICKY = {
     "chosen_ids": "uuid[]",
     "pool_name": "text",
@@ -306,6 +361,7 @@ _WAIT_STICKY = {
     "key": "text",
     "requires": "boolean",
     "shares": "boolean",
+    "consumer": "text",
 }
 
 
@@ -337,8 +393,12 @@ class Answer(NamedTuple):
     protocol: str = ""
     credential_id: UUID | None = None
     secret: bytes | None = None
+    exit: dict[str, Any] | None = None
+    rotates: bool | None = None
     pool_selector: str | None = None
     revoke_reason: str | None = None
+    limit: LimitReached | None = None
+    retry_after_seconds: float | None = None
 
     def selector(self, asked: SelectorStrategy | None) -> SelectorStrategy:
         """Return the selector that was used for a request."""
@@ -353,7 +413,14 @@ class Answer(NamedTuple):
         if self.credential_id is not None:
             place = Place(self.credential_id, self.pool_id, self.proxy_id)
             credentials = partial(vault.open, self.secret, place)
-        return LeasedProxy(ProxyProtocol(self.protocol), self.host, self.port, credentials)
+        protocol = ProxyProtocol(self.protocol)
+        address = protocol, self.host, self.port
+        return LeasedProxy(*address, credentials, self.gateway_exit, rotates=bool(self.rotates))
+
+    @property
+    def gateway_exit(self) -> GatewayExit | None:
+        """The exit of the granted lease in this row, if its proxy is a template."""
+        return None if self.exit is None else built(GatewayExit, self.exit)
 
     def lease(self, status: LeaseStatus, target: str | None = None) -> Lease:
         """Return the lease in this row. It needs no validation: it was validated when recorded."""
@@ -372,7 +439,19 @@ class Answer(NamedTuple):
                 "released_at": self.ended_at and self.ended_at.astimezone(UTC),
                 "fencing_token": self.fencing_token,
                 "target": target,
+                "exit": self.gateway_exit,
             },
+        )
+
+    def passed(self) -> PoolMissed:
+        """Return the pool in this row, in which a request got nothing."""
+        reason = MissReason(self.reason or "")
+        return PoolMissed(
+            pool_id=self.pool_id,
+            pool_name=self.pool_name,
+            reason=reason,
+            limit=self.limit,
+            retry_after_seconds=self.retry_after_seconds,
         )
 
     def stats(self) -> PoolStatsSnapshot | None:
@@ -453,7 +532,13 @@ def target_statement(schema: str) -> Statement:
 @lru_cache(maxsize=8)
 def sticky_statement(schema: str) -> Statement:
     """Return the statement that acquires one lease for a sticky session."""
-    return _granting(schema, "acquire_sticky_v1", _ACQUIRE_STICKY)
+    return _granting(schema, "acquire_sticky_v2", _ACQUIRE_STICKY)
+
+
+@lru_cache(maxsize=8)
+def fallback_statement(schema: str) -> Statement:
+    """Return the statement that acquires one lease or a set from the first pool that has it."""
+    return _granting(schema, "acquire_fallback_v1", _ACQUIRE_FALLBACK)
 
 
 @lru_cache(maxsize=8)
@@ -488,10 +573,15 @@ def _with_proxies(schema: str, call: str, statement: Statement) -> Statement:
         f"SELECT pool.selector FROM {quoted(schema)}.pools AS pool "
         "WHERE pool.id = answer.pool_id) END AS pool_selector "
         f"FROM {call} AS answer "
-        f"LEFT JOIN LATERAL {quoted(schema)}.leased_proxy_v1(answer.pool_id, answer.proxy_id) "
-        "AS proxy ON answer.outcome IN ('LeaseAcquired', 'granted')"
+        f"LEFT JOIN LATERAL {_leased_proxy(schema)} AS proxy "
+        "ON answer.outcome IN ('LeaseAcquired', 'granted')"
     )
     return statement._replace(text=text.encode())
+
+
+def _leased_proxy(schema: str) -> str:
+    """Return the call for what the holder of a lease in ``answer`` needs."""
+    return f"{quoted(schema)}.leased_proxy_v2(answer.pool_id, answer.proxy_id, answer.lease_id)"
 
 
 def _deciding(schema: str, function: str, parameters: Mapping[str, str]) -> Statement:
@@ -577,8 +667,11 @@ class Batch:
         """
         answers: dict[int, Answer] = {}
         expired: dict[str, list[EndedLease]] = {}
+        passed: list[PoolMissed] = []
         for answer in given:
-            if answer.outcome == "LeaseExpired":
+            if answer.outcome == "passed":
+                passed.append(answer.passed())
+            elif answer.outcome == "LeaseExpired":
                 expired.setdefault(answer.pool_name, []).append(answer.ended_lease())
             elif answer.number and answer.outcome != "ProxyRemoved":  # which was drained
                 answers[answer.number] = answer
@@ -597,6 +690,8 @@ class Batch:
             own = [answers[n] for n in range(first, number + 1) if n in answers]
             pools[place] = command.run.pool_name
             outcomes[place] = acquire_outcome(command, own, vault)
+            if passed and isinstance(outcomes[place], Acquisition | SetAcquisition):
+                outcomes[place] = outcomes[place].having_missed(passed)
         for name, ended_leases in expired.items():
             places = [place for place in self._order if pools[place] == name]
             assign_expired(outcomes, places or self._order, ended_leases)
@@ -632,8 +727,8 @@ def _single_query(schema: str, command: Command, process: UUID | None) -> Query 
         values["reason"] = command.request.reason
         return Query(release_statement(schema), values)
     run, asked = command.run, command.request
-    if is_sticky(asked):
-        return Query(sticky_statement(schema), {**values, **_sticky_values(command)})
+    if falls_back(asked) or is_sticky(asked):
+        return _alone_query(schema, command, values)
     if command.has_own_ids or run.selector == SelectorStrategy.ROUND_ROBIN.value:
         return None
     if run.kind != EACH or asked.filters is not None:
@@ -648,6 +743,13 @@ def _single_query(schema: str, command: Command, process: UUID | None) -> Query 
     return Query(acquire_statement(schema), values)
 
 
+def _alone_query(schema: str, command: Acquire, values: Mapping[str, Any]) -> Query:
+    """Return the statement for several pools, or for a sticky session."""
+    if falls_back(command.request):
+        return Query(fallback_statement(schema), {**values, **_fallback_values(command)})
+    return Query(sticky_statement(schema), {**values, **_sticky_values(command)})
+
+
 def _duration(request: AcquireRequest | AcquireSetRequest) -> float | None:
     """Return how long a lease was asked for, None if that is left to its pool."""
     seconds = request.duration_seconds
@@ -657,11 +759,34 @@ def _duration(request: AcquireRequest | AcquireSetRequest) -> float | None:
 def _sticky_values(command: Acquire) -> dict[str, Any]:
     """Return what the statement for a sticky session needs beside what every one needs."""
     request = cast("AcquireRequest", command.request)
-    sticky = cast("Sticky", request.sticky)
+    return {
+        **_alone_values(command, request.sticky),
+        "pool_name": request.pool_name,
+        "waits": command.run.kind == LOOK,
+    }
+
+
+def _fallback_values(command: Acquire) -> dict[str, Any]:
+    """Return what the statement for several pools needs beside what every one needs."""
+    request = command.request
+    waits = command.run.kind == LOOK
+    return {
+        **_alone_values(command, getattr(request, "sticky", None)),
+        "pool_names": list(request.pools),
+        "needs": command.run.needs,
+        "is_distinct": command.run.is_distinct,
+        "asked_ids": list(command.lease_ids),
+        "ticket_ids": list(command.ticket_ids) if waits else None,
+        "looks": waits and has_predicate(request),
+    }
+
+
+def _alone_values(command: Acquire, sticky: Sticky | None) -> dict[str, Any]:
+    """Return what both statements need of a request, and of its sticky session if it has one."""
+    request = command.request
     filters, arguments = conditions(request.filters, None)
     return {
         "max_waiting": MAX_WAITING,
-        "pool_name": request.pool_name,
         "selector": command.run.selector,
         "own_id": command.has_own_ids,
         "consumer": request.consumer_name,
@@ -671,12 +796,11 @@ def _sticky_values(command: Acquire) -> dict[str, Any]:
         "arguments": arguments,
         "target": request.target,
         "details": command.run.details,
-        "key": sticky.key,
-        "seconds": float(sticky.seconds),
-        "requires": sticky.policy == "require",
-        "slides": sticky.sliding,
-        "shares": sticky.shared,
-        "waits": command.run.kind == LOOK,
+        "key": sticky and sticky.key,
+        "seconds": sticky and float(sticky.seconds),
+        "requires": sticky is not None and sticky.policy == "require",
+        "slides": sticky is not None and sticky.sliding,
+        "shares": sticky is not None and sticky.shared,
     }
 
 
@@ -689,16 +813,20 @@ def acquire_outcome(command: Acquire, answers: Sequence[Answer], vault: Vault) -
         return Unsettled(answers[0].outcome)
     if answers[0].outcome == "granted" or answers[-1].outcome == "granted":
         known = [each for each in answers if each.outcome == "granted"]
-        return _granted_before(request, known, vault)
+        return _granted_before(command, known, vault)
     if answers[0].outcome == "AcquireMissed":
         reason = MissReason(answers[0].reason or "")
         stats = answers[0].stats() if request.with_stats else None
         selector = answers[0].selector(request.selector)
         free = answers[0].free or 0
+        limit: dict[str, Any] = {
+            "limit": answers[0].limit,
+            "retry_after_seconds": answers[0].retry_after_seconds,
+        }
         return (
-            Acquisition(None, reason, stats, selector=selector)
+            Acquisition(None, reason, stats, selector=selector, **limit)
             if isinstance(request, AcquireRequest)
-            else SetAcquisition((), reason, free, stats, selector=selector)
+            else SetAcquisition((), reason, free, stats, selector=selector, **limit)
         )
     granted = tuple(
         Acquisition(
@@ -715,17 +843,15 @@ def acquire_outcome(command: Acquire, answers: Sequence[Answer], vault: Vault) -
     return first
 
 
-def _granted_before(
-    request: AcquireRequest | AcquireSetRequest, answers: Sequence[Answer], vault: Vault
-) -> Settled:
+def _granted_before(command: Acquire, answers: Sequence[Answer], vault: Vault) -> Settled:
     """Return the existing leases with the request's ids, or an error if it may not have them."""
-    granted = []
+    request, granted = command.request, []
     for answer in answers:
         if answer.reason == "pruned":
             return granted_and_ended(answer.lease_id, "pruned")
         lease = answer.lease(LeaseStatus.ACTIVE, request.target).carry(answer.proxy(vault))
         try:
-            check_granted(lease, request)
+            check_granted(lease, request, also_in=command.also_in)
         except PharoxError as error:
             return error
         if answer.reason != "active":
@@ -796,35 +922,47 @@ def wait_statement(schema: str) -> Statement:
         "condition": "text",
         "arguments": "jsonb",
         "wanted": "integer",
+        "consumer": "text",
+        "target": "text",
     }
-    return call_of(schema, "wait_v2", parameters)._replace(columns=("waited",))
+    return call_of(schema, "wait_v3", parameters)._replace(columns=("waited",))
 
 
 @lru_cache(maxsize=8)
 def _wait_sticky_statement(schema: str) -> Statement:
-    return call_of(schema, "wait_sticky_v1", _WAIT_STICKY)._replace(columns=("waited",))
+    return call_of(schema, "wait_sticky_v2", _WAIT_STICKY)._replace(columns=("waited",))
+
+
+@lru_cache(maxsize=8)
+def _wait_fallback_statement(schema: str) -> Statement:
+    return call_of(schema, "wait_fallback_v1", _WAIT_FALLBACK)._replace(columns=("waited",))
 
 
 def wait_query(schema: str, command: Command) -> Query:
     """Return the query that waits for all locks that a command needs, in locking order."""
     if isinstance(command, Release):
         return wait_for_release(schema, command.lease_id)
+    run = command.run
+    known: dict[str, Any] = {
+        "chosen_ids": list(command.lease_ids) if command.has_own_ids else [],
+        "wanted": max(run.needs, 1),
+    }
+    if falls_back(command.request):
+        known |= _fallback_values(command)
+        statement = _wait_fallback_statement(schema)
+        return Query(statement, {name: known[name] for name in statement.names})
     if is_sticky(command.request):
-        known: dict[str, Any] = {
-            "chosen_ids": list(command.lease_ids) if command.has_own_ids else []
-        }
         known |= _sticky_values(command)
         statement = _wait_sticky_statement(schema)
         return Query(statement, {name: known[name] for name in statement.names})
     values: dict[str, Any] = dict.fromkeys(wait_statement(schema).names)
-    run = command.run
-    values |= {
-        "chosen_ids": list(command.lease_ids) if command.has_own_ids else [],
+    values |= known | {
         "pool_name": run.pool_name,
         "selector": run.selector,
         "condition": run.condition,
         "arguments": run.arguments,
-        "wanted": max(run.needs, 1),
+        "consumer": command.request.consumer_name,
+        "target": command.request.target,
     }
     return Query(wait_statement(schema), values)
 

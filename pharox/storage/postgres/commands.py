@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from itertools import count
@@ -23,19 +23,31 @@ from ...errors import (
     DatabaseError,
     PharoxError,
     ProxyUnavailableError,
+    SecretKeyError,
 )
 from ...models import (
+    ApiToken,
+    DueRotation,
+    GatewayExit,
     Lease,
     LeaseStatus,
     Proxy,
     ProxyFilters,
+    ProxySource,
+    RotationAnswer,
+    RotationClaims,
     SelectorStrategy,
+    SourceStatus,
+    TargetRules,
     check_duration,
     check_filters,
     check_name,
     check_selector,
+    rule_target_of,
 )
-from ...models.ids import made_lease_id
+from ...models.ids import NIL, made_lease_id
+from ..moving import MoveOrder
+from ..places import PlaceRequest
 from ..reports import CoolDownRequest, Reported, ReportRequest
 from ..requests import (
     LEASED_OUT,
@@ -47,17 +59,38 @@ from ..requests import (
     RenewRequest,
     RevokeRequest,
     SetAcquisition,
+    lease_id_of,
 )
-from ..validation import check_heirs, check_session
+from ..sources import RefreshResult, SourceClaim, check_source
+from ..validation import (
+    check_action,
+    check_claim,
+    check_heirs,
+    check_rotation,
+    check_rules,
+    check_session,
+    check_token,
+    check_token_id,
+    check_within,
+    id_from_text,
+)
 from . import (
+    acting,
+    api_tokens,
     filtering,
     finding,
+    limits,
+    moving,
+    places,
     reading,
     redating,
     renewing,
     reporting,
     revoking,
+    rotating,
+    rotations,
     sticky,
+    target_rules,
     waiting,
 )
 from .appending import origin
@@ -87,6 +120,7 @@ from .driver import Program, Rows
 from .finding import FIRST_PAGE, LARGEST_PAGE
 from .health import Health
 from .importing import Imports
+from .sources import SourceCommands
 from .sql import Query
 
 T = TypeVar("T")
@@ -115,6 +149,82 @@ class Commands(Imports, Health):
         """Have a proxy rest for one target, or end that."""
         return reporting.set_cool_down(self.schema, request)
 
+    def set_target_rules(self, rules: TargetRules) -> Program[bool]:
+        """Say what answers of a target mean."""
+        return target_rules.set_rules(self.schema, check_rules(rules))
+
+    def unset_target_rules(self, target: str) -> Program[bool]:
+        """Have the default rules hold for a target again."""
+        return target_rules.unset_rules(self.schema, rule_target_of(target))
+
+    def save_source(self, source: ProxySource) -> Program[bool]:
+        """Add a source or change its settings."""
+        return self._sources.save(check_source(source))
+
+    def get_source(self, name: str) -> Program[ProxySource]:
+        """Return the settings of a source with its secrets."""
+        return self._sources.get(check_name(name, "source"))
+
+    def remove_source(self, name: str) -> Program[bool]:
+        """Remove a source. Return whether there was one."""
+        return self._sources.remove(check_name(name, "source"))
+
+    def list_sources(self, pool_name: str | None) -> Program[list[SourceStatus]]:
+        """Return all sources, or those of a pool."""
+        return self._sources.listed(None if pool_name is None else check_name(pool_name, "pool"))
+
+    def claim_source(
+        self, name: str, for_seconds: float, *, only_due: bool
+    ) -> Program[SourceClaim | None]:
+        """Claim a source to refresh it."""
+        return self._sources.claim(check_name(name, "source"), for_seconds, only_due=only_due)
+
+    def hold_source(self, claim: SourceClaim, for_seconds: float) -> Program[bool]:
+        """Extend a claim. Return False if it was lost."""
+        return self._sources.hold(claim, for_seconds)
+
+    def finish_refresh(self, claim: SourceClaim, result: RefreshResult | None) -> Program[bool]:
+        """Record a refresh and give the claim back."""
+        return self._sources.finish(claim, result)
+
+    def rotate_all_secrets(self) -> Program[int]:
+        """Encrypt the secrets of all proxies and sources again with the first key."""
+        rotated, failure = 0, None
+        for rotate in (self.rotate_secrets, self._sources.rotate):
+            try:
+                rotated += yield from rotate()
+            except SecretKeyError as error:  # The others no longer need the old key.
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        return rotated
+
+    @property
+    def _sources(self) -> SourceCommands:
+        return SourceCommands(self.schema, self.vault, self.pool_by_name)
+
+    def add_api_token(self, token: ApiToken) -> Program[None]:
+        """Record that a token was issued."""
+        return api_tokens.add(self.schema, check_token(token))
+
+    def withdraw_api_token(self, token_id: UUID | str) -> Program[bool]:
+        """Record that a token was withdrawn."""
+        return api_tokens.withdraw(self.schema, check_token_id(token_id))
+
+    def place_pool(self, request: PlaceRequest) -> Program[bool]:
+        """Record which ledger of a fleet a pool is in."""
+        return places.place_pool(self.schema, request)
+
+    def record_action(
+        self, action: str, subject: str, reason: str, pool_id: UUID | None
+    ) -> Program[None]:
+        """Record that a person did something, and why."""
+        return acting.record(self.schema, check_action(action, subject, reason), pool_id)
+
+    def carry_out_move(self, order: MoveOrder) -> Program[Any]:
+        """Carry out one step of a pool's move."""
+        return moving.carry_out(self, order)
+
     def forget_session(self, pool_name: str, key: str) -> Program[UUID | None]:
         """End the binding of a sticky session's key."""
         check_session(pool_name, key)
@@ -124,6 +234,27 @@ class Commands(Imports, Health):
         """Have one key take over the binding of another."""
         check_heirs(pool_name, old, new)
         return sticky.inherit_session(self.schema, pool_name, old, new)
+
+    def begin_rotation(self, proxy_id: UUID, within_seconds: float | None) -> Program[None]:
+        """Have a proxy rest until it has another exit."""
+        within = check_within(within_seconds)
+        return rotations.begin_rotation(self.schema, id_from_text(proxy_id) or NIL, within)
+
+    def claim_rotations(
+        self, proxy_ids: Collection[UUID] | None, seconds: float, most: int
+    ) -> Program[RotationClaims]:
+        """Claim links that are to be called now."""
+        check_claim(seconds, most)
+        return rotations.claim_rotations(self.schema, self.vault, proxy_ids, seconds, most)
+
+    def answer_rotation(self, due: DueRotation, answer: RotationAnswer) -> Program[bool]:
+        """Record what came of calling a link."""
+        check_rotation(due, answer)
+        return rotations.answer_rotation(self.schema, due, answer)
+
+    def rotate_exit(self, lease_id: UUID) -> Program[GatewayExit]:
+        """Have a lease take another exit of its gateway."""
+        return rotating.rotate_exit(self.schema, lease_id_of(lease_id))
 
     def revoke(self, request: RevokeRequest) -> Program[list[EndedLease | PharoxError]]:
         """End leases that have not ended, for a reason."""
@@ -187,12 +318,14 @@ class Commands(Imports, Health):
             unknown = unknown_consumers(answers)
             if not unknown:
                 answers = yield from revoking.with_reasons(self.schema, answers)
+                answers = yield from limits.with_limits(self.schema, answers)
                 yield from self._pass_on(answers, begun)
                 outcomes = batch.outcomes(answers, self.vault)
                 yield from self.look_back(
-                    command.request.pool_name
+                    name
                     for command, outcome in zip(commands, outcomes, strict=True)
                     if isinstance(command, Acquire) and _is_leased_out(outcome)
+                    for name in command.request.pools
                 )
                 return outcomes
             for name in unknown:
@@ -210,7 +343,9 @@ class Commands(Imports, Health):
         if not isinstance(outcome, Acquisition | SetAcquisition):
             raise AssertionError(outcome)
         if lacks_stats(command, outcome):
-            stats = yield from self.stats(command.request.pool_name)
+            parts = (outcome,) if isinstance(outcome, Acquisition) else outcome.acquisitions
+            names = (str(each.lease.pool_name) for each in parts if each.lease is not None)
+            stats = yield from self.stats(next(names, command.request.pool_name))
             if isinstance(outcome, Acquisition):
                 return replace(outcome, stats=stats, expired=expired)
             with_stats = tuple(replace(each, stats=stats) for each in outcome.acquisitions)
@@ -248,7 +383,7 @@ class Commands(Imports, Health):
             self.room.look_again(time.monotonic() + pause)
         waiters = [each for each in waiters if not each.told.done()]
         known = {each.lease_id for each in waiters}
-        if served.number != len(waiters):
+        if served.number != sum(len(each.ticket_ids) for each in waiters):
             begun = time.monotonic()
             rows: Rows = yield Query(
                 waiting.tickets_statement(self.schema), {"own_process": process}
@@ -259,12 +394,12 @@ class Commands(Imports, Health):
                 waiter.known_at = begun
             else:
                 waiter.tell(waiting.LOST)
-        yield from self.look_back(each.command.request.pool_name for each in waiters)
+        yield from self.look_back(name for each in waiters for name in each.command.request.pools)
 
     def _tell_expired(self, answer: Answer, waiters: Sequence[waiting.Waiter]) -> None:
         """Let a waiting caller report a lease of its pool that was taken back meanwhile."""
         for waiter in waiters:
-            if waiter.command.request.pool_name == answer.pool_name:
+            if answer.pool_name in waiter.command.request.pools:
                 waiter.expired.append(answer.ended_lease())
                 return
 
@@ -367,9 +502,14 @@ class Commands(Imports, Health):
             row = yield from self.current(proxy_id)
             if isinstance(outcome, Unsettled):
                 yield from self.look_back([row["pool_name"]])
-                raise ProxyUnavailableError.because(
-                    proxy_id, row["status"], row["holders"], row["rests_until"]
+                known = proxy_id, row["status"], row["holders"], row["rests_until"]
+                found = yield from limits.reached(
+                    self.schema, row["pool_name"], consumer, proxy_ids=(proxy_id,)
                 )
+                limit = found.get("limit")
+                if limit is not None and limit.per == "proxy" and any(known[2:]):
+                    limit = None
+                raise ProxyUnavailableError.because(*known, limit=limit)
 
     def _find(
         self, pool_name: str, asked: SelectorStrategy | None, filters: ProxyFilters | None

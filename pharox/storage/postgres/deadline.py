@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import psycopg
 
 from ...effects.cancelling import PATIENCE_S, CancelledCall, call_in_thread
+from ...effects.limiting import limited
 from ...errors import AnswerTimeoutError, InvalidInputError
 
 T = TypeVar("T")
@@ -89,7 +90,8 @@ def _is_too_late(began: float, seconds: float | None, call: CancelledCall | None
 def answering_within(connection: psycopg.Connection[Any], seconds: float | None) -> Iterator[None]:
     """Limit each wait of a connection in a ``with`` block to ``seconds``.
 
-    If the block runs for a task that is cancelled, it waits as the task would: the server
+    It may be limited further from outside, by :func:`~pharox.effects.limiting.answers_within`. If
+    the block runs for a task that is cancelled, it waits as the task would: the server
     is not asked to cancel a certain call.
 
     Raises
@@ -98,6 +100,7 @@ def answering_within(connection: psycopg.Connection[Any], seconds: float | None)
         If the server has cancelled a late statement.
     """
     call = call_in_thread.get()
+    seconds = limited(seconds)
     if seconds is None and call is None:
         yield
         return

@@ -28,6 +28,7 @@ from projections.pool_stats import SLOTS
 from ... import effects
 from ...errors import DatabaseError, DatabaseUnavailableError, OutcomeUnknownError
 from .deadline import answering_within
+from .disposing import dispose
 from .refusals import AnyConnection, no_connection, pool_exhausted, translate_errors, with_advice
 from .sessions import FITS, OURS, fitting
 from .sql import Query, Statement, quoted
@@ -36,6 +37,12 @@ T = TypeVar("T")
 Rows = list[dict[str, Any]]
 Step = Query | Callable[[Sequence[Rows]], Query | None]
 Program = Generator[Query | Sequence[Step], Any, T]
+
+ATTEMPTS = 4
+"""How often a query is sent at most that the server ends as a deadlock."""
+
+_FIRST_PAGE = 64
+"""How many rows of a stream are fetched first."""
 
 _PROBES = 3
 """How many probes must succeed before a pooler is assumed to keep a client's session."""
@@ -70,15 +77,24 @@ class Driver:
             return effects.run(program, lambda request: self._ask(cursor, slot, request))
 
     def _ask(
-        self, cursor: psycopg.RawCursor[Any], slot: int, request: Query | Sequence[Step]
+        self,
+        cursor: psycopg.RawCursor[Any],
+        slot: int,
+        request: Query | Sequence[Step],
+        attempts: int = ATTEMPTS,
     ) -> Rows | list[Rows]:
+        refused: psycopg.Error
         try:
             return _answer(cursor, slot, request)
-        except psycopg.IntegrityError as error:
-            if not lacks_partition(error):
+        except (psycopg.IntegrityError, psycopg.errors.DeadlockDetected) as error:
+            if not may_repeat(error, attempts):
                 raise
-        cursor.execute(self._add_partition)
-        return self._ask(cursor, slot, request)
+            refused = error
+        if lacks_partition(refused):
+            cursor.execute(self._add_partition)
+        else:
+            attempts -= 1
+        return self._ask(cursor, slot, request, attempts)
 
     @contextmanager
     def session(self, *, snapshot: bool = False, keep: bool = True) -> Iterator[Session]:
@@ -153,7 +169,7 @@ class Driver:
                     lent.info[FITS] = True
                 yield connection
         except DatabaseUnavailableError:
-            self._engine.dispose()  # the pool's others are probably broken too
+            dispose(self._engine)  # the pool's others are probably broken too
             raise
         finally:
             if connection.closed:
@@ -273,10 +289,15 @@ class Session:
             self.connection.execute("SET LOCAL cursor_tuple_fraction = 1")
         cursor = psycopg.RawServerCursor(self.connection, "pharox_stream")
         try:
-            cursor.itersize = page
             cursor.execute(statement.text, statement.arguments(values, 0))
-            for row in cursor:
-                yield dict(zip(statement.columns, row, strict=True))
+            # Many readers want the first row, or few: they need not wait for a whole page.
+            size = min(page, _FIRST_PAGE)
+            while rows := cursor.fetchmany(size):
+                for row in rows:
+                    yield dict(zip(statement.columns, row, strict=True))
+                if len(rows) < size:
+                    break
+                size = page
         finally:
             _close(cursor)
 
@@ -303,6 +324,16 @@ def _answer(
             doubt.about(query)
         doubt.begins()
     return answers
+
+
+def may_repeat(error: psycopg.Error, attempts: int) -> bool:
+    """Return whether a refused query can be sent again, as nothing of it was done.
+
+    Commands take their locks in an order, but connections that share a slot may meet in the
+    counters of several pools (decision 0050). The server ends one of them, and it begins anew.
+    """
+    is_deadlock = isinstance(error, psycopg.errors.DeadlockDetected)
+    return lacks_partition(error) or (is_deadlock and attempts > 1)
 
 
 class CommitUncertainty:

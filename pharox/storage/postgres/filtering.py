@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -24,6 +24,7 @@ from sqlalchemy import (
     Text,
     Uuid,
     and_,
+    case,
     cast,
     false,
     func,
@@ -34,6 +35,7 @@ from sqlalchemy import (
 )
 
 from ...models import ProxyFilters
+from ...models.gateway import COUNTRY
 from ...models.geo import COORDINATE_TOLERANCE_DEG, DISTANCE_TOLERANCE_KM, EARTH_RADIUS_KM
 from .reading import description
 from .sql import parameter, template
@@ -103,7 +105,52 @@ def condition(
     def next_value(type_: Any) -> ColumnElement[Any]:
         return value(next(numbers), type_)
 
-    return _condition(filter_shape, proxy, next_value, unknown=true())
+    wished = _wished_number(filter_shape, count())
+    country: ColumnElement[Any] = proxy.c.country
+    if wished is not None:
+        # A template with {country} is in the country that is wished for.
+        is_any = func.strpos(proxy.c.placeholders, literal_column(f"'{COUNTRY}'", Text)) > (
+            literal_column("0")
+        )
+        country = case((is_any, value(wished, Text)), else_=country)
+    return _condition(filter_shape, _Proxy(proxy, country), next_value, unknown=true())
+
+
+class _Proxy(NamedTuple):
+    """The columns of a proxy, and the country in which it counts as being."""
+
+    table: FromClause
+    country: ColumnElement[Any]
+
+    @property
+    def c(self) -> Any:
+        """The columns of the table."""
+        return self.table.c
+
+    def text(self, name: str) -> ColumnElement[Any]:
+        """Return a text that a filter compares."""
+        column: ColumnElement[Any] = self.table.c[name]
+        return self.country if name == "country" else column
+
+
+def _wished_number(
+    filter_shape: FilterShape, numbers: Iterator[int], *, negated: bool = False
+) -> int | None:
+    """Return the number of the value of :func:`pharox.models.gateway.wished_country`."""
+    texts, has_id, has_asn, has_radius, _, *groups = filter_shape
+    wished: int | None = None
+    for name in texts:
+        number = next(numbers)
+        if name == "country" and not negated:
+            wished = number
+    geo = 0 if has_radius is None else 2 + bool(has_radius)
+    for _ in range(has_id + has_asn + geo):
+        next(numbers)
+    for group, is_negated in zip(groups, (False, False, True), strict=True):
+        for child in group:
+            found = _wished_number(child, numbers, negated=negated or is_negated)
+            wished = found if wished is None else wished
+    return wished
 
 
 @lru_cache(maxsize=512)
@@ -123,7 +170,7 @@ def condition_text(filter_shape: FilterShape | None) -> str | None:
 
 def _condition(
     filter_shape: FilterShape,
-    proxy: FromClause,
+    proxy: _Proxy,
     value: Callable[[Any], ColumnElement[Any]],
     *,
     unknown: ColumnElement[bool],
@@ -131,7 +178,7 @@ def _condition(
     """Return the condition, with ``unknown`` in place of a predicate."""
     texts, has_id, has_asn, has_radius, has_predicate, *groups = filter_shape
 
-    parts = [_equals(proxy.c[name], value(Text)) for name in texts]
+    parts = [_equals(proxy.text(name), value(Text)) for name in texts]
     if has_id:
         parts.append(proxy.c.id == value(Uuid))
     if has_asn:
@@ -168,7 +215,7 @@ def _equals(column: ColumnElement[Any], value: ColumnElement[Any]) -> ColumnElem
 
 
 def _at(
-    proxy: FromClause, latitude: ColumnElement[Any], longitude: ColumnElement[Any]
+    proxy: _Proxy, latitude: ColumnElement[Any], longitude: ColumnElement[Any]
 ) -> ColumnElement[bool]:
     tolerance = literal_column(repr(COORDINATE_TOLERANCE_DEG), Double)
     return and_(
@@ -178,7 +225,7 @@ def _at(
 
 
 def _within(
-    proxy: FromClause,
+    proxy: _Proxy,
     latitude: ColumnElement[Any],
     longitude: ColumnElement[Any],
     radius_km: ColumnElement[Any],

@@ -27,6 +27,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from projections.leases import leases
 from projections.pools import pools
+from projections.rotations import rotations
 from projections.selector_cursors import ROUND_ROBIN, selector_cursors
 from projections.target_outcomes import target_outcomes
 from projections.troubled_targets import troubled_targets
@@ -62,7 +63,31 @@ ORDERS: dict[SelectorStrategy, tuple[ColumnElement[Any], ...]] = {
         availability.c.leased_at.nulls_first(),
         availability.c.proxy_id,
     ),
+    SelectorStrategy.WEIGHTED: (
+        availability.c.lease_rank,
+        availability.c.next_turn.nulls_first(),
+        availability.c.proxy_id,
+    ),
 }
+ORDERS[SelectorStrategy.MOST_SUCCESSFUL] = (
+    availability.c.lease_rank,
+    func.coalesce(
+        select(
+            (target_outcomes.c.successes + 1).op("/")(
+                target_outcomes.c.successes + target_outcomes.c.failures + 2
+            )
+        )
+        .where(
+            target_outcomes.c.pool_id == availability.c.pool_id,
+            target_outcomes.c.proxy_id == availability.c.proxy_id,
+            target_outcomes.c.target == parameter("target", Text),
+        )
+        .scalar_subquery(),
+        0.5,
+    ).desc(),
+    availability.c.checked_at.desc(),
+    availability.c.proxy_id,
+)
 _CHOICE = (
     availability.c.proxy_id,
     availability.c.status,
@@ -86,6 +111,16 @@ def _tries() -> ColumnElement[bool]:
         leases.c.status == text_literal("active"),
         leases.c.target == parameter("target", Text),
     )
+
+
+def _is_rotating() -> ColumnElement[bool]:
+    """Return whether a proxy rests until it has another exit."""
+    own = select(rotations.c.proxy_id).where(
+        rotations.c.pool_id == availability.c.pool_id,
+        rotations.c.proxy_id == availability.c.proxy_id,
+        rotations.c.ends_at > now,
+    )
+    return own.exists()
 
 
 def _is_tried() -> ColumnElement[bool]:
@@ -238,6 +273,7 @@ def page_statement(
             and_(has_room, RESTED, cooling).label("cooling"),
             is_tried.label("troubled"),
             and_(has_room, not_(RESTED)).label("resting"),
+            and_(has_room, not_(RESTED), _is_rotating()).label("rotating"),
             healthy.label("healthy"),
         )
         .where(availability.c.pool_id == POOL_ID, condition(filter_shape, description))

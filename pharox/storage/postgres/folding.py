@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -107,9 +107,7 @@ class Folder:
         self.seq = 0
         self.batch = BATCH
         self._folds = [
-            (fold.types, compiled(fold.statement(Events(_batch)), target))
-            for projection in self.projections
-            for fold in projection.folds()
+            fold for projection in self.projections for fold in _fold_statements(projection, target)
         ]
         self._types = sorted(
             recorded_types(
@@ -120,7 +118,7 @@ class Folder:
     def create(self) -> None:
         """Create the target's tables, with primary keys and no other indexes."""
         for projection in self.projections:
-            self.session.run(definition(CreateTable(projection.table), self.target))
+            self.session.run(_create_statement(projection, self.target))
 
     def create_indexes(self) -> None:
         """Create the indexes of the target's tables. This is faster once they are full."""
@@ -196,10 +194,16 @@ class Folder:
         """Fold all sealed events that the session sees."""
         self.fold_to(self._last_tick()["seq"])
 
-    def fold_visible(self) -> None:
-        """Fold all events that the session sees, sealed or not."""
+    def fold_visible(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Fold all events that the session sees, sealed or not.
+
+        ``progress`` is called after each batch with the seq reached, and the last one.
+        """
         last = self._last_tick()
-        self.fold_to(last.pop("seq"))
+        upto = last.pop("seq")
+        for reached in self.advance(upto):
+            if progress is not None:
+                progress(reached, upto)
         self._fold_copied(_copy_unsealed_statement(self.ledger), {"after": self.seq, **last})
 
     def _last_tick(self) -> dict[str, Any]:
@@ -262,7 +266,7 @@ def read_states(
 ) -> dict[str, State]:
     """Return the read models of a schema as the projections' Python states."""
     return {
-        projection.name: projection.load(session.rows(compiled(projection.live(), schema)))
+        projection.name: projection.load(session.rows(live_statement(projection, schema)))
         for projection in projections
     }
 
@@ -299,6 +303,22 @@ def cuts_of(turns: Iterable[Mapping[str, Any]]) -> list[int]:
             case "PoolChanged":
                 renamed.add(turn["pool_id"])
     return cuts
+
+
+@lru_cache(maxsize=256)
+def _fold_statements(
+    projection: Projection, target: str
+) -> tuple[tuple[frozenset[str], Statement], ...]:
+    """Return a projection's folds over a batch, each with the types of events that it reads."""
+    batch = Events(_batch)
+    return tuple(
+        (fold.types, compiled(fold.statement(batch), target)) for fold in projection.folds()
+    )
+
+
+@lru_cache(maxsize=256)
+def _create_statement(projection: Projection, target: str) -> Statement:
+    return definition(CreateTable(projection.table), target)
 
 
 @lru_cache(maxsize=16)
@@ -418,6 +438,13 @@ def _store_statement(ledger: str, target: str, projection: Projection) -> Statem
     return Statement(query.as_bytes(), ("seq",), {}, ())
 
 
+@lru_cache(maxsize=256)
+def live_statement(projection: Projection, schema: str) -> Statement:
+    """Return the query for the rows of a projection's table in a schema."""
+    return compiled(projection.live(), schema)
+
+
+@lru_cache(maxsize=256)
 def current_rows(target: str, projection: Projection) -> sql.SQL:
     """Return the query for the rows that a snapshot of a projection contains."""
     query = compiled(select(projection.table).where(projection.current()), target)

@@ -19,7 +19,16 @@ from sqlalchemy.sql.selectable import FromClause
 import projections
 from pharox.events import ENDED_STATUS
 from pharox.log import events as log
-from projections import AVAILABLE_PROXIES, LEASE_IDS, SELECTOR_CURSORS, Events, Fold, Projection
+from projections import (
+    AVAILABLE_PROXIES,
+    LEASE_IDS,
+    LEASE_STARTS,
+    SELECTOR_CURSORS,
+    SPENDING,
+    Events,
+    Fold,
+    Projection,
+)
 from projections.pool_stats import counts_after
 
 from .appending import log_rows
@@ -121,13 +130,14 @@ def _single() -> str:
     steps = [
         _step(fold, types, _EVENT, "event.type IN ({})")
         for projection in projections.ALL
-        if projection not in (SELECTOR_CURSORS, LEASE_IDS)
+        if projection not in (SELECTOR_CURSORS, LEASE_IDS, LEASE_STARTS, SPENDING)
         for fold in projection.folds()
         if (types := fold.types & LEASE_EVENTS)
     ]
     return _function(
         "What one event of a lease comes to in the read models, where nothing has to be grouped: "
-        "a lease of no turn, and under no id of its caller's.",
+        "a lease of no turn, under no id of its caller's, in a pool without limits, and without a "
+        "cost.",
         "fold_one_v1(event {schema}.event_v1, own_slot smallint)\nRETURNS void",
         steps,
     )

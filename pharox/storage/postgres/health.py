@@ -28,7 +28,8 @@ class Health(Lookups):
         self, results: Sequence[HealthCheckResult], policy: HealthPolicy | None
     ) -> Program[list[HealthOutcome]]:
         """Record checks. Return the outcome of each, in the same order."""
-        seen = [Observation(result, result.healthy) for result in map(checked_model, results)]
+        checked = (checked_model(result, HealthCheckResult) for result in results)
+        seen = [Observation(result, result.healthy) for result in checked]
         return self._record_health_checks(seen, policy or HealthPolicy())
 
     def apply_health_check(self, result: HealthCheckResult) -> Program[Proxy | None]:

@@ -50,6 +50,8 @@ _CONDITIONS: dict[str, Any] = {
     ),
     "lease_id": events.c.lease_id == parameter("lease_id", Uuid),
     "consumer": events.c.consumer == parameter("consumer", Text),
+    "target": events.c.data.op("->>", return_type=Text)(literal_column("'target'"))
+    == parameter("target", Text),
     "since": events.c.recorded_at >= parameter("since", DateTime(timezone=True)),
     "until": events.c.recorded_at < parameter("until", DateTime(timezone=True)),
 }

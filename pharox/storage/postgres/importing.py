@@ -28,8 +28,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
+from projections.available_proxies import available_proxies
+from projections.proxies import proxies
+
 from ...errors import ConflictError, PoolNotFoundError, SecretKeyError
-from ...models import Proxy, ProxyCredentials, ProxyPool
+from ...models import Proxy, ProxyPool
 from ...models.ids import NIL, derived_id, following, imported_proxy_id
 from ..list_import import ChangedProxy, Match
 from ..validation import checked_model, id_from_text
@@ -39,6 +42,7 @@ from .driver import Program, Rows
 from .lookups import PAGE
 from .reading import description
 from .registry import Registry, batches
+from .sources import owned
 from .sql import POOL_ID, Query, Statement, by_schema, parameter
 from .tables import proxy_credentials
 from .vault import FINGERPRINT_BYTES, Fingerprints, Place
@@ -126,7 +130,7 @@ class Imports(Registry):
         """Set the credentials of known proxies from the list. Return how many still exist."""
         replaced = 0
         for batch in batches(changes, PAGE):
-            wanted = {proxy_id: listed.credentials for proxy_id, listed in batch}
+            wanted = dict(batch)
             rows = yield Query(
                 reading.several_proxies_statement(self.schema), {"ids": list(wanted)}
             )
@@ -143,6 +147,15 @@ class Imports(Registry):
         rows = yield Query(_sourced_statement(self.schema), {"pool_id": pool_id, **values})
         page = [row["id"] for row in rows]
         return page, following(page[-1]) if len(page) == PAGE else None
+
+    def owned_page(
+        self, pool_id: UUID, source: str, first: UUID
+    ) -> Program[tuple[list[tuple[UUID, bool]], UUID | None]]:
+        """Return a page of ids of a source's proxies, each with whether it drains."""
+        values = {"pool_id": pool_id, "source": source, "from_id": first, "limit": PAGE}
+        rows = yield Query(_owned_statement(self.schema), values)
+        page = [(row["id"], bool(row["drains"])) for row in rows]
+        return page, following(page[-1][0]) if len(page) == PAGE else None
 
     def remove_idle(self, pool_id: UUID, proxy_ids: Sequence[UUID]) -> Program[list[UUID]]:
         """Remove those of the given proxies that are not leased. Return their ids."""
@@ -229,9 +242,14 @@ class Imports(Registry):
         return Query(statement, values)
 
 
-def _with_credentials(row: Mapping[str, Any], credentials: ProxyCredentials | None) -> Proxy:
+def _with_credentials(row: Mapping[str, Any], listed: Proxy) -> Proxy:
     proxy = reading.proxy_from_row(row, None)
-    return checked_model(proxy.model_copy(update={"credentials": credentials}))
+    update = {
+        "credentials": listed.credentials,
+        "template": listed.template,
+        "rotate_url": listed.rotate_url,
+    }
+    return checked_model(proxy.model_copy(update=update), Proxy)
 
 
 @by_schema
@@ -327,5 +345,18 @@ def _sourced_statement() -> Select[Any]:
             description.c.source.is_not_distinct_from(source),
         )
         .order_by(description.c.id)
+        .limit(limit)
+    )
+
+
+@by_schema
+def _owned_statement() -> Select[Any]:
+    """Query a page of the ids of a source's proxies, and whether they drain."""
+    first, limit = parameter("from_id", Uuid), parameter("limit", Integer)
+    return (
+        select(proxies.c.id, available_proxies.c.drains)
+        .select_from(owned())
+        .where(proxies.c.id >= first)
+        .order_by(proxies.c.id)
         .limit(limit)
     )

@@ -21,6 +21,7 @@ from ...effects import Calls
 from ...effects.cancelling import outcome_of
 from ...errors import DatabaseUnavailableError, OutcomeUnknownError
 from ...models import Lease
+from ...models.ids import made_lease_id
 from ..requests import (
     AcquireRequest,
     AcquireSetRequest,
@@ -29,7 +30,7 @@ from ..requests import (
     SetAcquisition,
     new_leases,
 )
-from . import alone, waiting
+from . import alone, limits, waiting
 from .batch import (
     LOOK,
     SET,
@@ -41,7 +42,7 @@ from .batch import (
     acquire_outcome,
     answers_of,
     command_of,
-    is_sticky,
+    has_predicate,
     run_of,
     runs_alone,
 )
@@ -88,7 +89,7 @@ def acquire(steps: Steps, request: AcquireRequest | AcquireSetRequest) -> Calls[
     asking = steps.look_in_turn if command.run.kind == LOOK else steps.ask_in_turn
     ask, again = partial(asking, command), partial(asking, asked_again(command))
     begun = time.monotonic()
-    is_served, expired = False, list[EndedLease]()
+    is_served, has_asked_again, expired = False, False, list[EndedLease]()
     try:
         outcome: Any = yield ask
         while isinstance(outcome, Queued):
@@ -102,8 +103,12 @@ def acquire(steps: Steps, request: AcquireRequest | AcquireSetRequest) -> Calls[
                 outcome = yield partial(steps.end_wait, command)
             elif isinstance(told, Granted):
                 outcome, begun = told.outcome, told.begun
+            elif told == waiting.UNATTENDED:
+                waiter.listen_again()
+                begun, outcome = waiter.known_at, Queued()
             else:
                 waiter.listen_again()
+                has_asked_again = has_asked_again or told == waiting.LOST
                 try:
                     outcome = yield ask if told == waiting.LOOKS else again
                 except (DatabaseUnavailableError, OutcomeUnknownError):
@@ -113,6 +118,9 @@ def acquire(steps: Steps, request: AcquireRequest | AcquireSetRequest) -> Calls[
             raise outcome
         found: Found = yield partial(steps.completed, command, outcome)
         is_served = True
+        if has_asked_again:
+            # It may have taken another ticket just as its first was granted.
+            yield partial(steps.give_up_place, command, holds=False)
         if waiter.queued_at is not None:
             found = _counted(found, begun, waiter.known_at)
         expired += [*waiter.expired, *found.expired]
@@ -132,7 +140,9 @@ def waiting_command(request: AcquireRequest | AcquireSetRequest) -> Acquire:
     command = command_of(request)
     assert isinstance(command, Acquire)  # noqa: S101 - it is an acquisition
     kind = WAIT_SET if command.run.kind == SET else WAIT
-    return replace(command, run=command.run._replace(kind=LOOK if runs_alone(request) else kind))
+    ticket_ids = tuple(made_lease_id() for _ in request.fallback)
+    run = command.run._replace(kind=LOOK if runs_alone(request) else kind)
+    return replace(command, run=run, ticket_ids=ticket_ids)
 
 
 def asked_again(command: Acquire) -> Acquire:
@@ -160,12 +170,13 @@ def _having_waited(commands: Commands, command: Acquire) -> Acquire:
 def look(commands: Commands, command: Acquire) -> Program[CommandOutcome]:
     """Search for a proxy that a predicate accepts, and take a ticket if there may be one later."""
     plain = _having_waited(commands, command)
-    if is_sticky(plain.request):
+    takes_ticket = not has_predicate(plain.request)
+    if takes_ticket:
         plain = replace(plain, run=plain.run._replace(kind=LOOK))
     outcome: CommandOutcome = yield from alone.acquire(
         commands, plain.request, command=plain, waits=True
     )
-    if isinstance(outcome, Queued) and is_sticky(plain.request):
+    if isinstance(outcome, Queued) and takes_ticket:
         return outcome
     if isinstance(outcome, Queued):
         outcomes: list[CommandOutcome] = yield from commands.carry_out((command,))
@@ -188,7 +199,9 @@ def end_wait(commands: Commands, command: Acquire) -> Program[CommandOutcome]:
 
 def give_up_place(commands: Commands, command: Acquire, *, holds: bool) -> Program[list[Lease]]:
     """Give up the place of a caller who has gone. Return the leases that it still holds."""
-    if (yield from _leave(commands, command, is_miss=False)) is not None or not holds:
+    left = yield from _leave(commands, command, is_miss=False)
+    # Who looks for itself may have been granted something, and have its tickets still.
+    if not holds or (left is not None and command.run.kind != LOOK):
         return []
     leases = []
     for lease_id in command.lease_ids:
@@ -219,7 +232,13 @@ def _leave(
         "with_stats": command.request.with_stats,
         "is_miss": is_miss,
     }
-    answers = answers_of((yield Query(waiting.leave_statement(commands.schema), values)))
+    statement = waiting.leave_statement(commands.schema)
+    if command.ticket_ids:  # It looks for itself, so a miss is recorded by its last look.
+        places = [command.lease_id, *command.ticket_ids]
+        values = {"own_process": commands.room.process, "asked_ids": places}
+        statement = waiting.leave_all_statement(commands.schema)
+    answers = answers_of((yield Query(statement, values)))
+    answers = yield from limits.with_limits(commands.schema, answers)
     if not answers:
         return None
     yield from commands.wake()  # What was kept for it may be for the next.

@@ -14,9 +14,13 @@ from pharox.log import Extract, event_from_row
 from ...errors import PoolNotFoundError, ProxyNotFoundError
 from ...events import Event
 from ...models import (
+    ApiToken,
     HealthCheckResult,
     HeldLease,
+    KnownTargetRules,
     Lease,
+    PoolMove,
+    PoolPlace,
     PoolStatsSnapshot,
     Proxy,
     ProxyHealthRecord,
@@ -26,14 +30,23 @@ from ...models import (
     StickySession,
     TargetOutcomes,
     TargetSummary,
+    Usage,
     check_name,
     check_whole,
     target_of,
 )
 from ...models.ids import NIL, following
 from ..requests import record_of_check
-from ..validation import HeldPage, SessionPage, TargetPage, id_from_text, pool_named
-from . import reading, retention, sticky, targets
+from ..validation import (
+    HeldPage,
+    IdSpan,
+    SessionPage,
+    TargetPage,
+    UsageWish,
+    id_from_text,
+    pool_named,
+)
+from . import api_tokens, moves, places, reading, retention, sticky, target_rules, targets, usage
 from .driver import Program
 from .history import page_statement, positions_statement, seal_statement
 from .migrations import HEAD
@@ -231,9 +244,35 @@ class Lookups:
         """Return a page of the sticky sessions that live."""
         return sticky.list_sessions(self.schema, page)
 
+    def unclear_targets(self, proxy_id: UUID) -> Program[int]:
+        """Return at how many targets a proxy failed lately, nobody knows why."""
+        return targets.count_unclear(self.schema, proxy_id)
+
+    def api_tokens(self) -> Program[list[ApiToken]]:
+        """Return all tokens."""
+        return api_tokens.listed(self.schema)
+
+    def pool_moves(self, pool_name: str | None) -> Program[list[PoolMove]]:
+        """Return all moves of pools, or those of a name, the last one first."""
+        return moves.list_moves(
+            self.schema, None if pool_name is None else check_name(pool_name, "pool")
+        )
+
+    def target_rules(self) -> Program[list[KnownTargetRules]]:
+        """Return the rules of all targets that have some."""
+        return target_rules.list_rules(self.schema)
+
+    def places(self, pool_names: Collection[str] | None) -> Program[list[PoolPlace]]:
+        """Return which ledgers of a fleet pools are in: the named ones, or all."""
+        return places.list_places(self.schema, pool_names)
+
     def target_summaries(self, page: TargetPage) -> Program[list[TargetSummary]]:
         """Return a page of the targets of pools, each summed up."""
         return targets.summarize(self.schema, page)
+
+    def usage(self, wish: UsageWish) -> Program[list[Usage]]:
+        """Return what was used of proxies."""
+        return usage.usage(self.schema, wish)
 
     def next_expiry(self, pool_name: str | None) -> Program[float | None]:
         """Return the seconds until the next active lease of a pool or of all runs out, or None."""
@@ -251,6 +290,19 @@ class Lookups:
         uuid = id_from_text(proxy_id) or NIL
         rows = yield from self.rows(reading.last_health_statement, proxy_id=uuid)
         return reading.health_from_row(rows[0]) if rows else None
+
+    def last_checks(self, proxy_ids: Sequence[UUID]) -> Program[dict[UUID, HealthCheckResult]]:
+        """Return the newest health check of each of some proxies that has one."""
+        rows = yield from self.rows(reading.last_checks_statement, proxy_ids=list(proxy_ids))
+        return {row["proxy_id"]: reading.health_from_row(row) for row in rows}
+
+    def lease_ids(self, span: IdSpan, limit: int) -> Program[list[UUID]]:
+        """Return the first ids of leases in a range, in their order."""
+        bounded = min(max(check_whole(limit, "limit"), 0), 2**31 - 1)
+        rows = yield from self.rows(
+            reading.lease_ids_statement, first=span.first, last=span.last, limit=bounded
+        )
+        return [row["lease_id"] for row in rows]
 
     def health_records(self, proxy_id: UUID, limit: int) -> Program[list[ProxyHealthRecord]]:
         """Return the newest health checks of a proxy, newest first."""
@@ -341,7 +393,9 @@ class Lookups:
         return None if seconds is None else max(0.0, seconds)
 
     def _proxy(self, proxy_id: UUID, vault: Vault | None) -> Program[Proxy | None]:
-        rows = yield from self.rows(reading.proxy_statement, proxy_id=proxy_id)
+        bare = vault is None
+        statement = reading.bare_proxy_statement if bare else reading.proxy_statement
+        rows = yield from self.rows(statement, proxy_id=proxy_id)
         return reading.proxy_from_row(rows[0], vault) if rows else None
 
     def _page(

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 from uuid import UUID
 
-from ...models import MissReason, Proxy, ProxyFilters, ProxyPool, SelectorStrategy
+from ...models import MissReason, PoolMissed, Proxy, ProxyFilters, ProxyPool, SelectorStrategy
 from ...models.ids import NIL, following
 from ..requests import (
     LEASED_OUT,
@@ -24,7 +24,7 @@ from ..requests import (
     EndedLease,
     SetAcquisition,
 )
-from . import filtering, finding, reading
+from . import filtering, finding, limits, moves, reading
 from .appending import origin
 from .batch import DUE, TRY, Acquire, Queued, Run, Settled, Unsettled, command_of, for_target
 from .commands import Commands
@@ -33,25 +33,24 @@ from .finding import FIRST_PAGE, LARGEST_PAGE
 from .sql import Query
 from .vault import Vault
 
-_GIVEN = (
-    "availability.proxy_id IN "
-    "(SELECT id::uuid FROM jsonb_array_elements_text($5 -> 0) AS given (id))"
-)
-"""The condition that a proxy is one of those that were found."""
-
 
 @dataclass
 class Seen:
-    """The findings of a pass so far; ``free`` is how many leases could be granted."""
+    """The findings of a pass so far; ``free`` is how many leases could be granted.
+
+    ``free_ids`` are the proxies of these.
+    """
 
     run: Run
     any_row: bool = False
     matched: bool = False
     healthy: bool = False
     resting: bool = False
+    rotating: bool = False
     cooling: bool = False
     troubled: bool = False
     free: int = 0
+    free_ids: list[UUID] = field(default_factory=list)
 
     def judge(self, rows: Rows, filters: ProxyFilters, vault: Vault) -> list[UUID]:
         """Evaluate a page. Return the matching free proxies in its order."""
@@ -64,11 +63,13 @@ class Seen:
                 self.matched = True
                 self.healthy |= row["healthy"]
                 self.resting |= row["resting"]
+                self.rotating |= row["rotating"]
                 self.cooling |= row["cooling"]
                 self.troubled |= row["troubled"]
                 if row["leasable"]:
                     free.append(proxy.id)
                     self.free += self._room(proxy)
+        self.free_ids += free
         return free
 
     def _room(self, proxy: Proxy) -> int:
@@ -87,7 +88,7 @@ class Seen:
         if self.cooling:
             return MissReason.TARGET_TROUBLED if self.troubled else MissReason.COOLING_DOWN
         if self.resting:
-            return MissReason.RESTING
+            return MissReason.ROTATING if self.rotating else MissReason.RESTING
         return MissReason.AT_CAPACITY if self.healthy else MissReason.NONE_HEALTHY
 
 
@@ -108,13 +109,70 @@ def acquire(
         Whether not to record a miss, but return that it waits, if something may become free.
     """
     command = command or cast("Acquire", command_of(request))
-    needed = max(command.run.needs, 1)
-    expired: list[EndedLease] = []
-    while True:
-        pool = yield from commands.pool_by_name(request.pool_name)
+    pools: list[ProxyPool] = []
+    moved: dict[str, MissReason] = {}
+    for name in request.pools:
+        pool = yield from commands.pool_by_name(name)
         if pool is None:
-            return (yield from commands.finish_acquisition(command))
-        command = _selected(command, pool)
+            reason = yield from moves.moved_reason(commands.schema, name)
+            if reason is None or not request.fallback:
+                return (yield from commands.finish_acquisition(command))
+            moved[name] = reason
+        pools.append(pool or ProxyPool(id=NIL, name=name))
+    expired: list[EndedLease] = []
+    misses: list[_Miss] = []
+    for pool in pools:
+        missed_in = tuple(miss.passed for miss in misses)
+        if pool.name in moved:
+            passed_over = _for_pool(command, pool, missed_in)
+            misses.append(_Miss(passed_over, pool, moved[pool.name], 0, {}))
+            continue
+        found = yield from _acquire_in(commands, _for_pool(command, pool, missed_in), pool, expired)
+        if not isinstance(found, _Miss):
+            return found.having_missed(missed_in)
+        misses.append(found)
+    if waits and any(miss.reason.may_pass for miss in misses if miss.pool.name not in moved):
+        return Queued(tuple(expired))
+    return (yield from _missed(commands, misses, expired))
+
+
+@dataclass(frozen=True)
+class _Miss:
+    """What a search in one pool came to that found nothing; ``free`` is how many were too few."""
+
+    command: Acquire
+    pool: ProxyPool
+    reason: MissReason
+    free: int
+    limit: dict[str, Any]
+
+    @property
+    def passed(self) -> PoolMissed:
+        """The pool and the reason, as events have them."""
+        known = {"pool_id": self.pool.id, "pool_name": self.pool.name, "reason": self.reason}
+        return PoolMissed(**known, **self.limit)
+
+
+def _for_pool(command: Acquire, pool: ProxyPool, missed_in: Sequence[PoolMissed]) -> Acquire:
+    """Return an acquisition for one of its pools, whose events say in which others it missed."""
+    if not command.request.fallback:
+        return _selected(command, pool)
+    request = replace(command.request, pool_name=pool.name, fallback=())
+    run = command.run._replace(pool_name=pool.name)
+    if missed_in:
+        missed = [each.model_dump(mode="json", exclude_none=True) for each in missed_in]
+        details = {**json.loads(run.details or "{}"), "fallback_from": missed}
+        run = run._replace(details=json.dumps(details))
+    also_in = command.request.pools
+    return _selected(replace(command, request=request, run=run, also_in=also_in), pool)
+
+
+def _acquire_in(
+    commands: Commands, command: Acquire, pool: ProxyPool, expired: list[EndedLease]
+) -> Program[Acquisition | SetAcquisition | _Miss]:
+    """Lease a proxy or a set of one pool, if there is one. ``expired`` gets what has run out."""
+    needed = max(command.run.needs, 1)
+    while True:
         # Only the second pass, which waits for locks, can decide that there is no match.
         for wait in (False, True):
             seen = Seen(command.run)
@@ -126,17 +184,32 @@ def acquire(
                 )
                 expired += more
             if outcome is not None:
-                found = yield from commands.finish_acquisition(command, outcome)
+                finished = yield from commands.finish_acquisition(command, outcome)
+                found = cast("Acquisition | SetAcquisition", finished)
                 return replace(found, expired=(*expired, *found.expired))
-        if seen.free < needed:
+        limit = yield from _limit(commands, pool, command, seen)
+        if seen.free < needed or limit:
             break
     reason = MissReason.TOO_FEW if seen.free else seen.reason()
+    if limit:
+        reason = MissReason.LIMIT_REACHED
     if not seen.any_row:
         total = yield Query(reading.pool_size_statement(commands.schema), {"pool_id": pool.id})
         reason = MissReason.NO_MATCH if total else MissReason.EMPTY_POOL
-    if waits and reason not in (MissReason.NO_MATCH, MissReason.EMPTY_POOL):
-        return Queued(tuple(expired))
-    return (yield from _missed(commands, pool.id, command, reason, seen.free, expired))
+    return _Miss(command, pool, reason, 0 if limit else seen.free, limit)
+
+
+def _limit(
+    commands: Commands, pool: ProxyPool, command: Acquire, seen: Seen
+) -> Program[dict[str, Any]]:
+    """Return the limit that a request has reached, if it has one: of a proxy if any was free."""
+    if pool.limits is None or not seen.matched:
+        return {}
+    request, needed = command.request, max(command.run.needs, 1)
+    asked = request.pool_name, request.consumer_name, request.target, needed
+    found = yield from limits.reached(commands.schema, *asked, proxy_ids=seen.free_ids)
+    is_of_proxy = bool(found) and found["limit"].per in ("proxy", "pair")
+    return {} if is_of_proxy and seen.free < needed else found
 
 
 def _begin(
@@ -203,26 +276,33 @@ def _selected(command: Acquire, pool: ProxyPool) -> Acquire:
 
 def _with_candidates(command: Acquire, proxy_ids: Sequence[UUID]) -> Acquire:
     """Return an acquisition that is limited to some proxies and records no miss."""
-    condition, arguments = for_target(_GIVEN, [list(map(str, proxy_ids))], command.request.target)
+    condition, arguments = for_target(
+        limits.GIVEN, [list(map(str, proxy_ids))], command.request.target
+    )
     run = command.run._replace(condition=condition, arguments=json.dumps(arguments), kind=TRY)
     return replace(command, run=run)
 
 
 def _missed(
-    commands: Commands,
-    pool_id: UUID,
-    command: Acquire,
-    reason: MissReason,
-    free: int,
-    expired: Sequence[EndedLease],
+    commands: Commands, misses: Sequence[_Miss], expired: Sequence[EndedLease]
 ) -> Program[Acquisition | SetAcquisition]:
+    """Record one miss, of the first pool, with the reasons of the others."""
+    first, *others = misses
+    command, reason, free = first.command, first.reason, first.free
     request = command.request
     details = {**json.loads(command.run.details or "{}"), "reason": reason.value}
+    limit = first.limit
+    if limit:
+        details |= {**limit, "limit": limit["limit"].model_dump(exclude_none=True)}
+    if others:
+        details["fallback"] = [
+            miss.passed.model_dump(mode="json", exclude_none=True) for miss in others
+        ]
     if isinstance(request, AcquireSetRequest):
         details |= {"count": request.count, "free": free}
     values = {
         **origin(),
-        "pool_id": pool_id,
+        "pool_id": first.pool.id,
         "pool_name": request.pool_name,
         "consumer": request.consumer_name,
         "selector": command.run.selector,
@@ -230,8 +310,14 @@ def _missed(
     }
     yield Query(finding.record_miss_statement(commands.schema), values)
     if reason in LEASED_OUT:
-        yield from commands.look_back([request.pool_name])
-    stats = (yield from commands.stats(request.pool_name)) if request.with_stats else None
+        yield from commands.look_back([miss.pool.name for miss in misses])
+    wants_stats = request.with_stats and first.pool.id != NIL
+    stats = (yield from commands.stats(request.pool_name)) if wants_stats else None
     if isinstance(request, AcquireSetRequest):
-        return SetAcquisition((), reason, free, stats, tuple(expired), selector=request.selector)
-    return Acquisition(None, reason, stats, tuple(expired), selector=request.selector)
+        found: Acquisition | SetAcquisition = SetAcquisition(
+            (), reason, free, stats, tuple(expired), **limit
+        )
+    else:
+        found = Acquisition(None, reason, stats, tuple(expired), **limit)
+    found = replace(found, selector=request.selector)
+    return found.having_missed([miss.passed for miss in misses]) if others else found

@@ -17,10 +17,12 @@ from projections.pool_stats import COUNTS, pool_stats
 from projections.pools import pools
 from projections.proxies import proxies
 from projections.proxy_health import proxy_health
+from projections.rotations import rotations
 from projections.target_outcomes import target_outcomes
 
 from ...errors import SecretKeyError
 from ...models import (
+    CoolDown,
     HealthCheckResult,
     HeldLease,
     Lease,
@@ -28,6 +30,7 @@ from ...models import (
     Proxy,
     ProxyPool,
 )
+from ...models.proxy import RECORDED, recorded_template
 from ...models.text import url_of
 from .checks_apart import CHECKED, check_columns, checks_of
 from .sql import POOL_ID, PROXY_ID, by_schema, now, parameter, text_literal
@@ -62,13 +65,18 @@ _DESCRIPTION = (
     "isp",
     "asn",
     "exit_ip",
+    "cost_per_gb",
+    "cost_per_lease",
+    "weight",
 )
+_TEMPLATE = "placeholders"
 _UNTIL = ("rests_until", "banned_until")
 _STANDING = ("status", "checked_at", "max_concurrency", "current_leases")
 
 
 _COLUMNS = (
-    *(description.c[name] for name in _DESCRIPTION),
+    *(description.c[name] for name in (*_DESCRIPTION, _TEMPLATE)),
+    description.c.rotate_id,
     *(availability.c[name] for name in _STANDING),
     availability.c.drains,
     availability.c.banned_until,
@@ -100,11 +108,12 @@ def proxy_rows(
 def proxy_from_row(row: Mapping[str, Any], vault: Vault | None) -> Proxy:
     """Return the proxy in a row of :func:`proxy_rows`, without credentials if ``vault`` is None."""
     fields = {name: row[name] for name in (*_DESCRIPTION, *_STANDING, *_UNTIL)}
-    fields["draining"] = bool(row["drains"])
+    fields["draining"], fields["rotates"] = bool(row["drains"]), row["rotate_id"] is not None
     if vault is not None and row["credential_id"] is not None:
         place = Place(row["credential_id"], row["pool_id"], row["id"])
         fields["credentials"] = vault.open(row["secret"], place)
-    return Proxy(**fields)
+    fields["template"] = recorded_template(fields.get("credentials"), row[_TEMPLATE])
+    return Proxy.model_validate(fields, context=RECORDED)
 
 
 def readable_proxies(rows: Iterable[Mapping[str, Any]], vault: Vault) -> Iterator[Proxy]:
@@ -134,7 +143,8 @@ def held_lease_from_row(row: Mapping[str, Any]) -> HeldLease:
 
 def pool_from_row(row: Mapping[str, Any]) -> ProxyPool:
     """Return the pool in a row of the ``pools`` table."""
-    return ProxyPool.model_validate(dict(row))
+    rule = CoolDown.as_saved(row["cool_down"])
+    return ProxyPool.model_validate({**row, "cool_down": rule})
 
 
 def stats_from_row(pool_name: str, row: Mapping[str, Any], at: datetime) -> PoolStatsSnapshot:
@@ -239,6 +249,7 @@ def next_change_statement() -> sa.Select[Any]:
         first(leases.c.expires_at, leases.c.pool_id, leases.c.status == text_literal("active")),
         sa.case((lets_rest > sa.literal_column("0"), rests)),
         first(availability.c.banned_until, availability.c.pool_id),
+        first(rotations.c.ends_at, rotations.c.pool_id),
         first(pair.cools_until, pair.pool_id, pair.target == parameter("target")),
     )
     left = sa.extract("epoch", sa.func.least(*next_ones) - now).cast(sa.Double)
@@ -275,6 +286,12 @@ def stats_statement() -> sa.Select[Any]:
 def proxy_statement() -> sa.Select[Any]:
     """Query one proxy by id."""
     return proxy_rows().where(description.c.id == PROXY_ID)
+
+
+@by_schema
+def bare_proxy_statement() -> sa.Select[Any]:
+    """Query one proxy by id, without its credentials."""
+    return proxy_rows(with_credentials=False).where(description.c.id == PROXY_ID)
 
 
 @by_schema
@@ -342,6 +359,20 @@ def secrets_page_statement() -> sa.Select[Any]:
 
 
 @by_schema
+def links_page_statement() -> sa.Select[Any]:
+    """Query a page of the links for another exit, each with its proxy."""
+    is_own = sa.and_(
+        _c.c.proxy_id == description.c.id,
+        _c.c.id == description.c.rotate_id,
+        _c.c.pool_id == description.c.pool_id,
+    )
+    columns = (description.c.id, description.c.pool_id, description.c.rotate_id, _c.c.secret)
+    links = sa.select(*columns).select_from(description.join(_c, is_own))
+    links = links.where(description.c.id >= _FROM_ID).order_by(description.c.id)
+    return links.limit(parameter("limit", sa.Integer))
+
+
+@by_schema
 def known_proxies_statement() -> sa.Select[Any]:
     """Query the pools and credentials of proxies."""
     ids = parameter("ids", ARRAY(sa.Uuid))
@@ -350,6 +381,7 @@ def known_proxies_statement() -> sa.Select[Any]:
         description.c.id,
         description.c.pool_id,
         description.c.credential_id,
+        description.c.rotate_id,
         _c.c.secret,
         _c.c.identity,
     )
@@ -421,6 +453,12 @@ def _held_leases() -> sa.Select[Any]:
     place = (leases.c.pool_id, leases.c.proxy_id, leases.c.id)
     after = (parameter(f"after_{name}", sa.Uuid) for name in ("pool", "proxy", "lease"))
     seconds = sa.extract("epoch", leases.c.expires_at - now).cast(sa.Double)
+    # The position of the event that granted it: one entry of the key of its partition.
+    session = (
+        sa.select(events.c.data["session"].astext)
+        .where(events.c.position == leases.c.fencing_token)
+        .scalar_subquery()
+    )
     return (
         sa.select(
             leases,
@@ -428,6 +466,7 @@ def _held_leases() -> sa.Select[Any]:
             proxies.c.host,
             proxies.c.port,
             seconds.label("remaining_seconds"),
+            session.label("session"),
         )
         .join(
             proxies,
@@ -447,6 +486,43 @@ def _held_leases() -> sa.Select[Any]:
 def last_health_statement() -> sa.Select[Any]:
     """Query a proxy's newest health check."""
     return sa.select(proxy_health).where(proxy_health.c.proxy_id == PROXY_ID)
+
+
+@by_schema
+def last_checks_statement() -> sa.Select[Any]:
+    """Query the newest health checks of some proxies."""
+    ids = parameter("proxy_ids", ARRAY(sa.Uuid))
+    return sa.select(proxy_health).where(proxy_health.c.proxy_id == sa.func.any(ids))
+
+
+@by_schema
+def lease_ids_statement() -> sa.Select[Any]:
+    """Query the first ids in a range that leases of the log have.
+
+    Each is looked up in ix_events_lease behind the one before it: a lease may have any number of
+    events, and a range any number of leases.
+    """
+    last = parameter("last", sa.Uuid)
+
+    def behind(bound: sa.ColumnElement[bool]) -> Any:
+        return (
+            sa.select(events.c.lease_id)
+            .where(bound, events.c.lease_id <= last)
+            .order_by(events.c.lease_id)
+            .limit(sa.literal_column("1"))
+        )
+
+    first = behind(events.c.lease_id >= parameter("first", sa.Uuid)).subquery("first_one")
+    found = sa.select(first.c.lease_id).cte("found", recursive=True)
+    following = behind(events.c.lease_id > found.c.lease_id).correlate(found).scalar_subquery()
+    found = found.union_all(
+        sa.select(following.label("lease_id")).where(found.c.lease_id.is_not(None))
+    )
+    return (
+        sa.select(found.c.lease_id)
+        .where(found.c.lease_id.is_not(None))
+        .limit(parameter("limit", sa.Integer))
+    )
 
 
 @by_schema

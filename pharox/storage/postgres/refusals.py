@@ -91,6 +91,13 @@ def with_advice(error: BaseException) -> str:
     return "; ".join([str(error), *hints])
 
 
+def _right_needed(error: psycopg.Error) -> str:
+    """Return how to get a right: those of the database itself are not the ledger's to grant."""
+    if "temporary" in str(error.diag.message_primary):  # in the server's language
+        return "an administrator can GRANT TEMPORARY ON DATABASE ... TO the role"
+    return "connect as a role with the rights, which `pharox db grant` lists"
+
+
 def _refusal(error: psycopg.Error, connection: AnyConnection) -> DatabaseError | SchemaError:
     match error:
         case (
@@ -107,8 +114,7 @@ def _refusal(error: psycopg.Error, connection: AnyConnection) -> DatabaseError |
             return SchemaError(f"the pharox schema is outdated: {UPGRADE_HINT}")
         case psycopg.errors.InsufficientPrivilege():
             return DatabaseError(
-                f"the database refused: {error.diag.message_primary}; connect as a role with the "
-                "rights, which `pharox db grant` lists"
+                f"the database refused: {error.diag.message_primary}; {_right_needed(error)}"
             )
         case psycopg.errors.ReadOnlySqlTransaction():
             # The server reports it to each session; poolers do not pass it on.

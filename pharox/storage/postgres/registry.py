@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -19,9 +20,17 @@ from ...models import (
     check_aware,
     check_name,
 )
-from ...models.ids import NIL, following
-from ..validation import check_one_pool_each, check_reason, checked_model, id_from_text
-from . import ending, health_statements, reading, registry_statements
+from ...models.gateway import GATEWAY_CONCURRENCY
+from ...models.ids import NIL, derived_id, following
+from ..validation import (
+    check_kind,
+    check_one_pool_each,
+    check_reason,
+    checked_model,
+    checked_pool,
+    id_from_text,
+)
+from . import ending, health_statements, moves, reading, registry_statements
 from .appending import origin
 from .driver import Program, Rows, Step
 from .lookups import PAGE, Lookups
@@ -43,6 +52,7 @@ class Registry(Lookups):
 
     def add_consumer(self, consumer: Consumer) -> Program[Consumer]:
         """Register a consumer and return it, with its existing id if the name is registered."""
+        check_kind(consumer, Consumer)
         uuid = yield from self.ensure_consumer(consumer.name, consumer.id)
         return Consumer(id=uuid, name=consumer.name)
 
@@ -63,12 +73,16 @@ class Registry(Lookups):
 
     def save_pool(self, pool: ProxyPool) -> Program[None]:
         """Register a pool, or change the one with this id."""
-        return self._save_pool(checked_model(pool))
+        return self._save_pool(checked_pool(pool))
 
     def _save_pool(self, pool: ProxyPool) -> Program[None]:
         cool_down = pool.cool_down and pool.cool_down.model_dump_json()
-        described = {**pool.model_dump(exclude={"id"}), "cool_down": cool_down}
+        limits = pool.limits and pool.limits.model_dump_json()
+        rotation = pool.rotation and pool.rotation.model_dump_json()
+        as_json = {"cool_down": cool_down, "limits": limits, "rotation": rotation}
+        described = {**pool.model_dump(exclude={"id"}), **as_json}
         values = {**origin(), "pool_id": pool.id, **described}
+        yield from moves.check_not_moved(self.schema, pool.name)
         while True:
             try:
                 yield Query(registry_statements.save_pool_statement(self.schema), values)
@@ -82,11 +96,11 @@ class Registry(Lookups):
 
     def save_proxies(self, proxies: Sequence[Proxy], *, change: bool) -> Program[int]:
         """Register proxies atomically; with ``change`` also change known ones."""
-        return self._save_proxies([checked_model(proxy) for proxy in proxies], change=change)
+        return self._save_proxies([checked_model(proxy, Proxy) for proxy in proxies], change=change)
 
     def change_proxy(self, proxy: Proxy) -> Program[None]:
         """Change a known proxy, except its status, which somebody else may be changing."""
-        return self._change_proxy(checked_model(proxy))
+        return self._change_proxy(checked_model(proxy, Proxy))
 
     def _change_proxy(self, proxy: Proxy) -> Program[None]:
         yield from self.current(proxy.id)  # raises ProxyNotFoundError
@@ -236,11 +250,45 @@ class Registry(Lookups):
             if len(rows) < PAGE:
                 break
             first = following(rows[-1]["id"])
+        links, failed = yield from self._rotate_links()
+        rotated, failure = rotated + links, failure or failed
         if not rotated:
             yield from self.check_writable()
         if failure is not None:
             raise failure
         return rotated
+
+    def _rotate_links(self) -> Program[tuple[int, SecretKeyError | None]]:
+        """Encrypt all links for another exit again. Return how many, and what failed first."""
+        statement = registry_statements.rotate_secrets_statement(self.schema)
+        rotated, first = 0, NIL
+        failure: SecretKeyError | None = None
+        while True:
+            rows: Rows = yield from self.rows(
+                reading.links_page_statement, from_id=first, limit=PAGE
+            )
+            values: dict[str, list[Any]] = {
+                name: []
+                for name in ("ids", "pool_ids", "proxy_ids", "secret", "account", "identity")
+            }
+            for row in rows:
+                place = Place(row["rotate_id"], row["pool_id"], row["id"])
+                try:
+                    link = self.vault.open_link(row["secret"], place)
+                except SecretKeyError as error:
+                    failure = failure or error
+                    continue
+                stored = self.vault.link_prints(row["pool_id"], row["id"], link)[0]
+                secret = self.vault.seal_link(link, place)
+                own = (*place, secret, stored, stored)
+                for kept, value in zip(values.values(), own, strict=True):
+                    kept.append(value)
+            if values["ids"]:
+                answer: Rows = yield Query(statement, values)
+                rotated += len(answer)
+            if len(rows) < PAGE:
+                return rotated, failure
+            first = following(rows[-1]["id"])
 
     # Internals
 
@@ -269,7 +317,7 @@ class Registry(Lookups):
                     proxy_id=row["id"],
                     pool_id=row["pool_id"],
                 )
-        return {row["id"]: row for row in rows if row["credential_id"] is not None}
+        return {row["id"]: row for row in rows}
 
     def _readable(self, rows: Rows) -> tuple[Rows, SecretKeyError | None]:
         """Return the rows with readable credentials, and the error of the first unreadable one."""
@@ -338,6 +386,24 @@ class Registry(Lookups):
         parts = {"secret": secret, "account": known.account, "identity": known.identity}
         return {name: part.hex() for name, part in parts.items()}
 
+    def _link(self, proxy: Proxy, known: UUID | None) -> tuple[UUID | None, dict[str, str]]:
+        """Return the id of a proxy's link, and the link encrypted in hex if it is to be stored.
+
+        The id follows from the link, so a link that is given again is the same. It is sealed again,
+        too: another session may just have replaced and forgotten it.
+        """
+        if proxy.rotate_url is None:
+            return None, {}  # The statement keeps the one that the proxy has when it is locked.
+        if not proxy.rotate_url.get_secret_value():
+            return None, {}
+        prints = self.vault.link_prints(proxy.pool_id, proxy.id, proxy.rotate_url)
+        rotate_id = derived_id(prints[0])
+        if known not in (None, rotate_id) and known in map(derived_id, prints):
+            return known, {}  # It is stored with an earlier key.
+        place = Place(rotate_id, proxy.pool_id, proxy.id)
+        secret = self.vault.seal_link(proxy.rotate_url, place)
+        return rotate_id, {"link": secret.hex(), "link_print": prints[0].hex()}
+
     def _row(
         self,
         place: int,
@@ -349,11 +415,16 @@ class Registry(Lookups):
         credential_id: UUID | None = None
         stored: dict[str, str] = {}
         if proxy.credentials is not None:
-            if known is not None and self._keeps_credentials(proxy, known):
+            if (
+                known is not None
+                and known["credential_id"] is not None
+                and self._keeps_credentials(proxy, known)
+            ):
                 credential_id = known["credential_id"]
             else:
                 credential_id = uuid4()
                 stored = self._stored(proxy, proxy.credentials, credential_id, prints)
+        rotate_id, link = self._link(proxy, None if known is None else known["rotate_id"])
         data = {
             "protocol": proxy.protocol.value,
             "host": str(proxy.host),
@@ -367,16 +438,29 @@ class Registry(Lookups):
             "longitude": proxy.longitude,
             "isp": proxy.isp,
             "asn": proxy.asn,
+            **{name: _number(getattr(proxy, name)) for name in ("cost_per_gb", "cost_per_lease")},
+            "placeholders": proxy.recorded_placeholders,
+            "weight": proxy.weight,
+            "rotate_id": rotate_id and str(rotate_id),
         }
+        is_limited = "max_concurrency" in proxy.model_fields_set
+        usual = GATEWAY_CONCURRENCY if proxy.placeholders else None
         return {
             "place": place,
             "id": str(proxy.id),
             **stored,
+            **link,
+            "keeps_link": proxy.rotate_url is None,
             "status": proxy.status.value,
-            "max_concurrency": proxy.max_concurrency,
-            "limited_by_pool": "max_concurrency" not in proxy.model_fields_set,
+            "max_concurrency": proxy.max_concurrency if is_limited else usual,
+            "limited_by_pool": not is_limited,
             "data": {name: value for name, value in data.items() if value is not None},
         }
+
+
+def _number(price: Decimal | None) -> float | None:
+    """Return a price as JSON has it: with its at most 15 digits it is exact."""
+    return None if price is None else float(price)
 
 
 def _without_status(row: dict[str, Any]) -> dict[str, Any]:

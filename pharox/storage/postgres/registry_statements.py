@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, distinct_on
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, distinct_on, insert
 
 from projections.consumers import consumers
 from projections.leases import leases
@@ -75,6 +75,11 @@ def save_pool_statement(schema: str) -> Statement:
         "selector": parameter("selector"),
         "lease_seconds": parameter("lease_seconds", sa.Double),
         "max_concurrency": parameter("max_concurrency", sa.Integer),
+        "limits": parameter("limits", JSONB),
+        "cost_per_gb": parameter("cost_per_gb", sa.Numeric),
+        "cost_per_lease": parameter("cost_per_lease", sa.Numeric),
+        "reported_failures": parameter("reported_failures", sa.Boolean),
+        "rotation": parameter("rotation", JSONB),
     }
     known = sa.select(pools).where(pools.c.id == POOL_ID).with_for_update().cte("known")
     one = sa.select(ONE.label("one")).subquery("one")
@@ -94,9 +99,10 @@ def save_proxies_statement(schema: str, *, change: bool) -> Statement:
 
     The parameter ``rows`` is a JSON array of objects: ``id``, ``secret``
     (encrypted credentials in hex, or null), their fingerprints ``account`` and
-    ``identity``, ``status``, ``max_concurrency`` (the pool's if ``limited_by_pool``) and
+    ``identity``, ``status``, ``max_concurrency`` (the pool's before it if ``limited_by_pool``) and
     ``data``, the rest of a ProxyRegistered's data. If ``status`` is missing, a known proxy
-    keeps its status and ``checked_at``, and an unknown one is skipped. The result is how many
+    keeps its status and ``checked_at``, and an unknown one is skipped. With ``keeps_link`` a
+    known proxy keeps its link for another exit. The result is how many
     are new and how many changed. It has no row if there is no such pool.
     """
     # A shared lock keeps the pool from being removed; several callers may hold it.
@@ -113,7 +119,12 @@ def save_proxies_statement(schema: str, *, change: bool) -> Statement:
     held = sa.func.coalesce(known.c.current_leases, zero)
     data: sa.ColumnElement[Any] = given.c.data
     if change:
-        kept = sa.case((is_new, sa.null()), else_=json_object(checked_at=known.c.checked_at))
+        # What is not given is as the locked row has it, whatever was read before.
+        link = sa.case((given.c.keeps_link, known.c.rotate_id))
+        kept = sa.case(
+            (is_new, sa.null()),
+            else_=json_object(checked_at=known.c.checked_at, rotate_id=link),
+        )
         data = sa.func.coalesce(kept.concat(data), data, type_=JSONB)
         # Another description of a banned proxy does not change when its ban ends.
         stays_banned = sa.and_(
@@ -149,7 +160,8 @@ def save_proxies_statement(schema: str, *, change: bool) -> Statement:
     )
     new, changed = (count.scalar_subquery() for count in counts)
     result = sa.select(new.label("new"), changed.label("changed")).select_from(pool_row)
-    return compiled(result.add_cte(_keep_secrets(given, appended)), schema)
+    secrets = (_keep_secrets(given, appended), _keep_links(given, appended))
+    return compiled(result.add_cte(*secrets), schema)
 
 
 def _given(pool: sa.CTE) -> sa.CTE:
@@ -162,6 +174,9 @@ def _given(pool: sa.CTE) -> sa.CTE:
             sa.column("secret", sa.Text),
             sa.column("account", sa.Text),
             sa.column("identity", sa.Text),
+            sa.column("link", sa.Text),
+            sa.column("link_print", sa.Text),
+            sa.column("keeps_link", sa.Boolean),
             sa.column("status", sa.Text),
             sa.column("max_concurrency", sa.Integer),
             sa.column("limited_by_pool", sa.Boolean),
@@ -170,9 +185,8 @@ def _given(pool: sa.CTE) -> sa.CTE:
         )
         .render_derived(with_types=True)
     )
-    limit = sa.case(
-        (given.c.limited_by_pool, pool.c.max_concurrency), else_=given.c.max_concurrency
-    )
+    of_pool = sa.func.coalesce(pool.c.max_concurrency, given.c.max_concurrency)
+    limit = sa.case((given.c.limited_by_pool, of_pool), else_=given.c.max_concurrency)
     own = [column for column in given.c if column.name != "max_concurrency"]
     return (
         sa.select(*own, limit.label("max_concurrency"))
@@ -229,6 +243,11 @@ def _differs(given: sa.CTE, known: sa.CTE) -> sa.ColumnElement[bool]:
         *(
             known.c[own.name].is_distinct_from(sa.cast(data[own.name].astext, own.type))
             for own in _DESCRIBED
+            if own.name != "rotate_id"
+        ),
+        sa.and_(
+            sa.not_(given.c.keeps_link),
+            known.c.rotate_id.is_distinct_from(sa.cast(data["rotate_id"].astext, sa.Uuid)),
         ),
     )
 
@@ -251,6 +270,32 @@ def _keep_secrets(given: sa.CTE, appended: sa.CTE) -> sa.CTE:
         sa.insert(proxy_credentials)
         .from_select(["id", "pool_id", "proxy_id", *_OF_CREDENTIALS], rows)
         .cte("kept_secrets")
+    )
+
+
+def _keep_links(given: sa.CTE, appended: sa.CTE) -> sa.CTE:
+    """Keep the links for another exit beside the credentials."""
+    decoded = {
+        name: sa.func.decode(given.c[name], text_literal("hex"), type_=sa.LargeBinary)
+        for name in ("link", "link_print")
+    }
+    rows = (
+        sa.select(
+            sa.cast(appended.c.data["rotate_id"].astext, sa.Uuid),
+            appended.c.pool_id,
+            appended.c.proxy_id,
+            decoded["link"],
+            decoded["link_print"],
+            decoded["link_print"],
+        )
+        .select_from(appended.join(given, given.c.id == appended.c.proxy_id))
+        .where(given.c.link.is_not(None))
+    )
+    return (
+        insert(proxy_credentials)
+        .from_select(["id", "pool_id", "proxy_id", *_OF_CREDENTIALS], rows)
+        .on_conflict_do_nothing()
+        .cte("kept_links")
     )
 
 

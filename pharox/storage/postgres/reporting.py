@@ -8,13 +8,19 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import sqlalchemy as sa
+
+from projections.proxies import proxies
+
 from ...errors import PharoxError, ProxyNotFoundError
 from ...events.attribution import current_attribution
 from ...models import Outcome
+from ...models.gateway import SESSION
 from ..reports import CoolDownRequest, Reported, ReportRequest, report_rounds
 from ..requests import no_lease
+from ..validation import rests_no_gateway
 from .driver import Program
-from .sql import Query, Statement, call_of
+from .sql import PROXY_ID, Query, Statement, by_schema, call_of
 
 _ORIGIN = {"own_slot": "smallint", "actor": "text", "correlation_id": "text"}
 _REPORTS = _ORIGIN | {
@@ -58,6 +64,10 @@ def report_outcomes(
 
 def set_cool_down(schema: str, request: CoolDownRequest) -> Program[datetime | None]:
     """Have a proxy rest for a target, or end that. Return until when it rests."""
+    if request.seconds is not None:
+        rows = yield Query(_placeholders_statement(schema), {"proxy_id": request.proxy_id})
+        if any(SESSION in (row["placeholders"] or "") for row in rows):
+            raise rests_no_gateway(request.proxy_id)
     actor, correlation_id = current_attribution()
     values = {
         "actor": actor,
@@ -110,6 +120,12 @@ def _outcome(request: ReportRequest, answer: _Answer) -> Reported | PharoxError:
 def _report_statement(schema: str) -> Statement:
     statement = call_of(schema, "report_outcomes_v1", _REPORTS)
     return statement._replace(columns=_Answer._fields, writes=True, is_bare=True)
+
+
+@by_schema
+def _placeholders_statement() -> sa.Select[Any]:
+    """Query what is filled in a proxy's credentials."""
+    return sa.select(proxies.c.placeholders).where(proxies.c.id == PROXY_ID)
 
 
 @lru_cache(maxsize=8)

@@ -27,7 +27,8 @@ T = TypeVar("T")
 def run_batch(commands: Commands, requests: Sequence[Request]) -> Program[CommandOutcomes]:
     """Carry out requests of any kind: releases first, then acquisitions in request order.
 
-    One with a predicate, or for a session, has its own commit, between those before and after it.
+    One with a predicate, for a session, or with a fallback has its own commit, between those before
+    and after it.
     """
     check_commands(requests)
     return _run_batch(commands, requests)
@@ -58,7 +59,7 @@ def _prepare(commands: Commands, requests: Sequence[Request]) -> Program[list[En
     for name in dict.fromkeys(each.consumer_name for each in asking):
         yield from commands.ensure_consumer(name)
     pools = yield from commands.pools()
-    wanted = {each.pool_name for each in asking}
+    wanted = {name for each in asking for name in each.pools}
     with_stats = any(each.with_stats for each in requests)
     expired: list[EndedLease] = []
     # Pools are locked in the order of their ids, as everywhere.

@@ -12,6 +12,7 @@ import re
 import time
 from functools import lru_cache
 from importlib.resources import files
+from typing import Any
 
 import psycopg
 from sqlalchemy import text
@@ -20,6 +21,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from ...errors import DatabaseError, InvalidInputError, SchemaError
 from ...models import check_text
+from .citus import change_here_alone
 from .log_indexes import build_log_indexes
 from .migrations import HEAD
 from .refusals import UPGRADE_HINT, no_connection, read_only, with_advice
@@ -96,8 +98,10 @@ def _upgraded(engine: Engine, schema: str) -> bool:
     what = "the upgrade, which was rolled back"
     try:
         with engine.begin() as connection:
-            keep_names_apart(connection.connection.driver_connection)  # type: ignore[arg-type]
+            lent: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
+            keep_names_apart(lent)
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+            change_here_alone(lent, schema)
             _migrate(connection, schema)
         what = "an index of the log; the schema is up to date, and the next upgrade builds it"
         build_log_indexes(engine, schema, LOCK_TIMEOUT_MS)
@@ -135,12 +139,19 @@ def _migrate(connection: Connection, schema: str) -> None:
         return  # maybe upgraded by a newer pharox
     lacking = list(scripts.iterate_revisions(head, version or "base"))
     locked: list[str] = []
+    log_gets_index = False
     if version is not None:
         connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
         # A rebuild or an archive must not run meanwhile: it uses the tables as they were.
         connection.execute(_ALONE, {"lock": ALONE_LOCK, "schema": schema})
         locked = [name for each in reversed(lacking) for name in getattr(each.module, "LOCKED", ())]
-    config.attributes.update(connection=connection, schema=schema, locked=dict.fromkeys(locked))
+        log_gets_index = any(getattr(each.module, "LOG_GETS_INDEX", False) for each in lacking)
+    config.attributes.update(
+        connection=connection,
+        schema=schema,
+        locked=dict.fromkeys(locked),
+        log_gets_index=log_gets_index,
+    )
     command.upgrade(config, head or "head")
 
 

@@ -5,6 +5,10 @@ no secrets to fold: an event refers to a row by ``credential_id``. When credenti
 row replaces the old one. ``account`` and ``identity`` are keyed fingerprints, by which an import
 finds a proxy; see :mod:`pharox.storage.postgres.vault`.
 
+``source_secrets`` has the URLs of sources with their headers, encrypted. ``source_turns`` has who
+refreshes which source now, and how its last answer is told from the next; see
+:mod:`pharox.storage.postgres.sources`.
+
 ``waiting_processes`` and ``waiting_tickets`` are the queues of those who wait for a proxy, which
 only functions of the schema use; see :mod:`pharox.storage.postgres.waiting`.
 """
@@ -43,6 +47,31 @@ proxy_credentials = Table(
     PrimaryKeyConstraint("proxy_id", "id", "pool_id"),
     # The index needs no pool: an account's fingerprint covers its pool.
     Index("ix_proxy_credentials_identity", "account", "identity"),
+)
+
+source_secrets = Table(
+    "source_secrets",
+    metadata,
+    Column("id", Uuid, nullable=False),
+    Column("source_id", Uuid, nullable=False),
+    Column("secret", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("id"),
+)
+
+source_turns = Table(
+    "source_turns",
+    metadata,
+    Column("source_id", Uuid, nullable=False),
+    Column("holder", Uuid),
+    Column("held_until", DateTime(timezone=True)),
+    Column("checked_at", DateTime(timezone=True)),
+    Column("succeeded_at", DateTime(timezone=True)),
+    Column("failures", Integer, nullable=False, server_default=text("0")),
+    Column("secret_id", Uuid),
+    Column("etag", Text),
+    Column("last_modified", Text),
+    Column("owned", BigInteger),
+    PrimaryKeyConstraint("source_id"),
 )
 
 waiting_processes = Table(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
+from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -13,11 +14,17 @@ from projections.pools import pools
 from projections.proxies import proxies
 from projections.target_outcomes import target_outcomes
 
-from ...models import HALF_LIFE_S, REFUSALS, TargetOutcomes, TargetSummary
+from ...models import (
+    HALF_LIFE_S,
+    UNCLEAR_LATELY,
+    OutcomeKind,
+    TargetOutcomes,
+    TargetSummary,
+)
 from ...models.text import url_of
 from ..validation import TargetPage
 from .driver import Program
-from .sql import Query, Statement, compiled, now, parameter, text_literal
+from .sql import Query, Statement, by_schema, compiled, now, parameter, text_literal
 
 _pair = target_outcomes
 _COOLING = _pair.c.cools_until > now
@@ -34,6 +41,12 @@ def summarize(schema: str, page: TargetPage) -> Program[list[TargetSummary]]:
     """Return a page of targets, each summed up over its pairs."""
     rows = yield Query(_targets_statement(schema, _given(page)), _values(page))
     return [TargetSummary(**row) for row in rows]
+
+
+def count_unclear(schema: str, proxy_id: UUID) -> Program[int]:
+    """Return at how many targets a proxy failed lately, nobody knows why, and since any success."""
+    rows = yield Query(_unclear_statement(schema), {"proxy_id": proxy_id})
+    return int(rows[0]["targets"])
 
 
 def _given(page: TargetPage) -> frozenset[str]:
@@ -111,15 +124,18 @@ def _targets_statement(schema: str, given: frozenset[str]) -> Statement:
     # Nothing is left after a hundred half-lives; far smaller numbers are an error.
     half_lives = sa.func.least(100.0, sa.func.greatest(0.0, age_s) / HALF_LIFE_S)
     kept = sa.func.power(sa.cast(0.5, sa.Double), sa.cast(half_lives, sa.Double))
-    refused = _pair.c.outcome.in_([text_literal(kind.value) for kind in sorted(REFUSALS)])
+    blocked = _pair.c.outcome == text_literal(OutcomeKind.BLOCKED.value)
+    unclear = _pair.c.outcome == text_literal(OutcomeKind.UNCLEAR.value)
     page = (
         sa.select(
             *place,
             sa.func.count().label("pairs"),
             sa.func.count().filter(_COOLING).label("cooling"),
+            sa.func.count().filter(blocked).label("blocked"),
+            sa.func.count().filter(unclear).label("unclear"),
             sa.func.sum(_pair.c.successes * kept).label("successes"),
             sa.func.sum(_pair.c.failures * kept).label("failures"),
-            sa.func.max(_pair.c.reported_at).filter(refused).label("refused_at"),
+            sa.func.max(_pair.c.reported_at).filter(blocked).label("refused_at"),
             sa.func.min(_pair.c.cools_until).filter(_COOLING).label("free_at"),
         )
         .where(sa.tuple_(*place) > sa.tuple_(*_after("pool", "target")), *_wanted(given))
@@ -134,6 +150,32 @@ def _targets_statement(schema: str, given: frozenset[str]) -> Statement:
         .order_by(page.c.pool_id, page.c.target)
     )
     return compiled(query, schema)
+
+
+@by_schema
+def _unclear_statement() -> sa.Select[Any]:
+    """Count the pairs of a proxy, a range of the table's key, that are unclear since a success."""
+
+    def last(kind: OutcomeKind) -> sa.ColumnElement[bool]:
+        return own.c.outcome == text_literal(kind.value)
+
+    pool = sa.select(proxies.c.pool_id).where(proxies.c.id == parameter("proxy_id", sa.Uuid))
+    own = (
+        sa.select(_pair.c.outcome, _pair.c.reported_at)
+        .where(
+            _pair.c.pool_id == pool.scalar_subquery(),
+            _pair.c.proxy_id == parameter("proxy_id", sa.Uuid),
+        )
+        .cte("own")
+    )
+    succeeded = sa.select(sa.func.max(own.c.reported_at)).where(last(OutcomeKind.OK))
+    lately: sa.ColumnElement[Any] = sa.literal_column(
+        f"interval '{UNCLEAR_LATELY.total_seconds():g} seconds'"
+    )
+    return sa.select(sa.func.count().label("targets")).where(
+        last(OutcomeKind.UNCLEAR),
+        own.c.reported_at > sa.func.greatest(succeeded.scalar_subquery(), now - lately),
+    )
 
 
 def _pair_from_row(row: Mapping[str, Any]) -> TargetOutcomes:

@@ -18,7 +18,8 @@ from __future__ import annotations
 import json
 import os
 from base64 import urlsafe_b64decode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from typing import NamedTuple
 from uuid import UUID
@@ -27,6 +28,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from pydantic import SecretStr
 
 from ...errors import SecretKeyError
 from ...models import Proxy, ProxyCredentials
@@ -39,6 +41,9 @@ _KEY_BYTES = 32
 _NONCE_BYTES = 12
 FINGERPRINT_BYTES = 16
 _BOUND_TO = b"pharox credentials"
+_BOUND_TO_SOURCE = b"pharox source"
+_LINK = b"rotate link"
+"""Part of what a link is bound to, so that it cannot be taken for credentials."""
 _VERSION = b"\x01"
 """The first byte of every secret, which states its format."""
 
@@ -55,6 +60,17 @@ class Place(NamedTuple):
         return b"".join(
             (_BOUND_TO, self.credential_id.bytes, self.pool_id.bytes, self.proxy_id.bytes)
         )
+
+
+class SourcePlace(NamedTuple):
+    """The row of a source's secret, and the source that it belongs to."""
+
+    secret_id: UUID
+    source_id: UUID
+
+    def authenticated(self) -> bytes:
+        """Return the associated data that binds a secret to this place."""
+        return _BOUND_TO_SOURCE + self.secret_id.bytes + self.source_id.bytes
 
 
 class Fingerprints(NamedTuple):
@@ -78,6 +94,9 @@ class _Key:
         user, password = _plain(proxy.credentials)
         account = self._hash(pool_id.bytes, proxy.protocol, str(proxy.host), str(proxy.port), user)
         return Fingerprints(account, self._hash(account, password))
+
+    def link_print(self, place: bytes, link: str) -> bytes:
+        return self._hash(_LINK + place, link)
 
     def _hash(self, start: bytes, *texts: str) -> bytes:
         # No text contains a NUL, so different sequences of texts have different bytes.
@@ -110,9 +129,24 @@ class Vault:
         SecretKeyError
             If there is no key.
         """
-        key, nonce = self._needed("keep")[0], os.urandom(_NONCE_BYTES)
         plain = json.dumps(_plain(credentials)).encode()
-        return _VERSION + nonce + key.cipher.encrypt(nonce, plain, place.authenticated())
+        return self._sealed(plain, place.authenticated(), "keep a proxy's credentials")
+
+    def seal_source(self, url: str, headers: Mapping[str, str], place: SourcePlace) -> bytes:
+        """Encrypt the URL and the headers of a source, and bind them to their place.
+
+        Raises
+        ------
+        SecretKeyError
+            If there is no key.
+        """
+        plain = json.dumps([url, dict(headers)]).encode()
+        return self._sealed(plain, place.authenticated(), "keep a source's URL")
+
+    def seal_link(self, link: SecretStr, place: Place) -> bytes:
+        """Encrypt the link that gives a proxy another exit, as :meth:`seal` does credentials."""
+        plain, bound_to = link.get_secret_value().encode(), _LINK + place.authenticated()
+        return self._sealed(plain, bound_to, "keep a proxy's link")
 
     def open(self, secret: bytes | None, place: Place) -> ProxyCredentials:
         """Decrypt credentials that :meth:`seal` encrypted for this place.
@@ -122,17 +156,22 @@ class Vault:
         SecretKeyError
             If there is no key, the secret is missing, or no key can decrypt it here.
         """
-        keys = self._needed("read")
+        plain = self._read(secret, place, place.authenticated(), "read a proxy's credentials")
+        user, password = json.loads(plain)
+        return ProxyCredentials(user=user, password=password)
+
+    def open_link(self, secret: bytes | None, place: Place) -> SecretStr:
+        """Decrypt a link that :meth:`seal_link` encrypted, as :meth:`open` does credentials."""
+        bound_to = _LINK + place.authenticated()
+        return SecretStr(self._read(secret, place, bound_to, "read a proxy's link").decode())
+
+    def _read(self, secret: bytes | None, place: Place, bound_to: bytes, purpose: str) -> bytes:
+        self._needed(purpose)
         if secret is None:
             raise _unreadable(place, "its credentials are missing; save the proxy with them again")
-        nonce, sealed = secret[1 : 1 + _NONCE_BYTES], secret[1 + _NONCE_BYTES :]
-        for key in keys if secret.startswith(_VERSION) else ():
-            try:
-                plain = key.cipher.decrypt(nonce, sealed, place.authenticated())
-            except (InvalidTag, ValueError):  # ValueError: the secret is too short
-                continue
-            user, password = json.loads(plain)
-            return ProxyCredentials(user=user, password=password)
+        plain = self._opened(secret, bound_to)
+        if plain is not None:
+            return plain
         raise _unreadable(
             place,
             "none of the keys in PHAROX_SECRET_KEY fits its credentials: add the key that they "
@@ -140,17 +179,56 @@ class Vault:
             "see `pharox verify`",
         )
 
+    def open_source(self, secret: bytes | None, place: SourcePlace) -> tuple[str, dict[str, str]]:
+        """Return the URL and the headers that :meth:`seal_source` encrypted for this place.
+
+        Raises
+        ------
+        SecretKeyError
+            If there is no key, the secret is missing, or no key can decrypt it here.
+        """
+        self._needed("read a source's URL")
+        plain = None if secret is None else self._opened(secret, place.authenticated())
+        if plain is None:
+            raise SecretKeyError(
+                "none of the keys in PHAROX_SECRET_KEY fits the URL of the source: add the key "
+                "that encrypted it, or add the source again",
+                source_id=place.source_id,
+            )
+        url, headers = json.loads(plain)
+        return url, headers
+
+    def _sealed(self, plain: bytes, bound_to: bytes, purpose: str) -> bytes:
+        key, nonce = self._needed(purpose)[0], os.urandom(_NONCE_BYTES)
+        return _VERSION + nonce + key.cipher.encrypt(nonce, plain, bound_to)
+
+    def _opened(self, secret: bytes, bound_to: bytes) -> bytes | None:
+        """Return what a secret holds; None if no key can decrypt it for its place."""
+        nonce, sealed = secret[1 : 1 + _NONCE_BYTES], secret[1 + _NONCE_BYTES :]
+        for key in self._keys if secret.startswith(_VERSION) else ():
+            with suppress(InvalidTag, ValueError):  # ValueError: the secret is too short
+                return key.cipher.decrypt(nonce, sealed, bound_to)
+        return None
+
+    def link_prints(self, pool_id: UUID, proxy_id: UUID, link: SecretStr) -> list[bytes]:
+        """Return the fingerprints of a proxy's link under each key. The first is for storing."""
+        place = pool_id.bytes + proxy_id.bytes
+        text = link.get_secret_value()
+        return [key.link_print(place, text) for key in self._needed("keep a proxy's link")]
+
     def fingerprints(self, pool_id: UUID, proxy: Proxy) -> Fingerprints:
         """Return the fingerprints to store for a proxy with credentials in a pool."""
-        return self._needed("keep")[0].fingerprints(pool_id, proxy)
+        return self._needed("keep a proxy's credentials")[0].fingerprints(pool_id, proxy)
 
     def known_fingerprints(self, pool_id: UUID, proxy: Proxy) -> list[Fingerprints]:
         """Return the fingerprints under each key, as they may be stored under any of them."""
-        return [key.fingerprints(pool_id, proxy) for key in self._needed("keep")]
+        return [
+            key.fingerprints(pool_id, proxy) for key in self._needed("keep a proxy's credentials")
+        ]
 
     def _needed(self, purpose: str) -> list[_Key]:
         if not self._keys:
-            raise SecretKeyError(f"a key is needed to {purpose} a proxy's credentials: {_HOW}")
+            raise SecretKeyError(f"a key is needed to {purpose}: {_HOW}")
         return self._keys
 
 

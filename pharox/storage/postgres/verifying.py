@@ -8,20 +8,33 @@ fold to, and the others whether the events could have happened.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
+from functools import lru_cache
+from itertools import islice
 
 import psycopg
 from psycopg import sql
 
 from pharox.log import events
 from pharox.log.canonical import DIGEST_VERSION
+from pharox.log.signed_heads import CHECKPOINT
+from pharox.log.tree import HEIGHT, TreeHead
 from projections import Finding, Projection
 from projections.pool_stats import SLOTS
 
 from .driver import Session
-from .folding import STORED_TIME_ZONE, Folder, current_rows
+from .folding import STORED_TIME_ZONE, Folder, current_rows, live_statement
 from .snapshots import base_of, snapshots_after
-from .sql import TEMPORARY, Statement, compiled
+from .sql import TEMPORARY, Statement
+from .verifying_schema import FUNCTIONS, verify_schema
+from .verifying_tree import verify_heads
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is checked now, and how far: how many of how many checks are done, or, while the
+log is folded, the seq reached and the last one."""
+
+FOLD = "fold"
+"""What :data:`Progress` is told while the log is folded."""
 
 CHAIN = {
     "events": """
@@ -94,10 +107,10 @@ CHAIN = {
         SELECT jsonb_build_object('last_seq', ticked.seq),
                jsonb_build_object('last_seal', sealed.seq),
                jsonb_build_object('last_seal', ticked.seq)
-        FROM (SELECT coalesce(max(seq), 0) AS seq FROM {ledger}.seals) AS sealed,
+        FROM (SELECT greatest((SELECT max(seq) FROM {ledger}.seals),
+                              (SELECT max(last_seq) FROM {ledger}.partitions), 0) AS seq) AS sealed,
              (SELECT coalesce(max(last_seq), 0) AS seq FROM {last_tick}) AS ticked
         WHERE sealed.seq <> ticked.seq
-          AND ticked.seq > (SELECT coalesce(max(last_seq), 0) FROM {ledger}.partitions)
     """,
 }
 """The checks of the log by name. Each query returns a key, the found and the expected value."""
@@ -122,7 +135,7 @@ SENSE = {
                           WHERE e.proxy_id IS NOT NULL
                             AND e.type NOT IN (
                                 'CursorMoved', 'LeaseRenewed', 'OutcomeReported', 'CoolDownSet',
-                                'SessionBound', 'SessionForgotten'
+                                'SessionBound', 'SessionForgotten', 'ExitRotated'
                             )
                           -- Checks in a ProxiesChecked leave the state as it was.
                           UNION ALL
@@ -190,10 +203,45 @@ SENSE = {
                 AND x.released_at < {ledger}.clock() - interval '1 min')
         ORDER BY l.id
     """,
+    "subscriptions": """
+        SELECT jsonb_build_object('subscription', name),
+               jsonb_build_object('checkpoint', checkpoint),
+               jsonb_build_object('checkpoint', sealed.seq)
+        FROM {ledger}.subscriptions,
+             (SELECT coalesce(max(last_seq), 0) AS seq FROM {ledger}.last_tick) AS sealed
+        WHERE checkpoint > sealed.seq
+        ORDER BY name
+    """,
+    "tree": """
+        SELECT jsonb_build_object('level', n.level, 'first_seq', (n.index << n.level::int) + 1,
+                                  'last_seq', (n.index + 1) << n.level::int),
+               jsonb_build_object('hash', encode(n.hash, 'hex')),
+               jsonb_build_object('hash', encode(made, 'hex'))
+        FROM {ledger}.tree_nodes AS n, LATERAL (
+            SELECT CASE WHEN n.level <= {tile} THEN
+                (SELECT string_agg(
+                     sha256(decode('00', 'hex') || s.digest), ''::bytea ORDER BY s.seq)
+                 FROM {ledger}.seals AS s
+                 WHERE s.seq > n.index << n.level::int
+                   AND s.seq <= (n.index + 1) << n.level::int)
+            ELSE
+                (SELECT string_agg(c.hash, ''::bytea ORDER BY c.index)
+                 FROM {ledger}.tree_nodes AS c
+                 WHERE c.level = n.level - {tile}
+                   AND c.index >= n.index << {tile} AND c.index < (n.index + 1) << {tile})
+            END AS hashes) AS below, LATERAL (
+            SELECT {ledger}.tree_node_v1(below.hashes) AS made) AS computed
+        -- What is kept of archived events has no seals any more.
+        WHERE (n.level > {tile} OR n.index << n.level::int >=
+               (SELECT coalesce(max(last_seq), 0) FROM {ledger}.partitions))
+          AND n.hash IS DISTINCT FROM made
+        ORDER BY n.level, n.index
+    """,
 }
 """The plausibility checks: a proxy's state before an event is its state after the previous one,
-it has no more leases than its capacity, counters equal counts, and no expiry of leases
-omitted one that was due."""
+it has no more leases than its capacity, counters equal counts, no expiry of leases
+omitted one that was due, no subscription is beyond the log, and what is kept of the tree is that
+of the seals."""
 
 LAST_TICK = """(
     SELECT last_seq, first_seq, snapshot, anchor, system_identifier, sealed_at, root,
@@ -201,8 +249,31 @@ LAST_TICK = """(
     FROM {ledger}.last_tick) AS last_tick"""
 
 
+class _Stages:
+    """Tells a listener of each check before it begins."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def begin(self, check: str) -> None:
+        """Say that the next check begins."""
+        if self._progress is not None:
+            self._progress(check, self._done, self._total)
+        self._done += 1
+
+    def folded(self, reached: int, last: int) -> None:
+        """Say how far the log is folded."""
+        if self._progress is not None:
+            self._progress(FOLD, reached, last)
+
+
 def verify(
-    session: Session, ledger: str, projections: Sequence[Projection], limit: int
+    session: Session,
+    ledger: str,
+    projections: Sequence[Projection],
+    limit: int,
+    progress: Progress | None = None,
+    heads: Collection[TreeHead] = (),
 ) -> Generator[Finding]:
     """Yield what is wrong with a ledger, as seen in one snapshot of the database.
 
@@ -212,17 +283,28 @@ def verify(
         A session with a snapshot, in a transaction that will be rolled back.
     limit:
         The maximum number of findings of each check.
+    progress:
+        Told of each check.
+    heads:
+        Signed heads of the log's tree, to compare the log with.
     """
+    own = 2 if heads else 1
+    stages = _Stages(progress, own + len(CHAIN) + len(projections) + len(SENSE))
     # First: the session's snapshot must be taken after these locks.
     hold(session, ledger, projections)
     session.connection.execute(STORED_TIME_ZONE)
+    stages.begin(FUNCTIONS)
+    yield from islice(verify_schema(session, ledger), limit)
+    if heads:
+        stages.begin(CHECKPOINT)
+        yield from islice(verify_heads(session, ledger, heads), limit)
     changed = False
-    for finding in verify_log(session, ledger, limit):
+    for finding in _verify_log(session, ledger, limit, stages):
         changed = True
         yield finding
     try:
         with session.connection.transaction():
-            yield from _verify_read_models(session, ledger, projections, limit)
+            yield from _verify_read_models(session, ledger, projections, limit, stages)
     except (psycopg.IntegrityError, psycopg.DataError):
         # A changed event may violate a read model's constraints. The change is reported already.
         if not changed:
@@ -230,7 +312,11 @@ def verify(
 
 
 def _verify_read_models(
-    session: Session, ledger: str, projections: Sequence[Projection], limit: int
+    session: Session,
+    ledger: str,
+    projections: Sequence[Projection],
+    limit: int,
+    stages: _Stages,
 ) -> Generator[Finding]:
     """Yield rows that differ from the fold of the log, and events that could not have happened."""
     folder = Folder(session, ledger, projections)
@@ -242,17 +328,24 @@ def _verify_read_models(
         for projection in projections:
             if projection.name in stored.projections:
                 yield from _stored_differences(folder, projection, limit)
-    folder.fold_visible()
+    folder.fold_visible(stages.folded)
     for projection in projections:
+        stages.begin(projection.name)
         yield from differences(session, ledger, TEMPORARY, projection, limit)
     for check, query in SENSE.items():
+        stages.begin(check)
         yield from _findings(session, check, _ledger_query(query, ledger), limit)
 
 
 def verify_log(session: Session, ledger: str, limit: int) -> Generator[Finding]:
     """Yield the changes in the log since it was sealed."""
+    return _verify_log(session, ledger, limit, _Stages(None, len(CHAIN)))
+
+
+def _verify_log(session: Session, ledger: str, limit: int, stages: _Stages) -> Generator[Finding]:
     session.take_room()
     for check, query in CHAIN.items():
+        stages.begin(check)
         yield from _findings(session, check, _ledger_query(query, ledger), limit)
 
 
@@ -279,7 +372,11 @@ def _ledger_query(query: str, ledger: str) -> Statement:
     columns = sql.SQL(", ").join(sql.Identifier("e", column.name) for column in events.c)
     event = sql.SQL("ROW({})::{}").format(columns, sql.Identifier(ledger, "event_v1"))
     composed = sql.SQL(text).format(
-        ledger=sql.Identifier(ledger), last_slot=SLOTS - 1, version=DIGEST_VERSION, event=event
+        ledger=sql.Identifier(ledger),
+        last_slot=SLOTS - 1,
+        version=DIGEST_VERSION,
+        event=event,
+        tile=HEIGHT,
     )
     return Statement(composed.as_bytes(), (), {}, ("key", "found", "expected"))
 
@@ -309,9 +406,10 @@ def differences(
     return _findings(session, projection.name, _difference(ledger, target, projection), limit)
 
 
+@lru_cache(maxsize=256)
 def _difference(ledger: str, target: str, projection: Projection) -> Statement:
     live, folded = (
-        sql.SQL(compiled(projection.live(), schema).text.decode()) for schema in (ledger, target)
+        sql.SQL(live_statement(projection, schema).text.decode()) for schema in (ledger, target)
     )
     key = sql.SQL(", ").join(map(sql.Identifier, projection.key))
     pairs = sql.SQL(", ").join(

@@ -32,8 +32,11 @@ OVERDUE_S = 0.1
 MAX_SERVED = 10_000
 """How many leases of callers who have left a room remembers."""
 
-LOOKS, LOST = "looks", "lost"
-"""What a waiting caller may be told beside an outcome: to look again, or to ask again."""
+LOOKS, LOST, UNATTENDED = "looks", "lost", "unattended"
+"""What a waiting caller may be told beside an outcome.
+
+To look again; to ask again, as its ticket is gone; or to have somebody attend to its ticket.
+"""
 
 
 class Waiter:
@@ -52,6 +55,11 @@ class Waiter:
     def lease_id(self) -> UUID:
         """The id of its ticket."""
         return self.command.lease_id
+
+    @property
+    def ticket_ids(self) -> tuple[UUID, ...]:
+        """The ids of all its tickets: one in each pool that it waits in."""
+        return (self.lease_id, *self.command.ticket_ids)
 
     def waited_ms(self) -> int | None:
         """Return how long it has waited, in milliseconds; None if it has not."""
@@ -112,7 +120,7 @@ class Room:
         waiter = Waiter(command)
         self._forget_parent()  # Later would be too late: it would forget this caller.
         with self._lock:
-            for lease_id in command.lease_ids:
+            for lease_id in (*command.lease_ids, *command.ticket_ids):
                 self._waiters.setdefault(lease_id, []).append(waiter)
         return waiter
 
@@ -122,7 +130,7 @@ class Room:
         Its own answer may overtake that of the statement that granted its ticket.
         """
         with self._lock:
-            for lease_id in waiter.command.lease_ids:
+            for lease_id in (*waiter.command.lease_ids, *waiter.command.ticket_ids):
                 others = [w for w in self._waiters.pop(lease_id, ()) if w is not waiter]
                 if others:
                     self._waiters[lease_id] = others
@@ -199,6 +207,14 @@ def leave_statement(schema: str) -> Statement:
         "is_miss": "boolean",
     }
     statement = call_of(schema, "leave_queue_v1", parameters)
+    return statement._replace(columns=Answer._fields, writes=True, is_bare=True)
+
+
+@lru_cache(maxsize=8)
+def leave_all_statement(schema: str) -> Statement:
+    """Return the statement that gives up a caller's places in several queues."""
+    parameters = {"own_process": "uuid", "asked_ids": "uuid[]"}
+    statement = call_of(schema, "leave_queues_v1", parameters)
     return statement._replace(columns=Answer._fields, writes=True, is_bare=True)
 
 

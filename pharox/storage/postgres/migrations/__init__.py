@@ -1,3 +1,3 @@
 """The schema's history. ``HEAD`` is the version that this code needs."""
 
-HEAD = "0005"
+HEAD = "0006"

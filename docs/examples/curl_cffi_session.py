@@ -1,0 +1,26 @@
+"""Fetch pages as a browser would, with curl_cffi through one leased proxy.
+
+    curl_cffi_session.py POOL URL...
+
+The ledger is that of PHAROX_DATABASE_URL.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+
+import pharox
+from pharox.integrations.curl_cffi import session
+
+
+def crawl(manager: pharox.ProxyManager, pool: str, urls: list[str]) -> dict[str, int]:
+    """Return the status of each page."""
+    browser = {"impersonate": "chrome"}
+    with session(manager, pool, session_options=browser, consumer="example") as s:
+        return {url: s.get(url, timeout=20).status_code for url in urls}
+
+
+if __name__ == "__main__":
+    with closing(pharox.connect()) as storage:
+        print(crawl(pharox.ProxyManager(storage), sys.argv[1], sys.argv[2:]))

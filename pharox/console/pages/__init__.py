@@ -1,0 +1,1 @@
+"""The pages, one module each: what a page shows (``data``, without HTTP), and its handlers."""

@@ -1,0 +1,81 @@
+"""One consumer: what it holds, and what it leased, gave back and did not get."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pharox.log import Extract
+
+from ...errors import ConsumerNotFoundError, InvalidInputError
+from ...history.latest import newest
+from ...history.past.shapes import Past
+from ...history.sealed_log import archived_upto, last_seq
+from ...models import HeldLease
+from ..console import reader
+from ..rendering import render
+from ..story import Here, Line, Part, Wanted, lines_of, read_part, wanted_of
+
+HELD = 20
+"""How many of its leases are listed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerPage:
+    """What the page of a consumer shows. ``held`` are its leases now, the first :data:`HELD`."""
+
+    name: str
+    held: Sequence[HeldLease]
+    has_more: bool
+    wanted: Wanted
+    part: Part
+    lines: Sequence[Line]
+
+
+def data(storage: Any, past: Past, name: str, wanted: Wanted) -> ConsumerPage:
+    """Return what the page of a consumer shows.
+
+    Raises
+    ------
+    ConsumerNotFoundError
+        If there never was such a consumer.
+    """
+    held = storage.list_held_leases(consumer_name=name, limit=HELD + 1)
+    part = read_part(storage, Extract(consumer=name), wanted)
+    if not part.events and not held and not was_ever(storage, name):
+        raise ConsumerNotFoundError(f"There never was a consumer {name!r}.", consumer=name)
+    lines = lines_of(storage, past, part.events, part.begins_after)
+    return ConsumerPage(name, held[:HELD], len(held) > HELD, wanted, part, lines)
+
+
+def was_ever(storage: Any, name: str) -> bool:
+    """Return whether there is an event of a consumer in the log."""
+    begin = archived_upto(storage)
+    return bool(newest(storage, Extract(begin, last_seq(storage), consumer=name), 1))
+
+
+def name_of(request: Request) -> str:
+    """Return the name that a request asks for.
+
+    Raises
+    ------
+    InvalidInputError
+        If it asks for none.
+    """
+    name = request.query_params.get("name", "")
+    if not name:
+        raise InvalidInputError("This address lacks a name: it ends with ?name= and the name.")
+    return name
+
+
+async def page(request: Request) -> Response:
+    """Answer with the page of a consumer."""
+    console = await reader(request)
+    asked = name_of(request), wanted_of(request.query_params)
+    shown = await console.read(data, console.storage, console.figures.past, *asked)
+    here = Here("consumer", {}, {"name": shown.name})
+    return render(request, "consumer.html", shown=shown, here=here)

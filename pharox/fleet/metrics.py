@@ -1,0 +1,149 @@
+"""Metrics of a fleet: those of each ledger, with its name as the label ``ledger``.
+
+Each ledger's counts are kept in that ledger, as if it were alone. One that does not answer has
+``pharox_fleet_up`` 0 and nothing else, and is tried again at the next scrape.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from ..errors import PharoxError
+from ..observability.counting import FleetCounter
+from ..observability.fleet import FleetCollector
+from ..scraping.server import Certificates, MetricsServer
+from .merging import MOST_AT_ONCE
+
+if TYPE_CHECKING:
+    from ..ledger.subscriptions import Running
+    from .fleets import Fleet
+
+LABEL = "ledger"
+logger = logging.getLogger("pharox")
+
+
+class LedgerCounts:
+    """The counter and the collector of one ledger; it counts while the ledger answers.
+
+    Parameters
+    ----------
+    storage:
+        The ledger's storage.
+    options:
+        Those of :class:`pharox.observability.counting.FleetCounter`.
+    """
+
+    def __init__(self, storage: Any, options: Mapping[str, Any]) -> None:
+        self._storage = storage
+        self._counter = FleetCounter(storage, **options)
+        self._counting: Running | None = None
+        self._collector = FleetCollector(storage, self._counter, lambda: self.is_counting)
+
+    @property
+    def is_counting(self) -> bool:
+        """Whether the log is being read."""
+        return self._counting is not None and self._counting.is_alive
+
+    def ensure_counting(self) -> None:
+        """Begin to read the log, or again after the ledger was down."""
+        if not self.is_counting:
+            try:
+                self._counting = self._counter.subscription().running(self._storage)
+            except PharoxError as error:
+                logger.warning("pharox.metrics.failed: %s", error)
+
+    def collect(self) -> list[Metric]:
+        """Return the current values of the ledger's metrics."""
+        self.ensure_counting()
+        return [*self._collector.collect()]
+
+    def stop(self) -> None:
+        """Stop to read the log."""
+        if self._counting is not None:
+            with suppress(PharoxError):  # It is down: there is nothing left to stop.
+                self._counting.stop()
+
+
+class LedgersCollector(Collector):
+    """Collects the metrics of all ledgers side by side when it is scraped."""
+
+    def __init__(self, ledgers: Mapping[str, LedgerCounts]) -> None:
+        self._ledgers = ledgers
+
+    def describe(self) -> list[Metric]:
+        """Describe nothing: otherwise a registry queries the databases when it registers this."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield each metric once, with the samples of all ledgers."""
+        with ThreadPoolExecutor(MOST_AT_ONCE) as threads:
+            found = [*threads.map(LedgerCounts.collect, self._ledgers.values())]
+        yield from labelled(dict(zip(self._ledgers, found, strict=True)))
+
+
+class LedgersServer:
+    """Serves the metrics of a fleet, and counts the events of all its logs.
+
+    Parameters
+    ----------
+    fleet:
+        The fleet.
+    port, address, certfile, keyfile, options:
+        As for :class:`pharox.observability.fleet.FleetServer`.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        *,
+        port: int = 9464,
+        address: str = "127.0.0.1",
+        certfile: str | None = None,
+        keyfile: str | None = None,
+        **options: Any,
+    ) -> None:
+        self._ledgers = {
+            name: LedgerCounts(ledger.storage, options) for name, ledger in fleet.ledgers.items()
+        }
+        registry = CollectorRegistry()
+        registry.register(LedgersCollector(self._ledgers))
+        self._server = MetricsServer(registry, port, address, Certificates(certfile, keyfile))
+        self.port = self._server.port
+        with ThreadPoolExecutor(MOST_AT_ONCE) as threads:
+            [*threads.map(LedgerCounts.ensure_counting, self._ledgers.values())]
+
+    is_counting = True
+    """It goes on as long as it is served: a ledger that fails is tried again."""
+
+    def __enter__(self) -> LedgersServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            for ledger in self._ledgers.values():
+                ledger.stop()
+        finally:
+            self._server.close()
+
+
+def labelled(found: Mapping[str, list[Metric]]) -> list[Metric]:
+    """Return each metric once, with the samples of all ledgers and their names as a label."""
+    families: dict[str, Metric] = {}
+    for ledger, metrics in found.items():
+        for metric in metrics:
+            known = families.setdefault(
+                metric.name, Metric(metric.name, metric.documentation, metric.type, metric.unit)
+            )
+            known.samples += [
+                sample._replace(labels={LABEL: ledger, **sample.labels})
+                for sample in metric.samples
+            ]
+    return [*families.values()]

@@ -1,0 +1,1 @@
+"""Several ledgers as one."""
