@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -14,13 +14,14 @@ from ..models.text import escape_unprintable
 from .exits import Exit
 from .key_files import read_file, read_text
 from .output import Format, Output, print_rows
-from .session import ledger
+from .session import Archive, ledger, past
 from .showing import progress_bar, say
 
 if TYPE_CHECKING:
     from pharox.log.tree import TreeHead
     from projections import Finding
 
+    from ..ledger.archive.reading import WithArchive
     from ..storage.postgres import PostgresStorage
 
 
@@ -51,11 +52,17 @@ def verify(
             help="The verifier key of who signed them, from `pharox checkpoint keygen`.",
         ),
     ] = None,
+    archive: Archive = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Check the whole ledger: seals, read models, counters, leases. Fail if anything is wrong."""
     heads, findings = _signed(checkpoint, key)
-    with ledger(context) as storage:
+    if archive and checkpoint is None:
+        raise InvalidInputError(
+            "--archive goes with --checkpoint; `pharox archive check` checks an archive by itself"
+        )
+    with past(context, archive) as log:
+        storage = cast("PostgresStorage | WithArchive", log)
         last = 0
         with suppress(DatabaseError):  # the ticks were changed: verification finds it
             last = storage.seal()  # before: verification reads at least so far

@@ -43,6 +43,7 @@ def test_from_a_key_to_an_event_that_somebody_else_checks(
     assert "nothing new" in pharox(*publish).err
     outcome = pharox("verify", *against)
     assert (outcome.status, "what 1 checkpoints say" in outcome.err) == (0, True)
+    assert pharox("verify", *against, "--archive", tmp_path).status == 0
 
     proof = pharox("prove", 3, "--checkpoint", path)
     assert proof.status == 0
@@ -78,6 +79,7 @@ def test_what_makes_no_sense_is_told(pharox: Pharox, tmp_path: Path, key: Path) 
     path = tmp_path / "checkpoints"
     (tmp_path / "c.pub").touch()
     for words, why in (
+        (("verify", "--archive", tmp_path), "goes with --checkpoint"),
         (("checkpoint", "keygen", "--out", tmp_path / "c"), "c.pub exists"),
         (("checkpoint", "keygen", "--out", key), "exists"),
         (("checkpoint", "keygen", "--out", tmp_path / "b", "--name", "a b"), "not a key's name"),

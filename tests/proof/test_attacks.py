@@ -11,7 +11,8 @@ from uuid import uuid4
 import pytest
 
 from pharox import ProxyCredentials, Subscription
-from pharox.errors import SchemaError
+from pharox.errors import ArchivedError, SchemaError
+from pharox.ledger.archive.reading import WithArchive
 from pharox.ledger.publishing import CheckpointFile, Publisher
 from pharox.log.tree import TreeHead
 from pharox.proof import SigningKey, signed_heads
@@ -73,7 +74,7 @@ def test_the_table_has_every_attack() -> None:
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_is_found_as_the_page_says(
-    server_url: str, published: Published, name: str
+    server_url: str, published: Published, name: str, tmp_path: Path
 ) -> None:
     """By the check that the table names; what it says of nothing is so, too."""
     copied = published.early if name == "a backup is restored" else published.whole
@@ -95,6 +96,9 @@ def test_an_attack_is_found_as_the_page_says(
             assert findings == []
             (note,) = set(storage.verify_notes()) - set(notes)
             assert ("are archived" if "archived" in name else "clock()") in note
+            if "archived" in name:
+                with pytest.raises(ArchivedError, match="no such file"):
+                    WithArchive(storage, tmp_path).verify()
         else:
             assert set(checks) <= {finding.check for finding in findings}
             assert all(map(str, findings))

@@ -21,10 +21,11 @@ from pharox.errors import (
     PublishingError,
 )
 from pharox.ledger.archive import archive
+from pharox.ledger.archive.files import EVENTS, read, write
 from pharox.ledger.archive.reading import WithArchive
 from pharox.ledger.publishing import CheckpointFile, CheckpointUrl, Publisher, Witness, prove
 from pharox.ledger.publishing.publisher import Place
-from pharox.log.canonical import canonical, row_of
+from pharox.log.canonical import canonical, digest, row_of
 from pharox.log.rows import event_from_row, row_from_event
 from pharox.log.tree import Tree, TreeHead, leaf_hash
 from pharox.proof import (
@@ -145,6 +146,45 @@ class TestProofs:
         for seq in (1, 3, last, last + 1):
             for checkpoint in (early.checkpoint, late.checkpoint):
                 assert prove(log, seq, [checkpoint]).check(KEY.verifier).seq == seq
+
+    def test_archived_events_are_compared_where_their_files_are_named(
+        self, postgres: PostgresStorage, tmp_path: Path
+    ) -> None:
+        """All fits; a changed file is found, and one that lacks an event; a missing one is told."""
+        clock = full_parts(postgres)
+        early = postgres.tree_head(10)
+        outcome = archive(postgres, clock.now - timedelta(minutes=5), tmp_path)
+        file = outcome.archived[0].file
+        heads = [early, postgres.tree_head()]
+        log = WithArchive(postgres, tmp_path)
+        assert log.verify(heads=heads) == []
+        assert not any("archived" in note for note in log.verify_notes())
+        assert any("archived" in note for note in postgres.verify_notes())
+
+        rows = list(read(file, EVENTS))
+        changed = next(row for row in rows if row["seq"] > early.size)
+        file.unlink()
+        mallory = [row if row is not changed else {**row, "actor": "mallory"} for row in rows]
+        write(file, EVENTS, mallory)
+        assert postgres.verify(heads=heads) == []
+        (finding,) = log.verify(heads=heads)
+        assert (finding.check, finding.key) == ("digests", {"seq": changed["seq"]})
+
+        file.unlink()
+        resealed = {**changed, "actor": "mallory"}
+        resealed["digest"] = digest(resealed)
+        write(file, EVENTS, [row if row is not changed else resealed for row in rows])
+        (finding,) = log.verify(heads=heads)
+        first, last = early.size + 1, heads[-1].size
+        assert (finding.check, finding.key["first_changed"]) == ("checkpoint", f"{first}..{last}")
+
+        file.unlink()
+        write(file, EVENTS, [row for row in rows if row is not changed])
+        (finding,) = log.verify(heads=heads)
+        assert finding.found == {"events": changed["seq"] - 1}
+        file.unlink()
+        with pytest.raises(ArchivedError, match="no such file"):
+            log.verify(heads=heads)
 
     def test_more_of_the_tree_may_be_kept_than_is_archived(
         self, postgres: PostgresStorage, tmp_path: Path

@@ -9,19 +9,19 @@ from __future__ import annotations
 import glob
 import heapq
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import datetime, timedelta
 from itertools import chain, islice
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
 import projections
 from pharox.log import Extract, event_from_row
-from pharox.log.tree import Inclusion
-from projections import State
+from pharox.log.tree import Inclusion, TreeHead
+from projections import Finding, State
 
 from ...errors import ArchivedError, ArchiveFileError
 from ...events import Event
@@ -167,6 +167,27 @@ class WithArchive:
         span = {"after": after, "upto": upto}
         rows = [row for path in files for row in _rows(path, query, span)]
         return self._storage.prove_inclusion(seq, size, archived=rows)
+
+    def verify(self, *, limit: int = 100, heads: Collection[TreeHead] = ()) -> list[Finding]:
+        """Verify the ledger, and compare archived events with signed heads of the log's tree too.
+
+        Raises
+        ------
+        ArchivedError
+            If the ledger says that a part is archived, and none of the folders has its file.
+        """
+        files = [self._file(part) for part in self._storage.archived_parts(Extract())]
+        query = "SELECT * FROM read_parquet($path)"
+        rows = heapq.merge(*(_rows(path, query, {}) for path in files), key=itemgetter("seq"))
+        return self._storage.verify(limit=limit, heads=heads, archived=rows)
+
+    def verify_notes(self) -> list[str]:
+        """Return what verification cannot vouch for, one sentence each."""
+        return self._storage.verify_notes(with_archive=True)
+
+    def seal(self) -> int:
+        """Seal the events up to now; return the last seq."""
+        return self._storage.seal()
 
     def list_pools(self) -> Sequence[ProxyPool]:
         """Return the current pools."""

@@ -940,6 +940,7 @@ class PostgresStorage(IStorage):
         limit: int = 100,
         progress: verifying.Progress | None = None,
         heads: Collection[TreeHead] = (),
+        archived: verifying_tree.Rows | None = None,
     ) -> list[Finding]:
         """Verify the whole ledger in one snapshot, and return what is wrong.
 
@@ -959,20 +960,25 @@ class PostgresStorage(IStorage):
         heads:
             Heads of the log's tree that were signed earlier, see ``pharox.proof``. The log is
             then read and hashed here, event by event, and compared with each.
+        archived:
+            The rows of all archived events in their sealed order, which are read as well; without
+            them what the ledger kept of their tree stands for them. See
+            :meth:`pharox.ledger.archive.reading.WithArchive.verify`.
         """
         self._seal_if_possible()
         with self.session(snapshot=True, keep=False) as session:
-            return _first(limit, self._findings(session, limit, progress, heads))
+            return _first(limit, self._findings(session, limit, progress, heads, archived))
 
-    def verify_notes(self) -> list[str]:
+    def verify_notes(self, *, with_archive: bool = False) -> list[str]:
         """Return what verification cannot vouch for, one sentence each: no findings.
 
-        A function that an owner may replace was, events are archived, or credentials cannot be
-        checked.
+        A function that an owner may replace was, events are archived and their files were not
+        read, or credentials cannot be checked.
         """
         with self.session(snapshot=True, keep=False) as session:
             notes = list(verifying_schema.schema_notes(session, self.schema))
-            notes += verifying_tree.archive_notes(session, self.schema)
+            if not with_archive:
+                notes += verifying_tree.archive_notes(session, self.schema)
         if not self._commands.vault.has_keys:
             notes.append(
                 "without PHAROX_SECRET_KEY nobody can tell whether credentials are bound to "
@@ -992,9 +998,10 @@ class PostgresStorage(IStorage):
         limit: int,
         progress: verifying.Progress | None,
         heads: Collection[TreeHead],
+        archived: verifying_tree.Rows | None,
     ) -> Generator[Finding]:
         known = projections.registered()
-        yield from verifying.verify(session, self.schema, known, limit, progress, heads)
+        yield from verifying.verify(session, self.schema, known, limit, progress, heads, archived)
         yield from verify_credentials(session, self.schema, self._commands.vault)
 
     def _seal_if_possible(self) -> None:

@@ -4,15 +4,18 @@ The database is asked for rows alone. Every digest is computed here, from an eve
 every root from the seals: a function that somebody replaced changes neither. A root that differs
 tells that an event up to there was changed after the head was signed, and after the head before.
 
-Events that were archived are not read: what was kept of their tree stands for them, which leads to
-the signed root or does not. Which events those are is a row that the owner can write, so a note
-says how many were not read.
+Events that were archived are read from their files if these are given. Otherwise what was kept of
+their tree stands for them, which leads to the signed root or does not. Which events those are is a
+row that the owner can write, so a note says how many were not read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from heapq import merge
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from pharox.log.canonical import digest
@@ -29,8 +32,14 @@ from .retention import archived_statement
 
 DIGESTS = "digests"
 
+Rows = Iterator[Mapping[str, Any]]
 
-def verify_heads(session: Session, ledger: str, heads: Collection[TreeHead]) -> Iterator[Finding]:
+_seq = itemgetter("seq")
+
+
+def verify_heads(
+    session: Session, ledger: str, heads: Collection[TreeHead], archived: Rows | None = None
+) -> Iterator[Finding]:
     """Yield which heads the log differs from, and which events from their seals.
 
     Parameters
@@ -39,28 +48,33 @@ def verify_heads(session: Session, ledger: str, heads: Collection[TreeHead]) -> 
         A session with a snapshot.
     heads:
         What was signed, in any order.
+    archived:
+        The rows of all archived events in their sealed order, as an archive's files have them.
     """
     ordered = sorted(heads)
     yield from contradictions(ordered)
+    if archived is not None:
+        yield from _compared(_Log(session, ledger, Frontier(0, []), archived), ordered, 0)
+        return
     parts = session.rows(archived_statement(ledger))
-    archived = max((part["last_seq"] or 0 for part in parts), default=0)
+    last = max((part["last_seq"] or 0 for part in parts), default=0)
     matched = 0
-    for head in (head for head in ordered if head.size <= archived):
+    for head in (head for head in ordered if head.size <= last):
         finding = _kept_difference(session, ledger, head, matched)
         if finding is None:
             matched = head.size
         else:
             yield finding
-    later = [head for head in ordered if head.size > archived]
+    later = [head for head in ordered if head.size > last]
     if not later:
         return
     try:
-        begun = _frontier(session, ledger, archived)
+        begun = _frontier(session, ledger, last)
     except (ArchivedError, InvalidInputError) as error:
         for head in later:
             yield Finding(CHECKPOINT, {"size": head.size}, {"tree": str(error)}, {"tree": "kept"})
         return
-    yield from _compared(_Log(session, ledger, begun), later, matched)
+    yield from _compared(_Log(session, ledger, begun, iter(())), later, matched)
 
 
 def archive_notes(session: Session, ledger: str) -> Iterator[str]:
@@ -69,15 +83,15 @@ def archive_notes(session: Session, ledger: str) -> Iterator[str]:
     if last := max((part["last_seq"] or 0 for part in parts), default=0):
         yield (
             f"the ledger says that events up to {last:,} are archived, in {len(parts)} parts: "
-            "those of these parts were not read; `pharox archive check` reads their files"
+            "without their files, by --archive, those of these parts are not read"
         )
 
 
 class _Log:
-    """The log that is in the database, read once from its first event to its last."""
+    """The log that is in the database and in files, read once from its first event to its last."""
 
-    def __init__(self, session: Session, ledger: str, begun: Frontier) -> None:
-        self._session, self._ledger = session, ledger
+    def __init__(self, session: Session, ledger: str, begun: Frontier, archived: Rows) -> None:
+        self._session, self._ledger, self._archived = session, ledger, archived
         self.tree = begun
 
     def findings(self, upto: int, stops: Collection[int]) -> Generator[Finding | int]:
@@ -89,7 +103,7 @@ class _Log:
             tree.event_statement(self._ledger), after=after, upto=upto, **positions
         )
         with closing(rows):  # type: ignore[type-var] # a generator
-            for row in rows:
+            for row in _in_order(self._archived, rows):
                 if row["seq"] != self.tree.size + 1:
                     return  # an event is missing, or there twice: nothing behind it has its place
                 if (made := digest(row)) != row["digest"]:
@@ -98,6 +112,14 @@ class _Log:
                 self.tree.append(leaf_hash(row["digest"]))
                 if self.tree.size in stops:
                     yield self.tree.size
+
+
+def _in_order(archived: Rows, live: Rows) -> Rows:
+    """Merge rows by seq; an event that is in a file and still in the log is read from the file."""
+    for _, alike in groupby(merge(archived, live, key=_seq), key=_seq):
+        first, *others = alike
+        yield first
+        yield from (other for other in others if other["digest"] != first["digest"])
 
 
 def _compared(log: _Log, heads: Sequence[TreeHead], matched: int) -> Iterator[Finding]:
