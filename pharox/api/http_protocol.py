@@ -1,6 +1,9 @@
-"""uvicorn's protocol over httptools, with a bound for headers, which that parser lacks."""
+"""uvicorn's protocol over httptools, with a bound for headers, and with an answer in one write."""
 
 from __future__ import annotations
+
+import asyncio
+from typing import Any
 
 from pydantic_core import to_json
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -23,6 +26,52 @@ class _TooLargeError(Exception):
     """Ends the parsing of a request whose headers are too large."""
 
 
+class JoinedWrites(asyncio.Transport):
+    """A transport that writes an answer's head together with its body.
+
+    uvicorn writes one after the other, and each write wakes the client: a sixth of what a request
+    cost. What is written is held until the event loop has done what is ready.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__()
+        self._transport = transport
+        self._held: list[bytes] = []
+        self._call_soon = asyncio.get_running_loop().call_soon
+
+    def write(self, data: Any) -> None:
+        """Write bytes, in this turn of the loop or at its end."""
+        if not self._held:
+            self._call_soon(self._flush)
+        self._held.append(data)
+
+    def close(self) -> None:
+        """Close it once all is written."""
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Return whether it is closed, or being closed."""
+        return self._transport.is_closing()
+
+    def pause_reading(self) -> None:
+        """Read nothing until told to."""
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        self._transport.resume_reading()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return what is known of the connection."""
+        return self._transport.get_extra_info(name, default)
+
+    def _flush(self) -> None:
+        held, self._held = self._held, []
+        if held and not self._transport.is_closing():
+            self._transport.write(b"".join(held))
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """Closes a connection whose headers are too large, before they fill the memory.
 
@@ -35,6 +84,10 @@ class BoundedProtocol(HttpToolsProtocol):
     _told = False
     _seen_bytes = 0
     _kept_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin a connection."""
+        super().connection_made(JoinedWrites(transport))
 
     def on_message_begin(self) -> None:
         """Begin to count the bytes of a request's headers."""

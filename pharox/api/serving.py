@@ -60,19 +60,17 @@ class Server(uvicorn.Server):
 
 def config_of(app: Any, **options: Any) -> uvicorn.Config:
     """Return how an application is served: quietly, and without trusting headers of proxies."""
-    return uvicorn.Config(
-        app,
-        lifespan="off",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        ws="none",
-        timeout_keep_alive=60,
-        timeout_graceful_shutdown=int(GRACE_S),
-        **_protocol(),
-        **options,
-    )
+    usual = {
+        "lifespan": "off",
+        "log_level": "warning",
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,
+        "ws": "none",
+        "timeout_keep_alive": 60,
+        "timeout_graceful_shutdown": int(GRACE_S),
+    }
+    return uvicorn.Config(app, **{**usual, **_protocol(), **options})
 
 
 def _protocol() -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     import socket
 
     from ..console import Authorize
-    from ..storage.postgres import PostgresStorage
 
 _Token = Annotated[
     str | None,
@@ -110,49 +110,46 @@ def console(
         raise InvalidInputError("the API is of one ledger: say which by --ledger, beside --fleet")
     page = "fleet" if is_of_fleet(context) else ""
     shown = f"[{host}]" if ":" in host else host
-    options: dict[str, Any] = {
-        "root_path": prefix.rstrip("/"),
-        "log_level": "warning",
-        "access_log": False,
-        "server_header": False,
-        "proxy_headers": False,
-        "timeout_graceful_shutdown": 2,  # streams do not end by themselves
-    }
+    root = prefix.rstrip("/")
     with ExitStack() as opened:
+        make: Callable[..., Any]
         if is_of_fleet(context):
-            app = create_fleet_app(opened.enter_context(fleet(context)), authorize=authorize)
+            make = partial(create_fleet_app, opened.enter_context(fleet(context)))
         else:
-            storage = opened.enter_context(ledger(context))
-            app = create_app(storage, authorize=authorize)
-        import uvicorn  # noqa: PLC0415 - it comes with the extra, as the application says
-
-        from ..api.serving import tcp_socket  # noqa: PLC0415
+            make = partial(create_app, opened.enter_context(ledger(context)))
+        from ..api.serving import tcp_socket  # noqa: PLC0415 - it comes with the extra
 
         listener = opened.enter_context(tcp_socket(host, port))
-        say(f"serving http://{shown}:{listener.getsockname()[1]}{prefix.rstrip('/')}/{page}")
-        if api:
-            asyncio.run(_serve_both(context.obj, storage, authorize, listener, options))
-        else:
-            uvicorn.Server(uvicorn.Config(app, **options)).run(sockets=[listener])
+        place = f"http://{shown}:{listener.getsockname()[1]}{root}/{page}"
+        leasing = context.obj if api else None
+        asyncio.run(_serve(partial(make, authorize=authorize), leasing, listener, root, place))
 
 
-async def _serve_both(
-    target: Target,
-    storage: PostgresStorage,
-    authorize: Authorize | None,
+async def _serve(
+    make: Callable[..., Any],
+    leasing: Target | None,
     listener: socket.socket,
-    options: dict[str, Any],
+    root: str,
+    place: str,
 ) -> None:
-    """Serve the console and the API until a signal."""
-    import uvicorn  # noqa: PLC0415 - it comes with the extra
+    """Serve the console, and the API of a ledger if one is given, until a signal."""
+    from ..api import create_app  # noqa: PLC0415 - these come with the extra
+    from ..api.serving import Server, config_of  # noqa: PLC0415
 
-    from .. import api, console  # noqa: PLC0415
-    from ..api.serving import Server  # noqa: PLC0415
+    def stop_waiting() -> None:
+        if leases is not None:
+            leases.stop_waiting()
 
-    async with await opened_async(target) as ours:
-        leasing = api.create_app(ours)
-        app = console.create_app(storage, authorize=authorize, api=leasing)
-        await Server(uvicorn.Config(app, **options), leasing.stop_waiting).serve([listener])
+    async with AsyncExitStack() as opened:
+        if leasing is None:
+            leases, app = None, make()
+        else:
+            leases = create_app(await opened.enter_async_context(await opened_async(leasing)))
+            app = make(api=leases)
+        say(f"serving {place}")
+        # Streams do not end by themselves.
+        config = config_of(app, root_path=root, timeout_graceful_shutdown=2)
+        await Server(config, stop_waiting).serve([listener])
 
 
 def authorize_of(

@@ -22,10 +22,12 @@ class Wire(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
         self.written = b""
+        self.writes = 0
         self.is_closed = False
 
     def write(self, data: Any) -> None:
         self.written += bytes(data)
+        self.writes += 1
 
     def is_closing(self) -> bool:
         return self.is_closed
@@ -108,3 +110,12 @@ def test_a_body_is_no_header() -> None:
     _, wire = answered([first, b"x" * size + following, b"\r\n\r\n"])
     assert not wire.is_closed
     assert wire.written.count(b"HTTP/1.1 401 ") == 2
+
+
+def test_an_answer_is_one_write() -> None:
+    """A head of its own would wake the client in vain. Nothing is written after a close."""
+    _, wire = answered([b"POST / HTTP/1.1\r\nHost: x\r\n\r\n"] * 2)
+    assert wire.written.count(b"HTTP/1.1 401 ") == wire.writes == 2
+    _, wire = answered([b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"])
+    assert (wire.writes, wire.is_closed) == (1, True)
+    assert wire.written.endswith(b"\r\n\r\n0\r\n\r\n")

@@ -187,6 +187,7 @@ def test_the_console_serves_it_too(postgres: PostgresStorage) -> None:
         described = httpx.get(f"{found[1]}{ROOT}/openapi.json").json()
         assert described["servers"] == [{"url": "/ops"}]
         assert httpx.post(f"{found[1]}{ROOT}/acquire", json={"pool": "a"}).status_code == 401
+        assert httpx.get(found[1], headers={"x": "y" * 40_000}).status_code == 431
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 0
 
