@@ -32,14 +32,17 @@ from pharox.gunicorn import (
 )
 """
 Samples = dict[str, float]
-_PATIENCE_S = 30
+_PATIENCE_S = 90
+"""How long something may take that hangs: on a busy machine workers import for half a minute."""
 
 
-def until(holds: Callable[[], bool], what: str = "it") -> None:
-    """Wait until something holds."""
+def until(
+    holds: Callable[[], bool], what: str = "it", told: Callable[[], object] = lambda: ""
+) -> None:
+    """Wait until something holds; say at the end what is ``told``."""
     end = time.monotonic() + _PATIENCE_S
     while not holds():
-        assert time.monotonic() < end, f"{what} did not come about"
+        assert time.monotonic() < end, f"{what} did not come about {told()}"
         time.sleep(0.05)
 
 
@@ -141,8 +144,8 @@ class Web:
 
     def wait(self) -> Web:
         """Wait until requests are answered and metrics served."""
-        until(self.is_up, "an answer")
-        until(self.is_scraped, "a scrape")
+        until(self.is_up, "an answer", lambda: self.log)
+        until(self.is_scraped, "a scrape", lambda: self.log)
         return self
 
     def seen(self) -> Counter[str]:
