@@ -88,6 +88,27 @@ def test_whatever_the_defaults_are_our_connections_do(
         assert storage.verify() == []
 
 
+def test_nothing_of_ours_is_compiled(database_url: str) -> None:
+    """PostgreSQL may compile what is dear, which takes longer than any statement of the ledger.
+
+    What turns ways of finding rows off makes the others dear, so it says so for everybody. An
+    engine of one's own keeps its setting for all else.
+    """
+    have(database_url, "jit", "on")
+    turned_off = (
+        "SELECT proname, 'jit=off' = ANY(proconfig) FROM pg_proc "
+        "WHERE pronamespace = 'pharox'::regnamespace AND proconfig::text LIKE '%enable_%'"
+    )
+    with closing(connect(database_url)) as ours, ours.session() as session:
+        assert session.connection.execute("SHOW jit").fetchone() == ("off",)
+    engine = create_engine(database_url, isolation_level="AUTOCOMMIT")
+    with closing(PostgresStorage(engine)) as theirs, theirs.session() as session:
+        assert session.connection.execute("SHOW jit").fetchone() == ("on",)
+        functions = dict(session.connection.execute(turned_off).fetchall())
+    assert len(functions) > 30
+    assert [name for name, compiles_nothing in functions.items() if not compiles_nothing] == []
+
+
 @pytest.mark.parametrize(("name", "value"), NEEDED)
 def test_whatever_the_defaults_are_so_do_those_of_tasks(
     database_url: str, name: str, value: str

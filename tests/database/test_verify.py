@@ -37,6 +37,7 @@ from pharox.models import HealthCheckResult
 from pharox.models.ids import new_lease_id
 from pharox.storage.moving import BeginMove
 from pharox.storage.postgres import PostgresStorage
+from pharox.storage.postgres.verifying_schema import defined_functions
 from pharox.storage.reports import ReportRequest
 from pharox.storage.sources import RefreshResult
 from pharox.testing import checked
@@ -218,6 +219,17 @@ def test_a_wrong_hint_is_found_by_what_it_hides(postgres: PostgresStorage) -> No
         postgres.seal()
     (finding,) = [f for f in postgres.verify() if f.check == "events"]
     assert finding.expected is None
+
+
+def test_every_function_is_compared(postgres: PostgresStorage) -> None:
+    """Whichever revision made it: no function of the schema is left out."""
+    query = "SELECT proname FROM pg_proc WHERE pronamespace = 'pharox'::regnamespace"
+    assert {name for (name,) in run_sql(postgres.engine, query)} == set(defined_functions("pharox"))
+    for name in ("renew_leases_v1", "lease_commands_v2", "acquire_one_v3"):
+        run_sql(postgres.engine, f"ALTER FUNCTION pharox.{name} SET search_path = public")
+        (finding,) = postgres.verify()
+        assert (finding.check, finding.key) == ("functions", {"function": name})
+        run_sql(postgres.engine, f"ALTER FUNCTION pharox.{name} RESET search_path")
 
 
 @pytest.mark.one_server

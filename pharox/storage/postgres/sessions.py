@@ -4,7 +4,8 @@ Databases and roles have their own defaults, but the ledger's statements assume 
 settings: READ COMMITTED isolation, ISO dates and Unicode text. The ledger sets them
 on its own connections. Connections of an engine made elsewhere are shared with other
 code, so there an error says what to set. This is checked once for each connection,
-when it is first lent.
+when it is first lent. What the ledger does well without is set where it may be, and
+else left: no statement of its own takes as long as compiling it would (``jit``).
 
 Behind a pooler, several clients may use a session in turn. So the names of prepared
 statements must be unique among clients, nothing is prepared there unless requested,
@@ -32,7 +33,10 @@ Asking = Generator[str, tuple[Any, ...] | None, None]
 """A program that yields statements without parameters and receives their first rows."""
 
 _APART = 1 << 62
-_ASK = "SELECT pg_backend_pid(), current_setting('default_transaction_isolation')"
+_ASK = (
+    "SELECT pg_backend_pid(), current_setting('default_transaction_isolation'), "
+    "current_setting('jit')"
+)
 _ISOLATION = "default_transaction_isolation"
 _READ_COMMITTED = "read committed"
 
@@ -79,7 +83,7 @@ def fitting(connection: AnyConnection, *, ours: bool, prepare: bool | None) -> A
         if not ours:
             raise _unfit(need)
         yield need.how()
-    pid, isolation = (yield _ASK) or (None, "")
+    pid, isolation, jit = (yield _ASK) or (None, "", "")
     # A pooler reports a process id of its own when the connection is made.
     is_pooled = pid != connection.info.backend_pid
     if prepare is False or (prepare is None and is_pooled):
@@ -91,6 +95,8 @@ def fitting(connection: AnyConnection, *, ours: bool, prepare: bool | None) -> A
         if is_pooled:
             raise _unfit_behind_a_pooler(need)
         yield need.how()
+    if jit == "on" and ours and not is_pooled:
+        yield "SET jit = off"
     level = connection.isolation_level
     if level is not None and level > psycopg.IsolationLevel.READ_COMMITTED:
         raise DatabaseError(

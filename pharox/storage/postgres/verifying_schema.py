@@ -37,7 +37,8 @@ REPLACEABLE = {"clock": "0006", "partition_rows": "0015", "fold_others_v1": "003
 _FUNCTION = re.compile(
     r"^CREATE (?:OR REPLACE )?FUNCTION \{schema\}\.(?P<name>\w+)(?P<head>.*?)"
     r"^AS (?:\$\$(?P<body>.*?)\$\$|'(?P<text>(?:[^']|'')*)')(?P<tail>[^;]*);"
-    r"|^ALTER FUNCTION \{schema\}\.(?P<old>\w+)\([^)]*\)\s+RENAME TO (?P<new>\w+);",
+    r"|^ALTER FUNCTION \{schema\}\.(?P<old>\w+)\([^)]*\)\s+RENAME TO (?P<new>\w+);"
+    r"|^ALTER FUNCTION \{schema\}\.(?P<set>\w+) (?P<setting>SET \w+ = \w+);",
     re.MULTILINE | re.DOTALL,
 )
 _SET = re.compile(r"^SET (\w+) = (.*)$", re.MULTILINE)
@@ -163,7 +164,7 @@ def _found(row: Mapping[str, Any]) -> Definition:
         row["language"],
         row["volatility"],
         row["rights"],
-        "\n".join(sorted((row["settings"] or "").splitlines())),
+        _sorted(row["settings"] or ""),
     )
 
 
@@ -175,6 +176,10 @@ def defined_functions(ledger: str) -> Mapping[str, Definition]:
         for found in _FUNCTION.finditer(text):
             if found["old"]:
                 functions[found["new"]] = functions.pop(found["old"])
+            elif found["set"]:
+                known = functions[found["set"]]
+                settings = _sorted(f"{known.settings}\n{_settings(found['setting'])}")
+                functions[found["set"]] = known._replace(settings=settings)
             else:
                 functions[found["name"]] = _defined(found, ledger)
     return functions
@@ -192,14 +197,22 @@ def _defined(found: re.Match[str], ledger: str) -> Definition:
     body = found["body"] if found["text"] is None else found["text"].replace("''", "'")
     volatility = _VOLATILE.search(attributes)
     language = _LANGUAGE.search(attributes)
-    settings = (f"{name}={value.strip(chr(39))}" for name, value in _SET.findall(attributes))
     return Definition(
         _hash(spelled(body, ledger)),
         language[1] if language else "",
         volatility[1][0].lower() if volatility else "v",
         "SECURITY DEFINER" in attributes,
-        "\n".join(sorted(settings)),
+        _sorted(_settings(attributes)),
     )
+
+
+def _settings(attributes: str) -> str:
+    """Return what a function sets, as the catalog has it: a line each."""
+    return "\n".join(f"{name}={value.strip(chr(39))}" for name, value in _SET.findall(attributes))
+
+
+def _sorted(lines: str) -> str:
+    return "\n".join(sorted(lines.splitlines()))
 
 
 def _triggers(session: Session, ledger: str) -> Iterator[Finding]:

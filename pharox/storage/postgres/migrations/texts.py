@@ -38,8 +38,13 @@ def texts() -> Iterator[str]:
     """
     versions = (file for file in (files(__package__) / "versions").iterdir() if file.name[0] == "0")
     for file in sorted(versions, key=lambda file: file.name):
-        for statement in ast.parse(file.read_text()).body:
-            match statement:
-                case ast.Assign(targets=[ast.Name("PARTS")], value=parts):
-                    for part in ast.literal_eval(parts):
-                        yield part_text(file.name[:4], part)
+        (parts,) = _assigned(file.read_text(), "PARTS")
+        for part in ast.literal_eval(parts):
+            yield part_text(file.name[:4], part)
+
+
+def _assigned(text: str, name: str) -> Iterator[ast.expr]:
+    for statement in ast.parse(text).body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(found)], value=value) if found == name:
+                yield value

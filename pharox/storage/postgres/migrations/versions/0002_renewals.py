@@ -7,9 +7,10 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
+PARTS = ("read_models", "folding", "renewing", "leased_proxy", "fencing")
 LOCKED = ("leases",)
 
 
 def upgrade() -> None:
     """Add ``leases.renewed_at``, the fold of LeaseRenewed, and three functions."""
-    run_parts(revision, ("read_models", "folding", "renewing", "leased_proxy", "fencing"))
+    run_parts(revision, PARTS)

@@ -7,9 +7,10 @@ down_revision = "0003"
 branch_labels = None
 depends_on = None
 
+PARTS = ("waiting",)
 LOCKED = ()
 
 
 def upgrade() -> None:
     """Add two tables and the functions that use them; nothing of before is changed."""
-    run_parts(revision, ("waiting",))
+    run_parts(revision, PARTS)

@@ -27,6 +27,7 @@ PARTS = (
     "tree",
     "placing",
     "moving",
+    "planning",
     "log_indexes",
 )
 LOG_GETS_INDEX = True
