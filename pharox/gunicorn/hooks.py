@@ -197,10 +197,10 @@ def _serve(server: Any) -> None:
     manager = _get_metrics_manager()
     manager.logger = server.log
     process.before_leaving.append(manager.stop)
+    manager.start(family, user)
     if missing := _missing(server):
         server.log.warning(missing)
         manager.expect_no_workers()
-    manager.start(family, user)
 
 
 def _is_ours(cfg: Any, name: str) -> bool:
