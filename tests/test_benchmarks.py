@@ -101,7 +101,7 @@ def test_a_run_writes_what_the_page_is_made_of(tmp_path: Path) -> None:
         cwd=DOCS.parent,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr

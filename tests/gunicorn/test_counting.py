@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from tests.gunicorn.web import Samples, Web, running, until
+from tests.gunicorn.web import NEWEST, Samples, Web, running, until
 
 KINDS = {
     "sync": (),
@@ -90,7 +90,11 @@ def test_failures_are_counted_by_their_status(version: str, tmp_path: Path) -> N
 def test_totals_are_exact_whatever_workers_die_of(
     version: str, kind: str, signals: int, tmp_path: Path
 ) -> None:
-    """A hundred signals: after each, everything that was seen is shown, and nothing twice."""
+    """A hundred signals: after each, everything that was seen is shown, and nothing twice.
+
+    What an older gunicorn does otherwise shows in a few of them.
+    """
+    signals = signals if version == NEWEST else signals // 5
     chance = random.Random(7)
     deaths = {signal.SIGINT: "interrupted", signal.SIGTERM: "ended", signal.SIGKILL: "killed"}
     died: Counter[str] = Counter()
@@ -134,8 +138,8 @@ def test_under_load_every_answer_was_counted(version: str, tmp_path: Path) -> No
         clients = [pool.submit(ask, web) for _ in range(4)]
         try:
             before = web.scrape()
-            for turn in range(150):
-                if turn % 50 == 49:
+            for turn in range(150 if version == NEWEST else 30):
+                if turn % 50 == 19:
                     web.signal(signal.SIGHUP)
                 number = chance.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
                 with contextlib.suppress(ProcessLookupError, IndexError):

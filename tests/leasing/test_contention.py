@@ -28,7 +28,7 @@ from pharox.events import Event, LeaseAcquired, LeaseExpired, LeaseReleased
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import AnyStorage, DatabaseClock, fill, open_engine, threads, types_of
 
-STRESS_S = float(os.environ.get("PHAROX_STRESS_SECONDS", "60"))
+STRESS_S = float(os.environ.get("PHAROX_STRESS_SECONDS", "30"))
 
 
 def lease_for(url: str, seconds: float, selector: SelectorStrategy) -> tuple[int, int]:
@@ -73,7 +73,7 @@ def overlaps(events: list[Event]) -> int:
 def test_eight_processes_share_eight_exclusive_proxies(
     database_url: str, postgres: PostgresStorage
 ) -> None:
-    """A minute of ``with_lease``: no exception, no miss, never two holders, no drift."""
+    """Half a minute of ``with_lease``: no exception, no miss, never two holders, no drift."""
     fill(postgres, 8)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(8, mp_context=context) as pool:
