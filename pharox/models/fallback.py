@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from ..errors import InvalidInputError
 from .lease import MissReason
 from .limits import LimitReached
+from .model import Model
 from .validation import check_name
 
 MAX_FALLBACK = 10
 """The maximum number of pools that a request falls back to."""
 
 
-class PoolMissed(BaseModel):
+class PoolMissed(Model):
     """A pool in which a request with a fallback got nothing, and why.
 
     A pool that does not exist has the id of none (all zeros). ``limit`` is the one that was

@@ -10,7 +10,6 @@ from uuid import UUID
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -23,6 +22,7 @@ from pydantic import (
 from ..errors import InvalidInputError
 from .gateway import COUNTRY, wished_country
 from .geo import same_coordinate, within_radius
+from .model import Model
 from .proxy import Proxy, ProxyProtocol
 from .text import normal_host
 from .validation import MAX_TEXT_LENGTH, Asn, Latitude, Longitude, Text
@@ -52,7 +52,7 @@ def _in_normal_form(host: str) -> str:
         return normal_host(host)
 
 
-class ProxyFilters(BaseModel):
+class ProxyFilters(Model):
     """Conditions that a proxy must meet; all of them must hold.
 
     :meth:`matches` defines the semantics. There is no third value as in SQL: a proxy

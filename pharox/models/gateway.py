@@ -19,7 +19,9 @@ from math import ceil
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
+
+from .model import Model
 
 if TYPE_CHECKING:
     from .filters import ProxyFilters
@@ -39,7 +41,7 @@ _HASHED_DIGITS = 15
 """How many hexadecimal digits of a hash a session id is made of: 60 bits, which SQL can hold."""
 
 
-class GatewayExit(BaseModel):
+class GatewayExit(Model):
     """The exit that a lease asks a gateway for: what its template is filled with. No secret.
 
     Parameters

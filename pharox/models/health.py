@@ -8,9 +8,10 @@ from enum import StrEnum
 from typing import Annotated, Self
 from uuid import UUID, uuid4
 
-from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AnyHttpUrl, ConfigDict, Field, field_validator, model_validator
 
 from ..errors import InvalidInputError
+from .model import Model
 from .proxy import LEASABLE, ProxyProtocol, ProxyStatus
 from .text import normal_ip
 from .validation import Text, UtcDatetime, utc_now
@@ -38,7 +39,7 @@ class CheckFailure(StrEnum):
     OTHER = "other"
 
 
-class HealthCheckResult(BaseModel):
+class HealthCheckResult(Model):
     """The result of one health check of one proxy."""
 
     proxy_id: UUID
@@ -68,7 +69,7 @@ class HealthCheckResult(BaseModel):
         return self.status in LEASABLE
 
 
-class ProxyHealthRecord(BaseModel):
+class ProxyHealthRecord(Model):
     """One health check as recorded in the log."""
 
     id: UUID = Field(default_factory=uuid4)
@@ -85,7 +86,7 @@ class ProxyHealthRecord(BaseModel):
     attempts: int = Field(default=1, ge=1, le=2**31 - 1)
 
 
-class HealthCheckOptions(BaseModel):
+class HealthCheckOptions(Model):
     """How to probe a proxy.
 
     Set ``expected_text`` or ``expected_headers`` to tell the target's response from

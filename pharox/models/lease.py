@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID, uuid4
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from ..errors import InvalidInputError, ProxyNotFoundError
 from .gateway import GatewayExit
+from .model import Model
 from .proxy import LeasedProxy
 from .validation import Name, UtcDatetime, utc_now
 
@@ -82,7 +83,7 @@ _COUNTDOWN = "_countdown"
 _PROXY = "_proxy"
 
 
-class Lease(BaseModel):
+class Lease(Model):
     """The right of one consumer to use one proxy until ``expires_at``.
 
     ``renewed_at`` is when it was last renewed, None if it never was. ``fencing_token`` is
@@ -214,7 +215,7 @@ class HeldLease(Lease):
     session: str | None = None
 
 
-class Consumer(BaseModel, extra="forbid"):
+class Consumer(Model, extra="forbid"):
     """A worker, job or tenant that leases proxies."""
 
     id: UUID = Field(default_factory=uuid4)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
+from .model import Model
 from .money import Price
 from .refusing import Refusing
 
@@ -71,7 +72,7 @@ class PoolLimits(Refusing):
     consumer_money_per_day: _Money | None = None
 
 
-class LimitReached(BaseModel):
+class LimitReached(Model):
     """The limit for which a request got nothing, as ``AcquireMissed.limit``.
 
     ``name`` is the field of :class:`PoolLimits`, ``per`` whose limit it is: that of a consumer, a

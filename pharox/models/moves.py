@@ -5,8 +5,9 @@ from __future__ import annotations
 from enum import StrEnum
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
+from .model import Model
 from .validation import UtcDatetime
 
 
@@ -30,7 +31,7 @@ class MoveStage(StrEnum):
         return self in (self.BEGAN, self.DEPARTED)
 
 
-class PoolMove(BaseModel):
+class PoolMove(Model):
     """The move of a pool, as one of its two ledgers has it. ``ledger`` names the other one.
 
     ``last_seq``, ``last_position`` and ``root`` say where its history ends in the ledger that it

@@ -5,19 +5,20 @@ from __future__ import annotations
 from typing import Literal
 from uuid import UUID
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from .fallback import PoolMissed
 from .filters import ProxyFilters
 from .health import HealthCheckResult
 from .lease import Lease, MissReason
+from .model import Model
 from .outcome import Outcome
 from .proxy import ProxyStatus
 from .selection import SelectorStrategy
 from .validation import UtcDatetime, utc_now
 
 
-class PoolStatsSnapshot(BaseModel):
+class PoolStatsSnapshot(Model):
     """The counts of a pool at one moment.
 
     ``available_proxies`` are ACTIVE and below their capacity, also those that rest.
@@ -39,7 +40,7 @@ class PoolStatsSnapshot(BaseModel):
         return figures
 
 
-class QueueStats(BaseModel):
+class QueueStats(Model):
     """Who waits for a proxy of a pool at one moment.
 
     ``waiting`` counts the requests, ``consumers`` those of each consumer by name. A request for a
@@ -52,7 +53,7 @@ class QueueStats(BaseModel):
     consumers: dict[str, int] = Field(default_factory=dict)
 
 
-class AcquireEventPayload(BaseModel):
+class AcquireEventPayload(Model):
     """The payload of an acquire callback, for one attempt.
 
     On a miss ``lease`` is None and ``miss_reason`` says why. The
@@ -76,7 +77,7 @@ class AcquireEventPayload(BaseModel):
     fallback_from: tuple[PoolMissed, ...] = ()
 
 
-class ReleaseEventPayload(BaseModel):
+class ReleaseEventPayload(Model):
     """The payload of a release callback, for one release as the ledger recorded it.
 
     ``started_at`` and ``completed_at`` are when the release was requested and completed,
@@ -93,7 +94,7 @@ class ReleaseEventPayload(BaseModel):
     completed_at: UtcDatetime | None = None
 
 
-class ExpireEventPayload(BaseModel):
+class ExpireEventPayload(Model):
     """The payload of an expire callback, for one expired lease."""
 
     lease: Lease
@@ -103,7 +104,7 @@ class ExpireEventPayload(BaseModel):
     pool_stats: PoolStatsSnapshot | None = None
 
 
-class RevokeEventPayload(BaseModel):
+class RevokeEventPayload(Model):
     """The payload of a revoke callback, for one revoked lease. ``reason`` says why."""
 
     lease: Lease
@@ -114,7 +115,7 @@ class RevokeEventPayload(BaseModel):
     reason: str
 
 
-class HealthEventPayload(BaseModel):
+class HealthEventPayload(Model):
     """The payload of a health callback, for one check as the ledger recorded it.
 
     ``applied`` is False if the proxy already has a result at least as new. ``leases`` is the
@@ -133,7 +134,7 @@ class HealthEventPayload(BaseModel):
     pool_stats: PoolStatsSnapshot | None = None
 
 
-class LostEventPayload(BaseModel):
+class LostEventPayload(Model):
     """The payload of a lost callback, for one lease that was kept alive and could not be kept.
 
     ``reason`` says why: it was taken back, or could not be renewed in time. ``lost_at`` is by
@@ -146,7 +147,7 @@ class LostEventPayload(BaseModel):
     reason: str
 
 
-class OutcomeEventPayload(BaseModel):
+class OutcomeEventPayload(Model):
     """The payload of an outcome callback, for one outcome as it was recorded.
 
     ``outcome`` has the ``count`` and the ``bytes`` of all requests that were counted together.
@@ -160,7 +161,7 @@ class OutcomeEventPayload(BaseModel):
     cools_until: UtcDatetime | None = None
 
 
-class CallbackFailurePayload(BaseModel):
+class CallbackFailurePayload(Model):
     """The payload of a failure callback, for a callback that raised.
 
     ``told`` is the kind of the callback that raised. Of the exception only the class is

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
+from .model import Model
 from .validation import UtcDatetime
 
 
-class PoolPlace(BaseModel):
+class PoolPlace(Model):
     """The ledger that a pool was placed in, by the name that the fleet's settings give it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

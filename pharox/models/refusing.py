@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from ..errors import InvalidInputError
+from .model import Model
 
 
-class Refusing(BaseModel):
+class Refusing(Model):
     """A model whose constructor raises :class:`InvalidInputError`, which is a ``ValueError``."""
 
     if not TYPE_CHECKING:  # A type checker knows the arguments by the fields.

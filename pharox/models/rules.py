@@ -19,9 +19,10 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from ..errors import InvalidInputError
+from .model import Model
 from .outcome import Outcome, OutcomeKind, target_of
 from .refusing import Refusing
 from .responses import status_of
@@ -194,7 +195,7 @@ class TargetRules(Refusing):
         return _compiled(self.blocked_if_body).search(text) is not None
 
 
-class KnownTargetRules(BaseModel):
+class KnownTargetRules(Model):
     """Rules of a target as they are listed, and since when they hold."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, SecretStr, model_validator
 
 from ..errors import InvalidInputError
+from .model import Model
 from .money import Price
 from .proxy import ProxyProtocol, ProxyStatus
 from .refusing import Refusing
@@ -193,7 +194,7 @@ def host_of_url(url: str) -> str:
     return shown if port is None else f"{shown}:{port}"
 
 
-class SourceCounts(BaseModel):
+class SourceCounts(Model):
     """What a refresh found in a list, and what became of the source's proxies.
 
     ``listed`` proxies were read, of which ``unchanged`` were known. ``added`` are new, ``changed``
@@ -233,7 +234,7 @@ class SourceState(StrEnum):
     """Its list was not fetched yet."""
 
 
-class SourceStatus(BaseModel):
+class SourceStatus(Model):
     """A source as it is listed: its settings without secrets, and how its refreshes went.
 
     ``checked_at`` is when its list was last asked for, ``succeeded_at`` when that last went well.

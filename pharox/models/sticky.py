@@ -7,10 +7,11 @@ from datetime import timedelta
 from typing import Literal, get_args
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from ..errors import InvalidInputError
 from .gateway import GatewayExit
+from .model import Model
 from .validation import UtcDatetime, check_duration, check_name
 
 StickyPolicy = Literal["prefer", "require"]
@@ -75,7 +76,7 @@ class Sticky:
         return timedelta(seconds=self.seconds)
 
 
-class StickySession(BaseModel):
+class StickySession(Model):
     """A living binding of a key to a proxy of a pool.
 
     ``address`` is the proxy's URL without credentials, None if the proxy was removed: the next

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
+from .model import Model
 from .outcome import OutcomeKind
 from .validation import UtcDatetime
 
 
-class TargetOutcomes(BaseModel):
+class TargetOutcomes(Model):
     """What a proxy has come to at a target.
 
     ``address`` is the proxy's URL without credentials, None if the proxy was removed.
@@ -45,7 +46,7 @@ class TargetOutcomes(BaseModel):
         return _share(self.successes, self.failures)
 
 
-class TargetSummary(BaseModel):
+class TargetSummary(Model):
     """What the proxies of a pool have come to at a target.
 
     ``pairs`` is how many proxies are known there, and ``cooling`` how many of them rest.

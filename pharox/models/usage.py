@@ -7,9 +7,10 @@ from datetime import date
 from decimal import Decimal, localcontext
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from ..errors import InvalidInputError
+from .model import Model
 from .money import Money
 
 UsageKey = Literal["consumer", "source", "target", "pool", "day"]
@@ -20,7 +21,7 @@ USAGE_KEYS: tuple[str, ...] = get_args(UsageKey)
 _DIGITS = 12
 
 
-class Usage(BaseModel):
+class Usage(Model):
     """What one group of leases and requests has used.
 
     ``consumer``, ``source``, ``target``, ``pool`` and ``day`` say which group it is, each None if

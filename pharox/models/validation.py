@@ -8,7 +8,6 @@ from typing import Annotated, Any, Self
 from pydantic import (
     AfterValidator,
     AwareDatetime,
-    BaseModel,
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
@@ -18,6 +17,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ..errors import InvalidInputError, InvalidLeaseError
+from .model import Model
 
 MAX_NAME_LENGTH = 500
 """For pools, consumers and hosts. An index entry is limited to a few thousand bytes."""
@@ -165,7 +165,7 @@ MaxConcurrency = Annotated[int, Field(gt=0, le=2**31 - 1)]
 Weight = Annotated[int, Field(ge=1, le=1000)]
 
 
-class Confidential(BaseModel):
+class Confidential(Model):
     """A model whose errors do not quote inputs: an input may be a misplaced password."""
 
     model_config = ConfigDict(hide_input_in_errors=True)
