@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import shutil
 import socket
@@ -61,6 +62,19 @@ print("ours:", *sorted(ours))
         "pharox.cli.printing_json",
         *("pharox.errors", "pharox.printable"),
     }
+
+
+def test_a_program_collects_garbage_seldom_and_a_caller_in_python_keeps_its_own() -> None:
+    """A command in its own process; one that a program calls leaves its collector alone."""
+    code = f"""
+import gc, sys
+from pharox.cli import main
+sys.argv = ["pharox", "--version"]
+for arguments in (["--version"], None):
+    main(arguments)
+    print(gc.get_threshold() == {gc.get_threshold()}, file=sys.stderr)
+"""
+    assert run_python("-c", code).stderr.split() == ["True", "False"]
 
 
 @pytest.mark.parametrize("name", ROOT.commands)  # type: ignore[attr-defined]
