@@ -183,10 +183,10 @@ class TestConsole:
         assert int(str(acquired)) >= told.leases
 
 
-def test_a_command_takes_more_than_an_empty_program(database_url: str) -> None:
+def test_a_command_takes_more_than_an_empty_program(database_url: str, tmp_path: Path) -> None:
     """What a command takes is the processor time of its process alone."""
     bare, version = (
-        starting.processor_s(starting.COMMANDS[name], database_url)
+        starting.processor_s(starting.COMMANDS[name], database_url, str(tmp_path))
         for name in ("python -c pass", "pharox --version")
     )
     assert 0 < bare < version
