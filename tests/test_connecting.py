@@ -18,6 +18,7 @@ from sqlalchemy import make_url, text
 from pharox import connect, connect_async
 from pharox.connecting.embedded import start
 from pharox.errors import DatabaseUnavailableError, InvalidInputError
+from pharox.settings import Settings
 
 FORK = """
 import os, sys, warnings
@@ -152,6 +153,13 @@ class TestChoice:
         monkeypatch.setenv("PHAROX_DATABASE_URL", "postgresql://host/from_environment")
         assert connect().engine.url.database == "from_environment"
         assert connect("postgresql://host/given").engine.url.database == "given"
+
+    def test_an_empty_variable_is_as_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As Compose files and CI systems set variables that nobody gave a value."""
+        monkeypatch.setenv("PHAROX_DATABASE_URL", "")
+        monkeypatch.setenv("PHAROX_DATA_DIR", "folder")
+        assert Settings().database_url is None
+        assert Settings().data_dir == Path("folder")
 
     def test_without_any_url_it_is_the_embedded_server(
         self, monkeypatch: pytest.MonkeyPatch

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Annotated, Any, TypeVar
 
 import typer
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from ..errors import InvalidInputError
 from ..models import (
@@ -30,7 +30,7 @@ from ..models.money import Price
 M = TypeVar("M", bound=BaseModel)
 
 _DURATION = re.compile(r"(-?)([0-9]+(?:\.[0-9]+)?)\s*([smhdw]?)")
-_PRICE: TypeAdapter[Decimal] = TypeAdapter(Price)
+_PRICE: TypeAdapter[Decimal] = TypeAdapter(Price, config=ConfigDict(defer_build=True))
 _SIZE = re.compile(r"([0-9]{1,16}(?:\.[0-9]{1,12})?)\s*([kmgt]?)b?", re.IGNORECASE)
 _LIMIT = re.compile("[0-9]{1,10}")
 _STATUS = re.compile("[1-5][0-9]{2}")
