@@ -317,19 +317,15 @@ def _source(fleet: AnyFleet[Any], pool: str) -> Calls[End]:
     That is the one that the directory says, unless the pool has moved on from there.
     """
     check_name(pool, "pool")
-    last: dict[str, PoolMove] = {}
-    for name, ledger in fleet.ledgers.items():
+    for ledger in fleet.ledgers.values():
         try:
             found = yield partial(ledger.storage.list_pool_moves, pool)
         except DatabaseError:
             continue  # A ledger that is down keeps no other pool from moving.
         if found and found[0].stage.is_under_way:
             return ledger
-        if found:
-            last[name] = found[0]
-    said = place = yield from fleet.directory.reading(pool)
-    while (move := last.pop(place.name, None)) is not None and move.goes_to is not None:
-        place = fleet.directory.named(move.ledger, pool)
+    said = yield from fleet.directory.reading(pool)
+    place = yield from fleet.directory.following(pool, said)
     if place.name != said.name:
         yield from fleet.directory.placing(pool, place.name, instead_of=said.name)
     found_in: End = place

@@ -64,6 +64,10 @@ which are history, and the counters, which the proxies come to again."""
 
 CONSUMERS = "consumers"
 
+STUCK_S = {MoveStage.BEGAN: 3600.0, MoveStage.DEPARTED: 300.0}
+"""After how many seconds at a stage somebody has to look: leases that end may take long, but a pool
+that has left is in no ledger. The alerts have the same figures."""
+
 
 @dataclass(frozen=True)
 class InspectPool:

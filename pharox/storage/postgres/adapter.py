@@ -351,7 +351,7 @@ class PostgresStorage(IStorage):
         return self._run_in_time(self._commands.pool_moves(pool_name))
 
     def list_target_rules(self) -> list[KnownTargetRules]:
-        return self._run(self._commands.target_rules())
+        return self._run_in_time(self._commands.target_rules())
 
     def save_source(self, source: ProxySource) -> bool:
         return self._run_in_time(self._commands.save_source(source))

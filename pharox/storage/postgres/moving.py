@@ -83,8 +83,8 @@ from .waiting import wake_query
 if TYPE_CHECKING:
     from .commands import Commands
 
-_TURN = 1885890934
-"""The first number of the advisory lock of a pool's moves: pharox's own in a database."""
+ATTEMPTS = 5
+"""How often a move begins at most with a pool that others rename or move at the same time."""
 
 FACTS = 2000
 """How many events one statement appends in the ledger that a pool comes to."""
@@ -136,7 +136,7 @@ def _check_place(commands: Commands, pool_name: str, pool_id: UUID) -> Program[N
 
 def _begin(commands: Commands, order: BeginMove) -> Program[PoolMove]:
     schema, name = commands.schema, order.pool_name
-    while True:
+    for _ in range(ATTEMPTS):
         pool = yield from commands.pool_by_name(name)
         if pool is None:
             last = yield from moves.last_move(schema, name)
@@ -145,28 +145,53 @@ def _begin(commands: Commands, order: BeginMove) -> Program[PoolMove]:
             if last is not None and last.goes_to is not None:
                 raise moved_away(last)
             raise PoolNotFoundError(f"Pool {name!r} not found.", pool_name=name)
-        hide = _rename_query(schema, pool.id, hidden_name(name, order.to))
-        tell = _append_query(schema, pool.id, name, [began_fact(order.move_id, order.to)])
-
-        def unless_begun(query: Query) -> Step:
-            return lambda answers: None if _is_under_way(answers[1]) else query
-
-        try:
-            *_, woken = yield [
-                _turn(schema, pool.id),
-                moves.last_of_pool_query(schema, pool.id),
-                unless_begun(tell),
-                unless_begun(hide),
-                Query(_drop_tickets_statement(schema), {"pool_id": pool.id}),
-            ]
-        except psycopg.errors.UniqueViolation as error:
-            hidden = hidden_name(name, order.to)
-            raise ConflictError(f"another pool is named {hidden!r}", name=hidden) from error
-        yield from _wake(woken)
+        begun = yield from _hidden(commands, order, pool.id)
+        if begun is not None:
+            return begun
+    raise ConflictError(
+        f"pool {name!r} was renamed, moved or cancelled by others {ATTEMPTS} times while its move "
+        "was to begin: find out who does so, and move it again",
+        pool_name=name,
+    )
 
 
-def _is_under_way(rows: Rows) -> bool:
-    return bool(rows) and moves.move_from_row(rows[0]).stage.is_under_way
+def _hidden(commands: Commands, order: BeginMove, pool_id: UUID) -> Program[PoolMove | None]:
+    """Hide a pool by its name, and record that its move begins, unless one is under way.
+
+    Return the move; None if the pool has another name meanwhile.
+    """
+    schema, name = commands.schema, order.pool_name
+    hidden = hidden_name(name, order.to)
+
+    def under_way(answers: Sequence[Rows]) -> PoolMove | None:
+        last = _move_in(answers[3])
+        return begun_before(order, last)
+
+    def tell(answers: Sequence[Rows]) -> Query | None:
+        if not answers[2] or under_way(answers) is not None:
+            return None
+        return _append_query(schema, pool_id, name, [began_fact(order.move_id, order.to)])
+
+    def hide(answers: Sequence[Rows]) -> Query | None:
+        return _rename_query(schema, pool_id, hidden) if answers[2] else None
+
+    try:
+        answers = yield [
+            _turn(schema, pool_id),
+            moves.name_turn(schema, name),
+            Query(_named_statement(schema), {"pool_id": pool_id, "name": name}),
+            moves.last_of_pool_query(schema, pool_id),
+            tell,
+            hide,
+            Query(_drop_tickets_statement(schema), {"pool_id": pool_id}),
+        ]
+    except psycopg.errors.UniqueViolation as error:
+        raise ConflictError(f"another pool is named {hidden!r}", name=hidden) from error
+    yield from _wake(answers[-1])
+    if not answers[2]:
+        return None
+    begun = under_way(answers)
+    return begun if begun is not None else (yield from _known(commands, order.move_id))
 
 
 def _drain(commands: Commands, order: DrainMove) -> Program[int]:
@@ -512,7 +537,7 @@ def _known(commands: Commands, move_id: UUID) -> Program[PoolMove]:
 
 def _turn(schema: str, pool_id: UUID) -> Query:
     """Return the query that takes the turn of a pool's moves, until the transaction ends."""
-    return Query(_turn_statement(schema), {"turn": f"{schema} {pool_id}"})
+    return moves.turn(schema, str(pool_id))
 
 
 def _append_query(schema: str, pool_id: UUID, pool_name: str, facts: Sequence[Fact]) -> Query:
@@ -624,13 +649,6 @@ def _rename_statement() -> sa.Select[Any]:
 
 
 @by_schema
-def _turn_statement() -> sa.Select[Any]:
-    turn = sa.func.hashtext(parameter("turn"))
-    lock = sa.func.pg_advisory_xact_lock(sa.literal_column(str(_TURN), sa.Integer), turn)
-    return sa.select(sa.cast(lock, sa.Text).label("turn"))
-
-
-@by_schema
 def _inspect_statement() -> sa.Select[Any]:
     has_secret = sa.or_(
         sa.exists().where(
@@ -649,6 +667,12 @@ def _taken_statement() -> sa.Select[Any]:
     return sa.select(pools.c.id).where(
         sa.or_(pools.c.name == parameter("name"), pools.c.id == POOL_ID)
     )
+
+
+@by_schema
+def _named_statement() -> sa.Select[Any]:
+    """Return a pool if it has this name."""
+    return sa.select(pools.c.id).where(pools.c.id == POOL_ID, pools.c.name == parameter("name"))
 
 
 @by_schema
