@@ -214,6 +214,7 @@ def test_a_stuck_move_is_an_alert(any_storage: AnyStorage) -> None:
     assert stuck() == []
     clock.advance(301)
     assert stuck() == [("move", "pool", "It left")]
+    assert "PharoxStuckMove" in Client(create_app(any_storage)).get("/").text
     any_storage.carry_out_move(CancelMove(move))
     assert stuck() == []
 

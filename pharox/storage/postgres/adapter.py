@@ -963,7 +963,7 @@ class PostgresStorage(IStorage):
         archived:
             The rows of all archived events in their sealed order, which are read as well; without
             them what the ledger kept of their tree stands for them. See
-            :meth:`pharox.ledger.archive.reading.WithArchive.verify`.
+            ``pharox.ledger.archive.reading.WithArchive.verify``.
         """
         self._seal_if_possible()
         with self.session(snapshot=True, keep=False) as session:
