@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from .models import ApiRight as ApiRight
     from .models import ApiToken as ApiToken
     from .models import CallbackFailurePayload as CallbackFailurePayload
+    from .models import CarriedBan as CarriedBan
     from .models import CheckFailure as CheckFailure
     from .models import Consumer as Consumer
     from .models import CoolDown as CoolDown
@@ -209,6 +210,7 @@ _HOME = {
         "ApiRight",
         "ApiToken",
         "CallbackFailurePayload",
+        "CarriedBan",
         "CheckFailure",
         "Consumer",
         "CoolDown",

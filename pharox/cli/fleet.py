@@ -15,7 +15,7 @@ from .session import fleet as opened_fleet
 from .showing import in_utc, say
 
 if TYPE_CHECKING:
-    from ..fleet.merging import LedgerStatus
+    from ..fleet.merging import InLedger, LedgerStatus
     from ..models import PoolMove
 
 app = Commands(help="List the ledgers of a fleet, say which of them a pool is in, and move pools.")
@@ -130,21 +130,17 @@ def list_moves(
     output: Output = Format.TABLE,
 ) -> None:
     """List the moves of pools as each ledger has them: which have left it, and which have come."""
-    from ..errors import DatabaseUnavailableError  # noqa: PLC0415 - pydantic takes a while to import
-
-    rows: list[tuple[str, PoolMove]] = []
-    missing: dict[str, Exception] = {}
     with opened_fleet(context, fleet) as opened:
-        for ledger in opened.ledgers.values():
-            try:
-                rows += [(ledger.name, each) for each in ledger.storage.list_pool_moves(pool)]
-            except DatabaseUnavailableError as error:
-                missing[ledger.name] = error
-    rows.sort(key=lambda row: row[1].changed_at, reverse=True)
-    print_rows(
-        output, rows, _MOVE_COLUMNS, _move_row, fields=_MOVE_FIELDS, attributes=_move_attributes
-    )
-    say_missing(missing)
+        found = opened.moves(pool)
+        print_rows(
+            output,
+            found,
+            _MOVE_COLUMNS,
+            _move_row,
+            fields=_MOVE_FIELDS,
+            attributes=_move_attributes,
+        )
+        say_missing(found.missing)
 
 
 _MOVE_COLUMNS = ("ledger", "pool", "stage", "other ledger", "since")
@@ -154,12 +150,12 @@ _MOVE_FIELDS = (
 )
 
 
-def _move_row(row: tuple[str, PoolMove]) -> tuple[object, ...]:
+def _move_row(row: InLedger[PoolMove]) -> tuple[object, ...]:
     ledger, move = row
     return ledger, move.pool_name, move.stage.value, move.ledger, in_utc(move.changed_at)
 
 
-def _move_attributes(row: tuple[str, PoolMove]) -> dict[str, Any]:
+def _move_attributes(row: InLedger[PoolMove]) -> dict[str, Any]:
     ledger, move = row
     return {**move.model_dump(mode="json", exclude={"position"}), "in_ledger": ledger}
 

@@ -18,7 +18,8 @@ from typing import NamedTuple
 from uuid import UUID
 
 from ..incident.wording import span
-from ..models import SourceStatus
+from ..models import MoveStage, PoolMove, SourceStatus
+from ..storage.moving import STUCK_S
 from .figures import PoolFigures, SubscriptionFigures
 from .figures.activity import SLOT_S, Slot, slot_of
 
@@ -35,6 +36,9 @@ LOOKED_S = 30.0
 """For how many seconds what was seen is taken to hold on until the next look: three times as long
 as a page may be shown before its figures are read again."""
 
+WHERE = {MoveStage.BEGAN: "began to leave", MoveStage.DEPARTED: "left"}
+"""What a pool did last whose move has come to a stage."""
+
 _RATE_SLOTS = 300 // SLOT_S
 
 
@@ -47,6 +51,7 @@ class Facts:
     slots: Mapping[UUID, Mapping[int, Slot]]
     subscriptions: Sequence[SubscriptionFigures] = ()
     sources: Sequence[SourceStatus] = ()
+    moves: Sequence[PoolMove] = ()
 
     def lately(self, pool: PoolFigures) -> list[Slot]:
         """Return a pool's slots of the last five minutes."""
@@ -57,7 +62,8 @@ class Facts:
 class Found(NamedTuple):
     """A condition that holds: of what, and what to say and do about it.
 
-    ``kind`` is "pool", "subscription" or "source", and ``of`` the name of one.
+    ``kind`` is "pool", "subscription", "source" or "move", and ``of`` the name of one; of a move
+    the name of its pool.
     """
 
     of: str
@@ -197,6 +203,17 @@ def _stale_source(facts: Facts) -> Iterator[Found]:
             yield Found(each.name, f"{said}, {often}", advice or nobody, each.pool_id, "source")
 
 
+def _stuck_move(facts: Facts) -> Iterator[Found]:
+    for each in facts.moves:
+        most_s = STUCK_S.get(each.stage, float("inf"))
+        age_s = (facts.now - each.changed_at).total_seconds()
+        if age_s > most_s:
+            said = f"It {WHERE[each.stage]} for {each.ledger} {span(age_s)} ago"
+            said += " and has not arrived"
+            advice = "Nobody can lease from it. Move it again, or with --back."
+            yield Found(each.pool_name, said, advice, each.pool_id, "move")
+
+
 RULES = (
     Rule("PharoxPoolNearlyExhausted", 300, _nearly_exhausted),
     Rule("PharoxManyMisses", 300, _many_misses),
@@ -211,6 +228,7 @@ RULES = (
     Rule("PharoxManyRefusals", 300, _many_refusals),
     Rule("PharoxTargetInTrouble", 0, _target_in_trouble),
     Rule("PharoxStaleSource", 300, _stale_source),
+    Rule("PharoxStuckMove", 300, _stuck_move),
 )
 
 

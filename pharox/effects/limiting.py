@@ -17,9 +17,10 @@ _limit_s: ContextVar[float | None] = ContextVar("answer_limit_s", default=None)
 def answers_within(seconds: float) -> Iterator[None]:
     """Limit each answer of a database to ``seconds`` in a ``with`` block of this thread or task.
 
-    A statement that takes longer is cancelled, and raises :class:`AnswerTimeoutError`.
+    A statement that takes longer is cancelled, and raises :class:`AnswerTimeoutError`. Within
+    another such block the shorter limit holds.
     """
-    token = _limit_s.set(seconds)
+    token = _limit_s.set(limited(seconds))
     try:
         yield
     finally:

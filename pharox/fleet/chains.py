@@ -2,7 +2,7 @@
 
 A ledger's own chain of pools is one transaction. A request that falls back to a pool of another
 ledger is a transaction in each, in order: a proxy of the first that comes free while the next
-is asked is not seen any more. A ledger that does not answer is passed over if another pool is
+is asked is not seen any more. A ledger that is down, or hangs, is passed over if another pool is
 left to try. If an answer says that a pool is elsewhere, it is looked up and all are tried once
 more, before the next ledger is asked; if its old ledger has granted a fallback, the next request
 finds it. A pool that moves has no queue to wait in, so it is asked
@@ -19,12 +19,18 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ..effects import Calls
-from ..errors import DatabaseUnavailableError, OutcomeUnknownError, PharoxError
+from ..errors import (
+    AnswerTimeoutError,
+    DatabaseError,
+    DatabaseUnavailableError,
+    OutcomeUnknownError,
+    PharoxError,
+)
 from ..manager.leasing import AcquireArguments, AcquireSetArguments
 from ..models import Lease, MissReason, PoolMissed, RetryConfig, check_fallback, check_name
 from ..models.ids import NIL
 from ..storage.requests import Acquisition, SetAcquisition, lease_id_of
-from .elsewhere import elsewhere
+from .elsewhere import Look, elsewhere
 from .finding import Finding, has_lease
 from .groups import raise_first
 from .ledgers import AnyLedger, in_ledger
@@ -39,6 +45,11 @@ _PAUSES = RetryConfig(max_attempts=sys.maxsize, backoff_seconds=0.05, max_backof
 
 _MOVING = (MissReason.POOL_MOVING, MissReason.POOL_MOVED)
 """The reasons for a miss of a pool that has not arrived yet, as far as the directory says."""
+
+
+_SILENT = (DatabaseUnavailableError, AnswerTimeoutError)
+"""What a ledger that is down comes to, or one that hangs. Neither has granted anything, unless it
+is an :class:`OutcomeUnknownError`."""
 
 
 class Part(NamedTuple):
@@ -103,7 +114,7 @@ class Chains(Finding):
                 return found
         except OutcomeUnknownError:
             raise
-        except DatabaseUnavailableError:
+        except _SILENT:
             if not arguments.wait_seconds:
                 raise
         return (yield from self._in_order((yield from self._parts(pools)), arguments))
@@ -154,7 +165,7 @@ class Chains(Finding):
         the caller hears of.
         """
         missed: list[PoolMissed] = []
-        failed: list[DatabaseUnavailableError] = []
+        failed: list[DatabaseError] = []
         found: Found | None = None
         own = arguments
         for part in parts:
@@ -166,7 +177,7 @@ class Chains(Finding):
                 is_stale = looks_again and (yield from self._are_elsewhere(part.pools, answer))
             except OutcomeUnknownError:
                 raise  # It may have been granted: asking the next one could grant another.
-            except DatabaseUnavailableError as error:
+            except _SILENT as error:
                 failed.append(error)
                 continue
             if is_stale:
@@ -191,12 +202,12 @@ class Chains(Finding):
         lease_id = ids[0] if ids else getattr(arguments, "lease_id", None)
         if lease_id is None:
             return None
-        uuid, failed = lease_id_of(lease_id), list[DatabaseUnavailableError]()
+        uuid, failed = lease_id_of(lease_id), list[DatabaseError]()
         for part in parts:
             try:
                 if (yield from has_lease(part.ledger.storage, uuid)):
                     return part
-            except DatabaseUnavailableError as error:
+            except _SILENT as error:
                 in_ledger(error, part.ledger.name)
                 failed.append(error)
         raise_first(failed)
@@ -205,8 +216,8 @@ class Chains(Finding):
     def _forget_elsewhere(self, found: Found) -> None:
         """Have the next request look up pools that a ledger passed over, as they are elsewhere."""
         for each in found.missed_in:
-            if elsewhere(each) is not None:
-                self._fleet.directory.forget(each.pool_name)
+            if (look := elsewhere(each)) is not None:
+                self._fleet.directory.forget(each.pool_name, has_left=look is Look.WHERE_IT_WENT)
 
     def _are_elsewhere(self, pools: Sequence[str], answer: Any) -> Calls[bool]:
         """Look pools up again if an answer says so. Return whether one has another place now."""
@@ -219,6 +230,8 @@ class Chains(Finding):
             directory.note(pools[0], look)
         else:
             for name in pools:
+                if look is Look.WHERE_IT_WENT:
+                    directory.forget(name, has_left=True)
                 yield from directory.reading(name)
         return before != [directory.known(name) for name in pools]
 

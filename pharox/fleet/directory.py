@@ -5,20 +5,32 @@ each pool. A pool that was never placed is in the home ledger, so a ledger that 
 fleet without a word about its pools. Each process keeps the places that it has read; nobody tells
 it of a change. A wrong one costs a question: a ledger that lacks the pool answers so, and then
 the directory is read anew (:mod:`.elsewhere`).
+
+The directory itself may be wrong: a mover was killed after the move, before it wrote the place.
+Then the ledger that the pool left knows where it went. Whoever hears of that from it writes the
+place.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from ..effects import Calls
-from ..errors import DatabaseError, DirectoryUnavailableError, InvalidInputError
-from ..models import PoolPlace, check_name
+from ..errors import (
+    ConflictError,
+    DatabaseError,
+    DirectoryUnavailableError,
+    InvalidInputError,
+)
+from ..models import MoveStage, PoolMove, PoolPlace, check_name
 from ..storage.places import already_placed
 from .known import Known
 from .ledgers import Ledger
+
+logger = logging.getLogger("pharox")
 
 
 class Directory:
@@ -36,6 +48,7 @@ class Directory:
         self._home = home
         self._ledgers = ledgers
         self._places: Known[str] = Known()
+        self._left: Known[str] = Known()
 
     def known(self, pool_name: str) -> str | None:
         """Return the ledger that this process takes a pool to be in, without asking."""
@@ -50,6 +63,9 @@ class Directory:
 
     def reading(self, pool_name: str) -> Calls[Ledger[Any, Any]]:
         """Return the ledger of a pool as the directory has it now.
+
+        If that is a ledger that said that the pool has left, it is asked where to, and the
+        directory is corrected.
 
         Raises
         ------
@@ -68,7 +84,32 @@ class Directory:
                 ledger=self._home.name,
             ) from error
         ledger = self.named(places[0].ledger, pool_name) if places else self._home
+        if self._left.get(pool_name) == ledger.name:
+            ledger = yield from self._corrected(pool_name, ledger)
+        self._left.forget(pool_name)
         self.note(pool_name, ledger.name)
+        return ledger
+
+    def _corrected(self, pool_name: str, said: Ledger[Any, Any]) -> Calls[Ledger[Any, Any]]:
+        """Return the ledger that a pool went to from there, and have the directory say so."""
+        ledger = said
+        try:
+            ledger = yield from self.following(pool_name, said)
+            if ledger is not said:
+                yield from self.placing(pool_name, ledger.name, instead_of=said.name)
+        except (ConflictError, DatabaseError) as error:  # The next one who hears of it tries.
+            logger.warning("pharox.fleet.place_not_written: of pool %r: %s", pool_name, error)
+        return ledger
+
+    def following(self, pool_name: str, said: Ledger[Any, Any]) -> Calls[Ledger[Any, Any]]:
+        """Return the ledger that a pool has moved to from one, through all that it has left."""
+        ledger, left = said, set[str]()
+        while ledger.name not in left:
+            left.add(ledger.name)
+            moves: list[PoolMove] = yield partial(ledger.storage.list_pool_moves, pool_name)
+            if not moves or moves[0].stage is not MoveStage.MOVED:
+                break
+            ledger = self.named(moves[0].ledger, pool_name)
         return ledger
 
     def placing(self, pool_name: str, ledger: str, *, instead_of: str | None = None) -> Calls[bool]:
@@ -107,8 +148,17 @@ class Directory:
         """Take a pool to be in a ledger from now on, in this process."""
         self._places.note(pool_name, ledger)
 
-    def forget(self, pool_name: str) -> None:
-        """Have the directory asked when the pool is needed next."""
+    def forget(self, pool_name: str, *, has_left: bool = False) -> None:
+        """Have the directory asked when the pool is needed next.
+
+        Parameters
+        ----------
+        has_left:
+            Whether the ledger that it was taken to be in says that it has moved away from there.
+        """
+        known = self._places.get(pool_name)
+        if has_left and known is not None:
+            self._left.note(pool_name, known)
         self._places.forget(pool_name)
 
     def named(self, ledger: str, pool_name: str) -> Ledger[Any, Any]:

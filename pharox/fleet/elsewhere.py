@@ -13,16 +13,23 @@ from typing import Any
 from ..errors import PoolMovedError, PoolNotFoundError
 from ..models import MissReason, MoveStage, PoolMissed
 
-_NOT_HERE = {MissReason.UNKNOWN_POOL, MissReason.POOL_MOVED}
-"""Why a ledger grants nothing that the pool's own ledger may grant. One that is only about to move
-is nowhere else."""
-
 
 class Look(Enum):
     """Where to look for a pool, if it is not in the ledger that was asked."""
 
     IN_THE_DIRECTORY = "in_the_directory"
     """The place that this process knew may be old: read it anew."""
+
+    WHERE_IT_WENT = "where_it_went"
+    """It has moved. If the directory does not say so yet, the ledger that it left says where to."""
+
+
+_NOT_HERE = {
+    MissReason.POOL_MOVED: Look.WHERE_IT_WENT,
+    MissReason.UNKNOWN_POOL: Look.IN_THE_DIRECTORY,
+}
+"""Why a ledger grants nothing that the pool's own ledger may grant. One that is only about to move
+is nowhere else."""
 
 
 def elsewhere(answer: Any) -> Look | str | None:
@@ -43,9 +50,10 @@ def elsewhere(answer: Any) -> Look | str | None:
         return answer.ledger if answer.stage is MoveStage.MOVED else None
     if isinstance(answer, PoolNotFoundError):
         return Look.IN_THE_DIRECTORY
+    reasons: set[MissReason | None]
     if isinstance(answer, PoolMissed):
-        return Look.IN_THE_DIRECTORY if answer.reason in _NOT_HERE else None
-    missed_in = getattr(answer, "missed_in", ())
-    if {getattr(answer, "miss_reason", None), *(each.reason for each in missed_in)} & _NOT_HERE:
-        return Look.IN_THE_DIRECTORY
-    return None
+        reasons = {answer.reason}
+    else:
+        missed_in = getattr(answer, "missed_in", ())
+        reasons = {getattr(answer, "miss_reason", None), *(each.reason for each in missed_in)}
+    return next((look for reason, look in _NOT_HERE.items() if reason in reasons), None)

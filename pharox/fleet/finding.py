@@ -23,12 +23,13 @@ from ..errors import (
     ProxyNotFoundError,
 )
 from ..manager.leasing import Leasing
+from ..manager.tally import known_tally
 from ..models import Lease, check_name
+from ..storage.reports import ReportRequest
 from ..storage.requests import check_lease
 from .groups import Group, grouped, raise_all, raise_first
 from .known import Known
 from .ledgers import AnyLedger, in_ledger
-from .merging import reading_all
 
 if TYPE_CHECKING:
     from .fleets import AnyFleet
@@ -50,7 +51,11 @@ _CALLBACKS = (
 
 
 class FleetStorage:
-    """What a manager asks its storage for, of a fleet: what it can do, and when to ask again."""
+    """What a manager asks its storage for, of a fleet: what it can do, and when to ask again.
+
+    It takes the reports that are made in the background of leases whose ledger is still to be
+    found, and passes them on.
+    """
 
     can_wait = can_stick = can_fall_back = True
 
@@ -60,6 +65,13 @@ class FleetStorage:
     def seconds_to_next_change(self, pool_name: str, *sought: str | None) -> Any:
         """Return the seconds until something of a pool may be free by itself, or None."""
         return self._routing._perform(self._routing._next_change(pool_name, sought))
+
+    def report_outcomes(self, requests: Sequence[ReportRequest]) -> Any:
+        """Have the ledgers of leases record outcomes in the background.
+
+        Return an error for each whose lease may be in a ledger that does not answer, else None.
+        """
+        return self._routing._perform(self._routing._passing_on(requests))
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
@@ -129,16 +141,21 @@ class Finding(Leasing[Any], ABC):
     def _of_pool(self, pool_name: str) -> Calls[AnyLedger]:
         """Return the ledger of a pool as the directory has it, or as it is known if that is down.
 
-        Commands that do not tell an unknown pool from one without anything begin with this.
+        Commands that do not tell an unknown pool from one without anything begin with this, so
+        the ledger is asked whether it has the pool.
         """
         directory = self._fleet.directory
         check_name(pool_name, "pool")
         try:
-            return (yield from directory.reading(pool_name))
+            ledger = yield from directory.reading(pool_name)
         except DirectoryUnavailableError:
             if (known := directory.known(pool_name)) is None:
                 raise
             return self._fleet.ledgers[known]
+        if (yield from self._said_by(ledger, has_pool(ledger.storage, pool_name))):
+            return ledger
+        directory.forget(pool_name, has_left=True)
+        return (yield from directory.reading(pool_name))
 
     def _next_change(self, pool_name: str, sought: tuple[Any, ...]) -> Calls[float | None]:
         ledger = yield from self._fleet.directory.finding(pool_name)
@@ -155,6 +172,13 @@ class Finding(Leasing[Any], ABC):
         """Return the ledger of each lease; one that nobody knows is for home to refuse."""
         for lease in leases:
             check_lease(lease)
+        tally = known_tally(self._storage)
+        proxies = {lease.proxy_id for lease in leases}
+        if tally is not None and tally.has(proxies):  # They were reported before.
+            yield from tally.flushing(proxies)
+        return (yield from self._found(leases))
+
+    def _found(self, leases: Sequence[Lease]) -> Calls[list[AnyLedger]]:
         for lease in leases:
             if not self._has_seen(lease):
                 yield from self._looking_for(lease)
@@ -168,6 +192,19 @@ class Finding(Leasing[Any], ABC):
             asked.get(each.id, home) if each.id in unknown else self._guess_or_home(each)
             for each in leases
         ]
+
+    def _passing_on(self, requests: Sequence[ReportRequest]) -> Calls[list[DatabaseError | None]]:
+        """Have the ledgers of leases record outcomes, and return why one is not found."""
+        errors: list[DatabaseError | None] = []
+        for request in requests:
+            try:
+                (ledger,) = yield from self._found([request.lease])
+            except DatabaseError as error:
+                errors.append(error)
+            else:
+                ledger.manager.report_later(request.lease, request.outcome)
+                errors.append(None)
+        return errors
 
     def _of_proxies(self, proxy_ids: Sequence[UUID]) -> Calls[list[AnyLedger]]:
         """Return the ledger of each proxy; one that nobody knows is for home to refuse."""
@@ -208,7 +245,7 @@ class Finding(Leasing[Any], ABC):
                     found.add(each)
             return found
 
-        answers = yield from reading_all(fleet.ledgers, self._together, asking)
+        answers = yield from fleet.reading(self._together, asking)
         answered = {name: each for name, each in answers.items() if isinstance(each, set)}
         where = {each: name for name, found in answered.items() for each in found}
         if len(where) < len(ids):
@@ -217,7 +254,7 @@ class Finding(Leasing[Any], ABC):
 
     def _in_all(self, program: Callable[[AnyLedger], Calls[T]]) -> Calls[list[T]]:
         """Run a program in each ledger, and raise afterwards what went wrong in any."""
-        found = yield from reading_all(self._fleet.ledgers, self._together, program)
+        found = yield from self._fleet.reading(self._together, program)
         raise_all(found.values())
         return [each for each in found.values() if not isinstance(each, Exception)]
 
@@ -259,6 +296,11 @@ class Finding(Leasing[Any], ABC):
         except PharoxError as error:
             in_ledger(error, ledger.name)
             raise
+
+
+def has_pool(storage: Any, pool_name: str) -> Calls[bool]:
+    """Return whether a storage has a pool of this name."""
+    return (yield partial(storage.get_pool_by_name, pool_name)) is not None
 
 
 def has_lease(storage: Any, lease_id: UUID) -> Calls[bool]:

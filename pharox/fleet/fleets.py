@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
 from pharox.log import Extract
 
-from ..effects import call, call_async, run, run_async
+from ..effects import Calls, call, call_async, run, run_async
 from ..events import Event
 from ..history.audit import Entry
 from ..manager import AsyncProxyManager, ProxyManager
@@ -38,11 +38,12 @@ from .merging import (
     together_async,
 )
 from .moving import MoveOptions, cancelling_in, moving_in
-from .past import events_by_time, story_by_time
-from .reading import leases_of, stats_of
+from .past import Logs, Past, events_by_time, in_threads, log_of, story_by_time
+from .reading import leases_of, moves_of, stats_of
 from .settings import FleetSettings, read_settings
 
 M = TypeVar("M")
+T = TypeVar("T")
 Given = str | Path | Mapping[str, Any] | FleetSettings
 
 
@@ -64,6 +65,15 @@ class AnyFleet(Generic[M]):
         self.ledgers = dict(ledgers)
         self.home = self.ledgers[settings.home]
         self.directory = Directory(self.home, self.ledgers)
+
+    def reading(
+        self,
+        side_by_side: Callable[[Sequence[Calls[T]]], Any],
+        program: Callable[[Ledger[Any, Any]], Calls[T]],
+    ) -> Calls[dict[str, T | Exception]]:
+        """Read every ledger, each within ``answer_timeout_s``, as :func:`.reading_all` does."""
+        within_s = self.settings.answer_timeout_s
+        return reading_all(self.ledgers, side_by_side, program, within_s)
 
 
 class Fleet(AnyFleet[ProxyManager]):
@@ -162,12 +172,12 @@ class Fleet(AnyFleet[ProxyManager]):
 
     def status(self) -> list[LedgerStatus]:
         """Return all ledgers in numbers, and which of them do not answer."""
-        found = run(reading_all(self.ledgers, together, counting), call)
+        found = run(self.reading(together, counting), call)
         return statuses(found, self.home.name)
 
     def stats(self) -> Merged[PoolStatsSnapshot]:
         """Return the statistics of all pools, by the pools' names."""
-        found = run(reading_all(self.ledgers, together, stats_of), call)
+        found = run(self.reading(together, stats_of), call)
         return merged(found, lambda stats: stats.pool_name)
 
     def leases(
@@ -181,7 +191,15 @@ class Fleet(AnyFleet[ProxyManager]):
             Only those of this pool, and of this consumer.
         """
         program = leases_of(pool_name, consumer_name)
-        return merged(run(reading_all(self.ledgers, together, program), call))
+        return merged(run(self.reading(together, program), call))
+
+    def moves(self, pool_name: str | None = None) -> Merged[PoolMove]:
+        """Return the moves of pools as each ledger has them, or those of one, the last one first.
+
+        A move is in both of its ledgers, unless it has not come to the second.
+        """
+        found = run(self.reading(together, moves_of(pool_name)), call)
+        return merged(found, lambda move: -move.changed_at.timestamp())
 
     def log(
         self,
@@ -208,8 +226,7 @@ class Fleet(AnyFleet[ProxyManager]):
             The events, read while they are asked for, each with its ledger; and why a ledger is
             not among them, by its name. One that fails later raises its error.
         """
-        wanted = (extract or Extract())._replace(**if_given(since=since, until=until))
-        return events_by_time(self.ledgers, wanted)
+        return events_by_time(self._logs(), _wanted(extract, since, until))
 
     def audit_consumer(
         self, name: str, *, since: datetime | None = None, until: datetime | None = None
@@ -223,7 +240,11 @@ class Fleet(AnyFleet[ProxyManager]):
         ConsumerNotFoundError
             If no ledger knows it, and all of them answer.
         """
-        return story_by_time(self.ledgers, name, since, until)
+        return story_by_time(self._logs(), name, since, until)
+
+    def _logs(self) -> Logs:
+        logs = run(self.reading(together, log_of), call)
+        return Logs(logs, self.settings.answer_timeout_s)
 
     def close(self) -> None:
         """Close the connections of all ledgers."""
@@ -231,6 +252,8 @@ class Fleet(AnyFleet[ProxyManager]):
         for ledger in self.ledgers.values():
             if hasattr(ledger.storage, "close"):
                 ledger.storage.close()
+            else:
+                run(finishing(ledger.storage), call)
 
     def __enter__(self) -> Self:
         return self
@@ -240,10 +263,7 @@ class Fleet(AnyFleet[ProxyManager]):
 
 
 class AsyncFleet(AnyFleet[AsyncProxyManager]):
-    """As :class:`Fleet`, for asyncio. It belongs to the event loop that connected it.
-
-    The log and the audit are read with a :class:`Fleet`.
-    """
+    """As :class:`Fleet`, for asyncio. It belongs to the event loop that connected it."""
 
     def __init__(
         self,
@@ -296,12 +316,12 @@ class AsyncFleet(AnyFleet[AsyncProxyManager]):
 
     async def status(self) -> list[LedgerStatus]:
         """Do as :meth:`Fleet.status`."""
-        found = await run_async(reading_all(self.ledgers, together_async, counting), call_async)
+        found = await run_async(self.reading(together_async, counting), call_async)
         return statuses(found, self.home.name)
 
     async def stats(self) -> Merged[PoolStatsSnapshot]:
         """Do as :meth:`Fleet.stats`."""
-        found = await run_async(reading_all(self.ledgers, together_async, stats_of), call_async)
+        found = await run_async(self.reading(together_async, stats_of), call_async)
         return merged(found, lambda stats: stats.pool_name)
 
     async def leases(
@@ -309,9 +329,37 @@ class AsyncFleet(AnyFleet[AsyncProxyManager]):
     ) -> Merged[HeldLease]:
         """Do as :meth:`Fleet.leases`."""
         program = leases_of(pool_name, consumer_name)
-        return merged(
-            await run_async(reading_all(self.ledgers, together_async, program), call_async)
-        )
+        return merged(await run_async(self.reading(together_async, program), call_async))
+
+    async def moves(self, pool_name: str | None = None) -> Merged[PoolMove]:
+        """Do as :meth:`Fleet.moves`."""
+        found = await run_async(self.reading(together_async, moves_of(pool_name)), call_async)
+        return merged(found, lambda move: -move.changed_at.timestamp())
+
+    async def log(
+        self,
+        extract: Extract | None = None,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> tuple[AsyncIterator[InLedger[Event]], dict[str, Exception]]:
+        """Do as :meth:`Fleet.log`, in threads."""
+        wanted = _wanted(extract, since, until)
+        return await self._past(lambda logs: events_by_time(logs, wanted))
+
+    async def audit_consumer(
+        self, name: str, *, since: datetime | None = None, until: datetime | None = None
+    ) -> tuple[AsyncIterator[InLedger[Entry]], dict[str, Exception]]:
+        """Do as :meth:`Fleet.audit_consumer`, in threads."""
+        return await self._past(lambda logs: story_by_time(logs, name, since, until))
+
+    async def _past(
+        self, reading: Callable[[Logs], Past[T]]
+    ) -> tuple[AsyncIterator[InLedger[T]], dict[str, Exception]]:
+        found = await run_async(self.reading(together_async, log_of), call_async)
+        logs = Logs(found, self.settings.answer_timeout_s)
+        rows, missing = await asyncio.to_thread(reading, logs)
+        return in_threads(rows), missing
 
     async def close(self) -> None:
         """Close the connections of all ledgers."""
@@ -319,9 +367,15 @@ class AsyncFleet(AnyFleet[AsyncProxyManager]):
         for ledger in self.ledgers.values():
             if hasattr(ledger.storage, "close"):
                 await ledger.storage.close()
+            else:
+                await run_async(finishing(ledger.storage), call_async)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+def _wanted(extract: Extract | None, since: datetime | None, until: datetime | None) -> Extract:
+    return (extract or Extract())._replace(**if_given(since=since, until=until))

@@ -16,8 +16,10 @@ from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..effects import Calls, call, call_async, run, run_async
+from ..effects.limiting import answers_within
 from .ledgers import Ledger, in_ledger
 
+L = TypeVar("L")
 T = TypeVar("T")
 _END_OF_TIME = datetime(9000, 1, 1, tzinfo=UTC)
 MOST_AT_ONCE = 32
@@ -114,26 +116,36 @@ def _outcome(program: Calls[T]) -> T | Exception:
 
 
 def reading_all(
-    ledgers: Mapping[str, Ledger[Any, Any]],
+    ledgers: Mapping[str, L],
     side_by_side: Callable[[Sequence[Calls[T]]], Any],
-    reading: Callable[[Ledger[Any, Any]], Calls[T]],
+    reading: Callable[[L], Calls[T]],
+    within_s: float,
 ) -> Calls[dict[str, T | Exception]]:
     """Read every ledger with a program of its own. Return what each came to, by its name.
 
     Parameters
     ----------
+    ledgers:
+        What is to be read of each ledger, by its name.
     side_by_side:
         :func:`together`, or :func:`together_async`.
     reading:
         Makes the program of a ledger.
+    within_s:
+        How many seconds each answer of a ledger may take. One that hangs is as one that is down.
     """
-    programs = [reading(ledger) for ledger in ledgers.values()]
+    programs = [_in_time(reading(ledger), within_s) for ledger in ledgers.values()]
     outcomes = yield partial(side_by_side, programs)
     found = dict(zip(ledgers, outcomes, strict=True))
     for name, outcome in found.items():
         if isinstance(outcome, Exception):
             in_ledger(outcome, name)
     return found
+
+
+def _in_time(program: Calls[T], within_s: float) -> Calls[T]:
+    with answers_within(within_s):
+        return (yield from program)
 
 
 def merged(

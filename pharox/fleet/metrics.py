@@ -1,24 +1,26 @@
 """Metrics of a fleet: those of each ledger, with its name as the label ``ledger``.
 
 Each ledger's counts are kept in that ledger, as if it were alone. One that does not answer has
-``pharox_fleet_up`` 0 and nothing else, and is tried again at the next scrape.
+``pharox_fleet_up`` 0 and nothing else, and is tried again at the next scrape. One that hangs keeps
+a thread and no scrape: after :data:`SCRAPE_S` it is as one that is down, until the thread is done.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from ..effects.limiting import answers_within
 from ..errors import PharoxError
 from ..observability.counting import FleetCounter
-from ..observability.fleet import FleetCollector
+from ..observability.fleet import FleetCollector, up_metric
 from ..scraping.server import Certificates, MetricsServer
 from .merging import MOST_AT_ONCE
 
@@ -26,7 +28,11 @@ if TYPE_CHECKING:
     from ..ledger.subscriptions import Running
     from .fleets import Fleet
 
+T = TypeVar("T")
 LABEL = "ledger"
+SCRAPE_S = 5.0
+"""How long a scrape waits for a ledger. Prometheus waits ten seconds for all of them."""
+
 logger = logging.getLogger("pharox")
 
 
@@ -56,14 +62,16 @@ class LedgerCounts:
         """Begin to read the log, or again after the ledger was down."""
         if not self.is_counting:
             try:
-                self._counting = self._counter.subscription().running(self._storage)
+                with answers_within(SCRAPE_S):
+                    self._counting = self._counter.subscription().running(self._storage)
             except PharoxError as error:
                 logger.warning("pharox.metrics.failed: %s", error)
 
     def collect(self) -> list[Metric]:
         """Return the current values of the ledger's metrics."""
         self.ensure_counting()
-        return [*self._collector.collect()]
+        with answers_within(SCRAPE_S):
+            return [*self._collector.collect()]
 
     def stop(self) -> None:
         """Stop to read the log."""
@@ -77,6 +85,16 @@ class LedgersCollector(Collector):
 
     def __init__(self, ledgers: Mapping[str, LedgerCounts]) -> None:
         self._ledgers = ledgers
+        self._threads = ThreadPoolExecutor(MOST_AT_ONCE, "pharox-metrics")
+        self._late: dict[str, Future[Any]] = {}
+
+    def start(self) -> None:
+        """Begin to read the logs of the ledgers that answer."""
+        self._in_time(LedgerCounts.ensure_counting)
+
+    def stop(self) -> None:
+        """Use no more threads."""
+        self._threads.shutdown(wait=False)
 
     def describe(self) -> list[Metric]:
         """Describe nothing: otherwise a registry queries the databases when it registers this."""
@@ -84,9 +102,24 @@ class LedgersCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield each metric once, with the samples of all ledgers."""
-        with ThreadPoolExecutor(MOST_AT_ONCE) as threads:
-            found = [*threads.map(LedgerCounts.collect, self._ledgers.values())]
-        yield from labelled(dict(zip(self._ledgers, found, strict=True)))
+        found = self._in_time(LedgerCounts.collect)
+        yield from labelled(
+            {name: found.get(name) or [up_metric(is_up=False)] for name in self._ledgers}
+        )
+
+    def _in_time(self, function: Callable[[LedgerCounts], T]) -> dict[str, T]:
+        """Call a function for each ledger; return what came of it for those that answer."""
+        self._late = {name: each for name, each in self._late.items() if not each.done()}
+        begun = {
+            name: self._threads.submit(function, ledger)
+            for name, ledger in self._ledgers.items()
+            if name not in self._late
+        }
+        done, _ = wait(begun.values(), SCRAPE_S)
+        for name in [name for name, each in begun.items() if each not in done]:
+            logger.warning("pharox.metrics.late: the ledger %r does not answer", name)
+            self._late[name] = begun.pop(name)
+        return {name: each.result() for name, each in begun.items()}
 
 
 class LedgersServer:
@@ -114,11 +147,11 @@ class LedgersServer:
             name: LedgerCounts(ledger.storage, options) for name, ledger in fleet.ledgers.items()
         }
         registry = CollectorRegistry()
-        registry.register(LedgersCollector(self._ledgers))
+        self._collector = LedgersCollector(self._ledgers)
+        registry.register(self._collector)
         self._server = MetricsServer(registry, port, address, Certificates(certfile, keyfile))
         self.port = self._server.port
-        with ThreadPoolExecutor(MOST_AT_ONCE) as threads:
-            [*threads.map(LedgerCounts.ensure_counting, self._ledgers.values())]
+        self._collector.start()
 
     is_counting = True
     """It goes on as long as it is served: a ledger that fails is tried again."""
@@ -132,6 +165,7 @@ class LedgersServer:
                 ledger.stop()
         finally:
             self._server.close()
+            self._collector.stop()
 
 
 def labelled(found: Mapping[str, list[Metric]]) -> list[Metric]:

@@ -47,6 +47,7 @@ from ..storage.moving import (
     ReceivePool,
     RefusePool,
 )
+from .ledgers import in_ledger
 
 if TYPE_CHECKING:
     from .fleets import AnyFleet
@@ -187,8 +188,13 @@ async def cancel_move_async(
     return await run_async(_cancel(pool, source, target, options), call_async)
 
 
-def _ask(ledger: End, order: Any) -> Callable[[], Any]:
-    return partial(ledger.storage.carry_out_move, order)
+def _ask(ledger: End, order: Any) -> Calls[Any]:
+    """Give an order. An error of the database says which ledger it is about."""
+    try:
+        return (yield partial(ledger.storage.carry_out_move, order))
+    except DatabaseError as error:
+        in_ledger(error, ledger.name)
+        raise
 
 
 def _move(
@@ -201,10 +207,10 @@ def _move(
     check_name(pool, "pool")
     if source.name == target.name:
         raise ConflictError(f"pool {pool!r} is in ledger {target.name!r}", pool_name=pool)
-    if (here := (yield _ask(source, InspectPool(pool)))) is not None:
-        yield _ask(target, CheckArrival(pool, here))
+    if (here := (yield from _ask(source, InspectPool(pool)))) is not None:
+        yield from _ask(target, CheckArrival(pool, here))
     try:
-        move: PoolMove = yield _ask(source, BeginMove(pool, target.name, uuid4()))
+        move: PoolMove = yield from _ask(source, BeginMove(pool, target.name, uuid4()))
     except PoolMovedError as error:
         if error.ledger != target.name:
             raise
@@ -230,10 +236,10 @@ def _drained(
         waited = time.monotonic() - since
         is_over = revoke_after is not None and waited >= revoke_after
         reason = f"pool moves to {move.ledger}" if is_over else None
-        left = yield _ask(source, DrainMove(move, reason))
+        left = yield from _ask(source, DrainMove(move, reason))
         if not left:
             options.done("drained")
-            move = yield _ask(source, DepartPool(move))
+            move = yield from _ask(source, DepartPool(move))
             if move.stage is not MoveStage.BEGAN:
                 options.done("departed")
                 return move
@@ -250,16 +256,16 @@ def _drained(
 
 def _delivered(move: PoolMove, source: End, target: End, options: MoveOptions) -> Calls[PoolMove]:
     """Have the target receive a pool that has departed, and the source forget its secrets."""
-    cargo = yield _ask(source, ReadCargo(move))
+    cargo = yield from _ask(source, ReadCargo(move))
     if cargo is None:  # Another mover was quicker.
         return (yield from _as_it_is(move, source))
-    there: PoolMove = yield _ask(target, ReceivePool(cargo, source.name))
+    there: PoolMove = yield from _ask(target, ReceivePool(cargo, source.name))
     if there.stage is MoveStage.CANCELLED:
         # Whoever cancelled it has not told the source yet.
-        yield _ask(source, CancelMove(move))
+        yield from _ask(source, CancelMove(move))
         raise _cancelled(move)
     options.done("arrived")
-    move = yield _ask(source, FinishMove(move))
+    move = yield from _ask(source, FinishMove(move))
     options.done("moved")
     return move
 
@@ -269,12 +275,12 @@ def _cancel(pool: str, source: End, target: End, options: MoveOptions) -> Calls[
     if move.goes_to not in (None, target.name):
         raise ConflictError(f"pool {pool!r} goes to ledger {move.ledger!r}", pool_name=pool)
     if move.stage is MoveStage.BEGAN:
-        move = yield _ask(source, CancelMove(move))
+        move = yield from _ask(source, CancelMove(move))
     if move.stage is MoveStage.DEPARTED:
-        there: PoolMove = yield _ask(target, RefusePool(move, source.name))
+        there: PoolMove = yield from _ask(target, RefusePool(move, source.name))
         options.done("refused")
         order = CancelMove if there.stage is MoveStage.CANCELLED else FinishMove
-        move = yield _ask(source, order(move))
+        move = yield from _ask(source, order(move))
     if move.stage is not MoveStage.CANCELLED:
         if move.goes_to == target.name:
             yield from _placed(move, target, source, options)
@@ -317,19 +323,15 @@ def _source(fleet: AnyFleet[Any], pool: str) -> Calls[End]:
     That is the one that the directory says, unless the pool has moved on from there.
     """
     check_name(pool, "pool")
-    last: dict[str, PoolMove] = {}
-    for name, ledger in fleet.ledgers.items():
+    for ledger in fleet.ledgers.values():
         try:
             found = yield partial(ledger.storage.list_pool_moves, pool)
         except DatabaseError:
             continue  # A ledger that is down keeps no other pool from moving.
         if found and found[0].stage.is_under_way:
             return ledger
-        if found:
-            last[name] = found[0]
-    said = place = yield from fleet.directory.reading(pool)
-    while (move := last.pop(place.name, None)) is not None and move.goes_to is not None:
-        place = fleet.directory.named(move.ledger, pool)
+    said = yield from fleet.directory.reading(pool)
+    place = yield from fleet.directory.following(pool, said)
     if place.name != said.name:
         yield from fleet.directory.placing(pool, place.name, instead_of=said.name)
     found_in: End = place

@@ -2,21 +2,24 @@
 
 A ledger's own events stay in the order of its log, whatever their times. Between two ledgers only
 their clocks decide, so the order is as good as these agree. Events are read while they are asked
-for; all that is read ahead is one event a ledger.
+for; all that is read ahead is one event a ledger, and for asyncio a page of what is merged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from heapq import merge
-from itertools import chain
-from typing import Any, TypeVar
+from itertools import chain, islice
+from typing import Any, NamedTuple, TypeVar
 
 from pharox.log import Extract
 
 from ..effects import Calls, call, run
+from ..effects.limiting import answers_within
 from ..errors import ConsumerNotFoundError
 from ..events import Event
 from ..history.audit import Entry, of_consumer
@@ -25,14 +28,40 @@ from .ledgers import Ledger
 from .merging import InLedger, reading_all, together
 
 T = TypeVar("T")
-Ledgers = Mapping[str, Ledger[Any, Any]]
 Past = tuple[Iterator[InLedger[T]], dict[str, Exception]]
 """What was read, each with its ledger, and why other ledgers are missing."""
+
+PAGE = 200
+"""How many rows a task has a thread read at once."""
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
-def events_by_time(ledgers: Ledgers, extract: Extract) -> Past[Event]:
+class Logs(NamedTuple):
+    """The logs of a fleet's ledgers.
+
+    Attributes
+    ----------
+    found:
+        Each log by its ledger's name, or why there is none.
+    within_s:
+        How many seconds each answer of a ledger may take.
+    """
+
+    found: Mapping[str, SealedLog | Exception]
+    within_s: float
+
+
+def log_of(ledger: Ledger[Any, Any]) -> Calls[SealedLog]:
+    """Return the log of a ledger for threads, whatever its storage is for."""
+    storage = ledger.storage
+    if hasattr(storage, "blocking"):
+        storage = yield storage.blocking
+    log: SealedLog = getattr(storage, "memory", storage)
+    return log
+
+
+def events_by_time(logs: Logs, extract: Extract) -> Past[Event]:
     """Return the events of all ledgers that match an extract.
 
     An archived part is left out, unless the extract asks for events in it: then its ledger is
@@ -43,11 +72,11 @@ def events_by_time(ledgers: Ledgers, extract: Extract) -> Past[Event]:
         after = max(extract.after, beginning(log).seq)
         return log.history(extract._replace(after=after))
 
-    return _by_time(ledgers, events, lambda event: event.recorded_at)
+    return _by_time(logs, events, lambda event: event.recorded_at)
 
 
 def story_by_time(
-    ledgers: Ledgers, consumer: str, since: datetime | None, until: datetime | None
+    logs: Logs, consumer: str, since: datetime | None, until: datetime | None
 ) -> Past[Entry]:
     """Return the entries of a consumer's stories in all ledgers where it is known.
 
@@ -60,25 +89,44 @@ def story_by_time(
     def entries(log: SealedLog) -> Iterator[Entry]:
         return of_consumer(log, consumer, since=since, until=until).entries
 
-    found, missing = _by_time(ledgers, entries, lambda entry: entry.event.recorded_at)
+    found, missing = _by_time(logs, entries, lambda entry: entry.event.recorded_at)
     unknown = [each for each in missing.values() if isinstance(each, ConsumerNotFoundError)]
-    if len(unknown) == len(ledgers):
+    if len(unknown) == len(logs.found):
         raise unknown[0]
     down = {name: each for name, each in missing.items() if each not in unknown}
     return found, down
 
 
+async def in_threads(rows: Iterator[T]) -> AsyncIterator[T]:
+    """Yield what threads read, a page at a time."""
+    try:
+        while page := await asyncio.to_thread(lambda: [*islice(rows, PAGE)]):
+            for row in page:
+                yield row
+    finally:
+        await asyncio.to_thread(_close, rows)
+
+
+def _close(rows: Any) -> None:
+    with suppress(ValueError):  # The thread of a task that was cancelled is still reading.
+        rows.close()
+
+
 def _by_time(
-    ledgers: Ledgers, read: Callable[[SealedLog], Iterator[T]], time: Callable[[T], datetime]
+    logs: Logs, read: Callable[[SealedLog], Iterator[T]], time: Callable[[T], datetime]
 ) -> Past[T]:
-    def opening(ledger: Ledger[Any, Any]) -> Calls[Iterator[T]]:
-        rows: Iterator[T] = yield partial(_begun, read, ledger.storage)
+    def opening(log: SealedLog | Exception) -> Calls[Iterator[T]]:
+        if isinstance(log, Exception):
+            raise log
+        rows: Iterator[T] = yield partial(_begun, read, log)
         return rows
 
-    found = run(reading_all(ledgers, together, opening), call)
+    found = run(reading_all(logs.found, together, opening, logs.within_s), call)
     missing = {name: each for name, each in found.items() if isinstance(each, Exception)}
     rising = [
-        _rising(name, each, time) for name, each in found.items() if not isinstance(each, Exception)
+        _rising(name, _in_time(each, logs.within_s), time)
+        for name, each in found.items()
+        if not isinstance(each, Exception)
     ]
     ordered = merge(*rising, key=lambda pair: pair[0])
     return (row for _, row in ordered), missing
@@ -90,6 +138,16 @@ def _begun(read: Callable[[SealedLog], Iterator[T]], log: SealedLog) -> Iterator
     for first in rows:
         return chain([first], rows)
     return iter(())
+
+
+def _in_time(rows: Iterator[T], within_s: float) -> Iterator[T]:
+    """Yield rows, none of which is waited for longer than a ledger's answer may take."""
+    while True:
+        with answers_within(within_s):
+            page = [*islice(rows, 1)]
+        if not page:
+            return
+        yield page[0]
 
 
 def _rising(

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from ..effects import Calls
-from ..models import HeldLease, PoolStatsSnapshot
+from ..models import HeldLease, PoolMove, PoolStatsSnapshot
 from .ledgers import Ledger
 
 PAGE = 1000
@@ -16,6 +16,15 @@ PAGE = 1000
 def stats_of(ledger: Ledger[Any, Any]) -> Calls[list[PoolStatsSnapshot]]:
     """Read the statistics of a ledger's pools."""
     return [*(yield ledger.storage.list_pool_stats)]
+
+
+def moves_of(pool_name: str | None) -> Callable[[Ledger[Any, Any]], Calls[list[PoolMove]]]:
+    """Return a program that reads the moves of a ledger's pools, or of one."""
+
+    def reading(ledger: Ledger[Any, Any]) -> Calls[list[PoolMove]]:
+        return [*(yield partial(ledger.storage.list_pool_moves, pool_name))]
+
+    return reading
 
 
 def leases_of(

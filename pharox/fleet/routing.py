@@ -14,10 +14,11 @@ from typing import Any
 from uuid import UUID
 
 from ..effects import Calls
-from ..errors import ProxyNotFoundError
+from ..errors import PoolMovedError, ProxyNotFoundError
 from ..manager.leasing import outcomes_for
 from ..manager.reporting import check_said, report_pair
 from ..manager.rotator import Fetch, Pause, calling_due
+from ..manager.tally import has_reports
 from ..models import (
     HealthCheckResult,
     HealthPolicy,
@@ -79,8 +80,18 @@ class Routing(Chains):
                 if not isinstance(pool, ProxyPool):
                     return registered
                 wanted = wanted.model_copy(update={"id": registered.id})
-        yield partial(storage.save_pool, wanted)
+        try:
+            yield partial(storage.save_pool, wanted)
+        except PoolMovedError:
+            self._fleet.directory.forget(wanted.name, has_left=True)
+            if ledger is not None or (yield from self._is_at(wanted.name, name)):
+                raise
+            return (yield from self._registering(pool, None))
         return wanted
+
+    def _is_at(self, pool_name: str, ledger: str) -> Calls[bool]:
+        """Return whether a pool is in a ledger, as the directory has it now."""
+        return (yield from self._fleet.directory.reading(pool_name)).name == ledger
 
     def _judging(self, lease: Lease, said: Any) -> Calls[Any]:
         ledger = yield from self._of_lease(lease)
@@ -107,8 +118,16 @@ class Routing(Chains):
         return self._guess_or_home(lease).storage
 
     def report_later(self, lease: Lease, outcome: Outcome) -> None:
-        """Have an outcome recorded in the background, in the ledger of the lease."""
-        self._guess_or_home(lease).manager.report_later(lease, outcome)
+        """Have an outcome recorded in the background, in the ledger of the lease.
+
+        One that this process has not seen is looked for in the background, too; what is reported
+        of its proxy meanwhile comes after it.
+        """
+        ledger = self._guess(lease) if self._has_seen(lease) else None
+        if ledger is None or has_reports(self._storage, lease.proxy_id):
+            super().report_later(lease, outcome)
+        else:
+            ledger.manager.report_later(lease, outcome)
 
     def _reporting(self, lease: Lease, said: Any) -> Calls[Reported | None]:
         ledger = yield from self._of_lease(lease)
@@ -125,6 +144,7 @@ class Routing(Chains):
         )
 
     def _flushing_reports(self) -> Calls[None]:
+        yield from super()._flushing_reports()  # Their ledgers are found first.
         yield from self._in_all(lambda ledger: ledger.manager._flushing_reports())
 
     def _renewing(

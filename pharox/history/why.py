@@ -26,8 +26,9 @@ from ..events import (
     PoolStateCarried,
     ProxyChanged,
 )
-from ..models import LEASABLE, LimitReached, MissReason
+from ..models import LEASABLE, CarriedBan, LimitReached, MissReason, ProxyStatus
 from ..models.ids import NIL
+from ..storage.moving import BANS
 from ..storage.validation import id_from_text
 from .audit import Moment
 from .finding import find_consumer
@@ -93,7 +94,7 @@ class Unusable:
     status: str
     drains: bool = False
     until: datetime | None = None
-    change: ProxyChanged | None = None
+    change: ProxyChanged | CarriedBan | None = None
     check: HealthChecked | None = None
 
 
@@ -286,8 +287,9 @@ def _after_last_lease(events: Sequence[Event]) -> tuple[list[AcquireMissed], boo
     return misses[::-1], False
 
 
-_Brought = Mapping[UUID, tuple[int, Availability]]
-"""What proxies were that came with their pool from another ledger, and the seq of that event."""
+_Brought = Mapping[UUID, tuple[int, Availability, CarriedBan | None]]
+"""What proxies were that came with their pool from another ledger, the seq of that event, and who
+had banned them there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,12 +353,12 @@ class _Pool:
 
     def _explained(
         self, proxy_id: UUID, proxy: ProxyThen, brought: _Brought
-    ) -> tuple[bool, datetime | None, ProxyChanged | None, HealthChecked | None]:
+    ) -> tuple[bool, datetime | None, ProxyChanged | CarriedBan | None, HealthChecked | None]:
         """Return the rest of what is known of an unusable proxy."""
         stored = self.begin.rows("available_proxies").get((proxy_id, self.id))
-        arrival, arrived = brought.get(proxy_id, (0, None))
+        arrival, arrived, ban = brought.get(proxy_id, (0, None, None))
         drains, until = (stored.drains, stored.banned_until) if stored else (False, None)
-        change: ProxyChanged | None = None
+        change: ProxyChanged | CarriedBan | None = None
         of_proxy = Extract(self.begin.seq, self.then.seq, pool_id=self.id, proxy_id=proxy_id)
         described = of_proxy._replace(types=("ProxyRegistered", "ProxyChanged"))
         for event in self.log.history(described):
@@ -365,26 +367,31 @@ class _Pool:
                 if event.before.status != event.after.status:
                     change = event
             elif arrived is not None and event.seq < arrival:
-                drains, until, change = arrived.drains, arrived.banned_until, None
+                drains, until, change = arrived.drains, arrived.banned_until, ban
             else:
                 drains, until, change = False, None, None
-        if change is not None and change.after.status.value == proxy.status:
+        status = change.after.status if isinstance(change, ProxyChanged) else ProxyStatus.BANNED
+        if change is not None and status.value == proxy.status:
             return bool(drains), until, change, None
         return bool(drains), until, None, self._last_check(of_proxy)
 
     def _brought(self) -> _Brought:
         """Return what the proxies were that came with the pool from another ledger."""
         of_pool = Extract(self.begin.seq, self.then.seq, pool_id=self.id)
-        moves = self.log.history(of_pool._replace(types=("PoolStateCarried",)))
-        return {
-            row.proxy_id: (event.seq, row)
-            for event in moves
-            if isinstance(event, PoolStateCarried)
-            and event.arrived
-            and event.read_model == AVAILABLE_PROXIES.name
-            for row in rows_of(AVAILABLE_PROXIES, event.rows)
-            if isinstance(row, Availability)
-        }
+        states: dict[UUID, tuple[int, Availability]] = {}
+        bans: dict[UUID, CarriedBan] = {}
+        for event in self.log.history(of_pool._replace(types=("PoolStateCarried",))):
+            if not isinstance(event, PoolStateCarried) or not event.arrived:
+                continue
+            if event.read_model == AVAILABLE_PROXIES.name:
+                for row in rows_of(AVAILABLE_PROXIES, event.rows):
+                    if isinstance(row, Availability):
+                        states[row.proxy_id] = event.seq, row
+                        bans.pop(row.proxy_id, None)  # of an earlier arrival
+            elif event.read_model == BANS:
+                for ban in map(CarriedBan.model_validate, event.rows):
+                    bans[ban.proxy_id] = ban
+        return {each: (*state, bans.get(each)) for each, state in states.items()}
 
     def _last_check(self, of_proxy: Extract) -> HealthChecked | None:
         checks = of_proxy._replace(types=("HealthChecked",))

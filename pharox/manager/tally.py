@@ -39,7 +39,7 @@ from ..effects import (
     run_async,
 )
 from ..effects.cancelling import outcome_of
-from ..errors import OutcomeUnknownError, PharoxError
+from ..errors import DatabaseError, OutcomeUnknownError, PharoxError
 from ..models import Lease, Outcome, OutcomeKind
 from ..storage.async_interface import IAsyncStorage
 from ..storage.closing import before_close
@@ -384,6 +384,9 @@ class Tally(ABC):
     ) -> Calls[asyncio.CancelledError | None]:
         """Write reports in one call, and add what they came to.
 
+        A storage may write some and return an error of the database for others: those that are
+        kept are tried again.
+
         Return a cancellation that came too late to stop it: the others are written nonetheless.
         """
         storage, cancelled = self._storage_ref(), None
@@ -398,7 +401,11 @@ class Tally(ABC):
             if not (found := outcome_of(error, "report_outcomes")):
                 raise
             (outcomes,), cancelled = found, error
-        known.update(zip((report for report, _ in asked), outcomes, strict=True))
+        known.update(
+            (report, outcome)
+            for (report, _), outcome in zip(asked, outcomes, strict=True)
+            if not (report.is_kept and isinstance(outcome, DatabaseError))
+        )
         return cancelled
 
     def _settle(self, work: Work, known: dict[Report, Any]) -> None:

@@ -25,7 +25,7 @@ from .lease import (
     RetryConfig,
 )
 from .limits import LimitReached, Pace, PacePer, PoolLimits
-from .moves import MoveStage, PoolMove
+from .moves import CarriedBan, MoveStage, PoolMove
 from .outcome import (
     HALF_LIFE_S,
     REFUSALS,
@@ -153,6 +153,7 @@ __all__ = [
     "ApiToken",
     "Asn",
     "CallbackFailurePayload",
+    "CarriedBan",
     "CheckFailure",
     "Consumer",
     "CoolDown",

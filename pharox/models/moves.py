@@ -31,6 +31,21 @@ class MoveStage(StrEnum):
         return self in (self.BEGAN, self.DEPARTED)
 
 
+class CarriedBan(Model):
+    """Who banned a proxy of a pool that came from another ledger, when and why.
+
+    It has the names of the event with which the other ledger recorded that.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    proxy_id: UUID
+    recorded_at: UtcDatetime
+    actor: str | None = None
+    correlation_id: str | None = None
+    reason: str | None = None
+
+
 class PoolMove(Model):
     """The move of a pool, as one of its two ledgers has it. ``ledger`` names the other one.
 

@@ -18,6 +18,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from projections.leases import leases
+from projections.pool_moves import pool_moves
 from projections.pools import pools
 from projections.sessions import sessions
 from projections.target_outcomes import target_outcomes
@@ -25,7 +26,7 @@ from projections.target_outcomes import target_outcomes
 from .. import events
 from ..ledger.subscriptions import Delivery, Subscription
 from ..log import fleet_counts
-from ..models import MissReason
+from ..models import MissReason, MoveStage
 from ..scraping.bounded_label import OTHER, BoundedLabel
 from ..storage.postgres import PostgresStorage
 from ..storage.postgres.driver import Session
@@ -337,6 +338,20 @@ def held_statement() -> Any:
         .where(leases.c.status == text_literal("active"))
         .group_by(leases.c.pool_name)
         .order_by(leases.c.pool_name.collate("C"))
+    )
+
+
+@by_schema
+def moves_statement() -> Any:
+    """Select, for each stage of a move that has not ended, how long ago the first came to it."""
+    moved = pool_moves.c
+    oldest = cast(extract("epoch", now - func.min(moved.changed_at)), Double)
+    under_way = moved.stage.in_(text_literal(each) for each in MoveStage if each.is_under_way)
+    return (
+        select(moved.stage, oldest.label("oldest_s"))
+        .where(under_way)
+        .group_by(moved.stage)
+        .order_by(moved.stage.collate("C"))
     )
 
 

@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 from ..errors import PharoxError, ReadOnlyDatabaseError
 from ..ledger.subscriptions import Running, subscriptions
 from ..ledger.subscriptions.fleet import UNNAMED
-from ..models import QueueStats, utc_now
+from ..models import MoveStage, QueueStats, utc_now
 from ..scraping.server import Certificates, MetricsServer
 from ..storage.postgres import PostgresStorage
 from .counting import (
@@ -36,6 +36,7 @@ from .counting import (
     bound_label,
     cooling_statement,
     held_statement,
+    moves_statement,
     sessions_statement,
 )
 from .metrics import POOL_GAUGES, pool_figures
@@ -82,6 +83,7 @@ SUBSCRIPTION_GAUGES = {
     "subscription_lag_seconds": "Age of the oldest event that the subscription has not read.",
     "subscription_parked_events": "Events that the subscription's handler failed on.",
 }
+OLDEST_MOVE = "oldest_move_seconds"
 logger = logging.getLogger("pharox")
 
 
@@ -114,7 +116,6 @@ class FleetCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the current values of all metrics."""
-        up = GaugeMetricFamily(f"{NAMESPACE}_up", "Whether the ledger could be read.")
         try:
             found = [
                 *_counters(self._counter.counts()),
@@ -122,12 +123,12 @@ class FleetCollector(Collector):
                 *self._queue_gauges(),
                 *self._source_gauges(),
                 *self._subscription_gauges(),
+                self._moves_gauge(),
             ]
         except PharoxError as error:
             logger.warning("pharox.metrics.failed: %s", error)
             found = []
-        up.add_metric([], float(bool(found)))
-        yield up
+        yield up_metric(is_up=bool(found))
         counting = GaugeMetricFamily(f"{NAMESPACE}_counting", "Whether this server reads the log.")
         counting.add_metric([], float(self._is_counting()))
         yield counting
@@ -195,6 +196,20 @@ class FleetCollector(Collector):
                 family.add_metric([source.name, source.pool_name], number)
         yield from families
 
+    def _moves_gauge(self) -> Metric:
+        """Return for how long the pool that moves longest has stood at each stage."""
+        gauge = GaugeMetricFamily(
+            f"{NAMESPACE}_{OLDEST_MOVE}",
+            "How long ago the pool that has been moving longest came to this stage; 0 if none is.",
+            labels=["stage"],
+        )
+        with self._storage.session() as session:
+            rows = session.rows(moves_statement(self._storage.schema))
+        ages = {row["stage"]: row["oldest_s"] for row in rows}
+        for stage in (each for each in MoveStage if each.is_under_way):
+            gauge.add_metric([stage.value], max(0.0, ages.get(stage.value, 0.0)))
+        return gauge
+
     def _subscription_gauges(self) -> Iterator[Metric]:
         families = [
             GaugeMetricFamily(f"{NAMESPACE}_{name}", text, labels=["subscription"])
@@ -207,6 +222,13 @@ class FleetCollector(Collector):
             for family, number in zip(families, numbers, strict=True):
                 family.add_metric([status.name], number)
         yield from families
+
+
+def up_metric(*, is_up: bool) -> Metric:
+    """Return the metric that says whether the ledger could be read."""
+    up = GaugeMetricFamily(f"{NAMESPACE}_up", "Whether the ledger could be read.")
+    up.add_metric([], float(is_up))
+    return up
 
 
 def _counters(counts: dict[Count, float]) -> Iterator[Metric]:

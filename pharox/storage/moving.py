@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -29,6 +30,7 @@ from projections.carrying import recorded_row
 from ..errors import ConflictError, PoolMovedError
 from ..models import (
     MAX_NAME_LENGTH,
+    CarriedBan,
     MoveStage,
     PoolMove,
     ProxyCredentials,
@@ -63,6 +65,14 @@ that ``lease_starts`` counts. What stays: ended leases and the ids that callers 
 which are history, and the counters, which the proxies come to again."""
 
 CONSUMERS = "consumers"
+
+BANS = "bans"
+"""What a pool takes along that is in no read model: who banned its proxies, when and why, as the
+log of the ledger that it leaves has it. A row has the fields of :class:`.CarriedBan`."""
+
+STUCK_S = {MoveStage.BEGAN: 3600.0, MoveStage.DEPARTED: 300.0}
+"""After how many seconds at a stage somebody has to look: leases that end may take long, but a pool
+that has left is in no ledger. The alerts have the same figures."""
 
 
 @dataclass(frozen=True)
@@ -267,6 +277,24 @@ def moved_away(move: PoolMove) -> PoolMovedError:
 def recorded(rows: Mapping[str, Sequence[Any]]) -> dict[str, list[dict[str, Any]]]:
     """Return rows of read models as events record them."""
     return {name: [recorded_row(row) for row in of_model] for name, of_model in rows.items()}
+
+
+def ban_row(
+    proxy_id: UUID,
+    recorded_at: datetime,
+    actor: str | None,
+    correlation_id: str | None,
+    reason: str | None,
+) -> dict[str, Any]:
+    """Return who banned a proxy, as an event records it."""
+    ban = CarriedBan(
+        proxy_id=proxy_id,
+        recorded_at=recorded_at,
+        actor=actor,
+        correlation_id=correlation_id,
+        reason=reason,
+    )
+    return ban.model_dump(mode="json", exclude_none=True)
 
 
 def carried_facts(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from psycopg import sql
@@ -14,6 +15,9 @@ from pharox import Proxy, ProxyCredentials
 from pharox.ledger.diagnosis import Diagnosis, Result, access, judged_schema, log, server, upkeep
 from pharox.ledger.roles import Roles, grant
 from pharox.ledger.subscriptions import SubscriptionStatus
+from pharox.observability.counting import FleetCounter
+from pharox.observability.fleet import FleetCollector
+from pharox.storage.moving import BeginMove, DepartPool
 from pharox.storage.postgres import PostgresStorage
 from pharox.storage.postgres.migrations import HEAD
 from tests.conftest import fill, run_sql, types_of
@@ -24,7 +28,7 @@ from .conftest import Outcome, Pharox
 CHECKS = [
     *("package", "connection", "server", "server settings", "pooler", "clock", "connections"),
     *("transactions", "schema", "rights", "secret key", "log", "sealing", "subscriptions"),
-    *("tables", "leases", "health checks"),
+    *("tables", "leases", "moves", "health checks"),
 ]
 
 
@@ -206,3 +210,52 @@ def test_each_finding_has_its_result_and_advice() -> None:
         assert diagnosis.result is result, diagnosis
         assert words in diagnosis.finding, diagnosis
         assert (diagnosis.advice is None) == (result is Result.OK), diagnosis
+
+
+@pytest.mark.parametrize(
+    ("stages", "result"),
+    [
+        ([], Result.OK),
+        ([("began", 60.0), ("departed", 60.0)], Result.OK),
+        ([("began", 4000.0)], Result.WARNING),
+        ([("began", 4000.0), ("departed", 400.0)], Result.PROBLEM),
+    ],
+)
+def test_a_pool_that_stands_between_two_ledgers_is_named(
+    stages: list[tuple[str, float]], result: Result
+) -> None:
+    """With what to run: nobody can lease from it."""
+    rows = [
+        {"pool_name": f"p{number}", "ledger": "west", "stage": stage, "age_s": age}
+        for number, (stage, age) in enumerate(stages)
+    ]
+    found = upkeep.judged_moves(rows)
+    assert found.result is result
+    if result is not Result.OK:
+        for row in rows:
+            assert repr(row["pool_name"]) in found.finding
+            assert f"pharox fleet move {row['pool_name']} --to west" in str(found.advice)
+
+
+def test_a_move_that_is_cut_off_is_found(pharox: Pharox, storage: PostgresStorage) -> None:
+    """A reader's statement reads it from the ledger, and the metric has its age."""
+    fill(storage, 1)
+    move = storage.carry_out_move(BeginMove("pool", "west", uuid4()))
+    assert diagnoses(pharox("doctor", "-o", "json"))["moves"]["finding"] == "1 under way"
+    storage.carry_out_move(DepartPool(move))
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE pharox.pool_moves SET changed_at = changed_at - interval '1 hour'"
+        )
+    found = diagnoses(pharox("doctor", "-o", "json"))["moves"]
+    assert found["result"] == "problem"
+    assert "pool 'pool' left for the ledger 'west' 60 min ago" in found["finding"]
+    collected = FleetCollector(storage, FleetCounter(storage)).collect()
+    ages = {
+        sample.labels["stage"]: sample.value
+        for metric in collected
+        for sample in metric.samples
+        if sample.name == "pharox_fleet_oldest_move_seconds"
+    }
+    assert ages["began"] == 0
+    assert 3600 <= ages["departed"] < 7200

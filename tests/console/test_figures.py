@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
+from uuid import uuid4
 
 import pytest
 from pydantic import SecretStr
 
-from pharox import InMemoryStorage, Outcome, ProxyManager, ProxySource, SourceCounts
+from pharox import InMemoryStorage, Outcome, ProxyManager, ProxyPool, ProxySource, SourceCounts
 from pharox.console import create_app
 from pharox.console.alerts import ELSEWHERE, RULES, Facts, Watch
 from pharox.console.drawing import SLOTS, Spark
@@ -22,6 +23,7 @@ from pharox.console.figures.plain import PlainFigures
 from pharox.console.pool_lines import PoolLines
 from pharox.history.replay import pool_at
 from pharox.models.ids import NIL
+from pharox.storage.moving import BeginMove, CancelMove, DepartPool
 from pharox.storage.sources import RefreshResult
 from tests.conftest import AnyStorage, clock_of, fill
 from tests.console.conftest import Client
@@ -190,6 +192,31 @@ def test_a_stale_source_is_an_alert(any_storage: AnyStorage) -> None:
     assert claim is not None
     any_storage.finish_refresh(claim, RefreshResult(SourceCounts(listed=1)))
     assert stale() == []
+
+
+def test_a_stuck_move_is_an_alert(any_storage: AnyStorage) -> None:
+    """Soon, where the pool is in no ledger; later, while its last leases end."""
+    clock = clock_of(any_storage)
+    fill(any_storage)
+    any_storage.save_pool(ProxyPool(name="that stays"))
+    figures = figures_of(any_storage)
+
+    def stuck() -> list[tuple[str, str, str]]:
+        facts = Facts(figures.now(), (), {}, (), (), figures.moves())
+        found = [alert.found for alert in Watch().look(facts)]
+        return [(each.kind, each.of, each.sentence.partition(" for ")[0]) for each in found]
+
+    move = any_storage.carry_out_move(BeginMove("pool", "west", uuid4()))
+    assert stuck() == []
+    clock.advance(3601)
+    assert stuck() == [("move", "pool", "It began to leave")]
+    any_storage.carry_out_move(DepartPool(move))
+    assert stuck() == []
+    clock.advance(301)
+    assert stuck() == [("move", "pool", "It left")]
+    assert "PharoxStuckMove" in Client(create_app(any_storage)).get("/").text
+    any_storage.carry_out_move(CancelMove(move))
+    assert stuck() == []
 
 
 def test_an_alert_is_pending_until_it_has_held() -> None:

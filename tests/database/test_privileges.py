@@ -312,16 +312,28 @@ def test_neither_can_do_more(
         check_seal(server)
 
 
-def test_only_the_owner_moves_pools(owner: PostgresStorage, app: PostgresStorage) -> None:
-    """An app is refused before anything is begun, and no position is beyond 2^53."""
+def test_only_the_owner_moves_pools(
+    owner: PostgresStorage, app: PostgresStorage, reader: PostgresStorage
+) -> None:
+    """Others are refused before anything is begun, and told which right in which ledger it takes.
+
+    No position is beyond 2^53.
+    """
     pool, _ = fill(owner, 1)
     elsewhere = LedgerEnd("b", InMemoryStorage())
-    with pytest.raises(DatabaseError, match="the database refused"):
-        move_pool(pool.name, LedgerEnd("a", app), elsewhere)
+
+    def refused(source: LedgerEnd, target: LedgerEnd) -> None:
+        with pytest.raises(DatabaseError, match="this role may not move pools") as told:
+            move_pool(pool.name, source, target)
+        assert "permission denied for function advance_positions_v1" in str(told.value)
+        assert "pharox db grant --owner" in str(told.value)
+        assert told.value.data["ledger"] == "a"
+
+    for less in (app, reader):
+        refused(LedgerEnd("a", less), elsewhere)
     assert owner.list_pool_moves() == []
     assert move_pool(pool.name, LedgerEnd("a", owner), elsewhere).stage is MoveStage.MOVED
-    with pytest.raises(DatabaseError, match="the database refused"):
-        move_pool(pool.name, elsewhere, LedgerEnd("a", app))
+    refused(elsewhere, LedgerEnd("a", app))
     assert move_pool(pool.name, elsewhere, LedgerEnd("a", owner)).stage is MoveStage.MOVED
     with pytest.raises(psycopg.errors.InvalidParameterValue, match="2\\^53"):
         run_sql(owner.engine, f"SELECT pharox.advance_positions_v1({2**53 + 1})")

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from pharox import Fleet, InMemoryStorage, Proxy
 from pharox.connecting import embedded
+from pharox.storage.postgres import cancellation_guard, deadline
 from tests import servers
 from tests.conftest import SECRET_KEY, Clusters, new_database, proxies_of
+from tests.faults.relay import Relay, in_front_of
 
 
 class FarServer:
@@ -68,6 +71,24 @@ def urls(
                 ("far", far_server.url, far_template),
             )
         }
+
+
+@pytest.fixture
+def relay(urls: dict[str, str]) -> Iterator[Relay]:
+    """What is in front of the server "far", and can have it hang."""
+    with in_front_of(urls["far"]) as relay:
+        yield relay
+
+
+@pytest.fixture
+def hanging(urls: dict[str, str], relay: Relay, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The settings of a fleet whose ledger "far" hangs while the relay is frozen."""
+    monkeypatch.setattr(deadline, "CANCEL_S", 0.2)
+    monkeypatch.setattr(cancellation_guard, "PATIENCE_S", 0.2)
+    far = relay.url.render_as_string(hide_password=False)
+    ledgers = {"near": urls["near"], "far": far}
+    timeouts = {"connect_timeout_s": 2, "answer_timeout_s": 0.5}
+    return {"home": "near", "ledgers": ledgers, **timeouts}
 
 
 @pytest.fixture

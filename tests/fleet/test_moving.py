@@ -34,6 +34,7 @@ from pharox import (
     SecretKeyError,
     SelectorStrategy,
     Sticky,
+    attributed,
 )
 from pharox.fleet import MoveOptions, cancel_move, move_pool
 from pharox.history.pool_names import find_pool
@@ -139,7 +140,10 @@ def test_a_pool_is_the_same_in_its_next_ledger(two: tuple[Here, Here]) -> None:
 def test_what_is_told_of_a_pool_that_moved(two: tuple[Here, Here]) -> None:
     """When a ban that it brought along ends; and that it is there again when it came back."""
     a, b = two
-    banned, forever = _with_bans(a.storage)
+    with attributed(actor="ann", correlation_id="job-1"):
+        banned, forever = _with_bans(a.storage)
+    by_whom = _bans_told(a.storage)
+    assert {each[1:] for each in by_whom} == {("ann", "bad"), ("ann", None)}
     for source, target in ((a, b), (b, a)):
         move_pool(POOL, source, target)
         assert ProxyManager(target.storage).acquire_proxy(POOL, "w") is None
@@ -150,8 +154,15 @@ def test_what_is_told_of_a_pool_that_moved(two: tuple[Here, Here]) -> None:
         assert row is not None
         assert ends_at == {banned.id: row.banned_until, forever.id: None}
         assert row.banned_until is not None
+        assert _bans_told(target.storage) == by_whom
         assert find_pool(target.storage, POOL).pool.removed is None
         assert find_pool(source.storage, POOL).pool.removed is not None
+    move_pool(POOL, a, b)
+    b.storage.set_status(forever.id, ProxyStatus.ACTIVE)
+    with attributed(actor="bob"):
+        b.storage.set_status(forever.id, ProxyStatus.BANNED, reason="worse")
+    move_pool(POOL, b, a)
+    assert {each[1:] for each in _bans_told(a.storage)} == {("ann", None), ("bob", "worse")}
     for proxy in (banned, forever):  # What happens later counts for more.
         a.storage.set_status(proxy.id, ProxyStatus.ACTIVE)
         a.storage.set_status(proxy.id, ProxyStatus.BANNED, for_seconds=50, reason="again")
@@ -159,6 +170,16 @@ def test_what_is_told_of_a_pool_that_moved(two: tuple[Here, Here]) -> None:
     found = why(a.storage, "w")
     assert found is not None
     assert [each.change and each.change.reason for each in found.unusable] == ["again"] * 2
+
+
+def _bans_told(storage: AnyStorage) -> list[tuple[Any, ...]]:
+    """Return when, by whom and why proxies were banned, as ``why`` tells it."""
+    assert ProxyManager(storage).acquire_proxy(POOL, "w") is None
+    found = why(storage, "w")
+    assert found is not None
+    changes = [each.change for each in found.unusable if each.change]
+    told = [(each.recorded_at, each.actor, each.reason) for each in changes]
+    return sorted(told, key=str)
 
 
 def _with_bans(storage: AnyStorage) -> list[Proxy]:

@@ -84,7 +84,7 @@ def test_the_rules_are_valid(tmp_path: Path) -> None:
         [promtool, "check", "rules", str(rules)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "18 rules found" in done.stdout
+    assert "19 rules found" in done.stdout
 
 
 def test_the_command_writes_them(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from projections.rotations import RotationRow
 
 from ...history.past.plain import PlainPast
 from ...history.sealed_log import last_seq
-from ...models import Proxy, ProxyStatus, SourceStatus, utc_now
+from ...models import PoolMove, Proxy, ProxyStatus, SourceStatus, utc_now
 from ..shares import Share
 from .logs import PlainLog
 from .shapes import PoolFigures, SubscriptionFigures
@@ -80,6 +80,10 @@ class PlainFigures:
         """Return the sources, by name."""
         found: list[SourceStatus] = self._storage.list_sources()
         return found
+
+    def moves(self) -> list[PoolMove]:
+        """Return the moves of pools that have not ended, the last one first."""
+        return [move for move in self._storage.list_pool_moves() if move.stage.is_under_way]
 
 
 def share_of(proxy: Proxy, now: datetime) -> Share:

@@ -19,7 +19,7 @@ from ...history.past.postgres import PostgresPast
 from ...history.past.stretch import Stretch
 from ...history.past.stretch import rows as rows_of
 from ...ledger.subscriptions import subscriptions
-from ...models import Proxy, SourceStatus
+from ...models import PoolMove, Proxy, SourceStatus
 from ...storage.postgres import PostgresStorage
 from ...storage.postgres.driver import Session
 from ...storage.postgres.reading import bare_proxies_statement, proxy_from_row
@@ -108,6 +108,10 @@ class PostgresFigures:
     def sources(self) -> list[SourceStatus]:
         """Return the sources, by name."""
         return self._storage.list_sources()
+
+    def moves(self) -> list[PoolMove]:
+        """Return the moves of pools that have not ended, the last one first."""
+        return [move for move in self._storage.list_pool_moves() if move.stage.is_under_way]
 
 
 class PostgresLog:

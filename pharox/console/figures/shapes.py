@@ -11,7 +11,7 @@ from uuid import UUID
 from projections.rotations import RotationRow
 
 from ...history.past.shapes import Past
-from ...models import Proxy, SourceStatus
+from ...models import PoolMove, Proxy, SourceStatus
 from ..shares import Share
 from .activity import Log
 
@@ -77,6 +77,9 @@ class Figures(Protocol):
 
     def sources(self) -> Sequence[SourceStatus]:
         """Return the sources, by name."""
+
+    def moves(self) -> Sequence[PoolMove]:
+        """Return the moves of pools that have not ended, the last one first."""
 
     def pools(self) -> Sequence[PoolFigures]:
         """Return all pools as they are now, by name."""

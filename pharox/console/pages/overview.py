@@ -47,7 +47,9 @@ def data(figures: Figures, activity: Activity, watch: Watch) -> Overview:
     is_whole = activity.is_whole
     pools = figures.pools()
     slots = {pool.id: activity.of(pool.id) for pool in pools}
-    alerts = watch.look(Facts(now, pools, slots, figures.subscriptions(), figures.sources()))
+    alerts = watch.look(
+        Facts(now, pools, slots, figures.subscriptions(), figures.sources(), figures.moves())
+    )
     about = Counter(alert.found.pool_id for alert in alerts)
     cards = [
         PoolCard(

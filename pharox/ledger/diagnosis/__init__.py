@@ -39,6 +39,7 @@ _OF_LEDGER: dict[str, Check] = {
     "subscriptions": log.subscriptions,
     "tables": upkeep.tables,
     "leases": upkeep.leases,
+    "moves": upkeep.moves,
     "health checks": upkeep.health_checks,
 }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...models import MoveStage
+from ...storage.moving import STUCK_S
 from ...storage.postgres import PostgresStorage
 from .findings import Diagnosis, Reader, Result, lasting
 
@@ -42,6 +44,11 @@ _OVERDUE = """
            coalesce(max(extract(epoch FROM clock_timestamp() - expires_at)), 0)::float AS age_s
     FROM {ledger}.leases
     WHERE status = 'active' AND expires_at < clock_timestamp() - %(age)s * interval '1 second'
+"""
+_MOVES = """
+    SELECT pool_name, ledger, stage,
+           extract(epoch FROM clock_timestamp() - changed_at)::float AS age_s
+    FROM {ledger}.pool_moves WHERE stage IN ('began', 'departed') ORDER BY changed_at
 """
 _CHECKS = """
     SELECT count(*) AS number,
@@ -105,6 +112,33 @@ def judged_leases(number: int, age_s: float) -> Diagnosis:
         Result.WARNING,
         f"{number} ran out and were not ended, the first {lasting(age_s)} ago",
         "nobody asks for their proxies; call storage.cleanup_expired_leases() now and then",
+    )
+
+
+def moves(reader: Reader, _storage: PostgresStorage) -> Diagnosis:
+    """Examine whether pools stand between two ledgers."""
+    return judged_moves(reader.rows(_MOVES))
+
+
+def judged_moves(rows: Sequence[Mapping[str, Any]]) -> Diagnosis:
+    """Judge the moves that have not ended: those with which nobody goes on are named."""
+    stuck = [row for row in rows if row["age_s"] > STUCK_S[MoveStage(row["stage"])]]
+    if not stuck:
+        finding = f"{len(rows)} under way" if rows else "no pool is between two ledgers"
+        return Diagnosis("moves", Result.OK, finding)
+    has_left = any(row["stage"] == MoveStage.DEPARTED for row in stuck)
+    how = {MoveStage.BEGAN: "began to leave", MoveStage.DEPARTED: "left"}
+    said = [
+        f"pool {row['pool_name']!r} {how[row['stage']]} for the ledger {row['ledger']!r} "
+        f"{lasting(row['age_s'])} ago and has not arrived"
+        for row in stuck
+    ]
+    todo = [f"`pharox fleet move {row['pool_name']} --to {row['ledger']}`" for row in stuck]
+    return Diagnosis(
+        "moves",
+        Result.PROBLEM if has_left else Result.WARNING,
+        "; ".join(said),
+        f"go on with {', '.join(todo)}, or take it back with --back in place of --to",
     )
 
 

@@ -45,8 +45,10 @@ def moved_reason(state: State, pool_name: str) -> MissReason | None:
     return None if last is None else _REASONS.get(last.stage)
 
 
-def check_not_moved(state: State, pool_name: str) -> None:
-    """Fail if no pool has this name because it moved away: it may come back."""
-    last = None if pool_name in state.pool_ids else last_move(state, pool_name)
-    if last is not None and last.goes_to is not None:
-        raise moved_away(last)
+def check_not_moved(state: State, pool_name: str, pool_id: UUID) -> None:
+    """Fail if a pool of this id moved away, or no pool has this name because one did."""
+    of_name = [] if pool_name in state.pool_ids else moves(state, pool_name)
+    of_id = [move for move in moves(state) if move.pool_id == pool_id]
+    for last in (*of_name[:1], *of_id[:1]):
+        if last.goes_to is not None:
+            raise moved_away(last)

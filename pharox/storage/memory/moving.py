@@ -14,6 +14,7 @@ from ...errors import ConflictError, PoolNotFoundError
 from ...events import EventBase, ProxyState
 from ...models import MoveStage, PoolMove, ProxyPool, ProxyStatus
 from ..moving import (
+    BANS,
     CARRIED,
     CONSUMERS,
     BeginMove,
@@ -31,6 +32,7 @@ from ..moving import (
     ReceivePool,
     RefusePool,
     arrival_facts,
+    ban_row,
     began_fact,
     begun_before,
     cancelled_fact,
@@ -153,7 +155,39 @@ def _rows(state: State, pool_id: UUID) -> dict[str, list[dict[str, Any]]]:
         rows[projection.name] = [row for _, row in sorted(every) if getattr(row, own) == pool_id]
     asked = {row.consumer_id for row in rows[projections.LEASE_STARTS.name]}
     rows[CONSUMERS] = [row for row in state.rows[CONSUMERS].values() if row.id in asked]
-    return recorded(rows)
+    banned = {
+        row.proxy_id
+        for row in rows[projections.AVAILABLE_PROXIES.name]
+        if row.status == ProxyStatus.BANNED
+    }
+    return {**recorded(rows), BANS: _bans(state, pool_id, banned)}
+
+
+def _bans(state: State, pool_id: UUID, banned: set[UUID]) -> list[dict[str, Any]]:
+    """Return who banned proxies, as far as the pool's last stay here or what it brought says it."""
+    found: dict[UUID, dict[str, Any]] = {}
+    brought_by: UUID | None = None
+    for event in state.log:
+        match event:
+            case events.PoolStateCarried(arrived=True) if event.pool_id == pool_id:
+                if event.move_id != brought_by:
+                    brought_by = event.move_id
+                    found.clear()
+                if event.read_model == BANS:
+                    found |= {UUID(row["proxy_id"]): row for row in event.rows}
+            case events.ProxyChanged() if event.proxy_id in banned and event.pool_id == pool_id:
+                if event.before.status is event.after.status:
+                    continue
+                found.pop(event.proxy_id, None)
+                if event.after.status is ProxyStatus.BANNED:
+                    found[event.proxy_id] = ban_row(
+                        event.proxy_id,
+                        event.recorded_at,
+                        event.actor,
+                        event.correlation_id,
+                        event.reason,
+                    )
+    return [found[proxy_id] for proxy_id in sorted(banned & found.keys())]
 
 
 def _cargo(state: State, move: PoolMove) -> PoolCargo | None:

@@ -74,7 +74,7 @@ def save_pool(state: State, given: ProxyPool) -> None:
     pool = checked_pool(given)
     if state.pool_ids.get(pool.name, pool.id) != pool.id:
         raise ConflictError(f"another pool is named {pool.name!r}", name=pool.name)
-    check_not_moved(state, pool.name)
+    check_not_moved(state, pool.name, pool.id)
     known = state.rows["pools"].get((pool.id,))
     fields = pool.model_dump(exclude={"id"})
     if known is None:

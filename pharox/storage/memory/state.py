@@ -179,8 +179,8 @@ class State:
 
     def _place_rows(self, event: PoolStateCarried) -> None:
         """Put rows that a pool brought along into the indexes."""
-        projection = _CARRIED[event.read_model]
-        for row in rows_of(projection, event.rows):
+        projection = _CARRIED.get(event.read_model)
+        for row in rows_of(projection, event.rows) if projection is not None else ():
             match row:
                 case Availability():
                     kept = self.availability(row.pool_id, row.proxy_id)

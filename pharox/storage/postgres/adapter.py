@@ -351,7 +351,7 @@ class PostgresStorage(IStorage):
         return self._run_in_time(self._commands.pool_moves(pool_name))
 
     def list_target_rules(self) -> list[KnownTargetRules]:
-        return self._run(self._commands.target_rules())
+        return self._run_in_time(self._commands.target_rules())
 
     def save_source(self, source: ProxySource) -> bool:
         return self._run_in_time(self._commands.save_source(source))
@@ -963,7 +963,7 @@ class PostgresStorage(IStorage):
         archived:
             The rows of all archived events in their sealed order, which are read as well; without
             them what the ledger kept of their tree stands for them. See
-            :meth:`pharox.ledger.archive.reading.WithArchive.verify`.
+            ``pharox.ledger.archive.reading.WithArchive.verify``.
         """
         self._seal_if_possible()
         with self.session(snapshot=True, keep=False) as session:

@@ -413,7 +413,7 @@ class AsyncPostgresStorage(IAsyncStorage):
         return await self._run_in_time(self._commands.pool_moves(pool_name))
 
     async def list_target_rules(self) -> list[KnownTargetRules]:
-        return await self._run(self._commands.target_rules())
+        return await self._run_in_time(self._commands.target_rules())
 
     async def save_source(self, source: ProxySource) -> bool:
         return await self._run_in_time(self._commands.save_source(source))

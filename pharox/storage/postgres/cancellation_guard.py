@@ -25,6 +25,7 @@ import psycopg
 from psycopg import waiting
 
 from ...effects import cancelling
+from ...effects.limiting import limited
 from .deadline import (
     SILENT,
     LateError,
@@ -52,7 +53,8 @@ class CancellationGuard:
     certain:
         Whether the work must be completed, so that a cancellation never cancels it on the server.
     within_s:
-        How many seconds the server has for an answer; no limit if None.
+        How many seconds the server has for an answer, unless
+        :func:`~pharox.effects.limiting.answers_within` says less; no limit if None.
     is_abandoned:
         Returns whether nobody waits for the answer any more; None if only this task does.
 
@@ -75,7 +77,7 @@ class CancellationGuard:
     ) -> None:
         self._is_abandoned = is_abandoned
         self.certain = certain
-        self.within_s = within_s
+        self.within_s = limited(within_s)
         self.cancelled: asyncio.CancelledError | None = None
         self.is_late = False
 

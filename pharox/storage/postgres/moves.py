@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -12,11 +13,13 @@ from projections.pools import pools
 
 from ...models import MissReason, MoveStage, PoolMove
 from ..moving import moved_away
-from .driver import Program
+from .driver import Program, Rows, Step
 from .reporting import in_utc
 from .sql import Query, by_schema, parameter
 
 _m = pool_moves.c
+_TURN = 1885890934
+"""The first number of the advisory locks of moves: pharox's own in a database."""
 
 
 def list_moves(schema: str, pool_name: str | None) -> Program[list[PoolMove]]:
@@ -39,12 +42,36 @@ def moved_reason(schema: str, pool_name: str) -> Program[MissReason | None]:
     return MissReason.POOL_MOVED if last.stage is MoveStage.MOVED else MissReason.POOL_MOVING
 
 
-def check_not_moved(schema: str, pool_name: str) -> Program[None]:
-    """Fail if no pool has this name because it moved away: it may come back."""
-    rows = yield Query(_absent_statement(schema), {"name": pool_name})
-    last = move_from_row(rows[0]) if rows else None
-    if last is not None and last.goes_to is not None:
-        raise moved_away(last)
+def unless_moved(schema: str, pool_name: str, pool_id: UUID, query: Query) -> list[Step]:
+    """Return the steps of a transaction that carries out a query, unless the pool moved away.
+
+    It fails if a pool of this id moved away, or no pool has this name because one did: it may come
+    back. No move begins between this and the query, as a move has the turn of the pool's name.
+    """
+
+    def check(answers: Sequence[Rows]) -> Query:
+        for rows in answers[1:]:
+            last = move_from_row(rows[0]) if rows else None
+            if last is not None and last.goes_to is not None:
+                raise moved_away(last)
+        return query
+
+    return [
+        name_turn(schema, pool_name),
+        Query(_absent_statement(schema), {"name": pool_name}),
+        last_of_pool_query(schema, pool_id),
+        check,
+    ]
+
+
+def name_turn(schema: str, pool_name: str) -> Query:
+    """Return the query that takes the turn of a pool's name, until the transaction ends."""
+    return turn(schema, f"name {pool_name}")
+
+
+def turn(schema: str, of_what: str) -> Query:
+    """Return the query that takes a turn in what moves pools, until the transaction ends."""
+    return Query(_turn_statement(schema), {"turn": f"{schema} {of_what}"})
 
 
 def move_from_row(row: dict[str, Any]) -> PoolMove:
@@ -61,6 +88,13 @@ def move_query(schema: str, move_id: UUID) -> Query:
 def last_of_pool_query(schema: str, pool_id: UUID) -> Query:
     """Return the query for the last move of a pool."""
     return Query(_last_of_pool_statement(schema), {"pool_id": pool_id})
+
+
+@by_schema
+def _turn_statement() -> sa.Select[Any]:
+    of_what = sa.func.hashtext(parameter("turn"))
+    lock = sa.func.pg_advisory_xact_lock(sa.literal_column(str(_TURN), sa.Integer), of_what)
+    return sa.select(sa.cast(lock, sa.Text).label("turn"))
 
 
 @by_schema

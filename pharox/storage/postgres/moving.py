@@ -16,11 +16,12 @@ from uuid import UUID, uuid4
 
 import psycopg
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, distinct_on
 
 import projections
 from pharox.log import events
 from projections import Projection
+from projections.available_proxies import available_proxies
 from projections.consumers import consumers
 from projections.lease_starts import lease_starts
 from projections.leases import leases
@@ -28,10 +29,11 @@ from projections.pools import pools
 from projections.proxies import proxies
 from projections.sources import sources
 
-from ...errors import ConflictError, PoolNotFoundError, SecretKeyError
-from ...models import MoveStage, PoolMove, Proxy
+from ...errors import ConflictError, DatabaseError, PoolNotFoundError, SecretKeyError
+from ...models import MoveStage, PoolMove, Proxy, ProxyStatus
 from ...models.proxy import RECORDED
 from ..moving import (
+    BANS,
     CARRIED,
     CONSUMERS,
     BeginMove,
@@ -49,6 +51,7 @@ from ..moving import (
     ReceivePool,
     RefusePool,
     arrival_facts,
+    ban_row,
     began_fact,
     begun_before,
     cancelled_fact,
@@ -83,8 +86,8 @@ from .waiting import wake_query
 if TYPE_CHECKING:
     from .commands import Commands
 
-_TURN = 1885890934
-"""The first number of the advisory lock of a pool's moves: pharox's own in a database."""
+ATTEMPTS = 5
+"""How often a move begins at most with a pool that others rename or move at the same time."""
 
 FACTS = 2000
 """How many events one statement appends in the ledger that a pool comes to."""
@@ -122,7 +125,20 @@ def _check_arrival(commands: Commands, order: CheckArrival) -> Program[None]:
 
 def _check_rights(commands: Commands) -> Program[None]:
     """Fail unless the role is the ledger's owner: a move would be cut off half-way."""
-    yield Query(_advance_statement(commands.schema), {"beyond": 0})  # which does nothing else
+    yield from _advance(commands, 0)  # which does nothing else
+
+
+def _advance(commands: Commands, beyond: int) -> Program[None]:
+    """Have positions go on after one; only the ledger's owner may."""
+    try:
+        yield Query(_advance_statement(commands.schema), {"beyond": beyond})
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise DatabaseError(
+            "this role may not move pools, as only a ledger's owner may set its positions: "
+            f"{str(error).strip()}. Move them as the owner of the schema {commands.schema!r}, in "
+            "both ledgers: `pharox db grant --owner ROLE`",
+            schema=commands.schema,
+        ) from error
 
 
 def _check_place(commands: Commands, pool_name: str, pool_id: UUID) -> Program[None]:
@@ -136,7 +152,7 @@ def _check_place(commands: Commands, pool_name: str, pool_id: UUID) -> Program[N
 
 def _begin(commands: Commands, order: BeginMove) -> Program[PoolMove]:
     schema, name = commands.schema, order.pool_name
-    while True:
+    for _ in range(ATTEMPTS):
         pool = yield from commands.pool_by_name(name)
         if pool is None:
             last = yield from moves.last_move(schema, name)
@@ -145,28 +161,53 @@ def _begin(commands: Commands, order: BeginMove) -> Program[PoolMove]:
             if last is not None and last.goes_to is not None:
                 raise moved_away(last)
             raise PoolNotFoundError(f"Pool {name!r} not found.", pool_name=name)
-        hide = _rename_query(schema, pool.id, hidden_name(name, order.to))
-        tell = _append_query(schema, pool.id, name, [began_fact(order.move_id, order.to)])
-
-        def unless_begun(query: Query) -> Step:
-            return lambda answers: None if _is_under_way(answers[1]) else query
-
-        try:
-            *_, woken = yield [
-                _turn(schema, pool.id),
-                moves.last_of_pool_query(schema, pool.id),
-                unless_begun(tell),
-                unless_begun(hide),
-                Query(_drop_tickets_statement(schema), {"pool_id": pool.id}),
-            ]
-        except psycopg.errors.UniqueViolation as error:
-            hidden = hidden_name(name, order.to)
-            raise ConflictError(f"another pool is named {hidden!r}", name=hidden) from error
-        yield from _wake(woken)
+        begun = yield from _hidden(commands, order, pool.id)
+        if begun is not None:
+            return begun
+    raise ConflictError(
+        f"pool {name!r} was renamed, moved or cancelled by others {ATTEMPTS} times while its move "
+        "was to begin: find out who does so, and move it again",
+        pool_name=name,
+    )
 
 
-def _is_under_way(rows: Rows) -> bool:
-    return bool(rows) and moves.move_from_row(rows[0]).stage.is_under_way
+def _hidden(commands: Commands, order: BeginMove, pool_id: UUID) -> Program[PoolMove | None]:
+    """Hide a pool by its name, and record that its move begins, unless one is under way.
+
+    Return the move; None if the pool has another name meanwhile.
+    """
+    schema, name = commands.schema, order.pool_name
+    hidden = hidden_name(name, order.to)
+
+    def under_way(answers: Sequence[Rows]) -> PoolMove | None:
+        last = _move_in(answers[3])
+        return begun_before(order, last)
+
+    def tell(answers: Sequence[Rows]) -> Query | None:
+        if not answers[2] or under_way(answers) is not None:
+            return None
+        return _append_query(schema, pool_id, name, [began_fact(order.move_id, order.to)])
+
+    def hide(answers: Sequence[Rows]) -> Query | None:
+        return _rename_query(schema, pool_id, hidden) if answers[2] else None
+
+    try:
+        answers = yield [
+            _turn(schema, pool_id),
+            moves.name_turn(schema, name),
+            Query(_named_statement(schema), {"pool_id": pool_id, "name": name}),
+            moves.last_of_pool_query(schema, pool_id),
+            tell,
+            hide,
+            Query(_drop_tickets_statement(schema), {"pool_id": pool_id}),
+        ]
+    except psycopg.errors.UniqueViolation as error:
+        raise ConflictError(f"another pool is named {hidden!r}", name=hidden) from error
+    yield from _wake(answers[-1])
+    if not answers[2]:
+        return None
+    begun = under_way(answers)
+    return begun if begun is not None else (yield from _known(commands, order.move_id))
 
 
 def _drain(commands: Commands, order: DrainMove) -> Program[int]:
@@ -204,9 +245,17 @@ def _depart(commands: Commands, order: DepartPool) -> Program[PoolMove]:
         Query(_held_statement(schema), of_pool),
         *reads,
         Query(_asking_statement(schema), of_pool),
+        Query(_arrival_statement(schema), of_pool),
+        lambda answers: Query(_brought_bans_statement(schema), {**of_pool, **arrival(answers)}),
+        lambda answers: Query(_bans_statement(schema), {**of_pool, **arrival(answers)}),
     ]
     known, held = 1, len(locks) + 3
     read = range(held + 1, held + 1 + len(reads) + 1)
+    arrived, brought, banned = (read[-1] + number for number in (1, 2, 3))
+
+    def arrival(answers: Sequence[Rows]) -> Mapping[str, Any]:
+        rows = answers[arrived]
+        return rows[0] if rows else {"position": 0, "move_id": ""}
 
     def may_leave(answers: Sequence[Rows]) -> bool:
         found = answers[known]
@@ -218,7 +267,8 @@ def _depart(commands: Commands, order: DepartPool) -> Program[PoolMove]:
             for each, rows in zip(CARRIED, [answers[place] for place in read], strict=False)
         }
         loaded[CONSUMERS] = projections.CONSUMERS.load(answers[read[-1]]).values()
-        return carried_facts(move, recorded(loaded), arrived=False)
+        bans = _bans(loaded["available_proxies"], answers[brought], answers[banned])
+        return carried_facts(move, {**recorded(loaded), BANS: bans}, arrived=False)
 
     def carry(answers: Sequence[Rows]) -> Query | None:
         if not may_leave(answers):
@@ -234,7 +284,7 @@ def _depart(commands: Commands, order: DepartPool) -> Program[PoolMove]:
     def leave(answers: Sequence[Rows]) -> Query | None:
         if not may_leave(answers):
             return None
-        (carried,) = answers[read[-1] + 1]
+        (carried,) = answers[banned + 1]
         (last,) = answers[-1]
         fact = departed_fact(
             move,
@@ -255,6 +305,18 @@ def _depart(commands: Commands, order: DepartPool) -> Program[PoolMove]:
         leave,
     ]
     return (yield from _known(commands, move.move_id))
+
+
+def _bans(proxies: Iterable[Any], brought: Rows, changed: Rows) -> list[dict[str, Any]]:
+    """Return who banned proxies, as far as the pool's last stay here or what it brought says it."""
+    found = {UUID(row["proxy_id"]): row for event in brought for row in event["data"]["rows"]}
+    for row in changed:
+        found.pop(row["proxy_id"], None)
+        if row["status_after"] == ProxyStatus.BANNED:
+            known = {name: row[name] for name in row if name != "status_after"}
+            found[row["proxy_id"]] = ban_row(**known)
+    banned = sorted(row.proxy_id for row in proxies if row.status == ProxyStatus.BANNED)
+    return [found[proxy_id] for proxy_id in banned if proxy_id in found]
 
 
 def _cargo(commands: Commands, move: PoolMove) -> Program[PoolCargo | None]:
@@ -401,7 +463,7 @@ def _receive(commands: Commands, order: ReceivePool) -> Program[PoolMove]:
     own: dict[str, UUID] = {}
     for id_, name in cargo.consumers.items():
         own[name] = yield from _consumer(commands, name, UUID(id_))
-    yield Query(_advance_statement(schema), {"beyond": cargo.last_position})
+    yield from _advance(commands, cargo.last_position)
     facts = list(arrival_facts(cargo, order.came_from, own))
     appends = _append_queries(schema, move.pool_id, move.pool_name, facts)
 
@@ -512,7 +574,7 @@ def _known(commands: Commands, move_id: UUID) -> Program[PoolMove]:
 
 def _turn(schema: str, pool_id: UUID) -> Query:
     """Return the query that takes the turn of a pool's moves, until the transaction ends."""
-    return Query(_turn_statement(schema), {"turn": f"{schema} {pool_id}"})
+    return moves.turn(schema, str(pool_id))
 
 
 def _append_query(schema: str, pool_id: UUID, pool_name: str, facts: Sequence[Fact]) -> Query:
@@ -624,13 +686,6 @@ def _rename_statement() -> sa.Select[Any]:
 
 
 @by_schema
-def _turn_statement() -> sa.Select[Any]:
-    turn = sa.func.hashtext(parameter("turn"))
-    lock = sa.func.pg_advisory_xact_lock(sa.literal_column(str(_TURN), sa.Integer), turn)
-    return sa.select(sa.cast(lock, sa.Text).label("turn"))
-
-
-@by_schema
 def _inspect_statement() -> sa.Select[Any]:
     has_secret = sa.or_(
         sa.exists().where(
@@ -649,6 +704,12 @@ def _taken_statement() -> sa.Select[Any]:
     return sa.select(pools.c.id).where(
         sa.or_(pools.c.name == parameter("name"), pools.c.id == POOL_ID)
     )
+
+
+@by_schema
+def _named_statement() -> sa.Select[Any]:
+    """Return a pool if it has this name."""
+    return sa.select(pools.c.id).where(pools.c.id == POOL_ID, pools.c.name == parameter("name"))
 
 
 @by_schema
@@ -705,6 +766,60 @@ def _asking_statement() -> sa.Select[Any]:
     """Return the consumers whose lease starts a pool counts."""
     asked = sa.select(lease_starts.c.consumer_id).where(lease_starts.c.pool_id == POOL_ID)
     return sa.select(consumers).where(consumers.c.id.in_(asked)).order_by(consumers.c.name)
+
+
+def _brought() -> list[sa.ColumnElement[bool]]:
+    """Return what holds of the events that had what a pool brought along."""
+    return [
+        events.c.pool_id == POOL_ID,
+        events.c.type == sa.literal_column("'PoolStateCarried'", sa.Text),
+        events.c.data["arrived"].astext == sa.literal_column("'true'", sa.Text),
+    ]
+
+
+@by_schema
+def _arrival_statement() -> sa.Select[Any]:
+    """Return with which move a pool came, and the last position of what it brought."""
+    move_id = events.c.data["move_id"].astext.label("move_id")
+    found = sa.select(events.c.position, move_id).where(*_brought())
+    return found.order_by(events.c.position.desc()).limit(ONE)
+
+
+@by_schema
+def _brought_bans_statement() -> sa.Select[Any]:
+    """Return who banned the proxies that a pool brought along."""
+    of_move = events.c.data["move_id"].astext == parameter("move_id")
+    are_bans = events.c.data["read_model"].astext == sa.literal_column(f"'{BANS}'", sa.Text)
+    found = sa.select(events.c.data).where(*_brought(), of_move, are_bans)
+    return found.order_by(events.c.position)
+
+
+@by_schema
+def _bans_statement() -> sa.Select[Any]:
+    """Return the last change of status of the proxies that are banned, since the pool is here."""
+    state, changed = available_proxies.c, events.c
+    banned = sa.select(state.proxy_id).where(
+        state.pool_id == POOL_ID, state.status == sa.literal_column("'banned'", sa.Text)
+    )
+    return (
+        sa.select(
+            changed.proxy_id,
+            changed.recorded_at,
+            changed.actor,
+            changed.correlation_id,
+            changed.data["reason"].astext.label("reason"),
+            changed.status_after,
+        )
+        .ext(distinct_on(changed.proxy_id))
+        .where(
+            changed.pool_id == POOL_ID,
+            changed.type == sa.literal_column("'ProxyChanged'", sa.Text),
+            changed.position > parameter("position", sa.BigInteger),
+            changed.status_before != changed.status_after,
+            changed.proxy_id.in_(banned),
+        )
+        .order_by(changed.proxy_id, changed.position.desc())
+    )
 
 
 @by_schema

@@ -82,10 +82,10 @@ class Registry(Lookups):
         as_json = {"cool_down": cool_down, "limits": limits, "rotation": rotation}
         described = {**pool.model_dump(exclude={"id"}), **as_json}
         values = {**origin(), "pool_id": pool.id, **described}
-        yield from moves.check_not_moved(self.schema, pool.name)
+        save = Query(registry_statements.save_pool_statement(self.schema), values)
         while True:
             try:
-                yield Query(registry_statements.save_pool_statement(self.schema), values)
+                yield moves.unless_moved(self.schema, pool.name, pool.id, save)
             except psycopg.errors.UniqueViolation as error:
                 if error.diag.constraint_name == "uq_pools_name":
                     raise ConflictError(
