@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InvalidInputError, MissingHostError
+from ..models.text import in_url
 from .session import Target, opened_async
 from .showing import say
 
@@ -63,8 +64,7 @@ def api(
             place = f"at {uds}"
         else:
             listener = until_the_end.enter_context(tcp_socket(host, port))
-            shown = f"[{host}]" if ":" in host else host
-            place = f"http://{shown}:{listener.getsockname()[1]}/api/v1"
+            place = f"http://{in_url(host)}:{listener.getsockname()[1]}/api/v1"
         _run(_serve(context.obj, listener, place, registry))
 
 

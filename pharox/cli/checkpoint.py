@@ -12,8 +12,8 @@ import typer
 from ..errors import InvalidInputError
 from .checking import duration_of
 from .exits import Exit
-from .exporting import stopping, telling
 from .key_files import read_text
+from .lasting import stopping, telling
 from .once import Commands
 from .session import ledger
 from .showing import say

@@ -90,7 +90,7 @@ def console(
     Whoever asks from this machine may read, unless a token, --users or --actor-header says who may.
     """
     from ..console import create_app, create_fleet_app  # noqa: PLC0415 - it needs an extra
-    from ..models.text import is_loopback  # noqa: PLC0415
+    from ..models.text import in_url, is_loopback  # noqa: PLC0415
 
     if prefix and not prefix.startswith("/"):
         raise InvalidInputError(
@@ -109,7 +109,6 @@ def console(
     if api and is_of_fleet(context):
         raise InvalidInputError("the API is of one ledger: say which by --ledger, beside --fleet")
     page = "fleet" if is_of_fleet(context) else ""
-    shown = f"[{host}]" if ":" in host else host
     root = prefix.rstrip("/")
     with ExitStack() as opened:
         make: Callable[..., Any]
@@ -120,7 +119,7 @@ def console(
         from ..api.serving import tcp_socket  # noqa: PLC0415 - it comes with the extra
 
         listener = opened.enter_context(tcp_socket(host, port))
-        place = f"http://{shown}:{listener.getsockname()[1]}{root}/{page}"
+        place = f"http://{in_url(host)}:{listener.getsockname()[1]}{root}/{page}"
         leasing = context.obj if api else None
         asyncio.run(_serve(partial(make, authorize=authorize), leasing, listener, root, place))
 

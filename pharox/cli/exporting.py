@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 import typer
@@ -18,6 +15,7 @@ import typer
 from ..errors import InvalidInputError
 from ..models import utc_now
 from ..models.moments import start_of
+from .lasting import stopping, telling
 from .log import OfPool, OfTypes, known_types
 from .session import ledger
 from .showing import say
@@ -26,8 +24,6 @@ if TYPE_CHECKING:
     from ..ledger.exporting import LineFile, LinePipe
     from ..ledger.subscriptions.options import Start
     from ..storage.postgres import PostgresStorage
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def export(
@@ -105,60 +101,6 @@ def export(
         exporter.run(stop, follow=follow)
     if stop.signal is not None and not follow:
         raise typer.Exit(128 + stop.signal)
-
-
-class TellOnce(logging.Handler):
-    """Prints a warning of the reader, but not again for the next attempt in vain.
-
-    Somebody has to hear that an export makes no progress, and not once a second.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self._last: object = None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print a record, unless the last one was about the same event or error."""
-        subject = record.msg, (record.args or ())[:2]  # type: ignore[index] # a tuple here
-        if subject != self._last:
-            say(record.getMessage())
-        self._last = subject
-
-
-@contextmanager
-def telling() -> Iterator[None]:
-    """Print what the reader warns of: that the database is away, or nobody reads."""
-    handler, logger = TellOnce(), logging.getLogger("pharox")
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-
-
-class _Stop(threading.Event):
-    """Set by a signal, which it remembers."""
-
-    signal: int | None = None
-
-    def on_signal(self, number: int, _: Any) -> None:
-        """Ask for the end; another signal has its default effect, as one may be in a hurry."""
-        self.signal = number
-        self.set()
-        for each in _SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
-
-
-@contextmanager
-def stopping() -> Iterator[_Stop]:
-    """Yield what the first SIGINT or SIGTERM sets."""
-    stop = _Stop()
-    before = {number: signal.signal(number, stop.on_signal) for number in _SIGNALS}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InvalidInputError
+from ..models.text import in_url
 from .once import Commands
 from .session import fleet, is_of_fleet, ledger
 from .showing import say
@@ -83,8 +84,7 @@ def serve(
             storage = opened.enter_context(ledger(context))
             server = opened.enter_context(FleetServer(storage, **options))
         scheme = "https" if certfile else "http"
-        shown = f"[{bind}]" if ":" in bind else bind
-        say(f"serving {scheme}://{shown}:{server.port}/metrics")
+        say(f"serving {scheme}://{in_url(bind)}:{server.port}/metrics")
         while server.is_counting and not stop.wait(0.2):
             pass
 

@@ -21,6 +21,7 @@ from .money import Price
 from .proxy import ProxyProtocol, ProxyStatus
 from .refusing import Refusing
 from .removal import HALF, MaxRemoved
+from .text import in_url
 from .validation import UtcDatetime, check_name, check_text
 
 SHORTEST_INTERVAL_S = 1.0
@@ -190,8 +191,7 @@ def host_of_url(url: str) -> str:
     is_plain = url.isprintable() and " " not in url
     if parts.scheme.lower() not in ("http", "https") or not host or not is_plain:
         raise InvalidInputError("a source needs an http(s) URL, such as https://provider.example/x")
-    shown = f"[{host}]" if ":" in host else host
-    return shown if port is None else f"{shown}:{port}"
+    return in_url(host) if port is None else f"{in_url(host)}:{port}"
 
 
 class SourceCounts(Model):

@@ -88,8 +88,12 @@ def is_loopback(host: str | None) -> bool:
 
 def url_of(protocol: str, host: object, port: int, login: str = "") -> str:
     """Return a proxy's URL, with an IPv6 address in brackets. ``login`` includes the ``@``."""
-    spelled = f"[{host}]" if ":" in str(host) else f"{host}"
-    return f"{protocol}://{login}{spelled}:{port}"
+    return f"{protocol}://{login}{in_url(host)}:{port}"
+
+
+def in_url(host: object) -> str:
+    """Return a host as a URL has it: an IPv6 address is in brackets."""
+    return f"[{host}]" if ":" in str(host) else f"{host}"
 
 
 def without_secrets(address: str) -> str:

@@ -16,7 +16,7 @@ import pytest
 
 from pharox import ProxyManager
 from pharox.cli import main
-from pharox.cli.exporting import TellOnce
+from pharox.cli.lasting import TellOnce
 from pharox.storage.postgres import PostgresStorage
 from tests.conftest import fill
 from tests.ledger.following import until

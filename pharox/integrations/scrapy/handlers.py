@@ -30,6 +30,7 @@ from scrapy.utils.misc import build_from_crawler, load_object
 from twisted.internet.defer import Deferred
 
 from ...models import LeasedProxy, Outcome, ProxyProtocol
+from ...models.text import in_url
 from .crawl import Crawl, Exchange
 from .leases import Loan
 from .outcomes import outcome_of_failure
@@ -277,8 +278,7 @@ async def _closed(handler: Any) -> None:
 
 
 def _address(proxy: LeasedProxy) -> str:
-    host = str(proxy.host)
-    return f"[{host}]:{proxy.port}" if ":" in host else f"{host}:{proxy.port}"
+    return f"{in_url(proxy.host)}:{proxy.port}"
 
 
 def _login(proxy: LeasedProxy) -> tuple[str, str]:
