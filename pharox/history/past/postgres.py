@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -14,7 +15,8 @@ from ...storage.postgres import PostgresStorage
 from ...storage.postgres.driver import Session
 from ...storage.postgres.retention import refuse_archived
 from ...storage.postgres.snapshots import archived_upto
-from .shapes import LeaseDetails, LeaseThen, PoolThen, ProxyThen, Step
+from .records import Found
+from .shapes import LeaseDetails, LeaseThen, PoolThen, ProxyThen, Records, Step
 from .stretch import Stretch, rows
 
 _PROXIES = """
@@ -167,6 +169,14 @@ class PostgresPast:
                 stored = {"ids": sorted(missing), "archived": archived}
                 found += rows(session, self._schema, _ADDRESSES_ARCHIVED, stored)
         return {row[0]: url_of(*row[1:]) for row in found}
+
+    def records(
+        self, pool_id: UUID, proxy_ids: Sequence[UUID], seq: int, at: datetime, *, sessions: int
+    ) -> Records:
+        """Return what was recorded last up to ``seq``, as far as it is found quickly."""
+        with self._storage.session(snapshot=True) as session:
+            found = Found(session, self._schema, pool_id, proxy_ids, seq, at)
+            return found.records(sessions)
 
     def _step(self, session: Session, pool_id: UUID, begin: int, end: int) -> Step:
         session.take_room()

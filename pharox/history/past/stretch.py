@@ -106,6 +106,11 @@ class Stretch:
             **parts,
         )
 
+    @property
+    def high(self) -> int:
+        """A position that no event of the stretch is above."""
+        return self._places["high"] if self._places else 0
+
     def _find(self, after: int, upto: int) -> dict[str, int] | None:
         """Return the positions around the stretch; None if nothing was ever sealed."""
         found = rows(self._session, self._schema, _EDGES, {"after": after, "upto": upto})

@@ -1,0 +1,347 @@
+"""What was recorded last, up to a moment, of what a page shows: in PostgreSQL, without a long read.
+
+A check is found by the index of a proxy's checks. Rests, outcomes and bindings have no index by
+place: they are looked for among the last :data:`LOOKED` events. What was recorded before and not
+since is in the read models as it was then. What is left is recorded long before the moment, and
+again after it; :attr:`.shapes.Records.looked_from` says from which event on nothing is missing.
+
+The last events are found in SQL, decoded, and folded by the projections themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, LiteralString
+from uuid import UUID
+
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from pharox.log.extract import BIGGEST
+from pharox.log.rows import event_from_row
+from projections import (
+    AVAILABLE_PROXIES,
+    PROXY_HEALTH,
+    SESSIONS,
+    TARGET_OUTCOMES,
+    HealthRow,
+    Projection,
+    TargetOutcomesRow,
+)
+from projections.carrying import rows_of
+
+from ...events import Event, PoolRemoved, PoolStateCarried
+from ...storage.postgres.driver import Session
+from ...storage.postgres.snapshots import archived_upto
+from ..latest import SLACK
+from .shapes import Records, SessionThen
+from .stretch import Stretch, rows
+
+LOOKED = 100_000
+"""Among how many events the last ones are looked for."""
+
+_GROWTH = 8
+
+_GROWTH = 32
+"""By how much each stretch is longer than the one after it, in which checks are looked for."""
+
+_RARE: LiteralString = "e.type IN ('LeasesPruned', 'PoolRemoved', 'PoolStateCarried')"
+_CARRIED: LiteralString = "e.type = 'PoolStateCarried'"
+_ROTATION: LiteralString = "e.type IN ('RotationBegan', 'RotationCalled', 'RotationAnswered')"
+_RESTING: LiteralString = """e.type IN (
+    'LeaseAcquired', 'LeaseReleased', 'LeaseExpired', 'LeaseRevoked', 'ProxyRemoved',
+    'RotationBegan', 'RotationCalled', 'RotationAnswered')"""
+_PAIR: LiteralString = """e.type IN ('OutcomeReported', 'CoolDownSet')
+    AND e.proxy_id = ANY (%(ids)s::uuid[]) AND e.data ? 'target'"""
+
+_POSITIONS = "SELECT position FROM stretch"
+
+_MOVED = "SELECT EXISTS (SELECT FROM {schema}.pool_moves WHERE pool_id = %(pool_id)s)"
+
+_EVENTS = """
+SELECT s.seq, e.*
+FROM {schema}.seals AS s JOIN {schema}.events AS e ON e.position = s.position
+WHERE s.position = ANY (%(positions)s::bigint[]) AND e.position = ANY (%(positions)s::bigint[])
+ORDER BY s.seq
+"""
+
+# Proxies rest by the rules that their pool has at any time, or for another exit. The rules are not
+# known if the event that registered the pool is archived.
+_MAY_REST = """
+SELECT EXISTS (SELECT FROM stretch)
+    OR coalesce(bool_or(e.data ?| ARRAY['rest_after_release_seconds', 'rest_after_expiry_seconds']),
+                false)
+    OR NOT coalesce(bool_or(e.type = 'PoolRegistered'), false)
+FROM {schema}.events AS e
+WHERE e.type IN ('PoolRegistered', 'PoolChanged', 'PoolRemoved') AND e.pool_id = %(pool_id)s
+"""
+
+_RESTS = """
+SELECT proxy_id, rests_until
+FROM (SELECT DISTINCT ON (proxy_id) proxy_id, rests_until FROM stretch
+      ORDER BY proxy_id, position DESC) AS last
+WHERE rests_until > %(at)s OR proxy_id = ANY (%(carried)s::uuid[])
+"""
+
+_CHECKED_ALONE = """
+SELECT checked.proxy_id, checked.position
+FROM unnest(%(ids)s::uuid[]) AS id
+CROSS JOIN LATERAL (
+    SELECT e.proxy_id, e.position
+    FROM {schema}.events AS e JOIN {schema}.seals AS s ON s.position = e.position
+    WHERE e.type = 'HealthChecked' AND e.proxy_id = id AND e.pool_id = %(pool_id)s
+      AND s.seq <= %(seq)s AND (e.data ->> 'applied')::boolean
+    ORDER BY e.position DESC
+    LIMIT 1
+) AS checked
+"""
+
+_CHECKED_TOGETHER = """
+SELECT DISTINCT ON (check_of.id) check_of.id, position
+FROM stretch CROSS JOIN LATERAL unnest(proxy_ids) WITH ORDINALITY AS check_of (id, place)
+WHERE check_of.id = ANY (%(ids)s::uuid[])
+  AND (data -> 'groups' -> (data -> 'group' -> (place - 1)::integer)::integer
+       ->> 'applied')::boolean
+ORDER BY check_of.id, position DESC
+"""
+
+_REMOVALS = """
+SELECT e.position
+FROM {schema}.events AS e JOIN {schema}.seals AS s ON s.position = e.position
+WHERE e.type = 'ProxyRemoved' AND e.proxy_id = ANY (%(ids)s::uuid[]) AND e.pool_id = %(pool_id)s
+  AND s.seq <= %(seq)s
+"""
+
+_PAIRS = """
+SELECT DISTINCT ON (proxy_id, target) position FROM stretch
+ORDER BY proxy_id, target, position DESC
+"""
+
+_PAIRS_NOW = """
+SELECT pool_id, proxy_id, target, successes, failures, streak, cool_downs, cools_until, outcome,
+       status, reported_at
+FROM {schema}.target_outcomes
+WHERE pool_id = %(pool_id)s AND proxy_id = ANY (%(ids)s::uuid[])
+  AND coalesce(reported_at < %(before)s, true)
+"""
+
+_SET_SINCE = "SELECT DISTINCT proxy_id, target FROM stretch"
+
+_BOUND = """
+SELECT type = 'SessionBound' AND expires_at > %(at)s, key, proxy_id, target, expires_at
+FROM (SELECT DISTINCT ON (key) key, proxy_id, target, expires_at, type FROM stretch
+      ORDER BY key, position DESC) AS last
+"""
+
+_BOUND_NOW = """
+SELECT key, proxy_id, target, expires_at
+FROM {schema}.sessions
+WHERE pool_id = %(pool_id)s AND bound_at < %(before)s AND expires_at > %(at)s
+ORDER BY key
+LIMIT %(limit)s
+"""
+
+
+class Found:
+    """Finds the last records of some proxies of a pool, up to the event ``seq``.
+
+    Parameters
+    ----------
+    session:
+        A session of the ledger's database, with one snapshot.
+    proxy_ids:
+        The proxies of which checks and outcomes are wanted.
+    at:
+        The moment: all events up to ``seq`` were recorded by then.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        schema: str,
+        pool_id: UUID,
+        proxy_ids: Sequence[UUID],
+        seq: int,
+        at: datetime,
+    ) -> None:
+        self._session, self._schema = session, schema
+        self._pool_id, self._seq, self._at = pool_id, seq, at
+        self._values: dict[str, Any] = {
+            "pool_id": pool_id,
+            "ids": list(proxy_ids),
+            "seq": seq,
+            "at": at,
+            "before": at - SLACK,
+        }
+        self._begin = archived_upto(session, schema)
+        self._after = max(self._begin, seq - LOOKED)
+        self._stretch = Stretch(session, schema, self._after, seq)
+        self._rare = self._events(self._places(self._stretch, _RARE))
+        # A pool that came back from another ledger brought along what was known of it.
+        removals = [event.seq for event in self._rare if isinstance(event, PoolRemoved)]
+        if removals:
+            self._begin = self._after = removals[-1]
+            self._stretch = Stretch(session, schema, self._after, seq)
+            self._rare = [event for event in self._rare if event.seq > self._after]
+
+    def records(self, sessions: int) -> Records:
+        """Return all that is found, with so many sessions."""
+        return Records(
+            self._rests(),
+            self._checks(),
+            self._pairs(),
+            self._sessions(sessions),
+            None if self._after == self._begin else self._after + 1,
+        )
+
+    def _rests(self) -> Mapping[UUID, datetime]:
+        """Return until when proxies rested."""
+        rests = {row.proxy_id: row.rests_until for row in self._brought(AVAILABLE_PROXIES)}
+        ((may_rest,),) = self._rows(self._stretch, _MAY_REST, "1", _ROTATION) or [(False,)]
+        if may_rest or rests:
+            columns: LiteralString = (
+                "e.position, e.proxy_id, (e.data ->> 'rests_until')::timestamptz AS rests_until"
+            )
+            found = self._rows(self._stretch, _RESTS, columns, _RESTING, carried=list(rests))
+            rests |= dict(found)
+        return {key: until for key, until in rests.items() if until and until > self._at}
+
+    def _checks(self) -> Mapping[UUID, HealthRow]:
+        """Return the last check of each proxy."""
+        alone = dict(rows(self._session, self._schema, _CHECKED_ALONE, self._values))
+        removals = rows(self._session, self._schema, _REMOVALS, self._values)
+        places = {*alone.values(), *self._checked_together(alone), *(row[0] for row in removals)}
+        if self._begin < self._after and self._is_moved():
+            before = Stretch(self._session, self._schema, self._begin, self._after)
+            places.update(self._places(before, _CARRIED))
+        state: dict[Any, Any] = {}
+        self._fold(PROXY_HEALTH, state, self._events(places))
+        keys = ((proxy_id, self._pool_id) for proxy_id in self._values["ids"])
+        return {key[0]: state[key] for key in keys if key in state}
+
+    def _checked_together(self, alone: Mapping[UUID, int]) -> Iterator[int]:
+        """Yield the positions of the last events in which proxies were checked with others."""
+        missing, length = set(self._values["ids"]), LOOKED
+        stretch, after = self._stretch, self._after
+        while missing:
+            found = self._rows(
+                stretch,
+                _CHECKED_TOGETHER,
+                "e.position, e.proxy_ids, e.data",
+                "e.type = 'ProxiesChecked' AND e.proxy_ids && %(ids)s::uuid[]",
+                ids=list(missing),
+            )
+            yield from (row[1] for row in found)
+            if after <= self._begin:
+                return
+            length *= _GROWTH
+            upto, after = after, max(self._begin, after - length)
+            stretch = Stretch(self._session, self._schema, after, upto)
+            later = {each for each, position in alone.items() if position > stretch.high}
+            missing -= later | {row[0] for row in found}
+
+    def _pairs(self) -> Mapping[UUID, list[TargetOutcomesRow]]:
+        """Return what proxies had come to at targets."""
+        columns: LiteralString = "e.position, e.proxy_id, e.data ->> 'target' AS target"
+        found = self._rows(self._stretch, _PAIRS, columns, _PAIR)
+        state: dict[Any, Any] = {
+            (row.pool_id, row.proxy_id, row.target): row for row in self._unchanged_pairs()
+        }
+        self._fold(TARGET_OUTCOMES, state, self._events(row[0] for row in found))
+        pairs: dict[UUID, list[TargetOutcomesRow]] = {}
+        for row in state.values():
+            pairs.setdefault(row.proxy_id, []).append(row)
+        return {each: pairs[each] for each in self._values["ids"] if each in pairs}
+
+    def _unchanged_pairs(self) -> list[TargetOutcomesRow]:
+        """Return the pairs of which nothing was recorded after the moment."""
+        if self._after == self._begin:
+            return []
+        found = [
+            TargetOutcomesRow(*row)
+            for row in rows(self._session, self._schema, _PAIRS_NOW, self._values)
+        ]
+        # A rest that a person set ends later than it was set, so an end before tells that none was.
+        doubtful = {row.proxy_id for row in found if not self._is_over(row.cools_until)}
+        if not doubtful:
+            return found
+        since = Stretch(self._session, self._schema, self._seq, BIGGEST)
+        columns: LiteralString = "e.proxy_id, e.data ->> 'target' AS target"
+        wanted: LiteralString = "e.type = 'CoolDownSet' AND e.proxy_id = ANY (%(ids)s::uuid[])"
+        changed = {*self._rows(since, _SET_SINCE, columns, wanted, ids=list(doubtful))}
+        return [row for row in found if (row.proxy_id, row.target) not in changed]
+
+    def _is_over(self, until: datetime | None) -> bool:
+        before: datetime = self._values["before"]
+        return until is None or until < before
+
+    def _sessions(self, limit: int) -> list[SessionThen]:
+        """Return the first sessions by key that lived."""
+        known = {
+            row.key: SessionThen(row.key, row.proxy_id, row.target, row.expires_at)
+            for row in self._brought(SESSIONS)
+            if row.expires_at > self._at
+        }
+        if self._after > self._begin:
+            values = {**self._values, "limit": limit}
+            now = rows(self._session, self._schema, _BOUND_NOW, values)
+            known |= {row[0]: SessionThen(*row) for row in now}
+        columns: LiteralString = """
+            e.position, e.type, e.data ->> 'key' AS key, e.proxy_id, e.data ->> 'target' AS target,
+            e.expires_at"""
+        wanted: LiteralString = "e.type IN ('SessionBound', 'SessionForgotten')"
+        for lives, *binding in self._rows(self._stretch, _BOUND, columns, wanted):
+            last = SessionThen(*binding)
+            known.pop(last.key, None)
+            if lives:
+                known[last.key] = last
+        return sorted(known.values(), key=lambda each: each.key)[:limit]
+
+    def _brought(self, projection: Projection) -> Iterator[Any]:
+        """Yield the rows of a read model that the pool brought from another ledger lately."""
+        for event in self._rare:
+            if not isinstance(event, PoolStateCarried) or not event.arrived:
+                continue
+            if event.read_model == projection.name:
+                yield from rows_of(projection, event.rows)
+
+    def _is_moved(self) -> bool:
+        """Return whether the pool ever moved from one ledger to another."""
+        ((moved,),) = rows(self._session, self._schema, _MOVED, self._values)
+        return bool(moved)
+
+    def _fold(self, projection: Projection, state: dict[Any, Any], events: list[Event]) -> None:
+        """Fold events and the rare ones of the pool into a state."""
+        for event in sorted([*events, *self._rare], key=lambda event: event.seq):
+            for part in event.parts():
+                projection.apply(state, part)
+
+    def _places(self, stretch: Stretch, wanted: LiteralString) -> list[int]:
+        return [row[0] for row in self._rows(stretch, _POSITIONS, "e.position", wanted)]
+
+    def _events(self, positions: Iterable[int]) -> list[Event]:
+        """Return the events at positions, in the sealed order."""
+        wanted = list(positions)
+        if not wanted:
+            return []
+        statement = sql.SQL(_EVENTS).format(schema=sql.Identifier(self._schema))
+        with self._session.connection.cursor(row_factory=dict_row) as cursor:
+            cursor.execute(statement, {"positions": wanted}, prepare=False)
+            return [event_from_row(row) for row in cursor]
+
+    def _rows(
+        self,
+        stretch: Stretch,
+        select: LiteralString,
+        columns: LiteralString,
+        wanted: LiteralString,
+        **values: Any,
+    ) -> list[tuple[Any, ...]]:
+        return stretch.rows(
+            select,
+            columns=columns,
+            wanted=wanted,
+            pool_id=self._pool_id,
+            values={**self._values, **values},
+        )
