@@ -143,7 +143,7 @@ class PoolViews:
         figures = next(each for each in self._figures.pools() if each.id == pool.id)
         window = _window(question, now, now)
         is_whole = self._is_whole(window, now)
-        slots = self._slots(pool.id, window, now)
+        slots = self._slots(pool.id, window, now, seq)
         leases = self._lines.leases(pool, question.leases_after, seq)
         proxies = self._lines.proxies(pool, question.proxies_after, now)
         return PoolView(
@@ -174,7 +174,7 @@ class PoolViews:
         state = self._keyframes.at(pool.id, seq, last)
         window = _window(question, at, now)
         is_whole = self._is_whole(window, now)
-        slots = self._slots(pool.id, window, now)
+        slots = self._slots(pool.id, window, now, last)
         chart = None
         if slots is not None:
             end = self._keyframes.at(pool.id, self._ends(window, last)[1], last)
@@ -240,12 +240,14 @@ class PoolViews:
         """Return whether all of a window was read that is not counted for the page."""
         return self._activity.is_whole or not _is_recent(window, now)
 
-    def _slots(self, pool_id: UUID, window: Window, now: datetime) -> Mapping[int, Slot] | None:
+    def _slots(
+        self, pool_id: UUID, window: Window, now: datetime, last: int
+    ) -> Mapping[int, Slot] | None:
         """Return what happened in a window by slot; None if it is too much to count."""
         if _is_recent(window, now):
             return self._activity.of(pool_id)
         log = self._figures.log
-        after, upto = self._ends(window, log.last_seq())
+        after, upto = self._ends(window, last)
         if upto - after > MOST_EVENTS:
             return None
 

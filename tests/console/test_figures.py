@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -62,6 +63,22 @@ def test_figures_and_counts_are_what_they_mean(story: Incident) -> None:
         )
     page = figures.proxies(story.pool.id, story.proxies[4].id, 3)
     assert [proxy.id for proxy in page] == [proxy.id for proxy in story.proxies[5:8]]
+
+
+def test_a_moment_has_its_place_in_the_log(story: Incident) -> None:
+    """Also one before all events, after them, and between many of the same time."""
+    log, choose = figures_of(story.storage).log, random.Random(3)
+    last = log.last_seq()
+    times = [event.recorded_at for event in story.storage.events()]
+    moments = [times[0] - timedelta(days=900), times[-1] + timedelta(days=900), times[0]]
+    for _ in range(40):
+        moments.append(
+            choose.choice(times) + timedelta(microseconds=choose.choice((-1, 0, 1, 9**7)))
+        )
+    for moment in moments:
+        assert log.seq_near(moment, last) == sum(time <= moment for time in times)
+        few = choose.randint(0, last)
+        assert log.seq_near(moment, few) == sum(time <= moment for time in times[:few])
 
 
 def test_a_lease_that_was_granted_since_has_no_details_yet() -> None:

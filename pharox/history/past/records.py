@@ -11,7 +11,7 @@ The last events are found in SQL, decoded, and folded by the projections themsel
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, LiteralString
 from uuid import UUID
 
@@ -38,7 +38,7 @@ from ..latest import SLACK
 from .shapes import Records, SessionThen
 from .stretch import Stretch, rows
 
-LOOKED = 100_000
+LOOKED = 50_000
 """Among how many events the last ones are looked for."""
 
 _GROWTH = 8
@@ -46,14 +46,32 @@ _GROWTH = 8
 _GROWTH = 32
 """By how much each stretch is longer than the one after it, in which checks are looked for."""
 
-_RARE: LiteralString = "e.type IN ('LeasesPruned', 'PoolRemoved', 'PoolStateCarried')"
-_CARRIED: LiteralString = "e.type = 'PoolStateCarried'"
-_ROTATION: LiteralString = "e.type IN ('RotationBegan', 'RotationCalled', 'RotationAnswered')"
 _RESTING: LiteralString = """e.type IN (
     'LeaseAcquired', 'LeaseReleased', 'LeaseExpired', 'LeaseRevoked', 'ProxyRemoved',
-    'RotationBegan', 'RotationCalled', 'RotationAnswered')"""
-_PAIR: LiteralString = """e.type IN ('OutcomeReported', 'CoolDownSet')
-    AND e.proxy_id = ANY (%(ids)s::uuid[]) AND e.data ? 'target'"""
+    'RotationBegan', 'RotationCalled', 'RotationAnswered')
+    AND (%(since)s::timestamptz IS NULL OR e.recorded_at >= %(since)s)"""
+
+_LATELY_COLUMNS: LiteralString = """
+    e.position, e.data ->> 'target' AS target,
+    CASE WHEN e.type IN ('OutcomeReported', 'CoolDownSet') THEN e.proxy_id END AS proxy_id,
+    CASE WHEN e.type IN ('OutcomeReported', 'CoolDownSet') THEN 'pair'
+         WHEN e.type IN ('SessionBound', 'SessionForgotten') THEN 'session'
+         WHEN e.type IN ('RotationBegan', 'RotationCalled', 'RotationAnswered') THEN 'rotation'
+         ELSE 'pool' END AS kind,
+    CASE WHEN e.type IN ('LeasesPruned', 'PoolRemoved', 'PoolStateCarried') THEN e.position END
+        AS of_pool"""
+_LATELY_WANTED: LiteralString = """
+    e.type IN ('OutcomeReported', 'CoolDownSet', 'SessionBound', 'SessionForgotten',
+               'RotationBegan', 'RotationCalled', 'RotationAnswered',
+               'LeasesPruned', 'PoolRemoved', 'PoolStateCarried')
+    AND (e.type NOT IN ('OutcomeReported', 'CoolDownSet')
+         OR (e.proxy_id = ANY (%(ids)s::uuid[]) AND e.data ->> 'target' IS NOT NULL))"""
+
+# The last event of each pair, each event of the whole pool, and whether there are others.
+_LATELY = """
+SELECT kind, max(position) FROM stretch
+GROUP BY kind, of_pool, proxy_id, CASE kind WHEN 'pair' THEN target END
+"""
 
 _POSITIONS = "SELECT position FROM stretch"
 
@@ -66,15 +84,14 @@ WHERE s.position = ANY (%(positions)s::bigint[]) AND e.position = ANY (%(positio
 ORDER BY s.seq
 """
 
-# Proxies rest by the rules that their pool has at any time, or for another exit. The rules are not
-# known if the event that registered the pool is archived.
-_MAY_REST = """
-SELECT EXISTS (SELECT FROM stretch)
-    OR coalesce(bool_or(e.data ?| ARRAY['rest_after_release_seconds', 'rest_after_expiry_seconds']),
-                false)
-    OR NOT coalesce(bool_or(e.type = 'PoolRegistered'), false)
-FROM {schema}.events AS e
-WHERE e.type IN ('PoolRegistered', 'PoolChanged', 'PoolRemoved') AND e.pool_id = %(pool_id)s
+# How long the rules of a pool had its proxies rest at most, and whether all of them are known: the
+# event that registered it may be archived.
+_LONGEST_REST = """
+SELECT max(greatest((data ->> 'rest_after_release_seconds')::float8,
+                    (data ->> 'rest_after_expiry_seconds')::float8)),
+       coalesce(bool_or(type = 'PoolRegistered'), false)
+FROM {schema}.events
+WHERE type IN ('PoolRegistered', 'PoolChanged', 'PoolRemoved') AND pool_id = %(pool_id)s
 """
 
 _RESTS = """
@@ -111,11 +128,6 @@ SELECT e.position
 FROM {schema}.events AS e JOIN {schema}.seals AS s ON s.position = e.position
 WHERE e.type = 'ProxyRemoved' AND e.proxy_id = ANY (%(ids)s::uuid[]) AND e.pool_id = %(pool_id)s
   AND s.seq <= %(seq)s
-"""
-
-_PAIRS = """
-SELECT DISTINCT ON (proxy_id, target) position FROM stretch
-ORDER BY proxy_id, target, position DESC
 """
 
 _PAIRS_NOW = """
@@ -175,15 +187,21 @@ class Found:
             "before": at - SLACK,
         }
         self._begin = archived_upto(session, schema)
-        self._after = max(self._begin, seq - LOOKED)
-        self._stretch = Stretch(session, schema, self._after, seq)
-        self._rare = self._events(self._places(self._stretch, _RARE))
+        self._look(max(self._begin, seq - LOOKED))
         # A pool that came back from another ledger brought along what was known of it.
         removals = [event.seq for event in self._rare if isinstance(event, PoolRemoved)]
         if removals:
-            self._begin = self._after = removals[-1]
-            self._stretch = Stretch(session, schema, self._after, seq)
-            self._rare = [event for event in self._rare if event.seq > self._after]
+            self._begin = removals[-1]
+            self._look(self._begin)
+
+    def _look(self, after: int) -> None:
+        """Read what was recorded after a seq, and which events of the whole pool are rare."""
+        self._after = after
+        self._stretch = Stretch(self._session, self._schema, after, self._seq)
+        self._lately: dict[str, list[int]] = {}
+        for kind, position in self._scanned(_LATELY, _LATELY_COLUMNS, _LATELY_WANTED):
+            self._lately.setdefault(kind, []).append(position)
+        self._rare = self._events(self._lately.get("pool", ()))
 
     def records(self, sessions: int) -> Records:
         """Return all that is found, with so many sessions."""
@@ -198,14 +216,21 @@ class Found:
     def _rests(self) -> Mapping[UUID, datetime]:
         """Return until when proxies rested."""
         rests = {row.proxy_id: row.rests_until for row in self._brought(AVAILABLE_PROXIES)}
-        ((may_rest,),) = self._rows(self._stretch, _MAY_REST, "1", _ROTATION) or [(False,)]
-        if may_rest or rests:
+        is_known, longest = self._longest_rest()
+        if longest or rests or not is_known:
+            since = self._at - timedelta(seconds=longest) if is_known and not rests else None
             columns: LiteralString = (
                 "e.position, e.proxy_id, (e.data ->> 'rests_until')::timestamptz AS rests_until"
             )
-            found = self._rows(self._stretch, _RESTS, columns, _RESTING, carried=list(rests))
-            rests |= dict(found)
+            values = {"carried": list(rests), "since": since}
+            rests |= dict(self._scanned(_RESTS, columns, _RESTING, **values))
         return {key: until for key, until in rests.items() if until and until > self._at}
+
+    def _longest_rest(self) -> tuple[bool, float]:
+        """Return whether it is known for how many seconds a proxy may rest, and how many."""
+        ((longest, is_known),) = rows(self._session, self._schema, _LONGEST_REST, self._values)
+        # For another exit a proxy rests as long as that takes.
+        return is_known and "rotation" not in self._lately, longest or 0.0
 
     def _checks(self) -> Mapping[UUID, HealthRow]:
         """Return the last check of each proxy."""
@@ -214,7 +239,7 @@ class Found:
         places = {*alone.values(), *self._checked_together(alone), *(row[0] for row in removals)}
         if self._begin < self._after and self._is_moved():
             before = Stretch(self._session, self._schema, self._begin, self._after)
-            places.update(self._places(before, _CARRIED))
+            places.update(self._carried(before))
         state: dict[Any, Any] = {}
         self._fold(PROXY_HEALTH, state, self._events(places))
         keys = ((proxy_id, self._pool_id) for proxy_id in self._values["ids"])
@@ -229,7 +254,7 @@ class Found:
                 stretch,
                 _CHECKED_TOGETHER,
                 "e.position, e.proxy_ids, e.data",
-                "e.type = 'ProxiesChecked' AND e.proxy_ids && %(ids)s::uuid[]",
+                "e.proxy_ids && %(ids)s::uuid[]",
                 ids=list(missing),
             )
             yield from (row[1] for row in found)
@@ -243,12 +268,10 @@ class Found:
 
     def _pairs(self) -> Mapping[UUID, list[TargetOutcomesRow]]:
         """Return what proxies had come to at targets."""
-        columns: LiteralString = "e.position, e.proxy_id, e.data ->> 'target' AS target"
-        found = self._rows(self._stretch, _PAIRS, columns, _PAIR)
         state: dict[Any, Any] = {
             (row.pool_id, row.proxy_id, row.target): row for row in self._unchanged_pairs()
         }
-        self._fold(TARGET_OUTCOMES, state, self._events(row[0] for row in found))
+        self._fold(TARGET_OUTCOMES, state, self._events(self._lately.get("pair", ())))
         pairs: dict[UUID, list[TargetOutcomesRow]] = {}
         for row in state.values():
             pairs.setdefault(row.proxy_id, []).append(row)
@@ -291,7 +314,8 @@ class Found:
             e.position, e.type, e.data ->> 'key' AS key, e.proxy_id, e.data ->> 'target' AS target,
             e.expires_at"""
         wanted: LiteralString = "e.type IN ('SessionBound', 'SessionForgotten')"
-        for lives, *binding in self._rows(self._stretch, _BOUND, columns, wanted):
+        found = self._scanned(_BOUND, columns, wanted) if "session" in self._lately else []
+        for lives, *binding in found:
             last = SessionThen(*binding)
             known.pop(last.key, None)
             if lives:
@@ -317,7 +341,8 @@ class Found:
             for part in event.parts():
                 projection.apply(state, part)
 
-    def _places(self, stretch: Stretch, wanted: LiteralString) -> list[int]:
+    def _carried(self, stretch: Stretch) -> list[int]:
+        wanted: LiteralString = "e.type = 'PoolStateCarried'"
         return [row[0] for row in self._rows(stretch, _POSITIONS, "e.position", wanted)]
 
     def _events(self, positions: Iterable[int]) -> list[Event]:
@@ -329,6 +354,19 @@ class Found:
         with self._session.connection.cursor(row_factory=dict_row) as cursor:
             cursor.execute(statement, {"positions": wanted}, prepare=False)
             return [event_from_row(row) for row in cursor]
+
+    def _scanned(
+        self, select: LiteralString, columns: LiteralString, wanted: LiteralString, **values: Any
+    ) -> list[tuple[Any, ...]]:
+        """Return the rows of a query of what was recorded lately."""
+        return self._stretch.rows(
+            select,
+            columns=columns,
+            wanted=wanted,
+            pool_id=self._pool_id,
+            is_scanned=True,
+            values={**self._values, **values},
+        )
 
     def _rows(
         self,
