@@ -173,6 +173,8 @@ class PoolViews:
         seq = self._figures.log.seq_near(at, last)
         state = self._keyframes.at(pool.id, seq, last)
         window = _window(question, at, now)
+        if _is_recent(window, now):
+            self._activity.advance(now)
         is_whole = self._is_whole(window, now)
         slots = self._slots(pool.id, window, now, last)
         chart = None

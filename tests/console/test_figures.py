@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
+from urllib.parse import urlencode
 
 import pytest
 from pydantic import SecretStr
@@ -132,14 +133,16 @@ def test_activity_is_read_though_it_takes_long_to_find_where_it_begins(
 
 
 def test_misses_that_were_not_read_are_not_said_to_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The overview and the page of a pool say so until all of the window was read."""
+    """The overview and the page of a pool say so, also of a moment, until the window was read."""
     incident = Incident(InMemoryStorage())
     incident.play(9)
     for reads in (True, False):
         if not reads:
             monkeypatch.setattr(Activity, "advance", lambda activity, now: None)
-        client = Client(create_app(incident.storage))
-        for path in ("/", f"/pools/{incident.pool.id}"):
+        pool = f"/pools/{incident.pool.id}"
+        moment = (incident.clock.now - timedelta(minutes=2)).isoformat()
+        for path in ("/", pool, f"{pool}?{urlencode({'at': moment})}"):
+            client = Client(create_app(incident.storage))
             assert ("not read yet" in client.get(path).text) is not reads
 
 
