@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -15,12 +16,14 @@ from pharox.fleet import move_pool
 from pharox.history.past import past_of, records
 from pharox.history.past.plain import records_in
 from pharox.history.past.shapes import Records
+from pharox.ledger.archive import archive
 from pharox.storage.postgres import PostgresStorage
 from projections import TargetOutcomesRow
 from tests import servers
-from tests.conftest import AnyStorage, Clusters
+from tests.conftest import AnyStorage, Clusters, run_sql
 from tests.fleet.moving import ends
 from tests.fleet.test_moving import lived_in
+from tests.ledger.full_parts import small_parts
 from tests.ledger.used_pool import UsedPool
 
 MANY = 100
@@ -90,6 +93,29 @@ def test_in_a_long_log_nothing_is_wrong_and_what_is_missing_is_old(
             each.key for each in found.sessions
         }
     assert unchanged > 0
+
+
+def test_what_is_archived_is_said_to_be_missing(storage: PostgresStorage, tmp_path: Path) -> None:
+    """What the rest of the log has is right; the page says that there was more."""
+    small_parts(storage, 60)
+    used = UsedPool(storage, 4)
+    for _ in range(10):
+        used.play(30)
+        storage.seal()
+        run_sql(storage.engine, "SELECT pharox.complete_tick()")
+        used.clock.advance(1)
+    events = list(storage.events())
+    archived = archive(storage, used.clock.now, tmp_path).archived[-1].last_seq
+    past, ids = past_of(storage), [proxy.id for proxy in used.proxies]
+    for event in events[archived:]:
+        found = past.records(used.pool.id, ids, event.seq, event.recorded_at, sessions=MANY)
+        meant = truth(events, used, event.seq, event.recorded_at)
+        assert found.looked_from == archived + 1
+        assert found.checks.items() <= meant.checks.items()
+        assert found.rests.items() <= meant.rests.items()
+        assert set(found.sessions) <= set(meant.sessions)
+        for proxy_id in ids:
+            assert by_target(found, proxy_id).items() <= by_target(meant, proxy_id).items()
 
 
 def of_pairs(events: list[Event]) -> Iterator[OutcomeReported | CoolDownSet]:

@@ -2,8 +2,9 @@
 
 A check is found by the index of a proxy's checks. Rests, outcomes and bindings have no index by
 place: they are looked for among the last :data:`LOOKED` events. What was recorded before and not
-since is in the read models as it was then. What is left is recorded long before the moment, and
-again after it; :attr:`.shapes.Records.looked_from` says from which event on nothing is missing.
+since is in the read models as it was then. What is left was recorded long before the moment, and
+again after it, or is archived; :attr:`.shapes.Records.looked_from` says from which event on nothing
+is missing.
 
 The last events are found in SQL, decoded, and folded by the projections themselves.
 """
@@ -188,10 +189,11 @@ class Found:
         }
         self._begin = archived_upto(session, schema)
         self._look(max(self._begin, seq - LOOKED))
+        self._is_whole = self._after == 0
         # A pool that came back from another ledger brought along what was known of it.
         removals = [event.seq for event in self._rare if isinstance(event, PoolRemoved)]
         if removals:
-            self._begin = removals[-1]
+            self._begin, self._is_whole = removals[-1], True
             self._look(self._begin)
 
     def _look(self, after: int) -> None:
@@ -210,7 +212,7 @@ class Found:
             self._checks(),
             self._pairs(),
             self._sessions(sessions),
-            None if self._after == self._begin else self._after + 1,
+            None if self._is_whole else self._after + 1,
         )
 
     def _rests(self) -> Mapping[UUID, datetime]:
@@ -279,7 +281,7 @@ class Found:
 
     def _unchanged_pairs(self) -> list[TargetOutcomesRow]:
         """Return the pairs of which nothing was recorded after the moment."""
-        if self._after == self._begin:
+        if self._is_whole:
             return []
         found = [
             TargetOutcomesRow(*row)
@@ -306,7 +308,7 @@ class Found:
             for row in self._brought(SESSIONS)
             if row.expires_at > self._at
         }
-        if self._after > self._begin:
+        if not self._is_whole:
             values = {**self._values, "limit": limit}
             now = rows(self._session, self._schema, _BOUND_NOW, values)
             known |= {row[0]: SessionThen(*row) for row in now}

@@ -103,7 +103,7 @@ class Records(NamedTuple):
     ``rests`` are the ends of all rests in the pool that were not over. ``checks`` are the last
     check of each proxy, ``pairs`` what it had come to at targets. ``sessions`` are the first living
     bindings by key. Of rests, pairs and sessions, what was recorded before the event
-    ``looked_from`` may be missing; None if nothing is.
+    ``looked_from`` may be missing, and of checks what is archived; None if nothing is.
     """
 
     rests: Mapping[UUID, datetime]
