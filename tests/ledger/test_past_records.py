@@ -106,6 +106,7 @@ def test_what_is_archived_is_said_to_be_missing(storage: PostgresStorage, tmp_pa
         used.clock.advance(1)
     events = list(storage.events())
     archived = archive(storage, used.clock.now, tmp_path).archived[-1].last_seq
+    assert archived is not None
     past, ids = past_of(storage), [proxy.id for proxy in used.proxies]
     for event in events[archived:]:
         found = past.records(used.pool.id, ids, event.seq, event.recorded_at, sessions=MANY)
