@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from projections import TargetOutcomesRow
+
 from ..history.addresses import address_of
-from ..history.past.shapes import PoolThen
-from ..models import HealthCheckResult, HeldLease, Lease, Proxy, ProxyPool, TargetOutcomes, utc_now
+from ..history.past.shapes import LeaseDetails, PoolThen, Records
+from ..models import (
+    HealthCheckResult,
+    HeldLease,
+    Lease,
+    Proxy,
+    ProxyPool,
+    StickySession,
+    TargetOutcomes,
+    utc_now,
+)
 from ..models.ids import NIL
+from ..models.targets import success_share_of
 from .figures import Figures
 from .figures.plain import share_of
 from .shares import Share, share_then
@@ -18,6 +30,7 @@ from .shares import Share, share_then
 LEASES = 50
 PROXIES = 25
 PAIRS = 4
+SESSIONS = 10
 MOST_PAIRS = 500
 """How many pairs of proxies and targets are read for a page of proxies at once."""
 
@@ -43,6 +56,14 @@ class Pair(NamedTuple):
     rests_s: float | None
 
 
+class Check(NamedTuple):
+    """The last check of a proxy. ``latency_ms`` is None if it failed, ``error`` if it did not."""
+
+    checked_at: datetime
+    latency_ms: int | None
+    error: str | None
+
+
 class ProxyLine(NamedTuple):
     """A proxy. ``most`` is how many leases it can have, None if any number."""
 
@@ -58,6 +79,30 @@ class ProxyLine(NamedTuple):
     error: str | None = None
     pairs: Sequence[Pair] = ()
     more_pairs: int = 0
+
+
+class SessionLine(NamedTuple):
+    """A living binding of a key to a proxy. ``remaining_s`` is how long it lives on."""
+
+    key: str
+    proxy_id: UUID
+    address: str
+    target: str | None
+    remaining_s: float
+
+
+class LinesThen(NamedTuple):
+    """The lines of a pool at a moment of the past.
+
+    ``resting`` are the proxies of the pool that rested. ``looked_from`` is the seq of the first
+    event that was looked at for rests, outcomes and sessions, None if all were.
+    """
+
+    leases: Sequence[LeaseLine]
+    proxies: Sequence[ProxyLine]
+    sessions: Sequence[SessionLine]
+    resting: Container[UUID]
+    looked_from: int | None
 
 
 class PoolLines:
@@ -121,70 +166,137 @@ class PoolLines:
         pairs: list[TargetOutcomes],
         now: datetime,
     ) -> ProxyLine:
-        pairs.sort(key=lambda pair: (pair.remaining_seconds is None, pair.success_share or 0.0))
         rests = None if proxy.rests_until is None else (proxy.rests_until - now).total_seconds()
-        return ProxyLine(
-            proxy.id,
-            address_of(proxy),
-            share_of(proxy, now),
-            proxy.current_leases,
-            proxy.max_concurrency,
-            (),
-            rests if rests and rests > 0 else None,
-            None if check is None else check.checked_at,
-            None if check is None else check.latency_ms,
-            None if check is None else check.error_message,
-            [
-                Pair(pair.target, pair.success_share, pair.remaining_seconds)
-                for pair in pairs[:PAIRS]
-            ],
-            max(0, len(pairs) - PAIRS),
+        return _proxy_line(
+            ProxyLine(
+                proxy.id,
+                address_of(proxy),
+                share_of(proxy, now),
+                proxy.current_leases,
+                proxy.max_concurrency,
+                rests_s=rests if rests and rests > 0 else None,
+            ),
+            None
+            if check is None
+            else Check(check.checked_at, check.latency_ms, check.error_message),
+            [Pair(pair.target, pair.success_share, pair.remaining_seconds) for pair in pairs],
         )
 
-    def leases_then(
-        self, pool_id: UUID, state: PoolThen, after: tuple[UUID, UUID], at: datetime
-    ) -> list[LeaseLine]:
-        """Return the next leases of a pool that were active at a moment."""
-        order = sorted((lease.proxy_id, lease_id) for lease_id, lease in state.leases.items())
-        page = [place for place in order if place > after][:LEASES]
-        past, seq = self._figures.past, state.seq
-        details = past.details(pool_id, [place[1] for place in page], seq)
-        addresses = past.addresses(pool_id, [place[0] for place in page], seq)
-        lines = []
-        for proxy_id, lease_id in page:
-            lease, known = state.leases[lease_id], details.get(lease_id)
-            lines.append(
-                LeaseLine(
-                    lease_id,
-                    proxy_id,
-                    addresses.get(proxy_id, str(proxy_id)),
-                    lease.consumer,
-                    lease.acquired_at,
-                    (known.expires_at - at).total_seconds() if known else None,
-                    known.renewals if known else 0,
-                    known.target if known else None,
-                )
-            )
-        return lines
-
-    def proxies_then(self, pool_id: UUID, state: PoolThen, after: UUID) -> list[ProxyLine]:
-        """Return the next proxies that a pool had at a moment."""
-        ids = [each for each in sorted(state.proxies) if each > after][:PROXIES]
-        addresses = self._figures.past.addresses(pool_id, ids, state.seq)
-        holders: dict[UUID, list[str]] = {}
-        for lease in state.leases.values():
-            holders.setdefault(lease.proxy_id, []).append(lease.consumer)
+    def sessions(self, pool: ProxyPool) -> list[SessionLine]:
+        """Return the first sticky sessions of a pool now, by key."""
+        found: list[StickySession] = self._storage.list_sessions(pool.name, limit=SESSIONS)
         return [
-            ProxyLine(
-                proxy_id,
-                addresses.get(proxy_id, str(proxy_id)),
-                share_then(state.proxies[proxy_id]),
-                state.proxies[proxy_id].leases,
-                state.proxies[proxy_id].most,
-                sorted(holders.get(proxy_id, ())),
+            SessionLine(
+                each.key,
+                each.proxy_id,
+                each.address or str(each.proxy_id),
+                each.target,
+                each.remaining_seconds,
             )
-            for proxy_id in ids
+            for each in found
         ]
+
+    def then(
+        self,
+        pool_id: UUID,
+        state: PoolThen,
+        after: tuple[tuple[UUID, UUID], UUID],
+        at: datetime,
+    ) -> LinesThen:
+        """Return the lines that come after a lease and a proxy, at a moment of the past."""
+        after_lease, after_proxy = after
+        order = sorted((lease.proxy_id, lease_id) for lease_id, lease in state.leases.items())
+        leases = [place for place in order if place > after_lease][:LEASES]
+        proxies = [each for each in sorted(state.proxies) if each > after_proxy][:PROXIES]
+        past, seq = self._figures.past, state.seq
+        records = past.records(pool_id, proxies, seq, at, sessions=SESSIONS)
+        shown = {*proxies, *(place[0] for place in leases)}
+        shown |= {session.proxy_id for session in records.sessions}
+        addresses = past.addresses(pool_id, sorted(shown), seq)
+        details = past.details(pool_id, [place[1] for place in leases], seq)
+        return LinesThen(
+            [
+                _lease_then(lease_id, state, details.get(lease_id), addresses, at)
+                for _, lease_id in leases
+            ],
+            [_proxy_then(each, state, records, addresses, at) for each in proxies],
+            [
+                SessionLine(
+                    each.key,
+                    each.proxy_id,
+                    addresses.get(each.proxy_id, str(each.proxy_id)),
+                    each.target,
+                    (each.expires_at - at).total_seconds(),
+                )
+                for each in records.sessions
+            ],
+            records.rests,
+            records.looked_from,
+        )
+
+
+def _lease_then(
+    lease_id: UUID,
+    state: PoolThen,
+    known: LeaseDetails | None,
+    addresses: Mapping[UUID, str],
+    at: datetime,
+) -> LeaseLine:
+    lease = state.leases[lease_id]
+    return LeaseLine(
+        lease_id,
+        lease.proxy_id,
+        addresses.get(lease.proxy_id, str(lease.proxy_id)),
+        lease.consumer,
+        lease.acquired_at,
+        (known.expires_at - at).total_seconds() if known else None,
+        known.renewals if known else 0,
+        known.target if known else None,
+    )
+
+
+def _proxy_then(
+    proxy_id: UUID,
+    state: PoolThen,
+    records: Records,
+    addresses: Mapping[UUID, str],
+    at: datetime,
+) -> ProxyLine:
+    proxy, until = state.proxies[proxy_id], records.rests.get(proxy_id)
+    check = records.checks.get(proxy_id)
+    holders = (each.consumer for each in state.leases.values() if each.proxy_id == proxy_id)
+    line = ProxyLine(
+        proxy_id,
+        addresses.get(proxy_id, str(proxy_id)),
+        share_then(proxy, rests=until is not None),
+        proxy.leases,
+        proxy.most,
+        sorted(holders),
+        rests_s=None if until is None else (until - at).total_seconds(),
+    )
+    return _proxy_line(
+        line,
+        None if check is None else Check(check.checked_at, check.latency_ms, check.error),
+        [_pair_then(row, at) for row in records.pairs.get(proxy_id, ())],
+    )
+
+
+def _pair_then(row: TargetOutcomesRow, at: datetime) -> Pair:
+    remaining = None if row.cools_until is None else (row.cools_until - at).total_seconds()
+    share = success_share_of(row.successes, row.failures)
+    return Pair(row.target, share, remaining if remaining and remaining > 0 else None)
+
+
+def _proxy_line(line: ProxyLine, check: Check | None, pairs: list[Pair]) -> ProxyLine:
+    """Return a line with its last check, and the pairs that matter most: those that rest first."""
+    pairs.sort(key=lambda pair: (pair.rests_s is None, pair.success or 0.0, pair.target))
+    return line._replace(
+        checked_at=check and check.checked_at,
+        latency_ms=check and check.latency_ms,
+        error=check and check.error,
+        pairs=pairs[:PAIRS],
+        more_pairs=max(0, len(pairs) - PAIRS),
+    )
 
 
 def after_leases(page: Sequence[LeaseLine]) -> tuple[UUID, UUID] | None:

@@ -1,8 +1,8 @@
 """What the page of a pool shows: now from the read models, then from its past. No HTTP here.
 
-A view has the same shape for both, so that the page looks the same wherever the slider stands. What
-is not known of the past without reading much of it (checks, what targets said) is left out then,
-and the page says so.
+A view has the same shape for both, so that the page looks the same wherever the slider stands. Who
+waited is not recorded, and sources have pages of their own: both are left out of the past, and the
+page says so.
 """
 
 from __future__ import annotations
@@ -20,23 +20,18 @@ from markupsafe import Markup
 from ..errors import InvalidInputError
 from ..history.past.keyframes import Keyframes
 from ..incident.gather.window import Window as DrawnWindow
-from ..models import (
-    ProxyPool,
-    SourceStatus,
-    StickySession,
-)
+from ..models import ProxyPool, SourceStatus
 from ..models.ids import NIL
 from .drawing import SLOTS, Gauge, Spark
 from .figures import Figures
 from .figures.activity import KEPT_S, Activity, Slot
-from .pool_lines import LeaseLine, PoolLines, ProxyLine, after_leases, after_proxies
+from .pool_lines import LeaseLine, PoolLines, ProxyLine, SessionLine, after_leases, after_proxies
 from .shares import shares_then
 from .timeline import MOST_EVENTS as MOST_DRAWN
 from .timeline import draw_timeline
 
 T = TypeVar("T")
 
-SESSIONS = 10
 MOST_MADE = 60
 """How many charts and timelines of windows are kept."""
 
@@ -86,6 +81,8 @@ class PoolView:
     ``timeline`` is HTML; it is None if too much or nothing happened for one.
     ``next_leases`` and ``next_proxies`` are what the next pages begin after, None on the last one.
     Unless ``is_whole``, chart and misses are those of what was read of the window so far.
+    ``looked_from`` is the first event that was looked at for rests, outcomes and sessions of the
+    past, None if all were.
     """
 
     pool: ProxyPool
@@ -103,10 +100,11 @@ class PoolView:
     proxies: Sequence[ProxyLine]
     next_leases: tuple[UUID, UUID] | None = None
     next_proxies: UUID | None = None
-    sessions: Sequence[StickySession] = ()
+    sessions: Sequence[SessionLine] = ()
     timeline: Markup | None = None
     sources: Sequence[SourceStatus] = ()
     is_whole: bool = True
+    looked_from: int | None = None
 
 
 class PoolViews:
@@ -145,7 +143,7 @@ class PoolViews:
         figures = next(each for each in self._figures.pools() if each.id == pool.id)
         window = _window(question, now, now)
         is_whole = self._is_whole(window, now)
-        slots = self._slots(pool.id, window, now)
+        slots = self._slots(pool.id, window, now, seq)
         leases = self._lines.leases(pool, question.leases_after, seq)
         proxies = self._lines.proxies(pool, question.proxies_after, now)
         return PoolView(
@@ -164,7 +162,7 @@ class PoolViews:
             proxies,
             after_leases(leases),
             after_proxies(proxies),
-            self._storage.list_sessions(pool.name, limit=SESSIONS),
+            self._lines.sessions(pool),
             self._timeline(pool, window, seq),
             self._storage.list_sources(pool.name),
             is_whole=is_whole,
@@ -175,33 +173,36 @@ class PoolViews:
         seq = self._figures.log.seq_near(at, last)
         state = self._keyframes.at(pool.id, seq, last)
         window = _window(question, at, now)
+        if _is_recent(window, now):
+            self._activity.advance(now)
         is_whole = self._is_whole(window, now)
-        slots = self._slots(pool.id, window, now)
+        slots = self._slots(pool.id, window, now, last)
         chart = None
         if slots is not None:
             end = self._keyframes.at(pool.id, self._ends(window, last)[1], last)
             chart = _chart(end.available, len(end.proxies), slots, window)
-        leases = self._lines.leases_then(pool.id, state, question.leases_after, at)
-        proxies = self._lines.proxies_then(pool.id, state, question.proxies_after)
+        after = question.leases_after, question.proxies_after
+        lines = self._lines.then(pool.id, state, after, at)
         return PoolView(
             pool,
             at,
             seq,
             True,
             window,
-            Gauge.of(shares_then(state)),
+            Gauge.of(shares_then(state, lines.resting)),
             chart,
             state.available,
             len(state.leases),
             0,
             _misses(slots),
-            leases,
-            proxies,
-            after_leases(leases),
-            after_proxies(proxies),
-            (),
+            lines.leases,
+            lines.proxies,
+            after_leases(lines.leases),
+            after_proxies(lines.proxies),
+            lines.sessions,
             self._timeline(pool, window, last),
             is_whole=is_whole,
+            looked_from=lines.looked_from,
         )
 
     def _timeline(self, pool: ProxyPool, window: Window, last: int) -> Markup | None:
@@ -241,12 +242,14 @@ class PoolViews:
         """Return whether all of a window was read that is not counted for the page."""
         return self._activity.is_whole or not _is_recent(window, now)
 
-    def _slots(self, pool_id: UUID, window: Window, now: datetime) -> Mapping[int, Slot] | None:
+    def _slots(
+        self, pool_id: UUID, window: Window, now: datetime, last: int
+    ) -> Mapping[int, Slot] | None:
         """Return what happened in a window by slot; None if it is too much to count."""
         if _is_recent(window, now):
             return self._activity.of(pool_id)
         log = self._figures.log
-        after, upto = self._ends(window, log.last_seq())
+        after, upto = self._ends(window, last)
         if upto - after > MOST_EVENTS:
             return None
 

@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
+from starlette.routing import BaseRoute
 
 from ..history.describing import counts_in_words
 from ..incident.wording import REASONS, count, full_moment, span, time_of_day
@@ -71,15 +72,24 @@ def url(request: Request, name: str, /, **parameters: Any) -> str:
 
     Parameters that the path does not have become the query; None is left out.
     """
-    route = next(route for route in request.app.routes if route.name == name)
+    route = _routes(request)[name]
     own = {
         key: quote(value) if isinstance(value := parameters.pop(key), str) else value
         for key in set(getattr(route, "param_convertors", ())) & {*parameters}
     }
     root: str = request.scope.get("root_path", "")
-    path = root.rstrip("/") + str(request.app.url_path_for(name, **own))
+    path = root.rstrip("/") + str(route.url_path_for(name, **own))
     query = {key: value for key, value in parameters.items() if value not in (None, "")}
     return path + (f"?{urlencode(query)}" if query else "")
+
+
+def _routes(request: Request) -> Mapping[str, BaseRoute]:
+    """Return the routes of the console by name: a page has hundreds of links."""
+    state = request.app.state
+    if not hasattr(state, "routes_by_name"):
+        state.routes_by_name = {route.name: route for route in reversed(request.app.routes)}
+    known: Mapping[str, BaseRoute] = state.routes_by_name
+    return known
 
 
 def fleet_url(request: Request) -> str | None:
@@ -94,7 +104,7 @@ def fleet_url(request: Request) -> str | None:
 def link(request: Request, name: str, text: str, /, **parameters: Any) -> Markup:
     """Return a name as a link to its page, or as text if the console has no such page."""
     shown = escape_unprintable(text)
-    if not any(route.name == name for route in request.app.routes):
+    if name not in _routes(request):
         return Markup("<bdi>{}</bdi>").format(shown)
     return Markup('<a href="{}"><bdi>{}</bdi></a>').format(url(request, name, **parameters), shown)
 

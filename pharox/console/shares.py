@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from enum import StrEnum
+from uuid import UUID
 
 from ..history.past.shapes import PoolThen, ProxyThen
 
@@ -24,16 +26,20 @@ class Share(StrEnum):
     BANNED = "banned"
 
 
-def share_then(proxy: ProxyThen) -> Share:
-    """Return what a proxy was at a moment of the past. Whether it rested is not known there."""
+def share_then(proxy: ProxyThen, *, rests: bool) -> Share:
+    """Return what a proxy was at a moment of the past."""
     if proxy.status in ("banned", "inactive"):
         return Share.BANNED if proxy.status == "banned" else Share.DOWN
     if proxy.most is not None and proxy.leases >= proxy.most:
         return Share.LEASED
+    if rests:
+        return Share.RESTING
     return Share.SLOW if proxy.status == "slow" else Share.FREE
 
 
-def shares_then(state: PoolThen) -> dict[Share, int]:
-    """Return how many proxies of a pool were what at a moment of the past."""
-    counts = Counter(map(share_then, state.proxies.values()))
+def shares_then(state: PoolThen, resting: Container[UUID]) -> dict[Share, int]:
+    """Return how many proxies of a pool were what at a moment of the past, when some rested."""
+    counts = Counter(
+        share_then(proxy, rests=proxy_id in resting) for proxy_id, proxy in state.proxies.items()
+    )
     return {share: counts[share] for share in Share}

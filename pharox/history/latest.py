@@ -3,8 +3,9 @@
 The log is read from old to new, and has no index by object and place. So it is read backwards in
 stretches of seqs, each longer than the one after it as long as little is found: what is frequent is
 near the end, and what is rare is found by an index in a long stretch. A stretch that has too much
-is read again, shorter. So what is decoded does not grow with the history: at most a few times what
-is asked for, or :data:`MOST` events. Everything that reads backwards does it here.
+is read again, shorter, and the next ones end where that much was found. So what is decoded does not
+grow with the history: at most a few times what is asked for, or :data:`MOST` events. Everything
+that reads backwards does it here.
 """
 
 from __future__ import annotations
@@ -99,8 +100,11 @@ def backwards(log: SealedLog, extract: Extract, *, about: int = 1) -> Iterator[P
         If what comes next may be archived; what is in the log was yielded before.
     """
     upto, length, found = extract.upto, max(_FIRST, min(2 * about, MOST)), 0
+    dense = 0  # Up to this seq there was too much for one stretch.
     while upto > extract.after:
         after = max(extract.after, upto - length)
+        if dense < upto - _FIRST:
+            after = max(after, dense)
         try:
             events = first_of(log, extract._replace(after=after, upto=upto), MOST + 1)
         except ArchivedError as error:
@@ -109,7 +113,7 @@ def backwards(log: SealedLog, extract: Extract, *, about: int = 1) -> Iterator[P
                 yield from backwards(log, extract._replace(after=after, upto=upto), about=about)
             raise
         if len(events) > MOST and length > MOST:
-            length = max(MOST, length // _GROWTH)
+            dense, length = events[-1].seq, max(MOST, length // _GROWTH)
             continue
         yield Part(after, events)
         if _is_early(log, after, extract.since):

@@ -43,7 +43,7 @@ class TargetOutcomes(Model):
     @property
     def success_share(self) -> float | None:
         """The part of requests that succeeded lately, from 0 to 1; None if there were none."""
-        return _share(self.successes, self.failures)
+        return success_share_of(self.successes, self.failures)
 
 
 class TargetSummary(Model):
@@ -72,13 +72,14 @@ class TargetSummary(Model):
     @property
     def success_share(self) -> float | None:
         """The part of requests that succeeded lately, from 0 to 1; None if there were none."""
-        return _share(self.successes, self.failures)
+        return success_share_of(self.successes, self.failures)
 
 
 _NOTHING = 0.001
 """Fewer requests than that are so long ago that they say nothing."""
 
 
-def _share(successes: float, failures: float) -> float | None:
+def success_share_of(successes: float, failures: float) -> float | None:
+    """Return the part of requests that succeeded, from 0 to 1; None if there were next to none."""
     asked = successes + failures
     return successes / asked if asked >= _NOTHING else None

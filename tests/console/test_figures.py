@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
+from urllib.parse import urlencode
 from uuid import uuid4
 
 import pytest
@@ -66,6 +68,22 @@ def test_figures_and_counts_are_what_they_mean(story: Incident) -> None:
     assert [proxy.id for proxy in page] == [proxy.id for proxy in story.proxies[5:8]]
 
 
+def test_a_moment_has_its_place_in_the_log(story: Incident) -> None:
+    """Also one before all events, after them, and between many of the same time."""
+    log, choose = figures_of(story.storage).log, random.Random(3)
+    last = log.last_seq()
+    times = [event.recorded_at for event in story.storage.events()]
+    moments = [times[0] - timedelta(days=900), times[-1] + timedelta(days=900), times[0]]
+    for _ in range(40):
+        moments.append(
+            choose.choice(times) + timedelta(microseconds=choose.choice((-1, 0, 1, 9**7)))
+        )
+    for moment in moments:
+        assert log.seq_near(moment, last) == sum(time <= moment for time in times)
+        few = choose.randint(0, last)
+        assert log.seq_near(moment, few) == sum(time <= moment for time in times[:few])
+
+
 def test_a_lease_that_was_granted_since_has_no_details_yet() -> None:
     """The page of a pool lists leases after it has read where the log ends."""
     storage = InMemoryStorage()
@@ -117,14 +135,16 @@ def test_activity_is_read_though_it_takes_long_to_find_where_it_begins(
 
 
 def test_misses_that_were_not_read_are_not_said_to_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The overview and the page of a pool say so until all of the window was read."""
+    """The overview and the page of a pool say so, also of a moment, until the window was read."""
     incident = Incident(InMemoryStorage())
     incident.play(9)
     for reads in (True, False):
         if not reads:
             monkeypatch.setattr(Activity, "advance", lambda activity, now: None)
-        client = Client(create_app(incident.storage))
-        for path in ("/", f"/pools/{incident.pool.id}"):
+        pool = f"/pools/{incident.pool.id}"
+        moment = (incident.clock.now - timedelta(minutes=2)).isoformat()
+        for path in ("/", pool, f"{pool}?{urlencode({'at': moment})}"):
+            client = Client(create_app(incident.storage))
             assert ("not read yet" in client.get(path).text) is not reads
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from tests.conftest import AnyStorage
 from tests.console.conftest import Client, everything, served
 from tests.console.test_serving import HOSTILE
 from tests.ledger.incident_story import START, Incident
+from tests.ledger.used_pool import UsedPool
 
 ENDS = ("at=0001-01-01T00:00:00", "at=0001-01-01T00:00+23:00", "end=0001-01-01T00:00Z")
 """Moments at the end of the calendar, before which there is none."""
@@ -217,3 +219,21 @@ def _all_leases(views: Any, pool_id: Any, at: datetime | None) -> list[Any]:
         if view.next_leases is None:
             return lines
         question = Question(at=at, leases_after=view.next_leases)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_moment_is_shown_as_it_was_shown_then(any_storage: AnyStorage, seed: int) -> None:
+    """Shares, leases, checks, outcomes, rests and sessions; holders are told of the past alone."""
+    used = UsedPool(any_storage, seed)
+    views = create_app(any_storage).state.console.pools
+    shown = []
+    for _ in range(12):
+        used.play(20)
+        shown.append(views.of(used.pool.id, Question()))
+        used.clock.advance(1)
+    for now in shown:
+        then = views.of(used.pool.id, Question(at=now.at))
+        assert [line._replace(holders=()) for line in then.proxies] == now.proxies
+        assert (then.leases, then.sessions, then.gauge) == (now.leases, now.sessions, now.gauge)
+        held = Counter(line.consumer for line in then.leases)
+        assert Counter(name for line in then.proxies for name in line.holders) == held

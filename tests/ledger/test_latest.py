@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from uuid import UUID
 
 import pytest
@@ -52,18 +52,25 @@ def test_they_are_the_end_of_all_that_match(
     assert found == list(filter(is_wanted, storage.history(extract)))[-number:]
 
 
+class Bare(NamedTuple):
+    """An event of which nothing matters but its seq."""
+
+    seq: int
+
+
 class FakeLog:
-    """A log of bare seqs, which notes how much of it was read."""
+    """A log of bare seqs, which notes how much of it was read, and in how many stretches."""
 
     def __init__(self, seqs: list[int]) -> None:
         self.seqs = seqs
-        self.read = 0
+        self.read = self.asked = 0
 
     def history(self, extract: Extract) -> object:
+        self.asked += 1
         for seq in self.seqs:
             if extract.after < seq <= extract.upto:
                 self.read += 1
-                yield seq
+                yield Bare(seq)
 
 
 @settings(max_examples=100)
@@ -80,10 +87,19 @@ def test_the_newest_events_are_found_without_reading_all(
     """However dense they are; and what is read does not grow with the log."""
     choose = random.Random(seed)
     log = FakeLog([seq for seq in range(1, length + 1) if choose.randrange(density) == 0])
-    expected = [seq for seq in log.seqs if seq > low][-limit:]
+    expected = [Bare(seq) for seq in log.seqs if seq > low][-limit:]
     found: list[Any] = latest.newest(cast("Any", log), Extract(low, length), limit)
     assert found == expected
     assert log.read <= 5_000
+
+
+@pytest.mark.parametrize(("every", "stretches"), [(1, 20), (20, 14), (80, 8)])
+def test_what_is_frequent_only_long_ago_is_read_a_few_times(every: int, stretches: int) -> None:
+    """A stretch that reached into it is not asked for again and again on the way there."""
+    log = FakeLog([*range(1, 200_000, every)])
+    found: list[Any] = latest.newest(cast("Any", log), Extract(0, 1_000_000), 3)
+    assert found == [Bare(seq) for seq in log.seqs[-3:]]
+    assert log.asked <= stretches
 
 
 def test_a_lease_is_found_by_the_beginning_of_its_id(any_storage: AnyStorage) -> None:

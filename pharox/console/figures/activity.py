@@ -22,7 +22,7 @@ SLOT_S = 15
 KEPT_S = 900
 """How far back slots are kept, in seconds."""
 
-_PIECE = 50_000
+_PIECE = 10_000
 _BUDGET_S = 0.1
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -21,7 +21,6 @@ from ...history.past.stretch import rows as rows_of
 from ...ledger.subscriptions import subscriptions
 from ...models import PoolMove, Proxy, SourceStatus
 from ...storage.postgres import PostgresStorage
-from ...storage.postgres.driver import Session
 from ...storage.postgres.reading import bare_proxies_statement, proxy_from_row
 from ...storage.postgres.sql import POOL_ID, PROXY_ID, by_schema, now, text_literal
 from ..shares import Share
@@ -31,10 +30,39 @@ from .shapes import PoolFigures, SubscriptionFigures
 
 _c = available_proxies.c
 
-RECORDED = """
-SELECT e.recorded_at
-FROM {schema}.seals AS s JOIN {schema}.events AS e ON e.position = s.position
-WHERE s.seq = %(seq)s
+# The search goes on while low < high. It halves what is left and guesses by the time in turn: time
+# passes evenly in most logs. What has no time is archived, and was before all that has one.
+_NEAR = """
+WITH RECURSIVE search AS (
+    SELECT CASE WHEN last.recorded_at <= %(moment)s THEN %(last)s::bigint ELSE 0 END AS low,
+           %(last)s::bigint AS high, NULL::timestamptz AS since, last.recorded_at AS until,
+           false AS guesses
+    FROM (SELECT max(e.recorded_at) AS recorded_at
+          FROM {schema}.seals AS s JOIN {schema}.events AS e ON e.position = s.position
+          WHERE s.seq = %(last)s) AS last
+    UNION ALL
+    SELECT CASE WHEN found.is_later THEN low ELSE place.middle END,
+           CASE WHEN found.is_later THEN place.middle - 1 ELSE high END,
+           CASE WHEN found.is_later THEN since ELSE found.recorded_at END,
+           CASE WHEN found.is_later THEN found.recorded_at ELSE until END,
+           NOT guesses
+    FROM search
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN guesses AND until > since
+                    THEN least(high, greatest(low + 1, low + round((high - low)
+                         * extract(epoch FROM %(moment)s - since)
+                         / extract(epoch FROM until - since))))::bigint
+                    ELSE (low + high + 1) / 2 END AS middle
+    ) AS place
+    CROSS JOIN LATERAL (
+        SELECT max(e.recorded_at) AS recorded_at,
+               coalesce(max(e.recorded_at) > %(moment)s, false) AS is_later
+        FROM {schema}.seals AS s JOIN {schema}.events AS e ON e.position = s.position
+        WHERE s.seq = place.middle
+    ) AS found
+    WHERE low < high
+)
+SELECT low FROM search WHERE low >= high
 """
 
 
@@ -128,16 +156,12 @@ class PostgresLog:
         """Return a seq up to which events were recorded at or before a moment.
 
         It searches the sealed order, which differs from that of time by what was committed at
-        once: the exact answer of ``seq_at`` reads all events of a minute. Time passes evenly in
-        most logs, so a guess by it is tried in turn with the middle.
+        once: the exact answer of ``seq_at`` reads all events of a minute.
         """
+        values = {"moment": moment, "last": last_seq}
         with self._storage.session() as session:
-            return _search(lambda seq: self._recorded(session, seq), moment, last_seq)
-
-    def _recorded(self, session: Session, seq: int) -> datetime | None:
-        """Return when an event was recorded; None if it is archived."""
-        found = rows_of(session, self._storage.schema, RECORDED, {"seq": seq})
-        return found[0][0] if found else None
+            ((seq,),) = rows_of(session, self._storage.schema, _NEAR, values)
+        return int(seq)
 
     def number(self, after: int, upto: int, pool_id: UUID | None) -> int:
         """Return how many events a stretch has, of one pool or of all."""
@@ -160,28 +184,6 @@ class PostgresLog:
                 COUNT, columns=COLUMNS, wanted="true", values={"slot_s": slot_s}, pool_id=pool_id
             )
         return (Counted(*row) for row in rows)
-
-
-def _search(recorded: Callable[[int], datetime | None], moment: datetime, last_seq: int) -> int:
-    """Return the greatest seq whose event, and all on the way to it, is not after a moment."""
-    low, high = 0, last_seq
-    since, until = None, recorded(last_seq) if last_seq else None
-    if until is not None and until <= moment:
-        return last_seq
-    guesses = False
-    while low < high:
-        middle = (low + high + 1) // 2
-        if guesses and since is not None and until is not None and until > since:
-            share_of_time = (moment - since) / (until - since)
-            middle = min(high, max(low + 1, low + round((high - low) * share_of_time)))
-        guesses = not guesses
-        found = recorded(middle)
-        # What is archived was before all that is not.
-        if found is None or found <= moment:
-            low, since = middle, found
-        else:
-            high, until = middle - 1, found
-    return low
 
 
 def share() -> sa.ColumnElement[str]:

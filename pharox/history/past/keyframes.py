@@ -14,7 +14,7 @@ from .shapes import Past, PoolThen
 KEPT_ROWS = 400_000
 """How many proxies and leases are kept in all, of some hundred bytes each; a state is one more."""
 
-PIECE = 1_000_000
+PIECE = 400_000
 """How many events one statement reads at most: a long way is gone in steps."""
 
 FROM_NOW, FROM_STORED = 20_000, 100_000

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from pharox.log import Extract
-from projections import State
+from projections import State, TargetOutcomesRow
 
 from ...events import LeaseRenewed, ProxyDescribed
 from ..addresses import address_of
-from .shapes import LeaseDetails, LeaseThen, PoolThen, ProxyThen, Step
+from .shapes import (
+    LeaseDetails,
+    LeaseThen,
+    PoolThen,
+    ProxyThen,
+    Records,
+    SessionThen,
+    Step,
+)
 
 
 def pool_in(states: Mapping[str, State], pool_id: UUID, seq: int) -> PoolThen:
@@ -28,6 +37,36 @@ def pool_in(states: Mapping[str, State], pool_id: UUID, seq: int) -> PoolThen:
             for row in states["leases"].values()
             if row.pool_id == pool_id and row.status == "active"
         },
+    )
+
+
+def records_in(
+    states: Mapping[str, State], pool_id: UUID, proxy_ids: Sequence[UUID], at: datetime, limit: int
+) -> Records:
+    """Return what the read models have of a pool and some proxies, with so many sessions."""
+    ids = set(proxy_ids)
+    living = (
+        SessionThen(row.key, row.proxy_id, row.target, row.expires_at)
+        for row in states["sessions"].values()
+        if row.pool_id == pool_id and row.expires_at > at
+    )
+    pairs: dict[UUID, list[TargetOutcomesRow]] = {}
+    for row in states["target_outcomes"].values():
+        if row.pool_id == pool_id and row.proxy_id in ids:
+            pairs.setdefault(row.proxy_id, []).append(row)
+    return Records(
+        {
+            row.proxy_id: row.rests_until
+            for row in states["available_proxies"].values()
+            if row.pool_id == pool_id and row.rests_until is not None and row.rests_until > at
+        },
+        {
+            row.proxy_id: row
+            for row in states["proxy_health"].values()
+            if row.pool_id == pool_id and row.proxy_id in ids
+        },
+        pairs,
+        sorted(living, key=lambda each: each.key)[:limit],
     )
 
 
@@ -83,3 +122,9 @@ class PlainPast:
             if event.proxy_id in wanted and isinstance(event, ProxyDescribed):
                 found[event.proxy_id] = address_of(event)
         return found
+
+    def records(
+        self, pool_id: UUID, proxy_ids: Sequence[UUID], seq: int, at: datetime, *, sessions: int
+    ) -> Records:
+        """Return what the read models had at ``seq``."""
+        return records_in(self._storage.state_at(seq), pool_id, proxy_ids, at, sessions)

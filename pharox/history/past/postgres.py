@@ -1,9 +1,10 @@
-"""A pool's past in PostgreSQL: one statement for the proxies of a stretch, one for its leases."""
+"""A pool's past in PostgreSQL: a stretch of the log is one statement."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, LiteralString
 from uuid import UUID
 
 from pharox.log import Extract
@@ -14,22 +15,35 @@ from ...storage.postgres import PostgresStorage
 from ...storage.postgres.driver import Session
 from ...storage.postgres.retention import refuse_archived
 from ...storage.postgres.snapshots import archived_upto
-from .shapes import LeaseDetails, LeaseThen, PoolThen, ProxyThen, Step
+from .records import Found
+from .shapes import LeaseDetails, LeaseThen, PoolThen, ProxyThen, Records, Step
 from .stretch import Stretch, rows
 
-_PROXIES = """
-SELECT e.proxy_id, e.status_{side}, e.leases_{side}, e.max_concurrency_{side}
-FROM (SELECT {pick}(position) AS position FROM stretch GROUP BY proxy_id) AS picked
-JOIN {schema}.events AS e ON e.position = picked.position
-"""
-
+# Of each proxy the event that tells its state at the end of the way. Most have come back to the
+# state that they had: as many leases ended as began, and nothing else was changed.
 # Of each lease its beginning and its end. One alone: it began, or ended, and not both.
-_LEASES = """
-SELECT e.lease_id, e.type = 'LeaseAcquired', e.proxy_id, e.consumer,
-       coalesce(e.acquired_at, e.recorded_at)
-FROM (SELECT min(position) AS position FROM stretch GROUP BY lease_id HAVING count(*) = 1) AS picked
+_CHANGES = """
+SELECT picked.is_proxy, e.proxy_id, e.status_{side}, e.leases_{side}, e.max_concurrency_{side},
+       e.lease_id, e.type = 'LeaseAcquired', e.consumer, coalesce(e.acquired_at, e.recorded_at)
+FROM (
+    SELECT GROUPING(proxy_id) = 0 AS is_proxy, {pick}(position) AS position
+    FROM stretch
+    GROUP BY GROUPING SETS ((proxy_id), (lease_id))
+    HAVING CASE WHEN GROUPING(proxy_id) = 0 THEN sum(more_leases) <> 0 OR bool_or(is_changed)
+                ELSE lease_id IS NOT NULL AND count(*) = 1 END
+) AS picked
 JOIN {schema}.events AS e ON e.position = picked.position
 """
+_CHANGING: LiteralString = """
+    e.position, e.proxy_id,
+    CASE WHEN e.type IN ('LeaseAcquired', 'LeaseReleased', 'LeaseExpired', 'LeaseRevoked')
+         THEN e.lease_id END AS lease_id,
+    coalesce(e.leases_after, 0) - coalesce(e.leases_before, 0) AS more_leases,
+    e.status_before IS DISTINCT FROM e.status_after
+        OR e.max_concurrency_before IS DISTINCT FROM e.max_concurrency_after AS is_changed"""
+
+_LONG = 200_000
+"""A stretch of so many events takes more memory than others."""
 
 # A lease's own events, or what the archive's last state has of it.
 _DETAILS = """
@@ -168,29 +182,36 @@ class PostgresPast:
                 found += rows(session, self._schema, _ADDRESSES_ARCHIVED, stored)
         return {row[0]: url_of(*row[1:]) for row in found}
 
+    def records(
+        self, pool_id: UUID, proxy_ids: Sequence[UUID], seq: int, at: datetime, *, sessions: int
+    ) -> Records:
+        """Return what was recorded last up to ``seq``, as far as it is found quickly."""
+        with self._storage.session(snapshot=True) as session:
+            found = Found(session, self._schema, pool_id, proxy_ids, seq, at)
+            return found.records(sessions)
+
     def _step(self, session: Session, pool_id: UUID, begin: int, end: int) -> Step:
-        session.take_room()
         is_forward = begin <= end
+        if abs(end - begin) > _LONG:
+            session.take_room()
         refuse_archived(session, self._schema, Extract(after=min(begin, end)))
-        stretch = Stretch(session, self._schema, min(begin, end), max(begin, end))
-        proxies = stretch.rows(
-            _PROXIES,
-            columns="e.position, e.proxy_id",
+        found = Stretch(session, self._schema, min(begin, end), max(begin, end)).rows(
+            _CHANGES,
+            columns=_CHANGING,
             wanted="e.status_before IS NOT NULL OR e.status_after IS NOT NULL",
             pool_id=pool_id,
             side="after" if is_forward else "before",
             pick="max" if is_forward else "min",
         )
-        leases = stretch.rows(
-            _LEASES,
-            columns="e.position, e.lease_id",
-            wanted="e.type IN ('LeaseAcquired', 'LeaseReleased', 'LeaseExpired', 'LeaseRevoked')",
-            pool_id=pool_id,
-        )
-        return Step(
-            {row[0]: None if row[1] is None else ProxyThen(*row[1:]) for row in proxies},
-            {row[0]: LeaseThen(*row[2:]) if row[1] is is_forward else None for row in leases},
-        )
+        step = Step()
+        for is_proxy, proxy_id, status, leases, most, lease_id, began, consumer, since in found:
+            if is_proxy:
+                then = None if status is None else ProxyThen(status, leases, most)
+                step.proxies[proxy_id] = then
+            else:
+                lease = LeaseThen(proxy_id, consumer, since) if began is is_forward else None
+                step.leases[lease_id] = lease
+        return step
 
 
 def _state(seq: int, proxies: list[tuple[Any, ...]], leases: list[tuple[Any, ...]]) -> PoolThen:

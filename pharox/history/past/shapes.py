@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
-from projections import PoolCounts
+from projections import HealthRow, PoolCounts, TargetOutcomesRow
 
 
 class ProxyThen(NamedTuple):
@@ -88,6 +88,31 @@ class LeaseDetails(NamedTuple):
     token: int
 
 
+class SessionThen(NamedTuple):
+    """A binding of a key to a proxy. It is over before its end if somebody forgot it."""
+
+    key: str
+    proxy_id: UUID
+    target: str | None
+    expires_at: datetime
+
+
+class Records(NamedTuple):
+    """What was recorded last, up to a moment, of a pool and of some of its proxies.
+
+    ``rests`` are the ends of all rests in the pool that were not over. ``checks`` are the last
+    check of each proxy, ``pairs`` what it had come to at targets. ``sessions`` are the first living
+    bindings by key. Of rests, pairs and sessions, what was recorded before the event
+    ``looked_from`` may be missing, and of checks what is archived; None if nothing is.
+    """
+
+    rests: Mapping[UUID, datetime]
+    checks: Mapping[UUID, HealthRow]
+    pairs: Mapping[UUID, Sequence[TargetOutcomesRow]]
+    sessions: Sequence[SessionThen]
+    looked_from: int | None = None
+
+
 class Past(Protocol):
     """Reads a pool's past in a ledger."""
 
@@ -110,3 +135,12 @@ class Past(Protocol):
 
     def addresses(self, pool_id: UUID, proxy_ids: list[UUID], seq: int) -> Mapping[UUID, str]:
         """Return the URLs of proxies, without credentials, as they were at ``seq``."""
+
+    def records(
+        self, pool_id: UUID, proxy_ids: Sequence[UUID], seq: int, at: datetime, *, sessions: int
+    ) -> Records:
+        """Return what was recorded last up to ``seq``, with so many sessions.
+
+        All events up to ``seq`` were recorded at ``at`` or before; what rests and lives is as of
+        ``at``.
+        """

@@ -60,6 +60,34 @@ WITH stretch AS (
 )
 """
 
+# The same of a short stretch with an end, event by event: the index of kinds would be read for the
+# whole part of the log, and what is not rare is in all of its ranges. OFFSET 0 is an optimization
+# fence: nothing but positions chooses how events are read.
+_SCANNED = """
+WITH stretch AS (
+    SELECT {columns}
+    FROM (SELECT * FROM {schema}.events
+          WHERE position > %(inner_low)s AND position <= %(inner_high)s OFFSET 0) AS e
+    WHERE {wanted}
+    UNION ALL
+    SELECT {columns}
+    FROM {schema}.seals AS s CROSS JOIN LATERAL (
+        SELECT * FROM {schema}.events AS own
+        WHERE own.position = s.position
+          AND own.position > %(low)s AND own.position <= %(edge_low)s OFFSET 0) AS e
+    WHERE s.seq > %(after)s AND s.seq <= %(upto)s
+      AND s.position > %(low)s AND s.position <= %(edge_low)s AND {wanted}
+    UNION ALL
+    SELECT {columns}
+    FROM {schema}.seals AS s CROSS JOIN LATERAL (
+        SELECT * FROM {schema}.events AS own
+        WHERE own.position = s.position
+          AND own.position > %(inner_high)s AND own.position <= %(high)s OFFSET 0) AS e
+    WHERE s.seq > %(after)s AND s.seq <= %(upto)s
+      AND s.position > %(inner_high)s AND s.position <= %(high)s AND {wanted}
+)
+"""
+
 
 class Stretch:
     """One stretch of a log, within a session.
@@ -86,12 +114,14 @@ class Stretch:
         columns: LiteralString,
         wanted: LiteralString,
         pool_id: UUID | None = None,
+        is_scanned: bool = False,
         values: Mapping[str, Any] = {},
         **parts: LiteralString,
     ) -> list[tuple[Any, ...]]:
         """Return the rows of a query of ``stretch``, of the events of one pool or of all.
 
-        ``wanted`` is a condition on the event ``e``, ``values`` are further parameters.
+        ``wanted`` is a condition on the event ``e``, ``values`` are further parameters. One that
+        ``is_scanned`` has an end, and is read as it is: no other index is used.
         """
         if self._places is None:
             return []
@@ -99,12 +129,17 @@ class Stretch:
         return rows(
             self._session,
             self._schema,
-            _STRETCH + select,
+            (_SCANNED if is_scanned else _STRETCH) + select,
             {"pool_id": pool_id, **self._places, **values},
             columns=columns,
             wanted=condition,
             **parts,
         )
+
+    @property
+    def high(self) -> int:
+        """A position that no event of the stretch is above."""
+        return self._places["high"] if self._places else 0
 
     def _find(self, after: int, upto: int) -> dict[str, int] | None:
         """Return the positions around the stretch; None if nothing was ever sealed."""
