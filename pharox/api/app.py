@@ -138,6 +138,7 @@ class Api:
                 answer = await self._while_there(doing, receive, operation.name)
             else:
                 answer = await doing
+        await asyncio.sleep(0)  # The next batch goes to the ledger before this answer is written.
         if answer.granted and _is_gone(receive):
             await self._operations.give_back(answer.granted)
             raise ClientGoneError
