@@ -4,8 +4,8 @@ The storage is a synchronous one, read in threads. A page is then a plain functi
 which tests call without a server, and the same storage may serve the leasing of its process.
 
 Figures that many browsers ask for at once are computed once (:meth:`Console.shared`). They are kept
-for a hundred times as long as computing them took, ten seconds at most, so that a page that is open
-costs a database some 1 % of one connection's time, however many look.
+for 150 times as long as computing them took, ten seconds at most, so that a page that is open costs
+a database less than 1 % of one connection's time, however many look.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .signing import Signer
 
 T = TypeVar("T")
 
-REST = 100
+REST = 150
 """How many times as long as it took a shared figure is kept."""
 
 FRESH_S, STALE_S = 1.0, 10.0

@@ -141,8 +141,8 @@ def paths_of(ledger: LongLedger) -> Mapping[str, Callable[[], str]]:
     }
 
     def windows() -> str:
-        # Another window each time: the last few reports are kept.
-        end = until + timedelta(seconds=choose.randrange(-600, 0) / 1000)
+        # Another window each time: the last few reports are kept. All have what happened.
+        end = until + timedelta(seconds=choose.randrange(600) / 1000)
         return f"/incident?{urlencode({**incident, 'to': end.isoformat()})}"
 
     return {

@@ -42,8 +42,6 @@ from .stretch import Stretch, rows
 LOOKED = 50_000
 """Among how many events the last ones are looked for."""
 
-_GROWTH = 8
-
 _GROWTH = 32
 """By how much each stretch is longer than the one after it, in which checks are looked for."""
 
