@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +16,7 @@ from ..effects.limiting import answers_within
 from ..errors import InvalidInputError
 from ..incident.gather.window import Window as Found
 from ..incident.gather.window import find_window
-from ..incident.report import Report, chosen_pools, write_window
+from ..incident.report import chosen_pools, write_window
 from ..models import utc_now
 from .figures.activity import Log
 
@@ -42,11 +43,24 @@ class Window(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A drawn report: its page, its numbers in words, and a zip file of it with the timeline."""
+    """A drawn report: its numbers in words, and its files by name, the page and the timeline."""
 
-    html: str
     numbers: str
-    packed: bytes
+    page: str
+    files: Mapping[str, bytes]
+
+    @property
+    def html(self) -> str:
+        """The page."""
+        return self.files[self.page].decode()
+
+    def packed(self, folder: str) -> bytes:
+        """Return a zip file with the files in a folder."""
+        file = BytesIO()
+        with ZipFile(file, "w", ZIP_DEFLATED) as archive:
+            for name, content in self.files.items():
+                archive.writestr(f"{folder}/{name}", content)
+        return file.getvalue()
 
 
 class Reports:
@@ -95,7 +109,8 @@ class Reports:
             found = find_window(storage, window.start, window.end, utc_now())
             self._check_events(storage, found, pools)
             report = write_window(storage, found, Path(folder, "report"), pools=pools)
-            return Drawn(report.page.read_text("utf-8"), str(report), _packed(report, window.name))
+            files = {part.name: part.read_bytes() for part in (report.page, report.timeline)}
+            return Drawn(str(report), report.page.name, files)
 
     def _check_events(self, storage: Any, found: Found, pools: list[str]) -> None:
         """Raise an error if a report of a window would read more than can be drawn."""
@@ -108,11 +123,3 @@ class Reports:
                 f"the window has {events:,} events, of which {MOST_EVENTS:,} can be drawn: choose "
                 "a shorter one here, or have it drawn by the command line"
             )
-
-
-def _packed(report: Report, name: str) -> bytes:
-    file = BytesIO()
-    with ZipFile(file, "w", ZIP_DEFLATED) as archive:
-        for part in (report.page, report.timeline):
-            archive.write(part, f"{name}/{part.name}")
-    return file.getvalue()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
@@ -135,5 +136,6 @@ async def export(request: Request) -> Response:
     console = await reader(request)
     window = await console.read(_asked, console.storage, request.query_params)
     report = await console.read_slowly(console.reports.drawn, console.storage, window)
+    packed = await run_in_threadpool(report.packed, window.name)
     name = {"Content-Disposition": f'attachment; filename="{window.name}.zip"'}
-    return Response(report.packed, media_type="application/zip", headers=name)
+    return Response(packed, media_type="application/zip", headers=name)
