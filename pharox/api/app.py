@@ -93,6 +93,7 @@ class Api:
         began = time.perf_counter()
         name, answer, headers = await self._answer(scope, receive)
         if answer is not None:
+            await asyncio.sleep(0)  # The next batch goes to the ledger before this is written.
             await _send(send, answer.status, answer.value, headers)
         if self._counts is not None:
             status = _GONE if answer is None else answer.status
@@ -138,7 +139,6 @@ class Api:
                 answer = await self._while_there(doing, receive, operation.name)
             else:
                 answer = await doing
-        await asyncio.sleep(0)  # The next batch goes to the ledger before this answer is written.
         if answer.granted and _is_gone(receive):
             await self._operations.give_back(answer.granted)
             raise ClientGoneError

@@ -13,6 +13,8 @@ from .problems import HEADERS_TOO_LARGE, Problem
 MAX_HEADER_BYTES = 32 * 1024
 """How large the headers of a request may be, with its first line and the trailers of its body."""
 
+_MOST_HELD_BYTES = 64 * 1024
+
 _BODY = to_json(Problem(HEADERS_TOO_LARGE).members())
 _REFUSAL = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/problem+json\r\n"
@@ -30,13 +32,14 @@ class JoinedWrites(asyncio.Transport):
     """A transport that writes an answer's head together with its body.
 
     uvicorn writes one after the other, and each write wakes the client: a sixth of what a request
-    cost. What is written is held until the event loop has done what is ready.
+    cost. What is written is held until the event loop has done what is ready, or is much.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:
         super().__init__()
         self._transport = transport
         self._held: list[bytes] = []
+        self._held_bytes = 0
         self._call_soon = asyncio.get_running_loop().call_soon
 
     def write(self, data: Any) -> None:
@@ -44,6 +47,9 @@ class JoinedWrites(asyncio.Transport):
         if not self._held:
             self._call_soon(self._flush)
         self._held.append(data)
+        self._held_bytes += len(data)
+        if self._held_bytes > _MOST_HELD_BYTES:  # So that a slow client is noticed meanwhile.
+            self._flush()
 
     def close(self) -> None:
         """Close it once all is written."""
@@ -67,7 +73,7 @@ class JoinedWrites(asyncio.Transport):
         return self._transport.get_extra_info(name, default)
 
     def _flush(self) -> None:
-        held, self._held = self._held, []
+        held, self._held, self._held_bytes = self._held, [], 0
         if held and not self._transport.is_closing():
             self._transport.write(b"".join(held))
 

@@ -12,7 +12,7 @@ import asyncio
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -80,6 +80,16 @@ def _protocol() -> dict[str, Any]:
     from .http_protocol import BoundedProtocol  # noqa: PLC0415 - it needs httptools
 
     return {"http": BoundedProtocol}
+
+
+def run(serving: Coroutine[Any, Any, None]) -> None:
+    """Run what serves to its end, in the quickest event loop there is."""
+    try:
+        import uvloop  # noqa: PLC0415 - it comes with an extra
+    except ModuleNotFoundError:
+        asyncio.run(serving)
+    else:
+        uvloop.run(serving)
 
 
 def tcp_socket(host: str, port: int) -> socket.socket:

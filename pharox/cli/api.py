@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import logging
 import re
@@ -54,7 +53,7 @@ def api(
     if not _MODE.fullmatch(uds_mode):
         raise InvalidInputError("--uds-mode is of three digits from 0 to 7", value=uds_mode)
     _check_extra()
-    from ..api.serving import tcp_socket, unix_socket_for_a_time  # noqa: PLC0415 - it comes with an extra
+    from ..api.serving import run, tcp_socket, unix_socket_for_a_time  # noqa: PLC0415 - it comes with an extra
 
     logging.getLogger("pharox").addHandler(logging.StreamHandler())
     with ExitStack() as until_the_end:
@@ -65,7 +64,7 @@ def api(
         else:
             listener = until_the_end.enter_context(tcp_socket(host, port))
             place = f"http://{in_url(host)}:{listener.getsockname()[1]}/api/v1"
-        _run(_serve(context.obj, listener, place, registry))
+        run(_serve(context.obj, listener, place, registry))
 
 
 async def _serve(
@@ -82,16 +81,6 @@ async def _serve(
         server = Server(config_of(app), app.stop_waiting)
         say(f"serving {place}")
         await server.serve([listener])
-
-
-def _run(serving: object) -> None:
-    """Run a coroutine in the quickest event loop there is."""
-    try:
-        import uvloop  # noqa: PLC0415 - it comes with an extra
-    except ModuleNotFoundError:
-        asyncio.run(serving)  # type: ignore[arg-type]
-    else:
-        uvloop.run(serving)  # type: ignore[arg-type]
 
 
 def _served_metrics(port: int, until_the_end: ExitStack) -> CollectorRegistry:

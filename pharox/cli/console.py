@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack
@@ -116,12 +115,12 @@ def console(
             make = partial(create_fleet_app, opened.enter_context(fleet(context)))
         else:
             make = partial(create_app, opened.enter_context(ledger(context)))
-        from ..api.serving import tcp_socket  # noqa: PLC0415 - it comes with the extra
+        from ..api.serving import run, tcp_socket  # noqa: PLC0415 - it comes with the extra
 
         listener = opened.enter_context(tcp_socket(host, port))
         place = f"http://{in_url(host)}:{listener.getsockname()[1]}{root}/{page}"
         leasing = context.obj if api else None
-        asyncio.run(_serve(partial(make, authorize=authorize), leasing, listener, root, place))
+        run(_serve(partial(make, authorize=authorize), leasing, listener, root, place))
 
 
 async def _serve(

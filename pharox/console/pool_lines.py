@@ -214,12 +214,21 @@ class PoolLines:
         shown |= {session.proxy_id for session in records.sessions}
         addresses = past.addresses(pool_id, sorted(shown), seq)
         details = past.details(pool_id, [place[1] for place in leases], seq)
+        holders: dict[UUID, list[str]] = {each: [] for each in proxies}
+        for lease in state.leases.values():
+            if lease.proxy_id in holders:
+                holders[lease.proxy_id].append(lease.consumer)
         return LinesThen(
             [
                 _lease_then(lease_id, state, details.get(lease_id), addresses, at)
                 for _, lease_id in leases
             ],
-            [_proxy_then(each, state, records, addresses, at) for each in proxies],
+            [
+                _proxy_then(each, state, records, addresses, at)._replace(
+                    holders=sorted(holders[each])
+                )
+                for each in proxies
+            ],
             [
                 SessionLine(
                     each.key,
@@ -264,14 +273,12 @@ def _proxy_then(
 ) -> ProxyLine:
     proxy, until = state.proxies[proxy_id], records.rests.get(proxy_id)
     check = records.checks.get(proxy_id)
-    holders = (each.consumer for each in state.leases.values() if each.proxy_id == proxy_id)
     line = ProxyLine(
         proxy_id,
         addresses.get(proxy_id, str(proxy_id)),
         share_then(proxy, rests=until is not None),
         proxy.leases,
         proxy.most,
-        sorted(holders),
         rests_s=None if until is None else (until - at).total_seconds(),
     )
     return _proxy_line(

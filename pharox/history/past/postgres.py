@@ -15,7 +15,7 @@ from ...storage.postgres import PostgresStorage
 from ...storage.postgres.driver import Session
 from ...storage.postgres.retention import refuse_archived
 from ...storage.postgres.snapshots import archived_upto
-from .records import Found
+from .records import LastRecords
 from .shapes import LeaseDetails, LeaseThen, PoolThen, ProxyThen, Records, Step
 from .stretch import Stretch, rows
 
@@ -187,7 +187,7 @@ class PostgresPast:
     ) -> Records:
         """Return what was recorded last up to ``seq``, as far as it is found quickly."""
         with self._storage.session(snapshot=True) as session:
-            found = Found(session, self._schema, pool_id, proxy_ids, seq, at)
+            found = LastRecords(session, self._schema, pool_id, proxy_ids, seq, at)
             return found.records(sessions)
 
     def _step(self, session: Session, pool_id: UUID, begin: int, end: int) -> Step:

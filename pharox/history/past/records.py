@@ -3,8 +3,8 @@
 A check is found by the index of a proxy's checks. Rests, outcomes and bindings have no index by
 place: they are looked for among the last :data:`LOOKED` events. What was recorded before and not
 since is in the read models as it was then. What is left was recorded long before the moment, and
-again after it, or is archived; :attr:`.shapes.Records.looked_from` says from which event on nothing
-is missing.
+again, or removed, after it, or is archived; :attr:`.shapes.Records.looked_from` says from which
+event on nothing is missing.
 
 The last events are found in SQL, decoded, and folded by the projections themselves.
 """
@@ -107,7 +107,7 @@ CROSS JOIN LATERAL (
     SELECT e.proxy_id, e.position
     FROM {schema}.events AS e JOIN {schema}.seals AS s ON s.position = e.position
     WHERE e.type = 'HealthChecked' AND e.proxy_id = id AND e.pool_id = %(pool_id)s
-      AND s.seq <= %(seq)s AND (e.data ->> 'applied')::boolean
+      AND s.seq <= %(seq)s AND e.position <= %(high)s AND (e.data ->> 'applied')::boolean
     ORDER BY e.position DESC
     LIMIT 1
 ) AS checked
@@ -154,7 +154,7 @@ LIMIT %(limit)s
 """
 
 
-class Found:
+class LastRecords:
     """Finds the last records of some proxies of a pool, up to the event ``seq``.
 
     Parameters
@@ -234,7 +234,8 @@ class Found:
 
     def _checks(self) -> Mapping[UUID, HealthRow]:
         """Return the last check of each proxy."""
-        alone = dict(rows(self._session, self._schema, _CHECKED_ALONE, self._values))
+        values = {**self._values, "high": self._stretch.high}
+        alone = dict(rows(self._session, self._schema, _CHECKED_ALONE, values))
         removals = rows(self._session, self._schema, _REMOVALS, self._values)
         places = {*alone.values(), *self._checked_together(alone), *(row[0] for row in removals)}
         if self._begin < self._after and self._is_moved():

@@ -9,11 +9,12 @@ from __future__ import annotations
 import glob
 import heapq
 import json
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import datetime, timedelta
-from itertools import chain, islice
-from operator import attrgetter, itemgetter
+from itertools import chain, count, islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
@@ -23,7 +24,7 @@ from pharox.log import Extract, event_from_row
 from pharox.log.tree import Inclusion, TreeHead
 from projections import Finding, State
 
-from ...errors import ArchivedError, ArchiveFileError
+from ...errors import ArchivedError, ArchiveFileError, InvalidInputError
 from ...events import Event
 from ...models import Lease, ProxyPool, check_aware, check_whole
 from ...storage.postgres import PostgresStorage
@@ -168,18 +169,23 @@ class WithArchive:
         rows = [row for path in files for row in _rows(path, query, span)]
         return self._storage.prove_inclusion(seq, size, archived=rows)
 
-    def verify(self, *, limit: int = 100, heads: Collection[TreeHead] = ()) -> list[Finding]:
+    def verify(self, *, limit: int = 100, heads: Collection[TreeHead]) -> list[Finding]:
         """Verify the ledger, and compare archived events with signed heads of the log's tree too.
 
         Raises
         ------
         ArchivedError
             If the ledger says that a part is archived, and none of the folders has its file.
+        InvalidInputError
+            If there are no heads: with nothing to compare, no file would be read.
         """
-        files = [self._file(part) for part in self._storage.archived_parts(Extract())]
-        query = "SELECT * FROM read_parquet($path)"
-        rows = heapq.merge(*(_rows(path, query, {}) for path in files), key=itemgetter("seq"))
-        return self._storage.verify(limit=limit, heads=heads, archived=rows)
+        if not heads:
+            raise InvalidInputError("an archive is verified against signed heads of the log's tree")
+        return self._storage.verify(limit=limit, heads=heads, archive=self._all_rows)
+
+    def _all_rows(self, parts: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+        files = [(part["first_seq"], self._file(part)) for part in parts if part["first_seq"]]
+        return _in_order(files)
 
     def verify_notes(self) -> list[str]:
         """Return what verification cannot vouch for, one sentence each."""
@@ -217,6 +223,20 @@ def _events(path: Path, extract: Extract) -> Iterator[Event]:
     for row in _rows(path, f"SELECT {_COLUMNS} FROM read_parquet($path) WHERE {where}", values):  # noqa: S608 - our own words
         event = event_from_row({**row, "data": row["data"] and json.loads(row["data"])})
         yield extract.part(event)
+
+
+def _in_order(files: Sequence[tuple[int, Path]]) -> Iterator[dict[str, Any]]:
+    """Yield all rows of files by seq, each opened when its first seq is reached."""
+    closed, number = deque(sorted(files)), count()
+    opened: list[tuple[int, int, dict[str, Any], Iterator[dict[str, Any]]]] = []
+    while closed or opened:
+        if closed and (not opened or closed[0][0] <= opened[0][0]):
+            rest = _rows(closed.popleft()[1], "SELECT * FROM read_parquet($path)", {})
+        else:
+            _, _, row, rest = heapq.heappop(opened)
+            yield row
+        for row in islice(rest, 1):
+            heapq.heappush(opened, (row["seq"], next(number), row, rest))
 
 
 def _latest(path: Path, until: datetime) -> Iterator[Mapping[str, Any]]:

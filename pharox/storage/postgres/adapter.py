@@ -940,7 +940,7 @@ class PostgresStorage(IStorage):
         limit: int = 100,
         progress: verifying.Progress | None = None,
         heads: Collection[TreeHead] = (),
-        archived: verifying_tree.Rows | None = None,
+        archive: verifying_tree.Archive | None = None,
     ) -> list[Finding]:
         """Verify the whole ledger in one snapshot, and return what is wrong.
 
@@ -960,14 +960,13 @@ class PostgresStorage(IStorage):
         heads:
             Heads of the log's tree that were signed earlier, see ``pharox.proof``. The log is
             then read and hashed here, event by event, and compared with each.
-        archived:
-            The rows of all archived events in their sealed order, which are read as well; without
-            them what the ledger kept of their tree stands for them. See
-            ``pharox.ledger.archive.reading.WithArchive.verify``.
+        archive:
+            What reads archived events: ``pharox.ledger.archive.reading.WithArchive.verify``.
+            Without it what the ledger kept of their tree stands for them.
         """
         self._seal_if_possible()
         with self.session(snapshot=True, keep=False) as session:
-            return _first(limit, self._findings(session, limit, progress, heads, archived))
+            return _first(limit, self._findings(session, limit, progress, heads, archive))
 
     def verify_notes(self, *, with_archive: bool = False) -> list[str]:
         """Return what verification cannot vouch for, one sentence each: no findings.
@@ -998,10 +997,10 @@ class PostgresStorage(IStorage):
         limit: int,
         progress: verifying.Progress | None,
         heads: Collection[TreeHead],
-        archived: verifying_tree.Rows | None,
+        archive: verifying_tree.Archive | None,
     ) -> Generator[Finding]:
         known = projections.registered()
-        yield from verifying.verify(session, self.schema, known, limit, progress, heads, archived)
+        yield from verifying.verify(session, self.schema, known, limit, progress, heads, archive)
         yield from verify_credentials(session, self.schema, self._commands.vault)
 
     def _seal_if_possible(self) -> None:

@@ -27,7 +27,7 @@ from .folding import STORED_TIME_ZONE, Folder, current_rows, live_statement
 from .snapshots import base_of, snapshots_after
 from .sql import TEMPORARY, Statement
 from .verifying_schema import FUNCTIONS, verify_schema
-from .verifying_tree import Rows, verify_heads
+from .verifying_tree import Archive, verify_heads
 
 Progress = Callable[[str, int, int], None]
 """Called with what is checked now, and how far: how many of how many checks are done, or, while the
@@ -274,7 +274,7 @@ def verify(
     limit: int,
     progress: Progress | None = None,
     heads: Collection[TreeHead] = (),
-    archived: Rows | None = None,
+    archive: Archive | None = None,
 ) -> Generator[Finding]:
     """Yield what is wrong with a ledger, as seen in one snapshot of the database.
 
@@ -288,8 +288,8 @@ def verify(
         Told of each check.
     heads:
         Signed heads of the log's tree, to compare the log with.
-    archived:
-        What they are compared with of archived events, see :func:`verify_heads`.
+    archive:
+        What reads archived events, to compare them, too; see :func:`verify_heads`.
     """
     own = 2 if heads else 1
     stages = _Stages(progress, own + len(CHAIN) + len(projections) + len(SENSE))
@@ -300,7 +300,7 @@ def verify(
     yield from islice(verify_schema(session, ledger), limit)
     if heads:
         stages.begin(CHECKPOINT)
-        yield from islice(verify_heads(session, ledger, heads, archived), limit)
+        yield from islice(verify_heads(session, ledger, heads, archive), limit)
     changed = False
     for finding in _verify_log(session, ledger, limit, stages):
         changed = True

@@ -11,7 +11,7 @@ row that the owner can write, so a note says how many were not read.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from heapq import merge
 from itertools import groupby
@@ -28,17 +28,20 @@ from ...errors import ArchivedError, InvalidInputError
 from . import tree
 from .driver import Program, Session
 from .history import positions_statement
-from .retention import archived_statement
+from .retention import Part, archived_statement
 
 DIGESTS = "digests"
 
 Rows = Iterator[Mapping[str, Any]]
 
+Archive = Callable[[Sequence[Part]], Rows]
+"""Reads the events of archived parts in their sealed order, as an archive's files have them."""
+
 _seq = itemgetter("seq")
 
 
 def verify_heads(
-    session: Session, ledger: str, heads: Collection[TreeHead], archived: Rows | None = None
+    session: Session, ledger: str, heads: Collection[TreeHead], archive: Archive | None = None
 ) -> Iterator[Finding]:
     """Yield which heads the log differs from, and which events from their seals.
 
@@ -48,15 +51,16 @@ def verify_heads(
         A session with a snapshot.
     heads:
         What was signed, in any order.
-    archived:
-        The rows of all archived events in their sealed order, as an archive's files have them.
+    archive:
+        What reads archived events, so that they are compared, too.
     """
     ordered = sorted(heads)
     yield from contradictions(ordered)
-    if archived is not None:
-        yield from _compared(_Log(session, ledger, Frontier(0, []), archived), ordered, 0)
-        return
     parts = session.rows(archived_statement(ledger))
+    if archive is not None:
+        log = _Log(session, ledger, Frontier(0, []), archive(parts))
+        yield from _compared(log, ordered, 0)
+        return
     last = max((part["last_seq"] or 0 for part in parts), default=0)
     matched = 0
     for head in (head for head in ordered if head.size <= last):
