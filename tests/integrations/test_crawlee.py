@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from pharox.storage.postgres import PostgresStorage
 from tests.conftest import SECRET_KEY, AnyStorage
 from tests.integrations.examples import example
 from tests.integrations.ledgers import Lab, lab_for_tasks
+from tests.ledger.following import until
 
 Handler = Callable[[HttpCrawlingContext], Awaitable[None]]
 
@@ -238,10 +240,17 @@ def test_a_busy_pool_is_waited_for(
 ) -> None:
     """However long it takes, with a warning each time that the wait is over."""
     monkeypatch.setattr("pharox.integrations.crawlee.WAIT_S", 0.2)
-    held = one.lab.manager.acquire_proxy(one.pool, "elsewhere", 2)
+    held = one.lab.manager.acquire_proxy(one.pool, "elsewhere", 600)
     assert held is not None
-    with caplog.at_level(logging.WARNING, "pharox"):
+
+    def release_later() -> None:
+        until(lambda: "pharox.crawl.waits" in caplog.text, 300)
+        one.lab.manager.release_proxy(held)
+
+    with caplog.at_level(logging.WARNING, "pharox"), ThreadPoolExecutor(1) as thread:
+        released = thread.submit(release_later)
         crawl(one, pharox_urls(one.manager, one.pool), ["/"])
+        released.result()
     assert "pharox.crawl.waits" in caplog.text
     assert [seen.url for seen in one.lab.seen] == [one.lab.url()]
 
