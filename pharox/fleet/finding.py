@@ -7,8 +7,9 @@ asked for: the directory for a pool, all ledgers for a lease or a proxy.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 P = TypeVar("P")
 T = TypeVar("T")
 Has = Callable[[Any, UUID], Calls[bool]]
+
+logger = logging.getLogger("pharox")
 
 _CALLBACKS = (
     "_acquire_callbacks",
@@ -182,29 +185,44 @@ class Finding(Leasing[Any], ABC):
         for lease in leases:
             if not self._has_seen(lease):
                 yield from self._looking_for(lease)
-        unknown = {each.id for each in leases if not self._has_seen(each)}
-        asked = yield from self._asking_all(unknown, has_lease)
+        where, errors = yield from self._where(leases)
+        if any(each.id not in where for each in leases):
+            raise_first(errors.values())
+        return [where.get(each.id, self._fleet.home) for each in leases]
+
+    def _where(
+        self, leases: Sequence[Lease]
+    ) -> Calls[tuple[dict[UUID, AnyLedger], dict[str, Exception]]]:
+        """Return the ledgers of leases, by their ids, and errors as :meth:`_asking` does."""
+        ledgers = self._fleet.ledgers
+        names = {each.id: self._ledger_of_lease.get(each.id) for each in leases}
+        unseen = {each for each, name in names.items() if name is None}
+        found, errors = yield from self._asking(unseen, has_lease)
         for lease in leases:
-            if lease.id in asked:
-                self._note(lease, asked[lease.id])
-        home = self._fleet.home
-        return [
-            asked.get(each.id, home) if each.id in unknown else self._guess_or_home(each)
-            for each in leases
-        ]
+            if lease.id in found:
+                self._note(lease, found[lease.id])
+        seen = {each: ledgers[name] for each, name in names.items() if name is not None}
+        return seen | found, errors
 
     def _passing_on(self, requests: Sequence[ReportRequest]) -> Calls[list[DatabaseError | None]]:
-        """Have the ledgers of leases record outcomes, and return why one is not found."""
-        errors: list[DatabaseError | None] = []
+        """Have the ledgers of leases record outcomes, and return why one is not found.
+
+        All ledgers are found before the first report is passed on, and nothing is asked for
+        after that. So whatever fails or is cancelled has passed on nothing, and all can be tried
+        again: no report is counted twice.
+        """
+        where, errors = yield from self._where([each.lease for each in requests])
+        unclear = _as_unclear(errors)
+        answers: list[DatabaseError | None] = []
         for request in requests:
-            try:
-                (ledger,) = yield from self._found([request.lease])
-            except DatabaseError as error:
-                errors.append(error)
+            ledger = where.get(request.lease.id)
+            if ledger is None and unclear is not None:
+                answers.append(unclear)
             else:
-                ledger.manager.report_later(request.lease, request.outcome)
-                errors.append(None)
-        return errors
+                manager = (ledger or self._fleet.home).manager
+                manager.report_later(request.lease, request.outcome)
+                answers.append(None)
+        return answers
 
     def _of_proxies(self, proxy_ids: Sequence[UUID]) -> Calls[list[AnyLedger]]:
         """Return the ledger of each proxy; one that nobody knows is for home to refuse."""
@@ -234,8 +252,20 @@ class Finding(Leasing[Any], ABC):
         What none has is not in it. A ledger that does not answer may have it: then it is its
         error that is raised.
         """
+        where, errors = yield from self._asking(ids, has)
+        if len(where) < len(ids):
+            raise_first(errors.values())
+        return where
+
+    def _asking(
+        self, ids: Collection[UUID], has: Has
+    ) -> Calls[tuple[dict[UUID, AnyLedger], dict[str, Exception]]]:
+        """Ask all ledgers for leases or proxies.
+
+        Return which ledgers have them, and why others do not say so, by the ledgers' names.
+        """
         if not ids:
-            return {}
+            return {}, {}
         fleet = self._fleet
 
         def asking(ledger: AnyLedger) -> Calls[set[UUID]]:
@@ -246,11 +276,14 @@ class Finding(Leasing[Any], ABC):
             return found
 
         answers = yield from fleet.reading(self._together, asking)
-        answered = {name: each for name, each in answers.items() if isinstance(each, set)}
-        where = {each: name for name, found in answered.items() for each in found}
-        if len(where) < len(ids):
-            raise_first(answers.values())
-        return {each: fleet.ledgers[name] for each, name in where.items()}
+        where: dict[UUID, AnyLedger] = {}
+        errors: dict[str, Exception] = {}
+        for name, answer in answers.items():
+            if isinstance(answer, Exception):
+                errors[name] = answer
+            else:
+                where.update(dict.fromkeys(answer, fleet.ledgers[name]))
+        return where, errors
 
     def _in_all(self, program: Callable[[AnyLedger], Calls[T]]) -> Calls[list[T]]:
         """Run a program in each ledger, and raise afterwards what went wrong in any."""
@@ -296,6 +329,17 @@ class Finding(Leasing[Any], ABC):
         except PharoxError as error:
             in_ledger(error, ledger.name)
             raise
+
+
+def _as_unclear(errors: Mapping[str, Exception]) -> DatabaseError | None:
+    """Log why ledgers do not say which leases they have. Return one error, to be tried again."""
+    unclear = None
+    for name, error in errors.items():
+        unclear = DatabaseError(f"the ledger {name!r} does not say which leases it has: {error}")
+        unclear.__cause__ = error
+        in_ledger(unclear, name)
+        logger.warning("pharox.report.failed: it will be tried again: %s", unclear)
+    return unclear
 
 
 def has_pool(storage: Any, pool_name: str) -> Calls[bool]:

@@ -134,7 +134,7 @@ def reading_all(
     within_s:
         How many seconds each answer of a ledger may take. One that hangs is as one that is down.
     """
-    programs = [_in_time(reading(ledger), within_s) for ledger in ledgers.values()]
+    programs = [_with_answers_within(reading(ledger), within_s) for ledger in ledgers.values()]
     outcomes = yield partial(side_by_side, programs)
     found = dict(zip(ledgers, outcomes, strict=True))
     for name, outcome in found.items():
@@ -143,7 +143,7 @@ def reading_all(
     return found
 
 
-def _in_time(program: Calls[T], within_s: float) -> Calls[T]:
+def _with_answers_within(program: Calls[T], within_s: float) -> Calls[T]:
     with answers_within(within_s):
         return (yield from program)
 

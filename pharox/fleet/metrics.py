@@ -8,10 +8,11 @@ a thread and no scrape: after :data:`SCRAPE_S` it is as one that is down, until 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from ..ledger.subscriptions import Running
     from .fleets import Fleet
 
-T = TypeVar("T")
 LABEL = "ledger"
 SCRAPE_S = 5.0
 """How long a scrape waits for a ledger. Prometheus waits ten seconds for all of them."""
@@ -81,16 +81,21 @@ class LedgerCounts:
 
 
 class LedgersCollector(Collector):
-    """Collects the metrics of all ledgers side by side when it is scraped."""
+    """Collects the metrics of all ledgers side by side when it is scraped.
+
+    Several servers may scrape it at the same time: they share one reading of each ledger.
+    """
 
     def __init__(self, ledgers: Mapping[str, LedgerCounts]) -> None:
         self._ledgers = ledgers
         self._threads = ThreadPoolExecutor(MOST_AT_ONCE, "pharox-metrics")
-        self._late: dict[str, Future[Any]] = {}
+        self._lock = threading.Lock()
+        self._readings: dict[str, Future[list[Metric]]] = {}
+        self._late: set[Future[list[Metric]]] = set()
 
     def start(self) -> None:
-        """Begin to read the logs of the ledgers that answer."""
-        self._in_time(LedgerCounts.ensure_counting)
+        """Begin to read the logs of the ledgers that answer, as the first scrape does."""
+        self._read_ledgers()
 
     def stop(self) -> None:
         """Use no more threads."""
@@ -102,24 +107,30 @@ class LedgersCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield each metric once, with the samples of all ledgers."""
-        found = self._in_time(LedgerCounts.collect)
+        found = self._read_ledgers()
         yield from labelled(
             {name: found.get(name) or [up_metric(is_up=False)] for name in self._ledgers}
         )
 
-    def _in_time(self, function: Callable[[LedgerCounts], T]) -> dict[str, T]:
-        """Call a function for each ledger; return what came of it for those that answer."""
-        self._late = {name: each for name, each in self._late.items() if not each.done()}
-        begun = {
-            name: self._threads.submit(function, ledger)
-            for name, ledger in self._ledgers.items()
-            if name not in self._late
-        }
-        done, _ = wait(begun.values(), SCRAPE_S)
-        for name in [name for name, each in begun.items() if each not in done]:
+    def _read_ledgers(self) -> dict[str, list[Metric]]:
+        """Read the ledgers. Return the metrics of those that answer in time."""
+        readings = self._begin_readings()
+        done, pending = wait(readings.values(), SCRAPE_S)
+        with self._lock:
+            late = pending - self._late
+            self._late |= late
+        for name in (name for name, each in readings.items() if each in late):
             logger.warning("pharox.metrics.late: the ledger %r does not answer", name)
-            self._late[name] = begun.pop(name)
-        return {name: each.result() for name, each in begun.items()}
+        return {name: each.result() for name, each in readings.items() if each in done}
+
+    def _begin_readings(self) -> dict[str, Future[list[Metric]]]:
+        """Return the reading of each ledger, begun now or by another scrape, but no late one."""
+        with self._lock:
+            self._late = {each for each in self._late if not each.done()}
+            for name, ledger in self._ledgers.items():
+                if name not in self._readings or self._readings[name].done():
+                    self._readings[name] = self._threads.submit(ledger.collect)
+            return {name: each for name, each in self._readings.items() if each not in self._late}
 
 
 class LedgersServer:

@@ -98,13 +98,32 @@ def story_by_time(
 
 
 async def in_threads(rows: Iterator[T]) -> AsyncIterator[T]:
-    """Yield what threads read, a page at a time."""
+    """Yield what threads read, a page at a time. An error comes after what was read before it."""
+    error: Exception | None = None
+    is_over = False
     try:
-        while page := await asyncio.to_thread(lambda: [*islice(rows, PAGE)]):
+        while not is_over and error is None:
+            page, error = await asyncio.to_thread(_read_page, rows)
+            is_over = not page
             for row in page:
                 yield row
+        if error is not None:
+            raise error
     finally:
         await asyncio.to_thread(_close, rows)
+
+
+def _read_page(rows: Iterator[T]) -> tuple[list[T], Exception | None]:
+    """Read rows until the page is full. Return them, and the error that ended them if any."""
+    page: list[T] = []
+    try:
+        while len(page) < PAGE:
+            page.append(next(rows))
+    except StopIteration:
+        return page, None
+    except Exception as error:
+        return page, error
+    return page, None
 
 
 def _close(rows: Any) -> None:
@@ -124,7 +143,7 @@ def _by_time(
     found = run(reading_all(logs.found, together, opening, logs.within_s), call)
     missing = {name: each for name, each in found.items() if isinstance(each, Exception)}
     rising = [
-        _rising(name, _in_time(each, logs.within_s), time)
+        _rising(name, _each_read_within(each, logs.within_s), time)
         for name, each in found.items()
         if not isinstance(each, Exception)
     ]
@@ -140,7 +159,7 @@ def _begun(read: Callable[[SealedLog], Iterator[T]], log: SealedLog) -> Iterator
     return iter(())
 
 
-def _in_time(rows: Iterator[T], within_s: float) -> Iterator[T]:
+def _each_read_within(rows: Iterator[T], within_s: float) -> Iterator[T]:
     """Yield rows, none of which is waited for longer than a ledger's answer may take."""
     while True:
         with answers_within(within_s):

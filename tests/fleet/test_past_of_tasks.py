@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from typing import Any, cast
 
 import pytest
 
-from pharox import AsyncFleet, AsyncInMemoryStorage, ConsumerNotFoundError, Fleet
+from pharox import (
+    AsyncFleet,
+    AsyncInMemoryStorage,
+    ConsumerNotFoundError,
+    DatabaseUnavailableError,
+    Fleet,
+)
 from pharox.fleet import past
 from tests.fleet.conftest import stocked
 
@@ -58,3 +64,23 @@ async def _compared(settings: dict[str, Any], threads: Fleet) -> None:
             async with aclosing(cast("Any", events)) as left_off:
                 async for _row in left_off:
                     break
+
+
+def test_what_was_read_before_a_ledger_fails_is_yielded() -> None:
+    """Also if it fails within a page, as threads have it."""
+    error = DatabaseUnavailableError("it is down")
+
+    def rows() -> Iterator[int]:
+        yield from range(past.PAGE + 3)
+        raise error
+
+    found: list[int] = []
+
+    async def read() -> None:
+        async for row in past.in_threads(rows()):
+            found.append(row)
+
+    with pytest.raises(DatabaseUnavailableError) as raised:
+        asyncio.run(read())
+    assert raised.value is error
+    assert found == [*range(past.PAGE + 3)]
