@@ -188,18 +188,18 @@ def _hidden(commands: Commands, order: BeginMove, pool_id: UUID) -> Program[Pool
             return None
         return _append_query(schema, pool_id, name, [began_fact(order.move_id, order.to)])
 
-    def hide(answers: Sequence[Rows]) -> Query | None:
-        return _rename_query(schema, pool_id, hidden) if answers[2] else None
+    def if_named(query: Query) -> Step:
+        return lambda answers: query if answers[2] else None
 
     try:
         answers = yield [
-            _turn(schema, pool_id),
+            moves.pool_turn(schema, pool_id),
             moves.name_turn(schema, name),
             Query(_named_statement(schema), {"pool_id": pool_id, "name": name}),
             moves.last_of_pool_query(schema, pool_id),
             tell,
-            hide,
-            Query(_drop_tickets_statement(schema), {"pool_id": pool_id}),
+            if_named(_rename_query(schema, pool_id, hidden)),
+            if_named(Query(_drop_tickets_statement(schema), {"pool_id": pool_id})),
         ]
     except psycopg.errors.UniqueViolation as error:
         raise ConflictError(f"another pool is named {hidden!r}", name=hidden) from error
@@ -238,7 +238,7 @@ def _depart(commands: Commands, order: DepartPool) -> Program[PoolMove]:
     ]
     reads = [Query(_rows_statement(each)(schema), of_pool) for each in CARRIED]
     steps: list[Step] = [
-        _turn(schema, pool_id),
+        moves.pool_turn(schema, pool_id),
         moves.move_query(schema, move.move_id),
         *locks,
         Query(_lock_turns_statement(schema), of_pool),
@@ -341,7 +341,7 @@ def _cargo(commands: Commands, move: PoolMove) -> Program[PoolCargo | None]:
 
     # Under the turn: nobody deletes the secrets between two of these.
     _, known, event, told, kept, kept_sources = yield [
-        _turn(schema, move.pool_id),
+        moves.pool_turn(schema, move.pool_id),
         moves.move_query(schema, move.move_id),
         departed,
         carried,
@@ -403,7 +403,7 @@ def _finish(commands: Commands, order: FinishMove) -> Program[PoolMove]:
         return lambda answers: query if answers[2] else None
 
     yield [
-        _turn(schema, pool_id),
+        moves.pool_turn(schema, pool_id),
         moves.move_query(schema, move.move_id),
         tell,
         if_told(Query(forget, {"pool_id": pool_id, "proxies": None})),
@@ -435,7 +435,7 @@ def _cancel(commands: Commands, order: CancelMove) -> Program[PoolMove]:
         rename = _rename_query(schema, known.pool_id, known.pool_name)
         try:
             yield [
-                _turn(schema, known.pool_id),
+                moves.pool_turn(schema, known.pool_id),
                 moves.move_query(schema, known.move_id),
                 *map(tell, appends),
                 as_known(rename, MoveStage.BEGAN),
@@ -472,7 +472,7 @@ def _receive(commands: Commands, order: ReceivePool) -> Program[PoolMove]:
 
     try:
         yield [
-            _turn(schema, move.pool_id),
+            moves.pool_turn(schema, move.pool_id),
             moves.move_query(schema, move.move_id),
             *map(unless_known, secrets),
             *map(unless_known, appends),
@@ -546,7 +546,7 @@ def _refuse(commands: Commands, order: RefusePool) -> Program[PoolMove]:
         schema, move.pool_id, move.pool_name, [cancelled_fact(move, order.came_from)]
     )
     yield [
-        _turn(schema, move.pool_id),
+        moves.pool_turn(schema, move.pool_id),
         moves.move_query(schema, move.move_id),
         lambda answers: None if answers[1] else refuse,
     ]
@@ -570,11 +570,6 @@ def _known(commands: Commands, move_id: UUID) -> Program[PoolMove]:
     if move is None:
         raise PoolNotFoundError(f"There is no move {move_id} of a pool here.", move_id=move_id)
     return move
-
-
-def _turn(schema: str, pool_id: UUID) -> Query:
-    """Return the query that takes the turn of a pool's moves, until the transaction ends."""
-    return moves.turn(schema, str(pool_id))
 
 
 def _append_query(schema: str, pool_id: UUID, pool_name: str, facts: Sequence[Fact]) -> Query:
