@@ -15,7 +15,7 @@ from ...models import MissReason, MoveStage, PoolMove
 from ..moving import moved_away
 from .driver import Program, Rows, Step
 from .reporting import in_utc
-from .sql import Query, by_schema, parameter
+from .sql import Query, by_schema, parameter, text_literal
 
 _m = pool_moves.c
 _TURN = 1885890934
@@ -84,6 +84,17 @@ def move_from_row(row: dict[str, Any]) -> PoolMove:
     """Return the move in a row."""
     stage, changed_at = MoveStage(row["stage"]), in_utc(row["changed_at"])
     return PoolMove(**{**row, "stage": stage, "changed_at": changed_at})
+
+
+def under_way() -> sa.ColumnElement[bool]:
+    """Return what holds of the moves that have not ended."""
+    return _m.stage.in_(text_literal(each) for each in MoveStage if each.is_under_way)
+
+
+@by_schema
+def unfinished_statement() -> sa.Select[Any]:
+    """Query the moves that have not ended, the last one first."""
+    return sa.select(pool_moves).where(under_way()).order_by(_m.position.desc())
 
 
 def move_query(schema: str, move_id: UUID) -> Query:
