@@ -18,8 +18,8 @@ from typing import NamedTuple
 from uuid import UUID
 
 from ..incident.wording import span
-from ..models import MoveStage, PoolMove, SourceStatus
-from ..storage.moving import STUCK_S
+from ..models import PoolMove, SourceStatus
+from ..storage.moving import LEAVING, STUCK_S, move_command
 from .figures import PoolFigures, SubscriptionFigures
 from .figures.activity import SLOT_S, Slot, slot_of
 
@@ -35,9 +35,6 @@ ELSEWHERE = (
 LOOKED_S = 30.0
 """For how many seconds what was seen is taken to hold on until the next look: three times as long
 as a page may be shown before its figures are read again."""
-
-WHERE = {MoveStage.BEGAN: "began to leave", MoveStage.DEPARTED: "left"}
-"""What a pool did last whose move has come to a stage."""
 
 _RATE_SLOTS = 300 // SLOT_S
 
@@ -208,9 +205,10 @@ def _stuck_move(facts: Facts) -> Iterator[Found]:
         most_s = STUCK_S.get(each.stage, float("inf"))
         age_s = (facts.now - each.changed_at).total_seconds()
         if age_s > most_s:
-            said = f"It {WHERE[each.stage]} for {each.ledger} {span(age_s)} ago"
+            said = f"It {LEAVING[each.stage]} for {each.ledger} {span(age_s)} ago"
             said += " and has not arrived"
-            advice = "Nobody can lease from it. Move it again, or with --back."
+            command = move_command(each.pool_name, each.ledger)
+            advice = f"Nobody can lease from it. Go on with {command}, or take it back with --back."
             yield Found(each.pool_name, said, advice, each.pool_id, "move")
 
 

@@ -26,10 +26,11 @@ from projections.target_outcomes import target_outcomes
 from .. import events
 from ..ledger.subscriptions import Delivery, Subscription
 from ..log import fleet_counts
-from ..models import MissReason, MoveStage
+from ..models import MissReason
 from ..scraping.bounded_label import OTHER, BoundedLabel
 from ..storage.postgres import PostgresStorage
 from ..storage.postgres.driver import Session
+from ..storage.postgres.moves import under_way
 from ..storage.postgres.sql import by_schema, now, parameter, text_literal
 from .metrics import (
     CHECKED,
@@ -346,10 +347,9 @@ def moves_statement() -> Any:
     """Select, for each stage of a move that has not ended, how long ago the first came to it."""
     moved = pool_moves.c
     oldest = cast(extract("epoch", now - func.min(moved.changed_at)), Double)
-    under_way = moved.stage.in_(text_literal(each) for each in MoveStage if each.is_under_way)
     return (
         select(moved.stage, oldest.label("oldest_s"))
-        .where(under_way)
+        .where(under_way())
         .group_by(moved.stage)
         .order_by(moved.stage.collate("C"))
     )

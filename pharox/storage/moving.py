@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from shlex import quote
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -73,6 +74,9 @@ log of the ledger that it leaves has it. A row has the fields of :class:`.Carrie
 STUCK_S = {MoveStage.BEGAN: 3600.0, MoveStage.DEPARTED: 300.0}
 """After how many seconds at a stage somebody has to look: leases that end may take long, but a pool
 that has left is in no ledger. The alerts have the same figures."""
+
+LEAVING = {MoveStage.BEGAN: "began to leave", MoveStage.DEPARTED: "left"}
+"""What a pool did last whose move has come to a stage at which it may be stuck."""
 
 
 @dataclass(frozen=True)
@@ -258,6 +262,11 @@ def begun_before(order: BeginMove, last: PoolMove | None) -> PoolMove | None:
             ledger=last.ledger,
         )
     return last
+
+
+def move_command(pool_name: str, ledger: str) -> str:
+    """Return the command for a shell that goes on with a move."""
+    return f"pharox fleet move {quote(pool_name)} --to {quote(ledger)}"
 
 
 def moved_away(move: PoolMove) -> PoolMovedError:

@@ -226,7 +226,7 @@ def test_a_pool_that_stands_between_two_ledgers_is_named(
 ) -> None:
     """With what to run: nobody can lease from it."""
     rows = [
-        {"pool_name": f"p{number}", "ledger": "west", "stage": stage, "age_s": age}
+        {"pool_name": f"p {number}", "ledger": "west", "stage": stage, "age_s": age}
         for number, (stage, age) in enumerate(stages)
     ]
     found = upkeep.judged_moves(rows)
@@ -234,7 +234,7 @@ def test_a_pool_that_stands_between_two_ledgers_is_named(
     if result is not Result.OK:
         for row in rows:
             assert repr(row["pool_name"]) in found.finding
-            assert f"pharox fleet move {row['pool_name']} --to west" in str(found.advice)
+            assert f"pharox fleet move '{row['pool_name']}' --to west" in str(found.advice)
 
 
 def test_a_move_that_is_cut_off_is_found(pharox: Pharox, storage: PostgresStorage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import random
 import re
 from collections import Counter
@@ -217,7 +218,7 @@ def test_a_stale_source_is_an_alert(any_storage: AnyStorage) -> None:
 def test_a_stuck_move_is_an_alert(any_storage: AnyStorage) -> None:
     """Soon, where the pool is in no ledger; later, while its last leases end."""
     clock = clock_of(any_storage)
-    fill(any_storage)
+    fill(any_storage, name="the pool")
     any_storage.save_pool(ProxyPool(name="that stays"))
     figures = figures_of(any_storage)
 
@@ -226,15 +227,21 @@ def test_a_stuck_move_is_an_alert(any_storage: AnyStorage) -> None:
         found = [alert.found for alert in Watch().look(facts)]
         return [(each.kind, each.of, each.sentence.partition(" for ")[0]) for each in found]
 
-    move = any_storage.carry_out_move(BeginMove("pool", "west", uuid4()))
+    move = any_storage.carry_out_move(BeginMove("the pool", "west 2", uuid4()))
     assert stuck() == []
     clock.advance(3601)
-    assert stuck() == [("move", "pool", "It began to leave")]
+    assert stuck() == [("move", "the pool", "It began to leave")]
     any_storage.carry_out_move(DepartPool(move))
     assert stuck() == []
     clock.advance(301)
-    assert stuck() == [("move", "pool", "It left")]
-    assert "PharoxStuckMove" in Client(create_app(any_storage)).get("/").text
+    assert stuck() == [("move", "the pool", "It left")]
+    client = Client(create_app(any_storage))
+    overview, ledger = client.get("/").text, client.get("/ledger").text
+    assert "PharoxStuckMove" in overview
+    assert "/ledger#moves-title" in overview
+    assert 'id="moves-title"' in ledger
+    for page in (overview, ledger):
+        assert "pharox fleet move 'the pool' --to 'west 2'" in html.unescape(page)
     any_storage.carry_out_move(CancelMove(move))
     assert stuck() == []
 

@@ -16,7 +16,7 @@ import pharox.storage.postgres.tables  # noqa: F401 - the last of the tables
 from pharox import InvalidInputError, ProxyManager, SchemaError
 from pharox.ledger.rebuild import rebuild
 from pharox.storage.postgres import AsyncPostgresStorage, PostgresStorage, migrations
-from pharox.storage.postgres.migrations import HEAD
+from pharox.storage.postgres.migrations import HEAD, texts
 from projections import metadata
 from tests.conftest import (
     SECRET_KEY,
@@ -180,3 +180,14 @@ def test_a_schema_dropped_under_a_storage_is_told(postgres: PostgresStorage) -> 
     run_sql(postgres.engine, "DROP SCHEMA pharox CASCADE")
     with pytest.raises(SchemaError, match="pharox db upgrade"):
         ProxyManager(postgres).acquire_proxy("pool")
+
+
+def test_a_revision_that_names_no_parts_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its file, to whoever writes the next migration."""
+    (tmp_path / "versions").mkdir()
+    (tmp_path / "versions" / "0009_odd.py").write_text('revision = "0009"\n')
+    monkeypatch.setattr(texts, "files", lambda _: tmp_path)
+    with pytest.raises(ValueError, match=r"0009_odd\.py assigns PARTS 0 times"):
+        list(texts.texts())

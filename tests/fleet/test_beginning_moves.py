@@ -12,7 +12,14 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 
-from pharox import ConflictError, InMemoryStorage, MoveStage, PoolMovedError, ProxyPool
+from pharox import (
+    ConflictError,
+    InMemoryStorage,
+    MoveStage,
+    PoolMovedError,
+    PoolNotFoundError,
+    ProxyPool,
+)
 from pharox.fleet import cancel_move, move_pool
 from pharox.storage.moving import BeginMove, DrainMove
 from pharox.storage.postgres import PostgresStorage
@@ -20,6 +27,7 @@ from pharox.storage.postgres import moving as postgres_moving
 from tests.conftest import AnyStorage, run_sql
 from tests.fleet.moving import Here
 from tests.ledger.following import until
+from tests.queueing import add_ticket, waiting_in
 
 WAITING = """
 SELECT count(*) FROM pg_stat_activity
@@ -42,16 +50,23 @@ def names(storage: AnyStorage) -> list[str]:
     return [pool.name for pool in storage.list_pools()]
 
 
-@pytest.mark.parametrize("is_known", [True, False], ids=["known", "new"])
+SHOP = ProxyPool(name="shop")
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        SHOP.model_copy(update={"description": "changed"}),
+        SHOP.model_copy(update={"name": "other"}),
+        ProxyPool(name="shop"),
+    ],
+    ids=["known", "renamed", "new"],
+)
 def test_of_a_save_and_a_move_at_once_one_comes_first(
-    postgres: PostgresStorage, is_known: bool
+    postgres: PostgresStorage, saved: ProxyPool
 ) -> None:
     """The move has hidden the pool and not committed yet: the save waits, and is told of it."""
-    pool = ProxyPool(name="shop")
-    postgres.save_pool(pool)
-    saved = (
-        pool.model_copy(update={"description": "changed"}) if is_known else ProxyPool(name="shop")
-    )
+    postgres.save_pool(SHOP)
     told: list[BaseException] = []
 
     def save() -> None:
@@ -130,3 +145,21 @@ def test_a_pool_that_others_rename_all_the_time_is_an_error(
     with pytest.raises(ConflictError, match="move it again"), suppress(PoolMovedError):
         begun(postgres, "shop")
     assert len(tried) == postgres_moving.ATTEMPTS
+
+
+def test_who_waits_in_a_pool_that_was_renamed_goes_on_waiting(
+    postgres: PostgresStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mover has found the pool by its old name: nothing moves, so nobody is sent away."""
+    postgres.save_pool(SHOP)
+    add_ticket(postgres, SHOP.id)
+    hidden = postgres_moving._hidden
+
+    def renamed(*given: Any) -> Any:
+        postgres.save_pool(SHOP.model_copy(update={"name": "other"}))
+        return (yield from hidden(*given))
+
+    monkeypatch.setattr(postgres_moving, "_hidden", renamed)
+    with pytest.raises(PoolNotFoundError):
+        begun(postgres, "shop")
+    assert waiting_in(postgres, "other") == 1

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from pydantic import SecretStr
@@ -39,7 +40,14 @@ from pharox import (
 from pharox.fleet import MoveOptions, cancel_move, move_pool
 from pharox.history.pool_names import find_pool
 from pharox.history.why import why
-from pharox.storage.moving import BeginMove, DepartPool, ReadCargo, ReceivePool, RefusePool
+from pharox.storage.moving import (
+    BeginMove,
+    CancelMove,
+    DepartPool,
+    ReadCargo,
+    ReceivePool,
+    RefusePool,
+)
 from pharox.storage.postgres import PostgresStorage
 from pharox.storage.postgres import moving as postgres_moving
 from pharox.storage.reports import CoolDownRequest, ReportRequest
@@ -170,6 +178,23 @@ def test_what_is_told_of_a_pool_that_moved(two: tuple[Here, Here]) -> None:
     found = why(a.storage, "w")
     assert found is not None
     assert [each.change and each.change.reason for each in found.unusable] == ["again"] * 2
+
+
+def test_a_move_that_was_cancelled_keeps_what_the_pool_had_brought(two: tuple[Here, Here]) -> None:
+    """Who banned its proxies elsewhere, whether it had left here or not."""
+    a, b = two
+    with attributed(actor="ann"):
+        _with_bans(a.storage)
+    by_whom = _bans_told(a.storage)
+    move_pool(POOL, a, b)
+    for leaves in (True, False):
+        move = b.storage.carry_out_move(BeginMove(POOL, a.name, uuid4()))
+        if leaves:
+            assert b.storage.carry_out_move(DepartPool(move)).stage is MoveStage.DEPARTED
+        b.storage.carry_out_move(CancelMove(move))
+        assert _bans_told(b.storage) == by_whom
+    move_pool(POOL, b, a)
+    assert _bans_told(a.storage) == by_whom
 
 
 def _bans_told(storage: AnyStorage) -> list[tuple[Any, ...]]:

@@ -21,6 +21,7 @@ from ...history.past.stretch import rows as rows_of
 from ...ledger.subscriptions import subscriptions
 from ...models import PoolMove, Proxy, SourceStatus
 from ...storage.postgres import PostgresStorage
+from ...storage.postgres.moves import move_from_row, unfinished_statement
 from ...storage.postgres.reading import bare_proxies_statement, proxy_from_row
 from ...storage.postgres.sql import POOL_ID, PROXY_ID, by_schema, now, text_literal
 from ..shares import Share
@@ -139,7 +140,9 @@ class PostgresFigures:
 
     def moves(self) -> list[PoolMove]:
         """Return the moves of pools that have not ended, the last one first."""
-        return [move for move in self._storage.list_pool_moves() if move.stage.is_under_way]
+        with self._storage.session() as session:
+            rows = session.rows(unfinished_statement(self._storage.schema))
+        return [move_from_row(row) for row in rows]
 
 
 class PostgresLog:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
@@ -14,9 +14,12 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from ...incident.wording import count
+from ...models import PoolMove
+from ...storage.moving import move_command
 from ..access import Access
 from ..condition import Condition, checks_of, condition_of
 from ..console import reader
+from ..figures import figures_of
 from ..jobs import Job, Jobs, Outcome, Progress
 from ..live import stream
 from ..rendering import render, render_text, url
@@ -37,6 +40,13 @@ VERIFY = "verify"
 """The kind of the job that verifies."""
 
 
+class UnfinishedMove(NamedTuple):
+    """A move of a pool that has not ended, and the command that goes on with it."""
+
+    move: PoolMove
+    command: str
+
+
 @dataclass(frozen=True, slots=True)
 class LedgerPage:
     """What the page shows.
@@ -53,6 +63,7 @@ class LedgerPage:
     of: str = ""
     parked: Sequence[ParkedEvent] = ()
     has_more: bool = False
+    moves: Sequence[UnfinishedMove] = ()
 
 
 def data(storage: Any, jobs: Jobs, of: str = "") -> LedgerPage:
@@ -75,6 +86,10 @@ def data(storage: Any, jobs: Jobs, of: str = "") -> LedgerPage:
         of,
         events[:PARKED],
         len(events) > PARKED,
+        [
+            UnfinishedMove(move, move_command(move.pool_name, move.ledger))
+            for move in figures_of(storage).moves()
+        ],
     )
 
 

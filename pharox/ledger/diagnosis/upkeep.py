@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...models import MoveStage
-from ...storage.moving import STUCK_S
+from ...storage.moving import LEAVING, STUCK_S, move_command
 from ...storage.postgres import PostgresStorage
 from .findings import Diagnosis, Reader, Result, lasting
 
@@ -127,13 +127,12 @@ def judged_moves(rows: Sequence[Mapping[str, Any]]) -> Diagnosis:
         finding = f"{len(rows)} under way" if rows else "no pool is between two ledgers"
         return Diagnosis("moves", Result.OK, finding)
     has_left = any(row["stage"] == MoveStage.DEPARTED for row in stuck)
-    how = {MoveStage.BEGAN: "began to leave", MoveStage.DEPARTED: "left"}
     said = [
-        f"pool {row['pool_name']!r} {how[row['stage']]} for the ledger {row['ledger']!r} "
+        f"pool {row['pool_name']!r} {LEAVING[row['stage']]} for the ledger {row['ledger']!r} "
         f"{lasting(row['age_s'])} ago and has not arrived"
         for row in stuck
     ]
-    todo = [f"`pharox fleet move {row['pool_name']} --to {row['ledger']}`" for row in stuck]
+    todo = [f"`{move_command(row['pool_name'], row['ledger'])}`" for row in stuck]
     return Diagnosis(
         "moves",
         Result.PROBLEM if has_left else Result.WARNING,

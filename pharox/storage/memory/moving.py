@@ -164,21 +164,18 @@ def _rows(state: State, pool_id: UUID) -> dict[str, list[dict[str, Any]]]:
 
 
 def _bans(state: State, pool_id: UUID, banned: set[UUID]) -> list[dict[str, Any]]:
-    """Return who banned proxies, as far as the pool's last stay here or what it brought says it."""
+    """Return who banned proxies, as far as the pool's last stay here or what it brought says it.
+
+    The log is read backwards to the oldest of these bans, or to where the stay began.
+    """
     found: dict[UUID, dict[str, Any]] = {}
-    brought_by: UUID | None = None
-    for event in state.log:
+    sought = set(banned)
+    for event in reversed(state.log) if sought else ():
         match event:
-            case events.PoolStateCarried(arrived=True) if event.pool_id == pool_id:
-                if event.move_id != brought_by:
-                    brought_by = event.move_id
-                    found.clear()
-                if event.read_model == BANS:
-                    found |= {UUID(row["proxy_id"]): row for row in event.rows}
-            case events.ProxyChanged() if event.proxy_id in banned and event.pool_id == pool_id:
+            case events.ProxyChanged() if event.proxy_id in sought and event.pool_id == pool_id:
                 if event.before.status is event.after.status:
                     continue
-                found.pop(event.proxy_id, None)
+                sought.remove(event.proxy_id)
                 if event.after.status is ProxyStatus.BANNED:
                     found[event.proxy_id] = ban_row(
                         event.proxy_id,
@@ -187,7 +184,17 @@ def _bans(state: State, pool_id: UUID, banned: set[UUID]) -> list[dict[str, Any]
                         event.correlation_id,
                         event.reason,
                     )
-    return [found[proxy_id] for proxy_id in sorted(banned & found.keys())]
+            case events.PoolStateCarried(arrived=True) if event.pool_id == pool_id:
+                if event.read_model != BANS:
+                    continue
+                brought = {UUID(row["proxy_id"]): row for row in event.rows}
+                found |= {each: brought[each] for each in sought & brought.keys()}
+                sought -= brought.keys()
+            case events.PoolRegistered() if event.pool_id == pool_id:
+                break
+        if not sought:
+            break
+    return [found[proxy_id] for proxy_id in sorted(found)]
 
 
 def _cargo(state: State, move: PoolMove) -> PoolCargo | None:

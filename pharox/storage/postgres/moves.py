@@ -15,7 +15,7 @@ from ...models import MissReason, MoveStage, PoolMove
 from ..moving import moved_away
 from .driver import Program, Rows, Step
 from .reporting import in_utc
-from .sql import Query, by_schema, parameter
+from .sql import Query, by_schema, parameter, text_literal
 
 _m = pool_moves.c
 _TURN = 1885890934
@@ -46,17 +46,19 @@ def unless_moved(schema: str, pool_name: str, pool_id: UUID, query: Query) -> li
     """Return the steps of a transaction that carries out a query, unless the pool moved away.
 
     It fails if a pool of this id moved away, or no pool has this name because one did: it may come
-    back. No move begins between this and the query, as a move has the turn of the pool's name.
+    back. No move of either begins between this and the query, as a move has the turns of the pool
+    and of its name. Whoever takes both takes the pool's first, so nobody waits in a circle.
     """
 
     def check(answers: Sequence[Rows]) -> Query:
-        for rows in answers[1:]:
+        for rows in answers[2:]:
             last = move_from_row(rows[0]) if rows else None
             if last is not None and last.goes_to is not None:
                 raise moved_away(last)
         return query
 
     return [
+        pool_turn(schema, pool_id),
         name_turn(schema, pool_name),
         Query(_absent_statement(schema), {"name": pool_name}),
         last_of_pool_query(schema, pool_id),
@@ -64,13 +66,17 @@ def unless_moved(schema: str, pool_name: str, pool_id: UUID, query: Query) -> li
     ]
 
 
+def pool_turn(schema: str, pool_id: UUID) -> Query:
+    """Return the query that takes the turn of a pool's moves, until the transaction ends."""
+    return _turn(schema, str(pool_id))
+
+
 def name_turn(schema: str, pool_name: str) -> Query:
     """Return the query that takes the turn of a pool's name, until the transaction ends."""
-    return turn(schema, f"name {pool_name}")
+    return _turn(schema, f"name {pool_name}")
 
 
-def turn(schema: str, of_what: str) -> Query:
-    """Return the query that takes a turn in what moves pools, until the transaction ends."""
+def _turn(schema: str, of_what: str) -> Query:
     return Query(_turn_statement(schema), {"turn": f"{schema} {of_what}"})
 
 
@@ -78,6 +84,17 @@ def move_from_row(row: dict[str, Any]) -> PoolMove:
     """Return the move in a row."""
     stage, changed_at = MoveStage(row["stage"]), in_utc(row["changed_at"])
     return PoolMove(**{**row, "stage": stage, "changed_at": changed_at})
+
+
+def under_way() -> sa.ColumnElement[bool]:
+    """Return what holds of the moves that have not ended."""
+    return _m.stage.in_(text_literal(each) for each in MoveStage if each.is_under_way)
+
+
+@by_schema
+def unfinished_statement() -> sa.Select[Any]:
+    """Query the moves that have not ended, the last one first."""
+    return sa.select(pool_moves).where(under_way()).order_by(_m.position.desc())
 
 
 def move_query(schema: str, move_id: UUID) -> Query:

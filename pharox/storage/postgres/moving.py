@@ -25,6 +25,7 @@ from projections.available_proxies import available_proxies
 from projections.consumers import consumers
 from projections.lease_starts import lease_starts
 from projections.leases import leases
+from projections.pool_moves import pool_moves
 from projections.pools import pools
 from projections.proxies import proxies
 from projections.sources import sources
@@ -188,18 +189,18 @@ def _hidden(commands: Commands, order: BeginMove, pool_id: UUID) -> Program[Pool
             return None
         return _append_query(schema, pool_id, name, [began_fact(order.move_id, order.to)])
 
-    def hide(answers: Sequence[Rows]) -> Query | None:
-        return _rename_query(schema, pool_id, hidden) if answers[2] else None
+    def if_named(query: Query) -> Step:
+        return lambda answers: query if answers[2] else None
 
     try:
         answers = yield [
-            _turn(schema, pool_id),
+            moves.pool_turn(schema, pool_id),
             moves.name_turn(schema, name),
             Query(_named_statement(schema), {"pool_id": pool_id, "name": name}),
             moves.last_of_pool_query(schema, pool_id),
             tell,
-            hide,
-            Query(_drop_tickets_statement(schema), {"pool_id": pool_id}),
+            if_named(_rename_query(schema, pool_id, hidden)),
+            if_named(Query(_drop_tickets_statement(schema), {"pool_id": pool_id})),
         ]
     except psycopg.errors.UniqueViolation as error:
         raise ConflictError(f"another pool is named {hidden!r}", name=hidden) from error
@@ -237,8 +238,17 @@ def _depart(commands: Commands, order: DepartPool) -> Program[PoolMove]:
         Query(lock, of_pool) for lock in registry_statements.removal_locks(schema, whole_pool=True)
     ]
     reads = [Query(_rows_statement(each)(schema), of_pool) for each in CARRIED]
+
+    def brought_bans(answers: Sequence[Rows]) -> Query | None:
+        rows = answers[arrived]
+        return Query(_brought_bans_statement(schema), {**of_pool, **rows[0]}) if rows else None
+
+    def since(answers: Sequence[Rows]) -> int:
+        rows = answers[arrived]
+        return rows[0]["position"] if rows else 0
+
     steps: list[Step] = [
-        _turn(schema, pool_id),
+        moves.pool_turn(schema, pool_id),
         moves.move_query(schema, move.move_id),
         *locks,
         Query(_lock_turns_statement(schema), of_pool),
@@ -246,16 +256,12 @@ def _depart(commands: Commands, order: DepartPool) -> Program[PoolMove]:
         *reads,
         Query(_asking_statement(schema), of_pool),
         Query(_arrival_statement(schema), of_pool),
-        lambda answers: Query(_brought_bans_statement(schema), {**of_pool, **arrival(answers)}),
-        lambda answers: Query(_bans_statement(schema), {**of_pool, **arrival(answers)}),
+        brought_bans,
+        lambda answers: Query(_bans_statement(schema), {**of_pool, "position": since(answers)}),
     ]
     known, held = 1, len(locks) + 3
     read = range(held + 1, held + 1 + len(reads) + 1)
     arrived, brought, banned = (read[-1] + number for number in (1, 2, 3))
-
-    def arrival(answers: Sequence[Rows]) -> Mapping[str, Any]:
-        rows = answers[arrived]
-        return rows[0] if rows else {"position": 0, "move_id": ""}
 
     def may_leave(answers: Sequence[Rows]) -> bool:
         found = answers[known]
@@ -341,7 +347,7 @@ def _cargo(commands: Commands, move: PoolMove) -> Program[PoolCargo | None]:
 
     # Under the turn: nobody deletes the secrets between two of these.
     _, known, event, told, kept, kept_sources = yield [
-        _turn(schema, move.pool_id),
+        moves.pool_turn(schema, move.pool_id),
         moves.move_query(schema, move.move_id),
         departed,
         carried,
@@ -403,7 +409,7 @@ def _finish(commands: Commands, order: FinishMove) -> Program[PoolMove]:
         return lambda answers: query if answers[2] else None
 
     yield [
-        _turn(schema, pool_id),
+        moves.pool_turn(schema, pool_id),
         moves.move_query(schema, move.move_id),
         tell,
         if_told(Query(forget, {"pool_id": pool_id, "proxies": None})),
@@ -435,7 +441,7 @@ def _cancel(commands: Commands, order: CancelMove) -> Program[PoolMove]:
         rename = _rename_query(schema, known.pool_id, known.pool_name)
         try:
             yield [
-                _turn(schema, known.pool_id),
+                moves.pool_turn(schema, known.pool_id),
                 moves.move_query(schema, known.move_id),
                 *map(tell, appends),
                 as_known(rename, MoveStage.BEGAN),
@@ -472,7 +478,7 @@ def _receive(commands: Commands, order: ReceivePool) -> Program[PoolMove]:
 
     try:
         yield [
-            _turn(schema, move.pool_id),
+            moves.pool_turn(schema, move.pool_id),
             moves.move_query(schema, move.move_id),
             *map(unless_known, secrets),
             *map(unless_known, appends),
@@ -546,7 +552,7 @@ def _refuse(commands: Commands, order: RefusePool) -> Program[PoolMove]:
         schema, move.pool_id, move.pool_name, [cancelled_fact(move, order.came_from)]
     )
     yield [
-        _turn(schema, move.pool_id),
+        moves.pool_turn(schema, move.pool_id),
         moves.move_query(schema, move.move_id),
         lambda answers: None if answers[1] else refuse,
     ]
@@ -570,11 +576,6 @@ def _known(commands: Commands, move_id: UUID) -> Program[PoolMove]:
     if move is None:
         raise PoolNotFoundError(f"There is no move {move_id} of a pool here.", move_id=move_id)
     return move
-
-
-def _turn(schema: str, pool_id: UUID) -> Query:
-    """Return the query that takes the turn of a pool's moves, until the transaction ends."""
-    return moves.turn(schema, str(pool_id))
 
 
 def _append_query(schema: str, pool_id: UUID, pool_name: str, facts: Sequence[Fact]) -> Query:
@@ -768,29 +769,39 @@ def _asking_statement() -> sa.Select[Any]:
     return sa.select(consumers).where(consumers.c.id.in_(asked)).order_by(consumers.c.name)
 
 
-def _brought() -> list[sa.ColumnElement[bool]]:
-    """Return what holds of the events that had what a pool brought along."""
-    return [
-        events.c.pool_id == POOL_ID,
-        events.c.type == sa.literal_column("'PoolStateCarried'", sa.Text),
-        events.c.data["arrived"].astext == sa.literal_column("'true'", sa.Text),
-    ]
-
-
 @by_schema
 def _arrival_statement() -> sa.Select[Any]:
-    """Return with which move a pool came, and the last position of what it brought."""
-    move_id = events.c.data["move_id"].astext.label("move_id")
-    found = sa.select(events.c.position, move_id).where(*_brought())
-    return found.order_by(events.c.position.desc()).limit(ONE)
+    """Return with which move a pool came here last, and where its events begin.
+
+    A move that was cancelled brought the pool back if it had left: then it was registered again.
+    Both are few and have an index, while what a pool brought is anywhere in the log.
+    """
+    stays = [sa.literal_column(f"'{each}'", sa.Text) for each in ("arrived", "cancelled")]
+    has_come = sa.exists().where(
+        events.c.pool_id == POOL_ID,
+        events.c.type == sa.literal_column("'PoolRegistered'", sa.Text),
+        events.c.position > pool_moves.c.position,
+    )
+    return (
+        sa.select(sa.cast(pool_moves.c.move_id, sa.Text).label("move_id"), pool_moves.c.position)
+        .where(pool_moves.c.pool_id == POOL_ID, pool_moves.c.stage.in_(stays), has_come)
+        .order_by(pool_moves.c.position.desc())
+        .limit(ONE)
+    )
 
 
 @by_schema
 def _brought_bans_statement() -> sa.Select[Any]:
     """Return who banned the proxies that a pool brought along."""
-    of_move = events.c.data["move_id"].astext == parameter("move_id")
-    are_bans = events.c.data["read_model"].astext == sa.literal_column(f"'{BANS}'", sa.Text)
-    found = sa.select(events.c.data).where(*_brought(), of_move, are_bans)
+    data = events.c.data
+    found = sa.select(data).where(
+        events.c.pool_id == POOL_ID,
+        events.c.type == sa.literal_column("'PoolStateCarried'", sa.Text),
+        events.c.position > parameter("position", sa.BigInteger),
+        data["arrived"].astext == sa.literal_column("'true'", sa.Text),
+        data["move_id"].astext == parameter("move_id"),
+        data["read_model"].astext == sa.literal_column(f"'{BANS}'", sa.Text),
+    )
     return found.order_by(events.c.position)
 
 

@@ -35,11 +35,18 @@ def texts() -> Iterator[str]:
     """Yield the files of all revisions in the order in which they are run.
 
     Which they are is read from the revisions' ``PARTS``, as importing one needs Alembic.
+
+    Raises
+    ------
+    ValueError
+        If a revision has no ``PARTS``, or several.
     """
     versions = (file for file in (files(__package__) / "versions").iterdir() if file.name[0] == "0")
     for file in sorted(versions, key=lambda file: file.name):
-        (parts,) = _assigned(file.read_text(), "PARTS")
-        for part in ast.literal_eval(parts):
+        found = list(_assigned(file.read_text(), "PARTS"))
+        if len(found) != 1:
+            raise ValueError(f"{file.name} assigns PARTS {len(found)} times, not once")
+        for part in ast.literal_eval(found[0]):
             yield part_text(file.name[:4], part)
 
 
