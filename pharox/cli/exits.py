@@ -28,7 +28,10 @@ class Exit(IntEnum):
         "of `run` also a lost lease",
     )
     """EX_TEMPFAIL of sysexits.h: nothing is wrong with the command, and it may succeed later."""
-    INTERRUPTED = 130, "it was ended by Ctrl-C, but for `--watch`, which ends so and exits with 0"
+    INTERRUPTED = (
+        130,
+        "it was ended by Ctrl-C, but for `--watch` and what serves, which end so and exit with 0",
+    )
     BROKEN_PIPE = 141, "whatever read its output did not read all of it"
     TERMINATED = 143, "it was ended by SIGTERM"
 

@@ -214,7 +214,7 @@ class TestWorkerClasses:
             web.end(worker, signal.SIGINT)
             for reason in ("killed", "interrupted"):
                 series = f"gunicorn_worker_restarts_total{{reason={reason}}}"
-                until(lambda: web.scrape()[series] == 1, reason)  # noqa: B023
+                until(lambda: web.scrape()[series] == 1, reason, lambda: (web.scrape(), web.log))  # noqa: B023
             assert web.hits() == web.seen()
             assert "not counted" not in web.log
             folder = web.multiproc
