@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -246,3 +247,18 @@ def test_without_a_command_it_shows_where_it_is_connected(
     assert (status, len(following), (tmp_path / "none").exists()) == (0, 3, False)
     refused = pharox("doctor")
     assert (refused.status, (tmp_path / "none").exists()) == (1, False)
+
+
+def test_duckdb_reports_no_leaks_at_the_end() -> None:
+    """Its binding looks for objects that are left, and a command leaves its garbage."""
+    code = """if True:
+        import sys, duckdb
+        from pharox.cli import main
+        duckdb.connect().sql("SELECT 1").fetchall()
+        sys.argv[1:] = ["--version"]
+        main()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert (done.stdout.strip(), done.stderr) == (version("pharox"), "")
