@@ -192,10 +192,9 @@ def _with_ledger(row: InLedger[Any]) -> dict[str, Any]:
     return {"ledger": row.ledger, **attributes_of(row.value)}
 
 
-def _stats_row(row: InLedger[PoolStatsSnapshot]) -> tuple[object, ...]:
-    stats = row.value
+def counts_of(stats: PoolStatsSnapshot) -> tuple[object, ...]:
+    """Return a pool's name and its counts, as a table has them."""
     return (
-        row.ledger,
         stats.pool_name,
         stats.total_proxies,
         stats.active_proxies,
@@ -203,6 +202,10 @@ def _stats_row(row: InLedger[PoolStatsSnapshot]) -> tuple[object, ...]:
         stats.leased_proxies,
         stats.total_leases,
     )
+
+
+def _stats_row(row: InLedger[PoolStatsSnapshot]) -> tuple[object, ...]:
+    return row.ledger, *counts_of(row.value)
 
 
 def _lease_row(row: InLedger[HeldLease]) -> tuple[object, ...]:

@@ -12,7 +12,7 @@ import typer
 from ..errors import InvalidInputError
 from ..models import PoolStatsSnapshot, QueueStats
 from .checking import duration_of
-from .merged import print_stats
+from .merged import counts_of, print_stats
 from .output import Format, Output, print_rows
 from .pools import NO_POOLS, named
 from .session import is_of_fleet, ledger
@@ -94,12 +94,7 @@ def _attributes(pool: _Pool) -> dict[str, Any]:
 def _row(pool: _Pool) -> tuple[object, ...]:
     stats, queue = pool
     return (
-        stats.pool_name,
-        stats.total_proxies,
-        stats.active_proxies,
-        stats.available_proxies,
-        stats.leased_proxies,
-        stats.total_leases,
+        *counts_of(stats),
         queue.waiting,
         f"{queue.longest_wait_seconds:.1f} s" if queue.waiting else None,
     )

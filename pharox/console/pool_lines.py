@@ -224,9 +224,7 @@ class PoolLines:
                 for _, lease_id in leases
             ],
             [
-                _proxy_then(each, state, records, addresses, at)._replace(
-                    holders=sorted(holders[each])
-                )
+                _proxy_then(each, state, sorted(holders[each]), records, addresses, at)
                 for each in proxies
             ],
             [
@@ -267,6 +265,7 @@ def _lease_then(
 def _proxy_then(
     proxy_id: UUID,
     state: PoolThen,
+    holders: Sequence[str],
     records: Records,
     addresses: Mapping[UUID, str],
     at: datetime,
@@ -279,6 +278,7 @@ def _proxy_then(
         share_then(proxy, rests=until is not None),
         proxy.leases,
         proxy.most,
+        holders,
         rests_s=None if until is None else (until - at).total_seconds(),
     )
     return _proxy_line(

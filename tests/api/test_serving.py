@@ -11,8 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from pharox.api.serving import unix_socket, unix_socket_for_a_time
 from pharox.storage.postgres import PostgresStorage
 from tests.api.conftest import BASE, ROOT, Headers, token_of
 from tests.conftest import fill
+from tests.ledger.following import until
 
 URL = f"{BASE}{ROOT}"
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples" / "api"
@@ -63,14 +63,6 @@ def served(
 
 def over(path: Path) -> httpx.Client:
     return httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), timeout=30)
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Wait until something holds that another process does."""
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def sent(path: Path, headers: Headers, body: dict[str, Any]) -> subprocess.Popen[bytes]:

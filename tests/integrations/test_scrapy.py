@@ -24,6 +24,7 @@ from pharox.storage.postgres import PostgresStorage
 from scripts.lib.crawl_lab import PASSWORD, USER, Lab, running_lab
 from tests.conftest import SECRET_KEY
 from tests.integrations.crawling import fill
+from tests.ledger.following import until
 
 ROOT = Path(__file__).parents[2]
 LOGIN = f"{USER}:{quote(PASSWORD, safe='')}"
@@ -372,7 +373,7 @@ def test_ctrl_c_gives_all_leases_back(
         assert process.stdout is not None
         lines = iter(process.stdout.readline, "")
         assert next(lines).startswith("page")
-        until(lambda: leases_left(postgres) > 1 or interrupts == 1)
+        until(lambda: leases_left(postgres) > 1 or interrupts == 1, 60)
         for number in range(interrupts):
             process.send_signal(signal.SIGINT)
             if number + 1 < interrupts:
@@ -394,7 +395,7 @@ def test_a_lost_lease_ends_its_download_and_the_page_comes_through_another(
 ) -> None:
     fill(postgres, [lab.url("silent")], {})
     with crawling(numbered(1), database_url=database_url, PHAROX_LEASE_SECONDS=3) as process:
-        until(lambda: leases_left(postgres) == 1)
+        until(lambda: leases_left(postgres) == 1, 60)
         (held,) = postgres.list_leases()
         pool = postgres.get_pool_by_name("scraping")
         assert pool is not None
@@ -440,10 +441,3 @@ def test_the_examples_run_as_they_are(
         used[item["account"]].add(item["proxy"])
     assert [len(each) for each in used.values()] == [1, 1]
     assert used["account-42"] != used["account-43"]
-
-
-def until(is_so: Any, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

@@ -11,14 +11,13 @@ from starlette.responses import Response
 
 from pharox.log import Extract
 
-from ...errors import ConsumerNotFoundError, InvalidInputError
+from ...errors import ConsumerNotFoundError
 from ...history.latest import newest
 from ...history.past.shapes import Past
 from ...history.sealed_log import archived_upto, last_seq
 from ...models import HeldLease
-from ..console import reader
-from ..rendering import render
-from ..story import Here, Line, Part, Wanted, lines_of, read_part, wanted_of
+from ..story import Line, Part, Wanted, lines_of, read_part
+from .named import named_page
 
 HELD = 20
 """How many of its leases are listed."""
@@ -58,24 +57,6 @@ def was_ever(storage: Any, name: str) -> bool:
     return bool(newest(storage, Extract(begin, last_seq(storage), consumer=name), 1))
 
 
-def name_of(request: Request) -> str:
-    """Return the name that a request asks for.
-
-    Raises
-    ------
-    InvalidInputError
-        If it asks for none.
-    """
-    name = request.query_params.get("name", "")
-    if not name:
-        raise InvalidInputError("This address lacks a name: it ends with ?name= and the name.")
-    return name
-
-
 async def page(request: Request) -> Response:
     """Answer with the page of a consumer."""
-    console = await reader(request)
-    asked = name_of(request), wanted_of(request.query_params)
-    shown = await console.read(data, console.storage, console.figures.past, *asked)
-    here = Here("consumer", {}, {"name": shown.name})
-    return render(request, "consumer.html", shown=shown, here=here)
+    return await named_page(request, "consumer", data)

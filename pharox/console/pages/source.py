@@ -15,11 +15,9 @@ from pharox.log import Extract
 from ...events import SourceRefreshed
 from ...history.past.shapes import Past
 from ...models import SourceStatus
-from ..console import reader
-from ..rendering import render
-from ..story import Here, Line, Part, Wanted, lines_of, read_part, wanted_of
+from ..story import Line, Part, Wanted, lines_of, read_part
 from ..story.reading import LOOKED
-from .consumer import name_of
+from .named import named_page
 
 _TYPES = ("SourceSaved", "SourceRefreshed", "SourceFailed", "SourceRemoved")
 
@@ -71,8 +69,4 @@ def data(storage: Any, past: Past, name: str, wanted: Wanted) -> SourcePage:
 
 async def page(request: Request) -> Response:
     """Answer with the page of a source."""
-    console = await reader(request)
-    asked = name_of(request), wanted_of(request.query_params)
-    shown = await console.read(data, console.storage, console.figures.past, *asked)
-    here = Here("source", {}, {"name": shown.name})
-    return render(request, "source.html", shown=shown, here=here)
+    return await named_page(request, "source", data)

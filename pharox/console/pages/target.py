@@ -15,11 +15,9 @@ from pharox.log import Extract
 from ...history.describing import rules_in_words
 from ...history.past.shapes import Past
 from ...models import TargetOutcomes, TargetSummary, target_of
-from ..console import reader
-from ..rendering import render
-from ..story import KINDS, Here, Line, Part, Wanted, lines_of, read_part, wanted_of
+from ..story import KINDS, Line, Part, Wanted, lines_of, read_part
 from ..story.reading import LOOKED
-from .consumer import name_of
+from .named import named_page
 
 PAIRS = 50
 """How many proxies are listed that rest for it."""
@@ -84,8 +82,4 @@ def data(storage: Any, past: Past, name: str, wanted: Wanted) -> TargetPage:
 
 async def page(request: Request) -> Response:
     """Answer with the page of a target."""
-    console = await reader(request)
-    asked = name_of(request), wanted_of(request.query_params)
-    shown = await console.read(data, console.storage, console.figures.past, *asked)
-    here = Here("target", {}, {"name": shown.name})
-    return render(request, "target.html", shown=shown, here=here)
+    return await named_page(request, "target", data)
